@@ -1,0 +1,139 @@
+//! The core's whole interface with the world: what comes in, and what it wants done.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+use wgctl_plan::Network;
+
+use crate::admin::{AdminRequest, AdminResponse};
+use crate::ids::{LocationName, NodeName, Slot};
+use crate::mesh::Mesh;
+use crate::verdict::{Cause, ProbeClass};
+use crate::wire::Frame;
+
+/// Names one probe of this daemon's lifetime.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct ProbeId(pub u64);
+
+/// Names one thing to persist; counts up per daemon's lifetime.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Ticket(pub u64);
+
+/// Something happened. Plain data, so that production can record it and `leaderd replay` run it again.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Input {
+    /// The time that `poll_timeout` named has come.
+    Timeout,
+    /// A datagram on the socket of a probe: bytes of a reflected STAMP packet.
+    ProbeReply { probe: ProbeId, bytes: Vec<u8> },
+    /// An ICMP error (from the socket's error queue) or a local error for a probe.
+    ProbeError { probe: ProbeId, error: ProbeError },
+    /// A STAMP request on reflector port `local`, from `from`, with this IP TTL or hop limit.
+    ProbeRequest { from: SocketAddr, local: SocketAddr, ttl: u8, bytes: Vec<u8> },
+    /// A frame from an authenticated node.
+    Frame { from: NodeName, frame: Box<Frame> },
+    /// The control channel to a node is up, with its smoothed round trip; or down.
+    PeerUp { node: NodeName, rtt_micros: u64 },
+    PeerDown { node: NodeName },
+    /// Everything up to this ticket is on disk.
+    Persisted { ticket: Ticket },
+    /// The network described by the last `Effect::Program` with this revision is in the kernel (or why it is not).
+    Programmed { revision: u64, error: Option<String> },
+    /// What the shell sees of this node's own ability to relay; sent when it changes.
+    Local(LocalFacts),
+    Admin { id: u64, request: AdminRequest },
+    /// A new mesh file was read and found good.
+    MeshChanged(Box<Mesh>),
+}
+
+/// Why a probe failed at once.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ProbeError {
+    /// ICMP time exceeded, from this router: a loop.
+    TimeExceeded { from: Option<IpAddr> },
+    /// ICMP fragmentation needed or packet too big, naming the next hop's MTU; or EMSGSIZE with the local one.
+    TooBig { mtu: Option<u16>, from: Option<IpAddr> },
+    /// ICMP unreachable of some kind.
+    Unreachable { from: Option<IpAddr> },
+    /// The local kernel refused to send (no route, interface down).
+    Local { errno: i32 },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LocalFacts {
+    /// Set when this node knows that it cannot relay, with the reason in words.
+    pub broken: Option<(Cause, String)>,
+    /// `kernel` or `userspace`.
+    pub backend: String,
+}
+
+/// Something the core wants done.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Effect {
+    SendProbe(Box<ProbeSend>),
+    /// Close the socket of a probe, if it is still open: nothing more is expected.
+    ForgetProbe { probe: ProbeId },
+    /// Answer a STAMP request from `from` (exactly this local address and port) to `to`.
+    Reflect { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
+    /// Send a frame; lost silently if there is no connection (the core repeats what matters).
+    SendFrame { to: NodeName, frame: Box<Frame> },
+    /// Write to disk in this order, sync, then answer with `Input::Persisted`. Later tickets imply earlier ones.
+    Persist { ticket: Ticket, location: LocationName, write: Box<Persist> },
+    /// Make the kernel look like this. A later one supersedes an earlier one.
+    Program { revision: u64, network: Box<Network> },
+    AdminReply { id: u64, response: AdminResponse },
+    /// For the log.
+    Log { level: LogLevel, message: String, fields: Vec<(String, String)> },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+}
+
+/// What a Raft group wants on disk. All bytes are opaque to the store.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Persist {
+    /// Protobuf `HardState`.
+    pub hard_state: Option<Vec<u8>>,
+    /// (index, protobuf `Entry`), contiguous. Entries at and after the first index that are on disk are dropped first.
+    pub entries: Vec<(u64, Vec<u8>)>,
+    /// (index, protobuf `Snapshot`): replaces the log up to that index.
+    pub snapshot: Option<(u64, Vec<u8>)>,
+}
+
+/// What the store gives back at start, for one group.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Restored {
+    pub hard_state: Option<Vec<u8>>,
+    pub entries: Vec<(u64, Vec<u8>)>,
+    pub snapshot: Option<(u64, Vec<u8>)>,
+}
+
+/// One probe to send.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ProbeSend {
+    pub probe: ProbeId,
+    pub class: ProbeClass,
+    /// Bind to `wgl{slot}` (SO_BINDTODEVICE); `None`: the ordinary routes.
+    pub via: Option<Slot>,
+    pub source: IpAddr,
+    pub target: SocketAddr,
+    pub flow: Flow,
+    /// Set DF (IP_PMTUDISC_PROBE): send whole or not at all.
+    pub dont_fragment: bool,
+    /// UDP payload: a STAMP packet. Empty for `service`, where a TCP connect is wanted.
+    pub payload: Vec<u8>,
+}
+
+/// Which source port a probe uses.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub enum Flow {
+    /// A socket of its own, closed afterwards.
+    Fresh,
+    /// The long-lived socket with this number; made when first used, for this source, target and plane.
+    Pinned(u32),
+}

@@ -1,0 +1,18 @@
+//! The pure core of leaderd.
+//!
+//! Nothing here reads a clock, a socket, a file or a random source. The shell (crate `leaderd`) calls
+//! `Node::handle_input(now, Input)`, then drains `poll_effect()` and sleeps until `poll_timeout()`.
+//!
+//! ```text
+//! probe → evidence → verdict → decision → Raft log → state → topology → plan → kernel
+//! ```
+
+pub mod admin;
+pub mod ids;
+pub mod io;
+pub mod mesh;
+pub mod state;
+pub mod status;
+pub mod time;
+pub mod verdict;
+pub mod wire;

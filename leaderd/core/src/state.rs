@@ -1,0 +1,116 @@
+//! The replicated state of a location: who leads, who is drained, what is frozen, what happened.
+//!
+//! [`LocationState::apply`] is deterministic and knows no evidence and no clock: a [`Command`] carries what it needs,
+//! and a decision whose `expected_epoch` is not the present epoch is a no-op.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, LocationName, NodeName, Slot};
+use crate::time::WallTime;
+use crate::verdict::{Cause, Direction, SlotReport};
+
+/// How many events a location remembers.
+pub const MAX_EVENTS: usize = 256;
+
+/// Who leads.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Decision {
+    pub location: LocationName,
+    pub epoch: Epoch,
+    /// In order of preference, never empty. More than one: ECMP.
+    pub leaders: Vec<Slot>,
+    pub cause: Cause,
+    /// When the raft leader proposed it (its wall clock).
+    pub at: WallTime,
+}
+
+/// An entry of the replicated log.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Command {
+    /// Who leads from now on. A no-op unless the state's epoch is `expected_epoch`.
+    Decide { expected_epoch: Epoch, decision: Decision, event: Box<Event> },
+    /// Leadership may not go to this candidate, and leaves it.
+    Drain { node: NodeName },
+    Undrain { node: NodeName },
+    /// No automatic failover until then (`None`: until `unfreeze`).
+    Freeze { until: Option<WallTime> },
+    Unfreeze,
+    /// Something worth telling without a new decision (all candidates sick, quorum back, …).
+    Record { event: Box<Event> },
+    /// Adds times that came later to the event of an epoch: programmed, verified, blackout. Only sets what is not set.
+    Complete { epoch: Epoch, times: EventTimes, blackout: Option<Duration> },
+}
+
+/// Number of an event within its location, from 1.
+pub type EventSeq = u64;
+
+/// Something that happened to a location. `cloud#7` on the command line.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// Set by `apply`.
+    pub seq: EventSeq,
+    pub location: LocationName,
+    pub kind: EventKind,
+    /// The epoch after it.
+    pub epoch: Epoch,
+    pub cause: Option<Cause>,
+    pub direction: Option<Direction>,
+    pub leaders_before: Vec<NodeName>,
+    pub leaders_after: Vec<NodeName>,
+    /// One sentence for people.
+    pub summary: String,
+    pub times: EventTimes,
+    /// Measured by as-workload probes: last delivered before, to first delivered after.
+    pub blackout: Option<Duration>,
+    /// What the observers saw, by observer.
+    pub evidence: BTreeMap<NodeName, Vec<SlotReport>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    /// Leadership moved because the leader was degraded.
+    Failover,
+    /// Leadership moved for another reason (operator, drain, fail-back, dead daemon, first decision).
+    Move,
+    /// The leader is degraded and nobody eligible forwards: kept.
+    FailStatic,
+    /// An operator changed something (drain, freeze, …).
+    Operator,
+    /// Anything else worth telling.
+    Notice,
+}
+
+/// When each step happened, on the clock of the node that took it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct EventTimes {
+    /// The first lost probe was sent.
+    pub first_loss: Option<WallTime>,
+    /// The first observer suspected the leader.
+    pub suspected: Option<WallTime>,
+    /// The raft leader condemned it.
+    pub condemned: Option<WallTime>,
+    /// The decision was committed.
+    pub committed: Option<WallTime>,
+    /// A quorum of the observers had programmed it.
+    pub programmed: Option<WallTime>,
+    /// As-workload probes passed under the new decision.
+    pub verified: Option<WallTime>,
+}
+
+/// The replicated state of one location.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LocationState {
+    pub location: LocationName,
+    /// `None` until the first decision.
+    pub decision: Option<Decision>,
+    pub drained: BTreeSet<NodeName>,
+    /// `Some(None)`: until unfrozen.
+    pub frozen: Option<Option<WallTime>>,
+    /// The newest last.
+    pub events: VecDeque<Event>,
+    pub last_seq: EventSeq,
+}

@@ -1,0 +1,65 @@
+//! What a daemon knows, as `wgctl status --json` prints it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
+use crate::time::WallTime;
+use crate::verdict::{Cause, Verdict};
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub mesh: String,
+    pub node: NodeName,
+    pub location: LocationName,
+    pub generation: Generation,
+    /// Hex of the mesh file's SHA-256.
+    pub mesh_hash: String,
+    /// Nodes heard of that use another mesh file: name → generation.
+    pub other_generations: BTreeMap<NodeName, Generation>,
+    /// `kernel` or `userspace`.
+    pub backend: String,
+    pub locations: Vec<LocationStatus>,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LocationStatus {
+    pub name: LocationName,
+    /// In order; empty before the first decision.
+    pub leaders: Vec<NodeName>,
+    pub epoch: Epoch,
+    pub since: Option<WallTime>,
+    pub cause: Option<Cause>,
+    /// `None`: not frozen. `Some(None)`: until unfrozen.
+    pub frozen: Option<Option<WallTime>>,
+    pub raft_leader: Option<NodeName>,
+    /// `None` where this node cannot know.
+    pub quorum: Option<bool>,
+    /// True while this node has left the decision for its own ranking, for want of a quorum.
+    pub fallback: bool,
+    /// Of another location: this node's own evidence (if it is a candidate). Of its own: what the observers reported.
+    pub candidates: Vec<CandidateStatus>,
+    /// Who would lead if the leader failed now.
+    pub next: Option<NodeName>,
+    /// Why nothing would move although the leader is degraded, or what else an operator should know.
+    pub notes: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct CandidateStatus {
+    pub name: NodeName,
+    pub slot: Slot,
+    pub leading: bool,
+    pub verdict: Verdict,
+    /// How many fresh observers share that verdict, of how many.
+    pub observers: (u16, u16),
+    /// Milliseconds, smoothed.
+    pub rtt_ms: Option<f64>,
+    /// 0 to 1.
+    pub loss: f32,
+    pub path_mtu: Option<u16>,
+    pub drained: bool,
+    /// What keeps it from being promoted; empty: eligible.
+    pub blocked_by: Vec<String>,
+}

@@ -1,0 +1,102 @@
+//! Frames of the control channel (QUIC), between authenticated nodes. Encoded with postcard behind a version byte.
+
+use serde::{Deserialize, Serialize};
+
+use crate::admin::{AdminRequest, AdminResponse};
+use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
+use crate::state::{Decision, Event};
+use crate::status::CandidateStatus;
+use crate::time::WallTime;
+use crate::verdict::{Cause, Report};
+
+/// First byte of every frame.
+pub const FRAME_VERSION: u8 = 1;
+
+/// Longest frame, in bytes. A Raft snapshot of [`crate::state::MAX_EVENTS`] events fits.
+pub const MAX_FRAME: usize = 4 << 20;
+
+/// What one node tells another.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Frame {
+    /// A `raft::eraftpb::Message` of a location's group, in protobuf.
+    Raft { location: LocationName, message: Vec<u8> },
+    /// From an observer to the candidates of the location it is about.
+    Report(Report),
+    /// Who leads: from a node of the location to its nodes and to the candidates of all others, until acknowledged.
+    Announce { decision: Decision, event: Option<Box<Event>> },
+    /// The sender has programmed this epoch (or a later one) of this location.
+    Ack { location: LocationName, epoch: Epoch, programmed_at: WallTime },
+    /// As-workload probes pass under this epoch: from an observer to the candidates of the location.
+    Verified { location: LocationName, epoch: Epoch, at: WallTime, blackout_micros: Option<u64> },
+    /// Every second, to every node that one has a connection with.
+    Hello(Hello),
+    /// An operator's command for another location, and its answer.
+    Forward { id: u64, request: AdminRequest },
+    Forwarded { id: u64, response: AdminResponse },
+}
+
+/// 'I am alive, and this is what I know.'
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Hello {
+    pub node: NodeName,
+    pub generation: Generation,
+    /// First eight bytes of the mesh file's hash.
+    pub mesh_hash: [u8; 8],
+    /// What the sender has programmed for its own location.
+    pub decision: Option<Decision>,
+    /// The raft leader of the sender's location, if it knows one; without one the location has no quorum (for it).
+    pub raft_leader: Option<NodeName>,
+    /// Set by a candidate that knows that it cannot relay.
+    pub broken: Option<Cause>,
+    /// Slots of its own location whose candidates it can reach over the LAN.
+    pub reaches: Vec<Slot>,
+    /// From the raft leader, to the nodes of its own location: what `wgctl status` shows there.
+    pub digest: Vec<CandidateStatus>,
+}
+
+/// Why bytes are no frame.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    #[error("frame of {0} bytes, the most is {MAX_FRAME}")]
+    TooLong(usize),
+    #[error("empty frame")]
+    Empty,
+    #[error("frame version {0}, this daemon speaks {FRAME_VERSION}")]
+    Version(u8),
+    #[error("malformed frame")]
+    Malformed,
+}
+
+impl Frame {
+    /// What counters and logs call it.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Raft { .. } => "raft",
+            Self::Report(_) => "report",
+            Self::Announce { .. } => "announce",
+            Self::Ack { .. } => "ack",
+            Self::Verified { .. } => "verified",
+            Self::Hello(_) => "hello",
+            Self::Forward { .. } => "forward",
+            Self::Forwarded { .. } => "forwarded",
+        }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        postcard::to_extend(self, vec![FRAME_VERSION]).expect("a frame is plain data")
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
+        if bytes.len() > MAX_FRAME {
+            return Err(FrameError::TooLong(bytes.len()));
+        }
+        match bytes.split_first() {
+            None => Err(FrameError::Empty),
+            Some((&FRAME_VERSION, body)) => match postcard::take_from_bytes(body) {
+                Ok((frame, [])) => Ok(frame),
+                _ => Err(FrameError::Malformed),
+            },
+            Some((&version, _)) => Err(FrameError::Version(version)),
+        }
+    }
+}

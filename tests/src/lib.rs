@@ -1,0 +1,1 @@
+//! Scenarios and end-to-end tests; the code is in `tests/`.
