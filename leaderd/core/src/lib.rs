@@ -14,5 +14,6 @@ pub mod mesh;
 pub mod state;
 pub mod status;
 pub mod time;
+pub mod topology;
 pub mod verdict;
 pub mod wire;
