@@ -47,6 +47,8 @@ pub(super) struct Ledger {
 /// What matters of a hello.
 struct HelloFacts {
     broken: Option<Cause>,
+    /// The node's own slot, if it is a candidate of this location.
+    slot: Option<Slot>,
     reaches: Vec<Slot>,
     decided: bool,
     local: bool,
@@ -86,13 +88,17 @@ impl Ledger {
     }
 
     /// True if the node says something new about whether it can relay.
-    pub fn hello(&mut self, now: Instant, hello: &Hello, location: &LocationName, local: bool) -> bool {
+    pub fn hello(&mut self, now: Instant, hello: &Hello, location: &LocationName, mesh: &Mesh) -> bool {
+        let local = mesh.node(&hello.node).filter(|n| n.location == *location);
+        let slot = local.and_then(|n| n.slot);
+        let local = local.is_some();
         let decided = hello.decision.as_ref().filter(|d| local && d.location == *location);
         if let Some(decision) = decided {
             self.highest_epoch = self.highest_epoch.max(decision.epoch);
         }
         let facts = HelloFacts {
             broken: hello.broken,
+            slot,
             reaches: hello.reaches.clone(),
             decided: decided.is_some() || (local && hello.raft_leader.is_some()),
             local,
@@ -239,16 +245,14 @@ impl Ledger {
 
     /// Keeps account of which slots most nodes of the location miss, and since when.
     fn note_reach(&mut self, now: Instant) {
-        let mut of = 0;
-        let mut reached: BTreeMap<Slot, usize> = BTreeMap::new();
-        let fresh = self.hellos.values().filter(|h| h.value.local && now.since(h.at) < ALIVE);
-        // A node that reaches nobody is cut off itself.
-        for hello in fresh.filter(|h| !h.value.reaches.is_empty()) {
-            of += 1;
-            hello.value.reaches.iter().for_each(|s| *reached.entry(*s).or_default() += 1);
-        }
+        let fresh = |h: &&Seen<HelloFacts>| h.value.local && now.since(h.at) < ALIVE;
         for slot in (0..=Slot::MAX.0).map(Slot) {
-            let missed = of - reached.get(&slot).copied().unwrap_or(0);
+            // A node that reaches nobody is cut off itself; a candidate always reaches itself.
+            let counts = |h: &&Seen<HelloFacts>| !h.value.reaches.is_empty() && h.value.slot != Some(slot);
+            let voices = self.hellos.values().filter(fresh).filter(counts);
+            let (of, missed) = voices.fold((0, 0), |(of, missed), h| {
+                (of + 1, missed + usize::from(!h.value.reaches.contains(&slot)))
+            });
             if missed * 2 > of {
                 self.unreachable_since.entry(slot).or_insert(now);
             } else {

@@ -229,7 +229,7 @@ impl Group {
         if !local && !self.voters.contains(&hello.node) {
             return;
         }
-        if self.ledger.hello(now.mono, hello, &self.location, local) {
+        if self.ledger.hello(now.mono, hello, &self.location, &self.mesh) {
             self.look_soon(now);
         }
         self.settle(now);
@@ -272,7 +272,7 @@ impl Group {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let mut at = self.raft.next_timeout();
-        if self.raft.is_leader() {
+        if self.raft.is_settled_leader() {
             at = at.min(self.next_look);
         }
         if let Some(p) = self.pending.front() {

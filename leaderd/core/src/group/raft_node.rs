@@ -257,13 +257,13 @@ impl RaftNode {
     }
 
     pub fn handle_timeout(&mut self, now: Instant) {
-        if self.is_leader() && now >= self.next_heartbeat {
-            self.next_heartbeat = now + HEARTBEAT;
-            self.raw.ping();
-        }
         if now >= self.next_tick {
             self.next_tick = now + self.unit();
             self.tick();
+        }
+        if self.is_leader() && now >= self.next_heartbeat {
+            self.next_heartbeat = now + HEARTBEAT;
+            self.raw.ping();
         }
         self.pump();
     }
@@ -336,6 +336,7 @@ impl RaftNode {
     pub fn handle_persisted(&mut self, ticket: u64) {
         self.persisted = self.persisted.max(ticket);
         self.release();
+        self.advance_apply();
         self.pump();
     }
 
@@ -394,9 +395,17 @@ impl RaftNode {
             for entry in committed {
                 self.apply(entry);
             }
-            self.raw.advance_apply_to(self.applied);
             self.release();
+            self.advance_apply();
             self.maybe_compact();
+        }
+    }
+
+    /// Tells raft-rs what is applied. A snapshot is applied at once, but may only be told when it is on disk.
+    fn advance_apply(&mut self) {
+        let log = &self.raw.raft.raft_log;
+        if self.applied > log.applied() && self.applied <= log.committed.min(log.persisted) {
+            self.raw.advance_apply_to(self.applied);
         }
     }
 
