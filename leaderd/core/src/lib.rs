@@ -11,6 +11,8 @@ pub mod admin;
 pub mod ids;
 pub mod io;
 pub mod mesh;
+pub mod observe;
+pub mod probe;
 pub mod state;
 pub mod status;
 pub mod time;
