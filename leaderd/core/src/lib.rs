@@ -12,6 +12,8 @@ pub mod group;
 pub mod ids;
 pub mod io;
 pub mod mesh;
+pub mod observe;
+pub mod probe;
 pub mod state;
 pub mod status;
 pub mod time;
