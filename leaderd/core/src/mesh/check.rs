@@ -230,8 +230,11 @@ fn ports(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
     let mut once = Once::new();
     let mut see = |what: &str, port: u16, at: usize, sink: &mut Sink<'_>| {
         if planes.contains(&port) {
-            let message =
-                format!("UDP port {port} of {what} is in the range of the planes, {planes:?}");
+            let message = format!(
+                "UDP port {port}, {what}, is one of the planes' ({} to {})",
+                planes.start(),
+                planes.end()
+            );
             sink.push(
                 at,
                 message,

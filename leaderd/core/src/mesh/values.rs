@@ -109,7 +109,11 @@ pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> O
         return None;
     }
     let limit = (name.len() / 3).clamp(1, 3);
-    known.map(|k| (distance(name, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
+    known
+        .map(|k| (distance(name, k), k))
+        .filter(|(d, _)| *d <= limit && *d < name.len())
+        .min()
+        .map(|(_, k)| k)
 }
 
 /// Levenshtein distance in bytes.
