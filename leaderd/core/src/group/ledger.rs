@@ -9,7 +9,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::LocationState;
 use crate::time::{Instant, Now, WallTime};
-use crate::verdict::{Cause, Report};
+use crate::verdict::{Cause, Report, Verdict};
 use crate::wire::Hello;
 
 /// A report counts for this long: three times the interval in which observers repeat it.
@@ -262,6 +262,8 @@ impl Ledger {
         self.reports
             .values()
             .filter(|r| !r.value.abstains)
+            // Whoever knows nothing yet about any slot is no witness.
+            .filter(|r| r.value.slots.iter().any(|s| s.verdict != Verdict::Unknown))
             .filter(|r| {
                 let rtt = r.value.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
                 now.since(r.at) < REPORT_FRESH + (rtt * 4).min(MAX_ALLOWANCE)

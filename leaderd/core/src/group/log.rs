@@ -143,8 +143,8 @@ fn genesis_snapshot(state: &LocationState, voters: &[u64]) -> Snapshot {
 }
 
 fn snapshot_of(state: &LocationState, index: u64, term: u64, conf: ConfState) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    snapshot.data = postcard::to_stdvec(state).expect("the state is plain data").into();
+    let data = postcard::to_stdvec(state).expect("the state is plain data").into();
+    let mut snapshot = Snapshot { data, ..Default::default() };
     let meta = snapshot.mut_metadata();
     meta.index = index;
     meta.term = term;

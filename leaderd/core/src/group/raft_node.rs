@@ -296,9 +296,7 @@ impl RaftNode {
 
     fn tick(&mut self) {
         let raft = &mut self.raw.raft;
-        if raft.state == StateRole::Leader {
-            self.raw.tick();
-        } else if raft.election_elapsed + 1 < ELECTION_TICKS {
+        if raft.state == StateRole::Leader || raft.election_elapsed + 1 < ELECTION_TICKS {
             self.raw.tick();
         } else if raft.election_elapsed + 1 < self.timeout || self.mute.is_some() {
             raft.election_elapsed = (raft.election_elapsed + 1).min(2 * ELECTION_TICKS);

@@ -70,9 +70,9 @@ fn when_all_are_sick_the_leader_stays_and_that_is_said_once() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 6);
     let sick = Verdict::Degraded { cause: Cause::Loss, direction: None };
     for slot in 0..3 {
-        (0..3).for_each(|o| {
-            drop(c.verdicts.insert((name(&format!("home-{o}")), Slot(slot)), sick.clone()))
-        });
+        for observer in c.observers.clone() {
+            c.verdicts.insert((observer, Slot(slot)), sick.clone());
+        }
     }
     c.report_now();
     let slot = c.leaders()[&name("cloud-1")].1[0];
