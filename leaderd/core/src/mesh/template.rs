@@ -80,9 +80,8 @@ overlay = "vxlan"
 /// The example as text; it passes [`super::parse`] with any distinct keys.
 pub fn example(keys: &[ExampleKeys; EXAMPLE_NODES]) -> String {
     let mut text = HEAD.to_owned();
-    for (n, ((name, location, slot, endpoint, address, prefix), keys)) in
-        NODES.iter().zip(keys).enumerate()
-    {
+    for (n, (node, keys)) in NODES.iter().zip(keys).enumerate() {
+        let Example { name, location, slot, address, prefix } = node;
         if n == 0 {
             text += "\n# A node with a slot is a candidate: it may lead its location, and needs an endpoint that others reach.";
             text +=
