@@ -92,3 +92,47 @@ fn the_documentation_names_every_field() {
         );
     }
 }
+
+#[test]
+fn a_thousand_locations_of_three_candidates_are_a_mesh_too() {
+    let mut text = String::from("[mesh]\nname = \"large\"\ngeneration = 1\n");
+    let key = |n: usize| {
+        let mut bytes = [1; 32];
+        bytes[..8].copy_from_slice(&n.to_le_bytes());
+        base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes)
+    };
+    for l in 0..1000 {
+        text += &format!("[locations.l{l}]\noverlay = \"vxlan\"\n");
+        for n in 0..3 {
+            let i = 3 * l + n + 1;
+            let (high, low) = (i / 256, i % 256);
+            text += &format!("[nodes.l{l}-{n}]\nlocation = \"l{l}\"\nindex = {i}\nslot = {n}\n");
+            text +=
+                &format!("endpoint = \"198.18.{high}.{low}\"\naddress = \"192.168.0.{}\"\n", n + 1);
+            text += &format!("prefixes = [\"10.{high}.{low}.0/24\"]\n");
+            text += &format!(
+                "wireguard_key = \"{}\"\ncontrol_key = \"{}\"\n",
+                key(2 * i),
+                key(2 * i + 1)
+            );
+        }
+    }
+    let mesh = mesh::parse(&text).unwrap_or_else(|e| panic!("{:#?}", &e[..e.len().min(3)]));
+    let (leaders, resolved) = (BTreeMap::new(), BTreeMap::new());
+    let me = "l500-1".parse().unwrap();
+    let net = desired(&TopologyInput {
+        mesh: &mesh,
+        me: &me,
+        leaders: &leaders,
+        resolved: &resolved,
+        lan_device: None,
+    });
+    assert!(net.wireguard.values().all(|w| w.peers.len() == 999));
+    // One group and as many routes per remote location as it has prefixes and candidates.
+    assert_eq!(net.nexthops.len(), 3 + 999);
+    assert_eq!(
+        net.routes.len(),
+        999 * (3 + 3) + 2 + 2 + 2,
+        "remote; overlay, prefixes and slot ranges of the others"
+    );
+}
