@@ -45,7 +45,9 @@ pub enum ClientError {
     TooLong(PathBuf),
     #[error("leaderd on {socket} answered {status}: {text}")]
     Status { socket: PathBuf, status: StatusCode, text: String },
-    #[error("leaderd on {0} answered what this wgctl does not understand; are both of one version?")]
+    #[error(
+        "leaderd on {0} answered what this wgctl does not understand; are both of one version?"
+    )]
     NotUnderstood(PathBuf, #[source] serde_json::Error),
 }
 
@@ -87,11 +89,16 @@ impl Client {
 
     fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         let (status, answer) = self.exchange(Method::GET, path, Vec::new())?;
-        if status.is_success() { self.parse(&answer) } else { Err(self.unexpected(status, &answer)) }
+        if status.is_success() {
+            self.parse(&answer)
+        } else {
+            Err(self.unexpected(status, &answer))
+        }
     }
 
     fn parse<T: DeserializeOwned>(&self, answer: &[u8]) -> Result<T, ClientError> {
-        serde_json::from_slice(answer).map_err(|e| ClientError::NotUnderstood(self.socket.clone(), e))
+        serde_json::from_slice(answer)
+            .map_err(|e| ClientError::NotUnderstood(self.socket.clone(), e))
     }
 
     fn unexpected(&self, status: StatusCode, answer: &[u8]) -> ClientError {
@@ -101,7 +108,12 @@ impl Client {
         ClientError::Status { socket: self.socket.clone(), status, text }
     }
 
-    fn exchange(&self, method: Method, path: &str, body: Vec<u8>) -> Result<(StatusCode, Bytes), ClientError> {
+    fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -121,12 +133,13 @@ impl Client {
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let socket = || self.socket.clone();
         let http = |e| ClientError::Http(socket(), e);
-        let stream = tokio::net::UnixStream::connect(&self.socket).await.map_err(|e| match e.kind() {
-            io::ErrorKind::NotFound => ClientError::NoSocket(socket()),
-            io::ErrorKind::ConnectionRefused => ClientError::Refused(socket()),
-            io::ErrorKind::PermissionDenied => ClientError::Forbidden(socket()),
-            _ => ClientError::Connect(socket(), e),
-        })?;
+        let stream =
+            tokio::net::UnixStream::connect(&self.socket).await.map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => ClientError::NoSocket(socket()),
+                io::ErrorKind::ConnectionRefused => ClientError::Refused(socket()),
+                io::ErrorKind::PermissionDenied => ClientError::Forbidden(socket()),
+                _ => ClientError::Connect(socket(), e),
+            })?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
         // Ends by itself when `sender` is dropped or the daemon hangs up; its error reaches us through the request.

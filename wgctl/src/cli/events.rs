@@ -42,7 +42,9 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
     }
     if out.json {
         let Value::Array(mut all) = client.value("/v1/events")? else {
-            anyhow::bail!("leaderd's answer to /v1/events is no list; are wgctl and leaderd of one version?");
+            anyhow::bail!(
+                "leaderd's answer to /v1/events is no list; are wgctl and leaderd of one version?"
+            );
         };
         if let Some(wanted) = &args.location {
             all.retain(|e| e.get("location").and_then(Value::as_str) == Some(wanted.as_str()));
@@ -88,7 +90,8 @@ impl Told {
                         self.unfinished.insert(key, ());
                     }
                 }
-                new || (e.blackout.is_some() && self.unfinished.remove(&(e.location.clone(), e.seq)).is_some())
+                new || (e.blackout.is_some()
+                    && self.unfinished.remove(&(e.location.clone(), e.seq)).is_some())
             })
             .collect()
     }
@@ -117,10 +120,15 @@ fn follow(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCode
                 if std::mem::take(&mut away) {
                     eprintln!("wgctl: leaderd is back");
                 }
-                all.into_iter().filter(|e| args.location.as_ref().is_none_or(|l| e.location == *l)).collect()
+                all.into_iter()
+                    .filter(|e| args.location.as_ref().is_none_or(|l| e.location == *l))
+                    .collect()
             }
             // A daemon that is restarted comes back; following goes on.
-            Err(error @ (ClientError::NoSocket(_) | ClientError::Refused(_) | ClientError::Http(..))) => {
+            Err(
+                error
+                @ (ClientError::NoSocket(_) | ClientError::Refused(_) | ClientError::Http(..)),
+            ) => {
                 if !std::mem::replace(&mut away, true) {
                     eprintln!("wgctl: {error}\nwgctl: waiting for it to come back");
                 }
@@ -161,7 +169,8 @@ pub fn leaders(e: &Event) -> String {
     }
 }
 
-const HEADER: [&str; 8] = ["TIME", "EVENT", "KIND", "LEADER", "CAUSE", "EPOCH", "BLACKOUT", "SUMMARY"];
+const HEADER: [&str; 8] =
+    ["TIME", "EVENT", "KIND", "LEADER", "CAUSE", "EPOCH", "BLACKOUT", "SUMMARY"];
 
 fn cells(e: &Event) -> [(Style, String); 8] {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
@@ -190,7 +199,10 @@ fn render(events: &[Event], out: &Output) -> String {
 fn render_line(e: &Event, header: bool, out: &Output) -> String {
     const WIDTHS: [usize; 8] = [27, 12, 11, 20, 13, 5, 8, 0];
     let row = |cells: [(Style, String); 8]| {
-        let padded = cells.into_iter().zip(WIDTHS).map(|((style, text), w)| out.paint(style, &format!("{text:w$}")));
+        let padded = cells
+            .into_iter()
+            .zip(WIDTHS)
+            .map(|((style, text), w)| out.paint(style, &format!("{text:w$}")));
         padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     let head = if header { row(HEADER.map(|h| (Style::Dim, h.to_owned()))) } else { String::new() };
@@ -206,7 +218,10 @@ mod tests {
 
     #[test]
     fn events_are_one_line_each() {
-        insta::assert_snapshot!("events", render(&[fixture::failover(), fixture::drained()], &PLAIN));
+        insta::assert_snapshot!(
+            "events",
+            render(&[fixture::failover(), fixture::drained()], &PLAIN)
+        );
     }
 
     #[test]

@@ -15,7 +15,8 @@ use super::AskedWrongly;
 use super::client::Client;
 use super::events::{at, kind, leaders, reference};
 use super::output::{
-    Output, Style, Table, age, between, cause_in_words, direction, measured, names, timestamp, verdict, verdict_style, wall_now,
+    Output, Style, Table, age, between, cause_in_words, direction, measured, names, timestamp,
+    verdict, verdict_style, wall_now,
 };
 
 #[derive(Debug, clap::Args)]
@@ -39,7 +40,9 @@ enum EventRef {
 impl FromStr for EventRef {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
-        let number = |n: &str| n.parse().map_err(|_| format!("{n:?} is no number: write cloud#7, 7 or last"));
+        let number = |n: &str| {
+            n.parse().map_err(|_| format!("{n:?} is no number: write cloud#7, 7 or last"))
+        };
         match s.split_once('#') {
             _ if s == "last" => Ok(Self::Last),
             Some((location, n)) => {
@@ -66,7 +69,9 @@ fn find<'e>(events: &'e [Event], wanted: &EventRef) -> Result<&'e Event, String>
     let matching: Vec<&Event> = match wanted {
         EventRef::Last => events.iter().max_by_key(|e| at(e)).into_iter().collect(),
         EventRef::Seq(n) => events.iter().filter(|e| e.seq == *n).collect(),
-        EventRef::Full(location, n) => events.iter().filter(|e| e.location == *location && e.seq == *n).collect(),
+        EventRef::Full(location, n) => {
+            events.iter().filter(|e| e.location == *location && e.seq == *n).collect()
+        }
     };
     match matching[..] {
         [one] => Ok(one),
@@ -74,7 +79,10 @@ fn find<'e>(events: &'e [Event], wanted: &EventRef) -> Result<&'e Event, String>
         [] => Err("no such event; `wgctl events` lists those that are remembered".to_owned()),
         _ => {
             let all: Vec<String> = matching.into_iter().map(reference).collect();
-            Err(format!("more than one location has such an event: say which of {}", all.join(", ")))
+            Err(format!(
+                "more than one location has such an event: say which of {}",
+                all.join(", ")
+            ))
         }
     }
 }
@@ -93,17 +101,23 @@ fn render(e: &Event, slots: &BTreeMap<Slot, NodeName>, now: WallTime, out: &Outp
     let mut text = String::new();
     let (style, kind) = kind(e.kind);
     let title = out.paint(Style::Bold, &reference(e));
-    let _ = writeln!(text, "{title}  {}  {}  epoch {}", out.paint(style, kind), leaders(e), e.epoch);
+    let _ =
+        writeln!(text, "{title}  {}  {}  epoch {}", out.paint(style, kind), leaders(e), e.epoch);
     if let Some(at) = at(e) {
         let _ = writeln!(text, "{}, {} ago", timestamp(at), age(between(at, now)));
     }
     let _ = writeln!(text, "\n{}", e.summary);
     if let Some(cause) = e.cause {
-        let which = e.direction.map(|d| format!(", {} direction", direction(d))).unwrap_or_default();
+        let which =
+            e.direction.map(|d| format!(", {} direction", direction(d))).unwrap_or_default();
         let _ = writeln!(text, "Cause {cause}{which}: {}.", cause_in_words(cause));
     }
     if let Some(blackout) = e.blackout {
-        let _ = writeln!(text, "Blackout {}, measured by as-workload probes.", out.paint(Style::Bold, &measured(blackout)));
+        let _ = writeln!(
+            text,
+            "Blackout {}, measured by as-workload probes.",
+            out.paint(Style::Bold, &measured(blackout))
+        );
     } else if e.kind == EventKind::Failover {
         let _ = writeln!(text, "{}", out.paint(Style::Warn, "Blackout not measured (yet)."));
     }
@@ -128,19 +142,37 @@ fn timeline(text: &mut String, e: &Event, out: &Output) {
     for (at, step, words) in steps {
         let Some(at) = at else { continue };
         let ms = (i128::from(at.0) - i128::from(origin.0)) as f64 / 1e3;
-        table.row(vec![(Style::Plain, format!("{ms:+.1} ms")), (Style::Bold, step.into()), (Style::Dim, words.into())]);
+        table.row(vec![
+            (Style::Plain, format!("{ms:+.1} ms")),
+            (Style::Bold, step.into()),
+            (Style::Dim, words.into()),
+        ]);
     }
-    let _ = write!(text, "\nTimeline (each step on the clock of the node that took it)\n{}", table.render(out, 2));
+    let _ = write!(
+        text,
+        "\nTimeline (each step on the clock of the node that took it)\n{}",
+        table.render(out, 2)
+    );
 }
 
 fn evidence(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out: &Output) {
     if e.evidence.is_empty() {
         return;
     }
-    let mut table = Table::new(&["OBSERVER", "CANDIDATE", "VERDICT", "CLASS", "TARGET", "SENT", "LOST", "LOOPED"]);
+    let mut table = Table::new(&[
+        "OBSERVER",
+        "CANDIDATE",
+        "VERDICT",
+        "CLASS",
+        "TARGET",
+        "SENT",
+        "LOST",
+        "LOOPED",
+    ]);
     for (observer, reports) in &e.evidence {
         for report in reports {
-            let mut lead = [observer.to_string(), name_of(report.slot, slots), verdict(&report.verdict)];
+            let mut lead =
+                [observer.to_string(), name_of(report.slot, slots), verdict(&report.verdict)];
             let mut row = |rest: [String; 5]| {
                 let [o, c, v] = std::mem::take(&mut lead);
                 let [class, target, sent, lost, looped] = rest;
@@ -160,8 +192,15 @@ fn evidence(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out:
                 row(["-".into(), "-".into(), "0".into(), "0".into(), "0".into()]);
             }
             for r in &report.evidence {
-                let target = r.target.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
-                row([r.class.to_string(), target, r.sent.to_string(), r.lost.to_string(), r.time_exceeded.to_string()]);
+                let target =
+                    r.target.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+                row([
+                    r.class.to_string(),
+                    target,
+                    r.sent.to_string(),
+                    r.lost.to_string(),
+                    r.time_exceeded.to_string(),
+                ]);
             }
         }
     }
@@ -186,11 +225,14 @@ fn candidates(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, ou
             (true, false) => (Style::Bad, "left"),
             (false, true) => (Style::Good, "chosen"),
             (false, false) if forwards == 0 => (Style::Dim, "not chosen: nobody saw it forward"),
-            (false, false) => (Style::Dim, "not chosen: later in the order of preference, or blocked then"),
+            (false, false) => {
+                (Style::Dim, "not chosen: later in the order of preference, or blocked then")
+            }
         };
         table.row(vec![(Style::Plain, name), (style, role.to_owned()), (Style::Dim, seen)]);
     }
-    let who = if e.leaders_after.is_empty() { "nobody".to_owned() } else { names(&e.leaders_after) };
+    let who =
+        if e.leaders_after.is_empty() { "nobody".to_owned() } else { names(&e.leaders_after) };
     let _ = write!(text, "\nWhy {who}\n{}", table.render(out, 2));
 }
 
@@ -204,12 +246,18 @@ mod tests {
     #[test]
     fn a_failover_is_told_from_first_loss_to_verification() {
         let slots = slot_names(&fixture::status(), &"cloud".parse().unwrap());
-        insta::assert_snapshot!("explain", render(&fixture::failover(), &slots, fixture::NOW, &PLAIN));
+        insta::assert_snapshot!(
+            "explain",
+            render(&fixture::failover(), &slots, fixture::NOW, &PLAIN)
+        );
     }
 
     #[test]
     fn an_operators_event_has_no_evidence_to_show() {
-        insta::assert_snapshot!("explain-operator", render(&fixture::drained(), &BTreeMap::new(), fixture::NOW, &PLAIN));
+        insta::assert_snapshot!(
+            "explain-operator",
+            render(&fixture::drained(), &BTreeMap::new(), fixture::NOW, &PLAIN)
+        );
     }
 
     #[test]

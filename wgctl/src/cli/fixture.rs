@@ -15,7 +15,8 @@ fn ago(ms: u64) -> WallTime {
     WallTime(NOW.0 - ms * 1000)
 }
 
-const NEW_FLOW: Verdict = Verdict::Degraded { cause: Cause::NewFlow, direction: Some(Direction::Forward) };
+const NEW_FLOW: Verdict =
+    Verdict::Degraded { cause: Cause::NewFlow, direction: Some(Direction::Forward) };
 
 fn candidate(name: &str, slot: u8, leading: bool, verdict: Verdict) -> CandidateStatus {
     CandidateStatus {
@@ -43,7 +44,10 @@ fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
         raft_leader: candidates.iter().find(|c| !c.leading).map(|c| c.name.clone()),
         quorum: Some(true),
         fallback: false,
-        next: candidates.iter().find(|c| !c.leading && c.verdict == Verdict::Forwarding).map(|c| c.name.clone()),
+        next: candidates
+            .iter()
+            .find(|c| !c.leading && c.verdict == Verdict::Forwarding)
+            .map(|c| c.name.clone()),
         candidates,
         notes: Vec::new(),
     }
@@ -58,12 +62,20 @@ pub fn status() -> Status {
     (drained.observers, drained.rtt_ms, drained.path_mtu) = ((0, 0), None, None);
     let mut cloud = location(
         "cloud",
-        vec![sick, candidate("cloud-1", 1, true, Verdict::Forwarding), candidate("cloud-2", 2, false, Verdict::Forwarding)],
+        vec![
+            sick,
+            candidate("cloud-1", 1, true, Verdict::Forwarding),
+            candidate("cloud-2", 2, false, Verdict::Forwarding),
+        ],
     );
     (cloud.epoch, cloud.cause, cloud.since) = (Epoch(2), Some(Cause::NewFlow), Some(ago(192_000)));
     let home = location(
         "home",
-        vec![candidate("home-0", 0, true, Verdict::Forwarding), candidate("home-1", 1, false, Verdict::Suspected), drained],
+        vec![
+            candidate("home-0", 0, true, Verdict::Forwarding),
+            candidate("home-1", 1, false, Verdict::Suspected),
+            drained,
+        ],
     );
     Status {
         mesh: "lab".into(),
@@ -89,7 +101,13 @@ fn report(slot: u8, verdict: Verdict, rows: &[(ProbeClass, u32, u32)]) -> SlotRe
         path_mtu: Some(1420),
         evidence: rows
             .iter()
-            .map(|&(class, sent, lost)| EvidenceRow { class, target: None, sent, lost, time_exceeded: 0 })
+            .map(|&(class, sent, lost)| EvidenceRow {
+                class,
+                target: None,
+                sent,
+                lost,
+                time_exceeded: 0,
+            })
             .collect(),
     }
 }

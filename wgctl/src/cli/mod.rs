@@ -188,7 +188,10 @@ mod tests {
         for verb in root.get_subcommands_mut().filter(|v| v.get_name() != "help") {
             let help = verb.render_long_help().to_string();
             let name = verb.get_name();
-            assert!(name == "completions" || help.contains("Example"), "`wgctl {name} --help` shows no example");
+            assert!(
+                name == "completions" || help.contains("Example"),
+                "`wgctl {name} --help` shows no example"
+            );
             text.push_str(&format!("\n──── {name} ────\n{help}"));
         }
         // Trailing spaces would be trimmed by editors and then fail the comparison.
@@ -198,7 +201,8 @@ mod tests {
 
     #[test]
     fn json_and_admin_may_stand_before_or_after_the_verb_they_belong_to() {
-        let cli = Cli::try_parse_from(["wgctl", "status", "--admin", "/tmp/a.sock", "--json"]).unwrap();
+        let cli =
+            Cli::try_parse_from(["wgctl", "status", "--admin", "/tmp/a.sock", "--json"]).unwrap();
         assert_eq!(cli.admin, PathBuf::from("/tmp/a.sock"));
         assert!(matches!(cli.verb, Verb::Status { format: Format { json: true }, .. }));
     }

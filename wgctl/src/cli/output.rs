@@ -44,7 +44,11 @@ impl Output {
             Style::Warn => "33",
             Style::Bad => "31",
         };
-        if self.color && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.color && !text.is_empty() {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 
     /// Writes and flushes. A closed pipe is an error of kind `BrokenPipe`, not a panic as with `println!`.
@@ -63,7 +67,9 @@ impl Output {
         let stdout = io::stdout();
         let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
         nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok()
-            && fds[0].revents().is_some_and(|r| r.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL))
+            && fds[0]
+                .revents()
+                .is_some_and(|r| r.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL))
     }
 }
 
@@ -84,7 +90,9 @@ impl Table {
 
     pub fn render(&self, out: &Output, indent: usize) -> String {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|(_, t)| t.chars().count()).max();
+        let width = |c: usize| {
+            self.rows.iter().filter_map(|r| r.get(c)).map(|(_, t)| t.chars().count()).max()
+        };
         let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
         let mut text = String::new();
         for row in &self.rows {
@@ -150,7 +158,9 @@ pub fn verdict(v: &Verdict) -> String {
         Verdict::Forwarding => "forwarding".to_owned(),
         Verdict::Suspected => "suspected".to_owned(),
         Verdict::Degraded { cause, direction: None } => format!("degraded ({cause})"),
-        Verdict::Degraded { cause, direction: Some(d) } => format!("degraded ({cause}, {})", direction(*d)),
+        Verdict::Degraded { cause, direction: Some(d) } => {
+            format!("degraded ({cause}, {})", direction(*d))
+        }
     }
 }
 
@@ -178,7 +188,9 @@ pub fn cause_in_words(cause: Cause) -> &'static str {
         Cause::NewFlow => "established flows passed, but new flows died on it",
         Cause::Mtu => "small packets passed and large ones died on it",
         Cause::Loop => "packets through it went round in a loop",
-        Cause::Partial => "some nodes could not be reached through it, though through the others they could",
+        Cause::Partial => {
+            "some nodes could not be reached through it, though through the others they could"
+        }
         Cause::Loss => "it lost more packets than the other candidates",
         Cause::SelfReported => "it said itself that it could not relay",
         Cause::DaemonDead => "its daemon was gone, though it still forwarded",
@@ -205,13 +217,16 @@ mod tests {
 
     #[test]
     fn ages_show_at_most_two_units() {
-        let ages: Vec<String> = [0, 59, 60, 192, 3600, 90_061].map(|s| age(Duration::from_secs(s))).into();
+        let ages: Vec<String> =
+            [0, 59, 60, 192, 3600, 90_061].map(|s| age(Duration::from_secs(s))).into();
         assert_eq!(ages, ["0s", "59s", "1m 0s", "3m 12s", "1h 0m", "1d 1h"]);
     }
 
     #[test]
     fn measured_durations_keep_their_precision_and_no_more() {
-        let shown: Vec<String> = [4_230, 142_400, 9_999_000, 12_345_000].map(|us| measured(Duration::from_micros(us))).into();
+        let shown: Vec<String> = [4_230, 142_400, 9_999_000, 12_345_000]
+            .map(|us| measured(Duration::from_micros(us)))
+            .into();
         assert_eq!(shown, ["4.2 ms", "142 ms", "9999 ms", "12.35 s"]);
     }
 

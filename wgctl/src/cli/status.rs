@@ -10,7 +10,9 @@ use serde_json::Value;
 
 use super::AskedWrongly;
 use super::client::Client;
-use super::output::{Output, Style, Table, age, between, names, timestamp, verdict, verdict_style, wall_now};
+use super::output::{
+    Output, Style, Table, age, between, names, timestamp, verdict, verdict_style, wall_now,
+};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -26,7 +28,9 @@ pub struct Args {
 pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCode> {
     if out.json {
         let mut value = client.value("/v1/status")?;
-        if let (Some(wanted), Some(Value::Array(all))) = (&args.location, value.get_mut("locations")) {
+        if let (Some(wanted), Some(Value::Array(all))) =
+            (&args.location, value.get_mut("locations"))
+        {
             all.retain(|l| l.get("name").and_then(Value::as_str) == Some(wanted.as_str()));
             if all.is_empty() {
                 return Err(AskedWrongly(format!("no location {wanted} in this mesh")).into());
@@ -40,7 +44,12 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
         let known: Vec<LocationName> = status.locations.iter().map(|l| l.name.clone()).collect();
         status.locations.retain(|l| l.name == *wanted);
         if status.locations.is_empty() {
-            return Err(AskedWrongly(format!("no location {wanted} in mesh {}: it has {}", status.mesh, names(&known))).into());
+            return Err(AskedWrongly(format!(
+                "no location {wanted} in mesh {}: it has {}",
+                status.mesh,
+                names(&known)
+            ))
+            .into());
         }
     }
     out.print(&render(&status, wall_now(), out))?;
@@ -54,11 +63,24 @@ fn render(status: &Status, now: WallTime, out: &Output) -> String {
         "generation {} ({hash}), seen from {} in {}, {} WireGuard",
         status.generation, status.node, status.location, status.backend
     );
-    let _ = writeln!(text, "mesh {}  {}", out.paint(Style::Bold, &status.mesh), out.paint(Style::Dim, &seen));
+    let _ = writeln!(
+        text,
+        "mesh {}  {}",
+        out.paint(Style::Bold, &status.mesh),
+        out.paint(Style::Dim, &seen)
+    );
     if !status.other_generations.is_empty() {
-        let others: Vec<String> =
-            status.other_generations.iter().map(|(n, g)| format!("{n} has generation {g}")).collect();
-        warn(&mut text, out, 0, &format!("half rolled out: {}, this node has {}", others.join(", "), status.generation));
+        let others: Vec<String> = status
+            .other_generations
+            .iter()
+            .map(|(n, g)| format!("{n} has generation {g}"))
+            .collect();
+        warn(
+            &mut text,
+            out,
+            0,
+            &format!("half rolled out: {}, this node has {}", others.join(", "), status.generation),
+        );
     }
     for location in &status.locations {
         text.push('\n');
@@ -76,7 +98,12 @@ fn render_location(l: &LocationStatus, now: WallTime, out: &Output) -> String {
         let mut facts = vec![format!("epoch {}", l.epoch)];
         facts.extend(l.since.map(|since| format!("for {}", age(between(since, now)))));
         facts.extend(l.cause.map(|cause| format!("because {cause}")));
-        let _ = writeln!(text, "{name}  led by {}, {}", out.paint(Style::Bold, &names(&l.leaders)), facts.join(", "));
+        let _ = writeln!(
+            text,
+            "{name}  led by {}, {}",
+            out.paint(Style::Bold, &names(&l.leaders)),
+            facts.join(", ")
+        );
     }
 
     let raft = match (&l.raft_leader, l.quorum) {
@@ -109,7 +136,17 @@ fn render_location(l: &LocationStatus, now: WallTime, out: &Output) -> String {
         warn(&mut text, out, 2, note);
     }
 
-    let mut table = Table::new(&["CANDIDATE", "SLOT", "ROLE", "VERDICT", "OBSERVERS", "RTT", "LOSS", "PATH MTU", "BLOCKED BY"]);
+    let mut table = Table::new(&[
+        "CANDIDATE",
+        "SLOT",
+        "ROLE",
+        "VERDICT",
+        "OBSERVERS",
+        "RTT",
+        "LOSS",
+        "PATH MTU",
+        "BLOCKED BY",
+    ]);
     for c in &l.candidates {
         table.row(candidate_row(c));
     }
@@ -158,7 +195,8 @@ mod tests {
     #[test]
     fn every_kind_of_trouble_is_said_in_words() {
         let mut status = fixture::status();
-        status.other_generations = [("home-2".parse().unwrap(), leaderd_core::ids::Generation(2))].into();
+        status.other_generations =
+            [("home-2".parse().unwrap(), leaderd_core::ids::Generation(2))].into();
         let l = &mut status.locations[0];
         (l.quorum, l.raft_leader, l.fallback, l.next) = (Some(false), None, true, None);
         l.frozen = Some(Some(WallTime(fixture::NOW.0 + 483_000_000)));
@@ -169,7 +207,8 @@ mod tests {
 
     #[test]
     fn colour_changes_nothing_but_colour() {
-        let coloured = render(&fixture::status(), fixture::NOW, &Output { json: false, color: true });
+        let coloured =
+            render(&fixture::status(), fixture::NOW, &Output { json: false, color: true });
         let mut stripped = String::new();
         let mut rest = coloured.as_str();
         while let Some(start) = rest.find("\x1b[") {
