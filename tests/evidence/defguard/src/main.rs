@@ -3,7 +3,7 @@
 //! Makes a userspace interface, gives it one peer, changes the keep-alive of that peer, and tells what the library
 //! answered, whether a thread panicked, and whether the interface can still be read.
 //!
-//! Run it in namespaces of its own: `unshare -Urnm sh run`.
+//! Run it with `sh run`, which makes namespaces of its own.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::sleep;
