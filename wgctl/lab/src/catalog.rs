@@ -8,4 +8,35 @@ macro_rules! catalogue {
     };
 }
 
-catalogue!["kilo-489"];
+catalogue![
+    "kilo-489",
+    "all-sick",
+    "daemon-kill",
+    "daemon-pause",
+    "dual-stack",
+    "fdb-ghost",
+    "fdb-ghost-held",
+    "flapping-fault",
+    "forwarding-off",
+    "lan-partition",
+    "location-cut",
+    "member-down",
+    "mtu-blackhole",
+    "node-crash",
+    "observer-sick",
+    "planned-promotion",
+    "quorum-lost",
+    "raft-leader-crash",
+    "route-loop",
+    "slow-paths",
+    "standby-sick",
+    "sysctl-forwarding",
+    "three-locations",
+    "two-nodes-witness",
+    "vxlan-all",
+    "wan-brownout",
+    "wan-cut",
+    "wan-latency",
+    "wan-loss",
+    "wireguard-down",
+];

@@ -17,6 +17,7 @@ mod faults;
 mod meter;
 mod ns;
 mod play;
+pub mod proof;
 mod report;
 mod sandbox;
 mod scenario;

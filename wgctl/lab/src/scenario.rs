@@ -152,7 +152,7 @@ pub struct Step {
     /// `promote`, `drain`, `undrain`, `freeze`, `unfreeze`.
     pub command: Option<String>,
     /// A name, or `@leader`, `@standby`, `@raft-leader` of the location on trial as it is then, or `@faulty`:
-    /// the node of the first fault.
+    /// the node of the latest fault.
     pub node: Option<String>,
     /// New values for all paths.
     pub wan: Option<WanSpec>,

@@ -68,7 +68,7 @@ pub struct Session {
     events: BTreeMap<(String, u64), Event>,
     /// Events up to these numbers were there before the measurement.
     seen_before: BTreeMap<String, u64>,
-    /// Node of the first fault.
+    /// Node of the latest fault.
     faulty: Option<usize>,
     /// Wall clock of the step that times count from, in microseconds.
     injected: Option<u64>,
@@ -170,7 +170,7 @@ impl Session {
             if step.off {
                 self.world.undo(n, fault)?;
             } else {
-                self.faulty.get_or_insert(n);
+                self.faulty = Some(n);
                 self.world.inject(n, fault, step.arg.as_deref())?;
             }
             eprintln!("  {}{fault} {}{on}", if step.off { "undone: " } else { "" }, step.arg.as_deref().unwrap_or(""));

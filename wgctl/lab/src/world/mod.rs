@@ -9,6 +9,7 @@
 //! (forwarding, tunnels, overlay, routes) is leaderd's to do.
 
 mod daemon;
+mod fixed;
 mod power;
 
 use std::fs;
