@@ -16,6 +16,7 @@ const MAX_KEY_FILE: u64 = 1024;
 
 /// 32 secret bytes. No `Debug`, zeroed on drop.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
+#[allow(missing_debug_implementations)]
 pub struct Secret([u8; 32]);
 
 impl Secret {
