@@ -8,11 +8,15 @@
 //! ```
 
 pub mod admin;
+pub mod group;
 pub mod ids;
 pub mod io;
 pub mod mesh;
+pub mod observe;
+pub mod probe;
 pub mod state;
 pub mod status;
 pub mod time;
+pub mod topology;
 pub mod verdict;
 pub mod wire;
