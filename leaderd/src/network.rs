@@ -64,7 +64,9 @@ where
             match make().await {
                 Ok(steward) => {
                     let _ = made.send(Ok(()));
-                    Keeper { steward, inputs, counters, programmed: None, told: None }.run(programs).await;
+                    Keeper { steward, inputs, counters, programmed: None, told: None }
+                        .run(programs)
+                        .await;
                 }
                 Err(error) => {
                     let _ = made.send(Err(error));
@@ -194,7 +196,10 @@ mod tests {
     }
 
     fn marked(mark: &str) -> Box<Network> {
-        Box::new(Network { sysctls: [(mark.to_owned(), "1".to_owned())].into(), ..Network::default() })
+        Box::new(Network {
+            sysctls: [(mark.to_owned(), "1".to_owned())].into(),
+            ..Network::default()
+        })
     }
 
     #[tokio::test]
@@ -202,13 +207,21 @@ mod tests {
         let (seen, mut programmed) = mpsc::unbounded_channel();
         let (programs, rx) = watch::channel(None);
         let (inputs, mut told) = mpsc::channel(64);
-        start(move || async move { Ok(Fake { failures: 2, seen }) }, rx, inputs, Counters::default()).await.unwrap();
+        start(
+            move || async move { Ok(Fake { failures: 2, seen }) },
+            rx,
+            inputs,
+            Counters::default(),
+        )
+        .await
+        .unwrap();
         for revision in 1..=20u64 {
             programs.send_replace(Some((revision, marked(&format!("r{revision}")))));
         }
         let mut errors = 0;
         loop {
-            match tokio::time::timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap() {
+            match tokio::time::timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap()
+            {
                 Input::Programmed { error: Some(_), .. } => errors += 1,
                 Input::Programmed { revision, error: None } => {
                     assert_eq!(revision, 20);

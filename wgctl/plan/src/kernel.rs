@@ -73,10 +73,12 @@ impl Network {
         match self.nexthops.get(&id)? {
             Nexthop::Device { family, .. } | Nexthop::Blackhole { family } => Some(*family),
             Nexthop::Gateway { gateway, .. } => Some(Family::of(gateway)),
-            Nexthop::Group { members } => members.iter().find_map(|m| match self.nexthops.get(m)? {
-                Nexthop::Group { .. } => None,
-                _ => self.nexthop_family(*m),
-            }),
+            Nexthop::Group { members } => {
+                members.iter().find_map(|m| match self.nexthops.get(m)? {
+                    Nexthop::Group { .. } => None,
+                    _ => self.nexthop_family(*m),
+                })
+            }
         }
     }
 }
@@ -125,22 +127,28 @@ impl ModelKernel {
             Change::AddWireguard { name, .. } | Change::AddVxlan { name, .. } => {
                 ensure(!net.has_link(name) && !self.foreign.contains(name), "the name is taken")
             }
-            Change::DeleteLink { name } | Change::SetMtu { name, .. } | Change::SetUp { name, .. } => {
-                ensure(net.has_link(name), "no such device")
+            Change::DeleteLink { name }
+            | Change::SetMtu { name, .. }
+            | Change::SetUp { name, .. } => ensure(net.has_link(name), "no such device"),
+            Change::SetMac { name, .. } => {
+                ensure(net.vxlan.contains_key(name), "no such VXLAN device")
             }
-            Change::SetMac { name, .. } => ensure(net.vxlan.contains_key(name), "no such VXLAN device"),
-            Change::SetWireguard { name, .. } => ensure(net.wireguard.contains_key(name), "no such WireGuard device"),
+            Change::SetWireguard { name, .. } => {
+                ensure(net.wireguard.contains_key(name), "no such WireGuard device")
+            }
             Change::SetPeer { name, key, .. } => match net.wireguard.get(name) {
                 None => Err("no such WireGuard device"),
                 Some(w) => ensure(w.public_key != Some(*key), "a device is no peer of itself"),
             },
-            Change::RemovePeer { name, key } => {
-                ensure(net.wireguard.get(name).is_some_and(|w| w.peers.contains_key(key)), "no such peer")
-            }
+            Change::RemovePeer { name, key } => ensure(
+                net.wireguard.get(name).is_some_and(|w| w.peers.contains_key(key)),
+                "no such peer",
+            ),
             Change::AddAddress { name, address } => {
                 ensure(net.has_link(name), "no such device")?;
                 let same = |(n, a): &(InterfaceName, IpNet)| {
-                    n == name && (a == address || matches!(a, IpNet::V6(_)) && a.addr() == address.addr())
+                    n == name
+                        && (a == address || matches!(a, IpNet::V6(_)) && a.addr() == address.addr())
                 };
                 ensure(!net.addresses.iter().any(same), "the address is there")
             }
@@ -153,9 +161,13 @@ impl ModelKernel {
             Change::RemoveNeighbour { dev, address } => {
                 ensure(net.neighbours.contains_key(&(dev.clone(), *address)), "no such neighbour")
             }
-            Change::RemoveFdb { dev, mac } => ensure(net.fdb.contains_key(&(dev.clone(), *mac)), "no such fdb entry"),
+            Change::RemoveFdb { dev, mac } => {
+                ensure(net.fdb.contains_key(&(dev.clone(), *mac)), "no such fdb entry")
+            }
             Change::SetNexthop { id, nexthop } => self.check_nexthop(*id, nexthop),
-            Change::RemoveNexthop { id } => ensure(net.nexthops.contains_key(id), "no such nexthop"),
+            Change::RemoveNexthop { id } => {
+                ensure(net.nexthops.contains_key(id), "no such nexthop")
+            }
             Change::AddRule { rule } => ensure(!net.rules.contains(rule), "the rule is there"),
             Change::RemoveRule { rule } => ensure(net.rules.contains(rule), "no such rule"),
             Change::AddRoute { key, via } => {
@@ -179,8 +191,11 @@ impl ModelKernel {
         trial.nexthops.insert(id, nexthop.clone());
         if let Nexthop::Group { members } = nexthop {
             let families: BTreeSet<_> = members.iter().map(|m| trial.nexthop_family(*m)).collect();
-            let singles = members.iter().all(|m| net.nexthops.get(m).is_some_and(|n| !n.is_group()));
-            let blackhole = members.iter().any(|m| matches!(net.nexthops.get(m), Some(Nexthop::Blackhole { .. })));
+            let singles =
+                members.iter().all(|m| net.nexthops.get(m).is_some_and(|n| !n.is_group()));
+            let blackhole = members
+                .iter()
+                .any(|m| matches!(net.nexthops.get(m), Some(Nexthop::Blackhole { .. })));
             if members.is_empty() {
                 return Err("a group needs members");
             } else if !singles {
@@ -224,14 +239,20 @@ impl ModelKernel {
             RouteVia::Device { dev, source } => {
                 self.usable(dev)?;
                 match source {
-                    Some(ip) if Family::of(ip) != family => Err("the source is of the other family"),
+                    Some(ip) if Family::of(ip) != family => {
+                        Err("the source is of the other family")
+                    }
                     Some(ip) if !self.is_local(ip) => Err("the source is no address of this node"),
                     _ => Ok(()),
                 }
             }
             RouteVia::Gateway { dev, gateway, .. } => {
                 self.usable(dev)?;
-                if Family::of(gateway) == family { Ok(()) } else { Err("the gateway is of the other family") }
+                if Family::of(gateway) == family {
+                    Ok(())
+                } else {
+                    Err("the gateway is of the other family")
+                }
             }
         }
     }
@@ -253,11 +274,18 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
     match change.clone() {
         Change::SetSysctl { path, value } => drop(net.sysctls.insert(path, value)),
         Change::AddWireguard { name, mtu } => {
-            let empty =
-                WgInterface { public_key: None, listen_port: 0, mtu, up: false, peers: Default::default() };
+            let empty = WgInterface {
+                public_key: None,
+                listen_port: 0,
+                mtu,
+                up: false,
+                peers: Default::default(),
+            };
             net.wireguard.insert(name, empty);
         }
-        Change::AddVxlan { name, vxlan } => drop(net.vxlan.insert(name, Vxlan { up: false, ..vxlan })),
+        Change::AddVxlan { name, vxlan } => {
+            drop(net.vxlan.insert(name, Vxlan { up: false, ..vxlan }))
+        }
         Change::DeleteLink { name } => {
             flush_device(net, &name);
             net.wireguard.remove(&name);
@@ -296,10 +324,14 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
             peer.endpoint = peer.endpoint.or_else(|| w.peers.get(&key).and_then(|p| p.endpoint));
             w.peers.insert(key, peer);
         }
-        Change::RemovePeer { name, key } => drop(net.wireguard.get_mut(&name).map(|w| w.peers.remove(&key))),
+        Change::RemovePeer { name, key } => {
+            drop(net.wireguard.get_mut(&name).map(|w| w.peers.remove(&key)))
+        }
         Change::AddAddress { name, address } => drop(net.addresses.insert((name, address))),
         Change::RemoveAddress { name, address } => remove_address(net, &name, address),
-        Change::SetNeighbour { dev, address, mac } => drop(net.neighbours.insert((dev, address), mac)),
+        Change::SetNeighbour { dev, address, mac } => {
+            drop(net.neighbours.insert((dev, address), mac))
+        }
         Change::RemoveNeighbour { dev, address } => drop(net.neighbours.remove(&(dev, address))),
         Change::SetFdb { dev, mac, endpoint } => drop(net.fdb.insert((dev, mac), endpoint)),
         Change::RemoveFdb { dev, mac } => drop(net.fdb.remove(&(dev, mac))),
@@ -307,7 +339,9 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
         Change::RemoveNexthop { id } => remove_nexthop(net, id),
         Change::AddRule { rule } => drop(net.rules.insert(rule)),
         Change::RemoveRule { rule } => drop(net.rules.remove(&rule)),
-        Change::AddRoute { key, via } | Change::ReplaceRoute { key, via } => drop(net.routes.insert(key, via)),
+        Change::AddRoute { key, via } | Change::ReplaceRoute { key, via } => {
+            drop(net.routes.insert(key, via))
+        }
         Change::RemoveRoute { key } => drop(net.routes.remove(&key)),
     }
 }
@@ -355,8 +389,9 @@ fn remove_address(net: &mut Network, name: &InterfaceName, address: IpNet) {
             !secondary
         });
         if !net.addresses.iter().any(|(n, a)| n == name && matches!(a, IpNet::V4(_))) {
-            net.routes
-                .retain(|key, via| via.device() != Some(name) || matches!(key.prefix, IpNet::V6(_)));
+            net.routes.retain(|key, via| {
+                via.device() != Some(name) || matches!(key.prefix, IpNet::V6(_))
+            });
         }
     }
     let local: BTreeSet<IpAddr> = net.addresses.iter().map(|(_, a)| a.addr()).collect();

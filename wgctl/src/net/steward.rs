@@ -72,7 +72,9 @@ impl Steward {
     }
 
     /// Counters of every peer of the desired interfaces.
-    pub async fn wireguard_stats(&self) -> io::Result<BTreeMap<(InterfaceName, WgPublicKey), PeerStats>> {
+    pub async fn wireguard_stats(
+        &self,
+    ) -> io::Result<BTreeMap<(InterfaceName, WgPublicKey), PeerStats>> {
         let links = self.desired.iter().flat_map(|d| d.wireguard.keys().cloned());
         self.kernel.wireguard_stats(links.collect::<Vec<_>>()).await
     }

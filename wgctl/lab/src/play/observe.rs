@@ -77,7 +77,8 @@ impl Session {
     /// Both meters delivered in both directions all through the last `window`, as far as the WAN lets them.
     pub(super) fn steady(&self, meters: &Meters, window: Duration) -> bool {
         let wan = &self.world.scenario.wan;
-        let transit = (wan.rtt.0 / 2 + wan.jitter.0 + Duration::from_millis(150)).as_micros() as u64;
+        let transit =
+            (wan.rtt.0 / 2 + wan.jitter.0 + Duration::from_millis(150)).as_micros() as u64;
         let until = wall_micros().saturating_sub(transit);
         let since = until.saturating_sub(window.as_micros() as u64);
         [Meter::NewFlows, Meter::Established].into_iter().all(|m| {
