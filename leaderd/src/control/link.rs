@@ -64,7 +64,7 @@ impl Link {
         }
         counters.count(sent_counter(frame));
         let urgent = match frame {
-            Frame::Report(_) | Frame::Announce { .. } | Frame::Ack { .. } | Frame::Verified { .. } | Frame::Hello(_) => true,
+            Frame::Report(_) | Frame::Announce { .. } | Frame::Ack { .. } | Frame::Verified { .. } | Frame::Relayed { .. } | Frame::Hello(_) => true,
             Frame::Raft { .. } | Frame::Forward { .. } | Frame::Forwarded { .. } => false,
         };
         if urgent && self.connection.max_datagram_size().is_some_and(|max| bytes.len() <= max) {
@@ -223,6 +223,7 @@ macro_rules! counter_by_kind {
                 Frame::Announce { .. } => concat!($prefix, "announce"),
                 Frame::Ack { .. } => concat!($prefix, "ack"),
                 Frame::Verified { .. } => concat!($prefix, "verified"),
+                Frame::Relayed { .. } => concat!($prefix, "relayed"),
                 Frame::Hello(_) => concat!($prefix, "hello"),
                 Frame::Forward { .. } => concat!($prefix, "forward"),
                 Frame::Forwarded { .. } => concat!($prefix, "forwarded"),
