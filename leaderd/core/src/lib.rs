@@ -12,6 +12,7 @@ pub mod group;
 pub mod ids;
 pub mod io;
 pub mod mesh;
+pub mod node;
 pub mod observe;
 pub mod probe;
 pub mod state;

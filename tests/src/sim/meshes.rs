@@ -40,7 +40,7 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
         nodes: BTreeMap::new(),
     };
     let mut secrets = BTreeMap::new();
-    let mut index = 0;
+    let mut index: u16 = 0;
     for (site_number, site) in sites.iter().enumerate() {
         let location: LocationName = site.name.parse().expect("a name");
         let overlay =

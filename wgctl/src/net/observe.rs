@@ -244,11 +244,12 @@ fn routes(
         let table = attrs.u32(RTA_TABLE).unwrap_or(u32::from(bytes[4]));
         let key = RouteKey { table, prefix, metric: attrs.u32(RTA_PRIORITY).unwrap_or(0) };
         let via = (|| {
-            if bytes[7] != RTN_UNICAST || attrs.get(RTA_MULTIPATH).is_some() && attrs.get(RTA_NH_ID).is_none() {
-                return None;
-            }
+            // First: a route through a blackhole nexthop shows as a blackhole itself.
             if let Some(id) = attrs.u32(RTA_NH_ID) {
                 return Some(RouteVia::Nexthop(NexthopId(id)));
+            }
+            if bytes[7] != RTN_UNICAST || attrs.get(RTA_MULTIPATH).is_some() {
+                return None;
             }
             let dev = names.get(&attrs.u32(RTA_OIF)?)?.clone();
             Some(match attrs.get(RTA_GATEWAY).and_then(ip) {

@@ -25,7 +25,12 @@ pub(super) enum Checked {
 }
 
 /// Parses and checks the bytes of a message that `from` (its raft id) sent to us.
-pub(super) fn check<S: Storage>(raft: &Raft<S>, from: u64, bytes: &[u8], state: &LocationState) -> Checked {
+pub(super) fn check<S: Storage>(
+    raft: &Raft<S>,
+    from: u64,
+    bytes: &[u8],
+    state: &LocationState,
+) -> Checked {
     let Ok(mut m) = Message::parse_from_bytes(bytes) else { return Checked::Ignore("malformed") };
     if m.from != from || m.to != raft.id {
         return Checked::Ignore("wrong sender");
@@ -50,7 +55,8 @@ pub(super) fn check<S: Storage>(raft: &Raft<S>, from: u64, bytes: &[u8], state: 
         }
         MessageType::MsgSnapshot => {
             let meta = m.get_snapshot().get_metadata();
-            let numbers = meta.index > 0 && meta.index < MAX_NUMBER && meta.term > 0 && meta.term <= m.term;
+            let numbers =
+                meta.index > 0 && meta.index < MAX_NUMBER && meta.term > 0 && meta.term <= m.term;
             if !numbers || !sound(meta.get_conf_state()) {
                 return Checked::Ignore("bad snapshot");
             }
@@ -104,7 +110,8 @@ fn contiguous(entries: &[Entry], prev_index: u64, prev_term: u64, term: u64) -> 
     let mut before = (prev_index, prev_term);
     prev_term <= term
         && entries.iter().all(|e| {
-            let fits = e.index == before.0 + 1 && e.term >= before.1 && e.term <= term && e.term > 0;
+            let fits =
+                e.index == before.0 + 1 && e.term >= before.1 && e.term <= term && e.term > 0;
             before = (e.index, e.term);
             fits
         })

@@ -38,7 +38,12 @@ impl Group {
         };
         match proposed {
             Ok((at, message)) => {
-                self.pending.push_back(Pending { id, at, message, deadline: now.mono + COMMIT_WITHIN });
+                self.pending.push_back(Pending {
+                    id,
+                    at,
+                    message,
+                    deadline: now.mono + COMMIT_WITHIN,
+                });
             }
             Err(message) => self.refuse(id, message),
         }
@@ -46,16 +51,23 @@ impl Group {
     }
 
     fn refuse(&mut self, id: u64, message: String) {
-        self.outputs.push_back(GroupOutput::Reply { id, response: AdminResponse::Refused { message } });
+        self.outputs
+            .push_back(GroupOutput::Reply { id, response: AdminResponse::Refused { message } });
     }
 
-    fn propose_request(&mut self, now: Now, request: &AdminRequest) -> Result<((u64, u64), String), Refusal> {
+    fn propose_request(
+        &mut self,
+        now: Now,
+        request: &AdminRequest,
+    ) -> Result<((u64, u64), String), Refusal> {
         let (command, message) = match request {
             AdminRequest::Promote { node, force } => return self.promote(now, node, *force),
             AdminRequest::Drain { node } => {
                 self.candidate(node)?;
                 if self.state().drained.contains(node) {
-                    return Err(format!("{node} is drained already; `wgctl undrain {node}` ends it"));
+                    return Err(format!(
+                        "{node} is drained already; `wgctl undrain {node}` ends it"
+                    ));
                 }
                 (Command::Drain { node: node.clone() }, self.drain_message(now, node))
             }
@@ -67,8 +79,10 @@ impl Group {
             }
             AdminRequest::Freeze { location, duration } => {
                 self.check_location(location)?;
-                let until = duration.map(|d| crate::time::WallTime(now.wall.0.saturating_add(micros(d))));
-                let how = duration.map_or("until `unfreeze`".to_owned(), |d| format!("for {} s", d.as_secs()));
+                let until =
+                    duration.map(|d| crate::time::WallTime(now.wall.0.saturating_add(micros(d))));
+                let how = duration
+                    .map_or("until `unfreeze`".to_owned(), |d| format!("for {} s", d.as_secs()));
                 (Command::Freeze { until }, format!("no automatic failover of {location} {how}"))
             }
             AdminRequest::Unfreeze { location } => {
@@ -80,7 +94,15 @@ impl Group {
             }
         };
         let at = self.raft.propose(&command).ok_or(LOST)?;
-        let event = event::notice(&self.mesh, self.state(), None, EventKind::Operator, None, message.clone(), now.wall);
+        let event = event::notice(
+            &self.mesh,
+            self.state(),
+            None,
+            EventKind::Operator,
+            None,
+            message.clone(),
+            now.wall,
+        );
         self.raft.propose(&Command::Record { event: Box::new(event) });
         Ok((at, message))
     }
@@ -93,11 +115,18 @@ impl Group {
         }
         match situation.eligible(None).into_iter().find(|s| Some(*s) != slot) {
             Some(s) => format!("{node} is drained: {} takes over", situation.candidates[&s].name),
-            None => format!("{node} is drained, but leads until another candidate forwards: see `wgctl status`"),
+            None => format!(
+                "{node} is drained, but leads until another candidate forwards: see `wgctl status`"
+            ),
         }
     }
 
-    fn promote(&mut self, now: Now, node: &NodeName, force: bool) -> Result<((u64, u64), String), Refusal> {
+    fn promote(
+        &mut self,
+        now: Now,
+        node: &NodeName,
+        force: bool,
+    ) -> Result<((u64, u64), String), Refusal> {
         let slot = self.candidate(node)?;
         let situation = self.ledger.situation(now, &self.mesh, &self.raft.state, &self.me);
         if situation.leaders.first() == Some(&slot) {
@@ -109,7 +138,9 @@ impl Group {
         let blocked = situation.blocked_by(slot, None);
         if !blocked.is_empty() && !force {
             let why = blocked.join(", ");
-            return Err(format!("{node} is not known to forward: {why}; mend that, or promote with --force"));
+            return Err(format!(
+                "{node} is not known to forward: {why}; mend that, or promote with --force"
+            ));
         }
         if self.proposed.is_some() {
             return Err("a decision is under way: look at `wgctl status` and try again".into());
@@ -117,7 +148,8 @@ impl Group {
         let mut leaders = vec![slot];
         leaders.extend(situation.leaders.iter().copied().filter(|s| *s != slot));
         leaders.truncate(situation.want);
-        let at = self.propose_decision(now, &situation, leaders, (Cause::Promoted, None)).ok_or(LOST)?;
+        let at =
+            self.propose_decision(now, &situation, leaders, (Cause::Promoted, None)).ok_or(LOST)?;
         Ok((at, format!("{node} leads now")))
     }
 
@@ -128,19 +160,26 @@ impl Group {
     }
 
     fn check_location(&self, location: &crate::ids::LocationName) -> Result<(), Refusal> {
-        if *location == self.location { Ok(()) } else { Err(format!("this is {}, not {location}", self.location)) }
+        if *location == self.location {
+            Ok(())
+        } else {
+            Err(format!("this is {}, not {location}", self.location))
+        }
     }
 
     /// An entry was applied: answers who waits for it, and who waits for one that it has replaced.
     pub(super) fn answer(&mut self, index: u64, term: u64) {
-        let (done, waiting): (Vec<_>, Vec<_>) = self.pending.drain(..).partition(|p| p.at.0 <= index);
+        let (done, waiting): (Vec<_>, Vec<_>) =
+            self.pending.drain(..).partition(|p| p.at.0 <= index);
         self.pending.extend(waiting);
         for p in done {
             let response = if p.at == (index, term) {
                 let epoch = self.state().epoch();
                 AdminResponse::Done { location: self.location.clone(), epoch, message: p.message }
             } else {
-                AdminResponse::Refused { message: "the raft leader changed meanwhile: try again".into() }
+                AdminResponse::Refused {
+                    message: "the raft leader changed meanwhile: try again".into(),
+                }
             };
             self.outputs.push_back(GroupOutput::Reply { id: p.id, response });
         }

@@ -70,11 +70,19 @@ pub(super) struct Situation {
 #[derive(Clone, PartialEq, Debug)]
 pub(super) enum Choice {
     Keep,
-    Move { leaders: Vec<Slot>, cause: Cause, direction: Option<Direction> },
+    Move {
+        leaders: Vec<Slot>,
+        cause: Cause,
+        direction: Option<Direction>,
+    },
     /// Something is wrong with the leader and nobody else would be better.
-    FailStatic { cause: Cause },
+    FailStatic {
+        cause: Cause,
+    },
     /// Something would move if the freeze or the hold-down did not forbid it.
-    Blocked { cause: Cause },
+    Blocked {
+        cause: Cause,
+    },
 }
 
 /// Why one leader should not lead any more.
@@ -102,7 +110,11 @@ impl Situation {
         let cause = first.cause;
         let helps = |s: &Slot| !needs_control || self.seen_forwarding(*s, Some(first.slot));
         if leaders.is_empty() || !leaders.iter().any(helps) {
-            return if cause == Cause::Reconfigured { self.initial() } else { Choice::FailStatic { cause } };
+            return if cause == Cause::Reconfigured {
+                self.initial()
+            } else {
+                Choice::FailStatic { cause }
+            };
         }
         let asked_for = matches!(cause, Cause::Drained | Cause::Reconfigured);
         if !asked_for && (self.frozen || self.hold_down > Duration::ZERO) {
@@ -112,17 +124,26 @@ impl Situation {
     }
 
     fn initial(&self) -> Choice {
-        let alive = |s: &&Slot| self.candidates.get(s).is_some_and(|c| c.heard && c.silent < ALIVE && !c.drained);
+        let alive = |s: &&Slot| {
+            self.candidates.get(s).is_some_and(|c| c.heard && c.silent < ALIVE && !c.drained)
+        };
         let well = |s: &&Slot| alive(s) && self.candidates[s].broken.is_none();
         let preferred = self.ranking.first();
         let waited = self.up_for >= INITIAL_WAIT;
         let pick = preferred.filter(well).or_else(|| {
-            let other = self.ranking.iter().find(well).or_else(|| self.ranking.iter().find(alive)).or(preferred);
+            let other = self
+                .ranking
+                .iter()
+                .find(well)
+                .or_else(|| self.ranking.iter().find(alive))
+                .or(preferred);
             other.filter(|_| waited)
         });
         let Some(&first) = pick else { return Choice::Keep };
         let mut leaders = vec![first];
-        leaders.extend(self.ranking.iter().filter(well).copied().filter(|s| *s != first).take(self.want - 1));
+        leaders.extend(
+            self.ranking.iter().filter(well).copied().filter(|s| *s != first).take(self.want - 1),
+        );
         let cause = if self.decided { Cause::Reconfigured } else { Cause::Initial };
         Choice::Move { leaders, cause, direction: None }
     }
@@ -132,8 +153,11 @@ impl Situation {
         if self.frozen || self.hold_down > Duration::ZERO || self.up_for < FAIL_BACK_AFTER {
             return Choice::Keep;
         }
-        let eligible: Vec<Slot> =
-            self.eligible(None).into_iter().filter(|s| !self.candidates[s].ejected && self.trusted(*s)).collect();
+        let eligible: Vec<Slot> = self
+            .eligible(None)
+            .into_iter()
+            .filter(|s| !self.candidates[s].ejected && self.trusted(*s))
+            .collect();
         let mut leaders = self.leaders.clone();
         for slot in &eligible {
             if leaders.len() < self.want && !leaders.contains(slot) {
@@ -160,7 +184,9 @@ impl Situation {
     /// What is wrong with a leader, the most certain first.
     fn fault(&self, slot: Slot) -> Option<Fault> {
         let fault = |cause, direction| Some(Fault { slot, cause, direction });
-        let Some(facts) = self.candidates.get(&slot) else { return fault(Cause::Reconfigured, None) };
+        let Some(facts) = self.candidates.get(&slot) else {
+            return fault(Cause::Reconfigured, None);
+        };
         if facts.drained {
             return fault(Cause::Drained, None);
         }
@@ -221,8 +247,12 @@ impl Situation {
 
     /// Candidates that may take over, the best first: in the order of the ranking, ejected ones last.
     pub fn eligible(&self, against: Option<Slot>) -> Vec<Slot> {
-        let mut all: Vec<Slot> =
-            self.ranking.iter().copied().filter(|s| self.blocked_by(*s, against).is_empty()).collect();
+        let mut all: Vec<Slot> = self
+            .ranking
+            .iter()
+            .copied()
+            .filter(|s| self.blocked_by(*s, against).is_empty())
+            .collect();
         all.sort_by_key(|s| self.candidates[s].ejected);
         all
     }
@@ -230,7 +260,9 @@ impl Situation {
     /// Why a candidate cannot take over, for people.
     pub fn blocked_by(&self, slot: Slot, against: Option<Slot>) -> Vec<String> {
         let mut why = Vec::new();
-        let Some(c) = self.candidates.get(&slot) else { return vec!["not in the mesh file".into()] };
+        let Some(c) = self.candidates.get(&slot) else {
+            return vec!["not in the mesh file".into()];
+        };
         if c.drained {
             why.push("drained".into());
         }
@@ -245,7 +277,11 @@ impl Situation {
         if c.unreachable {
             why.push("not reachable inside the location".into());
         }
-        let forwards = if against.is_some() { self.seen_forwarding(slot, against) } else { self.trusted(slot) };
+        let forwards = if against.is_some() {
+            self.seen_forwarding(slot, against)
+        } else {
+            self.trusted(slot)
+        };
         if !forwards {
             why.push("not seen forwarding by most observers".into());
         }

@@ -9,7 +9,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::LocationState;
 use crate::time::{Instant, Now, WallTime};
-use crate::verdict::{Cause, Report};
+use crate::verdict::{Cause, Report, Verdict};
 use crate::wire::Hello;
 
 /// A report counts for this long: three times the interval in which observers repeat it.
@@ -81,14 +81,22 @@ impl Ledger {
         if !newer {
             return false;
         }
-        let gist = |r: &Report| (r.abstains, r.slots.iter().map(|s| (s.slot, s.verdict.clone())).collect::<Vec<_>>());
+        let gist = |r: &Report| {
+            (r.abstains, r.slots.iter().map(|s| (s.slot, s.verdict.clone())).collect::<Vec<_>>())
+        };
         let new = gist(&report);
         let old = self.reports.insert(report.observer.clone(), Seen { at: now, value: report });
         old.is_none_or(|old| gist(&old.value) != new)
     }
 
     /// True if the node says something new about whether it can relay.
-    pub fn hello(&mut self, now: Instant, hello: &Hello, location: &LocationName, mesh: &Mesh) -> bool {
+    pub fn hello(
+        &mut self,
+        now: Instant,
+        hello: &Hello,
+        location: &LocationName,
+        mesh: &Mesh,
+    ) -> bool {
         let local = mesh.node(&hello.node).filter(|n| n.location == *location);
         let slot = local.and_then(|n| n.slot);
         let local = local.is_some();
@@ -130,7 +138,13 @@ impl Ledger {
         }
     }
 
-    pub fn verify(&mut self, epoch: Epoch, from: &NodeName, at: WallTime, blackout: Option<Duration>) {
+    pub fn verify(
+        &mut self,
+        epoch: Epoch,
+        from: &NodeName,
+        at: WallTime,
+        blackout: Option<Duration>,
+    ) {
         if self.turn(epoch) && self.verified.len() < MAX_ACKS {
             self.verified.entry(from.clone()).or_insert((at, blackout));
         }
@@ -182,7 +196,13 @@ impl Ledger {
     }
 
     /// Everything that a decision depends on, in one value.
-    pub fn situation(&self, now: Now, mesh: &Mesh, state: &LocationState, me: &NodeName) -> Situation {
+    pub fn situation(
+        &self,
+        now: Now,
+        mesh: &Mesh,
+        state: &LocationState,
+        me: &NodeName,
+    ) -> Situation {
         let location = &state.location;
         let ranking = mesh.ranking(location);
         let observers = self.observers(now.mono);
@@ -196,7 +216,11 @@ impl Ledger {
                 self.silence(now.mono, &node.name).unwrap_or_else(|| now.mono.since(self.started))
             };
             let heard = own || self.alive.contains_key(&node.name);
-            let broken = if own { self.broken } else { self.hellos.get(&node.name).and_then(|h| h.value.broken) };
+            let broken = if own {
+                self.broken
+            } else {
+                self.hellos.get(&node.name).and_then(|h| h.value.broken)
+            };
             let ejected = state
                 .ejection(&node.name, &mesh.policy)
                 .is_some_and(|(at, hold)| left(now.wall, at, hold) > Duration::ZERO);
@@ -213,7 +237,10 @@ impl Ledger {
                 },
             );
         }
-        let hold = state.hold_down(&mesh.policy).map(|(at, hold)| left(now.wall, at, hold)).unwrap_or_default();
+        let hold = state
+            .hold_down(&mesh.policy)
+            .map(|(at, hold)| left(now.wall, at, hold))
+            .unwrap_or_default();
         Situation {
             ranking,
             candidates,
@@ -235,11 +262,16 @@ impl Ledger {
         self.reports
             .values()
             .filter(|r| !r.value.abstains)
+            // Whoever knows nothing yet about any slot is no witness.
+            .filter(|r| r.value.slots.iter().any(|s| s.verdict != Verdict::Unknown))
             .filter(|r| {
                 let rtt = r.value.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
                 now.since(r.at) < REPORT_FRESH + (rtt * 4).min(MAX_ALLOWANCE)
             })
-            .map(|r| ObserverView { observer: r.value.observer.clone(), slots: r.value.slots.clone() })
+            .map(|r| ObserverView {
+                observer: r.value.observer.clone(),
+                slots: r.value.slots.clone(),
+            })
             .collect()
     }
 
@@ -248,7 +280,8 @@ impl Ledger {
         let fresh = |h: &&Seen<HelloFacts>| h.value.local && now.since(h.at) < ALIVE;
         for slot in (0..=Slot::MAX.0).map(Slot) {
             // A node that reaches nobody is cut off itself; a candidate always reaches itself.
-            let counts = |h: &&Seen<HelloFacts>| !h.value.reaches.is_empty() && h.value.slot != Some(slot);
+            let counts =
+                |h: &&Seen<HelloFacts>| !h.value.reaches.is_empty() && h.value.slot != Some(slot);
             let voices = self.hellos.values().filter(fresh).filter(counts);
             let (of, missed) = voices.fold((0, 0), |(of, missed), h| {
                 (of + 1, missed + usize::from(!h.value.reaches.contains(&slot)))

@@ -29,11 +29,16 @@ pub(super) struct LogStore {
 
 impl LogStore {
     /// The store and the state at its snapshot. `empty` in the result: nothing that binds this node was on disk.
-    pub fn restore(restored: Restored, genesis: &LocationState, voters: &[u64]) -> Result<(Self, LocationState, bool), GroupError> {
+    pub fn restore(
+        restored: Restored,
+        genesis: &LocationState,
+        voters: &[u64],
+    ) -> Result<(Self, LocationState, bool), GroupError> {
         let empty = restored.hard_state.is_none();
         let snapshot = match restored.snapshot {
             Some((index, bytes)) => {
-                let snapshot = Snapshot::parse_from_bytes(&bytes).map_err(|_| GroupError::Damaged("snapshot"))?;
+                let snapshot = Snapshot::parse_from_bytes(&bytes)
+                    .map_err(|_| GroupError::Damaged("snapshot"))?;
                 if snapshot.get_metadata().index != index {
                     return Err(GroupError::Damaged("snapshot index"));
                 }
@@ -41,8 +46,8 @@ impl LogStore {
             }
             None => genesis_snapshot(genesis, voters),
         };
-        let state: LocationState =
-            postcard::from_bytes(&snapshot.data).map_err(|_| GroupError::Damaged("state in the snapshot"))?;
+        let state: LocationState = postcard::from_bytes(&snapshot.data)
+            .map_err(|_| GroupError::Damaged("state in the snapshot"))?;
         if state.location != genesis.location {
             return Err(GroupError::WrongLocation(state.location));
         }
@@ -53,7 +58,8 @@ impl LogStore {
             if index <= base.0 {
                 continue;
             }
-            let entry = Entry::parse_from_bytes(&bytes).map_err(|_| GroupError::Damaged("log entry"))?;
+            let entry =
+                Entry::parse_from_bytes(&bytes).map_err(|_| GroupError::Damaged("log entry"))?;
             if entry.index != index || index != base.0 + 1 + entries.len() as u64 {
                 return Err(GroupError::Damaged("log index"));
             }
@@ -61,7 +67,8 @@ impl LogStore {
         }
         let last = entries.last().map_or(base.0, |e| e.index);
         let mut hard_state = match restored.hard_state {
-            Some(bytes) => HardState::parse_from_bytes(&bytes).map_err(|_| GroupError::Damaged("hard state"))?,
+            Some(bytes) => HardState::parse_from_bytes(&bytes)
+                .map_err(|_| GroupError::Damaged("hard state"))?,
             None => HardState::default(),
         };
         if hard_state.commit > last {
@@ -106,7 +113,9 @@ impl LogStore {
 
     pub fn append(&mut self, entries: &[Entry]) {
         let Some(first) = entries.first() else { return };
-        debug_assert!(first.index > self.base.0 && first.index <= self.base.0 + 1 + self.entries.len() as u64);
+        debug_assert!(
+            first.index > self.base.0 && first.index <= self.base.0 + 1 + self.entries.len() as u64
+        );
         self.entries.truncate((first.index - self.base.0 - 1) as usize);
         self.entries.extend_from_slice(entries);
     }
@@ -134,8 +143,8 @@ fn genesis_snapshot(state: &LocationState, voters: &[u64]) -> Snapshot {
 }
 
 fn snapshot_of(state: &LocationState, index: u64, term: u64, conf: ConfState) -> Snapshot {
-    let mut snapshot = Snapshot::default();
-    snapshot.data = postcard::to_stdvec(state).expect("the state is plain data").into();
+    let data = postcard::to_stdvec(state).expect("the state is plain data").into();
+    let mut snapshot = Snapshot { data, ..Default::default() };
     let meta = snapshot.mut_metadata();
     meta.index = index;
     meta.term = term;

@@ -56,9 +56,13 @@ const MAX_EPOCH_JUMP: u64 = 1 << 32;
 pub enum GroupError {
     #[error("{node} is no voter of location {location}")]
     NotVoter { node: NodeName, location: LocationName },
-    #[error("the store is damaged ({0}): `leaderd reset` forgets it, and the node rejoins as a new one")]
+    #[error(
+        "the store is damaged ({0}): `leaderd reset` forgets it, and the node rejoins as a new one"
+    )]
     Damaged(&'static str),
-    #[error("the store belongs to location {0}: give this node its own --state, or `leaderd reset` it")]
+    #[error(
+        "the store belongs to location {0}: give this node its own --state, or `leaderd reset` it"
+    )]
     WrongLocation(LocationName),
     #[error("raft: {0}")]
     Raft(String),
@@ -67,16 +71,35 @@ pub enum GroupError {
 /// What the group wants done, or tells.
 #[derive(Clone, PartialEq, Debug)]
 pub enum GroupOutput {
-    Send { to: NodeName, message: Vec<u8> },
-    Persist { ticket: u64, write: Persist },
+    Send {
+        to: NodeName,
+        message: Vec<u8>,
+    },
+    Persist {
+        ticket: u64,
+        write: Persist,
+    },
     /// Committed and applied here: who leads now. Also once at start if the store knows a decision.
-    Decided { decision: Decision, event: Box<Event> },
+    Decided {
+        decision: Decision,
+        event: Box<Event>,
+    },
     /// An event was added or completed (times, blackout).
     EventChanged(Box<Event>),
-    Reply { id: u64, response: AdminResponse },
+    Reply {
+        id: u64,
+        response: AdminResponse,
+    },
     /// This node is not the raft leader: ask [`Group::raft_leader`].
-    NotLeader { id: u64, request: AdminRequest },
-    Log { level: LogLevel, message: String, fields: Vec<(String, String)> },
+    NotLeader {
+        id: u64,
+        request: AdminRequest,
+    },
+    Log {
+        level: LogLevel,
+        message: String,
+        fields: Vec<(String, String)>,
+    },
 }
 
 /// See the module.
@@ -107,7 +130,10 @@ pub struct Group {
 
 impl std::fmt::Debug for Group {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Group").field("location", &self.location).field("me", &self.me).finish_non_exhaustive()
+        f.debug_struct("Group")
+            .field("location", &self.location)
+            .field("me", &self.me)
+            .finish_non_exhaustive()
     }
 }
 
@@ -321,7 +347,11 @@ impl Group {
         self.ignored += 1;
         if self.ignored_told.is_none_or(|at| now.mono.since(at) >= Duration::from_secs(60)) {
             self.ignored_told = Some(now.mono);
-            let fields = [("peer.name", from.to_string()), ("why", why.to_owned()), ("count", self.ignored.to_string())];
+            let fields = [
+                ("peer.name", from.to_string()),
+                ("why", why.to_owned()),
+                ("count", self.ignored.to_string()),
+            ];
             self.log(LogLevel::Warn, "ignored what does not fit", &fields);
         }
     }
@@ -341,7 +371,11 @@ impl Group {
             self.log(LogLevel::Info, "most voters know of no decision: a new location", &[]);
         } else if listened >= LISTEN_MAX {
             self.raft.unmute();
-            self.log(LogLevel::Warn, "found no raft leader to catch up with: this node votes with an empty store", &[]);
+            self.log(
+                LogLevel::Warn,
+                "found no raft leader to catch up with: this node votes with an empty store",
+                &[],
+            );
         }
     }
 
@@ -367,7 +401,9 @@ impl Group {
                     self.outputs.push_back(GroupOutput::Send { to, message });
                 }
             }
-            LogEvent::Persist { ticket, write } => self.outputs.push_back(GroupOutput::Persist { ticket, write }),
+            LogEvent::Persist { ticket, write } => {
+                self.outputs.push_back(GroupOutput::Persist { ticket, write })
+            }
             LogEvent::Applied { index, term, applied } => {
                 if self.proposed.is_some_and(|(i, _)| i <= index) {
                     self.proposed = None;
@@ -387,7 +423,9 @@ impl Group {
                 self.tell_decision(now);
             }
             LogEvent::Voters(ids) => {
-                let text = ids.iter().map(|id| self.ids.get(id).map_or(id.to_string(), NodeName::to_string));
+                let text = ids
+                    .iter()
+                    .map(|id| self.ids.get(id).map_or(id.to_string(), NodeName::to_string));
                 let names = text.collect::<Vec<_>>().join(", ");
                 self.log(LogLevel::Info, "the voters changed", &[("voters", names)]);
             }
@@ -399,7 +437,10 @@ impl Group {
     }
 
     fn decided(&mut self, now: Now, mut event: Event) {
-        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch == event.epoch) else { return };
+        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch == event.epoch)
+        else {
+            return;
+        };
         if self.raft.is_leader() {
             event.times.committed = Some(now.wall);
             let times = EventTimes { committed: Some(now.wall), ..Default::default() };
@@ -415,11 +456,21 @@ impl Group {
 
     /// Tells a decision that came with the store or a snapshot.
     fn tell_decision(&mut self, now: Now) {
-        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch > self.told) else { return };
+        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch > self.told) else {
+            return;
+        };
         self.told = decision.epoch;
         let event = self.state().event_of(decision.epoch).cloned().unwrap_or_else(|| {
             let summary = "the event of this decision is forgotten".into();
-            event::notice(&self.mesh, self.state(), None, EventKind::Move, Some(decision.cause), summary, now.wall)
+            event::notice(
+                &self.mesh,
+                self.state(),
+                None,
+                EventKind::Move,
+                Some(decision.cause),
+                summary,
+                now.wall,
+            )
         });
         self.outputs.push_back(GroupOutput::Decided { decision, event: Box::new(event) });
     }
@@ -433,7 +484,11 @@ impl Group {
         self.proposed = None;
         self.look_soon(now);
         let name = self.ids.get(&leader).map_or("nobody".to_owned(), NodeName::to_string);
-        self.log(LogLevel::Info, "raft leader", &[("raft.leader", name), ("raft.term", self.raft.term().to_string())]);
+        self.log(
+            LogLevel::Info,
+            "raft leader",
+            &[("raft.leader", name), ("raft.term", self.raft.term().to_string())],
+        );
     }
 
     /// The raft leader looks at the situation.
@@ -444,7 +499,9 @@ impl Group {
             match situation.decide() {
                 Choice::Keep => self.trouble_over(now, &situation),
                 Choice::Blocked { .. } => {}
-                Choice::FailStatic { cause } if cause.is_fault() => self.trouble(now, &situation, cause),
+                Choice::FailStatic { cause } if cause.is_fault() => {
+                    self.trouble(now, &situation, cause)
+                }
                 Choice::FailStatic { .. } => {}
                 Choice::Move { leaders, cause, direction } => {
                     self.propose_decision(now, &situation, leaders, (cause, direction));
@@ -461,7 +518,11 @@ impl Group {
     fn next_epoch(&self) -> Epoch {
         let epoch = self.state().epoch();
         let claimed = self.ledger.highest_epoch;
-        if claimed.0.saturating_sub(epoch.0) < MAX_EPOCH_JUMP { epoch.max(claimed).next() } else { epoch.next() }
+        if claimed.0.saturating_sub(epoch.0) < MAX_EPOCH_JUMP {
+            epoch.max(claimed).next()
+        } else {
+            epoch.next()
+        }
     }
 
     fn propose_decision(
@@ -475,7 +536,11 @@ impl Group {
         let (decision, event) =
             event::decision(&self.mesh, self.state(), situation, epoch, leaders, why, now.wall);
         let expected_epoch = self.state().epoch();
-        let at = self.raft.propose(&Command::Decide { expected_epoch, decision, event: Box::new(event) });
+        let at = self.raft.propose(&Command::Decide {
+            expected_epoch,
+            decision,
+            event: Box::new(event),
+        });
         self.proposed = at;
         self.trouble_since = None;
         at
@@ -489,10 +554,20 @@ impl Group {
             return;
         }
         self.trouble_told = Some(now.mono);
-        let summary = format!("the leader is at fault ({cause}) and no standby would be better: nothing was changed");
+        let summary = format!(
+            "the leader is at fault ({cause}) and no standby would be better: nothing was changed"
+        );
         self.log(LogLevel::Error, summary.clone(), &[("cause", cause.to_string())]);
         let kind = EventKind::FailStatic;
-        let event = event::notice(&self.mesh, self.state(), Some(situation), kind, Some(cause), summary, now.wall);
+        let event = event::notice(
+            &self.mesh,
+            self.state(),
+            Some(situation),
+            kind,
+            Some(cause),
+            summary,
+            now.wall,
+        );
         self.raft.propose(&Command::Record { event: Box::new(event) });
     }
 
@@ -504,7 +579,15 @@ impl Group {
         }
         self.trouble_told = Some(now.mono);
         let summary = "the leader forwards again".to_owned();
-        let event = event::notice(&self.mesh, self.state(), None, EventKind::Notice, None, summary, now.wall);
+        let event = event::notice(
+            &self.mesh,
+            self.state(),
+            None,
+            EventKind::Notice,
+            None,
+            summary,
+            now.wall,
+        );
         self.raft.propose(&Command::Record { event: Box::new(event) });
     }
 
@@ -513,7 +596,8 @@ impl Group {
         let epoch = self.state().epoch();
         let Some(event) = self.state().event_of(epoch) else { return };
         if self.completing.0 != epoch {
-            self.completing = (epoch, event.times.programmed.is_some(), event.times.verified.is_some());
+            self.completing =
+                (epoch, event.times.programmed.is_some(), event.times.verified.is_some());
         }
         if !self.ledger.acks_are_of(epoch) || situation.observers.is_empty() {
             return;
@@ -526,7 +610,8 @@ impl Group {
             times.programmed = acks.into_iter().max();
             self.completing.1 = true;
         }
-        let verified: Vec<_> = jury().filter_map(|o| self.ledger.verified.get(o).copied()).collect();
+        let verified: Vec<_> =
+            jury().filter_map(|o| self.ledger.verified.get(o).copied()).collect();
         if !self.completing.2 && verified.len() * 2 > situation.observers.len() {
             times.verified = verified.iter().map(|(at, _)| *at).max();
             blackout = verified.iter().filter_map(|(_, b)| *b).max();
@@ -539,18 +624,24 @@ impl Group {
 
     /// Voters as in the mesh file; Raft leadership off the location leader, so that losing it never costs an election.
     fn housekeeping(&mut self, now: Now, situation: &decide::Situation) {
-        let wanted: Vec<u64> = self.voters.iter().map(|n| u64::from(self.mesh.nodes[n].index.0)).collect();
+        let wanted: Vec<u64> =
+            self.voters.iter().map(|n| u64::from(self.mesh.nodes[n].index.0)).collect();
         self.raft.follow_voters(&wanted);
         let leads = |name: &NodeName| {
-            situation.leaders.iter().any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
+            situation
+                .leaders
+                .iter()
+                .any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
         };
         if !leads(&self.me) {
             return;
         }
         // The order of `voters_of` is candidates, members, witnesses.
         for name in &self.voters {
-            let broken = situation.candidates.values().any(|c| c.name == *name && c.broken.is_some());
-            let usable = *name != self.me && !leads(name) && !broken && self.ledger.is_up(now.mono, name);
+            let broken =
+                situation.candidates.values().any(|c| c.name == *name && c.broken.is_some());
+            let usable =
+                *name != self.me && !leads(name) && !broken && self.ledger.is_up(now.mono, name);
             if usable && self.raft.transfer(u64::from(self.mesh.nodes[name].index.0)) {
                 return;
             }

@@ -14,7 +14,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType,
+    Message, MessageType,
+};
 use raft::{Config, RawNode, StateRole};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -47,10 +50,20 @@ const MAX_UNCOMMITTED: u64 = 4 << 20;
 
 /// What happened in the log.
 pub(super) enum LogEvent {
-    Send { to: u64, message: Vec<u8> },
-    Persist { ticket: u64, write: Persist },
+    Send {
+        to: u64,
+        message: Vec<u8>,
+    },
+    Persist {
+        ticket: u64,
+        write: Persist,
+    },
     /// A command was committed and applied here.
-    Applied { index: u64, term: u64, applied: Applied },
+    Applied {
+        index: u64,
+        term: u64,
+        applied: Applied,
+    },
     /// The state came as a snapshot: whoever leads was decided elsewhere.
     Restored,
     /// The voters are now these.
@@ -84,7 +97,14 @@ pub(super) struct RaftNode {
 }
 
 impl RaftNode {
-    pub fn new(id: u64, voters: &[u64], genesis: &LocationState, restored: Restored, seed: u64, now: Instant) -> Result<Self, GroupError> {
+    pub fn new(
+        id: u64,
+        voters: &[u64],
+        genesis: &LocationState,
+        restored: Restored,
+        seed: u64,
+        now: Instant,
+    ) -> Result<Self, GroupError> {
         let (store, state, empty) = LogStore::restore(restored, genesis, voters)?;
         let applied = store.snapshot_index();
         let config = Config {
@@ -103,7 +123,8 @@ impl RaftNode {
             ..Default::default()
         };
         let logger = raft_logger();
-        let raw = RawNode::new(&config, store, &logger).map_err(|e| GroupError::Raft(e.to_string()))?;
+        let raw =
+            RawNode::new(&config, store, &logger).map_err(|e| GroupError::Raft(e.to_string()))?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ id);
         let timeout = draw(&mut rng);
         let mut node = Self {
@@ -198,6 +219,7 @@ impl RaftNode {
             hard_state: Some(encode(&self.raw.raft.hard_state())),
             entries: Vec::new(),
             snapshot: (index <= 1).then(|| (index, encode(snapshot))),
+            decision: None,
         };
         self.persist(write);
     }
@@ -225,7 +247,11 @@ impl RaftNode {
                 _ => return,
             }
         }
-        if kind == MessageType::MsgAppendResponse && m.reject && m.term == self.raw.raft.term && self.is_leader() {
+        if kind == MessageType::MsgAppendResponse
+            && m.reject
+            && m.term == self.raw.raft.term
+            && self.is_leader()
+        {
             // The peer has less than it once acknowledged: its disk was lost. raft-rs would call this answer stale for
             // ever. Taking a really stale one for it only costs sending some entries again.
             if let Some(progress) = self.raw.raft.mut_prs().get_mut(m.from)
@@ -270,9 +296,7 @@ impl RaftNode {
 
     fn tick(&mut self) {
         let raft = &mut self.raw.raft;
-        if raft.state == StateRole::Leader {
-            self.raw.tick();
-        } else if raft.election_elapsed + 1 < ELECTION_TICKS {
+        if raft.state == StateRole::Leader || raft.election_elapsed + 1 < ELECTION_TICKS {
             self.raw.tick();
         } else if raft.election_elapsed + 1 < self.timeout || self.mute.is_some() {
             raft.election_elapsed = (raft.election_elapsed + 1).min(2 * ELECTION_TICKS);
@@ -306,9 +330,17 @@ impl RaftNode {
         let conf = self.raw.store().conf().clone();
         let mut change = ConfChangeV2::default();
         if conf.voters_outgoing.is_empty() {
-            let added = wanted.iter().filter(|id| !conf.voters.contains(id)).map(|&id| (id, ConfChangeType::AddNode));
-            let gone = conf.voters.iter().filter(|id| !wanted.contains(id)).map(|&id| (id, ConfChangeType::RemoveNode));
-            let changes: Vec<ConfChangeSingle> = added.chain(gone).map(|(id, ty)| raft_proto_single(id, ty)).collect();
+            let added = wanted
+                .iter()
+                .filter(|id| !conf.voters.contains(id))
+                .map(|&id| (id, ConfChangeType::AddNode));
+            let gone = conf
+                .voters
+                .iter()
+                .filter(|id| !wanted.contains(id))
+                .map(|&id| (id, ConfChangeType::RemoveNode));
+            let changes: Vec<ConfChangeSingle> =
+                added.chain(gone).map(|(id, ty)| raft_proto_single(id, ty)).collect();
             if changes.is_empty() {
                 return;
             }
@@ -386,7 +418,11 @@ impl RaftNode {
             if write != Persist::default() {
                 let before = self.last_ticket;
                 let ticket = self.persist(write);
-                self.held.push_back(Held { number, ticket: if must_wait { ticket } else { before }, messages });
+                self.held.push_back(Held {
+                    number,
+                    ticket: if must_wait { ticket } else { before },
+                    messages,
+                });
             } else {
                 let ticket = self.held.back().map_or(self.persisted, |h| h.ticket);
                 self.held.push_back(Held { number, ticket, messages });
@@ -428,7 +464,11 @@ impl RaftNode {
                     Ok(command) => self.state.apply(&command),
                     Err(_) => Applied::Nothing,
                 };
-                self.out.push_back(LogEvent::Applied { index: entry.index, term: entry.term, applied });
+                self.out.push_back(LogEvent::Applied {
+                    index: entry.index,
+                    term: entry.term,
+                    applied,
+                });
             }
             EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
                 let Ok(change) = ConfChangeV2::parse_from_bytes(&entry.data) else { return };

@@ -10,14 +10,32 @@ pub struct ExampleKeys {
     pub control: [u8; 32],
 }
 
-/// Nodes of the example: name, location, slot, endpoint, LAN address, prefix.
-const NODES: [(&str, &str, Option<u8>, &str, &str, &str); 6] = [
-    ("home-0", "home", Some(0), "home-0.example.net", "192.168.1.10", "10.42.0.0/24"),
-    ("home-1", "home", Some(1), "home-1.example.net", "192.168.1.11", "10.42.1.0/24"),
-    ("cloud-0", "cloud", Some(0), "203.0.113.10", "10.0.0.10", "10.43.0.0/24"),
-    ("cloud-1", "cloud", Some(1), "203.0.113.11", "10.0.0.11", "10.43.1.0/24"),
-    ("cloud-2", "cloud", Some(2), "203.0.113.12", "10.0.0.12", "10.43.2.0/24"),
-    ("cloud-3", "cloud", None, "", "10.0.0.13", "10.43.3.0/24"),
+/// A node of the example; without a slot it has no endpoint either.
+struct Example {
+    name: &'static str,
+    location: &'static str,
+    slot: Option<(u8, &'static str)>,
+    address: &'static str,
+    prefix: &'static str,
+}
+
+const fn node(
+    name: &'static str,
+    location: &'static str,
+    slot: Option<(u8, &'static str)>,
+    address: &'static str,
+    prefix: &'static str,
+) -> Example {
+    Example { name, location, slot, address, prefix }
+}
+
+const NODES: [Example; 6] = [
+    node("home-0", "home", Some((0, "home-0.example.net")), "192.168.1.10", "10.42.0.0/24"),
+    node("home-1", "home", Some((1, "home-1.example.net")), "192.168.1.11", "10.42.1.0/24"),
+    node("cloud-0", "cloud", Some((0, "203.0.113.10")), "10.0.0.10", "10.43.0.0/24"),
+    node("cloud-1", "cloud", Some((1, "203.0.113.11")), "10.0.0.11", "10.43.1.0/24"),
+    node("cloud-2", "cloud", Some((2, "203.0.113.12")), "10.0.0.12", "10.43.2.0/24"),
+    node("cloud-3", "cloud", None, "10.0.0.13", "10.43.3.0/24"),
 ];
 
 /// How many nodes the example has: so many keys it needs.
@@ -62,9 +80,8 @@ overlay = "vxlan"
 /// The example as text; it passes [`super::parse`] with any distinct keys.
 pub fn example(keys: &[ExampleKeys; EXAMPLE_NODES]) -> String {
     let mut text = HEAD.to_owned();
-    for (n, ((name, location, slot, endpoint, address, prefix), keys)) in
-        NODES.iter().zip(keys).enumerate()
-    {
+    for (n, (node, keys)) in NODES.iter().zip(keys).enumerate() {
+        let Example { name, location, slot, address, prefix } = node;
         if n == 0 {
             text += "\n# A node with a slot is a candidate: it may lead its location, and needs an endpoint that others reach.";
             text +=
@@ -73,7 +90,7 @@ pub fn example(keys: &[ExampleKeys; EXAMPLE_NODES]) -> String {
             text += "\n# A node without a slot is a member: it reaches other locations through the leader of its own.";
         }
         text += &format!("\n[nodes.{name}]\nlocation = \"{location}\"\nindex = {}\n", n + 1);
-        if let Some(slot) = slot {
+        if let Some((slot, endpoint)) = slot {
             text += &format!("slot = {slot}\nendpoint = \"{endpoint}\"\n");
         }
         text += &format!("address = \"{address}\"\nprefixes = [\"{prefix}\"]\n");

@@ -95,7 +95,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
 pub(super) fn show_duration(d: Duration) -> String {
     let micros = d.as_micros();
     let units = [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
-    match units.into_iter().find(|(size, _)| micros >= *size && micros % size == 0) {
+    match units.into_iter().find(|(size, _)| micros >= *size && micros.is_multiple_of(*size)) {
         Some((size, unit)) => format!("{}{unit}", micros / size),
         None if micros == 0 => "0s".into(),
         None => format!("{micros}us"),

@@ -511,10 +511,11 @@ impl Node {
 
     /// To every candidate of a location but this node.
     fn to_candidates(&mut self, location: &LocationName, frame: &Frame) {
-        let names: Vec<NodeName> =
-            self.mesh.candidates_of(location).values().map(|n| n.name.clone()).collect();
-        for name in names.iter().filter(|n| **n != self.me) {
-            self.send(name, frame.clone());
+        let mesh = self.mesh.clone();
+        for node in mesh.candidates_of(location).values() {
+            if node.name != self.me {
+                self.send(&node.name, frame.clone());
+            }
         }
     }
 

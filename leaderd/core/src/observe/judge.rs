@@ -85,7 +85,9 @@ impl Watch {
     /// The class and target of the latest loss through a path: what its burst repeats.
     pub(super) fn suspicion(&self, p: usize) -> Option<(ProbeClass, usize)> {
         let lost = self.paths[p].ring.iter().rev().find(|o| {
-            o.outcome.is_loss() && o.class != ProbeClass::Relay && !self.targets[o.target].quarantined
+            o.outcome.is_loss()
+                && o.class != ProbeClass::Relay
+                && !self.targets[o.target].quarantined
         })?;
         Some((lost.class, lost.target))
     }
@@ -98,8 +100,9 @@ impl Watch {
             return seen;
         }
         // No other slot can test it. If some other target can be compared, that one decides.
-        let comparable = (0..self.targets.len())
-            .any(|u| self.can_test(p, u) && (0..self.paths.len()).any(|k| k != p && self.can_test(k, u)));
+        let comparable = (0..self.targets.len()).any(|u| {
+            self.can_test(p, u) && (0..self.paths.len()).any(|k| k != p && self.can_test(k, u))
+        });
         match self.targets[t].candidate {
             _ if comparable => None,
             Some(k) => self.paths[k].relay_ok,
@@ -116,7 +119,8 @@ impl Watch {
             }
             let (mut n, mut lost) = (0, 0);
             for o in other.settled_since(now - CONTROL_WINDOW).filter(|o| o.is_fresh()) {
-                let live = (0..self.paths.len()).any(|x| self.cells[x][o.target].delivered >= Some(o.sent - slack));
+                let live = (0..self.paths.len())
+                    .any(|x| self.cells[x][o.target].delivered >= Some(o.sent - slack));
                 if o.outcome == Outcome::Delivered || live {
                     n += 1;
                     lost += usize::from(o.outcome.is_loss());
@@ -132,7 +136,8 @@ impl Watch {
     /// Runs the tests of a path. With `blame_all` losses count whether or not their target is known to live.
     fn weigh(&self, p: usize, now: Instant, slack: Duration, blame_all: bool) -> Weight {
         let test = sprt::failure(if blame_all { 0.0 } else { self.p0(p, now, slack) });
-        let alive: Vec<Option<Instant>> = (0..self.targets.len()).map(|t| self.alive(p, t)).collect();
+        let alive: Vec<Option<Instant>> =
+            (0..self.targets.len()).map(|t| self.alive(p, t)).collect();
         let mut per_target = vec![Sum::default(); self.targets.len()];
         let mut w = Weight::default();
         for o in self.paths[p].ring.iter().filter(|o| o.is_fresh()) {
@@ -159,7 +164,8 @@ impl Watch {
         let mut judged = Judged::default();
         let losses = std::mem::take(&mut self.fresh_losses);
         self.dark = self.paths.iter().all(|p| {
-            p.lost_in_row >= 3 && p.any_ok.is_none_or(|t| t + p.rtt.timeout(policy.min_probe_timeout) + DARK < now)
+            p.lost_in_row >= 3
+                && p.any_ok.is_none_or(|t| t + p.rtt.timeout(policy.min_probe_timeout) + DARK < now)
         });
         // All slots relay nothing although their own candidates answer: they are all sick.
         let all_sick = !self.dark
@@ -168,7 +174,11 @@ impl Watch {
                 let last = last.filter_map(|t| self.cells[p][t].delivered).max();
                 let since = last.unwrap_or_default();
                 self.paths[p].relay_ok > Some(since + DARK)
-                    && self.paths[p].settled_since(since + Duration::from_micros(1)).filter(|o| o.is_fresh()).count() >= 6
+                    && self.paths[p]
+                        .settled_since(since + Duration::from_micros(1))
+                        .filter(|o| o.is_fresh())
+                        .count()
+                        >= 6
             });
         if now.since(self.next_burst) > BURST_CALM {
             self.burst_gap = Duration::ZERO;
@@ -181,7 +191,8 @@ impl Watch {
             let degraded = next.is_degraded();
             let lost_now = losses.iter().any(|l| l.0 == p);
             // A burst may be repeated at once while the evidence grows.
-            let growing = worst.value >= h / 3.0 && path.burst.is_none_or(|b| b + path.rtt.timeout(policy.min_probe_timeout) <= now);
+            let growing = worst.value >= h / 3.0
+                && path.burst.is_none_or(|b| b + path.rtt.timeout(policy.min_probe_timeout) <= now);
             if !degraded && lost_now && !self.dark && (now >= self.next_burst || growing) {
                 judged.bursts.push(p);
             }
@@ -199,20 +210,33 @@ impl Watch {
             self.burst_gap = (self.burst_gap * 2).clamp(BURST_GAP_MIN, BURST_GAP_MAX);
             self.next_burst = now + self.burst_gap;
         }
-        self.uneasy =
-            !judged.bursts.is_empty() || self.paths.iter().any(|p| p.burst.is_some() || p.verdict != Verdict::Forwarding);
+        self.uneasy = !judged.bursts.is_empty()
+            || self.paths.iter().any(|p| p.burst.is_some() || p.verdict != Verdict::Forwarding);
         judged
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn verdict(&self, mesh: &Mesh, now: Instant, p: usize, w: &Weight, worst: Sum, h: f64, all_sick: bool) -> Verdict {
+    fn verdict(
+        &self,
+        mesh: &Mesh,
+        now: Instant,
+        p: usize,
+        w: &Weight,
+        worst: Sum,
+        h: f64,
+        all_sick: bool,
+    ) -> Verdict {
         let path = &self.paths[p];
         if path.own_fault.is_some_and(|t| now.since(t) < RECOVERY) || self.dark {
             // Our own kernel refuses, or nobody at all answers: nothing to hold against this candidate.
             return Verdict::Unknown;
         }
         if let Verdict::Degraded { cause, .. } = path.verdict {
-            return if self.recovered(mesh, now, p, cause) { Verdict::Forwarding } else { path.verdict.clone() };
+            return if self.recovered(mesh, now, p, cause) {
+                Verdict::Forwarding
+            } else {
+                path.verdict.clone()
+            };
         }
         let standbys = self.paths.len() > 1;
         if worst.value >= h {
@@ -225,16 +249,26 @@ impl Watch {
             return Verdict::Degraded { cause: Cause::Loss, direction: self.direction(from) };
         }
         let burst_pending = path.burst.is_some_and(|b| {
-            path.ring.iter().any(|o| o.sent >= b && o.outcome == Outcome::Pending) || worst.value >= h / 3.0
+            path.ring.iter().any(|o| o.sent >= b && o.outcome == Outcome::Pending)
+                || worst.value >= h / 3.0
         });
         if burst_pending && w.losses > 0 && worst.value > 0.0 {
             return Verdict::Suspected;
         }
-        let delivered = path.settled_since(now - STALE).filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
+        let delivered = path
+            .settled_since(now - STALE)
+            .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
         if delivered.count() >= FIRST_DELIVERIES { Verdict::Forwarding } else { Verdict::Unknown }
     }
 
-    fn change(&mut self, now: Instant, p: usize, next: Verdict, from: Option<Instant>, judged: &mut Judged) {
+    fn change(
+        &mut self,
+        now: Instant,
+        p: usize,
+        next: Verdict,
+        from: Option<Instant>,
+        judged: &mut Judged,
+    ) {
         let rows = if next.is_degraded() { self.rows(p, from.unwrap_or(now)) } else { Vec::new() };
         let partial = match next.cause() {
             Some(Cause::Partial) => self.bad_targets(p, from.unwrap_or(now)).0,
@@ -247,23 +281,31 @@ impl Watch {
         match &next {
             Verdict::Suspected | Verdict::Degraded { .. } => {
                 let first = from.unwrap_or(now);
-                let earlier = path.first_loss.is_some_and(|t| t <= first) && !matches!(was, Verdict::Forwarding);
+                let earlier = path.first_loss.is_some_and(|t| t <= first)
+                    && !matches!(was, Verdict::Forwarding);
                 if !earlier {
                     path.first_loss = Some(first);
                     path.suspected = Some(now);
-                    let ok = path.ring.iter().filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
+                    let ok = path
+                        .ring
+                        .iter()
+                        .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
                     path.ok_before = ok.map(|o| o.sent).filter(|s| *s < first).max();
                 }
                 if next.cause() == Some(Cause::Mtu) {
                     let sizes = |lost: bool| {
                         path.ring.iter().filter(move |o| {
-                            o.is_fresh() && o.sent >= first && o.outcome.is_loss() == lost && o.outcome != Outcome::Pending
+                            o.is_fresh()
+                                && o.sent >= first
+                                && o.outcome.is_loss() == lost
+                                && o.outcome != Outcome::Pending
                         })
                     };
                     let low = sizes(false).map(|o| o.size).max().unwrap_or(0);
                     let high = sizes(true).map(|o| o.size).filter(|s| *s > low).min();
                     path.mtu_between = high.map(|high| (low, high));
-                    path.path_mtu = path.path_mtu.filter(|m| *m >= low && Some(*m) < high).or(Some(low));
+                    path.path_mtu =
+                        path.path_mtu.filter(|m| *m >= low && Some(*m) < high).or(Some(low));
                 }
             }
             Verdict::Forwarding | Verdict::Unknown => {
@@ -276,7 +318,8 @@ impl Watch {
             }
         }
         judged.changed = true;
-        let level = if next.is_degraded() || was.is_degraded() { LogLevel::Warn } else { LogLevel::Debug };
+        let level =
+            if next.is_degraded() || was.is_degraded() { LogLevel::Warn } else { LogLevel::Debug };
         let word = |v: &Verdict| match v {
             Verdict::Unknown => "unknown",
             Verdict::Forwarding => "forwarding",
@@ -347,11 +390,16 @@ impl Watch {
             return (Cause::Loop, None);
         }
         let direction = self.direction(from);
-        let passed: Vec<u16> = fresh.iter().filter(|o| !o.outcome.is_loss()).map(|o| o.size).collect();
+        let passed: Vec<u16> =
+            fresh.iter().filter(|o| !o.outcome.is_loss()).map(|o| o.size).collect();
         let largest = passed.iter().copied().max().unwrap_or(0);
         let lost_within = fresh.iter().filter(|o| o.outcome.is_loss() && o.size <= largest).count();
         let full_lost = count(ProbeClass::FullSize, true);
-        if full_lost >= 2 && count(ProbeClass::FullSize, false) == 0 && passed.len() >= 2 && lost_within * 10 <= lost {
+        if full_lost >= 2
+            && count(ProbeClass::FullSize, false) == 0
+            && passed.len() >= 2
+            && lost_within * 10 <= lost
+        {
             return (Cause::Mtu, direction);
         }
         let (bad, good, mixed) = self.bad_targets(p, from);
@@ -362,11 +410,18 @@ impl Watch {
             return (Cause::Loss, direction);
         }
         let relay = (count(ProbeClass::Relay, false), count(ProbeClass::Relay, true));
-        if relay.0 == 0 && relay.1 > 0 && path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from) {
+        if relay.0 == 0
+            && relay.1 > 0
+            && path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from)
+        {
             return (Cause::TunnelDown, direction);
         }
         let pinned = (count(ProbeClass::PinnedFlow, false), count(ProbeClass::PinnedFlow, true));
-        if pinned.0 > pinned.1 { (Cause::NewFlow, direction) } else { (Cause::Forwarding, direction) }
+        if pinned.0 > pinned.1 {
+            (Cause::NewFlow, direction)
+        } else {
+            (Cause::Forwarding, direction)
+        }
     }
 
     /// Which way the losses since `from` went, from the reflectors' counts.
@@ -384,7 +439,9 @@ impl Watch {
     fn rows(&self, p: usize, from: Instant) -> Vec<EvidenceRow> {
         let all: Vec<&Obs> = self.paths[p].settled_since(from).collect();
         let row = |class, target: Option<usize>| {
-            let of = || all.iter().filter(move |o| o.class == class && target.is_none_or(|t| t == o.target));
+            let of = || {
+                all.iter().filter(move |o| o.class == class && target.is_none_or(|t| t == o.target))
+            };
             EvidenceRow {
                 class,
                 target: target.map(|t| self.targets[t].node.clone()),
@@ -393,7 +450,8 @@ impl Watch {
                 time_exceeded: of().filter(|o| o.outcome == Outcome::Looped).count() as u32,
             }
         };
-        let mut rows: Vec<EvidenceRow> = ProbeClass::ALL.into_iter().map(|c| row(c, None)).collect();
+        let mut rows: Vec<EvidenceRow> =
+            ProbeClass::ALL.into_iter().map(|c| row(c, None)).collect();
         let (bad, good, _) = self.bad_targets(p, from);
         if !good.is_empty() {
             rows.extend(bad.into_iter().map(|t| row(ProbeClass::NewFlow, Some(t))));
@@ -411,7 +469,8 @@ impl Watch {
             self.paths[p].mtu_between = None;
             return Vec::new();
         }
-        let tries: Vec<Obs> = self.paths[p].ring.iter().filter(|o| o.is_fresh() && o.size == size).copied().collect();
+        let tries: Vec<Obs> =
+            self.paths[p].ring.iter().filter(|o| o.is_fresh() && o.size == size).copied().collect();
         if tries.iter().any(|o| o.outcome == Outcome::Pending) {
             return Vec::new();
         }

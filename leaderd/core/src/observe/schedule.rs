@@ -52,7 +52,9 @@ impl Watch {
         let troubled = self.paths.iter().any(|p| p.verdict != Verdict::Forwarding);
         for p in 0..self.paths.len() {
             let targets = self.targets_of(p);
-            let Some(target) = pick(&targets, n, self.rotation.len(), &self.rotation) else { continue };
+            let Some(target) = pick(&targets, n, self.rotation.len(), &self.rotation) else {
+                continue;
+            };
             shots.push(self.shot(mesh, class, p, target, Some(drawn)));
             if quarantined && let Some(dead) = self.dead_target(p, n / REVISIT) {
                 shots.push(self.shot(mesh, ProbeClass::NewFlow, p, dead, None));
@@ -90,7 +92,13 @@ impl Watch {
     }
 
     /// A burst: what settles whether path `p` fails, and how.
-    pub(super) fn burst(&mut self, mesh: &Mesh, now: Instant, p: usize, rng: &mut ChaCha8Rng) -> Vec<Shot> {
+    pub(super) fn burst(
+        &mut self,
+        mesh: &Mesh,
+        now: Instant,
+        p: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Vec<Shot> {
         let mut shots = Vec::new();
         let mut targets = self.targets_of(p);
         let Some((failed, lost)) = self.suspicion(p) else { return shots };
@@ -99,8 +107,10 @@ impl Watch {
         let mut order = vec![lost, lost];
         let mut rest = targets.iter().copied().cycle();
         let mut next = |i: usize| if i % 3 == 2 { rest.next().unwrap_or(lost) } else { lost };
-        let main = if failed == ProbeClass::FullSize { ProbeClass::FullSize } else { ProbeClass::NewFlow };
-        let other = if main == ProbeClass::FullSize { ProbeClass::NewFlow } else { ProbeClass::FullSize };
+        let main =
+            if failed == ProbeClass::FullSize { ProbeClass::FullSize } else { ProbeClass::NewFlow };
+        let other =
+            if main == ProbeClass::FullSize { ProbeClass::NewFlow } else { ProbeClass::FullSize };
         for i in 0..BURST_MAIN {
             let t = next(i);
             // Every other one as small as can be: if those pass, it is the size.
@@ -146,7 +156,14 @@ impl Watch {
     }
 
     /// `drawn`: a random number that chooses the size of a new flow; `None`: the smallest.
-    pub(super) fn shot(&self, mesh: &Mesh, class: ProbeClass, p: usize, target: usize, drawn: Option<u32>) -> Shot {
+    pub(super) fn shot(
+        &self,
+        mesh: &Mesh,
+        class: ProbeClass,
+        p: usize,
+        target: usize,
+        drawn: Option<u32>,
+    ) -> Shot {
         let least = smallest(self.targets[target].address.is_ipv6());
         let size = match (class, drawn) {
             (ProbeClass::FullSize, _) => mesh.mtu.max(least),

@@ -15,7 +15,9 @@ use crate::mesh::Mesh;
 use crate::time::{Instant, Now};
 
 use super::keys::ProbeKeys;
-use super::stamp::{AUTHENTICATED_LEN, ERROR_ESTIMATE, Ntp, ReflectorPacket, SenderPacket, StampError};
+use super::stamp::{
+    AUTHENTICATED_LEN, ERROR_ESTIMATE, Ntp, ReflectorPacket, SenderPacket, StampError,
+};
 
 /// Most sessions remembered; the one idle longest goes first. A thousand observers with a few sessions each fit.
 const MAX_SESSIONS: usize = 8192;
@@ -89,9 +91,11 @@ impl Reflector {
     pub fn set_mesh(&mut self, mesh: Arc<Mesh>) {
         let others = || mesh.nodes.values().filter(|n| n.name != self.me);
         self.by_index = others().map(|n| (n.index, n.wireguard_key)).collect();
-        self.by_address =
-            others().flat_map(|n| n.probe_addresses.iter().map(|a| (*a, n.wireguard_key))).collect();
-        let known: std::collections::BTreeSet<WgPublicKey> = self.by_index.values().copied().collect();
+        self.by_address = others()
+            .flat_map(|n| n.probe_addresses.iter().map(|a| (*a, n.wireguard_key)))
+            .collect();
+        let known: std::collections::BTreeSet<WgPublicKey> =
+            self.by_index.values().copied().collect();
         self.keys.retain(|k| known.contains(k));
         self.sessions.retain(|(k, _), _| known.contains(k));
         self.idle.retain(|(_, k, _)| known.contains(k));
@@ -134,14 +138,21 @@ impl Reflector {
     fn owner(&self, ip: IpAddr) -> Option<WgPublicKey> {
         let low = match ip {
             IpAddr::V4(v4) if self.mesh.inner.v4.contains(&v4) => (u32::from(v4) & 0x0fff) as u16,
-            IpAddr::V6(v6) if self.mesh.inner.v6.is_some_and(|r| r.contains(&v6)) => (u128::from(v6) & 0x0fff) as u16,
+            IpAddr::V6(v6) if self.mesh.inner.v6.is_some_and(|r| r.contains(&v6)) => {
+                (u128::from(v6) & 0x0fff) as u16
+            }
             _ => return self.by_address.get(&ip).copied(),
         };
         self.by_index.get(&NodeIndex(low)).copied()
     }
 
     /// This answer's number in its session, or `Replayed`.
-    fn count(&mut self, now: Instant, peer: WgPublicKey, request: &SenderPacket) -> Result<u32, Reject> {
+    fn count(
+        &mut self,
+        now: Instant,
+        peer: WgPublicKey,
+        request: &SenderPacket,
+    ) -> Result<u32, Reject> {
         let id = (peer, request.ssid);
         if !self.sessions.contains_key(&id) && self.sessions.len() >= MAX_SESSIONS {
             if let Some((_, k, ssid)) = self.idle.pop_first() {

@@ -123,8 +123,11 @@ const PLAIN_AT: [usize; 7] = [4, 14, 16, 24, 28, 36, 40];
 impl ReflectorPacket {
     /// The answer to `request`, exactly as long: its TLVs come back, the unknown ones flagged (RFC 8972 §4).
     pub fn encode(&self, key: Option<&HmacKey>, request: &[u8]) -> Vec<u8> {
-        let (base, at) =
-            if key.is_some() { (AUTHENTICATED_LEN, AUTHENTICATED_AT) } else { (PLAIN_LEN, PLAIN_AT) };
+        let (base, at) = if key.is_some() {
+            (AUTHENTICATED_LEN, AUTHENTICATED_AT)
+        } else {
+            (PLAIN_LEN, PLAIN_AT)
+        };
         let mut b = vec![0; base];
         put(&mut b, 0, &self.seq.to_be_bytes());
         put(&mut b, at[0], &self.timestamp.0.to_be_bytes());
@@ -172,7 +175,9 @@ fn check(bytes: &[u8], key: Option<&HmacKey>) -> Result<(), StampError> {
         return Err(StampError::Truncated(bytes.len()));
     }
     match key {
-        Some(key) if !key.verify(&bytes[..HMAC_AT], &bytes[HMAC_AT..AUTHENTICATED_LEN]) => Err(StampError::BadHmac),
+        Some(key) if !key.verify(&bytes[..HMAC_AT], &bytes[HMAC_AT..AUTHENTICATED_LEN]) => {
+            Err(StampError::BadHmac)
+        }
         _ => Ok(()),
     }
 }
@@ -232,10 +237,20 @@ mod tests {
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
-            assert_eq!(SenderPacket::decode(&bad, Some(&key)), Err(StampError::BadHmac), "octet {at}");
-            assert!(matches!(SenderPacket::decode(&bytes[..at], Some(&key)), Err(StampError::Truncated(_))));
+            assert_eq!(
+                SenderPacket::decode(&bad, Some(&key)),
+                Err(StampError::BadHmac),
+                "octet {at}"
+            );
+            assert!(matches!(
+                SenderPacket::decode(&bytes[..at], Some(&key)),
+                Err(StampError::Truncated(_))
+            ));
         }
-        assert_eq!(SenderPacket::decode(&bytes, Some(&HmacKey::new([2; 32]))), Err(StampError::BadHmac));
+        assert_eq!(
+            SenderPacket::decode(&bytes, Some(&HmacKey::new([2; 32]))),
+            Err(StampError::BadHmac)
+        );
     }
 
     #[test]
@@ -248,7 +263,10 @@ mod tests {
         let mut request = packet().encode(None, 0);
         request.extend([0, 200, 0, 1, 9, 0, 1, 0xff, 0xff]);
         let back = reply(&packet()).encode(None, &request);
-        assert_eq!(back[PLAIN_LEN..], [FLAG_UNRECOGNIZED, 200, 0, 1, 9, FLAG_MALFORMED, 1, 0xff, 0xff]);
+        assert_eq!(
+            back[PLAIN_LEN..],
+            [FLAG_UNRECOGNIZED, 200, 0, 1, 9, FLAG_MALFORMED, 1, 0xff, 0xff]
+        );
     }
 
     #[test]

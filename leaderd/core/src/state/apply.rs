@@ -42,7 +42,9 @@ impl LocationState {
     /// Deterministic: the same commands in the same order give the same state on every node.
     pub fn apply(&mut self, command: &Command) -> Applied {
         match command {
-            Command::Decide { expected_epoch, decision, event } => self.decide(*expected_epoch, decision, event),
+            Command::Decide { expected_epoch, decision, event } => {
+                self.decide(*expected_epoch, decision, event)
+            }
             Command::Drain { node } => changed(self.drained.insert(node.clone())),
             Command::Undrain { node } => changed(self.drained.remove(node)),
             Command::Freeze { until } => changed(self.frozen.replace(*until) != Some(*until)),
@@ -71,8 +73,15 @@ impl LocationState {
         Box::new(event)
     }
 
-    fn complete(&mut self, epoch: Epoch, times: &EventTimes, blackout: Option<Duration>) -> Applied {
-        let Some(event) = self.events.iter_mut().rev().find(|e| e.epoch == epoch && e.is_decision()) else {
+    fn complete(
+        &mut self,
+        epoch: Epoch,
+        times: &EventTimes,
+        blackout: Option<Duration>,
+    ) -> Applied {
+        let Some(event) =
+            self.events.iter_mut().rev().find(|e| e.epoch == epoch && e.is_decision())
+        else {
             return Applied::Nothing;
         };
         let before = (event.times, event.blackout);
@@ -121,7 +130,9 @@ impl LocationState {
         self.events
             .iter()
             .filter(|e| e.kind == EventKind::Failover)
-            .filter(move |e| of.is_none_or(|n| e.leaders_before.contains(n) && !e.leaders_after.contains(n)))
+            .filter(move |e| {
+                of.is_none_or(|n| e.leaders_before.contains(n) && !e.leaders_after.contains(n))
+            })
             .filter_map(|e| e.times.condemned.or(e.times.committed))
     }
 
@@ -130,7 +141,9 @@ impl LocationState {
         self.events
             .iter()
             .rev()
-            .find(|e| matches!(e.kind, EventKind::FailStatic | EventKind::Notice) || e.is_decision())
+            .find(|e| {
+                matches!(e.kind, EventKind::FailStatic | EventKind::Notice) || e.is_decision()
+            })
             .is_some_and(|e| e.kind == EventKind::FailStatic)
     }
 }
@@ -146,7 +159,11 @@ fn changed(yes: bool) -> Applied {
     if yes { Applied::Changed } else { Applied::Nothing }
 }
 
-fn grow(times: impl Iterator<Item = WallTime>, base: Duration, max: Duration) -> Option<(WallTime, Duration)> {
+fn grow(
+    times: impl Iterator<Item = WallTime>,
+    base: Duration,
+    max: Duration,
+) -> Option<(WallTime, Duration)> {
     let mut held: Option<(WallTime, Duration)> = None;
     for at in times {
         let next = match held {

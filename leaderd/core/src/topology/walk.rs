@@ -45,7 +45,7 @@ impl<'a> World<'a> {
 
     /// Every walk (ECMP may choose) from a node by its ordinary routes.
     pub(super) fn send(&self, from: &Node, source: IpAddr, target: IpAddr) -> Vec<Walk> {
-        self.from_node(vec![from.name.clone()], source, target)
+        self.go_on(vec![from.name.clone()], source, target)
     }
 
     /// Every walk out of `wgl{slot}` whatever the routes say.
@@ -59,7 +59,7 @@ impl<'a> World<'a> {
         self.leave(vec![from.name.clone()], &plane(slot), target, source, target)
     }
 
-    fn from_node(&self, path: Vec<NodeName>, source: IpAddr, target: IpAddr) -> Vec<Walk> {
+    fn go_on(&self, path: Vec<NodeName>, source: IpAddr, target: IpAddr) -> Vec<Walk> {
         let here = &self.mesh.nodes[path.last().unwrap()];
         let net = &self.nets[&here.name];
         let own = here.prefixes.iter().any(|p| p.contains(&target))
@@ -179,7 +179,7 @@ impl<'a> World<'a> {
             return vec![Err(format!("a loop: {path:?} and again {}", next.name))];
         }
         path.push(next.name.clone());
-        self.from_node(path, source, target)
+        self.go_on(path, source, target)
     }
 
     /// What a CNI carries in a location with overlay `external`.

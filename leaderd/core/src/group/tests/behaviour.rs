@@ -70,7 +70,9 @@ fn when_all_are_sick_the_leader_stays_and_that_is_said_once() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 6);
     let sick = Verdict::Degraded { cause: Cause::Loss, direction: None };
     for slot in 0..3 {
-        (0..3).for_each(|o| drop(c.verdicts.insert((name(&format!("home-{o}")), Slot(slot)), sick.clone())));
+        for observer in c.observers.clone() {
+            c.verdicts.insert((observer, Slot(slot)), sick.clone());
+        }
     }
     c.report_now();
     let slot = c.leaders()[&name("cloud-1")].1[0];
@@ -121,7 +123,8 @@ fn the_raft_leader_crashing_during_a_failover_delays_it_by_one_election() {
     let raft = c.raft_leader().unwrap();
     c.crash(&raft);
     c.condemn(0, &["home-0", "home-1", "home-2"]);
-    let took = c.until(5000, "failover", |c| !c.all_follow(0) && c.leaders().values().all(|l| l.0 == 2));
+    let took =
+        c.until(5000, "failover", |c| !c.all_follow(0) && c.leaders().values().all(|l| l.0 == 2));
     assert!(took <= 2500, "took {took} ms");
 }
 
@@ -166,7 +169,9 @@ fn decisions_drains_and_freezes_survive_a_restart_of_everybody() {
 fn draining_the_leader_moves_leadership_even_while_frozen() {
     let mut c = Cluster::settled(mesh(2, 1, 0), 12);
     let location = "cloud".parse().unwrap();
-    assert!(done(&c.command(AdminRequest::Freeze { location, duration: Some(Duration::from_secs(600)) })));
+    assert!(done(
+        &c.command(AdminRequest::Freeze { location, duration: Some(Duration::from_secs(600)) })
+    ));
     assert!(done(&c.command(AdminRequest::Drain { node: name("cloud-0") })));
     c.until(500, "move", |c| c.all_follow(1));
     assert_eq!(c.event().cause, Some(Cause::Drained));
@@ -177,7 +182,9 @@ fn a_promotion_is_refused_unless_the_candidate_forwards_or_it_is_forced() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 13);
     c.condemn(2, &["home-0", "home-1"]);
     let promote = |force| AdminRequest::Promote { node: name("cloud-2"), force };
-    let AdminResponse::Refused { message } = c.command(promote(false)) else { panic!("not refused") };
+    let AdminResponse::Refused { message } = c.command(promote(false)) else {
+        panic!("not refused")
+    };
     assert!(message.contains("--force"), "{message}");
     assert!(done(&c.command(promote(true))));
 }
@@ -257,7 +264,8 @@ fn a_long_log_is_compacted_and_a_lost_disk_is_filled_from_a_snapshot() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 19);
     for i in 0..200 {
         let node = name("cloud-2");
-        let request = if i % 2 == 0 { AdminRequest::Drain { node } } else { AdminRequest::Undrain { node } };
+        let request =
+            if i % 2 == 0 { AdminRequest::Drain { node } } else { AdminRequest::Undrain { node } };
         assert!(done(&c.command(request)));
     }
     let raft = c.raft_leader().unwrap();
@@ -283,7 +291,9 @@ fn slow_paths_do_not_make_raft_flap_for_an_hour() {
         }
     }
     c.until(90_000, "first decision", |c| c.all_follow(0));
-    c.until(90_000, "raft off the leader", |c| c.raft_leader().is_some_and(|n| n != name("cloud-0")));
+    c.until(90_000, "raft off the leader", |c| {
+        c.raft_leader().is_some_and(|n| n != name("cloud-0"))
+    });
     c.run(5000);
     c.raft_leaders.clear();
     c.run(3_600_000);
@@ -322,7 +332,9 @@ fn a_partitioned_raft_leader_steps_down_and_the_rest_decide() {
         c.cut.insert((other.clone(), raft.clone()));
     }
     c.condemn(0, &["home-0", "home-1", "home-2"]);
-    let moved = |c: &Cluster| c.leaders().iter().filter(|(n, _)| **n != raft).all(|(_, l)| l.0 == 2 && l.1 != [0]);
+    let moved = |c: &Cluster| {
+        c.leaders().iter().filter(|(n, _)| **n != raft).all(|(_, l)| l.0 == 2 && l.1 != [0])
+    };
     c.until(4000, "the majority decides", moved);
     c.cut.clear();
     c.until(5000, "all agree", |c| c.leaders().values().all(|l| l.0 == 2));
@@ -339,7 +351,9 @@ fn a_leader_that_its_location_cannot_reach_goes_even_without_observers() {
         c.cut.insert((name("cloud-0"), name(other)));
         c.cut.insert((name(other), name("cloud-0")));
     }
-    let moved = |c: &Cluster| c.leaders().iter().filter(|(n, _)| **n != name("cloud-0")).all(|(_, l)| l.1 == [1]);
+    let moved = |c: &Cluster| {
+        c.leaders().iter().filter(|(n, _)| **n != name("cloud-0")).all(|(_, l)| l.1 == [1])
+    };
     c.until(8000, "move", moved);
     assert_eq!(c.decided.last().unwrap().2.cause, Cause::Unreachable);
 }
@@ -380,7 +394,10 @@ fn at_most_one_decision_per_epoch_under_loss_crashes_and_flapping() {
             let slot = ((seed + round) % 3) as u8;
             c.heal();
             c.condemn(slot, &["home-0", "home-1"]);
-            let victim = name(["cloud-0", "cloud-1", "cloud-2", "cloud-3", "member-0"][((seed * 7 + round * 3) % 5) as usize]);
+            let victim = name(
+                ["cloud-0", "cloud-1", "cloud-2", "cloud-3", "member-0"]
+                    [((seed * 7 + round * 3) % 5) as usize],
+            );
             if c.groups.contains_key(&victim) && c.groups.len() > 3 {
                 c.crash(&victim);
             } else if !c.groups.contains_key(&victim) {

@@ -20,7 +20,11 @@ pub fn name(s: &str) -> NodeName {
 
 /// Location `cloud` with these candidates, members and witnesses, and location `home` whose candidates observe it.
 pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
-    let location = |n: &str, witnesses| Location { name: n.parse().unwrap(), overlay: Overlay::External, witnesses };
+    let location = |n: &str, witnesses| Location {
+        name: n.parse().unwrap(),
+        overlay: Overlay::External,
+        witnesses,
+    };
     let mut nodes = BTreeMap::new();
     let mut add = |n: String, location: &str, index: u16, slot: Option<Slot>| {
         let node = Node {
@@ -170,7 +174,8 @@ impl Cluster {
         let disk = self.disks.entry(node.clone()).or_default().0.clone();
         let location = "cloud".parse().unwrap();
         let seed = self.rng.next_u64();
-        let group = Group::new(self.mesh.clone(), location, node.clone(), disk, seed, self.now()).unwrap();
+        let group =
+            Group::new(self.mesh.clone(), location, node.clone(), disk, seed, self.now()).unwrap();
         *self.lives.entry(node.clone()).or_default() += 1;
         self.groups.insert(node.clone(), group);
         self.drain(node);
@@ -187,7 +192,9 @@ impl Cluster {
 
     fn drain(&mut self, node: &NodeName) {
         loop {
-            let Some(output) = self.groups.get_mut(node).and_then(Group::poll_output) else { return };
+            let Some(output) = self.groups.get_mut(node).and_then(Group::poll_output) else {
+                return;
+            };
             match output {
                 GroupOutput::Send { to, message } => {
                     let lost = self.random(100) < u64::from(self.loss_percent);
@@ -204,11 +211,16 @@ impl Cluster {
                     let after = MS + self.random(3 * MS);
                     // Writes are in order: nothing overtakes an earlier one.
                     let last = self.queue.iter().filter_map(|((t, _), d)| match d {
-                        Due::Persisted { node: n, life: l, .. } if n == node && *l == life => Some(*t),
+                        Due::Persisted { node: n, life: l, .. } if n == node && *l == life => {
+                            Some(*t)
+                        }
                         _ => None,
                     });
                     let at = last.max().unwrap_or(0).max(self.time + after);
-                    self.push(at - self.time, Due::Persisted { node: node.clone(), ticket, write, life });
+                    self.push(
+                        at - self.time,
+                        Due::Persisted { node: node.clone(), ticket, write, life },
+                    );
                 }
                 GroupOutput::Decided { decision, event } => {
                     if self.ack {
@@ -219,7 +231,13 @@ impl Cluster {
                             for group in self.groups.values_mut() {
                                 group.handle_ack(now, &observer, decision.epoch, wall);
                                 let blackout = Some(Duration::from_millis(120));
-                                group.handle_verified(now, &observer, decision.epoch, wall, blackout);
+                                group.handle_verified(
+                                    now,
+                                    &observer,
+                                    decision.epoch,
+                                    wall,
+                                    blackout,
+                                );
                             }
                         }
                     }
@@ -310,7 +328,11 @@ impl Cluster {
         self.seq += 1;
         for observer in self.observers.clone() {
             let slots = self.mesh.ranking(&"cloud".parse().unwrap()).into_iter().map(|slot| {
-                let verdict = self.verdicts.get(&(observer.clone(), slot)).cloned().unwrap_or(Verdict::Forwarding);
+                let verdict = self
+                    .verdicts
+                    .get(&(observer.clone(), slot))
+                    .cloned()
+                    .unwrap_or(Verdict::Forwarding);
                 let lost = u32::from(verdict.is_degraded());
                 SlotReport {
                     slot,
@@ -320,7 +342,13 @@ impl Cluster {
                     rtt: Some(Duration::from_millis(20)),
                     loss: 0.0,
                     path_mtu: Some(1420),
-                    evidence: vec![EvidenceRow { class: ProbeClass::NewFlow, target: None, sent: 4, lost, time_exceeded: 0 }],
+                    evidence: vec![EvidenceRow {
+                        class: ProbeClass::NewFlow,
+                        target: None,
+                        sent: 4,
+                        lost,
+                        time_exceeded: 0,
+                    }],
                     verdict,
                 }
             });
@@ -357,7 +385,12 @@ impl Cluster {
     pub fn run(&mut self, ms: u64) {
         let end = self.time + ms * MS;
         loop {
-            let timer = self.groups.values().filter_map(|g| g.poll_timeout()).min().map_or(u64::MAX, |t| t.0);
+            let timer = self
+                .groups
+                .values()
+                .filter_map(|g| g.poll_timeout())
+                .min()
+                .map_or(u64::MAX, |t| t.0);
             let event = self.queue.first_key_value().map_or(u64::MAX, |((t, _), _)| *t);
             let at = timer.min(event);
             if at > end {
@@ -395,14 +428,21 @@ impl Cluster {
             }
             self.run(1);
         }
-        panic!("not within {ms} ms: {what}; leaders {:?}, raft {:?}", self.leaders(), self.raft_leader());
+        panic!(
+            "not within {ms} ms: {what}; leaders {:?}, raft {:?}",
+            self.leaders(),
+            self.raft_leader()
+        );
     }
 
     /// (epoch, leaders) as each living node has applied it.
     pub fn leaders(&self) -> BTreeMap<NodeName, (u64, Vec<u8>)> {
         let of = |g: &Group| {
             let d = g.state().decision.as_ref();
-            (d.map_or(0, |d| d.epoch.0), d.map_or(vec![], |d| d.leaders.iter().map(|s| s.0).collect()))
+            (
+                d.map_or(0, |d| d.epoch.0),
+                d.map_or(vec![], |d| d.leaders.iter().map(|s| s.0).collect()),
+            )
         };
         self.groups.iter().map(|(n, g)| (n.clone(), of(g))).collect()
     }
@@ -419,7 +459,9 @@ impl Cluster {
     pub fn settled(mesh: Mesh, seed: u64) -> Self {
         let mut cluster = Self::new(mesh, seed);
         cluster.until(8000, "first decision", |c| c.all_follow(0));
-        cluster.until(5000, "raft leader off the leader", |c| c.raft_leader().is_some_and(|n| n != name("cloud-0")));
+        cluster.until(5000, "raft leader off the leader", |c| {
+            c.raft_leader().is_some_and(|n| n != name("cloud-0"))
+        });
         cluster.run(12_000);
         cluster
     }

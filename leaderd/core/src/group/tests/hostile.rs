@@ -90,3 +90,100 @@ fn messages_of_others_and_in_others_names_are_counted() {
     group.handle_raft(now, &name("home-2"), &bytes);
     assert_eq!(group.ignored(), 2);
 }
+
+/// The corpus of the fuzz target `frame` (tests/fuzz), replayed.
+#[test]
+fn the_corpus_of_frames_is_harmless() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fuzz/corpus/frame");
+    let mut replayed = 0;
+    for file in std::fs::read_dir(dir).unwrap() {
+        let path = file.unwrap().path();
+        let mut bytes = Vec::new();
+        std::io::Read::read_to_end(&mut std::fs::File::open(&path).unwrap(), &mut bytes).unwrap();
+        let mut raft = bytes.clone();
+        if let Ok(frame) = crate::wire::Frame::decode(&bytes) {
+            assert_eq!(
+                crate::wire::Frame::decode(&frame.encode()).unwrap().encode(),
+                frame.encode()
+            );
+            if let crate::wire::Frame::Raft { message, .. } = frame {
+                raft = message;
+            }
+        }
+        let mut c = Cluster::new(mesh(3, 0, 0), 1);
+        for pause in [0, 4000] {
+            c.run(pause);
+            let now = c.now();
+            c.groups.get_mut(&name("cloud-1")).unwrap().handle_raft(now, &name("cloud-0"), &raft);
+            c.run(1000);
+        }
+        replayed += 1;
+    }
+    assert!(replayed >= 6, "{replayed} files of corpus");
+}
+
+/// Writes the seeds of that corpus: `cargo test -p leaderd-core --lib write_the_corpus -- --ignored`.
+#[test]
+#[ignore = "writes files"]
+fn write_the_corpus() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fuzz/corpus/frame");
+    let raft = |m: &Message| crate::wire::Frame::Raft {
+        location: "cloud".parse().unwrap(),
+        message: m.write_to_bytes().unwrap(),
+    };
+    let base = |kind| {
+        let mut m = Message {
+            term: 2,
+            from: 1,
+            to: 2,
+            index: 1,
+            log_term: 1,
+            commit: 1,
+            ..Default::default()
+        };
+        m.set_msg_type(kind);
+        m
+    };
+    let mut append = base(MessageType::MsgAppend);
+    append.set_entries(vec![Entry { index: 2, term: 2, ..Default::default() }].into());
+    let mut snapshot = base(MessageType::MsgSnapshot);
+    snapshot.mut_snapshot().mut_metadata().index = 9;
+    snapshot.mut_snapshot().mut_metadata().term = 2;
+    snapshot.mut_snapshot().mut_metadata().mut_conf_state().voters = vec![1, 2, 3];
+    let state = crate::state::LocationState::new("cloud".parse().unwrap());
+    snapshot.mut_snapshot().data = postcard::to_stdvec(&state).unwrap().into();
+    let ahead = Message { commit: 900, ..base(MessageType::MsgHeartbeat) };
+    let huge = Message { term: u64::MAX, ..base(MessageType::MsgRequestVote) };
+    let hello = crate::wire::Frame::Hello(crate::wire::Hello {
+        node: name("cloud-0"),
+        generation: crate::ids::Generation(1),
+        mesh_hash: [1; 8],
+        decision: None,
+        raft_leader: Some(name("cloud-1")),
+        broken: None,
+        reaches: vec![crate::ids::Slot(1)],
+        digest: Vec::new(),
+    });
+    let messages = [
+        ("append", append),
+        ("snapshot", snapshot),
+        ("heartbeat-ahead", ahead),
+        ("huge-term", huge),
+    ];
+    for (file, m) in &messages {
+        std::io::Write::write_all(
+            &mut std::fs::File::create(format!("{dir}/{file}")).unwrap(),
+            &raft(m).encode(),
+        )
+        .unwrap();
+    }
+    let hello = hello.encode();
+    std::io::Write::write_all(&mut std::fs::File::create(format!("{dir}/hello")).unwrap(), &hello)
+        .unwrap();
+    let short = &hello[..hello.len() / 2];
+    std::io::Write::write_all(
+        &mut std::fs::File::create(format!("{dir}/hello-truncated")).unwrap(),
+        short,
+    )
+    .unwrap();
+}

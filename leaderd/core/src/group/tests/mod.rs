@@ -1,3 +1,3 @@
-mod cluster;
 mod behaviour;
+mod cluster;
 mod hostile;

@@ -16,7 +16,13 @@ fn decide(expected: u64, epoch: u64, slot: u8, at: u64, cause: Cause) -> Command
     let kind = if cause.is_fault() { EventKind::Failover } else { EventKind::Move };
     Command::Decide {
         expected_epoch: Epoch(expected),
-        decision: Decision { location: location.clone(), epoch: Epoch(epoch), leaders: vec![Slot(slot)], cause, at },
+        decision: Decision {
+            location: location.clone(),
+            epoch: Epoch(epoch),
+            leaders: vec![Slot(slot)],
+            cause,
+            at,
+        },
         event: Box::new(Event {
             seq: 0,
             location,
@@ -46,7 +52,10 @@ fn parse(line: &str) -> Command {
         "unfreeze" => Command::Unfreeze,
         "programmed" => Command::Complete {
             epoch: Epoch(n(1)),
-            times: EventTimes { programmed: Some(WallTime(n(2) * 1_000_000)), ..Default::default() },
+            times: EventTimes {
+                programmed: Some(WallTime(n(2) * 1_000_000)),
+                ..Default::default()
+            },
             blackout: None,
         },
         other => panic!("unknown command {other}"),
