@@ -93,14 +93,24 @@ pub struct Engine {
 impl Engine {
     pub fn new(
         node: Node,
-            clock: Clock,
+        clock: Clock,
         shells: Shells,
         inputs: mpsc::Receiver<Input>,
         requests: mpsc::Receiver<Request>,
     ) -> Self {
         let immediate = VecDeque::new();
         let commands = BTreeMap::new();
-        Self { node, clock, shells, inputs, requests, immediate, commands, next_command: 1, ready: false }
+        Self {
+            node,
+            clock,
+            shells,
+            inputs,
+            requests,
+            immediate,
+            commands,
+            next_command: 1,
+            ready: false,
+        }
     }
 
     /// Runs until `stop` is done.
@@ -114,7 +124,8 @@ impl Engine {
                 self.handle(input);
             }
             let deadline = self.node.poll_timeout().map(|at| self.clock.deadline(at));
-            let sleep = tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now));
+            let sleep =
+                tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
                 () = &mut stop => return,
                 () = sleep, if deadline.is_some() => self.handle(Input::Timeout),
@@ -159,7 +170,9 @@ impl Engine {
                 Effect::ForgetProbe { probe } => self.shells.probes.forget(probe),
                 Effect::Reflect { from, to, bytes } => self.shells.probes.reflect(from, to, &bytes),
                 Effect::SendFrame { to, frame } => self.shells.control.send(&to, &frame),
-                Effect::Persist { ticket, location, write } => self.shells.writer.persist(ticket, location, write),
+                Effect::Persist { ticket, location, write } => {
+                    self.shells.writer.persist(ticket, location, write)
+                }
                 Effect::Program { revision, network } => {
                     self.shells.programs.send_replace(Some((revision, network)));
                 }
@@ -185,9 +198,13 @@ impl Engine {
                 let _ = to.send(Box::new(self.node.desired().clone()));
             }
             Request::Command(request, to) => {
-                self.commands.retain(|_, (since, waiting)| since.elapsed() < COMMAND_TIMEOUT && !waiting.is_closed());
+                self.commands.retain(|_, (since, waiting)| {
+                    since.elapsed() < COMMAND_TIMEOUT && !waiting.is_closed()
+                });
                 if self.commands.len() >= MAX_COMMANDS {
-                    let message = format!("{MAX_COMMANDS} commands wait for an answer already; try again later");
+                    let message = format!(
+                        "{MAX_COMMANDS} commands wait for an answer already; try again later"
+                    );
                     let _ = to.send(AdminResponse::Refused { message });
                     return;
                 }

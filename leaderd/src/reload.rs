@@ -66,9 +66,12 @@ pub fn refusal(old: &Mesh, new: &Mesh, me: &NodeName) -> Option<String> {
         return Some(format!("it is of mesh {}, and this daemon runs in {}", new.name, old.name));
     }
     let (Some(then), Some(now)) = (old.node(me), new.node(me)) else {
-        return Some(format!("node {me} is not in it; stop this daemon and run `leaderd cleanup` if that is meant"));
+        return Some(format!(
+            "node {me} is not in it; stop this daemon and run `leaderd cleanup` if that is meant"
+        ));
     };
-    let restart = |what: &str| Some(format!("{what} of this node changed: restart leaderd to apply it"));
+    let restart =
+        |what: &str| Some(format!("{what} of this node changed: restart leaderd to apply it"));
     if now.location != then.location {
         return restart("the location");
     }

@@ -24,7 +24,8 @@ pub async fn resolve(mesh: &Mesh, known: &BTreeMap<String, IpAddr>) -> BTreeMap<
         .collect();
     let lookups = names.into_iter().map(|name| async move {
         let old = known.get(name).copied();
-        let found = match timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await {
+        let found = match timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await
+        {
             Ok(Ok(addresses)) => addresses.map(|a| a.ip()).collect::<BTreeSet<_>>(),
             Ok(Err(error)) => {
                 tracing::warn!(endpoint.name = name, %error, "cannot resolve an endpoint");

@@ -10,9 +10,9 @@
 mod dial;
 mod link;
 mod listen;
-mod tls;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -86,7 +86,12 @@ pub(crate) struct Dial {
 
 impl Control {
     /// Listens on `port` of all addresses. Inputs go to `inputs`. Must be called within a tokio runtime.
-    pub fn start(port: u16, keys: &Keys, inputs: mpsc::Sender<Input>, counters: Counters) -> Result<Self, ListenError> {
+    pub fn start(
+        port: u16,
+        keys: &Keys,
+        inputs: mpsc::Sender<Input>,
+        counters: Counters,
+    ) -> Result<Self, ListenError> {
         let identity = tls::Identity::new(&keys.control, keys.control_public())?;
         let shared = Arc::new(Shared {
             identity,
@@ -104,7 +109,8 @@ impl Control {
     pub fn set_peers(&mut self, peers: &[Peer]) {
         let shared = &self.shared;
         shared.known.set(peers.iter().map(|p| (p.control_key, p.name.clone())).collect());
-        let keys: BTreeMap<&NodeName, ControlPublicKey> = peers.iter().map(|p| (&p.name, p.control_key)).collect();
+        let keys: BTreeMap<&NodeName, ControlPublicKey> =
+            peers.iter().map(|p| (&p.name, p.control_key)).collect();
         shared.lock_links().retain(|name, link| {
             let stays = keys.get(name) == Some(&link.key());
             if !stays {
@@ -129,7 +135,9 @@ impl Control {
         });
         for (name, dial) in wanted {
             let shared = &self.shared;
-            self.dialers.entry(name).or_insert_with(|| (dial.clone(), tokio::spawn(dial::run(dial, shared.clone()))));
+            self.dialers
+                .entry(name)
+                .or_insert_with(|| (dial.clone(), tokio::spawn(dial::run(dial, shared.clone()))));
         }
     }
 

@@ -41,7 +41,10 @@ fn peer(of: &End, dial: bool) -> Peer {
 }
 
 async fn next(end: &mut End) -> Input {
-    timeout(Duration::from_secs(10), end.inputs.recv()).await.expect("an input in time").expect("an open channel")
+    timeout(Duration::from_secs(10), end.inputs.recv())
+        .await
+        .expect("an input in time")
+        .expect("an open channel")
 }
 
 /// The next frame, past the control channel's own news.
@@ -54,7 +57,11 @@ async fn frame(end: &mut End) -> (NodeName, Frame) {
 }
 
 fn ack(epoch: u64) -> Frame {
-    Frame::Ack { location: "cloud".parse().unwrap(), epoch: Epoch(epoch), programmed_at: WallTime(1) }
+    Frame::Ack {
+        location: "cloud".parse().unwrap(),
+        epoch: Epoch(epoch),
+        programmed_at: WallTime(1),
+    }
 }
 
 fn raft(size: usize) -> Frame {
@@ -135,8 +142,13 @@ async fn frames_to_nobody_are_dropped_and_counted_and_a_busy_port_is_named() {
     let a = end("a", 1);
     a.control.send(&"nobody".parse().unwrap(), &ack(1));
     assert_eq!(a.counters.get("frames_without_connection"), 1);
-    let error = Control::start(a.port, &a.keys, mpsc::channel(1).0, Counters::default()).unwrap_err().to_string();
-    assert!(error.contains(&format!("UDP port {}", a.port)) && error.contains("control_port"), "{error}");
+    let error = Control::start(a.port, &a.keys, mpsc::channel(1).0, Counters::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(&format!("UDP port {}", a.port)) && error.contains("control_port"),
+        "{error}"
+    );
 }
 
 #[test]
