@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use leaderd_core::admin::{AdminRequest, AdminResponse};
-use leaderd_core::ids::NodeName;
 use leaderd_core::io::{Effect, Input, LogLevel};
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
@@ -81,7 +80,6 @@ pub struct Shells {
 #[derive(Debug)]
 pub struct Engine {
     node: Node,
-    me: NodeName,
     clock: Clock,
     shells: Shells,
     inputs: mpsc::Receiver<Input>,
@@ -95,7 +93,6 @@ pub struct Engine {
 impl Engine {
     pub fn new(
         node: Node,
-        me: NodeName,
         clock: Clock,
         shells: Shells,
         inputs: mpsc::Receiver<Input>,
@@ -105,7 +102,6 @@ impl Engine {
         let commands = BTreeMap::new();
         Self {
             node,
-            me,
             clock,
             shells,
             inputs,
@@ -161,7 +157,7 @@ impl Engine {
 
     fn peers_changed(&mut self) {
         let mesh = self.node.mesh().clone();
-        self.shells.control.set_peers(&self.me, &mesh, &self.node.peers());
+        self.shells.control.set_peers(&self.node.peers());
         if let Err(error) = self.shells.probes.set_ports(&mesh.probe_ports) {
             tracing::error!(%error, "the new probe ports are not in use: the old ones stay");
         }

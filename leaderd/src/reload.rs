@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::node::parse_mesh;
-use crate::resolve::{resolve, substitute};
+use crate::resolve::resolve;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -122,9 +122,9 @@ pub async fn watch(
                         mesh = new;
                         resolved = resolve(&mesh, &resolved).await;
                         resolved_at = Instant::now();
-                        inputs
-                            .send(Input::MeshChanged(Box::new(substitute(&mesh, &resolved))))
-                            .await?;
+                        // First the names, so that the new nodes have addresses at once.
+                        inputs.send(Input::Resolved(resolved.clone())).await?;
+                        inputs.send(Input::MeshChanged(Box::new(mesh.clone()))).await?;
                     }
                 },
             }
@@ -135,7 +135,7 @@ pub async fn watch(
             if new != resolved {
                 tracing::info!(endpoints = ?new, "endpoints have other addresses now");
                 resolved = new;
-                inputs.send(Input::MeshChanged(Box::new(substitute(&mesh, &resolved)))).await?;
+                inputs.send(Input::Resolved(resolved.clone())).await?;
             }
         }
     }

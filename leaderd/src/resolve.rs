@@ -43,19 +43,6 @@ pub async fn resolve(mesh: &Mesh, known: &BTreeMap<String, IpAddr>) -> BTreeMap<
     futures_util::future::join_all(lookups).await.into_iter().flatten().collect()
 }
 
-/// The mesh with names replaced by the addresses they have now.
-pub fn substitute(mesh: &Mesh, resolved: &BTreeMap<String, IpAddr>) -> Mesh {
-    let mut mesh = mesh.clone();
-    for node in mesh.nodes.values_mut() {
-        if let Some(Host::Name(name)) = &node.endpoint
-            && let Some(ip) = resolved.get(name)
-        {
-            node.endpoint = Some(Host::Ip(*ip));
-        }
-    }
-    mesh
-}
-
 /// The device that has this address.
 pub fn device_of(address: IpAddr) -> Option<InterfaceName> {
     getifaddrs().ok()?.find_map(|i| {

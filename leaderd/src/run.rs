@@ -83,7 +83,7 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
     let control = Control::start(file.control_port, &keys, inputs.clone(), counters.clone())?;
 
     let resolved = resolve::resolve(&file, &BTreeMap::new()).await;
-    let mesh = Arc::new(resolve::substitute(&file, &resolved));
+    let mesh = Arc::new(file.clone());
     let own = mesh.node(&me).context("this node")?;
     let lan_device = own.device.clone().or_else(|| resolve::device_of(own.address));
     if lan_device.is_none() {
@@ -152,7 +152,6 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
         }
     });
     let shells = Shells { probes, control, writer, programs, recorder, counters };
-    let own_name = identity.node;
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {
@@ -161,7 +160,7 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
             _ = interrupt.recv() => {}
         }
     };
-    Engine::new(node, own_name, clock, shells, inputs_rx, requests).run(stop).await;
+    Engine::new(node, clock, shells, inputs_rx, requests).run(stop).await;
     tracing::info!("stopped; forwarding stays as it is");
     Ok(())
 }

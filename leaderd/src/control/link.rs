@@ -72,6 +72,7 @@ impl Link {
             | Frame::Announce { .. }
             | Frame::Ack { .. }
             | Frame::Verified { .. }
+            | Frame::Relayed { .. }
             | Frame::Hello(_) => true,
             Frame::Raft { .. } | Frame::Forward { .. } | Frame::Forwarded { .. } => false,
         };
@@ -256,6 +257,7 @@ macro_rules! counter_by_kind {
                 Frame::Announce { .. } => concat!($prefix, "announce"),
                 Frame::Ack { .. } => concat!($prefix, "ack"),
                 Frame::Verified { .. } => concat!($prefix, "verified"),
+                Frame::Relayed { .. } => concat!($prefix, "relayed"),
                 Frame::Hello(_) => concat!($prefix, "hello"),
                 Frame::Forward { .. } => concat!($prefix, "forward"),
                 Frame::Forwarded { .. } => concat!($prefix, "forwarded"),

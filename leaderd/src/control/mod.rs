@@ -19,9 +19,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use leaderd_core::ids::{NodeName, Slot};
+use leaderd_core::ids::NodeName;
 use leaderd_core::io::Input;
-use leaderd_core::mesh::{ControlPublicKey, Mesh};
+use leaderd_core::mesh::ControlPublicKey;
 use leaderd_core::wire::Frame;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use tokio::sync::mpsc;
@@ -106,7 +106,7 @@ impl Control {
     }
 
     /// Who the peers are from now on. Connections and dialers that still fit are left alone.
-    pub fn set_peers(&mut self, me: &NodeName, mesh: &Mesh, peers: &[Peer]) {
+    pub fn set_peers(&mut self, peers: &[Peer]) {
         let shared = &self.shared;
         shared.known.set(peers.iter().map(|p| (p.control_key, p.name.clone())).collect());
         let keys: BTreeMap<&NodeName, ControlPublicKey> =
@@ -118,18 +118,11 @@ impl Control {
             }
             stays
         });
-        let Some(own) = mesh.node(me) else { return };
-        let source = |slot: Option<Slot>, to: &SocketAddr| match (slot, to) {
-            (Some(slot), SocketAddr::V4(_)) => Some(IpAddr::V4(mesh.inner4(own, slot))),
-            (Some(slot), SocketAddr::V6(_)) => mesh.inner6(own, slot).map(IpAddr::V6),
-            (None, _) => None,
-        };
         let wanted: BTreeMap<NodeName, Dial> = peers
             .iter()
-            .filter(|p| mesh.node(&p.name).is_some_and(|peer| own.index < peer.index))
+            .filter(|p| p.dial)
             .map(|p| {
-                let routes =
-                    p.addresses.iter().map(|(slot, to)| (source(*slot, to), *to)).collect();
+                let routes = p.addresses.iter().map(|a| (a.source, a.to)).collect();
                 (p.name.clone(), Dial { node: p.name.clone(), key: p.control_key, routes })
             })
             .collect();

@@ -20,6 +20,7 @@ const FORMAT: &str = "1";
 const IDENTITY: TableDefinition<'_, &str, &str> = TableDefinition::new("identity");
 const HARD_STATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("hard-state");
 const ENTRIES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("entries");
+const DECISION: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("decision");
 const SNAPSHOT: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("snapshot");
 
 /// Whom a store belongs to.
@@ -194,6 +195,7 @@ fn load(
                 write.open_table(HARD_STATE)?;
                 write.open_table(ENTRIES)?;
                 write.open_table(SNAPSHOT)?;
+                write.open_table(DECISION)?;
             }
             write.commit()?;
             read_all(database).map(|all| {
@@ -216,6 +218,10 @@ fn read_all(
     for row in read.open_table(HARD_STATE)?.iter()? {
         let (key, value) = row?;
         all.entry(key.value().to_owned()).or_default().hard_state = Some(value.value().to_owned());
+    }
+    for row in read.open_table(DECISION)?.iter()? {
+        let (key, value) = row?;
+        all.entry(key.value().to_owned()).or_default().decision = Some(value.value().to_owned());
     }
     for row in read.open_table(SNAPSHOT)?.iter()? {
         let (key, value) = row?;
@@ -254,6 +260,7 @@ fn transaction(
         let mut hard_states = write.open_table(HARD_STATE)?;
         let mut entries = write.open_table(ENTRIES)?;
         let mut snapshots = write.open_table(SNAPSHOT)?;
+        let mut decisions = write.open_table(DECISION)?;
         for (location, persist) in writes {
             let location = location.as_str();
             if let Some((index, bytes)) = &persist.snapshot {
@@ -268,6 +275,9 @@ fn transaction(
             }
             if let Some(bytes) = &persist.hard_state {
                 hard_states.insert(location, bytes.as_slice())?;
+            }
+            if let Some(bytes) = &persist.decision {
+                decisions.insert(location, bytes.as_slice())?;
             }
         }
     }

@@ -204,10 +204,14 @@ mod tests {
     #[test]
     fn what_was_acknowledged_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
-        let hard = Box::new(Persist { hard_state: Some(vec![9]), ..Persist::default() });
+        let hard = Box::new(Persist {
+            hard_state: Some(vec![9]),
+            decision: Some(vec![8]),
+            ..Persist::default()
+        });
         write(dir.path(), vec![entries(1..=5, 1), hard, entries(4..=6, 2)]);
         let got = restored(dir.path());
-        assert_eq!(got.hard_state, Some(vec![9]));
+        assert_eq!((got.hard_state, got.decision), (Some(vec![9]), Some(vec![8])));
         assert_eq!(
             got.entries.iter().map(|(i, b)| (*i, b[0])).collect::<Vec<_>>(),
             [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
