@@ -302,7 +302,8 @@ impl Watch {
             return path.loss < mesh.policy.loss_threshold / 2.0;
         }
         let concerns = |o: &&Obs| match cause {
-            Cause::Mtu => o.class == ProbeClass::FullSize,
+            // Not the smaller ones that look for the MTU.
+            Cause::Mtu => o.class == ProbeClass::FullSize && o.size >= mesh.mtu,
             Cause::Partial => o.is_fresh() && path.partial.contains(&o.target),
             _ => o.is_fresh(),
         };

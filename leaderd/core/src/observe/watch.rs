@@ -7,7 +7,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::ProbeId;
 use crate::mesh::{Mesh, Node, Policy};
 use crate::time::{Instant, Now};
-use crate::verdict::{ProbeClass, Report, SlotReport, Verdict};
+use crate::verdict::{ProbeClass, Report, SlotReport};
 
 use super::evidence::{Cell, LOSS_GAIN, Outcome, Path, Target};
 use super::rtt::Rtt;
