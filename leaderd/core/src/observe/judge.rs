@@ -13,6 +13,7 @@ use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, Verdict};
 use super::evidence::{Obs, Outcome};
 use super::schedule::Shot;
 use super::sprt;
+use super::LATE_FOR;
 use super::watch::Watch;
 
 /// What the controls lost this recently counts as well as what they lose on average.
@@ -140,10 +141,13 @@ impl Watch {
             (0..self.targets.len()).map(|t| self.alive(p, t)).collect();
         let mut per_target = vec![Sum::default(); self.targets.len()];
         let mut w = Weight::default();
+        // Where replies came late elsewhere in this location, wait as long for these.
+        let patience = self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
         for o in self.paths[p].ring.iter().filter(|o| o.is_fresh()) {
             let lost = match o.outcome {
                 Outcome::Pending | Outcome::Void => continue,
                 Outcome::Delivered => false,
+                _ if now < o.sent + patience => continue,
                 _ if blame_all || alive[o.target].is_some_and(|t| t >= o.sent - slack) => true,
                 _ => continue,
             };
@@ -172,13 +176,12 @@ impl Watch {
             && (0..self.paths.len()).all(|p| {
                 let last = (0..self.targets.len()).filter(|t| self.can_test(p, *t));
                 let last = last.filter_map(|t| self.cells[p][t].delivered).max();
-                let since = last.unwrap_or_default();
-                self.paths[p].relay_ok > Some(since + DARK)
-                    && self.paths[p]
-                        .settled_since(since + Duration::from_micros(1))
-                        .filter(|o| o.is_fresh())
-                        .count()
-                        >= 6
+                let after = last.map_or(Instant::default(), |t| t + Duration::from_micros(1));
+                // Lost while the candidate itself answered, not when everything was lost.
+                self.paths[p].relay_ok > Some(after + DARK)
+                    && self.paths[p].relay_run.is_some_and(|run| {
+                        self.paths[p].settled_since(after.max(run)).filter(|o| o.is_fresh()).count() >= 6
+                    })
             });
         if now.since(self.next_burst) > BURST_CALM {
             self.burst_gap = Duration::ZERO;
@@ -345,7 +348,8 @@ impl Watch {
             return path.loss < mesh.policy.loss_threshold / 2.0;
         }
         let concerns = |o: &&Obs| match cause {
-            Cause::Mtu => o.class == ProbeClass::FullSize,
+            // Not the smaller ones that look for the MTU.
+            Cause::Mtu => o.class == ProbeClass::FullSize && o.size >= mesh.mtu,
             Cause::Partial => o.is_fresh() && path.partial.contains(&o.target),
             _ => o.is_fresh(),
         };

@@ -47,6 +47,8 @@ use watch::Watch;
 
 /// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
 const GRACE: Duration = Duration::from_secs(2);
+/// After a reply that came late, no loss counts for so long before it has had as much time.
+const LATE_FOR: Duration = Duration::from_secs(5);
 /// Between two reports about a location when nothing changes.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// While a leader is degraded reports are repeated this often, for so long: they may get lost.
@@ -240,6 +242,8 @@ impl Observer {
                 path.rtt.sample(rtt);
                 if f.late {
                     path.rtt.late();
+                    let recent = w.late.filter(|l| now.mono.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1);
+                    w.late = Some((now.mono, rtt.max(recent)));
                 }
             }
             None => w.rtt.sample(rtt),

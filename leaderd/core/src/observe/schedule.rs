@@ -52,9 +52,7 @@ impl Watch {
         let troubled = self.paths.iter().any(|p| p.verdict != Verdict::Forwarding);
         for p in 0..self.paths.len() {
             let targets = self.targets_of(p);
-            let Some(target) = pick(&targets, n, self.rotation.len(), &self.rotation) else {
-                continue;
-            };
+            let Some(target) = pick(&targets, n + n / CYCLE, &self.rotation) else { continue };
             shots.push(self.shot(mesh, class, p, target, Some(drawn)));
             if quarantined && let Some(dead) = self.dead_target(p, n / REVISIT) {
                 shots.push(self.shot(mesh, ProbeClass::NewFlow, p, dead, None));
@@ -180,7 +178,8 @@ impl Watch {
 }
 
 /// The round's target for a slot: all slots agree on it, but for the one whose own workload it is.
-fn pick(targets: &[usize], round: u64, _all: usize, rotation: &[usize]) -> Option<usize> {
+/// `round` counts on by one more every cycle, so that no class stays with one target.
+fn pick(targets: &[usize], round: u64, rotation: &[usize]) -> Option<usize> {
     if rotation.is_empty() {
         return targets.get(round as usize % targets.len().max(1)).copied();
     }
