@@ -3,6 +3,8 @@
 //! [`LocationState::apply`] is deterministic and knows no evidence and no clock: a [`Command`] carries what it needs,
 //! and a decision whose `expected_epoch` is not the present epoch is a no-op.
 
+mod apply;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, SlotReport};
+
+pub use apply::Applied;
 
 /// How many events a location remembers.
 pub const MAX_EVENTS: usize = 256;

@@ -1,0 +1,349 @@
+//! One location's Raft group on one of its voters, and the decisions that its raft leader takes.
+//!
+//! Methods of three kinds: `handle_*` and their like take what happened; `poll_output` and `poll_timeout` say what to do
+//! and when to come back; the rest looks. After every call of the first kind, drain `poll_output`.
+//!
+//! Evidence stays out of the replicated state: reports and hellos live in the ledger of every voter, only the raft
+//! leader judges them (a pure function of one `Situation`), and only what it concludes is proposed.
+//!
+//! Epochs count on from the highest that anybody claims for the location, so that a location which has lost all its
+//! stores is still obeyed.
+
+mod check;
+mod commands;
+mod decide;
+mod event;
+mod ledger;
+mod log;
+mod look;
+mod raft_node;
+mod settle;
+mod status;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::admin::{AdminRequest, AdminResponse};
+use crate::ids::{Epoch, LocationName, NodeName};
+use crate::io::{LocalFacts, LogLevel, Persist, Restored};
+use crate::mesh::Mesh;
+use crate::state::{Decision, Event, LocationState};
+use crate::time::{Instant, Now, WallTime};
+use crate::verdict::Report;
+use crate::wire::Hello;
+
+use commands::Pending;
+use ledger::Ledger;
+use raft_node::RaftNode;
+
+
+/// Why there is no group.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum GroupError {
+    #[error("{node} is no voter of location {location}")]
+    NotVoter { node: NodeName, location: LocationName },
+    #[error(
+        "the store is damaged ({0}): `leaderd reset` forgets it, and the node rejoins as a new one"
+    )]
+    Damaged(&'static str),
+    #[error(
+        "the store belongs to location {0}: give this node its own --state, or `leaderd reset` it"
+    )]
+    WrongLocation(LocationName),
+    #[error("raft: {0}")]
+    Raft(String),
+}
+
+/// What the group wants done, or tells.
+#[derive(Clone, PartialEq, Debug)]
+pub enum GroupOutput {
+    Send {
+        to: NodeName,
+        message: Vec<u8>,
+    },
+    Persist {
+        ticket: u64,
+        write: Persist,
+    },
+    /// Committed and applied here: who leads now. Also once at start if the store knows a decision.
+    Decided {
+        decision: Decision,
+        event: Box<Event>,
+    },
+    /// An event was added or completed (times, blackout).
+    EventChanged(Box<Event>),
+    Reply {
+        id: u64,
+        response: AdminResponse,
+    },
+    /// This node is not the raft leader: ask [`Group::raft_leader`].
+    NotLeader {
+        id: u64,
+        request: AdminRequest,
+    },
+    Log {
+        level: LogLevel,
+        message: String,
+        fields: Vec<(String, String)>,
+    },
+}
+
+/// See the module.
+pub struct Group {
+    mesh: Arc<Mesh>,
+    location: LocationName,
+    me: NodeName,
+    voters: Vec<NodeName>,
+    /// Raft ids of all nodes that vote or voted here.
+    ids: BTreeMap<u64, NodeName>,
+    raft: RaftNode,
+    ledger: Ledger,
+    started: Instant,
+    next_look: Instant,
+    next_housekeeping: Instant,
+    /// (index, term) of a proposed decision that is not applied yet.
+    proposed: Option<(u64, u64)>,
+    pending: VecDeque<Pending>,
+    told: Epoch,
+    led_by: u64,
+    completing: (Epoch, bool, bool),
+    trouble_since: Option<Instant>,
+    trouble_told: Option<Instant>,
+    ignored: u64,
+    ignored_told: Option<Instant>,
+    outputs: VecDeque<GroupOutput>,
+}
+
+impl std::fmt::Debug for Group {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group")
+            .field("location", &self.location)
+            .field("me", &self.me)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Group {
+    /// One location's Raft group on this node, which must be one of `mesh.voters_of(location)`.
+    pub fn new(
+        mesh: Arc<Mesh>,
+        location: LocationName,
+        me: NodeName,
+        restored: Restored,
+        seed: u64,
+        now: Now,
+    ) -> Result<Self, GroupError> {
+        let voters = mesh.voters_of(&location);
+        if !voters.contains(&me) {
+            return Err(GroupError::NotVoter { node: me, location });
+        }
+        let ids = ids_of(&mesh, &voters);
+        let my_id = u64::from(mesh.nodes[&me].index.0);
+        let genesis = LocationState::new(location.clone());
+        let voter_ids: Vec<u64> = ids.keys().copied().collect();
+        let raft = RaftNode::new(my_id, &voter_ids, &genesis, restored, seed, now.mono)?;
+        let mut group = Self {
+            mesh,
+            location,
+            me,
+            voters,
+            ids,
+            raft,
+            ledger: Ledger::new(now.mono),
+            started: now.mono,
+            next_look: now.mono,
+            next_housekeeping: now.mono,
+            proposed: None,
+            pending: VecDeque::new(),
+            told: Epoch(0),
+            led_by: 0,
+            completing: (Epoch(0), false, false),
+            trouble_since: None,
+            trouble_told: None,
+            ignored: 0,
+            ignored_told: None,
+            outputs: VecDeque::new(),
+        };
+        group.begin(now);
+        Ok(group)
+    }
+
+    /// A new mesh file. The voters follow it by joint consensus, driven by the raft leader.
+    pub fn set_mesh(&mut self, now: Now, mesh: Arc<Mesh>) {
+        self.voters = mesh.voters_of(&self.location);
+        self.ids.extend(ids_of(&mesh, &self.voters));
+        self.ids.retain(|_, n| mesh.node(n).is_some());
+        let ids: Vec<u64> = self.ids.keys().copied().collect();
+        self.raft.forget_rtts_but(&ids);
+        self.ledger.keep(&mesh);
+        self.mesh = mesh;
+        self.next_housekeeping = now.mono;
+        self.look_soon(now);
+        self.settle(now);
+    }
+
+    /// Raft bytes from an authenticated node. Anything that does not fit is counted and ignored.
+    pub fn handle_raft(&mut self, now: Now, from: &NodeName, message: &[u8]) {
+        let Some(id) = self.ids.iter().find(|(_, n)| *n == from).map(|(id, _)| *id) else {
+            self.ignore(now, from, "not a voter");
+            return;
+        };
+        self.ledger.sign_of_life(now.mono, from);
+        self.raft.receive(id, message);
+        self.settle(now);
+    }
+
+    /// From observers: candidates of other locations.
+    pub fn handle_report(&mut self, now: Now, report: Report) {
+        let observer = self.mesh.node(&report.observer);
+        let valid = report.location == self.location
+            && observer.is_some_and(|n| n.slot.is_some() && n.location != self.location)
+            && report.slots.len() <= usize::from(crate::ids::Slot::MAX.0) + 1;
+        if !valid {
+            self.ignore(now, &report.observer.clone(), "report of no observer");
+            return;
+        }
+        if self.ledger.report(now.mono, report) {
+            self.look_soon(now);
+        }
+        self.settle(now);
+    }
+
+    pub fn handle_ack(&mut self, now: Now, from: &NodeName, epoch: Epoch, programmed_at: WallTime) {
+        if self.is_observer(from) && epoch <= self.state().epoch() {
+            self.ledger.ack(epoch, from, programmed_at);
+            self.look_soon(now);
+            self.settle(now);
+        }
+    }
+
+    pub fn handle_verified(
+        &mut self,
+        now: Now,
+        from: &NodeName,
+        epoch: Epoch,
+        at: WallTime,
+        blackout: Option<Duration>,
+    ) {
+        if self.is_observer(from) && epoch <= self.state().epoch() {
+            self.ledger.verify(epoch, from, at, blackout);
+            self.look_soon(now);
+            self.settle(now);
+        }
+    }
+
+    /// Of nodes of this location and of witnesses: liveness, brokenness, whom they reach.
+    pub fn handle_hello(&mut self, now: Now, hello: &Hello) {
+        let local = self.mesh.node(&hello.node).is_some_and(|n| n.location == self.location);
+        if !local && !self.voters.contains(&hello.node) {
+            return;
+        }
+        if self.ledger.hello(now.mono, hello, &self.location, &self.mesh) {
+            self.look_soon(now);
+        }
+        self.settle(now);
+    }
+
+    /// This node's own brokenness.
+    pub fn local_facts(&mut self, now: Now, facts: &LocalFacts) {
+        let broken = facts.broken.as_ref().map(|(cause, _)| *cause);
+        if self.ledger.broken != broken {
+            self.ledger.broken = broken;
+            self.look_soon(now);
+        }
+        self.settle(now);
+    }
+
+    /// The control channel's round trip to a node, `None` if it is down.
+    pub fn peer_rtt(&mut self, now: Now, node: &NodeName, rtt: Option<Duration>) {
+        let id = self.ids.iter().find(|(_, n)| *n == node).map(|(id, _)| *id);
+        if let (Some(id), Some(rtt)) = (id, rtt) {
+            self.raft.rtt(id, rtt);
+        }
+        if id.is_some() {
+            self.ledger.reachable(now.mono, node, rtt.is_some());
+        }
+    }
+
+    pub fn handle_persisted(&mut self, now: Now, ticket: u64) {
+        self.raft.handle_persisted(ticket);
+        self.settle(now);
+    }
+
+    pub fn handle_timeout(&mut self, now: Now) {
+        if now.mono >= self.raft.next_timeout() {
+            self.raft.handle_timeout(now.mono);
+        }
+        self.leave_muteness(now);
+        self.expire_commands(now);
+        self.settle(now);
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let mut at = self.raft.next_timeout();
+        if self.raft.is_settled_leader() {
+            at = at.min(self.next_look);
+        }
+        if let Some(p) = self.pending.front() {
+            at = at.min(p.deadline);
+        }
+        Some(at)
+    }
+
+    pub fn poll_output(&mut self) -> Option<GroupOutput> {
+        self.outputs.pop_front()
+    }
+
+    pub fn state(&self) -> &LocationState {
+        &self.raft.state
+    }
+
+    pub fn raft_leader(&self) -> Option<&NodeName> {
+        self.ids.get(&self.raft.leader())
+    }
+
+    pub fn is_raft_leader(&self) -> bool {
+        self.raft.is_leader()
+    }
+
+    /// Messages and reports that did not fit, since the start.
+    pub fn ignored(&self) -> u64 {
+        self.ignored
+    }
+
+    fn is_observer(&self, node: &NodeName) -> bool {
+        self.mesh.node(node).is_some_and(|n| n.slot.is_some() && n.location != self.location)
+    }
+
+    fn look_soon(&mut self, now: Now) {
+        self.next_look = now.mono;
+    }
+
+    fn log(&mut self, level: LogLevel, message: impl Into<String>, fields: &[(&str, String)]) {
+        let mut all = vec![("location.name".to_owned(), self.location.to_string())];
+        all.extend(fields.iter().map(|(k, v)| ((*k).to_owned(), v.clone())));
+        self.outputs.push_back(GroupOutput::Log { level, message: message.into(), fields: all });
+    }
+
+    /// Counts, and says so at most once a minute.
+    fn ignore(&mut self, now: Now, from: &NodeName, why: &str) {
+        self.ignored += 1;
+        if self.ignored_told.is_none_or(|at| now.mono.since(at) >= Duration::from_secs(60)) {
+            self.ignored_told = Some(now.mono);
+            let fields = [
+                ("peer.name", from.to_string()),
+                ("why", why.to_owned()),
+                ("count", self.ignored.to_string()),
+            ];
+            self.log(LogLevel::Warn, "ignored what does not fit", &fields);
+        }
+    }
+}
+
+fn ids_of(mesh: &Mesh, voters: &[NodeName]) -> BTreeMap<u64, NodeName> {
+    voters.iter().map(|n| (u64::from(mesh.nodes[n].index.0), n.clone())).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,42 @@
+//! The scenarios that come with the program, so that it works away from its sources.
+
+macro_rules! catalogue {
+    ($($name:literal),* $(,)?) => {
+        /// Name and text of each.
+        pub const SCENARIOS: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!("../../../tests/scenarios/", $name, ".toml")))),*];
+    };
+}
+
+catalogue![
+    "kilo-489",
+    "all-sick",
+    "daemon-kill",
+    "daemon-pause",
+    "dual-stack",
+    "fdb-ghost",
+    "fdb-ghost-held",
+    "flapping-fault",
+    "forwarding-off",
+    "lan-partition",
+    "location-cut",
+    "member-down",
+    "mtu-blackhole",
+    "node-crash",
+    "observer-sick",
+    "planned-promotion",
+    "quorum-lost",
+    "raft-leader-crash",
+    "route-loop",
+    "slow-paths",
+    "standby-sick",
+    "sysctl-forwarding",
+    "three-locations",
+    "two-nodes-witness",
+    "vxlan-all",
+    "wan-brownout",
+    "wan-cut",
+    "wan-latency",
+    "wan-loss",
+    "wireguard-down",
+];

@@ -1,0 +1,354 @@
+//! Faults: what breaks, and how it is undone. None is told to leaderd.
+//!
+//! Each lives in a place of its own (an nftables table, a rule, a link state, the WAN emulator), so undoing one leaves
+//! the others in place.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::topology::{VXLAN_DEVICE, VXLAN_PORT};
+use crate::world::World;
+
+/// Mark of VXLAN flows seen before the fault.
+const SEEN: u32 = 0x489;
+/// A flow is an established one once it has sent this many packets. Probes and meter packets of new flows send one,
+/// and the few whose 16-bit outer source port collides within [`world`](crate::world)'s 2 s timeout never get so far.
+const ESTABLISHED_AFTER: u32 = 8;
+/// Routing table and rule priority of `route-loop`.
+const LOOP_TABLE: u32 = 4890;
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Fault {
+    VxlanNewFlows,
+    VxlanAll,
+    ForwardingOff,
+    SysctlForwarding,
+    FdbGhost(Option<String>),
+    FdbGhostHeld(Option<String>),
+    MtuBlackhole(u16),
+    NodeCrash,
+    DaemonKill,
+    DaemonPause,
+    WireguardDown,
+    WanCut,
+    WanLoss(f64),
+    WanLatency(Duration),
+    MemberDown,
+    LocationCut,
+    LanPartition,
+    RouteLoop(Option<String>),
+}
+
+/// Name, argument and meaning of every fault.
+pub const FAULTS: &[(&str, &str, &str)] = &[
+    (
+        "vxlan-new-flows",
+        "",
+        "VXLAN packets of new flows are dropped on the way out; old flows and ICMP pass (Kilo #489)",
+    ),
+    ("vxlan-all", "", "no VXLAN packet leaves or enters the node"),
+    (
+        "forwarding-off",
+        "",
+        "the node forwards nothing (a firewall's FORWARD policy), but answers for itself",
+    ),
+    ("sysctl-forwarding", "", "net.ipv4.ip_forward is set to 0, as another tool might"),
+    ("fdb-ghost", "[NODE]", "FDB entries (of one node, or all) point at a dead address, once"),
+    (
+        "fdb-ghost-held",
+        "[NODE]",
+        "the same as a rewrite below leaderd, which repairing the FDB does not undo",
+    ),
+    ("mtu-blackhole", "BYTES", "forwarded packets larger than this vanish, without ICMP"),
+    (
+        "node-crash",
+        "",
+        "power is cut: all processes die and all links go down; undo boots it again",
+    ),
+    ("daemon-kill", "", "SIGKILL to leaderd; undo starts it again"),
+    ("daemon-pause", "", "SIGSTOP to leaderd"),
+    ("wireguard-down", "", "every wgl interface is set down"),
+    ("wan-cut", "", "the node's uplink is cut"),
+    ("wan-loss", "PERCENT", "the node's uplink loses packets, each way"),
+    ("wan-latency", "MS", "the node's uplink is slower by this much, each way"),
+    ("member-down", "", "a node that does not lead loses power"),
+    ("location-cut", "", "the whole location of the node loses its WAN"),
+    ("lan-partition", "", "the node's LAN cable is pulled; its WAN works"),
+    (
+        "route-loop",
+        "[NODE]",
+        "packets to a node behind the relay (default: all) go round in a loop on it",
+    ),
+];
+
+impl Fault {
+    pub fn parse(name: &str, arg: Option<&str>) -> Result<Self> {
+        let number = || -> Result<f64> {
+            let text = arg.with_context(|| format!("fault {name} needs a number"))?;
+            text.trim_end_matches("ms")
+                .trim_end_matches('%')
+                .parse()
+                .with_context(|| format!("{text:?} is no number"))
+        };
+        let target = arg.map(str::to_owned);
+        let fault = match name {
+            "vxlan-new-flows" => Self::VxlanNewFlows,
+            "vxlan-all" => Self::VxlanAll,
+            "forwarding-off" => Self::ForwardingOff,
+            "sysctl-forwarding" => Self::SysctlForwarding,
+            "fdb-ghost" => return Ok(Self::FdbGhost(target)),
+            "fdb-ghost-held" => return Ok(Self::FdbGhostHeld(target)),
+            "route-loop" => return Ok(Self::RouteLoop(target)),
+            "mtu-blackhole" => return Ok(Self::MtuBlackhole(number()? as u16)),
+            "wan-loss" => {
+                let percent = number()?;
+                if !(0.0..=100.0).contains(&percent) {
+                    bail!("a loss of {percent}% is not between 0 and 100");
+                }
+                return Ok(Self::WanLoss(percent / 100.0));
+            }
+            "wan-latency" => {
+                return Ok(Self::WanLatency(Duration::from_secs_f64(number()?.max(0.0) / 1e3)));
+            }
+            "node-crash" => Self::NodeCrash,
+            "daemon-kill" => Self::DaemonKill,
+            "daemon-pause" => Self::DaemonPause,
+            "wireguard-down" => Self::WireguardDown,
+            "wan-cut" => Self::WanCut,
+            "member-down" => Self::MemberDown,
+            "location-cut" => Self::LocationCut,
+            "lan-partition" => Self::LanPartition,
+            _ => bail!("no fault {name:?}; `wgctl lab list` names them"),
+        };
+        if let Some(arg) = arg {
+            bail!("fault {name} takes no argument ({arg:?})");
+        }
+        Ok(fault)
+    }
+
+    pub fn inject(&self, world: &World, node: usize) -> Result<()> {
+        self.switch(world, node, true)
+    }
+
+    pub fn undo(&self, world: &World, node: usize) -> Result<()> {
+        self.switch(world, node, false)
+    }
+
+    fn switch(&self, world: &World, node: usize, on: bool) -> Result<()> {
+        let n = &world.nodes[node];
+        match self {
+            Self::VxlanNewFlows => n.ns.nft(&vxlan_flow_chain(on)),
+            Self::VxlanAll => table(
+                world,
+                node,
+                "vxlan_all",
+                on,
+                &[
+                    ("output", &format!("udp dport {VXLAN_PORT} drop")),
+                    ("input", &format!("udp dport {VXLAN_PORT} drop")),
+                ],
+            ),
+            Self::ForwardingOff => table(world, node, "forwarding_off", on, &[("forward", "drop")]),
+            Self::MtuBlackhole(size) => table(
+                world,
+                node,
+                "mtu_blackhole",
+                on,
+                &[("forward", &format!("meta length > {size} drop"))],
+            ),
+            Self::SysctlForwarding => {
+                n.ns.sysctl("ipv4/ip_forward", if on { "0" } else { "1" })?;
+                n.ns.sysctl("ipv6/conf/all/forwarding", if on { "0" } else { "1" })
+            }
+            Self::FdbGhost(target) => fdb_ghost(world, node, target.as_deref(), on),
+            Self::FdbGhostHeld(target) => fdb_ghost_held(world, node, target.as_deref(), on),
+            Self::NodeCrash | Self::MemberDown if on => world.crash(node),
+            Self::NodeCrash | Self::MemberDown => world.boot(node),
+            Self::DaemonKill if on => world.kill_daemon(node),
+            Self::DaemonKill => world.start_daemon(node),
+            Self::DaemonPause => world.pause_daemon(node, on),
+            Self::WireguardDown => {
+                let state = if on { "down" } else { "up" };
+                let links = world.planes_of(node)?;
+                if on && links.is_empty() {
+                    bail!("{} has no wgl interface", n.node.name);
+                }
+                n.ns.ip(&links.iter().fold(String::new(), |mut s, l| {
+                    let _ = writeln!(s, "link set {l} {state}");
+                    s
+                }))
+            }
+            Self::WanCut => {
+                world.wan.change_uplink(node, |u| u.cut = on);
+                Ok(())
+            }
+            Self::WanLoss(share) => {
+                world.wan.change_uplink(node, |u| u.loss = if on { *share } else { 0.0 });
+                Ok(())
+            }
+            Self::WanLatency(delay) => {
+                world
+                    .wan
+                    .change_uplink(node, |u| u.delay = if on { *delay } else { Duration::ZERO });
+                Ok(())
+            }
+            Self::LocationCut => {
+                world.wan.cut_location(n.node.location, on);
+                Ok(())
+            }
+            Self::LanPartition => world.lan_link(node, !on),
+            Self::RouteLoop(target) => route_loop(world, node, target.as_deref(), on),
+        }
+    }
+}
+
+/// The chain of `vxlan-new-flows`. While the fault is off it marks the flows that have sent several packets; when it is
+/// on, what has no mark is dropped. Outer VXLAN flows are one-way and never get established for conntrack, so its
+/// states cannot tell them apart. ICMP passes always, as in the report.
+pub fn vxlan_flow_chain(on: bool) -> String {
+    // Bits after the UDP header: VXLAN 64, Ethernet 112 (type at 96), IPv4 protocol at +72, IPv6 next header at +48.
+    let icmp = "@th,224,16 0x0800 @th,312,8 1 accept\n  @th,224,16 0x86dd @th,288,8 58 accept";
+    let rule = if on {
+        format!("udp dport {VXLAN_PORT} ct mark != {SEEN} drop")
+    } else {
+        format!(
+            "udp dport {VXLAN_PORT} ct original packets >= {ESTABLISHED_AFTER} ct mark set {SEEN}"
+        )
+    };
+    let icmp = icmp.replace("  @th", &format!("  udp dport {VXLAN_PORT} @th"));
+    format!(
+        "add table inet lab_flows\nflush table inet lab_flows\ntable inet lab_flows {{\n chain untracked_in {{\n  \
+         type filter hook prerouting priority raw;\n  notrack\n }}\n chain untracked_out {{\n  \
+         type filter hook output priority raw;\n  udp dport != {VXLAN_PORT} notrack\n  meta l4proto != udp notrack\n }}\n \
+         chain out {{\n  type filter hook output priority 0;\n  udp dport {VXLAN_PORT} {icmp}\n  {rule}\n }}\n}}\n"
+    )
+}
+
+/// Switches an nftables table with one chain per hook.
+fn table(world: &World, node: usize, name: &str, on: bool, chains: &[(&str, &str)]) -> Result<()> {
+    let mut rules = format!("add table inet lab_{name}\ndelete table inet lab_{name}\n");
+    if on {
+        writeln!(rules, "table inet lab_{name} {{")?;
+        for (hook, rule) in chains {
+            writeln!(
+                rules,
+                " chain {hook} {{\n  type filter hook {hook} priority 0;\n  {rule}\n }}"
+            )?;
+        }
+        rules.push_str("}\n");
+    }
+    world.nodes[node].ns.nft(&rules)
+}
+
+/// The nodes of the same location that a fault on `node` is about.
+fn peers(world: &World, node: usize, target: Option<&str>) -> Result<Vec<usize>> {
+    if let Some(name) = target {
+        return Ok(vec![world.topology.node(name)?]);
+    }
+    let location = world.nodes[node].node.location;
+    Ok((0..world.nodes.len())
+        .filter(|i| *i != node && world.nodes[*i].node.location == location)
+        .collect())
+}
+
+/// Rewrites the entries as `bridge fdb` shows them. The undo does nothing: leaderd repairs them, or nobody does.
+fn fdb_ghost(world: &World, node: usize, target: Option<&str>, on: bool) -> Result<()> {
+    let n = &world.nodes[node];
+    let wanted: Vec<String> = peers(world, node, target)?
+        .into_iter()
+        .map(|p| world.nodes[p].node.lan().to_string())
+        .collect();
+    let shown = n.ns.output("bridge", &["fdb", "show", "dev", VXLAN_DEVICE])?;
+    let (mut lines, dead) = (String::new(), n.node.dead_lan().to_string());
+    for line in shown.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let Some(dst) = words.iter().position(|w| *w == "dst").and_then(|i| words.get(i + 1))
+        else {
+            continue;
+        };
+        let ours = if on { wanted.iter().any(|w| w == dst) } else { false };
+        if ours && words[0] != "00:00:00:00:00:00" {
+            writeln!(
+                lines,
+                "fdb replace {} dev {VXLAN_DEVICE} dst {dead} self permanent",
+                words[0]
+            )?;
+        }
+    }
+    if on && lines.is_empty() {
+        bail!("{} has no FDB entry for {}", n.node.name, wanted.join(", "));
+    }
+    crate::ns::feed(n.ns.command("bridge").args(["-batch", "-"]), &lines)
+}
+
+fn fdb_ghost_held(world: &World, node: usize, target: Option<&str>, on: bool) -> Result<()> {
+    let n = &world.nodes[node];
+    let mut rules = "add table inet lab_ghost\ndelete table inet lab_ghost\n".to_owned();
+    if on {
+        rules.push_str(
+            "table inet lab_ghost {\n chain out {\n  type route hook output priority 0;\n",
+        );
+        for p in peers(world, node, target)? {
+            let (lan, dead) = (world.nodes[p].node.lan(), n.node.dead_lan());
+            writeln!(rules, "  ip daddr {lan} udp dport {VXLAN_PORT} ip daddr set {dead}")?;
+        }
+        rules.push_str(" }\n}\n");
+    }
+    n.ns.nft(&rules)
+}
+
+/// A pair of veth ends on the relay, each of whose packets comes in again at the other until its TTL is spent.
+fn route_loop(world: &World, node: usize, target: Option<&str>, on: bool) -> Result<()> {
+    let n = &world.nodes[node];
+    if !on {
+        return n
+            .ns
+            .ip(&format!("rule del pref {LOOP_TABLE} lookup {LOOP_TABLE}\nlink del labloop0"));
+    }
+    n.ns.ip("link add labloop0 type veth peer name labloop1\nlink set labloop0 up\nlink set labloop1 up")?;
+    for end in ["labloop0", "labloop1"] {
+        n.ns.sysctl(&format!("ipv4/conf/{end}/rp_filter"), "0")?;
+        n.ns.sysctl(&format!("ipv4/conf/{end}/forwarding"), "1")?;
+        n.ns.sysctl(&format!("ipv4/conf/{end}/send_redirects"), "0")?;
+    }
+    let mac =
+        n.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").map_err(Into::into))
+            .and_then(|_| {
+                let shown = n.ns.output("ip", &["-o", "link", "show", "labloop1"])?;
+                let mut words = shown.split_whitespace().skip_while(|w| *w != "link/ether");
+                words.nth(1).map(str::to_owned).context("labloop1 has no MAC")
+            })?;
+    let mut lines = format!("neigh replace 169.254.48.9 lladdr {mac} dev labloop0 nud permanent\n");
+    for p in peers(world, node, target)? {
+        let prefix = world.nodes[p].node.prefix();
+        writeln!(
+            lines,
+            "route add {prefix} via 169.254.48.9 dev labloop0 onlink table {LOOP_TABLE}"
+        )?;
+    }
+    writeln!(lines, "rule add pref {LOOP_TABLE} lookup {LOOP_TABLE}")?;
+    n.ns.ip(&lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_fault_is_understood_and_others_are_not() {
+        for (name, arg, _) in FAULTS {
+            let arg = match *arg {
+                "" | "[NODE]" => None,
+                _ => Some("50"),
+            };
+            Fault::parse(name, arg).unwrap();
+        }
+        assert!(Fault::parse("gremlins", None).is_err());
+        assert!(Fault::parse("wan-loss", None).is_err());
+        assert!(Fault::parse("wan-loss", Some("101")).is_err());
+        assert!(Fault::parse("wan-cut", Some("1")).is_err());
+        assert_eq!(Fault::parse("wan-loss", Some("10%")).unwrap(), Fault::WanLoss(0.1));
+    }
+}

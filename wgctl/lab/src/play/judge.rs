@@ -1,0 +1,142 @@
+//! What came of it, against what was expected.
+
+use super::Session;
+use crate::admin::Event;
+use crate::meter::{Meter, Meters, longest_outage};
+use crate::report::{Blackout, Leaders, Packets, RunResult, Stages, Tally};
+
+impl Session {
+    pub(super) fn judge(&self, meters: &Meters, since: u64, until: u64) -> RunResult {
+        let location = self.world.scenario.location.as_str();
+        let moved: Vec<&Event> =
+            self.news(location).filter(|e| e.kind == "failover" || e.kind == "move").collect();
+        let first = moved.first();
+        let before = self.leaders_before.get(location).cloned();
+        let after = self
+            .leader_now(location)
+            .or_else(|| moved.last().and_then(|e| e.leaders_after.first().cloned()));
+        let outage = |m: Meter| {
+            let all = meters.streams(m).map(|s| longest_outage(&s, since, until));
+            let longest = all.iter().map(|o| o.length).max().unwrap_or(0);
+            (longest as f64 / 1e3, all.iter().any(|o| o.unfinished))
+        };
+        let (new_flows, new_open) = outage(Meter::NewFlows);
+        let (established, old_open) = outage(Meter::Established);
+        let tally = |m| {
+            let t = meters.tally(m, since, until);
+            Tally { sent: t.sent, lost: t.lost }
+        };
+        let packets =
+            Packets { new_flows: tally(Meter::NewFlows), established: tally(Meter::Established) };
+        let since_injection = |t: Option<u64>| Some((t? as f64 - self.injected? as f64) / 1e3);
+        let times = first.map(|e| e.times).unwrap_or_default();
+        let mut result = RunResult {
+            outcome: String::new(),
+            why: String::new(),
+            failovers: self.count(location, "failover"),
+            leader: Leaders { before, after },
+            cause: first.and_then(|e| e.cause.clone()),
+            ms: Stages {
+                suspected: since_injection(times.suspected),
+                condemned: since_injection(times.condemned),
+                committed: since_injection(times.committed),
+                programmed: since_injection(times.programmed),
+                verified: since_injection(times.verified),
+            },
+            blackout_ms: Blackout { new_flows, established },
+            packets,
+        };
+        let mut wrong = self.wrong(&result);
+        if self.world.scenario.expect.recovers && (new_open || old_open) {
+            wrong.push("packets are still lost at the end".into());
+        }
+        result.outcome = if wrong.is_empty() { "pass" } else { "fail" }.into();
+        result.why = wrong.join("; ");
+        result
+    }
+
+    fn leader_now(&self, location: &str) -> Option<String> {
+        // The highest epoch that any daemon of the location shows: a cut-off one may not know yet.
+        let all = self.world.nodes_in(self.trial).filter_map(|n| {
+            let status = self.world.status(n).ok()?;
+            let seen = status.location(location)?;
+            Some((seen.epoch, seen.leaders.first().cloned()?))
+        });
+        all.max_by_key(|(epoch, _)| *epoch).map(|(_, leader)| leader)
+    }
+
+    /// Everything that is not as expected.
+    fn wrong(&self, r: &RunResult) -> Vec<String> {
+        let scenario = &self.world.scenario;
+        let (e, location) = (&scenario.expect, scenario.location.as_str());
+        let mut wrong = Vec::new();
+        let mut must = |ok: bool, why: String| {
+            if !ok {
+                wrong.push(why);
+            }
+        };
+        must(
+            e.failovers.holds(r.failovers),
+            format!("{} failovers, expected {:?}", r.failovers, e.failovers),
+        );
+        let moves = self.count(location, "move");
+        must(e.moves.holds(moves), format!("{moves} moves, expected {:?}", e.moves));
+        match e.leader.as_deref() {
+            None => {}
+            Some("same") => must(r.leader.before == r.leader.after, "the leader changed".into()),
+            Some("changed") => must(r.leader.before != r.leader.after, "the leader stayed".into()),
+            Some(name) => must(
+                r.leader.after.as_deref() == Some(name),
+                format!("{} leads, expected {name}", r.leader.after.as_deref().unwrap_or("nobody")),
+            ),
+        }
+        if !e.cause.is_empty() {
+            let cause = r.cause.clone().unwrap_or_else(|| "none".into());
+            must(
+                e.cause.contains(&cause),
+                format!("cause {cause}, expected {}", e.cause.join(" or ")),
+            );
+        }
+        for kind in &e.kinds {
+            must(self.count(location, kind) > 0, format!("no event of kind {kind}"));
+        }
+        if let Some(most) = e.lost_max {
+            let pairs = [
+                ("new flows", most.new_flows, r.packets.new_flows),
+                ("the established flow", most.established, r.packets.established),
+            ];
+            for (name, most, t) in pairs {
+                must(
+                    most.is_none_or(|m| t.lost <= m),
+                    format!("{} of {} packets of {name} lost", t.lost, t.sent),
+                );
+            }
+        }
+        if e.others_stay {
+            for l in self.world.topology.locations.iter().filter(|l| l.name != location) {
+                let n = self.count(&l.name, "failover") + self.count(&l.name, "move");
+                must(n == 0, format!("{n} leader changes in {}", l.name));
+            }
+        }
+        if e.hold_down_grows {
+            let at: Vec<u64> = self
+                .news(location)
+                .filter(|e| e.kind == "failover")
+                .filter_map(|e| e.times.committed)
+                .collect();
+            let gaps: Vec<u64> = at.windows(2).map(|w| w[1].saturating_sub(w[0])).collect();
+            let grows = gaps.len() < 2 || gaps.last() >= gaps.first();
+            must(grows, format!("the time between failovers does not grow: {gaps:?} µs"));
+        }
+        for n in 0..self.world.nodes.len() {
+            let name = &self.world.nodes[n].node.name;
+            let killed = self.world.active_faults().iter().any(|(on, fault)| {
+                on == name && ["daemon-kill", "node-crash", "member-down"].contains(&fault.as_str())
+            });
+            if self.world.daemon_pid(n).is_none() && !killed {
+                must(false, format!("leaderd on {name} died: {}", self.world.log_tail(n, 3)));
+            }
+        }
+        wrong
+    }
+}

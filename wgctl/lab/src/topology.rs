@@ -1,0 +1,203 @@
+//! Addresses, indexes and keys of a scenario's nodes, and the mesh file that says the same to leaderd.
+//!
+//! ```text
+//! LAN        10.0.{location}.{index}/24        one switch per location
+//! WAN        203.0.113.{index}/32              candidates only
+//! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1, its pod is .10
+//! ```
+
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use zeroize::Zeroizing;
+
+use crate::scenario::Scenario;
+
+/// Bytes: MTU of the mesh, so of workloads too.
+pub const MESH_MTU: u16 = 1420;
+/// UDP port of VXLAN in locations with that overlay (the default of the mesh file).
+pub const VXLAN_PORT: u16 = 4790;
+pub const VXLAN_DEVICE: &str = "lvx0";
+
+#[derive(Debug)]
+pub struct Topology {
+    pub locations: Vec<Location>,
+    pub nodes: Vec<Node>,
+}
+
+#[derive(Debug)]
+pub struct Location {
+    pub name: String,
+    pub overlay: String,
+    pub witnesses: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Node {
+    pub name: String,
+    /// Index into [`Topology::locations`].
+    pub location: usize,
+    pub index: u16,
+    pub slot: Option<u16>,
+    pub dual_stack: bool,
+}
+
+impl Node {
+    pub fn lan(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, self.location as u8, self.index as u8)
+    }
+    /// An address on the same LAN that nobody has.
+    pub fn dead_lan(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 0, self.location as u8, 250)
+    }
+    pub fn wan(&self) -> Option<Ipv4Addr> {
+        self.slot.map(|_| Ipv4Addr::new(203, 0, 113, self.index as u8))
+    }
+    pub fn gateway(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, self.index as u8, 1)
+    }
+    pub fn pod(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, self.index as u8, 10)
+    }
+    pub fn gateway6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd42, 0, 0, self.index, 0, 0, 0, 1)
+    }
+    pub fn pod6(&self) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd42, 0, 0, self.index, 0, 0, 0, 0x10)
+    }
+    pub fn pod_address(&self, ipv6: bool) -> IpAddr {
+        if ipv6 { self.pod6().into() } else { self.pod().into() }
+    }
+    pub fn prefix(&self) -> String {
+        format!("10.42.{}.0/24", self.index)
+    }
+}
+
+/// A node's secrets, as the key files have them. No `Debug`: they are secrets even in a lab.
+#[allow(missing_debug_implementations)]
+pub struct Keys {
+    pub wireguard_secret: Zeroizing<String>,
+    pub wireguard_public: String,
+    pub control_secret: Zeroizing<String>,
+    pub control_public: String,
+}
+
+impl Keys {
+    pub fn generate() -> Result<Self> {
+        let mut seed = Zeroizing::new([0u8; 32]);
+        getrandom::fill(&mut *seed).context("random bytes")?;
+        let wg = x25519_dalek::StaticSecret::from(*seed);
+        let wg_secret = Zeroizing::new(wg.to_bytes());
+        getrandom::fill(&mut *seed).context("random bytes")?;
+        let control = ed25519_dalek::SigningKey::from_bytes(&seed);
+        Ok(Self {
+            wireguard_secret: Zeroizing::new(STANDARD.encode(*wg_secret)),
+            wireguard_public: STANDARD.encode(x25519_dalek::PublicKey::from(&wg).as_bytes()),
+            control_secret: Zeroizing::new(STANDARD.encode(*seed)),
+            control_public: STANDARD.encode(control.verifying_key().as_bytes()),
+        })
+    }
+}
+
+impl Topology {
+    pub fn of(scenario: &Scenario) -> Result<Self> {
+        let mut t = Self { locations: Vec::new(), nodes: Vec::new() };
+        for (l, (name, spec)) in scenario.locations.iter().enumerate() {
+            if spec.candidates + spec.members == 0 {
+                bail!("location {name} has no nodes");
+            }
+            t.locations.push(Location {
+                name: name.clone(),
+                overlay: spec.overlay.clone(),
+                witnesses: spec.witnesses.clone(),
+            });
+            for n in 0..spec.candidates + spec.members {
+                t.nodes.push(Node {
+                    name: format!("{name}-{n}"),
+                    location: l,
+                    index: t.nodes.len() as u16 + 1,
+                    slot: (n < spec.candidates).then_some(n),
+                    dual_stack: spec.dual_stack,
+                });
+            }
+        }
+        // Addresses hold the index in one byte, and .250 is kept dead.
+        if t.nodes.len() > 200 || t.locations.len() > 200 {
+            bail!("a lab has at most 200 nodes");
+        }
+        Ok(t)
+    }
+
+    pub fn node(&self, name: &str) -> Result<usize> {
+        self.nodes.iter().position(|n| n.name == name).with_context(|| {
+            let names: Vec<&str> = self.nodes.iter().map(|n| n.name.as_str()).collect();
+            format!("no node {name:?}; there are {}", names.join(", "))
+        })
+    }
+
+    pub fn location(&self, name: &str) -> Result<usize> {
+        self.locations
+            .iter()
+            .position(|l| l.name == name)
+            .with_context(|| format!("no location {name:?}"))
+    }
+
+    /// The nodes between whose workloads the meters run: (elsewhere, in the location on trial).
+    pub fn metered(&self, scenario: &Scenario) -> Result<(usize, usize)> {
+        let trial = self.location(&scenario.location)?;
+        let last = |want: &dyn Fn(usize) -> bool| self.nodes.iter().rposition(|n| want(n.location));
+        let other = self.nodes.iter().find(|n| n.location != trial).map(|n| n.location);
+        let from = match &scenario.meter.from {
+            Some(name) => self.node(name)?,
+            None => last(&|l| Some(l) == other).context("there is no other location")?,
+        };
+        let to = match &scenario.meter.to {
+            Some(name) => self.node(name)?,
+            None => last(&|l| l == trial).context("there is no node in the location on trial")?,
+        };
+        Ok((from, to))
+    }
+
+    /// The mesh file. `keys` in the order of the nodes.
+    pub fn mesh_toml(&self, scenario: &Scenario, keys: &[Keys]) -> Result<String> {
+        let mut out = String::from("[mesh]\nname = \"lab\"\ngeneration = 1\n");
+        if self.nodes.iter().any(|n| n.dual_stack) {
+            out.push_str("inner_cidr6 = \"fd4c:eade:0:1::/112\"\n");
+        }
+        if !scenario.policy.is_empty() {
+            write!(out, "\n[policy]\n{}", toml::to_string(&scenario.policy)?)?;
+        }
+        for l in &self.locations {
+            write!(out, "\n[locations.{}]\noverlay = {:?}\n", l.name, l.overlay)?;
+            if !l.witnesses.is_empty() {
+                writeln!(out, "witnesses = {:?}", l.witnesses)?;
+            }
+        }
+        for (n, k) in self.nodes.iter().zip(keys) {
+            write!(
+                out,
+                "\n[nodes.{}]\nlocation = {:?}\nindex = {}\n",
+                n.name, self.locations[n.location].name, n.index
+            )?;
+            if let (Some(slot), Some(wan)) = (n.slot, n.wan()) {
+                write!(out, "slot = {slot}\nendpoint = \"{wan}\"\n")?;
+            }
+            write!(out, "address = \"{}\"\ndevice = \"eth0\"\n", n.lan())?;
+            let six = if n.dual_stack {
+                format!(", \"fd42:0:0:{:x}::/64\"", n.index)
+            } else {
+                String::new()
+            };
+            writeln!(out, "prefixes = [\"{}\"{six}]", n.prefix())?;
+            writeln!(
+                out,
+                "wireguard_key = {:?}\ncontrol_key = {:?}",
+                k.wireguard_public, k.control_public
+            )?;
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,231 @@
+//! A running mesh: switches, nodes, workloads, WAN, daemons.
+//!
+//! ```text
+//!  pod ns ── veth ── node ns ── eth0 ── bridge of the location (in the lab's own network namespace)
+//!  (10.42.i.10)      (10.42.i.1)  └ wan0 (TUN) ── WAN emulator
+//! ```
+//!
+//! The lab sets up what a host has before leaderd comes: links, addresses, a default route for the workload. All else
+//! (forwarding, tunnels, overlay, routes) is leaderd's to do.
+
+mod daemon;
+mod fixed;
+mod power;
+
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::Mutex;
+
+use anyhow::{Context, Result};
+
+use crate::faults::{Fault, vxlan_flow_chain};
+use crate::ns::{Namespace, feed};
+use crate::sandbox::LabDir;
+use crate::scenario::Scenario;
+use crate::topology::{Keys, MESH_MTU, Node, Topology};
+use crate::wan::{Port, Wan, open_tun};
+
+pub use daemon::{find_leaderd, wait_ready};
+
+#[derive(Debug)]
+pub struct World {
+    pub scenario: Scenario,
+    pub topology: Topology,
+    pub nodes: Vec<LabNode>,
+    pub wan: Wan,
+    pub dir: PathBuf,
+    leaderd: Option<PathBuf>,
+    /// Faults at work: node and fault.
+    active: Mutex<Vec<(usize, String, Fault)>>,
+}
+
+#[derive(Debug)]
+pub struct LabNode {
+    pub node: Node,
+    pub ns: Namespace,
+    pub pod: Namespace,
+    pub dir: PathBuf,
+    daemon: Mutex<Option<Child>>,
+}
+
+impl LabNode {
+    pub fn admin(&self) -> PathBuf {
+        self.dir.join("admin.sock")
+    }
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("leaderd.log")
+    }
+    pub fn pod_address(&self, ipv6: bool) -> IpAddr {
+        self.node.pod_address(ipv6)
+    }
+}
+
+impl World {
+    /// Builds the network. No daemon runs yet.
+    pub fn build(scenario: &Scenario, dir: &LabDir, leaderd: Option<PathBuf>) -> Result<Self> {
+        let topology = Topology::of(scenario)?;
+        let dir = dir.world();
+        let mut switches = String::from("link set lo up\n");
+        for l in 0..topology.locations.len() {
+            switches.push_str(&format!("link add lan{l} type bridge\nlink set lan{l} up\n"));
+        }
+        feed(std::process::Command::new("ip").args(["-batch", "-"]), &switches)
+            .context("cannot build the switches")?;
+        let mut nodes = Vec::new();
+        let mut ports = Vec::new();
+        for (i, node) in topology.nodes.iter().enumerate() {
+            let vxlan = topology.locations[node.location].overlay == "vxlan";
+            let built = build_node(node, vxlan, dir.join(&node.name));
+            let (built, tun) = built.with_context(|| format!("cannot build node {}", node.name))?;
+            nodes.push(built);
+            if let (Some(tun), Some(address)) = (tun, node.wan()) {
+                ports.push(Port { tun, address, location: node.location, node: i });
+            }
+        }
+        let wan = Wan::start(&scenario.wan, ports, topology.nodes.len(), topology.locations.len())?;
+        let keys = topology.nodes.iter().map(|_| Keys::generate()).collect::<Result<Vec<_>>>()?;
+        fs::write(dir.join("mesh.toml"), topology.mesh_toml(scenario, &keys)?)?;
+        for (n, k) in nodes.iter().zip(&keys) {
+            write_keys(n, k)?;
+        }
+        let scenario = scenario.clone();
+        Ok(Self { scenario, topology, nodes, wan, dir, leaderd, active: Mutex::new(Vec::new()) })
+    }
+
+    pub fn inject(&self, node: usize, name: &str, arg: Option<&str>) -> Result<()> {
+        let fault = Fault::parse(name, arg)?;
+        fault.inject(self, node)?;
+        let label = arg.map_or_else(|| name.to_owned(), |a| format!("{name} {a}"));
+        self.faults_mut(|all| all.push((node, label, fault)));
+        Ok(())
+    }
+
+    /// Undoes the faults of that name on the node. An error if there is none.
+    pub fn undo(&self, node: usize, name: &str) -> Result<()> {
+        let named = |label: &str| label.split(' ').next() == Some(name);
+        let mut found = Vec::new();
+        self.faults_mut(|all| {
+            found = all.extract_if(.., |(n, label, _)| *n == node && named(label)).collect();
+        });
+        if found.is_empty() {
+            anyhow::bail!("{} has no fault {name}", self.nodes[node].node.name);
+        }
+        found.iter().try_for_each(|(_, _, fault)| fault.undo(self, node))
+    }
+
+    /// `(node, fault)` for every fault at work.
+    pub fn active_faults(&self) -> Vec<(String, String)> {
+        let mut out = Vec::new();
+        self.faults_mut(|all| {
+            out = all
+                .iter()
+                .map(|(n, label, _)| (self.nodes[*n].node.name.clone(), label.clone()))
+                .collect();
+        });
+        out
+    }
+
+    fn faults_mut(&self, f: impl FnOnce(&mut Vec<(usize, String, Fault)>)) {
+        f(&mut self.active.lock().unwrap_or_else(|e| e.into_inner()));
+    }
+
+    /// Names of the node's `wgl` interfaces.
+    pub fn planes_of(&self, node: usize) -> Result<Vec<String>> {
+        let shown = self.nodes[node].ns.output("ip", &["-o", "link", "show"])?;
+        let name = |line: &str| {
+            line.split(": ").nth(1).map(|n| n.split('@').next().unwrap_or(n).to_owned())
+        };
+        Ok(shown.lines().filter_map(name).filter(|n| n.starts_with("wgl")).collect())
+    }
+}
+
+/// Name of the switch's end of a node's LAN cable.
+fn switch_port(node: &Node) -> String {
+    format!("lan-n{}", node.index)
+}
+
+fn build_node(
+    node: &Node,
+    vxlan: bool,
+    dir: PathBuf,
+) -> Result<(LabNode, Option<std::os::fd::OwnedFd>)> {
+    fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    let ns = Namespace::create(true)?;
+    let pod = Namespace::create(false)?;
+    for ns in [&ns, &pod] {
+        // Addresses are ours to give; waiting for duplicates to answer would only delay the start.
+        for path in [
+            "ipv6/conf/default/accept_dad",
+            "ipv6/conf/all/accept_dad",
+            "ipv6/conf/default/router_solicitations",
+        ] {
+            let _ = ns.sysctl(path, "0");
+        }
+    }
+    let port = switch_port(node);
+    feed(
+        std::process::Command::new("ip").args(["-batch", "-"]),
+        &format!(
+            "link add {port} type veth peer name eth0 netns {}\nlink set {port} master lan{} up\n",
+            ns.net_path()?,
+            node.location
+        ),
+    )?;
+    let tun = match node.wan() {
+        Some(_) => Some(ns.run(|| open_tun("wan0"))?),
+        None => None,
+    };
+    let mut lines = format!(
+        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\nlink add pods mtu {MESH_MTU} type veth peer name eth0 \
+         mtu {MESH_MTU} netns {}\nlink set pods up\naddr add {}/24 dev pods\n",
+        node.lan(),
+        pod.net_path()?,
+        node.gateway()
+    );
+    let mut pod_lines = format!(
+        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\nroute add default via {}\n",
+        node.pod(),
+        node.gateway()
+    );
+    if let Some(wan) = node.wan() {
+        lines += &format!(
+            "link set wan0 txqueuelen 1000 mtu 1500 up\naddr add {wan}/32 dev wan0\nroute add 203.0.113.0/24 dev wan0 src {wan}\n"
+        );
+    }
+    if node.dual_stack {
+        lines += &format!("addr add {}/64 dev pods nodad\n", node.gateway6());
+        pod_lines += &format!(
+            "addr add {}/64 dev eth0 nodad\nroute add default via {} dev eth0\n",
+            node.pod6(),
+            node.gateway6()
+        );
+    }
+    ns.ip(&lines)?;
+    pod.ip(&pod_lines)?;
+    if vxlan {
+        // Needed before the fault to know which flows are old; see `vxlan_flow_chain`.
+        ns.nft(&vxlan_flow_chain(false))?;
+        ns.sysctl("netfilter/nf_conntrack_acct", "1")?;
+        ns.sysctl("netfilter/nf_conntrack_udp_timeout", "2")?;
+        ns.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "2")?;
+    }
+    Ok((LabNode { node: node.clone(), ns, pod, dir, daemon: Mutex::new(None) }, tun))
+}
+
+fn write_keys(node: &LabNode, keys: &Keys) -> Result<()> {
+    let dir = node.dir.join("keys");
+    fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    fs::DirBuilder::new().mode(0o700).create(node.dir.join("state"))?;
+    for (file, secret) in
+        [("wireguard.key", &keys.wireguard_secret), ("control.key", &keys.control_secret)]
+    {
+        let mut out =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(file))?;
+        std::io::Write::write_all(&mut out, secret.as_bytes())?;
+        std::io::Write::write_all(&mut out, b"\n")?;
+    }
+    Ok(())
+}
