@@ -165,6 +165,8 @@ fn a_network_is_observed_as_it_was_programmed() {
         let mut steward = programmed(&desired).await;
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
         assert!(steward.reconcile().await.unwrap().is_empty());
+        let text = serde_json::to_string(&desired).unwrap();
+        assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), desired);
         // Another process that starts anew finds it in place, too, and interrupts nothing.
         let mut other = Steward::new(Kernel::open().unwrap(), key());
         assert!(other.program(desired).await.unwrap().changes.is_empty());
@@ -205,6 +207,7 @@ fn drift_is_repaired() {
             "ip route del 10.42.1.0/24".to_owned(),
             format!("wg set wgl0 peer {} remove", peer.trim()),
             format!("wg set wgl0 peer {} allowed-ips 10.99.0.0/16", peer.trim()),
+            format!("wg set wgl0 peer {} endpoint 192.0.2.77:1", peer.trim()),
             "wg set wgl1 listen-port 4242".to_owned(),
             format!("ip nexthop del id {}", id(100).0),
             format!("ip nexthop replace id {} group {},3", id(100).0, id(1).0),
@@ -304,11 +307,16 @@ fn a_foreign_route_in_the_way_is_named_and_the_rest_is_made() {
 fn a_port_that_is_taken_is_an_error_and_tried_again() {
     isolated("a_port_that_is_taken_is_an_error_and_tried_again", || async {
         let socket = std::net::UdpSocket::bind("0.0.0.0:51901").unwrap();
-        let desired = two_planes();
+        let mut desired = two_planes();
         let mut steward = Steward::new(Kernel::open().unwrap(), key());
         let error = steward.program(desired.clone()).await.unwrap_err().to_string();
         assert!(error.contains("port 51901") && error.contains("in use"), "{error}");
         assert!(steward.reconcile().await.is_err());
+        // An endpoint that changes meanwhile is not forgotten, although endpoints roam.
+        let peer =
+            desired.wireguard.get_mut(&dev("wgl0")).unwrap().peers.values_mut().next().unwrap();
+        peer.endpoint = Some("192.0.2.3:51900".parse().unwrap());
+        assert!(steward.program(desired.clone()).await.is_err());
         drop(socket);
         assert_eq!(steward.reconcile().await.unwrap().len(), 1);
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
@@ -332,7 +340,7 @@ fn a_thousand_prefixes_fit_one_peer_and_a_thousand_routes_one_group() {
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
         desired.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(1)]) });
         let start = std::time::Instant::now();
-        assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
+        assert_eq!(steward.program(desired).await.unwrap().changes.len(), 1);
         eprintln!("failover of 1,000 routes programmed in {:?}", start.elapsed());
         assert!(sh("ip route get 10.65.3.1").contains("dev wgl1"));
     });

@@ -23,7 +23,7 @@ pub struct ModelKernel {
 /// The kernel would not do that.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused {
-    pub change: Change,
+    pub change: Box<Change>,
     pub why: &'static str,
 }
 
@@ -99,7 +99,7 @@ impl ModelKernel {
 
     /// Carries out one change, with everything that the kernel does along with it, or refuses and does nothing.
     pub fn apply(&mut self, change: &Change) -> Result<(), Refused> {
-        self.check(change).map_err(|why| Refused { change: change.clone(), why })?;
+        self.check(change).map_err(|why| Refused { change: Box::new(change.clone()), why })?;
         effect(&mut self.network, change);
         Ok(())
     }
@@ -272,7 +272,9 @@ impl Network {
 /// What an accepted change does, with its side effects.
 pub(crate) fn effect(net: &mut Network, change: &Change) {
     match change.clone() {
-        Change::SetSysctl { path, value } => drop(net.sysctls.insert(path, value)),
+        Change::SetSysctl { path, value } => {
+            net.sysctls.insert(path, value);
+        }
         Change::AddWireguard { name, mtu } => {
             let empty = WgInterface {
                 public_key: None,
@@ -284,7 +286,7 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
             net.wireguard.insert(name, empty);
         }
         Change::AddVxlan { name, vxlan } => {
-            drop(net.vxlan.insert(name, Vxlan { up: false, ..vxlan }))
+            net.vxlan.insert(name, Vxlan { up: false, ..vxlan });
         }
         Change::DeleteLink { name } => {
             flush_device(net, &name);
@@ -295,14 +297,26 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
             net.sysctls.retain(|path, _| sysctl_interface(path) != Some(name.as_str()));
         }
         Change::SetMtu { name, mtu } => {
-            net.wireguard.get_mut(&name).map(|w| w.mtu = mtu);
-            net.vxlan.get_mut(&name).map(|v| v.mtu = mtu);
+            if let Some(w) = net.wireguard.get_mut(&name) {
+                w.mtu = mtu;
+            }
+            if let Some(v) = net.vxlan.get_mut(&name) {
+                v.mtu = mtu;
+            }
         }
-        Change::SetMac { name, mac } => drop(net.vxlan.get_mut(&name).map(|v| v.mac = mac)),
+        Change::SetMac { name, mac } => {
+            if let Some(v) = net.vxlan.get_mut(&name) {
+                v.mac = mac;
+            }
+        }
         Change::SetUp { name, up } => {
             let was = net.is_up(&name);
-            net.wireguard.get_mut(&name).map(|w| w.up = up);
-            net.vxlan.get_mut(&name).map(|v| v.up = up);
+            if let Some(w) = net.wireguard.get_mut(&name) {
+                w.up = up;
+            }
+            if let Some(v) = net.vxlan.get_mut(&name) {
+                v.up = up;
+            }
             if was == Some(true) && !up {
                 flush_device(net, &name);
                 net.addresses.retain(|(n, a)| *n != name || matches!(a, IpNet::V4(_)));
@@ -325,24 +339,42 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
             w.peers.insert(key, peer);
         }
         Change::RemovePeer { name, key } => {
-            drop(net.wireguard.get_mut(&name).map(|w| w.peers.remove(&key)))
+            if let Some(w) = net.wireguard.get_mut(&name) {
+                w.peers.remove(&key);
+            }
         }
-        Change::AddAddress { name, address } => drop(net.addresses.insert((name, address))),
+        Change::AddAddress { name, address } => {
+            net.addresses.insert((name, address));
+        }
         Change::RemoveAddress { name, address } => remove_address(net, &name, address),
         Change::SetNeighbour { dev, address, mac } => {
-            drop(net.neighbours.insert((dev, address), mac))
+            net.neighbours.insert((dev, address), mac);
         }
-        Change::RemoveNeighbour { dev, address } => drop(net.neighbours.remove(&(dev, address))),
-        Change::SetFdb { dev, mac, endpoint } => drop(net.fdb.insert((dev, mac), endpoint)),
-        Change::RemoveFdb { dev, mac } => drop(net.fdb.remove(&(dev, mac))),
-        Change::SetNexthop { id, nexthop } => drop(net.nexthops.insert(id, nexthop)),
+        Change::RemoveNeighbour { dev, address } => {
+            net.neighbours.remove(&(dev, address));
+        }
+        Change::SetFdb { dev, mac, endpoint } => {
+            net.fdb.insert((dev, mac), endpoint);
+        }
+        Change::RemoveFdb { dev, mac } => {
+            net.fdb.remove(&(dev, mac));
+        }
+        Change::SetNexthop { id, nexthop } => {
+            net.nexthops.insert(id, nexthop);
+        }
         Change::RemoveNexthop { id } => remove_nexthop(net, id),
-        Change::AddRule { rule } => drop(net.rules.insert(rule)),
-        Change::RemoveRule { rule } => drop(net.rules.remove(&rule)),
-        Change::AddRoute { key, via } | Change::ReplaceRoute { key, via } => {
-            drop(net.routes.insert(key, via))
+        Change::AddRule { rule } => {
+            net.rules.insert(rule);
         }
-        Change::RemoveRoute { key } => drop(net.routes.remove(&key)),
+        Change::RemoveRule { rule } => {
+            net.rules.remove(&rule);
+        }
+        Change::AddRoute { key, via } | Change::ReplaceRoute { key, via } => {
+            net.routes.insert(key, via);
+        }
+        Change::RemoveRoute { key } => {
+            net.routes.remove(&key);
+        }
     }
 }
 
