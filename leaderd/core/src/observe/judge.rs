@@ -10,10 +10,10 @@ use crate::mesh::Mesh;
 use crate::time::Instant;
 use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, Verdict};
 
+use super::LATE_FOR;
 use super::evidence::{Obs, Outcome};
 use super::schedule::Shot;
 use super::sprt;
-use super::LATE_FOR;
 use super::watch::Watch;
 
 /// What the controls lost this recently counts as well as what they lose on average.
@@ -40,6 +40,12 @@ const STALE: Duration = Duration::from_secs(10);
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
 const MTU_STEP: u16 = 8;
 
+/// How long after a loss a sign of life of its target still counts, in halves of the probe interval: the controls of the
+/// burst come one timeout after it, the next round that asks for the same target a few intervals.
+const CONFIRM_SLACKS: u32 = 4;
+/// A line for the log: level, message, fields.
+type LogLine = (LogLevel, String, Vec<(String, String)>);
+
 /// What a judgement asks for.
 #[derive(Debug, Default)]
 pub(super) struct Judged {
@@ -47,7 +53,7 @@ pub(super) struct Judged {
     /// Paths that need a burst.
     pub bursts: Vec<usize>,
     pub shots: Vec<Shot>,
-    pub logs: Vec<(LogLevel, String, Vec<(String, String)>)>,
+    pub logs: Vec<LogLine>,
 }
 
 /// The tests of one path.
@@ -86,26 +92,45 @@ impl Watch {
     /// The class and target of the latest loss through a path: what its burst repeats.
     pub(super) fn suspicion(&self, p: usize) -> Option<(ProbeClass, usize)> {
         let lost = self.paths[p].ring.iter().rev().find(|o| {
-            o.outcome.is_loss() && o.class != ProbeClass::Relay && !self.targets[o.target].quarantined
+            o.outcome.is_loss()
+                && o.class != ProbeClass::Relay
+                && !self.targets[o.target].quarantined
         })?;
         Some((lost.class, lost.target))
     }
 
-    /// When a target was last known to live, from everything but path `p`.
-    fn alive(&self, p: usize, t: usize) -> Option<Instant> {
-        let others = (0..self.paths.len()).filter(|k| *k != p && self.can_test(*k, t));
-        let seen = others.clone().filter_map(|k| self.cells[k][t].delivered).max();
-        if others.count() > 0 {
-            return seen;
+    /// Where to look for signs of life of a target, other than through path `p`: (path, by its relay probes).
+    fn witnesses(&self, p: usize, t: usize) -> Vec<(usize, bool)> {
+        let others: Vec<_> =
+            (0..self.paths.len()).filter(|k| *k != p && self.can_test(*k, t)).collect();
+        if !others.is_empty() {
+            return others.into_iter().map(|k| (k, false)).collect();
         }
         // No other slot can test it. If some other target can be compared, that one decides.
-        let comparable = (0..self.targets.len())
-            .any(|u| self.can_test(p, u) && (0..self.paths.len()).any(|k| k != p && self.can_test(k, u)));
-        match self.targets[t].candidate {
-            _ if comparable => None,
-            Some(k) => self.paths[k].relay_ok,
-            None => self.paths[p].relay_ok,
-        }
+        let comparable = (0..self.targets.len()).any(|u| {
+            self.can_test(p, u) && (0..self.paths.len()).any(|k| k != p && self.can_test(k, u))
+        });
+        if comparable { Vec::new() } else { vec![(self.targets[t].candidate.unwrap_or(p), true)] }
+    }
+
+    /// A witness reached the target of a lost probe at about the same time: of its probes from shortly before to a little
+    /// later, the one nearest in time passed. All paths may have been silent for a moment, so one that passed sooner or
+    /// later says nothing if a nearer one was lost, or is still on its way.
+    fn confirmed(&self, witnesses: &[(usize, bool)], lost: &Obs, slack: Duration) -> bool {
+        let (from, until) = (lost.sent - slack, lost.sent + slack * CONFIRM_SLACKS);
+        witnesses.iter().any(|(k, relay)| {
+            let ring = &self.paths[*k].ring;
+            let start = ring.partition_point(|o| o.sent < from);
+            let same = |o: &&Obs| match relay {
+                true => o.class == ProbeClass::Relay,
+                false => o.is_fresh() && o.target == lost.target,
+            };
+            let near = ring.range(start..).take_while(|o| o.sent <= until).filter(same);
+            let distance = |o: &Obs| o.sent.since(lost.sent).max(lost.sent.since(o.sent));
+            // Of a burst sent at once one that passed is enough.
+            let nearest = near.min_by_key(|o| (distance(o), o.outcome != Outcome::Delivered));
+            nearest.is_some_and(|o| o.outcome == Outcome::Delivered)
+        })
     }
 
     /// What the best control loses.
@@ -117,7 +142,8 @@ impl Watch {
             }
             let (mut n, mut lost) = (0, 0);
             for o in other.settled_since(now - CONTROL_WINDOW).filter(|o| o.is_fresh()) {
-                let live = (0..self.paths.len()).any(|x| self.cells[x][o.target].delivered >= Some(o.sent - slack));
+                let live = (0..self.paths.len())
+                    .any(|x| self.cells[x][o.target].delivered >= Some(o.sent - slack));
                 if o.outcome == Outcome::Delivered || live {
                     n += 1;
                     lost += usize::from(o.outcome.is_loss());
@@ -133,17 +159,18 @@ impl Watch {
     /// Runs the tests of a path. With `blame_all` losses count whether or not their target is known to live.
     fn weigh(&self, p: usize, now: Instant, slack: Duration, blame_all: bool) -> Weight {
         let test = sprt::failure(if blame_all { 0.0 } else { self.p0(p, now, slack) });
-        let alive: Vec<Option<Instant>> = (0..self.targets.len()).map(|t| self.alive(p, t)).collect();
+        let witnesses: Vec<_> = (0..self.targets.len()).map(|t| self.witnesses(p, t)).collect();
         let mut per_target = vec![Sum::default(); self.targets.len()];
         let mut w = Weight::default();
         // Where replies came late elsewhere in this location, wait as long for these.
-        let patience = self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
+        let patience =
+            self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
         for o in self.paths[p].ring.iter().filter(|o| o.is_fresh()) {
             let lost = match o.outcome {
                 Outcome::Pending | Outcome::Void => continue,
                 Outcome::Delivered => false,
                 _ if now < o.sent + patience => continue,
-                _ if blame_all || alive[o.target].is_some_and(|t| t >= o.sent - slack) => true,
+                _ if blame_all || self.confirmed(&witnesses[o.target], o, slack) => true,
                 _ => continue,
             };
             w.losses += usize::from(lost);
@@ -162,9 +189,16 @@ impl Watch {
         let slack = policy.probe_interval / 2;
         let mut judged = Judged::default();
         let losses = std::mem::take(&mut self.fresh_losses);
-        self.dark = self.paths.iter().all(|p| {
-            p.lost_in_row >= 3 && p.any_ok.is_none_or(|t| t + p.rtt.timeout(policy.min_probe_timeout) + DARK < now)
+        let dark = self.paths.iter().all(|p| {
+            p.lost_in_row >= 3
+                && p.any_ok.is_none_or(|t| t + p.rtt.timeout(policy.min_probe_timeout) + DARK < now)
         });
+        if self.dark && !dark {
+            // What was lost while nothing came back through any slot says nothing about one of them, and a target that
+            // lives again now was not known to live then.
+            self.paths.iter_mut().for_each(|p| p.ring.clear());
+        }
+        self.dark = dark;
         // All slots relay nothing although their own candidates answer: they are all sick.
         let all_sick = !self.dark
             && (0..self.paths.len()).all(|p| {
@@ -174,7 +208,8 @@ impl Watch {
                 // Lost while the candidate itself answered, not when everything was lost.
                 self.paths[p].relay_ok > Some(after + DARK)
                     && self.paths[p].relay_run.is_some_and(|run| {
-                        self.paths[p].settled_since(after.max(run)).filter(|o| o.is_fresh()).count() >= 6
+                        self.paths[p].settled_since(after.max(run)).filter(|o| o.is_fresh()).count()
+                            >= 6
                     })
             });
         if now.since(self.next_burst) > BURST_CALM {
@@ -183,12 +218,13 @@ impl Watch {
         for p in 0..self.paths.len() {
             let w = self.weigh(p, now, slack, all_sick);
             let worst = w.new.worse(w.full).worse(w.target);
-            let next = self.verdict(mesh, now, p, &w, worst, h, all_sick);
+            let next = self.verdict(mesh, now, p, &w, worst, h);
             let path = &mut self.paths[p];
             let degraded = next.is_degraded();
             let lost_now = losses.iter().any(|l| l.0 == p);
             // A burst may be repeated at once while the evidence grows.
-            let growing = worst.value >= h / 3.0 && path.burst.is_none_or(|b| b + path.rtt.timeout(policy.min_probe_timeout) <= now);
+            let growing = worst.value >= h / 3.0
+                && path.burst.is_none_or(|b| b + path.rtt.timeout(policy.min_probe_timeout) <= now);
             if !degraded && lost_now && !self.dark && (now >= self.next_burst || growing) {
                 judged.bursts.push(p);
             }
@@ -206,25 +242,36 @@ impl Watch {
             self.burst_gap = (self.burst_gap * 2).clamp(BURST_GAP_MIN, BURST_GAP_MAX);
             self.next_burst = now + self.burst_gap;
         }
-        self.uneasy =
-            !judged.bursts.is_empty() || self.paths.iter().any(|p| p.burst.is_some() || p.verdict != Verdict::Forwarding);
+        self.uneasy = !judged.bursts.is_empty()
+            || self.paths.iter().any(|p| p.burst.is_some() || p.verdict != Verdict::Forwarding);
         judged
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn verdict(&self, mesh: &Mesh, now: Instant, p: usize, w: &Weight, worst: Sum, h: f64, all_sick: bool) -> Verdict {
+    fn verdict(
+        &self,
+        mesh: &Mesh,
+        now: Instant,
+        p: usize,
+        w: &Weight,
+        worst: Sum,
+        h: f64,
+    ) -> Verdict {
         let path = &self.paths[p];
         if path.own_fault.is_some_and(|t| now.since(t) < RECOVERY) || self.dark {
             // Our own kernel refuses, or nobody at all answers: nothing to hold against this candidate.
             return Verdict::Unknown;
         }
         if let Verdict::Degraded { cause, .. } = path.verdict {
-            return if self.recovered(mesh, now, p, cause) { Verdict::Forwarding } else { path.verdict.clone() };
+            return if self.recovered(mesh, now, p, cause) {
+                Verdict::Forwarding
+            } else {
+                path.verdict.clone()
+            };
         }
         let standbys = self.paths.len() > 1;
         if worst.value >= h {
             let from = worst.from.unwrap_or(now);
-            let (cause, direction) = self.classify(p, from, all_sick);
+            let (cause, direction) = self.classify(p, from);
             return Verdict::Degraded { cause, direction };
         }
         if standbys && path.steady >= h && path.loss > mesh.policy.loss_threshold {
@@ -232,16 +279,26 @@ impl Watch {
             return Verdict::Degraded { cause: Cause::Loss, direction: self.direction(from) };
         }
         let burst_pending = path.burst.is_some_and(|b| {
-            path.ring.iter().any(|o| o.sent >= b && o.outcome == Outcome::Pending) || worst.value >= h / 3.0
+            path.ring.iter().any(|o| o.sent >= b && o.outcome == Outcome::Pending)
+                || worst.value >= h / 3.0
         });
         if burst_pending && w.losses > 0 && worst.value > 0.0 {
             return Verdict::Suspected;
         }
-        let delivered = path.settled_since(now - STALE).filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
+        let delivered = path
+            .settled_since(now - STALE)
+            .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
         if delivered.count() >= FIRST_DELIVERIES { Verdict::Forwarding } else { Verdict::Unknown }
     }
 
-    fn change(&mut self, now: Instant, p: usize, next: Verdict, from: Option<Instant>, judged: &mut Judged) {
+    fn change(
+        &mut self,
+        now: Instant,
+        p: usize,
+        next: Verdict,
+        from: Option<Instant>,
+        judged: &mut Judged,
+    ) {
         let rows = if next.is_degraded() { self.rows(p, from.unwrap_or(now)) } else { Vec::new() };
         let partial = match next.cause() {
             Some(Cause::Partial) => self.bad_targets(p, from.unwrap_or(now)).0,
@@ -254,23 +311,31 @@ impl Watch {
         match &next {
             Verdict::Suspected | Verdict::Degraded { .. } => {
                 let first = from.unwrap_or(now);
-                let earlier = path.first_loss.is_some_and(|t| t <= first) && !matches!(was, Verdict::Forwarding);
+                let earlier = path.first_loss.is_some_and(|t| t <= first)
+                    && !matches!(was, Verdict::Forwarding);
                 if !earlier {
                     path.first_loss = Some(first);
                     path.suspected = Some(now);
-                    let ok = path.ring.iter().filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
+                    let ok = path
+                        .ring
+                        .iter()
+                        .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
                     path.ok_before = ok.map(|o| o.sent).filter(|s| *s < first).max();
                 }
                 if next.cause() == Some(Cause::Mtu) {
                     let sizes = |lost: bool| {
                         path.ring.iter().filter(move |o| {
-                            o.is_fresh() && o.sent >= first && o.outcome.is_loss() == lost && o.outcome != Outcome::Pending
+                            o.is_fresh()
+                                && o.sent >= first
+                                && o.outcome.is_loss() == lost
+                                && o.outcome != Outcome::Pending
                         })
                     };
                     let low = sizes(false).map(|o| o.size).max().unwrap_or(0);
                     let high = sizes(true).map(|o| o.size).filter(|s| *s > low).min();
                     path.mtu_between = high.map(|high| (low, high));
-                    path.path_mtu = path.path_mtu.filter(|m| *m >= low && Some(*m) < high).or(Some(low));
+                    path.path_mtu =
+                        path.path_mtu.filter(|m| *m >= low && Some(*m) < high).or(Some(low));
                 }
             }
             Verdict::Forwarding | Verdict::Unknown => {
@@ -283,7 +348,8 @@ impl Watch {
             }
         }
         judged.changed = true;
-        let level = if next.is_degraded() || was.is_degraded() { LogLevel::Warn } else { LogLevel::Debug };
+        let level =
+            if next.is_degraded() || was.is_degraded() { LogLevel::Warn } else { LogLevel::Debug };
         let word = |v: &Verdict| match v {
             Verdict::Unknown => "unknown",
             Verdict::Forwarding => "forwarding",
@@ -342,7 +408,7 @@ impl Watch {
         (which(&|c| c.0 >= 2 && c.1 == 0), which(&|c| c.1 > 0), mixed)
     }
 
-    fn classify(&self, p: usize, from: Instant, _all_sick: bool) -> (Cause, Option<Direction>) {
+    fn classify(&self, p: usize, from: Instant) -> (Cause, Option<Direction>) {
         let path = &self.paths[p];
         let all: Vec<&Obs> = path.settled_since(from).collect();
         let count = |class: ProbeClass, lost: bool| {
@@ -355,11 +421,16 @@ impl Watch {
             return (Cause::Loop, None);
         }
         let direction = self.direction(from);
-        let passed: Vec<u16> = fresh.iter().filter(|o| !o.outcome.is_loss()).map(|o| o.size).collect();
+        let passed: Vec<u16> =
+            fresh.iter().filter(|o| !o.outcome.is_loss()).map(|o| o.size).collect();
         let largest = passed.iter().copied().max().unwrap_or(0);
         let lost_within = fresh.iter().filter(|o| o.outcome.is_loss() && o.size <= largest).count();
         let full_lost = count(ProbeClass::FullSize, true);
-        if full_lost >= 2 && count(ProbeClass::FullSize, false) == 0 && passed.len() >= 2 && lost_within * 10 <= lost {
+        if full_lost >= 2
+            && count(ProbeClass::FullSize, false) == 0
+            && passed.len() >= 2
+            && lost_within * 10 <= lost
+        {
             return (Cause::Mtu, direction);
         }
         let (bad, good, mixed) = self.bad_targets(p, from);
@@ -370,11 +441,18 @@ impl Watch {
             return (Cause::Loss, direction);
         }
         let relay = (count(ProbeClass::Relay, false), count(ProbeClass::Relay, true));
-        if relay.0 == 0 && relay.1 > 0 && path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from) {
+        if relay.0 == 0
+            && relay.1 > 0
+            && path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from)
+        {
             return (Cause::TunnelDown, direction);
         }
         let pinned = (count(ProbeClass::PinnedFlow, false), count(ProbeClass::PinnedFlow, true));
-        if pinned.0 > pinned.1 { (Cause::NewFlow, direction) } else { (Cause::Forwarding, direction) }
+        if pinned.0 > pinned.1 {
+            (Cause::NewFlow, direction)
+        } else {
+            (Cause::Forwarding, direction)
+        }
     }
 
     /// Which way the losses since `from` went, from the reflectors' counts.
@@ -392,7 +470,9 @@ impl Watch {
     fn rows(&self, p: usize, from: Instant) -> Vec<EvidenceRow> {
         let all: Vec<&Obs> = self.paths[p].settled_since(from).collect();
         let row = |class, target: Option<usize>| {
-            let of = || all.iter().filter(move |o| o.class == class && target.is_none_or(|t| t == o.target));
+            let of = || {
+                all.iter().filter(move |o| o.class == class && target.is_none_or(|t| t == o.target))
+            };
             EvidenceRow {
                 class,
                 target: target.map(|t| self.targets[t].node.clone()),
@@ -401,7 +481,8 @@ impl Watch {
                 time_exceeded: of().filter(|o| o.outcome == Outcome::Looped).count() as u32,
             }
         };
-        let mut rows: Vec<EvidenceRow> = ProbeClass::ALL.into_iter().map(|c| row(c, None)).collect();
+        let mut rows: Vec<EvidenceRow> =
+            ProbeClass::ALL.into_iter().map(|c| row(c, None)).collect();
         let (bad, good, _) = self.bad_targets(p, from);
         if !good.is_empty() {
             rows.extend(bad.into_iter().map(|t| row(ProbeClass::NewFlow, Some(t))));
@@ -419,7 +500,8 @@ impl Watch {
             self.paths[p].mtu_between = None;
             return Vec::new();
         }
-        let tries: Vec<Obs> = self.paths[p].ring.iter().filter(|o| o.is_fresh() && o.size == size).copied().collect();
+        let tries: Vec<Obs> =
+            self.paths[p].ring.iter().filter(|o| o.is_fresh() && o.size == size).copied().collect();
         if tries.iter().any(|o| o.outcome == Outcome::Pending) {
             return Vec::new();
         }

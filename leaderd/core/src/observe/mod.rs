@@ -36,8 +36,8 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{Flow, LogLevel, ProbeError, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
-use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket, SenderPacket};
 use crate::probe::ProbeKeys;
+use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket, SenderPacket};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{ProbeClass, Report, Verdict};
 
@@ -75,8 +75,17 @@ pub enum ObserverOutput {
     /// For the candidates of the location it is about.
     Report(Report),
     /// As-workload probes pass under this epoch.
-    Verified { location: LocationName, epoch: Epoch, at: WallTime, blackout: Option<Duration> },
-    Log { level: LogLevel, message: String, fields: Vec<(String, String)> },
+    Verified {
+        location: LocationName,
+        epoch: Epoch,
+        at: WallTime,
+        blackout: Option<Duration>,
+    },
+    Log {
+        level: LogLevel,
+        message: String,
+        fields: Vec<(String, String)>,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -159,8 +168,10 @@ impl Observer {
         }
         (self.by_seq, self.by_ssid, self.by_name) = Default::default();
         self.timers.clear();
-        let mut old: BTreeMap<LocationName, Watch> =
-            std::mem::take(&mut self.watches).into_iter().map(|w| (w.location.clone(), w)).collect();
+        let mut old: BTreeMap<LocationName, Watch> = std::mem::take(&mut self.watches)
+            .into_iter()
+            .map(|w| (w.location.clone(), w))
+            .collect();
         self.mesh = mesh.clone();
         let Some(me) = mesh.node(&self.me).filter(|n| n.slot.is_some()) else { return };
         for location in mesh.locations.keys().filter(|l| **l != me.location) {
@@ -210,11 +221,12 @@ impl Observer {
         }
     }
 
-    pub fn handle_reply(&mut self, now: Now, probe: ProbeId, bytes: &[u8]) {
+    pub fn handle_reply(&mut self, now: Now, _probe: ProbeId, bytes: &[u8]) {
         // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
-        // itself says which one it answers; the socket's word is only used where that is of no use.
-        let _ = probe;
-        let Some(ssid) = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]])) else { return };
+        // itself says which one it answers.
+        let Some(ssid) = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
+            return;
+        };
         let Some(&(at, target)) = self.by_ssid.get(&ssid) else { return };
         let key = self.keys.with(&self.watches[at].targets[target].key);
         let Ok(reply) = ReflectorPacket::decode(bytes, Some(&key)) else { return };
@@ -229,7 +241,10 @@ impl Observer {
                 path.rtt.sample(rtt);
                 if f.late {
                     path.rtt.late();
-                    let recent = w.late.filter(|l| now.mono.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1);
+                    let recent = w
+                        .late
+                        .filter(|l| now.mono.since(l.0) < LATE_FOR)
+                        .map_or(Duration::ZERO, |l| l.1);
                     w.late = Some((now.mono, rtt.max(recent)));
                 }
             }
@@ -309,7 +324,8 @@ impl Observer {
     /// Whom this node would choose by its own evidence: the first of the ranking that forwards.
     pub fn own_choice(&self, location: &LocationName) -> Option<Slot> {
         let w = &self.watches[*self.by_name.get(location)?];
-        let forwards = |s: &Slot| w.paths.iter().any(|p| p.slot == *s && p.verdict == Verdict::Forwarding);
+        let forwards =
+            |s: &Slot| w.paths.iter().any(|p| p.slot == *s && p.verdict == Verdict::Forwarding);
         self.mesh.ranking(location).into_iter().find(forwards)
     }
 
@@ -405,7 +421,9 @@ impl Observer {
         w.report_seq += 1;
         let report = w.report(&self.me, now, abstains);
         let urgent = w.paths.iter().any(|p| {
-            p.verdict.is_degraded() && w.leaders.contains(&p.slot) && now.mono.since(p.since) < REPEAT_FOR
+            p.verdict.is_degraded()
+                && w.leaders.contains(&p.slot)
+                && now.mono.since(p.since) < REPEAT_FOR
         });
         w.next_report = now.mono + if urgent { REPEAT_EVERY } else { REPORT_EVERY };
         self.timers.insert((w.next_report, Timer::Report(at)));
@@ -424,11 +442,12 @@ impl Observer {
         let mesh = self.mesh.clone();
         let w = &mut self.watches[at];
         let interval = w.interval(&mesh.policy, now.mono);
-        let shots = w.round(&mesh, now.mono, &mut self.rng);
+        let shots = w.round(&mesh, &mut self.rng);
         let jitter = self.fraction(interval / 10);
         let w = &mut self.watches[at];
         // Not from `now`: a late wake-up must not slow the rhythm, but rounds missed in a pause are not made up for.
-        w.next_round = (w.next_round + interval - interval / 20 + jitter).max(now.mono + interval / 2);
+        w.next_round =
+            (w.next_round + interval - interval / 20 + jitter).max(now.mono + interval / 2);
         self.timers.insert((w.next_round, Timer::Round(at)));
         if !self.spend(now.mono, shots.len()) {
             self.skipped += 1;
@@ -461,7 +480,8 @@ impl Observer {
         let port = if pinned { 0 } else { id.0 as usize % mesh.probe_ports.len() };
         let packet = SenderPacket { seq, timestamp: now.wall.into(), ssid: target.ssid };
         let key = self.keys.with(&target.key);
-        let payload = packet.encode(Some(&key), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
+        let payload =
+            packet.encode(Some(&key), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
         let flow = match shot.path {
             Some(p) if pinned => Flow::Pinned(u32::from(target.ssid) << 8 | p as u32),
             _ => Flow::Fresh,
@@ -486,7 +506,8 @@ impl Observer {
         let due = now.mono + timeout;
         self.timers.insert((due, Timer::Probe(id)));
         self.by_seq.insert((ssid, seq), id);
-        self.flying.insert(id, Flying { watch: at, shot, sent: now.mono, ssid, seq, late: false, due });
+        self.flying
+            .insert(id, Flying { watch: at, shot, sent: now.mono, ssid, seq, late: false, due });
         self.emit(ObserverOutput::Send(ProbeSend {
             probe: id,
             class: shot.class,

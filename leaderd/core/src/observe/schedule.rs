@@ -41,7 +41,7 @@ pub(super) struct Shot {
 }
 
 impl Watch {
-    pub(super) fn round(&mut self, mesh: &Mesh, now: Instant, rng: &mut ChaCha8Rng) -> Vec<Shot> {
+    pub(super) fn round(&mut self, mesh: &Mesh, rng: &mut ChaCha8Rng) -> Vec<Shot> {
         let n = self.round;
         self.round += 1;
         let mut shots = Vec::new();
@@ -85,12 +85,17 @@ impl Watch {
         {
             shots.push(self.as_workload(mesh, target));
         }
-        let _ = now;
         shots
     }
 
     /// A burst: what settles whether path `p` fails, and how.
-    pub(super) fn burst(&mut self, mesh: &Mesh, now: Instant, p: usize, rng: &mut ChaCha8Rng) -> Vec<Shot> {
+    pub(super) fn burst(
+        &mut self,
+        mesh: &Mesh,
+        now: Instant,
+        p: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Vec<Shot> {
         let mut shots = Vec::new();
         let mut targets = self.targets_of(p);
         let Some((failed, lost)) = self.suspicion(p) else { return shots };
@@ -99,8 +104,10 @@ impl Watch {
         let mut order = vec![lost, lost];
         let mut rest = targets.iter().copied().cycle();
         let mut next = |i: usize| if i % 3 == 2 { rest.next().unwrap_or(lost) } else { lost };
-        let main = if failed == ProbeClass::FullSize { ProbeClass::FullSize } else { ProbeClass::NewFlow };
-        let other = if main == ProbeClass::FullSize { ProbeClass::NewFlow } else { ProbeClass::FullSize };
+        let main =
+            if failed == ProbeClass::FullSize { ProbeClass::FullSize } else { ProbeClass::NewFlow };
+        let other =
+            if main == ProbeClass::FullSize { ProbeClass::NewFlow } else { ProbeClass::FullSize };
         for i in 0..BURST_MAIN {
             let t = next(i);
             // Every other one as small as can be: if those pass, it is the size.
@@ -146,7 +153,14 @@ impl Watch {
     }
 
     /// `drawn`: a random number that chooses the size of a new flow; `None`: the smallest.
-    pub(super) fn shot(&self, mesh: &Mesh, class: ProbeClass, p: usize, target: usize, drawn: Option<u32>) -> Shot {
+    pub(super) fn shot(
+        &self,
+        mesh: &Mesh,
+        class: ProbeClass,
+        p: usize,
+        target: usize,
+        drawn: Option<u32>,
+    ) -> Shot {
         let least = smallest(self.targets[target].address.is_ipv6());
         let size = match (class, drawn) {
             (ProbeClass::FullSize, _) => mesh.mtu.max(least),

@@ -61,7 +61,8 @@ impl Watch {
         mut ssid: impl FnMut() -> u16,
     ) -> Self {
         let candidates = mesh.candidates_of(location);
-        let paths: Vec<Path> = candidates.iter().map(|(s, n)| Path::new(*s, n.wireguard_key, now)).collect();
+        let paths: Vec<Path> =
+            candidates.iter().map(|(s, n)| Path::new(*s, n.wireguard_key, now)).collect();
         let index = |n: &Node| n.slot.and_then(|s| candidates.keys().position(|k| *k == s));
         let mut targets = Vec::new();
         let mut add = |n: &Node, address: IpAddr, relay_of, candidate| {
@@ -125,7 +126,9 @@ impl Watch {
     /// Takes over what was known under the previous mesh file.
     pub(super) fn inherit(&mut self, old: Watch) {
         for old in old.paths {
-            if let Some(path) = self.paths.iter_mut().find(|p| p.slot == old.slot && p.key == old.key) {
+            if let Some(path) =
+                self.paths.iter_mut().find(|p| p.slot == old.slot && p.key == old.key)
+            {
                 // Its ring and its partial targets speak of the old targets by number.
                 *path = Path { ring: Default::default(), partial: Vec::new(), burst: None, ..old };
             }
@@ -139,7 +142,10 @@ impl Watch {
 
     pub(super) fn interval(&self, policy: &Policy, now: Instant) -> Duration {
         let least = Duration::from_millis(10);
-        if self.full_rate || now < self.raised_until || self.paths.iter().any(|p| p.verdict.is_degraded()) {
+        if self.full_rate
+            || now < self.raised_until
+            || self.paths.iter().any(|p| p.verdict.is_degraded())
+        {
             policy.probe_interval.max(least)
         } else {
             policy.slow_probe_interval.max(least)
@@ -154,14 +160,21 @@ impl Watch {
     fn rotate(&mut self) {
         let workload = |t: &&usize| self.targets[**t].relay_of.is_none();
         let all: Vec<usize> = (0..self.targets.len()).collect();
-        let alive: Vec<usize> = all.iter().filter(workload).copied().filter(|t| !self.targets[*t].quarantined).collect();
-        self.rotation = if alive.is_empty() { all.iter().filter(workload).copied().collect() } else { alive };
+        let alive: Vec<usize> = all
+            .iter()
+            .filter(workload)
+            .copied()
+            .filter(|t| !self.targets[*t].quarantined)
+            .collect();
+        self.rotation =
+            if alive.is_empty() { all.iter().filter(workload).copied().collect() } else { alive };
     }
 
     /// Workload targets that slot `p` can be tested on: not its own; only quarantined ones if there are no others.
     pub(super) fn targets_of(&self, p: usize) -> Vec<usize> {
         let usable: Vec<usize> = self.testable(p).collect();
-        let alive: Vec<usize> = usable.iter().copied().filter(|t| !self.targets[*t].quarantined).collect();
+        let alive: Vec<usize> =
+            usable.iter().copied().filter(|t| !self.targets[*t].quarantined).collect();
         if alive.is_empty() { usable } else { alive }
     }
 
@@ -180,7 +193,10 @@ impl Watch {
     }
 
     pub(super) fn relay_of(&self, p: usize) -> usize {
-        self.targets.iter().position(|t| t.relay_of == Some(p)).expect("every path has its relay target")
+        self.targets
+            .iter()
+            .position(|t| t.relay_of == Some(p))
+            .expect("every path has its relay target")
     }
 
     /// Books what became of a probe. A late reply comes here after its loss did, and takes that back.
@@ -209,7 +225,8 @@ impl Watch {
             path.steady = (path.steady + steady.step(lost)).clamp(0.0, 1e3);
         };
         if obs.is_fresh() && !quarantined && !before.is_loss() && outcome != Outcome::Void {
-            path.shown_loss += LOSS_GAIN * (f64::from(u8::from(outcome.is_loss())) - path.shown_loss);
+            path.shown_loss +=
+                LOSS_GAIN * (f64::from(u8::from(outcome.is_loss())) - path.shown_loss);
         }
         match outcome {
             Outcome::Delivered => {
@@ -281,12 +298,14 @@ impl Watch {
 
     /// Another path's latest probe to this target passed, so that a loss here says something about this path.
     fn lives_elsewhere(&self, p: usize, t: usize) -> bool {
-        (0..self.paths.len()).any(|k| k != p && self.can_test(k, t) && self.cells[k][t].lost_in_row == 0)
+        (0..self.paths.len())
+            .any(|k| k != p && self.can_test(k, t) && self.cells[k][t].lost_in_row == 0)
     }
 
     /// Loss of the best other path that is not degraded.
     pub(super) fn control_loss(&self, p: usize) -> Option<f64> {
-        let others = self.paths.iter().enumerate().filter(|(k, o)| *k != p && !o.verdict.is_degraded());
+        let others =
+            self.paths.iter().enumerate().filter(|(k, o)| *k != p && !o.verdict.is_degraded());
         others.map(|(_, o)| o.loss).reduce(f64::min)
     }
 
@@ -321,15 +340,19 @@ impl Watch {
 /// Rendezvous hashing: is `observer` among the `policy.watchers` locations that watch `location` at full rate?
 fn watches(mesh: &Mesh, observer: &LocationName, location: &LocationName) -> bool {
     let mine = weight(observer, location);
-    let higher =
-        mesh.locations.keys().filter(|o| *o != location && *o != observer && weight(o, location) > mine).count();
+    let higher = mesh
+        .locations
+        .keys()
+        .filter(|o| *o != location && *o != observer && weight(o, location) > mine)
+        .count();
     higher < usize::from(mesh.policy.watchers)
 }
 
 /// FNV-1a with a finish that mixes: stable over versions and machines, unlike the standard library's hasher.
 fn weight(observer: &LocationName, location: &LocationName) -> u64 {
     let bytes = observer.as_str().bytes().chain([0]).chain(location.as_str().bytes());
-    let mut h = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let mut h = bytes
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     h ^= h >> 33;
     h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
     h ^ (h >> 33)

@@ -43,7 +43,8 @@ impl HmacKey {
     }
 
     fn mac(&self, text: &[u8]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
+        let mut mac =
+            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
         mac.update(text);
         mac
     }
@@ -81,7 +82,8 @@ impl ProbeKeys {
             return key.clone();
         }
         let shared = self.secret.diffie_hellman(&PublicKey::from(peer.0));
-        let mut mac = Hmac::<Sha256>::new_from_slice(shared.as_bytes()).expect("HMAC takes a key of any length");
+        let mut mac = Hmac::<Sha256>::new_from_slice(shared.as_bytes())
+            .expect("HMAC takes a key of any length");
         mac.update(LABEL);
         let key = HmacKey(mac.finalize().into_bytes().into());
         self.cache.insert(*peer, key.clone());
@@ -100,7 +102,8 @@ mod tests {
 
     #[test]
     fn both_ends_make_the_same_key_and_a_third_another() {
-        let (mut a, mut b, mut c) = (ProbeKeys::new([1; 32]), ProbeKeys::new([2; 32]), ProbeKeys::new([3; 32]));
+        let (mut a, mut b, mut c) =
+            (ProbeKeys::new([1; 32]), ProbeKeys::new([2; 32]), ProbeKeys::new([3; 32]));
         assert_eq!(a.with(&b.public()).0, b.with(&a.public()).0);
         assert_ne!(a.with(&b.public()).0, c.with(&b.public()).0);
     }

@@ -4,7 +4,7 @@
 //! sender can tell loss on the way there from loss on the way back. A session spans every path between the two nodes:
 //! what was lost on one path shows in the count that comes back over another. The same state refuses replays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,7 +15,9 @@ use crate::mesh::Mesh;
 use crate::time::{Instant, Now};
 
 use super::keys::ProbeKeys;
-use super::stamp::{AUTHENTICATED_LEN, ERROR_ESTIMATE, Ntp, ReflectorPacket, SenderPacket, StampError};
+use super::stamp::{
+    AUTHENTICATED_LEN, ERROR_ESTIMATE, Ntp, ReflectorPacket, SenderPacket, StampError,
+};
 
 /// Most sessions remembered; the one idle longest goes first. A thousand observers with a few sessions each fit.
 const MAX_SESSIONS: usize = 8192;
@@ -68,7 +70,7 @@ pub struct Reflector {
     by_address: BTreeMap<IpAddr, WgPublicKey>,
     sessions: BTreeMap<(WgPublicKey, u16), Session>,
     /// The sessions by last use, to find the one idle longest.
-    idle: std::collections::BTreeSet<(Instant, WgPublicKey, u16)>,
+    idle: BTreeSet<(Instant, WgPublicKey, u16)>,
 }
 
 impl Reflector {
@@ -89,9 +91,10 @@ impl Reflector {
     pub fn set_mesh(&mut self, mesh: Arc<Mesh>) {
         let others = || mesh.nodes.values().filter(|n| n.name != self.me);
         self.by_index = others().map(|n| (n.index, n.wireguard_key)).collect();
-        self.by_address =
-            others().flat_map(|n| n.probe_addresses.iter().map(|a| (*a, n.wireguard_key))).collect();
-        let known: std::collections::BTreeSet<WgPublicKey> = self.by_index.values().copied().collect();
+        self.by_address = others()
+            .flat_map(|n| n.probe_addresses.iter().map(|a| (*a, n.wireguard_key)))
+            .collect();
+        let known: BTreeSet<WgPublicKey> = self.by_index.values().copied().collect();
         self.keys.retain(|k| known.contains(k));
         self.sessions.retain(|(k, _), _| known.contains(k));
         self.idle.retain(|(_, k, _)| known.contains(k));
@@ -134,19 +137,27 @@ impl Reflector {
     fn owner(&self, ip: IpAddr) -> Option<WgPublicKey> {
         let low = match ip {
             IpAddr::V4(v4) if self.mesh.inner.v4.contains(&v4) => (u32::from(v4) & 0x0fff) as u16,
-            IpAddr::V6(v6) if self.mesh.inner.v6.is_some_and(|r| r.contains(&v6)) => (u128::from(v6) & 0x0fff) as u16,
+            IpAddr::V6(v6) if self.mesh.inner.v6.is_some_and(|r| r.contains(&v6)) => {
+                (u128::from(v6) & 0x0fff) as u16
+            }
             _ => return self.by_address.get(&ip).copied(),
         };
         self.by_index.get(&NodeIndex(low)).copied()
     }
 
     /// This answer's number in its session, or `Replayed`.
-    fn count(&mut self, now: Instant, peer: WgPublicKey, request: &SenderPacket) -> Result<u32, Reject> {
+    fn count(
+        &mut self,
+        now: Instant,
+        peer: WgPublicKey,
+        request: &SenderPacket,
+    ) -> Result<u32, Reject> {
         let id = (peer, request.ssid);
-        if !self.sessions.contains_key(&id) && self.sessions.len() >= MAX_SESSIONS {
-            if let Some((_, k, ssid)) = self.idle.pop_first() {
-                self.sessions.remove(&(k, ssid));
-            }
+        if !self.sessions.contains_key(&id)
+            && self.sessions.len() >= MAX_SESSIONS
+            && let Some((_, k, ssid)) = self.idle.pop_first()
+        {
+            self.sessions.remove(&(k, ssid));
         }
         let fresh = || Session {
             seen: 0,

@@ -123,8 +123,11 @@ const PLAIN_AT: [usize; 7] = [4, 14, 16, 24, 28, 36, 40];
 impl ReflectorPacket {
     /// The answer to `request`, exactly as long: its TLVs come back, the unknown ones flagged (RFC 8972 §4).
     pub fn encode(&self, key: Option<&HmacKey>, request: &[u8]) -> Vec<u8> {
-        let (base, at) =
-            if key.is_some() { (AUTHENTICATED_LEN, AUTHENTICATED_AT) } else { (PLAIN_LEN, PLAIN_AT) };
+        let (base, at) = if key.is_some() {
+            (AUTHENTICATED_LEN, AUTHENTICATED_AT)
+        } else {
+            (PLAIN_LEN, PLAIN_AT)
+        };
         let mut b = vec![0; base];
         put(&mut b, 0, &self.seq.to_be_bytes());
         put(&mut b, at[0], &self.timestamp.0.to_be_bytes());
@@ -172,7 +175,9 @@ fn check(bytes: &[u8], key: Option<&HmacKey>) -> Result<(), StampError> {
         return Err(StampError::Truncated(bytes.len()));
     }
     match key {
-        Some(key) if !key.verify(&bytes[..HMAC_AT], &bytes[HMAC_AT..AUTHENTICATED_LEN]) => Err(StampError::BadHmac),
+        Some(key) if !key.verify(&bytes[..HMAC_AT], &bytes[HMAC_AT..AUTHENTICATED_LEN]) => {
+            Err(StampError::BadHmac)
+        }
         _ => Ok(()),
     }
 }
@@ -187,6 +192,28 @@ fn flag_tlvs(mut rest: &mut [u8]) {
             return;
         }
         rest = &mut rest[TLV_HEADER + len..];
+    }
+}
+
+/// What the fuzzer runs on any bytes: no panic, and no reply longer than its request.
+pub fn exercise(bytes: &[u8]) {
+    let key = HmacKey::new([0; 32]);
+    for key in [None, Some(&key)] {
+        let _ = ReflectorPacket::decode(bytes, key);
+        let Ok(p) = SenderPacket::decode(bytes, key) else { continue };
+        let reply = ReflectorPacket {
+            seq: 0,
+            timestamp: p.timestamp,
+            ssid: p.ssid,
+            received: p.timestamp,
+            sender_seq: p.seq,
+            sender_timestamp: p.timestamp,
+            sender_error: ERROR_ESTIMATE,
+            sender_ttl: 64,
+        };
+        let back = reply.encode(key, bytes);
+        assert!(back.len() <= bytes.len());
+        assert_eq!(ReflectorPacket::decode(&back, key), Ok(reply));
     }
 }
 
@@ -232,10 +259,20 @@ mod tests {
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
-            assert_eq!(SenderPacket::decode(&bad, Some(&key)), Err(StampError::BadHmac), "octet {at}");
-            assert!(matches!(SenderPacket::decode(&bytes[..at], Some(&key)), Err(StampError::Truncated(_))));
+            assert_eq!(
+                SenderPacket::decode(&bad, Some(&key)),
+                Err(StampError::BadHmac),
+                "octet {at}"
+            );
+            assert!(matches!(
+                SenderPacket::decode(&bytes[..at], Some(&key)),
+                Err(StampError::Truncated(_))
+            ));
         }
-        assert_eq!(SenderPacket::decode(&bytes, Some(&HmacKey::new([2; 32]))), Err(StampError::BadHmac));
+        assert_eq!(
+            SenderPacket::decode(&bytes, Some(&HmacKey::new([2; 32]))),
+            Err(StampError::BadHmac)
+        );
     }
 
     #[test]
@@ -248,7 +285,10 @@ mod tests {
         let mut request = packet().encode(None, 0);
         request.extend([0, 200, 0, 1, 9, 0, 1, 0xff, 0xff]);
         let back = reply(&packet()).encode(None, &request);
-        assert_eq!(back[PLAIN_LEN..], [FLAG_UNRECOGNIZED, 200, 0, 1, 9, FLAG_MALFORMED, 1, 0xff, 0xff]);
+        assert_eq!(
+            back[PLAIN_LEN..],
+            [FLAG_UNRECOGNIZED, 200, 0, 1, 9, FLAG_MALFORMED, 1, 0xff, 0xff]
+        );
     }
 
     #[test]
@@ -260,27 +300,5 @@ mod tests {
         ] {
             exercise(bytes);
         }
-    }
-}
-
-/// What the fuzzer runs on any bytes: no panic, and no reply longer than its request.
-pub fn exercise(bytes: &[u8]) {
-    let key = HmacKey::new([0; 32]);
-    for key in [None, Some(&key)] {
-        let _ = ReflectorPacket::decode(bytes, key);
-        let Ok(p) = SenderPacket::decode(bytes, key) else { continue };
-        let reply = ReflectorPacket {
-            seq: 0,
-            timestamp: p.timestamp,
-            ssid: p.ssid,
-            received: p.timestamp,
-            sender_seq: p.seq,
-            sender_timestamp: p.timestamp,
-            sender_error: ERROR_ESTIMATE,
-            sender_ttl: 64,
-        };
-        let back = reply.encode(key, bytes);
-        assert!(back.len() <= bytes.len());
-        assert_eq!(ReflectorPacket::decode(&back, key), Ok(reply));
     }
 }
