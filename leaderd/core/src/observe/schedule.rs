@@ -41,7 +41,7 @@ pub(super) struct Shot {
 }
 
 impl Watch {
-    pub(super) fn round(&mut self, mesh: &Mesh, now: Instant, rng: &mut ChaCha8Rng) -> Vec<Shot> {
+    pub(super) fn round(&mut self, mesh: &Mesh, rng: &mut ChaCha8Rng) -> Vec<Shot> {
         let n = self.round;
         self.round += 1;
         let mut shots = Vec::new();
@@ -85,7 +85,6 @@ impl Watch {
         {
             shots.push(self.as_workload(mesh, target));
         }
-        let _ = now;
         shots
     }
 

@@ -49,12 +49,14 @@ impl Seen<'_> {
     }
 }
 
+type Answer = (ProbeId, Result<Vec<u8>, ProbeError>);
+
 pub(super) struct World<'n> {
     pub observer: Observer,
     mesh: Arc<Mesh>,
     reflectors: BTreeMap<NodeName, Reflector>,
     network: Box<dyn FnMut(&Seen<'_>) -> Fate + 'n>,
-    events: BTreeMap<(Instant, u64), (ProbeId, Result<Vec<u8>, ProbeError>)>,
+    events: BTreeMap<(Instant, u64), Answer>,
     rng: ChaCha8Rng,
     pub now: Instant,
     count: u64,
@@ -127,8 +129,11 @@ impl<'n> World<'n> {
         let mesh = Arc::new(mesh);
         let me: NodeName = "home-0".parse().unwrap();
         let keys = |n: &NodeName| ProbeKeys::new([mesh.nodes[n].index.0 as u8; 32]);
-        let reflectors =
-            mesh.nodes.keys().map(|n| (n.clone(), Reflector::new(mesh.clone(), n.clone(), keys(n)))).collect();
+        let reflectors = mesh
+            .nodes
+            .keys()
+            .map(|n| (n.clone(), Reflector::new(mesh.clone(), n.clone(), keys(n))))
+            .collect();
         let now = Now { mono: Instant(0), wall: WallTime(1_700_000_000_000_000) };
         let observer = Observer::new(mesh.clone(), me.clone(), keys(&me), seed, now);
         Self {
@@ -154,7 +159,14 @@ impl<'n> World<'n> {
         let end = Instant(0) + end;
         loop {
             self.drain();
-            let next = self.events.keys().next().map(|k| k.0).into_iter().chain(self.observer.poll_timeout()).min();
+            let next = self
+                .events
+                .keys()
+                .next()
+                .map(|k| k.0)
+                .into_iter()
+                .chain(self.observer.poll_timeout())
+                .min();
             let Some(next) = next.filter(|n| *n <= end) else { break };
             self.now = self.now.max(next);
             let now = self.clock();
@@ -174,7 +186,9 @@ impl<'n> World<'n> {
             match output {
                 ObserverOutput::Send(p) => self.carry(p),
                 ObserverOutput::Report(r) => self.reports.push((self.now, r)),
-                ObserverOutput::Verified { epoch, blackout, .. } => self.verified.push((epoch, blackout)),
+                ObserverOutput::Verified { epoch, blackout, .. } => {
+                    self.verified.push((epoch, blackout))
+                }
                 ObserverOutput::Forget(_) | ObserverOutput::Log { .. } => {}
             }
         }
@@ -199,7 +213,11 @@ impl<'n> World<'n> {
             Fate::Fails(error, after) => (after, Err(error)),
             Fate::Back(_) | Fate::LostBack => {
                 let now = self.clock();
-                let bytes = self.reflectors.get_mut(&target).unwrap().handle(now, from, p.target, 62, &p.payload);
+                let bytes = self
+                    .reflectors
+                    .get_mut(&target)
+                    .unwrap()
+                    .handle(now, from, p.target, 62, &p.payload);
                 match fate {
                     Fate::Back(rtt) => (rtt, Ok(bytes.expect("the reflector answers"))),
                     _ => return,
@@ -217,9 +235,13 @@ impl<'n> World<'n> {
 
     /// When a slot was first reported degraded, and of what.
     pub(super) fn condemned(&self, slot: u8) -> Option<(Duration, Cause, Option<Direction>)> {
-        self.reports.iter().find_map(|(at, r)| match r.slots.iter().find(|s| s.slot == Slot(slot))?.verdict {
-            Verdict::Degraded { cause, direction } => Some((at.since(Instant(0)), cause, direction)),
-            _ => None,
+        self.reports.iter().find_map(|(at, r)| {
+            match r.slots.iter().find(|s| s.slot == Slot(slot))?.verdict {
+                Verdict::Degraded { cause, direction } => {
+                    Some((at.since(Instant(0)), cause, direction))
+                }
+                _ => None,
+            }
         })
     }
 

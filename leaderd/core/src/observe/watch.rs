@@ -225,7 +225,8 @@ impl Watch {
             path.steady = (path.steady + steady.step(lost)).clamp(0.0, 1e3);
         };
         if obs.is_fresh() && !quarantined && !before.is_loss() && outcome != Outcome::Void {
-            path.shown_loss += LOSS_GAIN * (f64::from(u8::from(outcome.is_loss())) - path.shown_loss);
+            path.shown_loss +=
+                LOSS_GAIN * (f64::from(u8::from(outcome.is_loss())) - path.shown_loss);
         }
         match outcome {
             Outcome::Delivered => {
@@ -297,7 +298,8 @@ impl Watch {
 
     /// Another path's latest probe to this target passed, so that a loss here says something about this path.
     fn lives_elsewhere(&self, p: usize, t: usize) -> bool {
-        (0..self.paths.len()).any(|k| k != p && self.can_test(k, t) && self.cells[k][t].lost_in_row == 0)
+        (0..self.paths.len())
+            .any(|k| k != p && self.can_test(k, t) && self.cells[k][t].lost_in_row == 0)
     }
 
     /// Loss of the best other path that is not degraded.

@@ -20,8 +20,9 @@ fn ten_percent_loss_on_every_path_condemns_nobody() {
 
 fn ten_percent_loss(minutes: u64) {
     for seed in 0..3 {
-        let mut world =
-            World::new(mesh(CLOUD_AND_MEMBERS), seed, |p: &Seen<'_>| if p.random < 0.1 { Fate::Lost } else { back(p) });
+        let mut world = World::new(mesh(CLOUD_AND_MEMBERS), seed, |p: &Seen<'_>| {
+            if p.random < 0.1 { Fate::Lost } else { back(p) }
+        });
         for minute in 1..=minutes {
             world.run_until(Duration::from_secs(60 * minute));
             world.nobody_was_condemned();
@@ -33,7 +34,11 @@ fn ten_percent_loss(minutes: u64) {
 #[test]
 #[ignore = "long"]
 fn two_percent_loss_condemns_nobody_in_six_hours() {
-    let mut world = World::new(mesh(CLOUD), 9, |p: &Seen<'_>| if p.random < 0.02 { Fate::Lost } else { back(p) });
+    let mut world = World::new(
+        mesh(CLOUD),
+        9,
+        |p: &Seen<'_>| if p.random < 0.02 { Fate::Lost } else { back(p) },
+    );
     for minute in 1..=360 {
         world.run_until(Duration::from_secs(60 * minute));
         world.nobody_was_condemned();
@@ -81,12 +86,19 @@ fn a_sudden_second_of_delay_is_no_loss() {
 fn a_dead_member_is_blamed_on_nobody() {
     for seed in 0..10 {
         let mut world = World::new(mesh(CLOUD_AND_MEMBERS), seed, |p: &Seen<'_>| {
-            if p.at > Duration::from_secs(30) && p.target == "cloud-3" { Fate::Lost } else { back(p) }
+            if p.at > Duration::from_secs(30) && p.target == "cloud-3" {
+                Fate::Lost
+            } else {
+                back(p)
+            }
         });
         world.run_until(Duration::from_secs(90));
         world.nobody_was_condemned();
         let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
-        assert!(view.slots.iter().all(|s| s.verdict == Verdict::Forwarding && s.loss < 0.05), "{view:?}");
+        assert!(
+            view.slots.iter().all(|s| s.verdict == Verdict::Forwarding && s.loss < 0.05),
+            "{view:?}"
+        );
     }
 }
 
@@ -103,6 +115,18 @@ fn an_observer_whose_uplink_dies_abstains_and_comes_back_without_blame() {
         world.nobody_was_condemned();
         assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
         assert!(!world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap().abstains);
+    }
+}
+
+#[test]
+fn a_short_silence_of_all_paths_condemns_nobody() {
+    for seed in 0..60 {
+        let silence = 30_000..30_000 + u128::from(seed + 1) * 17;
+        let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
+            if silence.contains(&p.at.as_millis()) { Fate::Lost } else { back(p) }
+        });
+        world.run_until(Duration::from_secs(36));
+        world.nobody_was_condemned();
     }
 }
 

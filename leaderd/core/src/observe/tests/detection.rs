@@ -27,7 +27,11 @@ fn detects(
         let (at, found, way) = world.condemned(0).expect("the leader is condemned");
         assert_eq!(found, cause, "seed {seed}");
         for standby in 1..3 {
-            assert_eq!(world.condemned(standby), None, "seed {seed}: standby {standby} is innocent");
+            assert_eq!(
+                world.condemned(standby),
+                None,
+                "seed {seed}: standby {standby} is innocent"
+            );
         }
         times.push(at - start);
         ways.push(way);
@@ -63,7 +67,9 @@ fn a_leader_that_relays_nothing_is_condemned() {
 #[test]
 fn a_crashed_leader_is_condemned_and_its_workload_is_held_against_nobody() {
     for nodes in [CLOUD, CLOUD_AND_MEMBERS, &CLOUD[..3]] {
-        detects(nodes, Cause::TunnelDown, ms(150), |p| lost_if(p.via == Some(0) || p.target == "cloud-0"));
+        detects(nodes, Cause::TunnelDown, ms(150), |p| {
+            lost_if(p.via == Some(0) || p.target == "cloud-0")
+        });
     }
 }
 
@@ -76,17 +82,23 @@ fn a_routing_loop_is_named() {
 
 #[test]
 fn a_stale_entry_for_one_member_is_partial() {
-    detects(CLOUD_AND_MEMBERS, Cause::Partial, ms(500), |p| lost_if(p.behind(0) && p.target == "cloud-3"));
+    detects(CLOUD_AND_MEMBERS, Cause::Partial, ms(500), |p| {
+        lost_if(p.behind(0) && p.target == "cloud-3")
+    });
 }
 
 #[test]
 fn steady_loss_through_the_leader_alone_is_loss() {
-    detects(CLOUD_AND_MEMBERS, Cause::Loss, ms(10_000), |p| lost_if(p.via == Some(0) && p.random < 0.4));
+    detects(CLOUD_AND_MEMBERS, Cause::Loss, ms(10_000), |p| {
+        lost_if(p.via == Some(0) && p.random < 0.4)
+    });
 }
 
 #[test]
 fn the_direction_of_the_loss_is_known() {
-    let ways = detects(CLOUD_AND_MEMBERS, Cause::NewFlow, ms(150), |p| lost_if(p.behind(0) && p.is_fresh()));
+    let ways = detects(CLOUD_AND_MEMBERS, Cause::NewFlow, ms(150), |p| {
+        lost_if(p.behind(0) && p.is_fresh())
+    });
     assert!(ways.iter().all(|w| *w == Some(Direction::Forward)), "{ways:?}");
     let ways = detects(CLOUD_AND_MEMBERS, Cause::NewFlow, ms(150), |p| {
         (p.behind(0) && p.is_fresh()).then_some(Fate::LostBack)
@@ -98,7 +110,11 @@ fn the_direction_of_the_loss_is_known() {
 fn an_mtu_black_hole_is_named_and_measured() {
     detects(CLOUD_AND_MEMBERS, Cause::Mtu, ms(450), |p| lost_if(p.via == Some(0) && p.size > 1300));
     let mut world = World::new(mesh(CLOUD_AND_MEMBERS), 3, |p: &Seen<'_>| {
-        if p.at > FAULT && p.via == Some(0) && p.size > 1300 { Fate::Lost } else { Fate::Back(ms(20)) }
+        if p.at > FAULT && p.via == Some(0) && p.size > 1300 {
+            Fate::Lost
+        } else {
+            Fate::Back(ms(20))
+        }
     });
     world.run_until(FAULT + Duration::from_secs(4));
     let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
@@ -126,7 +142,11 @@ fn a_sick_standby_is_seen_before_it_is_needed() {
 #[test]
 fn all_candidates_sick_is_said_of_all() {
     let mut world = World::new(mesh(CLOUD), 5, |p: &Seen<'_>| {
-        if p.at > FAULT && p.via.is_some() && p.is_fresh() { Fate::Lost } else { Fate::Back(ms(20)) }
+        if p.at > FAULT && p.via.is_some() && p.is_fresh() {
+            Fate::Lost
+        } else {
+            Fate::Back(ms(20))
+        }
     });
     world.run_until(FAULT + Duration::from_secs(3));
     for slot in 0..3 {
@@ -142,7 +162,8 @@ fn evidence_comes_with_the_verdict() {
     world.run_until(FAULT + Duration::from_secs(1));
     let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
     let slot = &view.slots[0];
-    let row = |class| slot.evidence.iter().find(|r| r.class == class && r.target.is_none()).unwrap();
+    let row =
+        |class| slot.evidence.iter().find(|r| r.class == class && r.target.is_none()).unwrap();
     let lost = row(ProbeClass::NewFlow).lost + row(ProbeClass::FullSize).lost;
     assert!(lost >= 7 && lost == row(ProbeClass::NewFlow).sent + row(ProbeClass::FullSize).sent);
     assert_eq!(row(ProbeClass::PinnedFlow).lost, 0);

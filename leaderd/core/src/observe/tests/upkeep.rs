@@ -6,7 +6,11 @@ use crate::probe::Reject;
 #[test]
 fn a_leader_that_recovers_is_forwarding_again_but_not_at_once() {
     let mut world = World::new(mesh(CLOUD), 2, |p: &Seen<'_>| {
-        if (30_000..35_000).contains(&p.at.as_millis()) && p.behind(0) { Fate::Lost } else { Fate::Back(ms(20)) }
+        if (30_000..35_000).contains(&p.at.as_millis()) && p.behind(0) {
+            Fate::Lost
+        } else {
+            Fate::Back(ms(20))
+        }
     });
     world.run_until(ms(36_500));
     assert!(world.verdict("cloud", 0).is_degraded());
@@ -50,10 +54,16 @@ fn a_degraded_leader_is_reported_again_and_again() {
 fn no_second_has_more_probes_than_the_budget() {
     let mut mesh = mesh(CLOUD_AND_MEMBERS);
     mesh.policy.probe_budget = 40;
-    let mut world = World::new(mesh, 2, |p: &Seen<'_>| if p.random < 0.3 { Fate::Lost } else { Fate::Back(ms(20)) });
+    let mut world =
+        World::new(
+            mesh,
+            2,
+            |p: &Seen<'_>| if p.random < 0.3 { Fate::Lost } else { Fate::Back(ms(20)) },
+        );
     world.run_until(Duration::from_secs(120));
     for (i, at) in world.sent.iter().enumerate() {
-        let in_second = world.sent[i..].iter().take_while(|t| t.since(*at) < Duration::from_secs(1)).count();
+        let in_second =
+            world.sent[i..].iter().take_while(|t| t.since(*at) < Duration::from_secs(1)).count();
         assert!(in_second <= 40, "{in_second} at {at:?}");
     }
     assert!(world.observer.skipped_rounds() > 0);
@@ -73,7 +83,8 @@ fn idle_rate_and_memory_stay_small() {
 fn a_member_observes_nothing() {
     let mesh = Arc::new(mesh(CLOUD_AND_MEMBERS));
     let now = Now::default();
-    let mut observer = Observer::new(mesh, "cloud-3".parse().unwrap(), ProbeKeys::new([5; 32]), 1, now);
+    let mut observer =
+        Observer::new(mesh, "cloud-3".parse().unwrap(), ProbeKeys::new([5; 32]), 1, now);
     assert_eq!((observer.poll_timeout(), observer.poll_output()), (None, None));
 }
 
@@ -93,7 +104,8 @@ fn the_reflector_refuses_strangers_replays_and_forgeries_and_believes_a_restart(
     let mesh = Arc::new(mesh(CLOUD));
     let mut keys = ProbeKeys::new([1; 32]);
     let key = keys.with(&mesh.nodes[&"cloud-1".parse::<NodeName>().unwrap()].wireguard_key);
-    let mut reflector = Reflector::new(mesh.clone(), "cloud-1".parse().unwrap(), ProbeKeys::new([3; 32]));
+    let mut reflector =
+        Reflector::new(mesh.clone(), "cloud-1".parse().unwrap(), ProbeKeys::new([3; 32]));
     let from: SocketAddr = "100.127.0.1:4000".parse().unwrap();
     let local: SocketAddr = "10.42.3.1:8620".parse().unwrap();
     let packet = |seq, second: u64| {
@@ -101,13 +113,18 @@ fn the_reflector_refuses_strangers_replays_and_forgeries_and_believes_a_restart(
         SenderPacket { seq, timestamp, ssid: 9 }.encode(Some(&key), 300)
     };
     let now = Now::default();
-    let mut ask = |from, bytes: &[u8]| reflector.handle(now, from, local, 64, bytes).map(|r| r.len());
+    let mut ask =
+        |from, bytes: &[u8]| reflector.handle(now, from, local, 64, bytes).map(|r| r.len());
     assert_eq!(ask(from, &packet(5, 0)), Ok(300));
     assert_eq!(ask(from, &packet(5, 0)), Err(Reject::Replayed));
     assert_eq!(ask(from, &packet(7, 0)), Ok(300));
     assert_eq!(ask(from, &packet(6, 0)), Ok(300), "overtaken, not replayed");
     assert_eq!(ask("203.0.113.9:1".parse().unwrap(), &packet(8, 0)), Err(Reject::UnknownSource));
-    assert_eq!(ask("10.42.2.1:1".parse().unwrap(), &packet(8, 0)), Err(Reject::BadHmac), "another node's address");
+    assert_eq!(
+        ask("10.42.2.1:1".parse().unwrap(), &packet(8, 0)),
+        Err(Reject::BadHmac),
+        "another node's address"
+    );
     assert_eq!(ask(from, &packet(8, 0)[..111]), Err(Reject::Truncated));
     assert_eq!(ask(from, &packet(1000, 10)), Ok(300));
     assert_eq!(ask(from, &packet(5, 0)), Err(Reject::Replayed), "old, and its clock is old");
