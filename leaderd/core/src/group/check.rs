@@ -49,6 +49,10 @@ pub(super) fn check<S: Storage>(
             return Checked::Ignore("two raft leaders in a term");
         }
         MessageType::MsgAppend => {
+            // Beyond its log raft-rs knows 'term 0', which would match.
+            if (m.index == 0) != (m.log_term == 0) {
+                return Checked::Ignore("number out of range");
+            }
             if !contiguous(&m.entries, m.index, m.log_term, m.term) {
                 return Checked::Ignore("bad entries");
             }

@@ -153,6 +153,8 @@ fn write_the_corpus() {
     let state = crate::state::LocationState::new("cloud".parse().unwrap());
     snapshot.mut_snapshot().data = postcard::to_stdvec(&state).unwrap().into();
     let ahead = Message { commit: 900, ..base(MessageType::MsgHeartbeat) };
+    // Once brought raft-rs to panic: beyond our log, with the 'term 0' that is there.
+    let beyond = Message { index: 17, log_term: 0, commit: 17, ..base(MessageType::MsgAppend) };
     let huge = Message { term: u64::MAX, ..base(MessageType::MsgRequestVote) };
     let hello = crate::wire::Frame::Hello(crate::wire::Hello {
         node: name("cloud-0"),
@@ -166,6 +168,7 @@ fn write_the_corpus() {
     });
     let messages = [
         ("append", append),
+        ("append-beyond", beyond),
         ("snapshot", snapshot),
         ("heartbeat-ahead", ahead),
         ("huge-term", huge),
