@@ -17,7 +17,6 @@ const MAX_ANSWER: u64 = 64 << 20;
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Status {
-    pub node: String,
     #[serde(default)]
     pub backend: String,
     pub locations: Vec<LocationStatus>,
@@ -32,10 +31,6 @@ pub struct LocationStatus {
     pub raft_leader: Option<String>,
     #[serde(default)]
     pub candidates: Vec<Candidate>,
-    #[serde(default)]
-    pub fallback: bool,
-    #[serde(default)]
-    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -43,8 +38,6 @@ pub struct Candidate {
     pub name: String,
     /// `"forwarding"` or `{"degraded": {…}}`.
     pub verdict: Value,
-    #[serde(default)]
-    pub blocked_by: Vec<String>,
 }
 
 impl Candidate {
@@ -67,8 +60,6 @@ pub struct Event {
     #[serde(default)]
     pub epoch: u64,
     pub cause: Option<String>,
-    #[serde(default)]
-    pub leaders_before: Vec<String>,
     #[serde(default)]
     pub leaders_after: Vec<String>,
     #[serde(default)]
@@ -108,8 +99,14 @@ pub fn command(socket: &Path, body: &Value) -> Result<()> {
     Ok(())
 }
 
-fn request(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Result<(u16, Vec<u8>)> {
-    let mut stream = UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
+fn request(
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> Result<(u16, Vec<u8>)> {
+    let mut stream = UnixStream::connect(socket)
+        .with_context(|| format!("cannot connect to {}", socket.display()))?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     stream.set_write_timeout(Some(TIMEOUT))?;
     let body = body.map(Value::to_string).unwrap_or_default();
@@ -126,7 +123,8 @@ fn request(socket: &Path, method: &str, path: &str, body: Option<&Value>) -> Res
 
 fn parse_answer(answer: &[u8]) -> Result<(u16, Vec<u8>)> {
     let split = answer.windows(4).position(|w| w == b"\r\n\r\n").context("no HTTP answer")?;
-    let head = std::str::from_utf8(&answer[..split]).context("no HTTP answer")?.to_ascii_lowercase();
+    let head =
+        std::str::from_utf8(&answer[..split]).context("no HTTP answer")?.to_ascii_lowercase();
     let code = head.split(' ').nth(1).and_then(|c| c.parse().ok()).context("no HTTP status")?;
     let body = &answer[split + 4..];
     if !head.contains("transfer-encoding: chunked") {
@@ -135,7 +133,9 @@ fn parse_answer(answer: &[u8]) -> Result<(u16, Vec<u8>)> {
     let (mut rest, mut out) = (body, Vec::new());
     loop {
         let end = rest.windows(2).position(|w| w == b"\r\n").context("bad chunk")?;
-        let size = std::str::from_utf8(&rest[..end]).ok().and_then(|s| usize::from_str_radix(s.trim(), 16).ok());
+        let size = std::str::from_utf8(&rest[..end])
+            .ok()
+            .and_then(|s| usize::from_str_radix(s.trim(), 16).ok());
         let size = size.context("bad chunk size")?;
         if size == 0 {
             return Ok((code, out));
@@ -153,7 +153,8 @@ mod tests {
     fn answers_are_read_with_and_without_chunks() {
         let plain = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]";
         assert_eq!(parse_answer(plain).unwrap(), (200, b"[]".to_vec()));
-        let chunked = b"HTTP/1.1 409 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n";
+        let chunked =
+            b"HTTP/1.1 409 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n";
         assert_eq!(parse_answer(chunked).unwrap(), (409, b"abcd".to_vec()));
         assert!(parse_answer(b"nonsense").is_err());
     }

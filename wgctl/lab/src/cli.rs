@@ -162,7 +162,10 @@ fn up(scenario: &str, name: Option<String>, no_daemons: bool) -> Result<ExitCode
                 eprintln!("lab {}: {e:#}", dir.name());
             }
         }
-        eprintln!("lab {} is up; in another shell: wgctl lab status | exec NODE -- CMD | fault NODE FAULT | down", dir.name());
+        eprintln!(
+            "lab {} is up; in another shell: wgctl lab status | exec NODE -- CMD | fault NODE FAULT | down",
+            dir.name()
+        );
         let _ = serving.join();
         Ok(0)
     })?;
@@ -223,11 +226,15 @@ fn run_scenario(args: &RunArgs) -> Result<ExitCode> {
 }
 
 fn list(json: bool) -> Result<ExitCode> {
-    let scenarios: Vec<Scenario> =
-        catalog::SCENARIOS.iter().map(|(n, text)| Scenario::parse(n, text)).collect::<Result<_>>()?;
+    let scenarios: Vec<Scenario> = catalog::SCENARIOS
+        .iter()
+        .map(|(n, text)| Scenario::parse(n, text))
+        .collect::<Result<_>>()?;
     if json {
-        let scenarios: Vec<_> =
-            scenarios.iter().map(|s| serde_json::json!({"name": s.name, "title": s.title})).collect();
+        let scenarios: Vec<_> = scenarios
+            .iter()
+            .map(|s| serde_json::json!({"name": s.name, "title": s.title, "about": s.about.trim()}))
+            .collect();
         let faults: Vec<_> = FAULTS
             .iter()
             .map(|(name, arg, text)| serde_json::json!({"name": name, "arg": arg, "title": text}))

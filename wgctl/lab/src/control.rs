@@ -61,7 +61,8 @@ pub fn ask(dir: &LabDir, request: &Request) -> Result<Reply> {
     line.push(b'\n');
     let fds: [RawFd; 3] = [0, 1, 2];
     let rights = [ControlMessage::ScmRights(&fds)];
-    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&line)], &rights, MsgFlags::empty(), None).context("sendmsg")?;
+    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&line)], &rights, MsgFlags::empty(), None)
+        .context("sendmsg")?;
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
     if answer.is_empty() {
@@ -76,7 +77,8 @@ pub fn serve(listener: UnixListener, world: Arc<World>) {
     for stream in listener.incoming().flatten() {
         let world = Arc::clone(&world);
         std::thread::spawn(move || {
-            let reply = handle(&stream, &world).unwrap_or_else(|e| Some(Reply::Failed(format!("{e:#}"))));
+            let reply =
+                handle(&stream, &world).unwrap_or_else(|e| Some(Reply::Failed(format!("{e:#}"))));
             if let Some(mut line) = reply.and_then(|r| serde_json::to_vec(&r).ok()) {
                 line.push(b'\n');
                 let _ = (&stream).write_all(&line);
@@ -91,7 +93,12 @@ fn receive(stream: &UnixStream) -> Result<Option<(Request, Vec<OwnedFd>)>> {
     let mut fds = Vec::new();
     let n = {
         let mut parts = [IoSliceMut::new(&mut buffer)];
-        let got = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        let got = recvmsg::<()>(
+            stream.as_raw_fd(),
+            &mut parts,
+            Some(&mut space),
+            MsgFlags::MSG_CMSG_CLOEXEC,
+        )?;
         for message in got.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = message {
                 // SAFETY: the kernel just made these descriptors ours.
@@ -122,8 +129,8 @@ fn handle(stream: &UnixStream, world: &World) -> Result<Option<Reply>> {
             let n = &world.nodes[world.topology.node(&node)?];
             let ns = if pod { &n.pod } else { &n.ns };
             let (program, args) = command.split_first().context("no command given")?;
-            let [stdin, stdout, stderr] =
-                <[OwnedFd; 3]>::try_from(fds).map_err(|_| anyhow::anyhow!("standard streams are missing"))?;
+            let [stdin, stdout, stderr] = <[OwnedFd; 3]>::try_from(fds)
+                .map_err(|_| anyhow::anyhow!("standard streams are missing"))?;
             let child = ns
                 .command(program)
                 .args(args)
@@ -137,7 +144,11 @@ fn handle(stream: &UnixStream, world: &World) -> Result<Option<Reply>> {
         }
         Request::Fault { node, fault, arg, off } => {
             let n = world.topology.node(&node)?;
-            if off { world.undo(n, &fault)? } else { world.inject(n, &fault, arg.as_deref())? }
+            if off {
+                world.undo(n, &fault)?
+            } else {
+                world.inject(n, &fault, arg.as_deref())?
+            }
             Reply::Done
         }
         Request::Status => Reply::Status(lines(world)),
@@ -188,7 +199,11 @@ pub fn lines(world: &World) -> Vec<NodeLine> {
             lan: n.node.lan().to_string(),
             wan: n.node.wan().map_or_else(|| "-".into(), |a| a.to_string()),
             pod: n.node.pod().to_string(),
-            faults: faults.iter().filter(|(on, _)| *on == n.node.name).map(|(_, f)| f.clone()).collect(),
+            faults: faults
+                .iter()
+                .filter(|(on, _)| *on == n.node.name)
+                .map(|(_, f)| f.clone())
+                .collect(),
         })
         .collect()
 }

@@ -43,14 +43,30 @@ pub enum Fault {
 
 /// Name, argument and meaning of every fault.
 pub const FAULTS: &[(&str, &str, &str)] = &[
-    ("vxlan-new-flows", "", "VXLAN packets of new flows are dropped on the way out; old flows and ICMP pass (Kilo #489)"),
+    (
+        "vxlan-new-flows",
+        "",
+        "VXLAN packets of new flows are dropped on the way out; old flows and ICMP pass (Kilo #489)",
+    ),
     ("vxlan-all", "", "no VXLAN packet leaves or enters the node"),
-    ("forwarding-off", "", "the node forwards nothing (a firewall's FORWARD policy), but answers for itself"),
+    (
+        "forwarding-off",
+        "",
+        "the node forwards nothing (a firewall's FORWARD policy), but answers for itself",
+    ),
     ("sysctl-forwarding", "", "net.ipv4.ip_forward is set to 0, as another tool might"),
     ("fdb-ghost", "[NODE]", "FDB entries (of one node, or all) point at a dead address, once"),
-    ("fdb-ghost-held", "[NODE]", "the same as a rewrite below leaderd, which repairing the FDB does not undo"),
+    (
+        "fdb-ghost-held",
+        "[NODE]",
+        "the same as a rewrite below leaderd, which repairing the FDB does not undo",
+    ),
     ("mtu-blackhole", "BYTES", "forwarded packets larger than this vanish, without ICMP"),
-    ("node-crash", "", "power is cut: all processes die and all links go down; undo boots it again"),
+    (
+        "node-crash",
+        "",
+        "power is cut: all processes die and all links go down; undo boots it again",
+    ),
     ("daemon-kill", "", "SIGKILL to leaderd; undo starts it again"),
     ("daemon-pause", "", "SIGSTOP to leaderd"),
     ("wireguard-down", "", "every wgl interface is set down"),
@@ -60,14 +76,21 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
     ("member-down", "", "a node that does not lead loses power"),
     ("location-cut", "", "the whole location of the node loses its WAN"),
     ("lan-partition", "", "the node's LAN cable is pulled; its WAN works"),
-    ("route-loop", "[NODE]", "packets to a node behind the relay (default: all) go round in a loop on it"),
+    (
+        "route-loop",
+        "[NODE]",
+        "packets to a node behind the relay (default: all) go round in a loop on it",
+    ),
 ];
 
 impl Fault {
     pub fn parse(name: &str, arg: Option<&str>) -> Result<Self> {
         let number = || -> Result<f64> {
             let text = arg.with_context(|| format!("fault {name} needs a number"))?;
-            text.trim_end_matches("ms").trim_end_matches('%').parse().with_context(|| format!("{text:?} is no number"))
+            text.trim_end_matches("ms")
+                .trim_end_matches('%')
+                .parse()
+                .with_context(|| format!("{text:?} is no number"))
         };
         let target = arg.map(str::to_owned);
         let fault = match name {
@@ -86,7 +109,9 @@ impl Fault {
                 }
                 return Ok(Self::WanLoss(percent / 100.0));
             }
-            "wan-latency" => return Ok(Self::WanLatency(Duration::from_secs_f64(number()?.max(0.0) / 1e3))),
+            "wan-latency" => {
+                return Ok(Self::WanLatency(Duration::from_secs_f64(number()?.max(0.0) / 1e3)));
+            }
             "node-crash" => Self::NodeCrash,
             "daemon-kill" => Self::DaemonKill,
             "daemon-pause" => Self::DaemonPause,
@@ -115,14 +140,24 @@ impl Fault {
         let n = &world.nodes[node];
         match self {
             Self::VxlanNewFlows => n.ns.nft(&vxlan_flow_chain(on)),
-            Self::VxlanAll => table(world, node, "vxlan_all", on, &[
-                ("output", &format!("udp dport {VXLAN_PORT} drop")),
-                ("input", &format!("udp dport {VXLAN_PORT} drop")),
-            ]),
+            Self::VxlanAll => table(
+                world,
+                node,
+                "vxlan_all",
+                on,
+                &[
+                    ("output", &format!("udp dport {VXLAN_PORT} drop")),
+                    ("input", &format!("udp dport {VXLAN_PORT} drop")),
+                ],
+            ),
             Self::ForwardingOff => table(world, node, "forwarding_off", on, &[("forward", "drop")]),
-            Self::MtuBlackhole(size) => {
-                table(world, node, "mtu_blackhole", on, &[("forward", &format!("meta length > {size} drop"))])
-            }
+            Self::MtuBlackhole(size) => table(
+                world,
+                node,
+                "mtu_blackhole",
+                on,
+                &[("forward", &format!("meta length > {size} drop"))],
+            ),
             Self::SysctlForwarding => {
                 n.ns.sysctl("ipv4/ip_forward", if on { "0" } else { "1" })?;
                 n.ns.sysctl("ipv6/conf/all/forwarding", if on { "0" } else { "1" })
@@ -154,7 +189,9 @@ impl Fault {
                 Ok(())
             }
             Self::WanLatency(delay) => {
-                world.wan.change_uplink(node, |u| u.delay = if on { *delay } else { Duration::ZERO });
+                world
+                    .wan
+                    .change_uplink(node, |u| u.delay = if on { *delay } else { Duration::ZERO });
                 Ok(())
             }
             Self::LocationCut => {
@@ -176,7 +213,9 @@ pub fn vxlan_flow_chain(on: bool) -> String {
     let rule = if on {
         format!("udp dport {VXLAN_PORT} ct mark != {SEEN} drop")
     } else {
-        format!("udp dport {VXLAN_PORT} ct original packets >= {ESTABLISHED_AFTER} ct mark set {SEEN}")
+        format!(
+            "udp dport {VXLAN_PORT} ct original packets >= {ESTABLISHED_AFTER} ct mark set {SEEN}"
+        )
     };
     let icmp = icmp.replace("  @th", &format!("  udp dport {VXLAN_PORT} @th"));
     format!(
@@ -193,7 +232,10 @@ fn table(world: &World, node: usize, name: &str, on: bool, chains: &[(&str, &str
     if on {
         writeln!(rules, "table inet lab_{name} {{")?;
         for (hook, rule) in chains {
-            writeln!(rules, " chain {hook} {{\n  type filter hook {hook} priority 0;\n  {rule}\n }}")?;
+            writeln!(
+                rules,
+                " chain {hook} {{\n  type filter hook {hook} priority 0;\n  {rule}\n }}"
+            )?;
         }
         rules.push_str("}\n");
     }
@@ -206,22 +248,33 @@ fn peers(world: &World, node: usize, target: Option<&str>) -> Result<Vec<usize>>
         return Ok(vec![world.topology.node(name)?]);
     }
     let location = world.nodes[node].node.location;
-    Ok((0..world.nodes.len()).filter(|i| *i != node && world.nodes[*i].node.location == location).collect())
+    Ok((0..world.nodes.len())
+        .filter(|i| *i != node && world.nodes[*i].node.location == location)
+        .collect())
 }
 
 /// Rewrites the entries as `bridge fdb` shows them. The undo does nothing: leaderd repairs them, or nobody does.
 fn fdb_ghost(world: &World, node: usize, target: Option<&str>, on: bool) -> Result<()> {
     let n = &world.nodes[node];
-    let wanted: Vec<String> =
-        peers(world, node, target)?.into_iter().map(|p| world.nodes[p].node.lan().to_string()).collect();
+    let wanted: Vec<String> = peers(world, node, target)?
+        .into_iter()
+        .map(|p| world.nodes[p].node.lan().to_string())
+        .collect();
     let shown = n.ns.output("bridge", &["fdb", "show", "dev", VXLAN_DEVICE])?;
     let (mut lines, dead) = (String::new(), n.node.dead_lan().to_string());
     for line in shown.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let Some(dst) = words.iter().position(|w| *w == "dst").and_then(|i| words.get(i + 1)) else { continue };
+        let Some(dst) = words.iter().position(|w| *w == "dst").and_then(|i| words.get(i + 1))
+        else {
+            continue;
+        };
         let ours = if on { wanted.iter().any(|w| w == dst) } else { false };
         if ours && words[0] != "00:00:00:00:00:00" {
-            writeln!(lines, "fdb replace {} dev {VXLAN_DEVICE} dst {dead} self permanent", words[0])?;
+            writeln!(
+                lines,
+                "fdb replace {} dev {VXLAN_DEVICE} dst {dead} self permanent",
+                words[0]
+            )?;
         }
     }
     if on && lines.is_empty() {
@@ -234,7 +287,9 @@ fn fdb_ghost_held(world: &World, node: usize, target: Option<&str>, on: bool) ->
     let n = &world.nodes[node];
     let mut rules = "add table inet lab_ghost\ndelete table inet lab_ghost\n".to_owned();
     if on {
-        rules.push_str("table inet lab_ghost {\n chain out {\n  type route hook output priority 0;\n");
+        rules.push_str(
+            "table inet lab_ghost {\n chain out {\n  type route hook output priority 0;\n",
+        );
         for p in peers(world, node, target)? {
             let (lan, dead) = (world.nodes[p].node.lan(), n.node.dead_lan());
             writeln!(rules, "  ip daddr {lan} udp dport {VXLAN_PORT} ip daddr set {dead}")?;
@@ -248,7 +303,9 @@ fn fdb_ghost_held(world: &World, node: usize, target: Option<&str>, on: bool) ->
 fn route_loop(world: &World, node: usize, target: Option<&str>, on: bool) -> Result<()> {
     let n = &world.nodes[node];
     if !on {
-        return n.ns.ip(&format!("rule del pref {LOOP_TABLE} lookup {LOOP_TABLE}\nlink del labloop0"));
+        return n
+            .ns
+            .ip(&format!("rule del pref {LOOP_TABLE} lookup {LOOP_TABLE}\nlink del labloop0"));
     }
     n.ns.ip("link add labloop0 type veth peer name labloop1\nlink set labloop0 up\nlink set labloop1 up")?;
     for end in ["labloop0", "labloop1"] {
@@ -256,15 +313,20 @@ fn route_loop(world: &World, node: usize, target: Option<&str>, on: bool) -> Res
         n.ns.sysctl(&format!("ipv4/conf/{end}/forwarding"), "1")?;
         n.ns.sysctl(&format!("ipv4/conf/{end}/send_redirects"), "0")?;
     }
-    let mac = n.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").map_err(Into::into)).and_then(|_| {
-        let shown = n.ns.output("ip", &["-o", "link", "show", "labloop1"])?;
-        let mut words = shown.split_whitespace().skip_while(|w| *w != "link/ether");
-        words.nth(1).map(str::to_owned).context("labloop1 has no MAC")
-    })?;
+    let mac =
+        n.ns.run(|| std::fs::read_to_string("/proc/thread-self/net/dev").map_err(Into::into))
+            .and_then(|_| {
+                let shown = n.ns.output("ip", &["-o", "link", "show", "labloop1"])?;
+                let mut words = shown.split_whitespace().skip_while(|w| *w != "link/ether");
+                words.nth(1).map(str::to_owned).context("labloop1 has no MAC")
+            })?;
     let mut lines = format!("neigh replace 169.254.48.9 lladdr {mac} dev labloop0 nud permanent\n");
     for p in peers(world, node, target)? {
         let prefix = world.nodes[p].node.prefix();
-        writeln!(lines, "route add {prefix} via 169.254.48.9 dev labloop0 onlink table {LOOP_TABLE}")?;
+        writeln!(
+            lines,
+            "route add {prefix} via 169.254.48.9 dev labloop0 onlink table {LOOP_TABLE}"
+        )?;
     }
     writeln!(lines, "rule add pref {LOOP_TABLE} lookup {LOOP_TABLE}")?;
     n.ns.ip(&lines)

@@ -41,9 +41,14 @@ impl Namespace {
                 let none: Option<&str> = None;
                 let _ = mount(Some("sysfs"), "/sys", Some("sysfs"), MsFlags::MS_NOSUID, none);
             }
-            let net = File::open("/proc/thread-self/ns/net").context("/proc/thread-self/ns/net")?.into();
+            let net =
+                File::open("/proc/thread-self/ns/net").context("/proc/thread-self/ns/net")?.into();
             let mnt = match private_run {
-                true => Some(File::open("/proc/thread-self/ns/mnt").context("/proc/thread-self/ns/mnt")?.into()),
+                true => Some(
+                    File::open("/proc/thread-self/ns/mnt")
+                        .context("/proc/thread-self/ns/mnt")?
+                        .into(),
+                ),
                 false => None,
             };
             Ok(Self { net, mnt })
@@ -108,7 +113,8 @@ impl Namespace {
 
     /// `ip -batch`: one `ip` command a line.
     pub fn ip(&self, lines: &str) -> Result<()> {
-        feed(self.command("ip").args(["-force", "-batch", "-"]), lines).with_context(|| format!("ip: {lines}"))
+        feed(self.command("ip").args(["-force", "-batch", "-"]), lines)
+            .with_context(|| format!("ip: {lines}"))
     }
 
     /// `nft -f -`.
@@ -126,7 +132,11 @@ impl Namespace {
 
     /// The standard output of a command in here; an error when it fails.
     pub fn output(&self, program: &str, args: &[&str]) -> Result<String> {
-        let out = self.command(program).args(args).output().with_context(|| format!("cannot run {program}"))?;
+        let out = self
+            .command(program)
+            .args(args)
+            .output()
+            .with_context(|| format!("cannot run {program}"))?;
         if !out.status.success() {
             bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&out.stderr).trim());
         }

@@ -17,6 +17,9 @@ const PHASE: Duration = Duration::from_millis(800);
 /// After each change, packets under way are left out.
 const GUARD: Duration = Duration::from_millis(200);
 
+/// Phases in which a fault must be mended after its undo.
+const MENDED_AFTER: usize = 3;
+
 /// Share of packets lost, 0 to 1.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Loss {
@@ -67,7 +70,8 @@ pub fn prove_faults() -> Result<Vec<Proof>> {
     if code != 0 {
         bail!("the lab ended with code {code}");
     }
-    let (proofs, wrong): (Vec<Proof>, Vec<String>) = serde_json::from_slice(&out).context("no result")?;
+    let (proofs, wrong): (Vec<Proof>, Vec<String>) =
+        serde_json::from_slice(&out).context("no result")?;
     if !wrong.is_empty() {
         bail!("{}", wrong.join("\n"));
     }
@@ -80,7 +84,8 @@ fn inside(dir: &LabDir) -> Result<(Vec<Proof>, Vec<String>)> {
     world.program_fixed(false)?;
     let (from, to) = world.topology.metered(&scenario)?;
     let (a, b) = (&world.nodes[from], &world.nodes[to]);
-    let meters = Meters::start((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)), 1200)?;
+    let meters =
+        Meters::start((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)), 1200)?;
     let mut wrong = Vec::new();
     std::thread::sleep(PHASE);
     let calm = measure(&meters);
@@ -98,16 +103,31 @@ fn inside(dir: &LabDir) -> Result<(Vec<Proof>, Vec<String>)> {
             // A booted node has an empty kernel, and the kernel drops a device's routes when it goes down.
             world.program_fixed(true)?;
         }
-        let after = measure(&meters);
+        // Neighbours are asked for again a second after a cable was plugged in.
+        let mut after = measure(&meters);
+        for _ in 0..MENDED_AFTER {
+            if after.new_flows == 0.0 && after.established == 0.0 {
+                break;
+            }
+            after = measure(&meters);
+        }
         let streams = meters.streams(Meter::NewFlows);
-        let longest = streams.iter().map(|s| longest_outage(s, start, wall_micros() - 300_000).length).max();
+        let longest =
+            streams.iter().map(|s| longest_outage(s, start, wall_micros() - 300_000).length).max();
         let blackout_ms = longest.unwrap_or(0) as f64 / 1e3;
         let fault = arg.map_or_else(|| (*fault).to_owned(), |a| format!("{fault} {a}"));
-        for (name, dies, loss) in [("new flows", new_die, during.new_flows), ("the established flow", old_die, during.established)] {
+        for (name, dies, loss) in [
+            ("new flows", new_die, during.new_flows),
+            ("the established flow", old_die, during.established),
+        ] {
             // One direction is enough to break a conversation, so a dead meter shows half of its packets lost, or all.
             let right = if *dies { loss > 0.45 } else { loss < 0.01 };
             if !right {
-                wrong.push(format!("{fault}: {:.1}% of {name} lost, expected {}", loss * 100.0, if *dies { "half or all" } else { "none" }));
+                wrong.push(format!(
+                    "{fault}: {:.1}% of {name} lost, expected {}",
+                    loss * 100.0,
+                    if *dies { "half or all" } else { "none" }
+                ));
             }
         }
         if after.new_flows > 0.0 || after.established > 0.0 {

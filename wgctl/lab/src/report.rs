@@ -97,7 +97,12 @@ impl RunResult {
 
 impl Report {
     pub fn new(scenario: &str) -> Self {
-        Self { scenario: scenario.into(), backend: String::new(), runs: Vec::new(), summary: Summary::default() }
+        Self {
+            scenario: scenario.into(),
+            backend: String::new(),
+            runs: Vec::new(),
+            summary: Summary::default(),
+        }
     }
 
     pub fn add(&mut self, backend: String, result: RunResult) {
@@ -195,10 +200,20 @@ mod tests {
         r.add("userspace".into(), RunResult::broken("no".into()));
         r.finish();
         let v = serde_json::to_value(&r).unwrap();
-        for path in ["/scenario", "/backend", "/runs/0/outcome", "/runs/0/why", "/runs/0/failovers",
-            "/runs/0/leader/before", "/runs/0/cause", "/runs/0/ms/suspected", "/runs/0/blackout_ms/new_flows",
-            "/runs/0/packets/established/lost", "/summary/passed", "/summary/blackout_ms/p99"]
-        {
+        for path in [
+            "/scenario",
+            "/backend",
+            "/runs/0/outcome",
+            "/runs/0/why",
+            "/runs/0/failovers",
+            "/runs/0/leader/before",
+            "/runs/0/cause",
+            "/runs/0/ms/suspected",
+            "/runs/0/blackout_ms/new_flows",
+            "/runs/0/packets/established/lost",
+            "/summary/passed",
+            "/summary/blackout_ms/p99",
+        ] {
             assert!(v.pointer(path).is_some(), "{path} is missing");
         }
     }

@@ -55,7 +55,8 @@ impl LabDir {
             }
             _ => {}
         }
-        let meta = fs::symlink_metadata(&base).with_context(|| format!("cannot read {}", base.display()))?;
+        let meta = fs::symlink_metadata(&base)
+            .with_context(|| format!("cannot read {}", base.display()))?;
         if !meta.is_dir() || meta.uid() != getuid().as_raw() || meta.mode() & 0o022 != 0 {
             bail!("{} is not a directory of our own that nobody else can write", base.display());
         }
@@ -79,7 +80,8 @@ impl LabDir {
     /// All lab directories of this user.
     pub fn all() -> Result<Vec<Self>> {
         let Ok(entries) = fs::read_dir(Self::base()) else { return Ok(Vec::new()) };
-        let mut all: Vec<Self> = entries.filter_map(|e| Some(Self { path: e.ok()?.path() })).collect();
+        let mut all: Vec<Self> =
+            entries.filter_map(|e| Some(Self { path: e.ok()?.path() })).collect();
         all.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(all)
     }
@@ -129,7 +131,10 @@ impl LabDir {
 
 /// Runs `inside` as pid 1 of fresh namespaces and returns its exit code and what it wrote to the pipe.
 /// Must be called from a process with one thread.
-pub fn run_inside(dir: &LabDir, inside: impl FnOnce(&LabDir, fs::File) -> Result<u8>) -> Result<(u8, Vec<u8>)> {
+pub fn run_inside(
+    dir: &LabDir,
+    inside: impl FnOnce(&LabDir, fs::File) -> Result<u8>,
+) -> Result<(u8, Vec<u8>)> {
     let (reader, writer) = nix::unistd::pipe().context("pipe")?;
     let mut caught = SigSet::empty();
     for s in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGCHLD] {
@@ -176,7 +181,11 @@ pub fn run_inside(dir: &LabDir, inside: impl FnOnce(&LabDir, fs::File) -> Result
     }
 }
 
-fn keeper(dir: &LabDir, pipe: OwnedFd, inside: impl FnOnce(&LabDir, fs::File) -> Result<u8>) -> Result<u8> {
+fn keeper(
+    dir: &LabDir,
+    pipe: OwnedFd,
+    inside: impl FnOnce(&LabDir, fs::File) -> Result<u8>,
+) -> Result<u8> {
     die_with_parent(true)?;
     let (uid, gid) = (getuid(), nix::unistd::getgid());
     unshare_all(uid, gid)?;
@@ -185,10 +194,11 @@ fn keeper(dir: &LabDir, pipe: OwnedFd, inside: impl FnOnce(&LabDir, fs::File) ->
         ForkResult::Child => {
             // The parent is in another PID namespace and shows as 0.
             die_with_parent(false)?;
-            let code = mounts(dir).and_then(|()| inside(dir, fs::File::from(pipe))).unwrap_or_else(|e| {
-                eprintln!("wgctl lab: {e:#}");
-                1
-            });
+            let code =
+                mounts(dir).and_then(|()| inside(dir, fs::File::from(pipe))).unwrap_or_else(|e| {
+                    eprintln!("wgctl lab: {e:#}");
+                    1
+                });
             std::process::exit(i32::from(code));
         }
         ForkResult::Parent { child } => {
@@ -227,7 +237,9 @@ fn unshare_all(uid: Uid, gid: Gid) -> Result<()> {
              (sysctl kernel.unprivileged_userns_clone=1, kernel.apparmor_restrict_unprivileged_userns=0)"
         ),
     }
-    unshare(rest).context("cannot make network, mount and PID namespaces (root or user namespaces are needed)")
+    unshare(rest).context(
+        "cannot make network, mount and PID namespaces (root or user namespaces are needed)",
+    )
 }
 
 fn write_proc(path: &str, text: &str) -> Result<()> {
@@ -240,16 +252,24 @@ fn write_proc(path: &str, text: &str) -> Result<()> {
 
 fn mounts(dir: &LabDir) -> Result<()> {
     const NONE: Option<&str> = None;
-    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE).context("make mounts private")?;
+    mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
+        .context("make mounts private")?;
     // Where a container hides parts of /proc, a fresh one is refused; the outer one does as well, with other pids.
-    let _ = mount(Some("proc"), "/proc", Some("proc"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, NONE);
+    let _ =
+        mount(Some("proc"), "/proc", Some("proc"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, NONE);
     mount_tmpfs(&dir.world())
 }
 
 /// Mounts an empty tmpfs in the present mount namespace.
 pub fn mount_tmpfs(at: &Path) -> Result<()> {
-    mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))
-        .with_context(|| format!("cannot mount a tmpfs at {}", at.display()))
+    mount(
+        Some("tmpfs"),
+        at,
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+        Some("mode=0755"),
+    )
+    .with_context(|| format!("cannot mount a tmpfs at {}", at.display()))
 }
 
 /// A path that names an open file of this process to other processes in the lab.

@@ -242,13 +242,16 @@ impl Scenario {
             bail!("scenario {name}: a mesh needs two locations");
         }
         for step in &s.steps {
-            let kinds =
-                [step.fault.is_some(), step.command.is_some(), step.wan.is_some()].iter().filter(|k| **k).count();
+            let kinds = [step.fault.is_some(), step.command.is_some(), step.wan.is_some()]
+                .iter()
+                .filter(|k| **k)
+                .count();
             if kinds != 1 {
                 bail!("scenario {name}: a step is one of fault, command, wan");
             }
             if let Some(f) = &step.fault {
-                crate::faults::Fault::parse(f, step.arg.as_deref()).with_context(|| format!("scenario {name}"))?;
+                crate::faults::Fault::parse(f, step.arg.as_deref())
+                    .with_context(|| format!("scenario {name}"))?;
             }
         }
         s.steps.sort_by_key(|s| s.at);
@@ -261,8 +264,12 @@ impl Scenario {
             return Self::parse(name, text);
         }
         if name.contains('/') || name.ends_with(".toml") {
-            let text = fs::read_to_string(name).with_context(|| format!("cannot read scenario {name}"))?;
-            let stem = std::path::Path::new(name).file_stem().and_then(|s| s.to_str()).unwrap_or("scenario");
+            let text =
+                fs::read_to_string(name).with_context(|| format!("cannot read scenario {name}"))?;
+            let stem = std::path::Path::new(name)
+                .file_stem()
+                .and_then(|s| s.to_str())
+                .unwrap_or("scenario");
             return Self::parse(stem, &text);
         }
         bail!("no scenario {name:?}; `wgctl lab list` names them, or give a path to a TOML file")
@@ -287,7 +294,9 @@ mod tests {
         let good = "title='t'\nlocation='a'\n[locations.a]\n[locations.b]\n";
         Scenario::parse("x", good).unwrap();
         assert!(Scenario::parse("x", &format!("{good}colour='red'\n")).is_err());
-        assert!(Scenario::parse("x", &format!("{good}[[step]]\nat='1s'\nfault='gremlins'\n")).is_err());
+        assert!(
+            Scenario::parse("x", &format!("{good}[[step]]\nat='1s'\nfault='gremlins'\n")).is_err()
+        );
         assert!(Scenario::parse("x", &format!("{good}[[step]]\nat='1s'\n")).is_err());
     }
 }

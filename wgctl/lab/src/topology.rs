@@ -139,7 +139,10 @@ impl Topology {
     }
 
     pub fn location(&self, name: &str) -> Result<usize> {
-        self.locations.iter().position(|l| l.name == name).with_context(|| format!("no location {name:?}"))
+        self.locations
+            .iter()
+            .position(|l| l.name == name)
+            .with_context(|| format!("no location {name:?}"))
     }
 
     /// The nodes between whose workloads the meters run: (elsewhere, in the location on trial).
@@ -174,14 +177,26 @@ impl Topology {
             }
         }
         for (n, k) in self.nodes.iter().zip(keys) {
-            write!(out, "\n[nodes.{}]\nlocation = {:?}\nindex = {}\n", n.name, self.locations[n.location].name, n.index)?;
+            write!(
+                out,
+                "\n[nodes.{}]\nlocation = {:?}\nindex = {}\n",
+                n.name, self.locations[n.location].name, n.index
+            )?;
             if let (Some(slot), Some(wan)) = (n.slot, n.wan()) {
                 write!(out, "slot = {slot}\nendpoint = \"{wan}\"\n")?;
             }
             write!(out, "address = \"{}\"\ndevice = \"eth0\"\n", n.lan())?;
-            let six = if n.dual_stack { format!(", \"fd42:0:0:{:x}::/64\"", n.index) } else { String::new() };
+            let six = if n.dual_stack {
+                format!(", \"fd42:0:0:{:x}::/64\"", n.index)
+            } else {
+                String::new()
+            };
             writeln!(out, "prefixes = [\"{}\"{six}]", n.prefix())?;
-            writeln!(out, "wireguard_key = {:?}\ncontrol_key = {:?}", k.wireguard_public, k.control_public)?;
+            writeln!(
+                out,
+                "wireguard_key = {:?}\ncontrol_key = {:?}",
+                k.wireguard_public, k.control_public
+            )?;
         }
         Ok(out)
     }

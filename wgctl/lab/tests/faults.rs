@@ -17,11 +17,17 @@ fn main() {
                 );
             }
             println!("test every_fault_breaks_what_it_says_and_its_undo_mends_it ... ok");
-            println!("\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n");
+            println!(
+                "\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out\n"
+            );
         }
         Err(e) => {
-            println!("test every_fault_breaks_what_it_says_and_its_undo_mends_it ... FAILED\n\n{e:#}");
-            println!("\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n");
+            println!(
+                "test every_fault_breaks_what_it_says_and_its_undo_mends_it ... FAILED\n\n{e:#}"
+            );
+            println!(
+                "\ntest result: FAILED. 0 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out\n"
+            );
             std::process::exit(101);
         }
     }

@@ -13,10 +13,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, sendto, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrStorage, bind, sendto, setsockopt, socket, sockopt,
+};
 
 use crate::ns::Namespace;
-pub use outage::{Outage, longest_outage};
+pub use outage::longest_outage;
 
 const TICK: Duration = Duration::from_millis(1);
 /// Meter packets go to these ports.
@@ -78,7 +80,9 @@ impl Meters {
         let headers = if a.1.is_ipv4() { 28 } else { 48 };
         let payload = usize::from(size).saturating_sub(headers).max(16);
         let mut threads = Vec::new();
-        for (direction, (ns, own, peer)) in [(a.0, a.1, b.1), (b.0, b.1, a.1)].into_iter().enumerate() {
+        for (direction, (ns, own, peer)) in
+            [(a.0, a.1, b.1), (b.0, b.1, a.1)].into_iter().enumerate()
+        {
             let sockets = ns.run(|| Sockets::open(own, peer))?;
             let shared = Arc::clone(&shared);
             let ns = ns.net_handle()?;
@@ -87,7 +91,9 @@ impl Meters {
                     sockets.work(&shared, direction, payload);
                 }
             };
-            threads.push(thread::Builder::new().name("meter".into()).spawn(work).context("meter thread")?);
+            threads.push(
+                thread::Builder::new().name("meter".into()).spawn(work).context("meter thread")?,
+            );
         }
         Ok(Self { shared, threads })
     }
@@ -109,10 +115,6 @@ impl Meters {
             t.lost += s.arrived[from..to].iter().filter(|a| !**a).count() as u64;
         }
         t
-    }
-
-    pub fn stop(mut self) {
-        self.halt();
     }
 
     fn halt(&mut self) {
@@ -141,7 +143,8 @@ struct Sockets {
 impl Sockets {
     fn open(own: IpAddr, peer: IpAddr) -> Result<Self> {
         let inbox = |port| -> Result<UdpSocket> {
-            let s = UdpSocket::bind((own, port)).with_context(|| format!("meter: cannot bind {own}:{port}"))?;
+            let s = UdpSocket::bind((own, port))
+                .with_context(|| format!("meter: cannot bind {own}:{port}"))?;
             s.set_nonblocking(true)?;
             // Room for a second of packets, should the thread be late.
             let _ = setsockopt(&s, sockopt::RcvBuf, &(1 << 21));
@@ -186,18 +189,30 @@ impl Sockets {
             // A send that fails is a lost packet (no route, link down): exactly what is measured.
             let _ = match meter {
                 Meter::NewFlows => self.send_from_fresh_port(number, to, packet),
-                Meter::Established => self.one_flow.send_to(packet, to).map(drop).map_err(Into::into),
+                Meter::Established => {
+                    self.one_flow.send_to(packet, to).map(drop).map_err(Into::into)
+                }
             };
         }
     }
 
     fn send_from_fresh_port(&self, number: u64, to: SocketAddr, packet: &[u8]) -> Result<()> {
         let family = if self.own.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
-        let s = socket(family, SockType::Datagram, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)?;
+        let s = socket(
+            family,
+            SockType::Datagram,
+            SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
         let port = FIRST_SOURCE + (number % SOURCES) as u16;
         use std::os::fd::AsRawFd as _;
         bind(s.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(self.own, port)))?;
-        sendto(s.as_raw_fd(), packet, &SockaddrStorage::from(to), nix::sys::socket::MsgFlags::empty())?;
+        sendto(
+            s.as_raw_fd(),
+            packet,
+            &SockaddrStorage::from(to),
+            nix::sys::socket::MsgFlags::empty(),
+        )?;
         Ok(())
     }
 
@@ -208,7 +223,8 @@ impl Sockets {
                 if n < 16 || buffer[0..4] != MAGIC.to_be_bytes() || buffer[4] > 1 {
                     continue;
                 }
-                let number = u64::from_be_bytes(buffer[8..16].try_into().unwrap_or_default()) as usize;
+                let number =
+                    u64::from_be_bytes(buffer[8..16].try_into().unwrap_or_default()) as usize;
                 let mut s = lock(&shared.streams[usize::from(buffer[4])][direction]);
                 if let Some(a) = s.arrived.get_mut(number) {
                     *a = true;

@@ -8,10 +8,13 @@ use crate::report::{Blackout, Leaders, Packets, RunResult, Stages, Tally};
 impl Session {
     pub(super) fn judge(&self, meters: &Meters, since: u64, until: u64) -> RunResult {
         let location = self.world.scenario.location.as_str();
-        let moved: Vec<&Event> = self.news(location).filter(|e| e.kind == "failover" || e.kind == "move").collect();
+        let moved: Vec<&Event> =
+            self.news(location).filter(|e| e.kind == "failover" || e.kind == "move").collect();
         let first = moved.first();
         let before = self.leaders_before.get(location).cloned();
-        let after = self.leader_now(location).or_else(|| moved.last().and_then(|e| e.leaders_after.first().cloned()));
+        let after = self
+            .leader_now(location)
+            .or_else(|| moved.last().and_then(|e| e.leaders_after.first().cloned()));
         let outage = |m: Meter| {
             let all = meters.streams(m).map(|s| longest_outage(&s, since, until));
             let longest = all.iter().map(|o| o.length).max().unwrap_or(0);
@@ -23,7 +26,8 @@ impl Session {
             let t = meters.tally(m, since, until);
             Tally { sent: t.sent, lost: t.lost }
         };
-        let packets = Packets { new_flows: tally(Meter::NewFlows), established: tally(Meter::Established) };
+        let packets =
+            Packets { new_flows: tally(Meter::NewFlows), established: tally(Meter::Established) };
         let since_injection = |t: Option<u64>| Some((t? as f64 - self.injected? as f64) / 1e3);
         let times = first.map(|e| e.times).unwrap_or_default();
         let mut result = RunResult {
@@ -71,7 +75,10 @@ impl Session {
                 wrong.push(why);
             }
         };
-        must(e.failovers.holds(r.failovers), format!("{} failovers, expected {:?}", r.failovers, e.failovers));
+        must(
+            e.failovers.holds(r.failovers),
+            format!("{} failovers, expected {:?}", r.failovers, e.failovers),
+        );
         let moves = self.count(location, "move");
         must(e.moves.holds(moves), format!("{moves} moves, expected {:?}", e.moves));
         match e.leader.as_deref() {
@@ -85,15 +92,24 @@ impl Session {
         }
         if !e.cause.is_empty() {
             let cause = r.cause.clone().unwrap_or_else(|| "none".into());
-            must(e.cause.contains(&cause), format!("cause {cause}, expected {}", e.cause.join(" or ")));
+            must(
+                e.cause.contains(&cause),
+                format!("cause {cause}, expected {}", e.cause.join(" or ")),
+            );
         }
         for kind in &e.kinds {
             must(self.count(location, kind) > 0, format!("no event of kind {kind}"));
         }
         if let Some(most) = e.lost_max {
-            let pairs = [("new flows", most.new_flows, r.packets.new_flows), ("the established flow", most.established, r.packets.established)];
+            let pairs = [
+                ("new flows", most.new_flows, r.packets.new_flows),
+                ("the established flow", most.established, r.packets.established),
+            ];
             for (name, most, t) in pairs {
-                must(most.is_none_or(|m| t.lost <= m), format!("{} of {} packets of {name} lost", t.lost, t.sent));
+                must(
+                    most.is_none_or(|m| t.lost <= m),
+                    format!("{} of {} packets of {name} lost", t.lost, t.sent),
+                );
             }
         }
         if e.others_stay {
@@ -103,8 +119,11 @@ impl Session {
             }
         }
         if e.hold_down_grows {
-            let at: Vec<u64> =
-                self.news(location).filter(|e| e.kind == "failover").filter_map(|e| e.times.committed).collect();
+            let at: Vec<u64> = self
+                .news(location)
+                .filter(|e| e.kind == "failover")
+                .filter_map(|e| e.times.committed)
+                .collect();
             let gaps: Vec<u64> = at.windows(2).map(|w| w[1].saturating_sub(w[0])).collect();
             let grows = gaps.len() < 2 || gaps.last() >= gaps.first();
             must(grows, format!("the time between failovers does not grow: {gaps:?} µs"));

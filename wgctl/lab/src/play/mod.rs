@@ -38,7 +38,11 @@ struct Played {
 }
 
 /// Plays in fresh namespaces. An error is the lab's own; what the mesh does wrong is in the result.
-pub fn once(scenario: &Scenario, leaderd: &Path, logs: Option<&Path>) -> Result<(String, RunResult)> {
+pub fn once(
+    scenario: &Scenario,
+    leaderd: &Path,
+    logs: Option<&Path>,
+) -> Result<(String, RunResult)> {
     let dir = LabDir::create(&format!("{}-{}", scenario.name, std::process::id()))?;
     let (scenario, leaderd, logs) = (scenario.clone(), leaderd.to_owned(), logs.map(PathBuf::from));
     let (code, out) = run_inside(&dir, move |dir, mut pipe| {
@@ -60,6 +64,7 @@ pub fn once(scenario: &Scenario, leaderd: &Path, logs: Option<&Path>) -> Result<
 }
 
 /// A world while a scenario is played in it.
+#[derive(Debug)]
 pub struct Session {
     pub world: Arc<World>,
     /// Index of the location on trial.
@@ -112,7 +117,7 @@ impl Session {
             }
             self.step(step)?;
         }
-        let until = self.await_outcome(&meters, since)?;
+        let until = self.await_outcome(&meters)?;
         self.in_flight();
         self.observe();
         Ok(self.judge(&meters, since, until))
@@ -160,7 +165,8 @@ impl Session {
     /// Does a step, and notes when.
     pub fn step(&mut self, step: &Step) -> Result<()> {
         let node = step.node.as_deref().map(|n| self.resolve(n)).transpose()?;
-        let on = node.map_or_else(String::new, |n| format!(" on {}", self.world.nodes[n].node.name));
+        let on =
+            node.map_or_else(String::new, |n| format!(" on {}", self.world.nodes[n].node.name));
         let at = wall_micros();
         if let Some(wan) = &step.wan {
             self.world.wan.set(wan);
@@ -173,7 +179,11 @@ impl Session {
                 self.faulty = Some(n);
                 self.world.inject(n, fault, step.arg.as_deref())?;
             }
-            eprintln!("  {}{fault} {}{on}", if step.off { "undone: " } else { "" }, step.arg.as_deref().unwrap_or(""));
+            eprintln!(
+                "  {}{fault} {}{on}",
+                if step.off { "undone: " } else { "" },
+                step.arg.as_deref().unwrap_or("")
+            );
         } else if let Some(command) = &step.command {
             eprintln!("  {command}{on}");
             self.command(command, node)?;
@@ -187,7 +197,9 @@ impl Session {
     /// An operator's command, sent to a daemon of the location on trial that runs.
     fn command(&self, command: &str, node: Option<usize>) -> Result<()> {
         let location = &self.world.scenario.location;
-        let name = || node.map(|n| self.world.nodes[n].node.name.clone()).context("the command needs a node");
+        let name = || {
+            node.map(|n| self.world.nodes[n].node.name.clone()).context("the command needs a node")
+        };
         let body = match command {
             "promote" => json!({"promote": {"node": name()?, "force": false}}),
             "drain" => json!({"drain": {"node": name()?}}),
@@ -201,7 +213,8 @@ impl Session {
             .nodes_in(self.trial)
             .find(|n| self.world.status(*n).is_ok())
             .context("no daemon of the location runs")?;
-        admin::command(&self.world.nodes[asked].admin(), &body).with_context(|| format!("{command} was refused"))
+        admin::command(&self.world.nodes[asked].admin(), &body)
+            .with_context(|| format!("{command} was refused"))
     }
 
     /// `@leader` and the like, or a name.
@@ -211,14 +224,16 @@ impl Session {
             return self.faulty.context("no fault was injected yet");
         }
         let location = &self.world.scenario.location;
-        let status = self.world.status_in(self.trial).context("no daemon of the location answers")?;
+        let status =
+            self.world.status_in(self.trial).context("no daemon of the location answers")?;
         let seen = status.location(location).context("location unknown")?;
         let leader = seen.leaders.first().cloned();
         let name = match role {
             "leader" => leader,
             "standby" => {
                 let mut all = self.world.nodes_in(self.trial).map(|n| &self.world.nodes[n].node);
-                all.find(|n| n.slot.is_some() && Some(&n.name) != leader.as_ref()).map(|n| n.name.clone())
+                all.find(|n| n.slot.is_some() && Some(&n.name) != leader.as_ref())
+                    .map(|n| n.name.clone())
             }
             "raft-leader" => seen.raft_leader.clone(),
             _ => bail!("no role {node:?}"),

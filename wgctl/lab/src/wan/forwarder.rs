@@ -125,7 +125,9 @@ impl Forwarder {
             Fate::Lost => {}
             Fate::TooBig { icmp: false } => {}
             // A router would send it in fragments; the far end sees the same packet.
-            Fate::TooBig { icmp: true } if !icmp::dont_fragment(packet) => self.push(now, to, packet),
+            Fate::TooBig { icmp: true } if !icmp::dont_fragment(packet) => {
+                self.push(now, to, packet)
+            }
             Fate::TooBig { icmp: true } => {
                 if let Some(answer) = icmp::fragmentation_needed(packet, mtu) {
                     self.push(now, from, &answer);
@@ -156,7 +158,9 @@ impl Forwarder {
         while self.heap.peek().is_some_and(|Reverse(p)| p.due <= now) {
             let Some(Reverse(p)) = self.heap.pop() else { break };
             match nix::unistd::write(&self.ports[p.port].tun, &p.packet) {
-                Ok(_) | Err(Errno::EAGAIN | Errno::EIO | Errno::EINTR | Errno::EINVAL | Errno::ENOBUFS) => {}
+                Ok(_)
+                | Err(Errno::EAGAIN | Errno::EIO | Errno::EINTR | Errno::EINVAL | Errno::ENOBUFS) =>
+                    {}
                 Err(e) => return Err(e).context("cannot write to a TUN device"),
             }
             if self.spare.len() < MAX_SPARE {

@@ -58,7 +58,14 @@ impl Path {
         Self { wander, last_due: now, line_free: now }
     }
 
-    pub fn fate(&mut self, now: Instant, len: usize, spec: &WanSpec, ends: [Uplink; 2], dice: &mut Dice) -> Fate {
+    pub fn fate(
+        &mut self,
+        now: Instant,
+        len: usize,
+        spec: &WanSpec,
+        ends: [Uplink; 2],
+        dice: &mut Dice,
+    ) -> Fate {
         if ends.iter().any(|u| u.cut || (u.loss > 0.0 && dice.roll() < u.loss)) {
             return Fate::Lost;
         }
@@ -74,11 +81,13 @@ impl Path {
             if free > now + MAX_QUEUE {
                 return Fate::Lost;
             }
-            self.line_free = free + Duration::from_secs_f64(len as f64 * 8.0 / (spec.rate_mbit * 1e6));
+            self.line_free =
+                free + Duration::from_secs_f64(len as f64 * 8.0 / (spec.rate_mbit * 1e6));
             enters = self.line_free;
         }
         let one_way = (spec.rtt.0 / 2).as_secs_f64() + self.jitter(now, spec.jitter.0, dice);
-        let due = enters + Duration::from_secs_f64(one_way.max(0.0)) + ends[0].delay + ends[1].delay;
+        let due =
+            enters + Duration::from_secs_f64(one_way.max(0.0)) + ends[0].delay + ends[1].delay;
         let overtakes = spec.reorder > 0.0 && dice.roll() < spec.reorder;
         let due = if overtakes { now } else { due.max(self.last_due) };
         self.last_due = self.last_due.max(due);
@@ -114,7 +123,15 @@ mod tests {
         let start = Instant::now();
         let (mut path, mut dice) = (Path::new(start), Dice::new(7));
         (0..n)
-            .map(|i| path.fate(start + Duration::from_millis(i as u64), 100, spec, [Uplink::default(); 2], &mut dice))
+            .map(|i| {
+                path.fate(
+                    start + Duration::from_millis(i as u64),
+                    100,
+                    spec,
+                    [Uplink::default(); 2],
+                    &mut dice,
+                )
+            })
             .collect()
     }
 
@@ -157,6 +174,9 @@ mod tests {
         let cut = Uplink { cut: true, ..Uplink::default() };
         let spec = WanSpec { mtu: 1400, ..WanSpec::default() };
         assert_eq!(path.fate(now, 10, &spec, [Uplink::default(), cut], &mut dice), Fate::Lost);
-        assert_eq!(path.fate(now, 1401, &spec, [Uplink::default(); 2], &mut dice), Fate::TooBig { icmp: true });
+        assert_eq!(
+            path.fate(now, 1401, &spec, [Uplink::default(); 2], &mut dice),
+            Fate::TooBig { icmp: true }
+        );
     }
 }

@@ -51,25 +51,24 @@ impl World {
             bail!("leaderd on {} is running already", n.node.name);
         }
         let log = OpenOptions::new().create(true).append(true).open(n.log())?;
-        let child = n
-            .ns
-            .command(leaderd)
-            .arg("run")
-            .arg("--mesh")
-            .arg(self.dir.join("mesh.toml"))
-            .args(["--node", &n.node.name])
-            .arg("--keys")
-            .arg(n.dir.join("keys"))
-            .arg("--state")
-            .arg(n.dir.join("state"))
-            .arg("--admin")
-            .arg(n.admin())
-            .args(["--log", "json"])
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {}", leaderd.display()))?;
+        let child =
+            n.ns.command(leaderd)
+                .arg("run")
+                .arg("--mesh")
+                .arg(self.dir.join("mesh.toml"))
+                .args(["--node", &n.node.name])
+                .arg("--keys")
+                .arg(n.dir.join("keys"))
+                .arg("--state")
+                .arg(n.dir.join("state"))
+                .arg("--admin")
+                .arg(n.admin())
+                .args(["--log", "json"])
+                .stdin(Stdio::null())
+                .stdout(log.try_clone()?)
+                .stderr(log)
+                .spawn()
+                .with_context(|| format!("cannot start {}", leaderd.display()))?;
         *running = Some(child);
         Ok(())
     }
@@ -92,7 +91,9 @@ impl World {
     }
 
     pub fn pause_daemon(&self, node: usize, pause: bool) -> Result<()> {
-        let pid = self.daemon_pid(node).with_context(|| format!("no daemon on {}", self.nodes[node].node.name))?;
+        let pid = self
+            .daemon_pid(node)
+            .with_context(|| format!("no daemon on {}", self.nodes[node].node.name))?;
         let signal = if pause { Signal::SIGSTOP } else { Signal::SIGCONT };
         kill(Pid::from_raw(pid as i32), signal).context("kill")
     }
@@ -143,7 +144,8 @@ impl World {
 pub fn wait_ready(world: &World) -> Result<()> {
     let deadline = Instant::now() + READY;
     loop {
-        let missing = (0..world.nodes.len()).find_map(|n| why_not_ready(world, n).map(|why| (n, why)));
+        let missing =
+            (0..world.nodes.len()).find_map(|n| why_not_ready(world, n).map(|why| (n, why)));
         let Some((n, why)) = missing else { return Ok(()) };
         let dead = world.daemon_pid(n).is_none();
         if dead || Instant::now() > deadline {
@@ -163,7 +165,9 @@ fn why_not_ready(world: &World, node: usize) -> Option<String> {
         Err(e) => return Some(format!("{e:#}")),
     };
     for l in &world.topology.locations {
-        let Some(seen) = status.location(&l.name) else { return Some(format!("knows no location {}", l.name)) };
+        let Some(seen) = status.location(&l.name) else {
+            return Some(format!("knows no location {}", l.name));
+        };
         if seen.leaders.is_empty() || seen.epoch == 0 {
             return Some(format!("location {} has no leader", l.name));
         }

@@ -28,9 +28,19 @@ impl World {
             let mut fdb = String::new();
             for other in self.nodes.iter().map(|o| &o.node).filter(|o| o.name != n.node.name) {
                 if other.location == n.node.location {
-                    writeln!(fdb, "fdb replace {} dev {VXLAN_DEVICE} dst {} self permanent", mac(other), other.lan())?;
-                } else if let (Some(0), Some(0), Some(wan)) = (n.node.slot, other.slot, other.wan()) {
-                    writeln!(fdb, "fdb replace {} dev {TUNNEL_DEVICE} dst {wan} self permanent", mac(other))?;
+                    writeln!(
+                        fdb,
+                        "fdb replace {} dev {VXLAN_DEVICE} dst {} self permanent",
+                        mac(other),
+                        other.lan()
+                    )?;
+                } else if let (Some(0), Some(0), Some(wan)) = (n.node.slot, other.slot, other.wan())
+                {
+                    writeln!(
+                        fdb,
+                        "fdb replace {} dev {TUNNEL_DEVICE} dst {wan} self permanent",
+                        mac(other)
+                    )?;
                 }
             }
             crate::ns::feed(n.ns.command("bridge").args(["-batch", "-"]), &fdb)?;
@@ -56,7 +66,9 @@ impl World {
                 mac(n)
             )?;
         }
-        let relay_of = |l: usize| self.nodes.iter().map(|o| &o.node).find(|o| o.location == l && o.slot == Some(0));
+        let relay_of = |l: usize| {
+            self.nodes.iter().map(|o| &o.node).find(|o| o.location == l && o.slot == Some(0))
+        };
         for o in self.nodes.iter().map(|o| &o.node).filter(|o| o.name != n.name) {
             let via = |dev: &str, to: &Node| {
                 format!(

@@ -72,7 +72,8 @@ impl World {
         for l in 0..topology.locations.len() {
             switches.push_str(&format!("link add lan{l} type bridge\nlink set lan{l} up\n"));
         }
-        feed(std::process::Command::new("ip").args(["-batch", "-"]), &switches).context("cannot build the switches")?;
+        feed(std::process::Command::new("ip").args(["-batch", "-"]), &switches)
+            .context("cannot build the switches")?;
         let mut nodes = Vec::new();
         let mut ports = Vec::new();
         for (i, node) in topology.nodes.iter().enumerate() {
@@ -119,7 +120,10 @@ impl World {
     pub fn active_faults(&self) -> Vec<(String, String)> {
         let mut out = Vec::new();
         self.faults_mut(|all| {
-            out = all.iter().map(|(n, label, _)| (self.nodes[*n].node.name.clone(), label.clone())).collect();
+            out = all
+                .iter()
+                .map(|(n, label, _)| (self.nodes[*n].node.name.clone(), label.clone()))
+                .collect();
         });
         out
     }
@@ -131,7 +135,9 @@ impl World {
     /// Names of the node's `wgl` interfaces.
     pub fn planes_of(&self, node: usize) -> Result<Vec<String>> {
         let shown = self.nodes[node].ns.output("ip", &["-o", "link", "show"])?;
-        let name = |line: &str| line.split(": ").nth(1).map(|n| n.split('@').next().unwrap_or(n).to_owned());
+        let name = |line: &str| {
+            line.split(": ").nth(1).map(|n| n.split('@').next().unwrap_or(n).to_owned())
+        };
         Ok(shown.lines().filter_map(name).filter(|n| n.starts_with("wgl")).collect())
     }
 }
@@ -141,14 +147,21 @@ fn switch_port(node: &Node) -> String {
     format!("lan-n{}", node.index)
 }
 
-fn build_node(node: &Node, vxlan: bool, dir: PathBuf) -> Result<(LabNode, Option<std::os::fd::OwnedFd>)> {
+fn build_node(
+    node: &Node,
+    vxlan: bool,
+    dir: PathBuf,
+) -> Result<(LabNode, Option<std::os::fd::OwnedFd>)> {
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
     let ns = Namespace::create(true)?;
     let pod = Namespace::create(false)?;
     for ns in [&ns, &pod] {
         // Addresses are ours to give; waiting for duplicates to answer would only delay the start.
-        for path in ["ipv6/conf/default/accept_dad", "ipv6/conf/all/accept_dad", "ipv6/conf/default/router_solicitations"]
-        {
+        for path in [
+            "ipv6/conf/default/accept_dad",
+            "ipv6/conf/all/accept_dad",
+            "ipv6/conf/default/router_solicitations",
+        ] {
             let _ = ns.sysctl(path, "0");
         }
     }
@@ -206,8 +219,11 @@ fn write_keys(node: &LabNode, keys: &Keys) -> Result<()> {
     let dir = node.dir.join("keys");
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
     fs::DirBuilder::new().mode(0o700).create(node.dir.join("state"))?;
-    for (file, secret) in [("wireguard.key", &keys.wireguard_secret), ("control.key", &keys.control_secret)] {
-        let mut out = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(file))?;
+    for (file, secret) in
+        [("wireguard.key", &keys.wireguard_secret), ("control.key", &keys.control_secret)]
+    {
+        let mut out =
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(dir.join(file))?;
         std::io::Write::write_all(&mut out, secret.as_bytes())?;
         std::io::Write::write_all(&mut out, b"\n")?;
     }

@@ -24,7 +24,9 @@ impl World {
     /// Boots a crashed node: the kernel's state is fresh, the disk is as it was.
     pub fn boot(&self, node: usize) -> Result<()> {
         let n = &self.nodes[node];
-        let mut lines = format!("link del {VXLAN_DEVICE}\nroute flush proto 76\nrule flush proto 76\nnexthop flush proto 76\n");
+        let mut lines = format!(
+            "link del {VXLAN_DEVICE}\nroute flush proto 76\nrule flush proto 76\nnexthop flush proto 76\n"
+        );
         for plane in self.planes_of(node)? {
             lines += &format!("link del {plane}\n");
         }
@@ -50,9 +52,13 @@ impl World {
         loop {
             let mut left = 0;
             for entry in fs::read_dir("/proc")?.flatten() {
-                let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+                let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok())
+                else {
+                    continue;
+                };
                 // Zombies have no namespace any more, so they do not count.
-                let theirs = fs::metadata(entry.path().join("ns/net")).is_ok_and(|m| m.ino() == inode);
+                let theirs =
+                    fs::metadata(entry.path().join("ns/net")).is_ok_and(|m| m.ino() == inode);
                 if theirs && pid != 1 {
                     let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                     left += 1;
