@@ -1,1 +1,34 @@
-fn main() {}
+//! The daemon's command line. Exit status: 0 done, 1 it failed, 2 asked wrongly.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use leaderd::cli::{Cli, Verb};
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
+        Verb::Run(args) => leaderd::run::run(args),
+        Verb::Cleanup => cleanup(),
+        Verb::Reset(args) => leaderd::store::reset(&args.state).map_err(Into::into).map(|was| {
+            let dir = args.state.display();
+            println!("{}", if was { format!("forgot the store in {dir}") } else { format!("no store in {dir}") });
+            ExitCode::SUCCESS
+        }),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("leaderd: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn cleanup() -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let removed = runtime.block_on(leaderd::network::cleanup())?;
+    for change in &removed {
+        println!("{change}");
+    }
+    if removed.is_empty() {
+        println!("nothing of leaderd's was there");
+    }
+    Ok(ExitCode::SUCCESS)
+}

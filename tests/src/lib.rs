@@ -1,1 +1,3 @@
-//! Scenarios and end-to-end tests; the code is in `tests/`.
+//! What the tests share: the simulator. The tests themselves are in `tests/`.
+
+pub mod sim;

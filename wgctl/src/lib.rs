@@ -1,1 +1,6 @@
-//! .
+//! Reads the network of a node from the kernel and applies plans to it: WireGuard, VXLAN, addresses, nexthops, routes.
+//!
+//! [`net::Steward`] is the way in for a daemon, [`net::Kernel`] for a tool.
+
+pub mod net;
+pub mod wireguard;

@@ -14,11 +14,23 @@ use crate::ids::{Epoch, LocationName, NodeName};
 #[serde(rename_all = "kebab-case")]
 pub enum AdminRequest {
     /// Make this candidate the leader of its location, without loss. Refused if it is not known to forward, unless `force`.
-    Promote { node: NodeName, force: bool },
-    Drain { node: NodeName },
-    Undrain { node: NodeName },
-    Freeze { location: LocationName, duration: Option<Duration> },
-    Unfreeze { location: LocationName },
+    Promote {
+        node: NodeName,
+        force: bool,
+    },
+    Drain {
+        node: NodeName,
+    },
+    Undrain {
+        node: NodeName,
+    },
+    Freeze {
+        location: LocationName,
+        duration: Option<Duration>,
+    },
+    Unfreeze {
+        location: LocationName,
+    },
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

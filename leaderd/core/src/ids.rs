@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 
 /// Why a string is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no name: use 1 to 63 of a-z, 0-9, '-' and '.', starting and ending with a letter or digit")]
+#[error(
+    "{0:?} is no name: use 1 to 63 of a-z, 0-9, '-' and '.', starting and ending with a letter or digit"
+)]
 pub struct InvalidName(pub String);
 
 fn check_name(s: &str) -> Result<(), InvalidName> {
@@ -16,7 +18,9 @@ fn check_name(s: &str) -> Result<(), InvalidName> {
     let ok = (1..=63).contains(&bytes.len())
         && edge(bytes.first())
         && edge(bytes.last())
-        && bytes.iter().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'.'));
+        && bytes
+            .iter()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'.'));
     if ok { Ok(()) } else { Err(InvalidName(s.to_owned())) }
 }
 

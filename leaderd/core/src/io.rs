@@ -1,5 +1,6 @@
 //! The core's whole interface with the world: what comes in, and what it wants done.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -25,23 +26,52 @@ pub enum Input {
     /// The time that `poll_timeout` named has come.
     Timeout,
     /// A datagram on the socket of a probe: bytes of a reflected STAMP packet.
-    ProbeReply { probe: ProbeId, bytes: Vec<u8> },
+    ProbeReply {
+        probe: ProbeId,
+        bytes: Vec<u8>,
+    },
     /// An ICMP error (from the socket's error queue) or a local error for a probe.
-    ProbeError { probe: ProbeId, error: ProbeError },
+    ProbeError {
+        probe: ProbeId,
+        error: ProbeError,
+    },
     /// A STAMP request on reflector port `local`, from `from`, with this IP TTL or hop limit.
-    ProbeRequest { from: SocketAddr, local: SocketAddr, ttl: u8, bytes: Vec<u8> },
+    ProbeRequest {
+        from: SocketAddr,
+        local: SocketAddr,
+        ttl: u8,
+        bytes: Vec<u8>,
+    },
     /// A frame from an authenticated node.
-    Frame { from: NodeName, frame: Box<Frame> },
+    Frame {
+        from: NodeName,
+        frame: Box<Frame>,
+    },
     /// The control channel to a node is up, with its smoothed round trip; or down.
-    PeerUp { node: NodeName, rtt_micros: u64 },
-    PeerDown { node: NodeName },
+    PeerUp {
+        node: NodeName,
+        rtt_micros: u64,
+    },
+    PeerDown {
+        node: NodeName,
+    },
     /// Everything up to this ticket is on disk.
-    Persisted { ticket: Ticket },
+    Persisted {
+        ticket: Ticket,
+    },
     /// The network described by the last `Effect::Program` with this revision is in the kernel (or why it is not).
-    Programmed { revision: u64, error: Option<String> },
+    Programmed {
+        revision: u64,
+        error: Option<String>,
+    },
     /// What the shell sees of this node's own ability to relay; sent when it changes.
     Local(LocalFacts),
-    Admin { id: u64, request: AdminRequest },
+    Admin {
+        id: u64,
+        request: AdminRequest,
+    },
+    /// DNS names of endpoints and the addresses they have now.
+    Resolved(BTreeMap<String, IpAddr>),
     /// A new mesh file was read and found good.
     MeshChanged(Box<Mesh>),
 }
@@ -72,18 +102,41 @@ pub struct LocalFacts {
 pub enum Effect {
     SendProbe(Box<ProbeSend>),
     /// Close the socket of a probe, if it is still open: nothing more is expected.
-    ForgetProbe { probe: ProbeId },
+    ForgetProbe {
+        probe: ProbeId,
+    },
     /// Answer a STAMP request from `from` (exactly this local address and port) to `to`.
-    Reflect { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
+    Reflect {
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    },
     /// Send a frame; lost silently if there is no connection (the core repeats what matters).
-    SendFrame { to: NodeName, frame: Box<Frame> },
+    SendFrame {
+        to: NodeName,
+        frame: Box<Frame>,
+    },
     /// Write to disk in this order, sync, then answer with `Input::Persisted`. Later tickets imply earlier ones.
-    Persist { ticket: Ticket, location: LocationName, write: Box<Persist> },
+    Persist {
+        ticket: Ticket,
+        location: LocationName,
+        write: Box<Persist>,
+    },
     /// Make the kernel look like this. A later one supersedes an earlier one.
-    Program { revision: u64, network: Box<Network> },
-    AdminReply { id: u64, response: AdminResponse },
+    Program {
+        revision: u64,
+        network: Box<Network>,
+    },
+    AdminReply {
+        id: u64,
+        response: AdminResponse,
+    },
     /// For the log.
-    Log { level: LogLevel, message: String, fields: Vec<(String, String)> },
+    Log {
+        level: LogLevel,
+        message: String,
+        fields: Vec<(String, String)>,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -103,6 +156,8 @@ pub struct Persist {
     pub entries: Vec<(u64, Vec<u8>)>,
     /// (index, protobuf `Snapshot`): replaces the log up to that index.
     pub snapshot: Option<(u64, Vec<u8>)>,
+    /// The last decision known of this location, so that a restart changes no route. Replaces the one before.
+    pub decision: Option<Vec<u8>>,
 }
 
 /// What the store gives back at start, for one group.
@@ -111,6 +166,7 @@ pub struct Restored {
     pub hard_state: Option<Vec<u8>>,
     pub entries: Vec<(u64, Vec<u8>)>,
     pub snapshot: Option<(u64, Vec<u8>)>,
+    pub decision: Option<Vec<u8>>,
 }
 
 /// One probe to send.

@@ -8,11 +8,16 @@
 //! ```
 
 pub mod admin;
+pub mod group;
 pub mod ids;
 pub mod io;
 pub mod mesh;
+pub mod node;
+pub mod observe;
+pub mod probe;
 pub mod state;
 pub mod status;
 pub mod time;
+pub mod topology;
 pub mod verdict;
 pub mod wire;

@@ -109,7 +109,10 @@ pub enum Verdict {
     Forwarding,
     /// A timeout was seen and the burst that settles it is under way.
     Suspected,
-    Degraded { cause: Cause, direction: Option<Direction> },
+    Degraded {
+        cause: Cause,
+        direction: Option<Direction>,
+    },
 }
 
 impl Verdict {
@@ -189,8 +192,14 @@ pub enum ProbeClass {
 }
 
 impl ProbeClass {
-    pub const ALL: [ProbeClass; 6] =
-        [Self::Relay, Self::NewFlow, Self::PinnedFlow, Self::FullSize, Self::AsWorkload, Self::Service];
+    pub const ALL: [ProbeClass; 6] = [
+        Self::Relay,
+        Self::NewFlow,
+        Self::PinnedFlow,
+        Self::FullSize,
+        Self::AsWorkload,
+        Self::Service,
+    ];
 
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -19,20 +19,46 @@ pub const MAX_FRAME: usize = 4 << 20;
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Frame {
     /// A `raft::eraftpb::Message` of a location's group, in protobuf.
-    Raft { location: LocationName, message: Vec<u8> },
+    Raft {
+        location: LocationName,
+        message: Vec<u8>,
+    },
     /// From an observer to the candidates of the location it is about.
     Report(Report),
     /// Who leads: from a node of the location to its nodes and to the candidates of all others, until acknowledged.
-    Announce { decision: Decision, event: Option<Box<Event>> },
+    Announce {
+        decision: Decision,
+        event: Option<Box<Event>>,
+    },
     /// The sender has programmed this epoch (or a later one) of this location.
-    Ack { location: LocationName, epoch: Epoch, programmed_at: WallTime },
+    Ack {
+        location: LocationName,
+        epoch: Epoch,
+        programmed_at: WallTime,
+    },
     /// As-workload probes pass under this epoch: from an observer to the candidates of the location.
-    Verified { location: LocationName, epoch: Epoch, at: WallTime, blackout_micros: Option<u64> },
+    Verified {
+        location: LocationName,
+        epoch: Epoch,
+        at: WallTime,
+        blackout_micros: Option<u64>,
+    },
     /// Every second, to every node that one has a connection with.
     Hello(Hello),
+    /// A report, ack or verification that reached a candidate, passed on to a raft leader without tunnels of its own.
+    Relayed {
+        from: NodeName,
+        frame: Box<Frame>,
+    },
     /// An operator's command for another location, and its answer.
-    Forward { id: u64, request: AdminRequest },
-    Forwarded { id: u64, response: AdminResponse },
+    Forward {
+        id: u64,
+        request: AdminRequest,
+    },
+    Forwarded {
+        id: u64,
+        response: AdminResponse,
+    },
 }
 
 /// 'I am alive, and this is what I know.'
@@ -77,6 +103,7 @@ impl Frame {
             Self::Ack { .. } => "ack",
             Self::Verified { .. } => "verified",
             Self::Hello(_) => "hello",
+            Self::Relayed { .. } => "relayed",
             Self::Forward { .. } => "forward",
             Self::Forwarded { .. } => "forwarded",
         }

@@ -1,8 +1,15 @@
 //! Desired and observed network state of one node, the ordered difference between the two, and a model kernel.
 //!
 //! Pure: nothing here touches a socket. [`model::Network`] is a whole description of what leaderd owns on a node;
-//! the same type describes what is wanted and what was seen.
+//! the same type describes what is wanted and what was seen. [`diff()`] gives the [`Change`]s between two of them in an
+//! order that a kernel accepts; [`ModelKernel`] is that kernel's rules as far as they matter here.
 
+pub mod change;
+pub mod diff;
+pub mod kernel;
 pub mod model;
 
+pub use change::Change;
+pub use diff::{diff, diff_desired};
+pub use kernel::{ModelKernel, Refused};
 pub use model::*;

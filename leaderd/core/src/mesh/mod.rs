@@ -1,5 +1,77 @@
 //! The mesh: what `mesh.toml` says once it has been read and found good.
+//!
+//! ```text
+//! text → toml (positions kept) → draft (each field by itself) → check (fields against each other) → Mesh
+//! ```
+//!
+//! Every mistake is collected with its place and with what to do about it; a [`Mesh`] exists only without mistakes.
 
+mod check;
+mod diagnostic;
+mod draft;
 mod model;
+mod places;
+mod policy;
+mod reader;
+mod template;
+mod values;
 
+#[cfg(test)]
+mod tests;
+
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+
+pub use diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
 pub use model::*;
+pub use template::{EXAMPLE_NODES, ExampleKeys, example};
+
+use diagnostic::Sink;
+
+/// Longest mesh file, in bytes: 4,094 nodes with a dozen prefixes each fit.
+pub const MAX_TEXT: usize = 8 << 20;
+
+/// Reads and checks a mesh file. Fails with every mistake found (at most [`MAX_DIAGNOSTICS`]), in the file's order.
+pub fn parse(text: &str) -> Result<Mesh, Vec<Diagnostic>> {
+    let mut sink = Sink::new(text);
+    if text.len() > MAX_TEXT {
+        sink.push(
+            0,
+            format!("the file has {} bytes, the most is {MAX_TEXT}", text.len()),
+            "split the mesh in two",
+        );
+        return Err(sink.into_diagnostics());
+    }
+    let (root, errors) = toml::de::DeTable::parse_recoverable(text);
+    for error in &errors {
+        let at = error.span().map_or(0, |s| s.start);
+        sink.push(
+            at,
+            format!("this is no TOML: {}", error.message().replace('\n', ", ")),
+            "see https://toml.io",
+        );
+    }
+    if !errors.is_empty() {
+        return Err(sink.into_diagnostics());
+    }
+    let draft = draft::read(root.get_ref(), &mut sink);
+    check::check(&draft, &mut sink);
+    if sink.is_empty() {
+        if let Some(mesh) = draft.into_mesh(Sha256::digest(text).into()) {
+            return Ok(mesh);
+        }
+        // Cannot be: whatever a draft lacks was a mistake. Refuse all the same rather than run half a mesh.
+        sink.push(0, "the file is incomplete".into(), "compare it with `wgctl mesh init`");
+    }
+    Err(sink.into_diagnostics())
+}
+
+/// The first address of a prefix that a host may have: the network address only where there is no other.
+pub(crate) fn first_host(prefix: &IpNet) -> std::net::IpAddr {
+    match prefix {
+        IpNet::V4(p) if p.prefix_len() >= 31 => p.network().into(),
+        IpNet::V4(p) => std::net::Ipv4Addr::from(u32::from(p.network()) + 1).into(),
+        IpNet::V6(p) if p.prefix_len() >= 127 => p.network().into(),
+        IpNet::V6(p) => std::net::Ipv6Addr::from(u128::from(p.network()) + 1).into(),
+    }
+}

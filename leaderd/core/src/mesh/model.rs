@@ -165,7 +165,10 @@ impl Mesh {
     }
 
     /// All nodes of a location, by name.
-    pub fn nodes_of<'a, 'l>(&'a self, location: &'l LocationName) -> impl Iterator<Item = &'a Node> + use<'a, 'l> {
+    pub fn nodes_of<'a, 'l>(
+        &'a self,
+        location: &'l LocationName,
+    ) -> impl Iterator<Item = &'a Node> + use<'a, 'l> {
         self.nodes.values().filter(move |n| n.location == *location)
     }
 
@@ -181,7 +184,8 @@ impl Mesh {
 
     /// Every workload prefix of a location, in order, without doubles.
     pub fn prefixes_of(&self, location: &LocationName) -> Vec<IpNet> {
-        let mut all: Vec<IpNet> = self.nodes_of(location).flat_map(|n| n.prefixes.iter().copied()).collect();
+        let mut all: Vec<IpNet> =
+            self.nodes_of(location).flat_map(|n| n.prefixes.iter().copied()).collect();
         all.sort();
         all.dedup();
         all
@@ -198,11 +202,14 @@ impl Mesh {
     /// The voters of a location's Raft group: its candidates, its members by index up to 3 or 5 in all, and its
     /// witnesses.
     pub fn voters_of(&self, location: &LocationName) -> Vec<NodeName> {
-        let mut voters: Vec<NodeName> = self.candidates_of(location).values().map(|n| n.name.clone()).collect();
-        let witnesses = self.locations.get(location).map(|l| l.witnesses.clone()).unwrap_or_default();
+        let mut voters: Vec<NodeName> =
+            self.candidates_of(location).values().map(|n| n.name.clone()).collect();
+        let witnesses =
+            self.locations.get(location).map(|l| l.witnesses.clone()).unwrap_or_default();
         let have = voters.len() + witnesses.len();
         let want = if have <= 3 { 3 } else { 5 };
-        let mut members: Vec<&Node> = self.nodes_of(location).filter(|n| n.slot.is_none()).collect();
+        let mut members: Vec<&Node> =
+            self.nodes_of(location).filter(|n| n.slot.is_none()).collect();
         members.sort_by_key(|n| n.index);
         voters.extend(members.into_iter().take(want.max(have) - have).map(|n| n.name.clone()));
         voters.extend(witnesses);
@@ -237,7 +244,9 @@ impl Mesh {
     pub fn node_by_address(&self, ip: IpAddr) -> Option<(&Node, Option<Slot>)> {
         let low = match ip {
             IpAddr::V4(ip) if self.inner.v4.contains(&ip) => Some((u32::from(ip) & 0xffff) as u16),
-            IpAddr::V6(ip) if self.inner.v6.is_some_and(|r| r.contains(&ip)) => Some((u128::from(ip) & 0xffff) as u16),
+            IpAddr::V6(ip) if self.inner.v6.is_some_and(|r| r.contains(&ip)) => {
+                Some((u128::from(ip) & 0xffff) as u16)
+            }
             _ => None,
         };
         match low {
@@ -246,7 +255,9 @@ impl Mesh {
                 let node = self.nodes.values().find(|n| n.index == index)?;
                 Some((node, Some(Slot((low >> 12) as u8))))
             }
-            None => self.nodes.values().find(|n| n.probe_addresses.contains(&ip)).map(|n| (n, None)),
+            None => {
+                self.nodes.values().find(|n| n.probe_addresses.contains(&ip)).map(|n| (n, None))
+            }
         }
     }
 }

@@ -3,6 +3,8 @@
 //! [`LocationState::apply`] is deterministic and knows no evidence and no clock: a [`Command`] carries what it needs,
 //! and a decision whose `expected_epoch` is not the present epoch is a no-op.
 
+mod apply;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, SlotReport};
+
+pub use apply::Applied;
 
 /// How many events a location remembers.
 pub const MAX_EVENTS: usize = 256;
@@ -31,17 +35,33 @@ pub struct Decision {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Command {
     /// Who leads from now on. A no-op unless the state's epoch is `expected_epoch`.
-    Decide { expected_epoch: Epoch, decision: Decision, event: Box<Event> },
+    Decide {
+        expected_epoch: Epoch,
+        decision: Decision,
+        event: Box<Event>,
+    },
     /// Leadership may not go to this candidate, and leaves it.
-    Drain { node: NodeName },
-    Undrain { node: NodeName },
+    Drain {
+        node: NodeName,
+    },
+    Undrain {
+        node: NodeName,
+    },
     /// No automatic failover until then (`None`: until `unfreeze`).
-    Freeze { until: Option<WallTime> },
+    Freeze {
+        until: Option<WallTime>,
+    },
     Unfreeze,
     /// Something worth telling without a new decision (all candidates sick, quorum back, …).
-    Record { event: Box<Event> },
+    Record {
+        event: Box<Event>,
+    },
     /// Adds times that came later to the event of an epoch: programmed, verified, blackout. Only sets what is not set.
-    Complete { epoch: Epoch, times: EventTimes, blackout: Option<Duration> },
+    Complete {
+        epoch: Epoch,
+        times: EventTimes,
+        blackout: Option<Duration>,
+    },
 }
 
 /// Number of an event within its location, from 1.

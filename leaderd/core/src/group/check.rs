@@ -1,0 +1,133 @@
+//! Which messages may reach raft-rs. It panics on some that cannot come from a correct peer (a commit index beyond its
+//! log, terms that do not fit, configurations that make no sense), so each is checked first; nothing is caught later.
+
+use protobuf::Message as _;
+use raft::eraftpb::{ConfState, Entry, Message, MessageType};
+use raft::{Raft, StateRole, Storage};
+
+use crate::state::LocationState;
+
+/// Terms and indexes stay below this, so that adding to them cannot overflow. No group lives to see it.
+const MAX_NUMBER: u64 = 1 << 62;
+/// Most entries in one message.
+const MAX_ENTRIES: usize = 4096;
+/// Most voters in a configuration.
+const MAX_VOTERS: usize = 32;
+
+/// What to do with a message.
+#[derive(Debug)]
+pub(super) enum Checked {
+    Step(Box<Message>),
+    /// A heartbeat that believes we have entries that we lack (our disk was lost): step it with a commit that we can
+    /// follow, and tell the raft leader how long our log really is.
+    StepAndReject(Box<Message>, Box<Message>),
+    Ignore(&'static str),
+}
+
+/// Parses and checks the bytes of a message that `from` (its raft id) sent to us.
+pub(super) fn check<S: Storage>(
+    raft: &Raft<S>,
+    from: u64,
+    bytes: &[u8],
+    state: &LocationState,
+) -> Checked {
+    let Ok(mut m) = Message::parse_from_bytes(bytes) else { return Checked::Ignore("malformed") };
+    if m.from != from || m.to != raft.id {
+        return Checked::Ignore("wrong sender");
+    }
+    if m.term == 0 || m.term >= MAX_NUMBER || m.index >= MAX_NUMBER || m.commit >= MAX_NUMBER {
+        return Checked::Ignore("number out of range");
+    }
+    if m.request_snapshot != 0 || m.log_term >= MAX_NUMBER || m.entries.len() > MAX_ENTRIES {
+        return Checked::Ignore("number out of range");
+    }
+    let last = raft.raft_log.last_index();
+    match m.get_msg_type() {
+        MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
+            if m.term == raft.term && raft.state == StateRole::Leader =>
+        {
+            return Checked::Ignore("two raft leaders in a term");
+        }
+        MessageType::MsgAppend => {
+            if !contiguous(&m.entries, m.index, m.log_term, m.term) {
+                return Checked::Ignore("bad entries");
+            }
+        }
+        MessageType::MsgSnapshot => {
+            let meta = m.get_snapshot().get_metadata();
+            let numbers =
+                meta.index > 0 && meta.index < MAX_NUMBER && meta.term > 0 && meta.term <= m.term;
+            if !numbers || !sound(meta.get_conf_state()) {
+                return Checked::Ignore("bad snapshot");
+            }
+            match postcard::from_bytes::<LocationState>(&m.get_snapshot().data) {
+                Ok(new) if new.location == state.location => {}
+                _ => return Checked::Ignore("bad snapshot"),
+            }
+        }
+        MessageType::MsgHeartbeat => {
+            m.context.clear();
+            if m.commit > last && m.term >= raft.term {
+                let mut reply = Message::default();
+                reply.set_msg_type(MessageType::MsgAppendResponse);
+                reply.from = raft.id;
+                reply.to = m.from;
+                reply.term = m.term;
+                reply.index = m.commit;
+                reply.reject = true;
+                reply.reject_hint = last;
+                reply.log_term = raft.raft_log.last_term();
+                reply.commit = raft.raft_log.committed;
+                m.commit = raft.raft_log.committed;
+                return Checked::StepAndReject(Box::new(m), Box::new(reply));
+            }
+        }
+        MessageType::MsgAppendResponse | MessageType::MsgHeartbeatResponse => {
+            m.context.clear();
+            let beyond = m.index > last && !m.reject || m.commit > last;
+            if m.term == raft.term && raft.state == StateRole::Leader && beyond {
+                return Checked::Ignore("answer about entries that we never sent");
+            }
+        }
+        MessageType::MsgTimeoutNow if m.term == raft.term && raft.leader_id != m.from => {
+            return Checked::Ignore("not from the raft leader");
+        }
+        MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+            if m.log_term > m.term {
+                return Checked::Ignore("number out of range");
+            }
+        }
+        MessageType::MsgTimeoutNow
+        | MessageType::MsgRequestVoteResponse
+        | MessageType::MsgRequestPreVoteResponse => {}
+        // Local to a node, or forwarding that we do not use.
+        _ => return Checked::Ignore("kind of message"),
+    }
+    Checked::Step(Box::new(m))
+}
+
+fn contiguous(entries: &[Entry], prev_index: u64, prev_term: u64, term: u64) -> bool {
+    let mut before = (prev_index, prev_term);
+    prev_term <= term
+        && entries.iter().all(|e| {
+            let fits =
+                e.index == before.0 + 1 && e.term >= before.1 && e.term <= term && e.term > 0;
+            before = (e.index, e.term);
+            fits
+        })
+}
+
+/// Voters only, each once: what our own configuration changes make.
+fn sound(conf: &ConfState) -> bool {
+    let distinct = |ids: &[u64]| {
+        let set: std::collections::BTreeSet<_> = ids.iter().collect();
+        set.len() == ids.len() && !set.contains(&0)
+    };
+    !conf.voters.is_empty()
+        && conf.voters.len() <= MAX_VOTERS
+        && conf.voters_outgoing.len() <= MAX_VOTERS
+        && conf.learners.is_empty()
+        && conf.learners_next.is_empty()
+        && distinct(&conf.voters)
+        && distinct(&conf.voters_outgoing)
+}

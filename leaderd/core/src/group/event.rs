@@ -1,0 +1,165 @@
+//! Decisions and events in words.
+
+use std::collections::BTreeMap;
+
+use super::decide::Situation;
+use crate::ids::{Epoch, NodeName, Slot};
+use crate::mesh::Mesh;
+use crate::state::{Decision, Event, EventKind, EventTimes, LocationState};
+use crate::time::WallTime;
+use crate::verdict::{Cause, Direction, SlotReport};
+
+/// Observers whose evidence an event keeps: enough to explain it, few enough to replicate.
+const MAX_WITNESSES: usize = 8;
+
+fn names(mesh: &Mesh, state: &LocationState, slots: &[Slot]) -> Vec<NodeName> {
+    slots
+        .iter()
+        .filter_map(|&s| mesh.candidate(&state.location, s))
+        .map(|n| n.name.clone())
+        .collect()
+}
+
+fn join(names: &[NodeName]) -> String {
+    if names.is_empty() {
+        return "nobody".into();
+    }
+    names.iter().map(NodeName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn evidence(situation: &Situation, about: &[Slot]) -> BTreeMap<NodeName, Vec<SlotReport>> {
+    let rows = situation.observers.iter().take(MAX_WITNESSES).map(|o| {
+        let slots = o.slots.iter().filter(|s| about.contains(&s.slot)).cloned().collect();
+        (o.observer.clone(), slots)
+    });
+    rows.collect()
+}
+
+/// The decision that moves leadership to `leaders`, and its event.
+pub(super) fn decision(
+    mesh: &Mesh,
+    state: &LocationState,
+    situation: &Situation,
+    epoch: Epoch,
+    leaders: Vec<Slot>,
+    (cause, direction): (Cause, Option<Direction>),
+    now: WallTime,
+) -> (Decision, Event) {
+    let before = names(mesh, state, &situation.leaders);
+    let after = names(mesh, state, &leaders);
+    let fallen: Vec<Slot> =
+        situation.leaders.iter().copied().filter(|s| !leaders.contains(s)).collect();
+    let kind = if cause.is_fault() { EventKind::Failover } else { EventKind::Move };
+    let mut times = EventTimes { condemned: Some(now), ..Default::default() };
+    if kind == EventKind::Failover {
+        let reports = || {
+            situation
+                .observers
+                .iter()
+                .flat_map(|o| &o.slots)
+                .filter(|s| fallen.contains(&s.slot) && s.verdict.is_degraded())
+        };
+        times.first_loss = reports().filter_map(|s| s.first_loss).min();
+        times.suspected = reports().filter_map(|s| s.suspected).min();
+    }
+    let accusers = fallen.first().map_or(0, |&s| {
+        situation
+            .observers
+            .iter()
+            .filter(|o| o.slot(s).is_some_and(|r| r.verdict.is_degraded()))
+            .count()
+    });
+    let of = situation.observers.len();
+    let summary = summary(cause, &before, &after, accusers, of);
+    let mut about = situation.leaders.clone();
+    about.extend(leaders.iter().filter(|s| !situation.leaders.contains(s)));
+    let decision = Decision { location: state.location.clone(), epoch, leaders, cause, at: now };
+    let event = Event {
+        seq: 0,
+        location: state.location.clone(),
+        kind,
+        epoch,
+        cause: Some(cause),
+        direction,
+        leaders_before: before,
+        leaders_after: after,
+        summary,
+        times,
+        blackout: None,
+        evidence: evidence(situation, &about),
+    };
+    (decision, event)
+}
+
+fn summary(
+    cause: Cause,
+    before: &[NodeName],
+    after: &[NodeName],
+    accusers: usize,
+    of: usize,
+) -> String {
+    let (old, new) = (join(before), join(after));
+    let seen = format!("{accusers} of {of} observers say so");
+    match cause {
+        Cause::TunnelDown => format!(
+            "{old} no longer answers through its tunnels: {seen}; {new} forwards and leads now"
+        ),
+        Cause::Forwarding => {
+            format!("{old} answers but relays nothing: {seen}; {new} forwards and leads now")
+        }
+        Cause::NewFlow => format!("{old} drops new flows: {seen}; {new} forwards and leads now"),
+        Cause::Mtu => format!("{old} drops large packets: {seen}; {new} forwards and leads now"),
+        Cause::Loop => format!(
+            "packets through {old} go round in a loop: {seen}; {new} forwards and leads now"
+        ),
+        Cause::Partial => format!(
+            "{old} does not reach some of the nodes behind it: {seen}; {new} does and leads now"
+        ),
+        Cause::Loss => {
+            format!("{old} loses more packets than its standbys: {seen}; {new} leads now")
+        }
+        Cause::SelfReported => format!("{old} says that it cannot relay; {new} leads now"),
+        Cause::DaemonDead => {
+            format!("the daemon on {old} is silent; {new} leads now, traffic was not interrupted")
+        }
+        Cause::Unreachable => {
+            format!("most nodes of the location do not reach {old}; {new} leads now")
+        }
+        Cause::Promoted => format!("an operator promoted {new}; {old} led before"),
+        Cause::Drained => format!("{old} was drained; {new} leads now"),
+        Cause::FailBack => format!("{new} forwards and is preferred to {old}: it leads now"),
+        Cause::Initial => format!("first decision: {new} leads"),
+        Cause::Reconfigured => {
+            format!("the mesh file no longer has a leader's slot; {new} leads now")
+        }
+    }
+}
+
+/// An event without a decision.
+pub(super) fn notice(
+    mesh: &Mesh,
+    state: &LocationState,
+    situation: Option<&Situation>,
+    kind: EventKind,
+    cause: Option<Cause>,
+    summary: String,
+    now: WallTime,
+) -> Event {
+    let leaders = state.decision.as_ref().map(|d| d.leaders.clone()).unwrap_or_default();
+    let slots = mesh.ranking(&state.location);
+    let condemned = (kind == EventKind::FailStatic).then_some(now);
+    Event {
+        seq: 0,
+        location: state.location.clone(),
+        kind,
+        epoch: state.epoch(),
+        cause,
+        direction: None,
+        leaders_before: names(mesh, state, &leaders),
+        leaders_after: names(mesh, state, &leaders),
+        summary,
+        times: EventTimes { condemned, committed: Some(now), ..Default::default() },
+        blackout: None,
+        evidence: situation.map(|s| evidence(s, &slots)).unwrap_or_default(),
+    }
+}

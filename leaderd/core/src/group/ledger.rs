@@ -1,0 +1,306 @@
+//! What a node of the location knows about the present: reports, hellos, acknowledgements. Never replicated; every
+//! candidate keeps its own, so a new raft leader knows at once. Bounded by the number of nodes in the mesh.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::decide::{CandidateFacts, ObserverView, Situation};
+use crate::ids::{Epoch, LocationName, NodeName, Slot};
+use crate::mesh::Mesh;
+use crate::state::LocationState;
+use crate::time::{Instant, Now, WallTime};
+use crate::verdict::{Cause, Report, Verdict};
+use crate::wire::Hello;
+
+/// A report counts for this long: three times the interval in which observers repeat it.
+const REPORT_FRESH: Duration = Duration::from_secs(3);
+/// A daemon is alive for this long after a sign of life: three hellos.
+pub(super) const ALIVE: Duration = Duration::from_secs(3);
+/// Slow paths may add this much to both, in all.
+const MAX_ALLOWANCE: Duration = Duration::from_secs(5);
+/// How long most nodes of the location must miss a leader before that counts, if there are no observers.
+const UNREACHABLE_FOR: Duration = Duration::from_millis(2500);
+/// Observers whose acknowledgements are remembered.
+const MAX_ACKS: usize = 1024;
+
+struct Seen<T> {
+    at: Instant,
+    value: T,
+}
+
+pub(super) struct Ledger {
+    started: Instant,
+    reports: BTreeMap<NodeName, Seen<Report>>,
+    hellos: BTreeMap<NodeName, Seen<HelloFacts>>,
+    alive: BTreeMap<NodeName, Instant>,
+    down: BTreeMap<NodeName, Instant>,
+    /// This node's own trouble.
+    pub broken: Option<Cause>,
+    /// The highest epoch that anybody claims for this location.
+    pub highest_epoch: Epoch,
+    pub acks: BTreeMap<NodeName, WallTime>,
+    pub verified: BTreeMap<NodeName, (WallTime, Option<Duration>)>,
+    acks_of: Epoch,
+    unreachable_since: BTreeMap<Slot, Instant>,
+}
+
+/// What matters of a hello.
+struct HelloFacts {
+    broken: Option<Cause>,
+    /// The node's own slot, if it is a candidate of this location.
+    slot: Option<Slot>,
+    reaches: Vec<Slot>,
+    decided: bool,
+    local: bool,
+}
+
+impl Ledger {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            started: now,
+            reports: BTreeMap::new(),
+            hellos: BTreeMap::new(),
+            alive: BTreeMap::new(),
+            down: BTreeMap::new(),
+            broken: None,
+            highest_epoch: Epoch(0),
+            acks: BTreeMap::new(),
+            verified: BTreeMap::new(),
+            acks_of: Epoch(0),
+            unreachable_since: BTreeMap::new(),
+        }
+    }
+
+    /// True if the observer says something new, not just the same again.
+    pub fn report(&mut self, now: Instant, report: Report) -> bool {
+        self.highest_epoch = self.highest_epoch.max(report.epoch);
+        let newer = self.reports.get(&report.observer).is_none_or(|old| {
+            // A lower number long after the last report is an observer that has started anew.
+            report.seq > old.value.seq || now.since(old.at) >= REPORT_FRESH
+        });
+        if !newer {
+            return false;
+        }
+        let gist = |r: &Report| {
+            (r.abstains, r.slots.iter().map(|s| (s.slot, s.verdict.clone())).collect::<Vec<_>>())
+        };
+        let new = gist(&report);
+        let old = self.reports.insert(report.observer.clone(), Seen { at: now, value: report });
+        old.is_none_or(|old| gist(&old.value) != new)
+    }
+
+    /// True if the node says something new about whether it can relay.
+    pub fn hello(
+        &mut self,
+        now: Instant,
+        hello: &Hello,
+        location: &LocationName,
+        mesh: &Mesh,
+    ) -> bool {
+        let local = mesh.node(&hello.node).filter(|n| n.location == *location);
+        let slot = local.and_then(|n| n.slot);
+        let local = local.is_some();
+        let decided = hello.decision.as_ref().filter(|d| local && d.location == *location);
+        if let Some(decision) = decided {
+            self.highest_epoch = self.highest_epoch.max(decision.epoch);
+        }
+        let facts = HelloFacts {
+            broken: hello.broken,
+            slot,
+            reaches: hello.reaches.clone(),
+            decided: decided.is_some() || (local && hello.raft_leader.is_some()),
+            local,
+        };
+        self.alive.insert(hello.node.clone(), now);
+        let old = self.hellos.insert(hello.node.clone(), Seen { at: now, value: facts });
+        self.note_reach(now);
+        old.is_none_or(|old| old.value.broken != hello.broken)
+    }
+
+    pub fn sign_of_life(&mut self, now: Instant, node: &NodeName) {
+        match self.alive.get_mut(node) {
+            Some(at) => *at = now,
+            None => drop(self.alive.insert(node.clone(), now)),
+        }
+    }
+
+    pub fn reachable(&mut self, now: Instant, node: &NodeName, up: bool) {
+        if up {
+            self.down.remove(node);
+        } else {
+            self.down.entry(node.clone()).or_insert(now);
+        }
+    }
+
+    pub fn ack(&mut self, epoch: Epoch, from: &NodeName, at: WallTime) {
+        if self.turn(epoch) && self.acks.len() < MAX_ACKS {
+            self.acks.entry(from.clone()).or_insert(at);
+        }
+    }
+
+    pub fn verify(
+        &mut self,
+        epoch: Epoch,
+        from: &NodeName,
+        at: WallTime,
+        blackout: Option<Duration>,
+    ) {
+        if self.turn(epoch) && self.verified.len() < MAX_ACKS {
+            self.verified.entry(from.clone()).or_insert((at, blackout));
+        }
+    }
+
+    /// Makes room for a newer epoch's acknowledgements; false for an older one.
+    fn turn(&mut self, epoch: Epoch) -> bool {
+        if epoch > self.acks_of {
+            self.acks_of = epoch;
+            self.acks.clear();
+            self.verified.clear();
+        }
+        epoch == self.acks_of
+    }
+
+    pub fn acks_are_of(&self, epoch: Epoch) -> bool {
+        self.acks_of == epoch
+    }
+
+    /// Forgets nodes that have left the mesh or the location.
+    pub fn keep(&mut self, mesh: &Mesh) {
+        self.reports.retain(|n, _| mesh.node(n).is_some_and(|n| n.slot.is_some()));
+        self.hellos.retain(|n, _| mesh.node(n).is_some());
+        self.alive.retain(|n, _| mesh.node(n).is_some());
+        self.down.retain(|n, _| mesh.node(n).is_some());
+    }
+
+    /// How many voters, this node included, have said hello and know of no decision; `None` if one knows of one.
+    pub fn undecided(&self, now: Instant, voters: &[NodeName], me: &NodeName) -> Option<usize> {
+        let fresh = || self.hellos.iter().filter(|(_, h)| now.since(h.at) < ALIVE);
+        if self.highest_epoch > Epoch(0) || fresh().any(|(_, h)| h.value.local && h.value.decided) {
+            return None;
+        }
+        Some(1 + fresh().filter(|(n, _)| *n != me && voters.contains(n)).count())
+    }
+
+    pub fn is_alive(&self, now: Instant, node: &NodeName) -> bool {
+        self.silence(now, node).is_some_and(|s| s < ALIVE)
+    }
+
+    /// Alive, and its control channel is not known to be down.
+    pub fn is_up(&self, now: Instant, node: &NodeName) -> bool {
+        self.is_alive(now, node) && !self.down.contains_key(node)
+    }
+
+    /// How long a node has been silent; `None` if it was never heard.
+    pub fn silence(&self, now: Instant, node: &NodeName) -> Option<Duration> {
+        self.alive.get(node).map(|&at| now.since(at))
+    }
+
+    /// Everything that a decision depends on, in one value.
+    pub fn situation(
+        &self,
+        now: Now,
+        mesh: &Mesh,
+        state: &LocationState,
+        me: &NodeName,
+    ) -> Situation {
+        let location = &state.location;
+        let ranking = mesh.ranking(location);
+        let observers = self.observers(now.mono);
+        let mut candidates = BTreeMap::new();
+        for (slot, node) in mesh.candidates_of(location) {
+            let own = node.name == *me;
+            let silent = if own {
+                Duration::ZERO
+            } else {
+                // Whoever has not been heard since this node started is judged from then on.
+                self.silence(now.mono, &node.name).unwrap_or_else(|| now.mono.since(self.started))
+            };
+            let heard = own || self.alive.contains_key(&node.name);
+            let broken = if own {
+                self.broken
+            } else {
+                self.hellos.get(&node.name).and_then(|h| h.value.broken)
+            };
+            let ejected = state
+                .ejection(&node.name, &mesh.policy)
+                .is_some_and(|(at, hold)| left(now.wall, at, hold) > Duration::ZERO);
+            candidates.insert(
+                slot,
+                CandidateFacts {
+                    name: node.name.clone(),
+                    drained: state.drained.contains(&node.name),
+                    broken,
+                    silent,
+                    heard,
+                    unreachable: self.unreachable(now.mono, slot),
+                    ejected,
+                },
+            );
+        }
+        let hold = state
+            .hold_down(&mesh.policy)
+            .map(|(at, hold)| left(now.wall, at, hold))
+            .unwrap_or_default();
+        Situation {
+            ranking,
+            candidates,
+            observers,
+            leaders: state.decision.as_ref().map(|d| d.leaders.clone()).unwrap_or_default(),
+            decided: state.decision.is_some(),
+            last_cause: state.decision.as_ref().map(|d| d.cause),
+            frozen: state.is_frozen(now.wall),
+            hold_down: hold,
+            up_for: now.mono.since(self.started),
+            daemon_dead_after: mesh.policy.daemon_dead_after,
+            fail_back: mesh.policy.fail_back,
+            want: usize::from(mesh.policy.leaders.max(1)),
+        }
+    }
+
+    /// Fresh reports of observers that do not abstain.
+    fn observers(&self, now: Instant) -> Vec<ObserverView> {
+        self.reports
+            .values()
+            .filter(|r| !r.value.abstains)
+            // Whoever knows nothing yet about any slot is no witness.
+            .filter(|r| r.value.slots.iter().any(|s| s.verdict != Verdict::Unknown))
+            .filter(|r| {
+                let rtt = r.value.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
+                now.since(r.at) < REPORT_FRESH + (rtt * 4).min(MAX_ALLOWANCE)
+            })
+            .map(|r| ObserverView {
+                observer: r.value.observer.clone(),
+                slots: r.value.slots.clone(),
+            })
+            .collect()
+    }
+
+    /// Keeps account of which slots most nodes of the location miss, and since when.
+    fn note_reach(&mut self, now: Instant) {
+        let fresh = |h: &&Seen<HelloFacts>| h.value.local && now.since(h.at) < ALIVE;
+        for slot in (0..=Slot::MAX.0).map(Slot) {
+            // A node that reaches nobody is cut off itself; a candidate always reaches itself.
+            let counts =
+                |h: &&Seen<HelloFacts>| !h.value.reaches.is_empty() && h.value.slot != Some(slot);
+            let voices = self.hellos.values().filter(fresh).filter(counts);
+            let (of, missed) = voices.fold((0, 0), |(of, missed), h| {
+                (of + 1, missed + usize::from(!h.value.reaches.contains(&slot)))
+            });
+            if missed * 2 > of {
+                self.unreachable_since.entry(slot).or_insert(now);
+            } else {
+                self.unreachable_since.remove(&slot);
+            }
+        }
+    }
+
+    /// True if for a while most nodes of the location that say whom they reach have not reached this candidate.
+    fn unreachable(&self, now: Instant, slot: Slot) -> bool {
+        self.unreachable_since.get(&slot).is_some_and(|&at| now.since(at) >= UNREACHABLE_FOR)
+    }
+}
+
+/// What is left of a span that began at `at`. A clock that was set back makes it no longer than it ever was.
+fn left(now: WallTime, at: WallTime, span: Duration) -> Duration {
+    span.saturating_sub(Duration::from_micros(now.0.saturating_sub(at.0)))
+}

@@ -1,0 +1,518 @@
+//! raft-rs without its clock, its randomness and its disk.
+//!
+//! * **Time.** raft-rs counts ticks; we decide when one passes. An election timeout is 10 to 20 units, a unit is the
+//!   longest round trip to another voter (p99, at least 50 ms), so that a mesh with slow paths does not flap. The raft
+//!   leader's heartbeats leave every 150 ms whatever its unit, so voters near to it may replace it fast.
+//! * **Randomness.** raft-rs would draw election timeouts from a thread's generator. Its range is set to exactly 10
+//!   ticks, and the random part is added here, from our seeded generator, by counting the last ticks ourselves.
+//! * **Disk.** What `ready` asks to be written leaves as `Persist` with a ticket; messages that depend on it wait in
+//!   `held` until the ticket comes back (raft-rs: asynchronous ready).
+//! * **Muteness.** A node without a hard state on disk may have voted and forgotten it. Until it has caught up with a
+//!   raft leader, or is known to be part of a new location, it neither votes nor campaigns and writes no hard state.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use protobuf::Message as _;
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType,
+    Message, MessageType,
+};
+use raft::{Config, RawNode, StateRole};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
+use super::GroupError;
+use super::check::{Checked, check};
+use super::log::LogStore;
+use crate::io::{Persist, Restored};
+use crate::state::{Applied, Command, LocationState};
+use crate::time::Instant;
+
+/// Ticks of the least election timeout; the longest is twice that.
+const ELECTION_TICKS: usize = 10;
+/// Shortest unit: an election timeout of 0.5 to 1 s on a LAN.
+const MIN_UNIT: Duration = Duration::from_millis(50);
+/// Longest unit, however slow a path claims to be.
+const MAX_UNIT: Duration = Duration::from_secs(3);
+/// Time between heartbeats: three fit in the shortest election timeout.
+const HEARTBEAT: Duration = Duration::from_millis(150);
+/// Entries applied since the last snapshot that make a new one due.
+const SNAPSHOT_EVERY: u64 = 256;
+/// Entries kept behind a snapshot for voters that lag a little.
+const KEEP_BEHIND: u64 = 64;
+/// Round trips remembered per voter for the p99.
+const RTT_SAMPLES: usize = 64;
+/// Largest Raft message that we make, bytes (one entry may exceed it).
+const MAX_MESSAGE: u64 = 256 << 10;
+/// Uncommitted proposals, bytes: beyond it proposals are refused.
+const MAX_UNCOMMITTED: u64 = 4 << 20;
+
+/// What happened in the log.
+pub(super) enum LogEvent {
+    Send {
+        to: u64,
+        message: Vec<u8>,
+    },
+    Persist {
+        ticket: u64,
+        write: Persist,
+    },
+    /// A command was committed and applied here.
+    Applied {
+        index: u64,
+        term: u64,
+        applied: Applied,
+    },
+    /// The state came as a snapshot: whoever leads was decided elsewhere.
+    Restored,
+    /// The voters are now these.
+    Voters(Vec<u64>),
+    Ignored(&'static str),
+}
+
+struct Held {
+    number: u64,
+    /// Released when this ticket is on disk.
+    ticket: u64,
+    messages: Vec<Message>,
+}
+
+pub(super) struct RaftNode {
+    raw: RawNode<LogStore>,
+    pub state: LocationState,
+    rng: ChaCha8Rng,
+    /// Ticks after which we campaign, 10 to 20, drawn anew each time.
+    timeout: usize,
+    next_tick: Instant,
+    next_heartbeat: Instant,
+    held: VecDeque<Held>,
+    last_ticket: u64,
+    persisted: u64,
+    applied: u64,
+    rtts: BTreeMap<u64, VecDeque<Duration>>,
+    /// `Some`: mute, with the highest commit index that a raft leader has shown.
+    mute: Option<u64>,
+    pub out: VecDeque<LogEvent>,
+}
+
+impl RaftNode {
+    pub fn new(
+        id: u64,
+        voters: &[u64],
+        genesis: &LocationState,
+        restored: Restored,
+        seed: u64,
+        now: Instant,
+    ) -> Result<Self, GroupError> {
+        let (store, state, empty) = LogStore::restore(restored, genesis, voters)?;
+        let applied = store.snapshot_index();
+        let config = Config {
+            id,
+            election_tick: ELECTION_TICKS,
+            // Heartbeats are sent by our own timer.
+            heartbeat_tick: ELECTION_TICKS - 1,
+            min_election_tick: ELECTION_TICKS,
+            max_election_tick: ELECTION_TICKS + 1,
+            applied,
+            max_size_per_msg: MAX_MESSAGE,
+            max_inflight_msgs: 64,
+            check_quorum: true,
+            pre_vote: true,
+            max_uncommitted_size: MAX_UNCOMMITTED,
+            ..Default::default()
+        };
+        let logger = raft_logger();
+        let raw =
+            RawNode::new(&config, store, &logger).map_err(|e| GroupError::Raft(e.to_string()))?;
+        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ id);
+        let timeout = draw(&mut rng);
+        let mut node = Self {
+            raw,
+            state,
+            rng,
+            timeout,
+            next_tick: now + MIN_UNIT,
+            next_heartbeat: now,
+            held: VecDeque::new(),
+            last_ticket: 0,
+            persisted: 0,
+            applied,
+            rtts: BTreeMap::new(),
+            mute: empty.then_some(0),
+            out: VecDeque::new(),
+        };
+        if voters == [id] && empty {
+            node.unmute();
+        }
+        node.pump();
+        Ok(node)
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    /// True once this raft leader has applied an entry of its own term, so that its state is not behind.
+    pub fn is_settled_leader(&self) -> bool {
+        self.is_leader() && self.raw.raft.apply_to_current_term()
+    }
+
+    /// Raft id of the raft leader, 0 if unknown.
+    pub fn leader(&self) -> u64 {
+        self.raw.raft.leader_id
+    }
+
+    /// A follower with a raft leader it heard within the least election timeout.
+    pub fn follows(&self) -> bool {
+        self.leader() != 0 && self.raw.raft.election_elapsed < ELECTION_TICKS
+    }
+
+    pub fn is_mute(&self) -> bool {
+        self.mute.is_some()
+    }
+
+    pub fn term(&self) -> u64 {
+        self.raw.raft.term
+    }
+
+    /// Voters of the committed configuration as far as it is applied here, both halves while it is joint.
+    pub fn voters(&self) -> Vec<u64> {
+        let conf = self.raw.store().conf();
+        let mut all: Vec<u64> = conf.voters.iter().chain(&conf.voters_outgoing).copied().collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    pub fn unit(&self) -> Duration {
+        let slowest = self.rtts.values().filter_map(|samples| samples.iter().max()).max();
+        slowest.copied().unwrap_or_default().clamp(MIN_UNIT, MAX_UNIT)
+    }
+
+    /// The least time without a raft leader after which one is elected.
+    pub fn election_timeout(&self) -> Duration {
+        self.unit() * ELECTION_TICKS as u32
+    }
+
+    /// A round trip to a voter. With 64 samples the largest is a p99 that errs on the slow side.
+    pub fn rtt(&mut self, id: u64, rtt: Duration) {
+        let samples = self.rtts.entry(id).or_default();
+        samples.push_back(rtt);
+        if samples.len() > RTT_SAMPLES {
+            samples.pop_front();
+        }
+    }
+
+    pub fn forget_rtts_but(&mut self, ids: &[u64]) {
+        self.rtts.retain(|id, _| ids.contains(id));
+    }
+
+    /// Lets a node with an empty store vote. From here on its store binds it, so its beginning is written down.
+    pub fn unmute(&mut self) {
+        if self.mute.take().is_none() {
+            return;
+        }
+        let snapshot = self.raw.store().current_snapshot();
+        let index = snapshot.get_metadata().index;
+        let write = Persist {
+            hard_state: Some(encode(&self.raw.raft.hard_state())),
+            entries: Vec::new(),
+            snapshot: (index <= 1).then(|| (index, encode(snapshot))),
+            decision: None,
+        };
+        self.persist(write);
+    }
+
+    pub fn receive(&mut self, from: u64, bytes: &[u8]) {
+        match check(&self.raw.raft, from, bytes, &self.state) {
+            Checked::Ignore(why) => self.out.push_back(LogEvent::Ignored(why)),
+            Checked::Step(m) => self.step(*m),
+            Checked::StepAndReject(m, reply) => {
+                self.note_commit(reply.index);
+                self.step(*m);
+                self.send(&reply);
+            }
+        }
+        self.pump();
+    }
+
+    fn step(&mut self, m: Message) {
+        let kind = m.get_msg_type();
+        if self.mute.is_some() {
+            match kind {
+                MessageType::MsgAppend | MessageType::MsgHeartbeat => self.note_commit(m.commit),
+                MessageType::MsgSnapshot => self.note_commit(m.get_snapshot().get_metadata().index),
+                // Neither vote nor campaign.
+                _ => return,
+            }
+        }
+        if kind == MessageType::MsgAppendResponse
+            && m.reject
+            && m.term == self.raw.raft.term
+            && self.is_leader()
+        {
+            // The peer has less than it once acknowledged: its disk was lost. raft-rs would call this answer stale for
+            // ever. Taking a really stale one for it only costs sending some entries again.
+            if let Some(progress) = self.raw.raft.mut_prs().get_mut(m.from)
+                && m.reject_hint < progress.matched
+            {
+                progress.matched = 0;
+                progress.become_probe();
+                progress.next_idx = m.reject_hint + 1;
+                self.raw.raft.send_append(m.from);
+                return;
+            }
+        }
+        let _ = self.raw.step(m);
+    }
+
+    fn note_commit(&mut self, commit: u64) {
+        if let Some(seen) = &mut self.mute {
+            *seen = (*seen).max(commit);
+        }
+    }
+
+    /// True if a mute node now has all that was committed when it first heard of the group.
+    pub fn caught_up(&self) -> bool {
+        self.mute.is_some_and(|seen| seen > 1 && self.applied >= seen && self.follows())
+    }
+
+    pub fn next_timeout(&self) -> Instant {
+        if self.is_leader() { self.next_tick.min(self.next_heartbeat) } else { self.next_tick }
+    }
+
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.next_tick {
+            self.next_tick = now + self.unit();
+            self.tick();
+        }
+        if self.is_leader() && now >= self.next_heartbeat {
+            self.next_heartbeat = now + HEARTBEAT;
+            self.raw.ping();
+        }
+        self.pump();
+    }
+
+    fn tick(&mut self) {
+        let raft = &mut self.raw.raft;
+        if raft.state == StateRole::Leader || raft.election_elapsed + 1 < ELECTION_TICKS {
+            self.raw.tick();
+        } else if raft.election_elapsed + 1 < self.timeout || self.mute.is_some() {
+            raft.election_elapsed = (raft.election_elapsed + 1).min(2 * ELECTION_TICKS);
+        } else {
+            self.timeout = draw(&mut self.rng);
+            self.raw.tick();
+        }
+    }
+
+    /// The (index, term) that the command will have if it is committed.
+    pub fn propose(&mut self, command: &Command) -> Option<(u64, u64)> {
+        if !self.is_leader() {
+            return None;
+        }
+        if self.raw.raft.lead_transferee.is_some() {
+            // raft-rs drops proposals during a transfer; a decision does not wait for housekeeping.
+            self.raw.raft.abort_leader_transfer();
+        }
+        let data = postcard::to_stdvec(command).expect("a command is plain data");
+        self.raw.propose(Vec::new(), data).ok()?;
+        let at = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
+        self.pump();
+        Some(at)
+    }
+
+    /// Brings the voters to `wanted` by joint consensus, one step a call.
+    pub fn follow_voters(&mut self, wanted: &[u64]) {
+        if !self.is_settled_leader() || self.raw.raft.has_pending_conf() {
+            return;
+        }
+        let conf = self.raw.store().conf().clone();
+        let mut change = ConfChangeV2::default();
+        if conf.voters_outgoing.is_empty() {
+            let added = wanted
+                .iter()
+                .filter(|id| !conf.voters.contains(id))
+                .map(|&id| (id, ConfChangeType::AddNode));
+            let gone = conf
+                .voters
+                .iter()
+                .filter(|id| !wanted.contains(id))
+                .map(|&id| (id, ConfChangeType::RemoveNode));
+            let changes: Vec<ConfChangeSingle> =
+                added.chain(gone).map(|(id, ty)| raft_proto_single(id, ty)).collect();
+            if changes.is_empty() {
+                return;
+            }
+            change.set_transition(ConfChangeTransition::Explicit);
+            change.set_changes(changes.into());
+        }
+        // While joint: an empty change leaves it.
+        let _ = self.raw.propose_conf_change(Vec::new(), change);
+        self.pump();
+    }
+
+    /// Hands Raft leadership to this voter if it is alive and has the whole log.
+    pub fn transfer(&mut self, to: u64) -> bool {
+        let raft = &self.raw.raft;
+        let ready = self.is_settled_leader()
+            && raft.lead_transferee.is_none()
+            && raft.prs().get(to).is_some_and(|p| p.matched == raft.raft_log.last_index());
+        if ready {
+            self.raw.transfer_leader(to);
+            self.pump();
+        }
+        ready
+    }
+
+    pub fn handle_persisted(&mut self, ticket: u64) {
+        self.persisted = self.persisted.max(ticket);
+        self.release();
+        self.advance_apply();
+        self.pump();
+    }
+
+    fn release(&mut self) {
+        while self.held.front().is_some_and(|h| h.ticket <= self.persisted) {
+            let held = self.held.pop_front().expect("there is a front");
+            self.raw.on_persist_ready(held.number);
+            held.messages.iter().for_each(|m| self.send(m));
+        }
+    }
+
+    fn persist(&mut self, write: Persist) -> u64 {
+        self.last_ticket += 1;
+        self.out.push_back(LogEvent::Persist { ticket: self.last_ticket, write });
+        self.last_ticket
+    }
+
+    fn send(&mut self, m: &Message) {
+        self.out.push_back(LogEvent::Send { to: m.to, message: encode(m) });
+    }
+
+    /// Runs raft-rs until it has nothing more to say. Each round commits, applies, writes or sends something, and new
+    /// work comes only from inputs, so it ends.
+    fn pump(&mut self) {
+        while self.raw.has_ready() {
+            let mut ready = self.raw.ready();
+            for m in ready.take_messages() {
+                self.send(&m);
+            }
+            let mut write = Persist::default();
+            if !ready.snapshot().is_empty() {
+                let snapshot = ready.snapshot().clone();
+                write.snapshot = Some((snapshot.get_metadata().index, encode(&snapshot)));
+                self.install(snapshot);
+            }
+            write.entries = ready.entries().iter().map(|e| (e.index, encode(e))).collect();
+            self.raw.mut_store().append(ready.entries());
+            if let Some(hs) = ready.hs() {
+                let bytes = encode(hs);
+                self.raw.mut_store().set_hard_state(hs.clone());
+                write.hard_state = self.mute.is_none().then_some(bytes);
+            }
+            let must_wait = ready.must_sync();
+            let messages = ready.take_persisted_messages();
+            let committed = ready.take_committed_entries();
+            let number = ready.number();
+            if write != Persist::default() {
+                let before = self.last_ticket;
+                let ticket = self.persist(write);
+                self.held.push_back(Held {
+                    number,
+                    ticket: if must_wait { ticket } else { before },
+                    messages,
+                });
+            } else {
+                let ticket = self.held.back().map_or(self.persisted, |h| h.ticket);
+                self.held.push_back(Held { number, ticket, messages });
+            }
+            self.raw.advance_append_async(ready);
+            for entry in committed {
+                self.apply(entry);
+            }
+            self.release();
+            self.advance_apply();
+            self.maybe_compact();
+        }
+    }
+
+    /// Tells raft-rs what is applied. A snapshot is applied at once, but may only be told when it is on disk.
+    fn advance_apply(&mut self) {
+        let log = &self.raw.raft.raft_log;
+        if self.applied > log.applied() && self.applied <= log.committed.min(log.persisted) {
+            self.raw.advance_apply_to(self.applied);
+        }
+    }
+
+    fn install(&mut self, snapshot: raft::eraftpb::Snapshot) {
+        if let Ok(state) = postcard::from_bytes(&snapshot.data) {
+            self.state = state;
+        }
+        self.applied = snapshot.get_metadata().index;
+        self.raw.mut_store().install(snapshot);
+        self.out.push_back(LogEvent::Restored);
+        self.out.push_back(LogEvent::Voters(self.voters()));
+    }
+
+    fn apply(&mut self, entry: Entry) {
+        self.applied = entry.index;
+        match entry.get_entry_type() {
+            EntryType::EntryNormal if entry.data.is_empty() => {}
+            EntryType::EntryNormal => {
+                let applied = match postcard::from_bytes::<Command>(&entry.data) {
+                    Ok(command) => self.state.apply(&command),
+                    Err(_) => Applied::Nothing,
+                };
+                self.out.push_back(LogEvent::Applied {
+                    index: entry.index,
+                    term: entry.term,
+                    applied,
+                });
+            }
+            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                let Ok(change) = ConfChangeV2::parse_from_bytes(&entry.data) else { return };
+                if let Ok(conf) = self.raw.apply_conf_change(&change) {
+                    self.raw.mut_store().set_conf(conf);
+                    // A voter that joins must begin with this configuration, so nothing older may be replayed to it.
+                    self.compact(0);
+                    self.out.push_back(LogEvent::Voters(self.voters()));
+                }
+            }
+        }
+    }
+
+    fn maybe_compact(&mut self) {
+        if self.applied >= self.raw.store().snapshot_index() + SNAPSHOT_EVERY {
+            self.compact(KEEP_BEHIND);
+        }
+    }
+
+    fn compact(&mut self, keep: u64) {
+        let (applied, state) = (self.applied, &self.state);
+        self.raw.mut_store().compact(applied, state, keep);
+        let snapshot = self.raw.store().current_snapshot().clone();
+        // The store drops what the snapshot covers and keeps the entries after it.
+        let write = Persist { snapshot: Some((applied, encode(&snapshot))), ..Default::default() };
+        self.persist(write);
+    }
+}
+
+fn raft_proto_single(id: u64, ty: ConfChangeType) -> ConfChangeSingle {
+    let mut single = ConfChangeSingle { node_id: id, ..Default::default() };
+    single.set_change_type(ty);
+    single
+}
+
+fn encode<M: protobuf::Message>(m: &M) -> Vec<u8> {
+    m.write_to_bytes().expect("protobuf writes to memory")
+}
+
+fn draw(rng: &mut ChaCha8Rng) -> usize {
+    ELECTION_TICKS + (rng.next_u32() as usize) % (ELECTION_TICKS + 1)
+}
+
+/// raft-rs wants a logger; what matters of its doings is logged by the group.
+fn raft_logger() -> slog::Logger {
+    slog::Logger::root(slog::Discard, slog::o!())
+}

@@ -1,0 +1,140 @@
+//! What an operator sees of the group.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Group;
+use super::decide::{Choice, Situation};
+use crate::ids::{NodeName, Slot};
+use crate::status::CandidateStatus;
+use crate::time::Now;
+use crate::verdict::{SlotReport, Verdict};
+
+impl Group {
+    /// True if this node is in touch with most voters (as raft leader), or with a raft leader that is.
+    pub fn has_quorum(&self, now: Now) -> bool {
+        if self.raft.is_leader() {
+            self.reachable_voters(now) * 2 > self.voters.len()
+        } else {
+            self.raft.follows()
+        }
+    }
+
+    fn reachable_voters(&self, now: Now) -> usize {
+        let within = (self.raft.election_timeout() * 2).max(Duration::from_millis(1500));
+        let heard = |n: &&NodeName| {
+            **n == self.me || self.ledger.silence(now.mono, n).is_some_and(|s| s < within)
+        };
+        self.voters.iter().filter(heard).count()
+    }
+
+    fn situation(&self, now: Now) -> Situation {
+        self.ledger.situation(now, &self.mesh, &self.raft.state, &self.me)
+    }
+
+    pub fn candidates_status(&self, now: Now) -> Vec<CandidateStatus> {
+        let situation = self.situation(now);
+        let mut all = Vec::new();
+        for (slot, facts) in &situation.candidates {
+            let reports: Vec<&SlotReport> =
+                situation.observers.iter().filter_map(|o| o.slot(*slot)).collect();
+            let (verdict, agree) = most_common(&reports);
+            let rtts: Vec<f64> =
+                reports.iter().filter_map(|r| r.rtt).map(|d| d.as_secs_f64() * 1e3).collect();
+            let rtt_ms = (!rtts.is_empty()).then(|| rtts.iter().sum::<f64>() / rtts.len() as f64);
+            let loss = reports.iter().map(|r| r.loss).sum::<f32>() / reports.len().max(1) as f32;
+            let leading = situation.leaders.contains(slot);
+            let mut blocked_by = situation.blocked_by(*slot, None);
+            if facts.ejected && !leading {
+                blocked_by.push("failed a short while ago: only if nobody else forwards".into());
+            }
+            all.push(CandidateStatus {
+                name: facts.name.clone(),
+                slot: *slot,
+                leading,
+                verdict,
+                observers: (clip(agree), clip(situation.observers.len())),
+                rtt_ms,
+                loss,
+                path_mtu: reports.iter().filter_map(|r| r.path_mtu).min(),
+                drained: facts.drained,
+                blocked_by,
+            });
+        }
+        all
+    }
+
+    /// Who would lead if the leader failed now.
+    pub fn next(&self, now: Now) -> Option<Slot> {
+        let situation = self.situation(now);
+        situation.eligible(None).into_iter().find(|s| !situation.leaders.contains(s))
+    }
+
+    /// Why nothing moves although it should, and what else an operator should know.
+    pub fn notes(&self, now: Now) -> Vec<String> {
+        let situation = self.situation(now);
+        let mut notes = Vec::new();
+        if !self.has_quorum(now) {
+            let (have, of) = (self.reachable_voters(now), self.voters.len());
+            notes.push(format!(
+                "no quorum: {have} of {of} voters reachable; nothing can be decided"
+            ));
+        }
+        if self.raft.is_mute() {
+            notes.push(
+                "this node came with an empty store and does not vote until it has caught up"
+                    .into(),
+            );
+        }
+        match self.state().frozen {
+            Some(None) => notes.push("frozen until `wgctl unfreeze`: no automatic failover".into()),
+            Some(Some(until)) if now.wall < until => {
+                let left = (until.0 - now.wall.0) / 1_000_000;
+                notes.push(format!("frozen for another {left} s: no automatic failover"));
+            }
+            _ => {}
+        }
+        match situation.decide() {
+            Choice::FailStatic { cause } => {
+                notes.push(format!(
+                    "the leader should go ({cause}), but no standby is known to forward"
+                ));
+            }
+            Choice::Blocked { cause } if situation.hold_down > Duration::ZERO => {
+                let left = situation.hold_down.as_secs_f64();
+                notes.push(format!(
+                    "the leader is at fault ({cause}); hold-down for another {left:.1} s"
+                ));
+            }
+            Choice::Blocked { cause } => {
+                notes.push(format!("the leader is at fault ({cause}), but frozen"))
+            }
+            _ => {}
+        }
+        if situation.decided && situation.hold_down > Duration::from_secs(10) {
+            let left = situation.hold_down.as_secs();
+            notes.push(format!(
+                "no automatic failover for another {left} s, after several in a short time"
+            ));
+        }
+        if situation.observers.is_empty() {
+            notes.push("no observer reports: judged by the daemons' signs of life alone".into());
+        }
+        notes
+    }
+}
+
+fn most_common(reports: &[&SlotReport]) -> (Verdict, usize) {
+    let mut votes: BTreeMap<String, (Verdict, usize)> = BTreeMap::new();
+    for report in reports {
+        let vote = votes
+            .entry(format!("{:?}", report.verdict))
+            .or_insert_with(|| (report.verdict.clone(), 0));
+        vote.1 += 1;
+    }
+    votes.into_values().max_by_key(|(_, n)| *n).unwrap_or((Verdict::Unknown, 0))
+}
+
+fn clip(n: usize) -> u16 {
+    u16::try_from(n).unwrap_or(u16::MAX)
+}

@@ -1,0 +1,414 @@
+use super::cluster::{Cluster, MS, mesh, name};
+use crate::admin::{AdminRequest, AdminResponse};
+use crate::ids::Slot;
+use crate::state::EventKind;
+use crate::verdict::{Cause, Verdict};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn done(response: &AdminResponse) -> bool {
+    matches!(response, AdminResponse::Done { .. })
+}
+
+#[test]
+fn a_new_location_decides_for_its_preferred_candidate_and_moves_raft_away_from_it() {
+    let c = Cluster::settled(mesh(3, 0, 0), 1);
+    assert_eq!(c.event().cause, Some(Cause::Initial));
+    assert!(c.event().times.committed.is_some());
+    assert!(c.leaders().values().all(|l| *l == (1, vec![0])));
+}
+
+#[test]
+fn a_leader_that_most_observers_condemn_is_replaced_at_once() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 2);
+    c.condemn(0, &["home-0", "home-1"]);
+    let took = c.until(200, "failover", |c| c.all_follow(1));
+    assert!(took <= 60, "took {took} ms");
+    c.run(500);
+    let event = c.event();
+    assert_eq!((event.kind, event.cause), (EventKind::Failover, Some(Cause::NewFlow)));
+    assert_eq!(event.leaders_before, [name("cloud-0")]);
+    assert_eq!(event.evidence.len(), 3);
+    assert_eq!(event.blackout, Some(Duration::from_millis(120)));
+    let t = event.times;
+    assert!(t.first_loss.is_some() && t.condemned.is_some() && t.committed.is_some());
+    assert!(t.programmed.is_some() && t.verified.is_some());
+    assert!(event.summary.contains("2 of 3"), "{}", event.summary);
+}
+
+#[test]
+fn one_sick_observer_moves_nothing() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 3);
+    c.condemn(0, &["home-2"]);
+    c.run(30_000);
+    assert!(c.all_follow(0));
+}
+
+#[test]
+fn observers_that_fall_silent_no_longer_count() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 4);
+    c.observers = vec![name("home-2")];
+    c.condemn(0, &["home-2"]);
+    c.run(1500);
+    assert!(c.all_follow(0), "the others' last reports are still fresh");
+    c.run(3000);
+    assert!(c.all_follow(1));
+}
+
+#[test]
+fn a_standby_that_does_not_forward_is_passed_over() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 5);
+    c.condemn(1, &["home-0", "home-1", "home-2"]);
+    c.run(2000);
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.until(200, "failover to the third", |c| c.all_follow(2));
+}
+
+#[test]
+fn when_all_are_sick_the_leader_stays_and_that_is_said_once() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 6);
+    let sick = Verdict::Degraded { cause: Cause::Loss, direction: None };
+    for slot in 0..3 {
+        for observer in c.observers.clone() {
+            c.verdicts.insert((observer, Slot(slot)), sick.clone());
+        }
+    }
+    c.report_now();
+    let slot = c.leaders()[&name("cloud-1")].1[0];
+    let failovers = c.decided.len();
+    c.run(20_000);
+    assert_eq!(c.leaders()[&name("cloud-1")].1[0], slot);
+    assert_eq!(c.decided.len(), failovers);
+    assert_eq!(c.errors.len(), 1, "{:?}", c.errors);
+    let leader = c.raft_leader().unwrap();
+    let notes = c.groups[&leader].notes(c.now());
+    assert!(notes.iter().any(|n| n.contains("no standby is known to forward")), "{notes:?}");
+    c.heal();
+    c.run(15_000);
+    assert!(!c.groups[&leader].state().in_trouble());
+}
+
+#[test]
+fn a_leader_that_says_it_is_broken_is_replaced() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 7);
+    c.broken.insert(name("cloud-0"), Cause::SelfReported);
+    c.until(1500, "failover", |c| c.all_follow(1));
+    assert_eq!(c.event().cause, Some(Cause::SelfReported));
+}
+
+#[test]
+fn a_dead_daemon_on_a_forwarding_relay_is_left_calmly() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 8);
+    c.crash(&name("cloud-0"));
+    c.run(4000);
+    assert!(c.all_follow(0), "not yet");
+    c.until(4000, "calm move", |c| c.all_follow(1));
+    assert_eq!((c.event().kind, c.event().cause), (EventKind::Move, Some(Cause::DaemonDead)));
+}
+
+#[test]
+fn a_crashed_leader_is_replaced_by_evidence_without_an_election() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 9);
+    c.crash(&name("cloud-0"));
+    c.run(150);
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    let took = c.until(200, "failover", |c| c.all_follow(1));
+    assert!(took <= 60, "took {took} ms");
+}
+
+#[test]
+fn the_raft_leader_crashing_during_a_failover_delays_it_by_one_election() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 10);
+    let raft = c.raft_leader().unwrap();
+    c.crash(&raft);
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    let took =
+        c.until(5000, "failover", |c| !c.all_follow(0) && c.leaders().values().all(|l| l.0 == 2));
+    assert!(took <= 2500, "took {took} ms");
+}
+
+#[test]
+fn a_crashed_raft_leader_is_replaced_within_a_second_or_so() {
+    let mut worst = 0;
+    for seed in 0..10 {
+        let mut c = Cluster::settled(mesh(4, 1, 0), 100 + seed);
+        let raft = c.raft_leader().unwrap();
+        c.crash(&raft);
+        worst = worst.max(c.until(5000, "a raft leader", |c| c.raft_leader().is_some()));
+    }
+    assert!(worst <= 1500, "{worst} ms");
+}
+
+#[test]
+fn decisions_drains_and_freezes_survive_a_restart_of_everybody() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 11);
+    assert!(done(&c.command(AdminRequest::Promote { node: name("cloud-1"), force: false })));
+    assert!(done(&c.command(AdminRequest::Drain { node: name("cloud-2") })));
+    let location = "cloud".parse().unwrap();
+    assert!(done(&c.command(AdminRequest::Freeze { location, duration: None })));
+    c.run(3000);
+    let before = c.leaders();
+    let nodes: Vec<_> = c.groups.keys().cloned().collect();
+    nodes.iter().for_each(|n| c.crash(n));
+    c.run(1000);
+    nodes.iter().for_each(|n| c.start(n));
+    assert_eq!(c.leaders(), before, "known at once, from disk");
+    c.until(4000, "a raft leader", |c| c.raft_leader().is_some());
+    c.run(3000);
+    c.condemn(1, &["home-0", "home-1", "home-2"]);
+    c.run(5000);
+    assert!(c.all_follow(1), "frozen");
+    let state = c.groups[&nodes[0]].state();
+    assert!(state.drained.contains(&name("cloud-2")));
+    assert!(done(&c.command(AdminRequest::Unfreeze { location: "cloud".parse().unwrap() })));
+    c.until(500, "failover, not to the drained one", |c| c.all_follow(0));
+}
+
+#[test]
+fn draining_the_leader_moves_leadership_even_while_frozen() {
+    let mut c = Cluster::settled(mesh(2, 1, 0), 12);
+    let location = "cloud".parse().unwrap();
+    assert!(done(
+        &c.command(AdminRequest::Freeze { location, duration: Some(Duration::from_secs(600)) })
+    ));
+    assert!(done(&c.command(AdminRequest::Drain { node: name("cloud-0") })));
+    c.until(500, "move", |c| c.all_follow(1));
+    assert_eq!(c.event().cause, Some(Cause::Drained));
+}
+
+#[test]
+fn a_promotion_is_refused_unless_the_candidate_forwards_or_it_is_forced() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 13);
+    c.condemn(2, &["home-0", "home-1"]);
+    let promote = |force| AdminRequest::Promote { node: name("cloud-2"), force };
+    let AdminResponse::Refused { message } = c.command(promote(false)) else {
+        panic!("not refused")
+    };
+    assert!(message.contains("--force"), "{message}");
+    assert!(done(&c.command(promote(true))));
+}
+
+#[test]
+fn a_node_that_is_not_the_raft_leader_says_so() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 14);
+    let now = c.now();
+    let request = AdminRequest::Drain { node: name("cloud-1") };
+    let follower = c.groups.get_mut(&name("cloud-0")).unwrap();
+    follower.handle_command(now, 1, &request);
+    let output = std::iter::from_fn(|| follower.poll_output()).last();
+    assert_eq!(output, Some(super::super::GroupOutput::NotLeader { id: 1, request }));
+}
+
+#[test]
+fn hold_down_grows_while_a_fault_flaps() {
+    let mut c = Cluster::settled(mesh(2, 1, 0), 15);
+    let observers = ["home-0", "home-1", "home-2"];
+    for _ in 0..60 {
+        let leader = c.leaders()[&name("cloud-0")].1[0];
+        c.condemn(leader, &observers);
+        c.run(1000);
+        c.heal();
+        c.run(1000);
+    }
+    let failovers = c.decided.iter().filter(|d| d.1 == name("member-0")).count() - 1;
+    assert!((4..=7).contains(&failovers), "{failovers} in two minutes");
+    let policy = c.mesh.policy.clone();
+    let (_, hold) = c.groups[&name("cloud-0")].state().hold_down(&policy).unwrap();
+    assert!(hold >= Duration::from_secs(8));
+}
+
+#[test]
+fn two_candidates_and_a_witness_survive_a_crash() {
+    let mut c = Cluster::settled(mesh(2, 0, 1), 16);
+    assert_eq!(c.groups.len(), 3);
+    c.crash(&name("cloud-0"));
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.until(3000, "failover", |c| c.all_follow(1));
+}
+
+#[test]
+fn without_a_quorum_nothing_is_decided_and_the_notes_say_so() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 17);
+    let raft = c.raft_leader().unwrap();
+    let others: Vec<_> = c.groups.keys().filter(|n| **n != raft).cloned().collect();
+    others.iter().for_each(|n| c.crash(n));
+    c.run(3000);
+    assert!(!c.groups[&raft].has_quorum(c.now()));
+    assert!(c.groups[&raft].notes(c.now()).iter().any(|n| n.contains("no quorum: 1 of 3")));
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.run(5000);
+    assert!(c.all_follow(0));
+    others.iter().for_each(|n| c.start(n));
+    c.until(6000, "failover once there is a quorum", |c| !c.all_follow(0));
+}
+
+#[test]
+fn a_node_that_lost_its_disk_rejoins_without_disturbing() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 18);
+    let raft = c.raft_leader().unwrap();
+    let lost = c.groups.keys().find(|n| **n != raft && **n != name("cloud-0")).cloned().unwrap();
+    c.crash(&lost);
+    c.disks.remove(&lost);
+    c.run(2000);
+    c.raft_leaders.clear();
+    c.start(&lost);
+    c.until(5000, "it knows the decision again", |c| c.leaders()[&lost] == (1, vec![0]));
+    c.run(3000);
+    assert_eq!(c.raft_leader().unwrap(), raft);
+    assert!(!c.groups[&lost].notes(c.now()).iter().any(|n| n.contains("empty store")));
+}
+
+#[test]
+fn a_long_log_is_compacted_and_a_lost_disk_is_filled_from_a_snapshot() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 19);
+    for i in 0..200 {
+        let node = name("cloud-2");
+        let request =
+            if i % 2 == 0 { AdminRequest::Drain { node } } else { AdminRequest::Undrain { node } };
+        assert!(done(&c.command(request)));
+    }
+    let raft = c.raft_leader().unwrap();
+    let lost = c.groups.keys().find(|n| **n != raft && **n != name("cloud-0")).cloned().unwrap();
+    c.crash(&lost);
+    c.disks.remove(&lost);
+    c.start(&lost);
+    c.until(5000, "caught up", |c| c.groups[&lost].state() == c.groups[&raft].state());
+    c.crash(&lost);
+    c.start(&lost);
+    c.until(3000, "from its own disk", |c| c.groups[&lost].state() == c.groups[&raft].state());
+}
+
+#[test]
+fn slow_paths_do_not_make_raft_flap_for_an_hour() {
+    let mut c = Cluster::new(mesh(3, 0, 0), 20);
+    c.delay_ms = (300, 500);
+    let nodes: Vec<_> = c.groups.keys().cloned().collect();
+    for node in &nodes {
+        for peer in &nodes {
+            let now = c.now();
+            c.groups.get_mut(node).unwrap().peer_rtt(now, peer, Some(Duration::from_millis(1000)));
+        }
+    }
+    c.until(90_000, "first decision", |c| c.all_follow(0));
+    c.until(90_000, "raft off the leader", |c| {
+        c.raft_leader().is_some_and(|n| n != name("cloud-0"))
+    });
+    c.run(5000);
+    c.raft_leaders.clear();
+    c.run(3_600_000);
+    assert!(c.raft_leaders.is_empty(), "{:?}", c.raft_leaders);
+    assert!(c.all_follow(0));
+}
+
+#[test]
+fn voters_follow_the_mesh_file() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 21);
+    let bigger = Arc::new(mesh(4, 1, 0));
+    c.mesh = bigger.clone();
+    let nodes: Vec<_> = c.groups.keys().cloned().collect();
+    for node in &nodes {
+        let now = c.now();
+        c.groups.get_mut(node).unwrap().set_mesh(now, bigger.clone());
+    }
+    c.start(&name("cloud-3"));
+    c.start(&name("member-0"));
+    c.until(6000, "new voters know", |c| c.leaders().len() == 5 && c.all_follow(0));
+    c.run(5000);
+    c.crash(&name("cloud-1"));
+    c.crash(&name("cloud-0"));
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.condemn(1, &["home-0", "home-1", "home-2"]);
+    c.until(6000, "three of five decide", |c| c.all_follow(2));
+}
+
+#[test]
+fn a_partitioned_raft_leader_steps_down_and_the_rest_decide() {
+    let mut c = Cluster::settled(mesh(4, 1, 0), 22);
+    let raft = c.raft_leader().unwrap();
+    let others: Vec<_> = c.groups.keys().filter(|n| **n != raft).cloned().collect();
+    for other in &others {
+        c.cut.insert((raft.clone(), other.clone()));
+        c.cut.insert((other.clone(), raft.clone()));
+    }
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    let moved = |c: &Cluster| {
+        c.leaders().iter().filter(|(n, _)| **n != raft).all(|(_, l)| l.0 == 2 && l.1 != [0])
+    };
+    c.until(4000, "the majority decides", moved);
+    c.cut.clear();
+    c.until(5000, "all agree", |c| c.leaders().values().all(|l| l.0 == 2));
+    let now = c.now();
+    assert!(c.groups.values().all(|g| g.has_quorum(now)));
+}
+
+#[test]
+fn a_leader_that_its_location_cannot_reach_goes_even_without_observers() {
+    let mut c = Cluster::settled(mesh(3, 2, 0), 23);
+    c.observers.clear();
+    c.run(4000);
+    for other in ["cloud-1", "cloud-2", "member-0", "member-1"] {
+        c.cut.insert((name("cloud-0"), name(other)));
+        c.cut.insert((name(other), name("cloud-0")));
+    }
+    let moved = |c: &Cluster| {
+        c.leaders().iter().filter(|(n, _)| **n != name("cloud-0")).all(|(_, l)| l.1 == [1])
+    };
+    c.until(8000, "move", moved);
+    assert_eq!(c.decided.last().unwrap().2.cause, Cause::Unreachable);
+}
+
+#[test]
+fn the_preferred_candidate_comes_back_only_if_the_policy_says_so() {
+    for fail_back in [false, true] {
+        let mut mesh = mesh(3, 0, 0);
+        mesh.policy.fail_back = fail_back;
+        let mut c = Cluster::settled(mesh, 24);
+        c.condemn(0, &["home-0", "home-1", "home-2"]);
+        c.run(1000);
+        c.heal();
+        c.run(30_000);
+        assert_eq!(c.all_follow(0), fail_back);
+    }
+}
+
+#[test]
+fn several_leaders_shrink_and_grow_with_health() {
+    let mut mesh = mesh(3, 0, 0);
+    mesh.policy.leaders = 2;
+    let mut c = Cluster::new(mesh, 25);
+    c.until(15_000, "two leaders", |c| c.leaders().values().all(|l| l.1 == [0, 1]));
+    c.run(12_000);
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.until(300, "the sick one is replaced", |c| c.leaders().values().all(|l| l.1 == [1, 2]));
+}
+
+#[test]
+fn at_most_one_decision_per_epoch_under_loss_crashes_and_flapping() {
+    for seed in 0..12 {
+        let mut c = Cluster::new(mesh(4, 1, 0), 1000 + seed);
+        c.loss_percent = 15;
+        c.delay_ms = (1, 80);
+        for round in 0..12u64 {
+            c.run(2500);
+            let slot = ((seed + round) % 3) as u8;
+            c.heal();
+            c.condemn(slot, &["home-0", "home-1"]);
+            let victim = name(
+                ["cloud-0", "cloud-1", "cloud-2", "cloud-3", "member-0"]
+                    [((seed * 7 + round * 3) % 5) as usize],
+            );
+            if c.groups.contains_key(&victim) && c.groups.len() > 3 {
+                c.crash(&victim);
+            } else if !c.groups.contains_key(&victim) {
+                c.start(&victim);
+            }
+        }
+        let mut by_epoch = BTreeMap::new();
+        for (at, node, decision, _) in &c.decided {
+            let first = by_epoch.entry(decision.epoch).or_insert_with(|| decision.clone());
+            assert_eq!(first, decision, "seed {seed}, {node} at {} ms", at / MS);
+        }
+        assert!(!by_epoch.is_empty());
+    }
+}

@@ -1,0 +1,325 @@
+//! A mesh file read field by field: whatever was missing or wrong is `None` here and a mistake in the [`Sink`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use toml::de::DeTable;
+use wgctl_plan::{Family, InterfaceName, WgPublicKey};
+
+use super::diagnostic::Sink;
+use super::first_host;
+use super::model::{ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy};
+use super::reader::{At, Bad, Section};
+use super::{policy, values};
+use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
+
+const MAX_INDEX: u64 = 4094;
+const PORTS: std::ops::RangeInclusive<u64> = 1..=65535;
+/// Most reflector ports of a node.
+const MAX_PROBE_PORTS: usize = 8;
+const DEFAULT_PRIORITY: u16 = 100;
+const KEYGEN: &str = "run `wgctl keygen` on that node and paste what it prints";
+
+/// A value of the file, or the default, which has no place of its own.
+fn or_default<T>(found: Option<At<T>>, default: T, at: usize) -> At<T> {
+    found.unwrap_or(At { value: default, at })
+}
+
+#[derive(Default)]
+pub(super) struct Draft {
+    pub(super) head: Option<Head>,
+    pub(super) policy: Policy,
+    pub(super) locations: BTreeMap<LocationName, At<DraftLocation>>,
+    pub(super) nodes: BTreeMap<NodeName, At<DraftNode>>,
+}
+
+/// `[mesh]`
+pub(super) struct Head {
+    name: Option<At<String>>,
+    generation: Option<At<u64>>,
+    pub(super) inner4: At<Ipv4Net>,
+    pub(super) inner6: Option<At<Ipv6Net>>,
+    pub(super) base_port: At<u16>,
+    pub(super) control_port: At<u16>,
+    pub(super) probe_ports: Vec<At<u16>>,
+    pub(super) mtu: At<u16>,
+    keepalive: u16,
+}
+
+/// `[locations.NAME]`
+pub(super) struct DraftLocation {
+    pub(super) overlay: Option<Overlay>,
+    pub(super) vxlan_at: usize,
+    pub(super) witnesses: Vec<At<NodeName>>,
+}
+
+/// `[nodes.NAME]`
+pub(super) struct DraftNode {
+    pub(super) index: Option<At<u16>>,
+    pub(super) location: Option<At<LocationName>>,
+    pub(super) slot: Option<At<Slot>>,
+    priority: u16,
+    pub(super) endpoint: Option<At<Host>>,
+    pub(super) address: Option<At<IpAddr>>,
+    pub(super) device: Option<At<InterfaceName>>,
+    pub(super) prefixes: Vec<At<IpNet>>,
+    pub(super) probe_addresses: Option<Vec<At<IpAddr>>>,
+    pub(super) wireguard_key: Option<At<[u8; 32]>>,
+    pub(super) control_key: Option<At<[u8; 32]>>,
+}
+
+pub(super) fn read(table: &DeTable<'_>, sink: &mut Sink<'_>) -> Draft {
+    let mut root = Section::root(table);
+    let mut draft = Draft::default();
+    root.require("mesh", "start the file with [mesh]; `wgctl mesh init` writes an example", sink);
+    root.require("locations", "name each location: [locations.NAME]", sink);
+    root.require("nodes", "name each node: [nodes.NAME]", sink);
+    draft.head = root.section("mesh", sink).map(|s| head(s, sink));
+    if let Some(section) = root.section("policy", sink) {
+        draft.policy = policy::read(section, sink);
+    }
+    if let Some(all) = root.section("locations", sink) {
+        for (name, section) in all.sections(sink) {
+            let at = name.at;
+            let value = location(section, sink);
+            if let Some(name) = checked_name(name, sink) {
+                draft.locations.insert(name, At { value, at });
+            }
+        }
+    }
+    if let Some(all) = root.section("nodes", sink) {
+        for (name, section) in all.sections(sink) {
+            let at = name.at;
+            let value = node(section, sink);
+            if let Some(name) = checked_name(name, sink) {
+                draft.nodes.insert(name, At { value, at });
+            }
+        }
+    }
+    root.finish(sink);
+    draft
+}
+
+fn checked_name<T: std::str::FromStr<Err: std::fmt::Display>>(
+    name: At<String>,
+    sink: &mut Sink<'_>,
+) -> Option<T> {
+    match values::name(&name.value) {
+        Ok(name) => Some(name),
+        Err(Bad(message, help)) => {
+            sink.push(name.at, message, help);
+            None
+        }
+    }
+}
+
+fn head(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Head {
+    s.require("name", "give the mesh a name: name = \"home\"", sink);
+    s.require("generation", "write generation = 1, and count it up with every change", sink);
+    let at = s.at;
+    let name = s.text("name", sink, |t| values::name::<LocationName>(t).map(String::from));
+    let generation = s.number("generation", 1..=i64::MAX as u64, sink);
+    let inner4 = s.text("inner_cidr", sink, |t| match values::prefix(t)? {
+        IpNet::V4(net) if net.prefix_len() == 16 => Ok(net),
+        net => Err(Bad::new(
+            format!("{net} is not an IPv4 /16"),
+            "write a /16 that nobody uses: \"100.127.0.0/16\"",
+        )),
+    });
+    let inner6 = s.text("inner_cidr6", sink, |t| match values::prefix(t)? {
+        IpNet::V6(net) if net.prefix_len() == 112 && net.network().octets()[0] & 0xfe == 0xfc => {
+            Ok(net)
+        }
+        net => Err(Bad::new(
+            format!("{net} is not a /112 of a unique local range (fc00::/7)"),
+            "write one that nobody uses: \"fd4c:eade:0:1::/112\"",
+        )),
+    });
+    let probe_ports = s.numbers("probe_ports", PORTS, sink);
+    if let Some(ports) =
+        probe_ports.as_ref().filter(|p| !(1..=MAX_PROBE_PORTS).contains(&p.value.len()))
+    {
+        let message = format!("`mesh.probe_ports` has {} ports", ports.value.len());
+        sink.push(ports.at, message, format!("write 1 to {MAX_PROBE_PORTS}: [8620, 8621, 8622]"));
+    }
+    let probe_ports = match probe_ports {
+        Some(ports) => {
+            ports.value.into_iter().map(|p| At { value: p.value as u16, at: p.at }).collect()
+        }
+        None => [8620, 8621, 8622].map(|value| At { value, at }).into(),
+    };
+    let port = |found: Option<At<u64>>, default| {
+        or_default(found.map(|p| At { value: p.value as u16, at: p.at }), default, at)
+    };
+    let head = Head {
+        name,
+        generation,
+        inner4: or_default(inner4, "100.127.0.0/16".parse().expect("a prefix"), at),
+        inner6,
+        base_port: port(s.number("base_port", 1..=65521, sink), 51900),
+        control_port: port(s.number("control_port", PORTS, sink), 7946),
+        probe_ports,
+        mtu: port(s.number("mtu", 1280..=9000, sink), 1420),
+        keepalive: keepalive(&mut s, sink),
+    };
+    s.finish(sink);
+    head
+}
+
+fn keepalive(s: &mut Section<'_, '_>, sink: &mut Sink<'_>) -> u16 {
+    let Some(found) = s.duration("keepalive", Duration::ZERO..=Duration::from_secs(65535), sink)
+    else {
+        return 10;
+    };
+    if found.value.subsec_nanos() != 0 {
+        sink.push(
+            found.at,
+            "`mesh.keepalive`: WireGuard counts whole seconds".into(),
+            "write \"10s\", or \"0s\" for off",
+        );
+    }
+    found.value.as_secs() as u16
+}
+
+fn interface(text: &str) -> Result<InterfaceName, Bad> {
+    let name: InterfaceName = values::name(text)?;
+    if text.starts_with("wgl") {
+        return Err(Bad::new(
+            format!("{text:?} is taken: wgl0, wgl1, … are the planes"),
+            "choose another name",
+        ));
+    }
+    Ok(name)
+}
+
+fn location(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftLocation {
+    const HELP: &str = "write \"vxlan\" (leaderd builds it), \"direct\" (nodes reach each other's workloads over the \
+                        LAN) or \"external\" (a CNI carries it)";
+    s.require("overlay", HELP, sink);
+    let mut vxlan_at = s.at;
+    let kind = s.text("overlay", sink, |t| match t {
+        "direct" => Ok(Overlay::Direct),
+        "external" => Ok(Overlay::External),
+        "vxlan" => {
+            let device = "lvx0".parse().expect("an interface name");
+            Ok(Overlay::Vxlan { device, vni: 7946, port: 4790, mtu: 1450 })
+        }
+        _ => Err(Bad::new(format!("{t:?} is no overlay"), HELP)),
+    });
+    let mut overlay = kind.map(|k| k.value);
+    if let Some(mut v) = s.section("vxlan", sink) {
+        vxlan_at = v.at;
+        let name = v.text("device", sink, interface);
+        let number = v.number("vni", 1..=0xff_ffff, sink);
+        let udp = v.number("port", PORTS, sink);
+        let bytes = v.number("mtu", 1280..=9000, sink);
+        match &mut overlay {
+            Some(Overlay::Vxlan { device, vni, port, mtu }) => {
+                *device = name.map_or(device.clone(), |n| n.value);
+                *vni = number.map_or(*vni, |n| n.value as u32);
+                *port = udp.map_or(*port, |n| n.value as u16);
+                *mtu = bytes.map_or(*mtu, |n| n.value as u16);
+            }
+            Some(_) => {
+                let message = format!("`{}` is set, but the overlay is another", v.path);
+                sink.push(v.at, message, "remove it, or write overlay = \"vxlan\"");
+            }
+            None => {}
+        }
+        v.finish(sink);
+    }
+    let witnesses = s.texts("witnesses", sink, values::name).map(|w| w.value).unwrap_or_default();
+    s.finish(sink);
+    DraftLocation { overlay, vxlan_at, witnesses }
+}
+
+fn node(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftNode {
+    s.require("location", "write which location the node is in", sink);
+    s.require("index", "give the node a number of its own, 1 to 4094, and never change it", sink);
+    s.require("address", "write the node's LAN address", sink);
+    s.require("wireguard_key", KEYGEN, sink);
+    s.require("control_key", KEYGEN, sink);
+    let slot = s
+        .number("slot", 0..=u64::from(Slot::MAX.0), sink)
+        .map(|n| At { value: Slot(n.value as u8), at: n.at });
+    if slot.is_some() {
+        const HELP: &str = "write the address or DNS name that other locations reach it on, or remove `slot` to make it \
+                            a member";
+        s.require("endpoint", HELP, sink);
+    }
+    let node = DraftNode {
+        index: s
+            .number("index", 1..=MAX_INDEX, sink)
+            .map(|n| At { value: n.value as u16, at: n.at }),
+        location: s.text("location", sink, values::name),
+        slot,
+        priority: s
+            .number("priority", 0..=65535, sink)
+            .map_or(DEFAULT_PRIORITY, |n| n.value as u16),
+        endpoint: s.text("endpoint", sink, values::host),
+        address: s.text("address", sink, values::address),
+        device: s.text("device", sink, interface),
+        prefixes: s.texts("prefixes", sink, values::prefix).map(|p| p.value).unwrap_or_default(),
+        probe_addresses: s.texts("probe_addresses", sink, values::address).map(|p| p.value),
+        wireguard_key: s.text("wireguard_key", sink, values::key),
+        control_key: s.text("control_key", sink, values::key),
+    };
+    s.finish(sink);
+    node
+}
+
+impl Draft {
+    /// The mesh; `None` if anything is missing.
+    pub(super) fn into_mesh(self, hash: [u8; 32]) -> Option<Mesh> {
+        let head = self.head?;
+        let location = |(name, l): (LocationName, At<DraftLocation>)| {
+            let witnesses = l.value.witnesses.into_iter().map(|w| w.value).collect();
+            Some((name.clone(), Location { name, overlay: l.value.overlay?, witnesses }))
+        };
+        let node =
+            |(name, n): (NodeName, At<DraftNode>)| Some((name.clone(), n.value.into_node(name)?));
+        Some(Mesh {
+            name: head.name?.value,
+            generation: Generation(head.generation?.value),
+            hash,
+            inner: InnerRange { v4: head.inner4.value, v6: head.inner6.map(|n| n.value) },
+            base_port: head.base_port.value,
+            control_port: head.control_port.value,
+            probe_ports: head.probe_ports.into_iter().map(|p| p.value).collect(),
+            mtu: head.mtu.value,
+            keepalive: head.keepalive,
+            policy: self.policy,
+            locations: self.locations.into_iter().map(location).collect::<Option<_>>()?,
+            nodes: self.nodes.into_iter().map(node).collect::<Option<_>>()?,
+        })
+    }
+}
+
+impl DraftNode {
+    fn into_node(self, name: NodeName) -> Option<Node> {
+        let prefixes: Vec<IpNet> = self.prefixes.into_iter().map(|p| p.value).collect();
+        let default = || {
+            let first = |f| prefixes.iter().find(|p| Family::of_net(p) == f).map(first_host);
+            [Family::V4, Family::V6].into_iter().filter_map(first).collect()
+        };
+        let probe_addresses = self
+            .probe_addresses
+            .map_or_else(default, |list| list.into_iter().map(|a| a.value).collect());
+        Some(Node {
+            name,
+            index: NodeIndex(self.index?.value),
+            location: self.location?.value,
+            slot: self.slot.map(|s| s.value),
+            priority: self.priority,
+            endpoint: self.endpoint.map(|e| e.value),
+            address: self.address?.value,
+            device: self.device.map(|d| d.value),
+            prefixes,
+            probe_addresses,
+            wireguard_key: WgPublicKey(self.wireguard_key?.value),
+            control_key: ControlPublicKey(self.control_key?.value),
+        })
+    }
+}

@@ -1,0 +1,253 @@
+//! Where things are: workload prefixes, inner ranges, LAN addresses, endpoints and probe addresses against each other.
+//!
+//! The rule behind all of these: a packet of ours (WireGuard, VXLAN, a probe) must never be routed by what it carries.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use wgctl_plan::Family;
+
+use super::check::{Once, endpoint_ip, in_order, owner};
+use super::diagnostic::Sink;
+use super::draft::{Draft, Head};
+use super::model::Overlay;
+use super::reader::At;
+use crate::ids::{LocationName, NodeName};
+
+pub(super) fn check(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
+    let prefixes = Prefixes::of(draft);
+    prefixes.overlaps(sink);
+    inner_ranges(draft, head, &prefixes, sink);
+    addresses(draft, head, &prefixes, sink);
+    probe_addresses(draft, sink);
+    families(draft, head, sink);
+}
+
+/// All workload prefixes, sorted so that one that holds others comes right before them.
+struct Prefixes<'d> {
+    all: Vec<(IpNet, usize, &'d NodeName)>,
+}
+
+impl<'d> Prefixes<'d> {
+    fn of(draft: &'d Draft) -> Self {
+        let nodes = draft.nodes.iter();
+        let mut all: Vec<_> = nodes
+            .flat_map(|(name, n)| n.value.prefixes.iter().map(move |p| (p.value, p.at, name)))
+            .collect();
+        all.sort_by_key(|(net, at, _)| (net.network(), net.prefix_len(), *at));
+        Self { all }
+    }
+
+    fn overlaps(&self, sink: &mut Sink<'_>) {
+        let mut outer: Option<&(IpNet, usize, &NodeName)> = None;
+        for this in &self.all {
+            match outer.filter(|o| o.0.contains(&this.0)) {
+                None => outer = Some(this),
+                Some(o) => {
+                    let (later, earlier) = if this.1 > o.1 { (this, o) } else { (o, this) };
+                    let message = format!(
+                        "prefix {} of {} overlaps {} of {} (line {})",
+                        later.0,
+                        owner(later.2),
+                        earlier.0,
+                        owner(earlier.2),
+                        sink.line(earlier.1)
+                    );
+                    sink.push(
+                        later.1,
+                        message,
+                        "a workload address is behind one node only: make them disjoint",
+                    );
+                }
+            }
+        }
+    }
+
+    /// The prefix that holds an address. Sound as long as none overlap; else that is complained about already.
+    fn holding(&self, ip: IpAddr) -> Option<&(IpNet, usize, &'d NodeName)> {
+        let after = self.all.partition_point(|(net, ..)| net.network() <= ip);
+        self.all[..after].last().filter(|(net, ..)| net.contains(&ip))
+    }
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+fn ranges(head: &Head) -> Vec<At<IpNet>> {
+    let v4 = At { value: IpNet::V4(head.inner4.value), at: head.inner4.at };
+    let v6 = head.inner6.as_ref().map(|n| At { value: IpNet::V6(n.value), at: n.at });
+    std::iter::once(v4).chain(v6).collect()
+}
+
+fn inner_ranges(draft: &Draft, head: &Head, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
+    let ranges = ranges(head);
+    for (net, at, name) in &prefixes.all {
+        for range in ranges.iter().filter(|r| overlap(&r.value, net)) {
+            let message =
+                format!("prefix {net} of {} overlaps the inner range {}", owner(name), range.value);
+            let help =
+                "choose another `inner_cidr` or `inner_cidr6` in [mesh], one that nobody uses";
+            sink.push(*at, message, help);
+        }
+    }
+    for (name, node) in &draft.nodes {
+        let endpoint = endpoint_ip(&node.value);
+        let places =
+            [("LAN address", node.value.address.as_ref()), ("endpoint", endpoint.as_ref())];
+        for (what, place) in places {
+            let Some(place) = place else { continue };
+            if let Some(range) = ranges.iter().find(|r| r.value.contains(&place.value)) {
+                let message = format!(
+                    "{what} {} of {} lies in the inner range {}",
+                    place.value,
+                    owner(name),
+                    range.value
+                );
+                sink.push(
+                    place.at,
+                    message,
+                    "choose another `inner_cidr` or `inner_cidr6` in [mesh]",
+                );
+            }
+        }
+    }
+}
+
+fn addresses(draft: &Draft, _head: &Head, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
+    let mut once = Once::new();
+    for (name, node) in in_order(&draft.nodes) {
+        let node = &node.value;
+        if let (Some(address), Some(location)) = (&node.address, &node.location) {
+            let what = format!("LAN address {}", address.value);
+            let help = "each node of a location has an address of its own";
+            once.see(
+                (location.value.clone(), address.value),
+                address.at,
+                &what,
+                &owner(name),
+                help,
+                sink,
+            );
+            let vxlan = matches!(overlay(draft, &location.value), Some(Overlay::Vxlan { .. }));
+            if let Some((net, _, of)) =
+                prefixes.holding(address.value).filter(|(_, _, of)| vxlan || *of != name)
+            {
+                let message = format!(
+                    "LAN address {} of {} lies in workload prefix {net} of {}",
+                    address.value,
+                    owner(name),
+                    owner(of)
+                );
+                let help = "what carries the mesh may not be routed through it: keep LAN addresses out of the prefixes";
+                sink.push(address.at, message, help);
+            }
+        }
+        if let Some(endpoint) = endpoint_ip(node)
+            && let Some((net, _, of)) = prefixes.holding(endpoint.value)
+        {
+            let message = format!(
+                "endpoint {} of {} lies in workload prefix {net} of {}",
+                endpoint.value,
+                owner(name),
+                owner(of)
+            );
+            sink.push(
+                endpoint.at,
+                message,
+                "the tunnel would run through itself: write the address outside of the mesh",
+            );
+        }
+    }
+}
+
+fn overlay<'d>(draft: &'d Draft, location: &LocationName) -> Option<&'d Overlay> {
+    draft.locations.get(location)?.value.overlay.as_ref()
+}
+
+fn probe_addresses(draft: &Draft, sink: &mut Sink<'_>) {
+    for (name, node) in &draft.nodes {
+        let Some(list) = &node.value.probe_addresses else { continue };
+        let mut have = Vec::new();
+        for address in list {
+            let ip = address.value;
+            if !node.value.prefixes.iter().any(|p| p.value.contains(&ip)) {
+                let message =
+                    format!("probe address {ip} of {} lies in none of its prefixes", owner(name));
+                sink.push(
+                    address.at,
+                    message,
+                    "write a workload address of this node, or leave `probe_addresses` out",
+                );
+            }
+            let family = Family::of(&ip);
+            if have.contains(&family) {
+                let message = format!("{} has two probe addresses of one family", owner(name));
+                sink.push(address.at, message, "write at most one IPv4 and one IPv6 address");
+            }
+            have.push(family);
+        }
+    }
+}
+
+fn families(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
+    let mut lan: BTreeMap<&LocationName, (IpAddr, &NodeName)> = BTreeMap::new();
+    let mut nodes: BTreeMap<&LocationName, usize> = BTreeMap::new();
+    for (name, node) in in_order(&draft.nodes) {
+        let (Some(address), Some(location)) = (&node.value.address, &node.value.location) else {
+            continue;
+        };
+        *nodes.entry(&location.value).or_default() += 1;
+        let (first, of) = *lan.entry(&location.value).or_insert((address.value, name));
+        if Family::of(&first) != Family::of(&address.value) {
+            let message = format!(
+                "LAN address {} of {} and {first} of {} are of different families",
+                address.value,
+                owner(name),
+                owner(of)
+            );
+            sink.push(
+                address.at,
+                message,
+                "the nodes of a location reach each other by one family: use it for all",
+            );
+        }
+    }
+    for (name, node) in &draft.nodes {
+        let node = &node.value;
+        for prefix in &node.prefixes {
+            let family = Family::of_net(&prefix.value);
+            if family == Family::V6 && head.inner6.is_none() {
+                let message = format!(
+                    "prefix {} of {} is IPv6, but the mesh has no inner IPv6 range",
+                    prefix.value,
+                    owner(name)
+                );
+                sink.push(
+                    prefix.at,
+                    message,
+                    "add inner_cidr6 = \"fd4c:eade:0:1::/112\" (or another ULA /112) to [mesh]",
+                );
+            }
+            let (Some(address), Some(location)) = (&node.address, &node.location) else { continue };
+            let by_lan = matches!(
+                overlay(draft, &location.value),
+                Some(Overlay::Direct | Overlay::External)
+            );
+            if by_lan && nodes[&location.value] > 1 && Family::of(&address.value) != family {
+                let message = format!(
+                    "prefix {} of {} cannot be reached by LAN addresses like {}, which are of another family",
+                    prefix.value,
+                    owner(name),
+                    address.value
+                );
+                sink.push(
+                    prefix.at,
+                    message,
+                    "use overlay = \"vxlan\", which carries both families, or remove the prefix",
+                );
+            }
+        }
+    }
+}

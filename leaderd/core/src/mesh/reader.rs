@@ -1,0 +1,262 @@
+//! Reads the tables of a TOML document field by field: each mistake goes to the [`Sink`], and reading goes on.
+
+use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostic::Sink;
+use super::values::{nearest, parse_duration, show_duration};
+
+/// A value and the byte of the file it starts at.
+#[derive(Debug, Clone)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) at: usize,
+}
+
+/// What a value may not be, and what to write instead.
+pub(super) struct Bad(pub(super) String, pub(super) String);
+
+impl Bad {
+    pub(super) fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self(message.into(), help.into())
+    }
+}
+
+/// A table that is being read. Fields that nobody asked for by the end are unknown.
+pub(super) struct Section<'a, 't> {
+    /// How messages name it, such as `nodes.cloud-0`.
+    pub(super) path: String,
+    pub(super) at: usize,
+    table: Option<&'a DeTable<'t>>,
+    known: BTreeSet<&'static str>,
+}
+
+impl<'a, 't> Section<'a, 't> {
+    pub(super) fn root(table: &'a DeTable<'t>) -> Self {
+        Self { path: String::new(), at: 0, table: Some(table), known: BTreeSet::new() }
+    }
+
+    fn new(path: String, at: usize, value: &'a Spanned<DeValue<'t>>, sink: &mut Sink<'_>) -> Self {
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            let message =
+                format!("`{path}` is {}, not a table", article(value.get_ref().type_str()));
+            sink.push(value.span().start, message, format!("write [{path}]"));
+        }
+        Self { path, at, table, known: BTreeSet::new() }
+    }
+
+    fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'t>>> {
+        self.known.insert(key);
+        self.table?.get(key)
+    }
+
+    fn name(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// Complains if the field is missing.
+    pub(super) fn require(&mut self, key: &'static str, help: &str, sink: &mut Sink<'_>) {
+        self.known.insert(key);
+        if self.table.is_some_and(|t| !t.contains_key(key)) {
+            sink.push(self.at, format!("`{}` is missing", self.name(key)), help);
+        }
+    }
+
+    /// A table inside; `None` if it is not there.
+    pub(super) fn section(
+        &mut self,
+        key: &'static str,
+        sink: &mut Sink<'_>,
+    ) -> Option<Section<'a, 't>> {
+        let value = self.get(key)?;
+        let at = self.table?.get_key_value(key).map(|(k, _)| k.span().start)?;
+        Some(Section::new(self.name(key), at, value, sink))
+    }
+
+    /// The tables inside, with their names: `[locations.NAME]`.
+    pub(super) fn sections(&self, sink: &mut Sink<'_>) -> Vec<(At<String>, Section<'a, 't>)> {
+        let each = self.table.into_iter().flatten().map(|(key, value)| {
+            let (name, at) = (key.get_ref().to_string(), key.span().start);
+            let section = Section::new(self.name(&name), at, value, sink);
+            (At { value: name, at }, section)
+        });
+        each.collect()
+    }
+
+    fn value<T>(
+        &mut self,
+        key: &'static str,
+        sink: &mut Sink<'_>,
+        read: impl FnOnce(&'a DeValue<'t>) -> Result<T, Bad>,
+    ) -> Option<At<T>> {
+        let value = self.get(key)?;
+        read_value(&self.name(key), value, sink, read)
+    }
+
+    /// A string, read by `parse`.
+    pub(super) fn text<T>(
+        &mut self,
+        key: &'static str,
+        sink: &mut Sink<'_>,
+        parse: impl FnOnce(&str) -> Result<T, Bad>,
+    ) -> Option<At<T>> {
+        self.value(key, sink, |v| parse(as_text(v)?))
+    }
+
+    /// A list of strings, each read by `parse`; those that are wrong are left out after a complaint.
+    pub(super) fn texts<T>(
+        &mut self,
+        key: &'static str,
+        sink: &mut Sink<'_>,
+        parse: impl Fn(&str) -> Result<T, Bad>,
+    ) -> Option<At<Vec<At<T>>>> {
+        self.list(key, sink, |v| parse(as_text(v)?))
+    }
+
+    pub(super) fn numbers(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+        sink: &mut Sink<'_>,
+    ) -> Option<At<Vec<At<u64>>>> {
+        self.list(key, sink, |v| as_number(v, &range))
+    }
+
+    fn list<T>(
+        &mut self,
+        key: &'static str,
+        sink: &mut Sink<'_>,
+        read: impl Fn(&'a DeValue<'t>) -> Result<T, Bad>,
+    ) -> Option<At<Vec<At<T>>>> {
+        let name = self.name(key);
+        let array = self.value(key, sink, |v| {
+            v.as_array()
+                .ok_or_else(|| Bad::new(wrong_type(v, "a list"), format!("write {key} = [ … ]")))
+        })?;
+        let items =
+            array.value.iter().filter_map(|item| read_value(&name, item, sink, &read)).collect();
+        Some(At { value: items, at: array.at })
+    }
+
+    pub(super) fn number(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<u64>,
+        sink: &mut Sink<'_>,
+    ) -> Option<At<u64>> {
+        self.value(key, sink, |v| as_number(v, &range))
+    }
+
+    pub(super) fn float(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<f64>,
+        sink: &mut Sink<'_>,
+    ) -> Option<At<f64>> {
+        self.value(key, sink, |v| {
+            let text = v.as_float().map(|f| f.as_str()).or(v.as_integer().map(|i| i.as_str()));
+            let help = format!("write a number from {} to {}", range.start(), range.end());
+            let number = text.and_then(|t| t.replace('_', "").parse::<f64>().ok());
+            let number = number.ok_or_else(|| Bad::new(wrong_type(v, "a number"), help.clone()))?;
+            if range.contains(&number) {
+                Ok(number)
+            } else {
+                Err(Bad::new(format!("{number} is out of range"), help))
+            }
+        })
+    }
+
+    pub(super) fn flag(&mut self, key: &'static str, sink: &mut Sink<'_>) -> Option<At<bool>> {
+        self.value(key, sink, |v| {
+            v.as_bool().ok_or_else(|| {
+                Bad::new(wrong_type(v, "true or false"), "write true or false, without quotes")
+            })
+        })
+    }
+
+    pub(super) fn duration(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<Duration>,
+        sink: &mut Sink<'_>,
+    ) -> Option<At<Duration>> {
+        let help = || {
+            format!(
+                "write a duration from \"{}\" to \"{}\"",
+                show_duration(*range.start()),
+                show_duration(*range.end())
+            )
+        };
+        self.value(key, sink, |v| {
+            let text = v.as_str().ok_or_else(|| Bad::new(wrong_type(v, "a duration"), help()))?;
+            match parse_duration(text) {
+                Some(d) if range.contains(&d) => Ok(d),
+                Some(_) => Err(Bad::new(format!("{text:?} is out of range"), help())),
+                None => Err(Bad::new(
+                    format!("{text:?} is no duration"),
+                    "write a whole number and a unit (us, ms, s, m or h), such as \"100ms\"",
+                )),
+            }
+        })
+    }
+
+    /// Complains about every field that nobody asked for.
+    pub(super) fn finish(self, sink: &mut Sink<'_>) {
+        for (key, _) in self.table.into_iter().flatten() {
+            let name: &str = key.get_ref();
+            if self.known.contains(name) {
+                continue;
+            }
+            let known: Vec<&str> = self.known.iter().copied().collect();
+            let help = match nearest(name, known.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("known here: {}", known.join(", ")),
+            };
+            sink.push(key.span().start, format!("unknown field `{}`", self.name(name)), help);
+        }
+    }
+}
+
+fn read_value<'a, 't, T>(
+    name: &str,
+    value: &'a Spanned<DeValue<'t>>,
+    sink: &mut Sink<'_>,
+    read: impl FnOnce(&'a DeValue<'t>) -> Result<T, Bad>,
+) -> Option<At<T>> {
+    let at = value.span().start;
+    match read(value.get_ref()) {
+        Ok(value) => Some(At { value, at }),
+        Err(Bad(message, help)) => {
+            sink.push(at, format!("`{name}`: {message}"), help);
+            None
+        }
+    }
+}
+
+fn as_text<'a>(v: &'a DeValue<'_>) -> Result<&'a str, Bad> {
+    v.as_str().ok_or_else(|| Bad::new(wrong_type(v, "a string"), "write it in quotes"))
+}
+
+fn as_number(v: &DeValue<'_>, range: &RangeInclusive<u64>) -> Result<u64, Bad> {
+    let help = format!("write a whole number from {} to {}", range.start(), range.end());
+    let integer =
+        v.as_integer().ok_or_else(|| Bad::new(wrong_type(v, "a whole number"), help.clone()))?;
+    match u64::from_str_radix(integer.as_str(), integer.radix()) {
+        Ok(n) if range.contains(&n) => Ok(n),
+        _ => Err(Bad::new(format!("{} is out of range", integer.as_str()), help)),
+    }
+}
+
+fn wrong_type(v: &DeValue<'_>, wanted: &str) -> String {
+    format!("{wanted} is wanted, this is {}", article(v.type_str()))
+}
+
+fn article(kind: &str) -> String {
+    let vowel = kind.starts_with(['a', 'e', 'i', 'o', 'u']);
+    format!("{} {kind}", if vowel { "an" } else { "a" })
+}

@@ -1,0 +1,130 @@
+//! The single values of a mesh file: addresses, prefixes, keys, durations, names.
+
+use std::fmt::Display;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
+
+use super::model::Host;
+use super::reader::Bad;
+
+/// Longest DNS name, in bytes (RFC 1035).
+const MAX_DNS_NAME: usize = 253;
+
+pub(super) fn name<T: FromStr<Err: Display>>(text: &str) -> Result<T, Bad> {
+    text.parse().map_err(|e: T::Err| Bad::new(e.to_string(), "choose another name"))
+}
+
+pub(super) fn address(text: &str) -> Result<IpAddr, Bad> {
+    let ip: IpAddr = text.parse().map_err(|_| {
+        Bad::new(format!("{text:?} is no IP address"), "write one such as \"10.0.0.5\"")
+    })?;
+    if ip.is_unspecified() || ip.is_loopback() || ip.is_multicast() {
+        return Err(Bad::new(
+            format!("{ip} is the address of no one machine"),
+            "write the address that others reach",
+        ));
+    }
+    Ok(ip)
+}
+
+pub(super) fn prefix(text: &str) -> Result<IpNet, Bad> {
+    let net: IpNet = text.parse().map_err(|_| {
+        Bad::new(format!("{text:?} is no prefix"), "write one such as \"10.42.1.0/24\"")
+    })?;
+    if net.trunc() != net {
+        return Err(Bad::new(
+            format!("{net} has bits set behind its length"),
+            format!("write \"{}\"", net.trunc()),
+        ));
+    }
+    Ok(net)
+}
+
+/// An address, or a DNS name: letters, digits, '-' and '.', with at least one letter so that a mistyped address is not
+/// taken for a name.
+pub(super) fn host(text: &str) -> Result<Host, Bad> {
+    if text.parse::<IpAddr>().is_ok() {
+        return address(text).map(Host::Ip);
+    }
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+    };
+    let lettered =
+        text.rsplit('.').next().is_some_and(|l| l.bytes().any(|c| c.is_ascii_alphabetic()));
+    if text.len() <= MAX_DNS_NAME && lettered && text.split('.').all(label) {
+        return Ok(Host::Name(text.to_ascii_lowercase()));
+    }
+    let help = "write an address or a DNS name, without a port: the ports follow from `base_port`";
+    Err(Bad::new(format!("{text:?} is no IP address and no DNS name"), help))
+}
+
+/// A public key: standard base64 of 32 bytes.
+pub(super) fn key(text: &str) -> Result<[u8; 32], Bad> {
+    let help = "write what `wgctl keygen` printed on that node";
+    let bytes = STANDARD.decode(text).map_err(|_| Bad::new("this is no base64", help))?;
+    let bytes: [u8; 32] = bytes.try_into().map_err(|b: Vec<u8>| {
+        Bad::new(format!("a key has 32 bytes, this has {}", b.len()), help)
+    })?;
+    if bytes == [0; 32] { Err(Bad::new("this key is all zeros", help)) } else { Ok(bytes) }
+}
+
+/// A whole number and a unit: `250us`, `100ms`, `10s`, `5m`, `2h`.
+pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let micros: u64 = match unit {
+        "us" => 1,
+        "ms" => 1_000,
+        "s" => 1_000_000,
+        "m" => 60_000_000,
+        "h" => 3_600_000_000,
+        _ => return None,
+    };
+    Some(Duration::from_micros(number.parse::<u64>().ok()?.checked_mul(micros)?))
+}
+
+/// The shortest text that [`parse_duration`] reads back.
+pub(super) fn show_duration(d: Duration) -> String {
+    let micros = d.as_micros();
+    let units = [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
+    match units.into_iter().find(|(size, _)| micros >= *size && micros.is_multiple_of(*size)) {
+        Some((size, unit)) => format!("{}{unit}", micros / size),
+        None if micros == 0 => "0s".into(),
+        None => format!("{micros}us"),
+    }
+}
+
+/// The known name that is most likely meant, if one is near enough to be a slip of the finger.
+pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    // Longer input is no slip, and comparing it would take long.
+    if name.len() > 64 {
+        return None;
+    }
+    let limit = (name.len() / 3).clamp(1, 3);
+    known
+        .map(|k| (distance(name, k), k))
+        .filter(|(d, _)| *d <= limit && *d < name.len())
+        .min()
+        .map(|(_, k)| k)
+}
+
+/// Levenshtein distance in bytes.
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, y) in b.bytes().enumerate() {
+            let cost = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = std::mem::replace(&mut row[j + 1], cost);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,199 @@
+//! Operators' commands: to the raft leader of the location they are about, wherever that is, and the answer back.
+
+use std::collections::BTreeMap;
+
+use super::Node;
+use crate::admin::{AdminRequest, AdminResponse};
+use crate::ids::{LocationName, NodeName};
+use crate::io::Effect;
+use crate::time::{Duration, Instant, Now};
+use crate::wire::Frame;
+
+/// Commands under way at once; further ones are refused.
+const MAX_FORWARDS: usize = 64;
+/// After this long a command counts as unanswered.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// A command without a reachable raft leader is offered again after this long.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Who waits for an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Asker {
+    /// The admin socket, with its id.
+    Local(u64),
+    /// Another node, with its id.
+    Remote(NodeName, u64),
+}
+
+#[derive(Debug)]
+struct Pending {
+    asker: Asker,
+    request: AdminRequest,
+    location: LocationName,
+    deadline: Instant,
+    /// Offer it again then; `None` while someone has it.
+    retry: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Forwards {
+    pending: BTreeMap<u64, Pending>,
+    last_id: u64,
+}
+
+impl Forwards {
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.pending.values().map(|p| p.retry.unwrap_or(p.deadline).min(p.deadline)).min()
+    }
+}
+
+impl Node {
+    pub(super) fn admin(&mut self, now: Now, id: u64, request: AdminRequest) {
+        self.accept_command(now, Asker::Local(id), request);
+    }
+
+    pub(super) fn forwarded_command(
+        &mut self,
+        now: Now,
+        from: NodeName,
+        id: u64,
+        request: AdminRequest,
+    ) {
+        self.accept_command(now, Asker::Remote(from, id), request);
+    }
+
+    fn accept_command(&mut self, now: Now, asker: Asker, request: AdminRequest) {
+        let location = match self.location_of(&request) {
+            Ok(location) => location,
+            Err(message) => return self.answer(asker, AdminResponse::Refused { message }),
+        };
+        if self.forwards.pending.len() >= MAX_FORWARDS {
+            let message =
+                format!("{MAX_FORWARDS} commands are under way already: try again in some seconds");
+            return self.answer(asker, AdminResponse::Refused { message });
+        }
+        self.forwards.last_id += 1;
+        let id = self.forwards.last_id;
+        let pending =
+            Pending { asker, request, location, deadline: now.mono + PATIENCE, retry: None };
+        self.forwards.pending.insert(id, pending);
+        self.offer_command(now, id);
+    }
+
+    fn location_of(&self, request: &AdminRequest) -> Result<LocationName, String> {
+        match request {
+            AdminRequest::Promote { node, .. }
+            | AdminRequest::Drain { node }
+            | AdminRequest::Undrain { node } => {
+                let Some(node) = self.mesh.node(node) else {
+                    return Err(format!(
+                        "the mesh has no node {node}: `wgctl status` lists the candidates"
+                    ));
+                };
+                if node.slot.is_none() {
+                    return Err(format!(
+                        "{} has no slot, so it can never lead: give it one in the mesh file",
+                        node.name
+                    ));
+                }
+                Ok(node.location.clone())
+            }
+            AdminRequest::Freeze { location, .. } | AdminRequest::Unfreeze { location } => {
+                if self.mesh.locations.contains_key(location) {
+                    return Ok(location.clone());
+                }
+                let all: Vec<&str> = self.mesh.locations.keys().map(LocationName::as_str).collect();
+                Err(format!("the mesh has no location {location}: it has {}", all.join(", ")))
+            }
+        }
+    }
+
+    /// Gives a command to our own group, or to a node of the location.
+    fn offer_command(&mut self, now: Now, id: u64) {
+        let Some(pending) = self.forwards.pending.get_mut(&id) else { return };
+        pending.retry = None;
+        if let Some(group) = self.groups.get_mut(&pending.location) {
+            group.handle_command(now, id, &pending.request);
+            return;
+        }
+        let knows_raft_leader = |name: &NodeName| {
+            self.heard.last.get(name).and_then(|(_, hello)| hello.raft_leader.clone())
+        };
+        let request = pending.request.clone();
+        let reachable: Vec<NodeName> = self
+            .mesh
+            .nodes_of(&pending.location)
+            .map(|n| n.name.clone())
+            .filter(|n| self.heard.up.contains_key(n) && self.heard.is_fresh(n, now.mono))
+            .collect();
+        // Straight to the raft leader if it is in reach, else to a node that knows it.
+        let raft_leader =
+            reachable.iter().find_map(knows_raft_leader).filter(|l| reachable.contains(l));
+        let to = raft_leader
+            .or_else(|| reachable.iter().find(|n| knows_raft_leader(n).is_some()).cloned());
+        match to {
+            Some(to) => self.send(&to, Frame::Forward { id, request }),
+            None => self.retry_command(now, id),
+        }
+    }
+
+    fn retry_command(&mut self, now: Now, id: u64) {
+        if let Some(pending) = self.forwards.pending.get_mut(&id) {
+            pending.retry = Some(now.mono + RETRY);
+        }
+    }
+
+    /// Our own group is not led by this node.
+    pub(super) fn command_to_raft_leader(
+        &mut self,
+        now: Now,
+        location: &LocationName,
+        id: u64,
+        request: AdminRequest,
+    ) {
+        let from_afar = matches!(self.forwards.pending.get(&id), Some(Pending { asker: Asker::Remote(asker, _), .. })
+            if self.groups.get(location).and_then(|g| g.raft_leader()) == Some(asker));
+        let raft_leader = self.groups.get(location).and_then(|g| g.raft_leader().cloned());
+        match raft_leader {
+            // Never back to the one that sent it: two nodes that each think the other leads would play ball.
+            Some(leader)
+                if leader != self.me && !from_afar && self.heard.up.contains_key(&leader) =>
+            {
+                self.send(&leader, Frame::Forward { id, request });
+            }
+            _ => self.retry_command(now, id),
+        }
+    }
+
+    pub(super) fn command_answered(&mut self, id: u64, response: AdminResponse) {
+        if let Some(pending) = self.forwards.pending.remove(&id) {
+            self.answer(pending.asker, response);
+        }
+    }
+
+    pub(super) fn expire_forwards(&mut self, now: Now) {
+        let due = |p: &Pending| p.deadline <= now.mono || p.retry.is_some_and(|at| at <= now.mono);
+        let ids: Vec<u64> =
+            self.forwards.pending.iter().filter(|(_, p)| due(p)).map(|(id, _)| *id).collect();
+        for id in ids {
+            if self.forwards.pending.get(&id).is_some_and(|p| p.deadline > now.mono) {
+                self.offer_command(now, id);
+            } else if let Some(pending) = self.forwards.pending.remove(&id) {
+                let message = format!(
+                    "no answer from a raft leader of {} within {} s: has it a quorum? See `wgctl status {}`",
+                    pending.location,
+                    PATIENCE.as_secs(),
+                    pending.location
+                );
+                self.answer(pending.asker, AdminResponse::Refused { message });
+            }
+        }
+    }
+
+    fn answer(&mut self, asker: Asker, response: AdminResponse) {
+        match asker {
+            Asker::Local(id) => self.effects.push_back(Effect::AdminReply { id, response }),
+            Asker::Remote(node, id) => self.send(&node, Frame::Forwarded { id, response }),
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Pushing decisions: at once, and again until each node has acknowledged.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use crate::ids::{Epoch, LocationName, NodeName};
+use crate::io::Effect;
+use crate::mesh::Mesh;
+use crate::state::{Decision, Event};
+use crate::time::{Duration, Instant};
+use crate::wire::Frame;
+
+/// First pause before a decision is sent again. A LAN round trip is far shorter, a WAN one about this long.
+const FIRST_RETRY: Duration = Duration::from_millis(60);
+/// The pause doubles up to this.
+const MAX_RETRY: Duration = Duration::from_secs(5);
+
+#[derive(Debug, Default)]
+pub(super) struct Announcer {
+    running: BTreeMap<LocationName, Announcement>,
+}
+
+#[derive(Debug)]
+struct Announcement {
+    decision: Decision,
+    event: Option<Box<Event>>,
+    /// Not acknowledged yet: when to send again, and the pause after that.
+    pending: BTreeMap<NodeName, (Instant, Duration)>,
+}
+
+impl Announcement {
+    fn send(&self, to: &NodeName, effects: &mut VecDeque<Effect>) {
+        let frame = Frame::Announce { decision: self.decision.clone(), event: self.event.clone() };
+        effects.push_back(Effect::SendFrame { to: to.clone(), frame: Box::new(frame) });
+    }
+}
+
+impl Announcer {
+    /// Sends a decision to everyone, in place of any earlier one about the same location.
+    pub(super) fn start(
+        &mut self,
+        now: Instant,
+        decision: Decision,
+        event: Option<Box<Event>>,
+        audience: &BTreeSet<NodeName>,
+        effects: &mut VecDeque<Effect>,
+    ) {
+        if self.running.get(&decision.location).is_some_and(|a| a.decision.epoch >= decision.epoch)
+        {
+            return;
+        }
+        let pending =
+            audience.iter().map(|n| (n.clone(), (now + FIRST_RETRY, FIRST_RETRY))).collect();
+        let announcement = Announcement { decision, event, pending };
+        for node in audience {
+            announcement.send(node, effects);
+        }
+        self.running.insert(announcement.decision.location.clone(), announcement);
+    }
+
+    /// The event of the decision in force got more times: told once, for show only.
+    pub(super) fn update_event(
+        &mut self,
+        decision: Decision,
+        event: Box<Event>,
+        audience: &BTreeSet<NodeName>,
+        effects: &mut VecDeque<Effect>,
+    ) {
+        let update =
+            Announcement { decision, event: Some(event.clone()), pending: BTreeMap::new() };
+        for node in audience {
+            update.send(node, effects);
+        }
+        if let Some(running) = self.running.get_mut(&update.decision.location) {
+            running.event = Some(event);
+        }
+    }
+
+    pub(super) fn acked(&mut self, location: &LocationName, epoch: Epoch, by: &NodeName) {
+        if let Some(running) = self.running.get_mut(location)
+            && epoch >= running.decision.epoch
+        {
+            running.pending.remove(by);
+        }
+    }
+
+    /// A connection came up: what is pending for it goes out now.
+    pub(super) fn peer_up(
+        &mut self,
+        now: Instant,
+        node: &NodeName,
+        effects: &mut VecDeque<Effect>,
+    ) {
+        for running in self.running.values_mut() {
+            if let Some(next) = running.pending.get_mut(node) {
+                *next = (now + FIRST_RETRY, FIRST_RETRY);
+                running.send(node, effects);
+            }
+        }
+    }
+
+    pub(super) fn stop(&mut self, location: &LocationName) {
+        if let Some(running) = self.running.get_mut(location) {
+            running.pending.clear();
+        }
+    }
+
+    pub(super) fn retain(&mut self, mesh: &Mesh) {
+        self.running.retain(|location, _| mesh.locations.contains_key(location));
+        for running in self.running.values_mut() {
+            running.pending.retain(|node, _| mesh.nodes.contains_key(node));
+        }
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        self.running.values().flat_map(|a| a.pending.values().map(|(at, _)| *at)).min()
+    }
+
+    pub(super) fn handle_timeout(&mut self, now: Instant, effects: &mut VecDeque<Effect>) {
+        for running in self.running.values_mut() {
+            let mut due = Vec::new();
+            for (node, (at, pause)) in &mut running.pending {
+                if *at <= now {
+                    *pause = (*pause * 2).min(MAX_RETRY);
+                    *at = now + *pause;
+                    due.push(node.clone());
+                }
+            }
+            for node in due {
+                running.send(&node, effects);
+            }
+        }
+    }
+}

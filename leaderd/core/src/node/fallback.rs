@@ -1,0 +1,138 @@
+//! Going on without a quorum: every node ranks by itself what it can see, and says so loudly.
+//!
+//! This is safe because leadership is no lock: two nodes that rank differently cost symmetry, never packets.
+
+use std::collections::BTreeMap;
+
+use super::Node;
+use super::hello::HELLO_STALE;
+use crate::ids::{LocationName, Slot};
+use crate::io::LogLevel;
+use crate::time::{Duration, Instant, Now};
+use crate::verdict::Verdict;
+
+/// How often it is looked whether a location has lost its quorum, or has it back.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+#[derive(Debug)]
+pub(super) struct Fallback {
+    pub(super) next_check: Instant,
+    started: Instant,
+    /// Locations without a quorum, and the slots this node chose for them.
+    chosen: BTreeMap<LocationName, Vec<Slot>>,
+}
+
+impl Fallback {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { next_check: now + CHECK_INTERVAL, started: now, chosen: BTreeMap::new() }
+    }
+
+    pub(super) fn is_active(&self, location: &LocationName) -> bool {
+        self.chosen.contains_key(location)
+    }
+
+    /// A new decision was taken: the location has a quorum again.
+    pub(super) fn left(&mut self, location: &LocationName) {
+        self.chosen.remove(location);
+    }
+}
+
+impl Node {
+    /// Who is to lead a location as far as this node's routes go.
+    pub(super) fn effective_leaders(&self, location: &LocationName) -> Option<Vec<Slot>> {
+        let decided = || {
+            let candidates = self.mesh.candidates_of(location);
+            let leaders: Vec<Slot> = self.known.decision(location)?.leaders.clone();
+            let present: Vec<Slot> =
+                leaders.into_iter().filter(|s| candidates.contains_key(s)).collect();
+            (!present.is_empty()).then_some(present)
+        };
+        self.fallback.chosen.get(location).cloned().or_else(decided)
+    }
+
+    pub(super) fn check_fallback(&mut self, now: Now) {
+        self.fallback.next_check = now.mono + CHECK_INTERVAL;
+        let limit = self.mesh.policy.quorum_lost_after;
+        let locations: Vec<LocationName> = self.mesh.locations.keys().cloned().collect();
+        let mut changed = false;
+        for location in locations {
+            if self.groups.get(&location).is_some_and(|g| g.has_quorum(now)) {
+                self.heard.quorum_seen.insert(location.clone(), now.mono);
+            }
+            let seen =
+                self.heard.quorum_seen.get(&location).copied().unwrap_or(self.fallback.started);
+            let lost = now.mono.since(seen) > limit;
+            let was = self.fallback.chosen.get(&location).cloned();
+            let choice = if lost { self.own_ranking(now, &location) } else { None };
+            if choice == was {
+                continue;
+            }
+            let slots = |s: &Option<Vec<Slot>>| {
+                s.as_ref().map_or_else(
+                    || "-".to_owned(),
+                    |s| s.iter().map(Slot::to_string).collect::<Vec<_>>().join(","),
+                )
+            };
+            let fields = [("location.name", location.to_string()), ("leader.slot", slots(&choice))];
+            match &choice {
+                Some(_) => self.log(
+                    LogLevel::Error,
+                    "no quorum: following this node's own ranking",
+                    fields,
+                ),
+                None => self.log(
+                    LogLevel::Info,
+                    "own ranking ended: following the location's decisions again",
+                    fields,
+                ),
+            }
+            match choice {
+                Some(choice) => drop(self.fallback.chosen.insert(location, choice)),
+                None => self.fallback.left(&location),
+            }
+            changed = true;
+        }
+        if changed {
+            self.reprogram(false);
+        }
+    }
+
+    /// The leader in force while nothing speaks against it, else the first by ranking that something speaks for.
+    fn own_ranking(&self, now: Now, location: &LocationName) -> Option<Vec<Slot>> {
+        let ranking = self.mesh.ranking(location);
+        let current = self.effective_leaders(location).and_then(|l| l.first().copied());
+        let order =
+            current.into_iter().chain(ranking.iter().copied().filter(|s| Some(*s) != current));
+        let verdicts: BTreeMap<Slot, Verdict> = self.verdicts(now, location);
+        let good = |slot: &Slot| {
+            let degraded = verdicts.get(slot).is_some_and(Verdict::is_degraded);
+            if *location == self.location {
+                let Some(node) = self.mesh.candidate(location, *slot) else { return false };
+                let alive = if node.name == self.me {
+                    self.facts.broken.is_none()
+                } else {
+                    self.heard.last.get(&node.name).is_some_and(|(at, hello)| {
+                        now.mono.since(*at) <= HELLO_STALE && hello.broken.is_none()
+                    })
+                };
+                alive && !degraded
+            } else {
+                verdicts.get(slot) == Some(&Verdict::Forwarding)
+            }
+        };
+        // Nobody is good: stay with what is.
+        order.clone().find(good).or(current).or_else(|| ranking.first().copied()).map(|s| vec![s])
+    }
+
+    /// What is known of a location's candidates here: own evidence, or what observers reported to this location.
+    fn verdicts(&self, now: Now, location: &LocationName) -> BTreeMap<Slot, Verdict> {
+        if *location == self.location {
+            let reported =
+                self.groups.get(location).map(|g| g.candidates_status(now)).unwrap_or_default();
+            reported.into_iter().map(|c| (c.slot, c.verdict)).collect()
+        } else {
+            let view = self.observer.as_ref().and_then(|o| o.view(now, location));
+            view.into_iter().flat_map(|r| r.slots).map(|s| (s.slot, s.verdict)).collect()
+        }
+    }
+}

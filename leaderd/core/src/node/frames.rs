@@ -1,0 +1,254 @@
+//! What the other nodes say, and whom we believe about what.
+
+use std::collections::BTreeSet;
+
+use super::Node;
+use crate::ids::{LocationName, NodeName};
+use crate::io::{Effect, LogLevel, Persist};
+use crate::state::{Decision, Event};
+use crate::time::{Duration, Now};
+use crate::wire::Frame;
+
+/// An ignored source is logged once in this time.
+const IGNORED_LOG_INTERVAL: Duration = Duration::from_secs(60);
+/// How many (source, reason) pairs are remembered for that.
+const MAX_IGNORED: usize = 1024;
+
+impl Node {
+    pub(super) fn handle_frame(&mut self, now: Now, from: NodeName, frame: Frame) {
+        if !self.mesh.nodes.contains_key(&from) || from == self.me {
+            self.ignored(now, from.as_str(), "frame from a node that is not in the mesh file");
+            return;
+        }
+        match frame {
+            Frame::Raft { location, message } => match self.groups.get_mut(&location) {
+                Some(group) if self.mesh.voters_of(&location).contains(&from) => {
+                    group.handle_raft(now, &from, &message);
+                }
+                _ => self.ignored(
+                    now,
+                    from.as_str(),
+                    "Raft message of a group that it or this node is not in",
+                ),
+            },
+            Frame::Announce { decision, event } => {
+                self.handle_announce(now, &from, decision, event)
+            }
+            Frame::Hello(hello) => self.handle_hello(now, &from, hello),
+            Frame::Relayed { from: origin, frame } => {
+                let same_location =
+                    self.mesh.node(&from).is_some_and(|n| n.location == self.location);
+                if same_location {
+                    self.handle_observation(now, &origin, *frame, false);
+                } else {
+                    self.ignored(now, from.as_str(), "frame relayed from another location");
+                }
+            }
+            Frame::Forward { id, request } => self.forwarded_command(now, from, id, request),
+            Frame::Forwarded { id, response } => self.command_answered(id, response),
+            frame @ (Frame::Report(_) | Frame::Ack { .. } | Frame::Verified { .. }) => {
+                self.handle_observation(now, &from, frame, true);
+            }
+        }
+    }
+
+    /// What observers tell a location. `first_hand`: from the observer itself, so it may have to be passed on.
+    fn handle_observation(&mut self, now: Now, from: &NodeName, frame: Frame, first_hand: bool) {
+        let location = match &frame {
+            Frame::Report(report) if report.observer != *from => {
+                self.ignored(now, from.as_str(), "report in another's name");
+                return;
+            }
+            Frame::Report(report) => report.location.clone(),
+            Frame::Ack { location, .. } | Frame::Verified { location, .. } => location.clone(),
+            _ => {
+                self.ignored(now, from.as_str(), "frame that may not be relayed");
+                return;
+            }
+        };
+        let Some(group) = self.groups.get_mut(&location) else {
+            self.ignored(now, from.as_str(), "observation about a group that this node is not in");
+            return;
+        };
+        match &frame {
+            Frame::Report(report) => group.handle_report(now, report.clone()),
+            Frame::Ack { epoch, programmed_at, .. } => {
+                group.handle_ack(now, from, *epoch, *programmed_at)
+            }
+            Frame::Verified { epoch, at, blackout_micros, .. } => {
+                group.handle_verified(
+                    now,
+                    from,
+                    *epoch,
+                    *at,
+                    blackout_micros.map(Duration::from_micros),
+                );
+            }
+            _ => {}
+        }
+        if let Frame::Ack { epoch, .. } = &frame {
+            self.announcer.acked(&location, *epoch, from);
+        }
+        // Observers reach candidates only. A raft leader that is a plain member hears of it through us.
+        let raft_leader = self.groups.get(&location).and_then(|g| g.raft_leader().cloned());
+        if first_hand
+            && location == self.location
+            && let Some(raft_leader) = raft_leader
+            && raft_leader != self.me
+            && self.mesh.node(&raft_leader).is_some_and(|n| n.slot.is_none())
+        {
+            self.send(&raft_leader, Frame::Relayed { from: from.clone(), frame: Box::new(frame) });
+        }
+    }
+
+    fn handle_announce(
+        &mut self,
+        now: Now,
+        from: &NodeName,
+        decision: Decision,
+        event: Option<Box<Event>>,
+    ) {
+        let location = decision.location.clone();
+        if !self.speaks_for(from, &location) {
+            self.ignored(now, from.as_str(), "decision about another's location");
+            return;
+        }
+        let epoch = decision.epoch;
+        if epoch < self.known.epoch(&location) {
+            self.count("ignored.old-epoch");
+        }
+        self.adopt(decision);
+        if let Some(event) = event
+            && event.location == location
+            && !self.groups.contains_key(&location)
+        {
+            self.known.remember_event(*event);
+        }
+        if let Some((epoch, programmed_at)) = self.known.announced(&location, epoch, from) {
+            self.send(from, Frame::Ack { location, epoch, programmed_at });
+        }
+    }
+
+    /// True for the nodes whose word about who leads a location counts: its own nodes and its witnesses.
+    fn speaks_for(&self, node: &NodeName, location: &LocationName) -> bool {
+        self.mesh.node(node).is_some_and(|n| n.location == *location)
+            || self.mesh.locations.get(location).is_some_and(|l| l.witnesses.contains(node))
+    }
+
+    /// Takes a decision if it is newer, and asks for the network that follows from it.
+    pub(super) fn adopt(&mut self, decision: Decision) {
+        let location = decision.location.clone();
+        if !self.mesh.locations.contains_key(&location) || !self.known.take(decision.clone()) {
+            return;
+        }
+        self.fallback.left(&location);
+        let bytes = postcard::to_allocvec(&decision).expect("a decision is plain data");
+        self.persist(location, None, Persist { decision: Some(bytes), ..Persist::default() });
+        // Always asked for, even if nothing changes in the kernel: the answer brings the decision into force.
+        self.reprogram(true);
+    }
+
+    /// A decision is in this node's kernel.
+    pub(super) fn decision_in_force(
+        &mut self,
+        now: Now,
+        decision: &Decision,
+        announced_by: &BTreeSet<NodeName>,
+    ) {
+        let location = &decision.location;
+        self.log(
+            LogLevel::Info,
+            "decision in force",
+            [
+                ("location.name", location.to_string()),
+                ("decision.epoch", decision.epoch.to_string()),
+                ("decision.cause", decision.cause.to_string()),
+                (
+                    "leader.slot",
+                    decision.leaders.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                ),
+            ],
+        );
+        if let Some(observer) = &mut self.observer {
+            observer.decided(now, location, decision.epoch, &decision.leaders);
+        }
+        let me = self.me.clone();
+        if let Some(group) = self.groups.get_mut(location) {
+            group.handle_ack(now, &me, decision.epoch, now.wall);
+        }
+        for node in announced_by.iter().filter(|n| **n != me) {
+            let ack = Frame::Ack {
+                location: location.clone(),
+                epoch: decision.epoch,
+                programmed_at: now.wall,
+            };
+            self.effects.push_back(Effect::SendFrame { to: node.clone(), frame: Box::new(ack) });
+        }
+    }
+
+    /// Pushes a decision if that is this node's part: the raft leader's, or, if that one is no candidate and so has
+    /// no tunnels, every candidate's.
+    pub(super) fn announce_if_ours(
+        &mut self,
+        now: Now,
+        decision: Decision,
+        event: Option<Box<Event>>,
+    ) {
+        let location = &decision.location;
+        let Some(group) = self.groups.get(location) else { return };
+        let is_candidate_here = |name: &NodeName| {
+            self.mesh.node(name).is_some_and(|n| n.location == *location && n.slot.is_some())
+        };
+        let raft_leader_has_tunnels = group.raft_leader().is_some_and(is_candidate_here);
+        if group.is_raft_leader() || (!raft_leader_has_tunnels && is_candidate_here(&self.me)) {
+            let audience = self.audience(location);
+            self.announcer.start(now.mono, decision, event, &audience, &mut self.effects);
+        } else {
+            self.announcer.stop(&decision.location);
+        }
+    }
+
+    /// A new raft leader pushes the decision it found: its predecessor may have died before it could.
+    pub(super) fn watch_raft_leadership(&mut self, now: Now) {
+        let mut found = Vec::new();
+        for (location, group) in &self.groups {
+            if !group.is_raft_leader() {
+                self.raft_leading.remove(location);
+            } else if self.raft_leading.insert(location.clone())
+                && let Some(decision) = group.state().decision.clone()
+            {
+                let event =
+                    group.state().events.iter().rev().find(|e| e.epoch == decision.epoch).cloned();
+                found.push((decision, event.map(Box::new)));
+            }
+        }
+        for (decision, event) in found {
+            self.announce_if_ours(now, decision, event);
+        }
+    }
+
+    /// Counts something that was ignored, and says so once per source and minute.
+    pub(super) fn ignored(&mut self, now: Now, source: &str, reason: &str) {
+        self.count(&format!(
+            "ignored.{}",
+            reason.split(':').next().unwrap_or(reason).replace(' ', "-")
+        ));
+        let key = (source.to_owned(), reason.to_owned());
+        let due = self
+            .heard
+            .ignored_logged
+            .get(&key)
+            .is_none_or(|at| now.mono.since(*at) >= IGNORED_LOG_INTERVAL);
+        if due {
+            if self.heard.ignored_logged.len() >= MAX_IGNORED {
+                self.heard.ignored_logged.pop_first();
+            }
+            self.heard.ignored_logged.insert(key, now.mono);
+            self.log(
+                LogLevel::Warn,
+                "ignored",
+                [("source", source.to_owned()), ("reason", reason.to_owned())],
+            );
+        }
+    }
+}

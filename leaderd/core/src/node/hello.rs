@@ -1,0 +1,154 @@
+//! Who was heard of lately, and telling everyone 'I am alive, and this is what I know'.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Node;
+use crate::ids::{LocationName, NodeName, Slot};
+use crate::time::{Duration, Instant, Now};
+use crate::wire::{Frame, Hello};
+
+/// Between two hellos to every peer.
+pub(super) const HELLO_INTERVAL: Duration = Duration::from_secs(1);
+/// After this long without a hello a node is not counted on.
+pub(super) const HELLO_STALE: Duration = Duration::from_millis(3500);
+
+#[derive(Debug)]
+pub(super) struct Heard {
+    pub(super) next_hello: Instant,
+    /// Smoothed round trips of the control channel to the nodes that it is up to.
+    pub(super) up: BTreeMap<NodeName, Duration>,
+    pub(super) last: BTreeMap<NodeName, (Instant, Hello)>,
+    /// When a node of the location last knew a raft leader.
+    pub(super) quorum_seen: BTreeMap<LocationName, Instant>,
+    /// (source, reason) → when it was last logged.
+    pub(super) ignored_logged: BTreeMap<(String, String), Instant>,
+}
+
+impl Heard {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            next_hello: now,
+            up: BTreeMap::new(),
+            last: BTreeMap::new(),
+            quorum_seen: BTreeMap::new(),
+            ignored_logged: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn is_fresh(&self, node: &NodeName, now: Instant) -> bool {
+        self.last.get(node).is_some_and(|(at, _)| now.since(*at) <= HELLO_STALE)
+    }
+}
+
+impl Node {
+    pub(super) fn peer_up(&mut self, now: Now, node: NodeName, rtt: Duration) {
+        if !self.mesh.nodes.contains_key(&node) {
+            return;
+        }
+        for group in self.groups.values_mut() {
+            group.peer_rtt(now, &node, Some(rtt));
+        }
+        let is_new = self.heard.up.insert(node.clone(), rtt).is_none();
+        if is_new {
+            self.announcer.peer_up(now.mono, &node, &mut self.effects);
+            let hello = self.hello(now, &node);
+            self.send(&node, Frame::Hello(hello));
+        }
+    }
+
+    pub(super) fn peer_down(&mut self, now: Now, node: &NodeName) {
+        self.heard.up.remove(node);
+        for group in self.groups.values_mut() {
+            group.peer_rtt(now, node, None);
+        }
+    }
+
+    pub(super) fn send_hellos(&mut self, now: Now) {
+        self.heard.next_hello = now.mono + HELLO_INTERVAL;
+        let peers: Vec<NodeName> = self.heard.up.keys().cloned().collect();
+        for peer in peers {
+            let hello = self.hello(now, &peer);
+            self.send(&peer, Frame::Hello(hello));
+        }
+        // Our own groups hear of this node as they hear of the others.
+        let own = self.hello(now, &self.me);
+        for (location, group) in &mut self.groups {
+            if *location == self.location || self.mesh.voters_of(location).contains(&self.me) {
+                group.handle_hello(now, &own);
+            }
+        }
+    }
+
+    fn hello(&self, now: Now, to: &NodeName) -> Hello {
+        let group = self.groups.get(&self.location);
+        let raft_leader = match group {
+            Some(group) => group.raft_leader().filter(|_| group.has_quorum(now)).cloned(),
+            None => None,
+        };
+        let same_location = self.mesh.node(to).is_some_and(|n| n.location == self.location);
+        let digest = match group {
+            Some(group) if same_location && *to != self.me && group.is_raft_leader() => {
+                group.candidates_status(now)
+            }
+            _ => Vec::new(),
+        };
+        let mut mesh_hash = [0; 8];
+        mesh_hash.copy_from_slice(&self.mesh.hash[..8]);
+        Hello {
+            node: self.me.clone(),
+            generation: self.mesh.generation,
+            mesh_hash,
+            decision: self.known.decision(&self.location).cloned(),
+            raft_leader,
+            broken: self.facts.broken.as_ref().map(|(cause, _)| *cause),
+            reaches: self.reaches(),
+            digest,
+        }
+    }
+
+    /// Slots of this location whose candidates this node has a connection with (or is).
+    fn reaches(&self) -> Vec<Slot> {
+        let candidates = self.mesh.candidates_of(&self.location);
+        candidates
+            .into_iter()
+            .filter(|(_, n)| n.name == self.me || self.heard.up.contains_key(&n.name))
+            .map(|(slot, _)| slot)
+            .collect()
+    }
+
+    pub(super) fn handle_hello(&mut self, now: Now, from: &NodeName, hello: Hello) {
+        let Some(location) = self.mesh.node(from).map(|n| n.location.clone()) else { return };
+        if hello.node != *from {
+            self.ignored(now, from.as_str(), "hello in another's name");
+            return;
+        }
+        if hello.raft_leader.is_some() {
+            self.heard.quorum_seen.insert(location.clone(), now.mono);
+        }
+        let mesh = self.mesh.clone();
+        for (group_location, group) in &mut self.groups {
+            if *group_location == location || mesh.voters_of(group_location).contains(from) {
+                group.handle_hello(now, &hello);
+            }
+        }
+        if let Some(decision) = hello.decision.clone() {
+            if decision.location == location {
+                // Gossip repairs what a push has missed.
+                self.adopt(decision);
+            } else {
+                self.ignored(now, from.as_str(), "decision about another's location");
+            }
+        }
+        self.heard.last.insert(from.clone(), (now.mono, hello));
+    }
+
+    /// Everyone a decision about the location is pushed to: its nodes, and the candidates of all others.
+    pub(super) fn audience(&self, location: &LocationName) -> BTreeSet<NodeName> {
+        self.mesh
+            .nodes
+            .values()
+            .filter(|n| n.name != self.me && (n.location == *location || n.slot.is_some()))
+            .map(|n| n.name.clone())
+            .collect()
+    }
+}

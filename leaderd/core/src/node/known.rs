@@ -1,0 +1,127 @@
+//! The decisions this node knows of, and how far each has come: heard, programmed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::ids::{Epoch, LocationName, NodeName};
+use crate::mesh::Mesh;
+use crate::state::{Decision, Event};
+use crate::time::WallTime;
+
+/// Events of other locations that are kept for `wgctl events`.
+const MAX_FOREIGN_EVENTS: usize = 256;
+
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    locations: BTreeMap<LocationName, KnownDecision>,
+    /// Events of locations whose replicated state this node does not hold.
+    events: BTreeMap<LocationName, BTreeMap<u64, Event>>,
+}
+
+#[derive(Debug)]
+struct KnownDecision {
+    decision: Decision,
+    /// The revision of the network that first had it; `None` until it is asked for.
+    revision: Option<u64>,
+    programmed_at: Option<WallTime>,
+    /// Whom to tell once it is programmed.
+    announced_by: BTreeSet<NodeName>,
+}
+
+impl Known {
+    /// A decision from the store: in force before, not to be acknowledged.
+    pub(super) fn restore(&mut self, location: &LocationName, decision: Decision) {
+        if decision.location == *location && self.epoch(location) < decision.epoch {
+            self.replace(decision);
+        }
+    }
+
+    pub(super) fn decision(&self, location: &LocationName) -> Option<&Decision> {
+        self.locations.get(location).map(|k| &k.decision)
+    }
+
+    /// 0 if nothing is known.
+    pub(super) fn epoch(&self, location: &LocationName) -> Epoch {
+        self.decision(location).map_or(Epoch(0), |d| d.epoch)
+    }
+
+    /// Takes a decision if its epoch is higher than the known one.
+    pub(super) fn take(&mut self, decision: Decision) -> bool {
+        let newer = decision.epoch > self.epoch(&decision.location) && !decision.leaders.is_empty();
+        if newer {
+            self.replace(decision);
+        }
+        newer
+    }
+
+    fn replace(&mut self, decision: Decision) {
+        self.locations.insert(
+            decision.location.clone(),
+            KnownDecision {
+                decision,
+                revision: None,
+                programmed_at: None,
+                announced_by: BTreeSet::new(),
+            },
+        );
+    }
+
+    /// Someone announced a decision: returns when it was programmed if it already is, else remembers to tell.
+    pub(super) fn announced(
+        &mut self,
+        location: &LocationName,
+        epoch: Epoch,
+        by: &NodeName,
+    ) -> Option<(Epoch, WallTime)> {
+        let known = self.locations.get_mut(location)?;
+        if known.decision.epoch < epoch {
+            return None;
+        }
+        match known.programmed_at {
+            Some(at) => Some((known.decision.epoch, at)),
+            None => {
+                known.announced_by.insert(by.clone());
+                None
+            }
+        }
+    }
+
+    /// Everything known is in the network of this revision.
+    pub(super) fn programming(&mut self, revision: u64) {
+        for known in self.locations.values_mut() {
+            known.revision.get_or_insert(revision);
+        }
+    }
+
+    /// A revision is in the kernel: returns the decisions that came into force with it, and whom to tell.
+    pub(super) fn programmed(
+        &mut self,
+        revision: u64,
+        at: WallTime,
+    ) -> Vec<(Decision, BTreeSet<NodeName>)> {
+        let mut in_force = Vec::new();
+        for known in self.locations.values_mut() {
+            if known.programmed_at.is_none() && known.revision.is_some_and(|r| r <= revision) {
+                known.programmed_at = Some(at);
+                in_force.push((known.decision.clone(), std::mem::take(&mut known.announced_by)));
+            }
+        }
+        in_force
+    }
+
+    pub(super) fn remember_event(&mut self, event: Event) {
+        let events = self.events.entry(event.location.clone()).or_default();
+        events.insert(event.seq, event);
+        while events.len() > MAX_FOREIGN_EVENTS {
+            events.pop_first();
+        }
+    }
+
+    pub(super) fn events(&self, location: &LocationName) -> impl Iterator<Item = &Event> {
+        self.events.get(location).into_iter().flat_map(|e| e.values())
+    }
+
+    pub(super) fn retain(&mut self, mesh: &Mesh) {
+        self.locations.retain(|location, _| mesh.locations.contains_key(location));
+        self.events.retain(|location, _| mesh.locations.contains_key(location));
+    }
+}

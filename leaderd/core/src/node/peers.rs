@@ -1,0 +1,78 @@
+//! Which nodes this one holds a control connection with, and at which addresses.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use super::Node;
+use crate::ids::{NodeName, Slot};
+use crate::mesh::ControlPublicKey;
+
+/// A node to hold a connection with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Peer {
+    pub name: NodeName,
+    pub control_key: ControlPublicKey,
+    /// In the order in which they are to be tried.
+    pub addresses: Vec<PeerAddress>,
+    /// True on the side that dials: the node with the lower index.
+    pub dial: bool,
+}
+
+/// Where a node's control port is, and where from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PeerAddress {
+    /// Through this plane; `None`: by the ordinary routes.
+    pub plane: Option<Slot>,
+    /// Local address to dial from, where it matters.
+    pub source: Option<IpAddr>,
+    pub to: SocketAddr,
+}
+
+impl Node {
+    /// The nodes of this location over the LAN; for candidates, the candidates of all others through their tunnels; for
+    /// witnesses, the voters of their location.
+    pub fn peers(&self) -> Vec<Peer> {
+        let Some(me) = self.mesh.node(&self.me) else { return Vec::new() };
+        let mut voters_with_me: BTreeSet<NodeName> = BTreeSet::new();
+        for location in self.groups.keys() {
+            voters_with_me.extend(self.mesh.voters_of(location));
+        }
+        let port = self.mesh.control_port;
+        let mut peers = Vec::new();
+        for node in self.mesh.nodes.values().filter(|n| n.name != self.me) {
+            let mut addresses = Vec::new();
+            if node.location == me.location {
+                addresses.push(PeerAddress {
+                    plane: None,
+                    source: None,
+                    to: (node.address, port).into(),
+                });
+            } else if let (Some(mine), Some(theirs)) = (me.slot, node.slot) {
+                addresses.push(PeerAddress {
+                    plane: Some(theirs),
+                    source: Some(self.mesh.inner4(me, theirs).into()),
+                    to: (self.mesh.inner4(node, mine), port).into(),
+                });
+            } else if voters_with_me.contains(&node.name) {
+                // A witness and a plain member: no tunnel joins them, but the mesh itself does.
+                let to = node.probe_addresses.first().copied();
+                let source = me.probe_addresses.first().copied();
+                addresses.extend(to.map(|to| PeerAddress {
+                    plane: None,
+                    source,
+                    to: (to, port).into(),
+                }));
+            }
+            if !addresses.is_empty() {
+                let dial = me.index < node.index;
+                peers.push(Peer {
+                    name: node.name.clone(),
+                    control_key: node.control_key,
+                    addresses,
+                    dial,
+                });
+            }
+        }
+        peers
+    }
+}

@@ -1,0 +1,147 @@
+//! What this node knows, for `wgctl status` and `wgctl events`.
+
+use std::collections::BTreeMap;
+
+use super::Node;
+use crate::ids::LocationName;
+use crate::state::Event;
+use crate::status::{CandidateStatus, LocationStatus, Status};
+use crate::time::Now;
+use crate::verdict::{Report, Verdict};
+
+impl Node {
+    pub fn status(&self, now: Now) -> Status {
+        let others = self.heard.last.iter().filter(|(_, (_, hello))| {
+            hello.generation != self.mesh.generation || hello.mesh_hash[..] != self.mesh.hash[..8]
+        });
+        Status {
+            mesh: self.mesh.name.clone(),
+            node: self.me.clone(),
+            location: self.location.clone(),
+            generation: self.mesh.generation,
+            mesh_hash: self.mesh.hash.iter().map(|b| format!("{b:02x}")).collect(),
+            other_generations: others
+                .map(|(name, (_, hello))| (name.clone(), hello.generation))
+                .collect(),
+            backend: self.facts.backend.clone(),
+            locations: self.mesh.locations.keys().map(|l| self.location_status(now, l)).collect(),
+        }
+    }
+
+    fn location_status(&self, now: Now, location: &LocationName) -> LocationStatus {
+        let decision = self.known.decision(location);
+        let leaders = self.effective_leaders(location).unwrap_or_default();
+        let group = self.groups.get(location);
+        let raft_leader_elsewhere = || {
+            self.mesh
+                .nodes_of(location)
+                .find_map(|n| self.heard.last.get(&n.name)?.1.raft_leader.clone())
+        };
+        let raft_leader = match group {
+            Some(group) => group.raft_leader().cloned(),
+            None => raft_leader_elsewhere(),
+        };
+        let candidates = self.candidates_status(now, location);
+        let next = match group {
+            Some(group) => group
+                .next(now)
+                .and_then(|s| self.mesh.candidate(location, s))
+                .map(|n| n.name.clone()),
+            None => self.mesh.ranking(location).into_iter().find_map(|slot| {
+                let c = candidates.iter().find(|c| c.slot == slot)?;
+                (!c.leading && c.verdict == Verdict::Forwarding && c.blocked_by.is_empty())
+                    .then(|| c.name.clone())
+            }),
+        };
+        let mut notes = group.map(|g| g.notes(now)).unwrap_or_default();
+        let fallback = self.fallback.is_active(location);
+        if fallback {
+            notes.push(
+                "no quorum: this node follows its own ranking until the location decides again"
+                    .to_owned(),
+            );
+        }
+        if *location == self.location
+            && let Some((cause, why)) = &self.facts.broken
+        {
+            notes.push(format!("this node cannot relay ({cause}): {why}"));
+        }
+        LocationStatus {
+            name: location.clone(),
+            leaders: leaders
+                .iter()
+                .filter_map(|s| self.mesh.candidate(location, *s))
+                .map(|n| n.name.clone())
+                .collect(),
+            epoch: self.known.epoch(location),
+            since: decision.map(|d| d.at),
+            cause: decision.map(|d| d.cause),
+            frozen: group.and_then(|g| g.state().frozen),
+            raft_leader,
+            quorum: group.map(|g| g.has_quorum(now)),
+            fallback,
+            candidates,
+            next,
+            notes,
+        }
+    }
+
+    fn candidates_status(&self, now: Now, location: &LocationName) -> Vec<CandidateStatus> {
+        if let Some(group) = self.groups.get(location) {
+            return group.candidates_status(now);
+        }
+        if *location == self.location {
+            // A plain member hears of it from the raft leader.
+            let digest = self.mesh.nodes_of(location).find_map(|n| {
+                let (_, hello) = self.heard.last.get(&n.name)?;
+                (!hello.digest.is_empty()).then(|| hello.digest.clone())
+            });
+            return digest.unwrap_or_else(|| self.unobserved(location, None));
+        }
+        let view = self.observer.as_ref().and_then(|o| o.view(now, location));
+        self.unobserved(location, view)
+    }
+
+    /// The candidates of another location as this node alone sees them.
+    fn unobserved(&self, location: &LocationName, view: Option<Report>) -> Vec<CandidateStatus> {
+        let leaders = self.effective_leaders(location).unwrap_or_default();
+        let mut seen: BTreeMap<_, _> =
+            view.into_iter().flat_map(|r| r.slots).map(|s| (s.slot, s)).collect();
+        self.mesh
+            .candidates_of(location)
+            .into_iter()
+            .map(|(slot, node)| {
+                let report = seen.remove(&slot);
+                let verdict = report.as_ref().map_or(Verdict::Unknown, |r| r.verdict.clone());
+                CandidateStatus {
+                    name: node.name.clone(),
+                    slot,
+                    leading: leaders.contains(&slot),
+                    observers: if report.is_some() { (1, 1) } else { (0, 0) },
+                    verdict,
+                    rtt_ms: report.as_ref().and_then(|r| r.rtt).map(|d| d.as_secs_f64() * 1e3),
+                    loss: report.as_ref().map_or(0.0, |r| r.loss),
+                    path_mtu: report.as_ref().and_then(|r| r.path_mtu),
+                    drained: false,
+                    blocked_by: Vec::new(),
+                }
+            })
+            .collect()
+    }
+
+    /// Every event known here, oldest first.
+    pub fn events(&self) -> Vec<Event> {
+        let mut all: Vec<Event> = Vec::new();
+        for location in self.mesh.locations.keys() {
+            match self.groups.get(location) {
+                Some(group) => all.extend(group.state().events.iter().cloned()),
+                None => all.extend(self.known.events(location).cloned()),
+            }
+        }
+        let when = |e: &Event| {
+            e.times.condemned.or(e.times.committed).or(e.times.suspected).unwrap_or_default()
+        };
+        all.sort_by_key(|e| (when(e), e.location.clone(), e.seq));
+        all
+    }
+}

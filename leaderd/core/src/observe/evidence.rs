@@ -1,0 +1,189 @@
+//! What was measured: per path a ring of recent probes, per path and target when it last passed and how often it failed.
+//!
+//! Outcomes are kept rather than sums: a reply that comes late turns a loss into a delivery, and the next judgement,
+//! which reads the ring again, never knew better.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use wgctl_plan::WgPublicKey;
+
+use crate::ids::{NodeName, Slot};
+use crate::io::ProbeId;
+use crate::time::Instant;
+use crate::verdict::{EvidenceRow, ProbeClass, Verdict};
+
+use super::rtt::Rtt;
+
+/// Probes remembered per path: over five seconds of rounds with a few bursts in them.
+const RING: usize = 160;
+/// Replies remembered per target, to find the direction of loss.
+const REPLIES: usize = 64;
+/// Gain of the share of loss that is shown and compared: about ten seconds of rounds.
+pub(super) const LOSS_GAIN: f64 = 1.0 / 128.0;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Pending,
+    Delivered,
+    Lost,
+    /// ICMP time exceeded.
+    Looped,
+    /// Says nothing about the path (a local error).
+    Void,
+}
+
+impl Outcome {
+    pub(super) const fn is_loss(self) -> bool {
+        matches!(self, Self::Lost | Self::Looped)
+    }
+}
+
+/// One probe through one path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Obs {
+    pub probe: ProbeId,
+    pub sent: Instant,
+    pub class: ProbeClass,
+    /// Index in the location's targets.
+    pub target: usize,
+    /// Bytes, headers included.
+    pub size: u16,
+    pub outcome: Outcome,
+}
+
+impl Obs {
+    /// A new flow to a workload, of any size.
+    pub(super) const fn is_fresh(&self) -> bool {
+        matches!(self.class, ProbeClass::NewFlow | ProbeClass::FullSize)
+    }
+}
+
+/// One path to one target.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Cell {
+    /// When the latest probe that was answered had been sent.
+    pub delivered: Option<Instant>,
+    pub lost_in_row: u32,
+}
+
+/// Something that answers probes.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub node: NodeName,
+    pub key: WgPublicKey,
+    pub address: IpAddr,
+    /// Where this is the candidate's own inner address: the slot's index among the paths.
+    pub relay_of: Option<usize>,
+    /// Where this is a candidate's workload: the same.
+    pub candidate: Option<usize>,
+    pub ssid: u16,
+    pub seq: u32,
+    /// Dead through every path: held against nobody, probed slowly.
+    pub quarantined: bool,
+    /// Sender's number, reflector's number, sent.
+    pub replies: VecDeque<(u32, u32, Instant)>,
+}
+
+impl Target {
+    pub(super) fn replied(&mut self, sender: u32, reflector: u32, sent: Instant) {
+        if self.replies.len() == REPLIES {
+            self.replies.pop_front();
+        }
+        self.replies.push_back((sender, reflector, sent));
+    }
+
+    /// (lost on the way there, lost on the way back) among what was sent between the last reply to a probe sent before
+    /// `from` and the newest reply.
+    pub(super) fn lost_ways(&self, from: Instant) -> Option<(u32, u32)> {
+        let base = self.replies.iter().rev().find(|r| r.2 < from)?;
+        let last = self.replies.iter().max_by_key(|r| r.0)?;
+        let sent = last.0.checked_sub(base.0)?;
+        let arrived = last.1.checked_sub(base.1)?.min(sent);
+        let back = self.replies.iter().filter(|r| r.0 > base.0).count() as u32;
+        Some((sent - arrived, arrived.saturating_sub(back)))
+    }
+}
+
+/// Everything known about one candidate of a location.
+#[derive(Debug)]
+pub(super) struct Path {
+    pub slot: Slot,
+    pub key: WgPublicKey,
+    pub rtt: Rtt,
+    pub ring: VecDeque<Obs>,
+    pub verdict: Verdict,
+    pub since: Instant,
+    pub first_loss: Option<Instant>,
+    pub suspected: Option<Instant>,
+    /// The last new flow that passed before the first loss.
+    pub ok_before: Option<Instant>,
+    pub relay_ok: Option<Instant>,
+    /// A probe of any class was answered; when it was sent.
+    pub any_ok: Option<Instant>,
+    /// Losses since, in any class.
+    pub lost_in_row: u32,
+    /// Share of new flows lost lately.
+    pub loss: f64,
+    /// CUSUM of the test for steady loss.
+    pub steady: f64,
+    pub path_mtu: Option<u16>,
+    /// While the MTU is being looked for: the largest size that passed and the smallest that was lost.
+    pub mtu_between: Option<(u16, u16)>,
+    /// Counts behind a degraded verdict.
+    pub rows: Vec<EvidenceRow>,
+    /// Targets that a partial verdict is about.
+    pub partial: Vec<usize>,
+    /// A burst is under way.
+    pub burst: Option<Instant>,
+    /// The last time our own kernel refused to send on this plane.
+    pub own_fault: Option<Instant>,
+}
+
+impl Path {
+    pub(super) fn new(slot: Slot, key: WgPublicKey, now: Instant) -> Self {
+        Self {
+            slot,
+            key,
+            rtt: Rtt::new(),
+            ring: VecDeque::new(),
+            verdict: Verdict::Unknown,
+            since: now,
+            first_loss: None,
+            suspected: None,
+            ok_before: None,
+            relay_ok: None,
+            any_ok: None,
+            lost_in_row: 0,
+            loss: 0.0,
+            steady: 0.0,
+            path_mtu: None,
+            mtu_between: None,
+            rows: Vec::new(),
+            partial: Vec::new(),
+            burst: None,
+            own_fault: None,
+        }
+    }
+
+    pub(super) fn push(&mut self, obs: Obs) {
+        if self.ring.len() == RING {
+            self.ring.pop_front();
+        }
+        self.ring.push_back(obs);
+    }
+
+    /// The entry of a probe, if it is still remembered. Ids only grow, so this is a binary search.
+    pub(super) fn find(&mut self, probe: ProbeId) -> Option<&mut Obs> {
+        let at = self.ring.binary_search_by_key(&probe, |o| o.probe).ok()?;
+        self.ring.get_mut(at)
+    }
+
+    pub(super) fn settled_since(&self, from: Instant) -> impl Iterator<Item = &Obs> {
+        self.ring
+            .iter()
+            .rev()
+            .take_while(move |o| o.sent >= from)
+            .filter(|o| !matches!(o.outcome, Outcome::Pending | Outcome::Void))
+    }
+}

@@ -1,0 +1,537 @@
+//! Watching other locations: fast, and calm.
+//!
+//! A candidate sends probes through **every** slot of every other location at once, to the same workload addresses. So
+//! each round is an experiment with controls: what a standby loses as well is not the leader's fault, and a target that
+//! is dead through every slot is nobody's. [`schedule`] says what a round holds.
+//!
+//! At the first timeout of a new flow a burst goes through the suspect, to several targets and in every class, with
+//! controls through every standby. One timeout later all of it is in, and [`judge`] decides by a sequential test
+//! ([`sprt`]): detection costs about interval/2 + timeout + timeout, and a false alarm as little as the operator asks
+//! for. The classes in the burst name the cause in the same moment.
+//!
+//! A loss counts only where the target is *known to live*: another path reached it with a probe sent at the same time or
+//! later. Until that is known nobody is blamed; a reply that comes after its timeout turns the loss into a delivery and
+//! lengthens the timeout. Where everything fails for this observer in most locations, it abstains.
+//!
+//! Nothing here reads a clock or a random source, and nothing grows without a bound.
+
+mod evidence;
+mod judge;
+mod rtt;
+mod schedule;
+mod sprt;
+#[cfg(test)]
+mod tests;
+mod verify;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+
+use crate::ids::{Epoch, LocationName, NodeName, Slot};
+use crate::io::{Flow, LogLevel, ProbeError, ProbeId, ProbeSend};
+use crate::mesh::Mesh;
+use crate::probe::ProbeKeys;
+use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket, SenderPacket};
+use crate::time::{Instant, Now, WallTime};
+use crate::verdict::{ProbeClass, Report, Verdict};
+
+use evidence::{Obs, Outcome};
+use schedule::Shot;
+use watch::Watch;
+
+/// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
+const GRACE: Duration = Duration::from_secs(2);
+/// Between two reports about a location when nothing changes.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// While a leader is degraded reports are repeated this often, for so long: they may get lost.
+const REPEAT_EVERY: Duration = Duration::from_millis(100);
+const REPEAT_FOR: Duration = Duration::from_secs(2);
+/// Most outputs held; a shell drains after every input, so this is never met in earnest.
+const MAX_OUTPUTS: usize = 65_536;
+/// Bytes of UDP and IP headers.
+const UDP: u16 = 8;
+const fn ip_header(v6: bool) -> u16 {
+    if v6 { 40 } else { 20 }
+}
+/// Smallest probe, headers included.
+const fn smallest(v6: bool) -> u16 {
+    AUTHENTICATED_LEN as u16 + UDP + ip_header(v6)
+}
+
+/// What an observer wants done.
+#[derive(Clone, PartialEq, Debug)]
+pub enum ObserverOutput {
+    Send(ProbeSend),
+    /// Nothing more is expected for a probe with a socket of its own.
+    Forget(ProbeId),
+    /// For the candidates of the location it is about.
+    Report(Report),
+    /// As-workload probes pass under this epoch.
+    Verified {
+        location: LocationName,
+        epoch: Epoch,
+        at: WallTime,
+        blackout: Option<Duration>,
+    },
+    Log {
+        level: LogLevel,
+        message: String,
+        fields: Vec<(String, String)>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// A probe's timeout, and then the end of its grace.
+    Probe(ProbeId),
+    Round(usize),
+    Report(usize),
+    Verify(usize),
+}
+
+/// A probe on its way.
+#[derive(Debug)]
+struct Flying {
+    watch: usize,
+    shot: Shot,
+    sent: Instant,
+    ssid: u16,
+    seq: u32,
+    late: bool,
+    /// Its timer.
+    due: Instant,
+}
+
+/// Watches all other locations. `handle_*` in, then drain `poll_output`, then sleep until `poll_timeout`.
+#[derive(Debug)]
+pub struct Observer {
+    mesh: Arc<Mesh>,
+    me: NodeName,
+    keys: ProbeKeys,
+    rng: ChaCha8Rng,
+    watches: Vec<Watch>,
+    by_name: BTreeMap<LocationName, usize>,
+    /// SSID to (watch, target).
+    by_ssid: BTreeMap<u16, (usize, usize)>,
+    by_seq: BTreeMap<(u16, u32), ProbeId>,
+    flying: BTreeMap<ProbeId, Flying>,
+    timers: BTreeSet<(Instant, Timer)>,
+    out: VecDeque<ObserverOutput>,
+    next_probe: u64,
+    next_ssid: u16,
+    /// Token bucket. Half of the budget at once and half of it per second, so no second ever sees more than all of it.
+    tokens: f64,
+    refilled: Instant,
+    /// Rounds left out for want of budget.
+    skipped: u64,
+}
+
+impl Observer {
+    pub fn new(mesh: Arc<Mesh>, me: NodeName, keys: ProbeKeys, seed: u64, now: Now) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let next_ssid = rng.next_u32() as u16;
+        let mut observer = Self {
+            mesh: mesh.clone(),
+            me,
+            keys,
+            rng,
+            watches: Vec::new(),
+            by_name: BTreeMap::new(),
+            by_ssid: BTreeMap::new(),
+            by_seq: BTreeMap::new(),
+            flying: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            out: VecDeque::new(),
+            next_probe: 0,
+            next_ssid,
+            tokens: 0.0,
+            refilled: now.mono,
+            skipped: 0,
+        };
+        observer.set_mesh(now, mesh);
+        observer
+    }
+
+    /// Takes a new mesh. What is known of a candidate that keeps its slot and key is kept.
+    pub fn set_mesh(&mut self, now: Now, mesh: Arc<Mesh>) {
+        let flying = std::mem::take(&mut self.flying);
+        for (id, f) in flying {
+            self.forget(id, &f);
+        }
+        (self.by_seq, self.by_ssid, self.by_name) = Default::default();
+        self.timers.clear();
+        let mut old: BTreeMap<LocationName, Watch> = std::mem::take(&mut self.watches)
+            .into_iter()
+            .map(|w| (w.location.clone(), w))
+            .collect();
+        self.mesh = mesh.clone();
+        let Some(me) = mesh.node(&self.me).filter(|n| n.slot.is_some()) else { return };
+        for location in mesh.locations.keys().filter(|l| **l != me.location) {
+            let mut ssids = Vec::new();
+            let mut watch = Watch::new(&mesh, me, location, now.mono, || {
+                self.next_ssid = self.next_ssid.wrapping_add(1);
+                ssids.push(self.next_ssid);
+                self.next_ssid
+            });
+            if watch.paths.is_empty() {
+                continue;
+            }
+            if let Some(old) = old.remove(location) {
+                watch.inherit(old);
+            }
+            let at = self.watches.len();
+            for (target, ssid) in ssids.into_iter().enumerate() {
+                self.by_ssid.insert(ssid, (at, target));
+            }
+            self.by_name.insert(location.clone(), at);
+            let interval = watch.interval(&mesh.policy, now.mono);
+            // Observers are out of phase, so that together they look more often.
+            watch.next_round = now.mono + self.fraction(interval);
+            let report = now.mono + self.fraction(REPORT_EVERY);
+            watch.next_report = report;
+            self.timers.insert((watch.next_round, Timer::Round(at)));
+            self.timers.insert((report, Timer::Report(at)));
+            if let Some(v) = watch.verify.as_ref() {
+                self.timers.insert((v.next, Timer::Verify(at)));
+            }
+            self.watches.push(watch);
+        }
+        let peers: BTreeSet<_> = mesh.nodes.values().map(|n| n.wireguard_key).collect();
+        self.keys.retain(|k| peers.contains(k));
+        self.tokens = self.tokens.min(self.bucket());
+    }
+
+    /// This node has programmed a decision: its as-workload probes test it from now on.
+    pub fn decided(&mut self, now: Now, location: &LocationName, epoch: Epoch, leaders: &[Slot]) {
+        let Some(&at) = self.by_name.get(location) else { return };
+        let w = &mut self.watches[at];
+        if let Some(v) = w.verify.as_ref() {
+            self.timers.remove(&(v.next, Timer::Verify(at)));
+        }
+        if w.decided(now.mono, epoch, leaders) {
+            self.timers.insert((now.mono, Timer::Verify(at)));
+        }
+    }
+
+    pub fn handle_reply(&mut self, now: Now, probe: ProbeId, bytes: &[u8]) {
+        // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
+        // itself says which one it answers; the socket's word is only used where that is of no use.
+        let _ = probe;
+        let Some(ssid) = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
+            return;
+        };
+        let Some(&(at, target)) = self.by_ssid.get(&ssid) else { return };
+        let key = self.keys.with(&self.watches[at].targets[target].key);
+        let Ok(reply) = ReflectorPacket::decode(bytes, Some(&key)) else { return };
+        let Some(&id) = self.by_seq.get(&(ssid, reply.sender_seq)) else { return };
+        let Some(f) = self.take(id) else { return };
+        let w = &mut self.watches[at];
+        w.targets[target].replied(reply.sender_seq, reply.seq, f.sent);
+        let rtt = now.mono.since(f.sent);
+        match f.shot.path {
+            Some(p) => {
+                let path = &mut w.paths[p];
+                path.rtt.sample(rtt);
+                if f.late {
+                    path.rtt.late();
+                }
+            }
+            None => w.rtt.sample(rtt),
+        }
+        self.settle(now, &f, id, Outcome::Delivered, None);
+        self.forget(id, &f);
+        if self.watches[at].uneasy {
+            self.judge(now, at);
+        }
+    }
+
+    pub fn handle_error(&mut self, now: Now, probe: ProbeId, error: ProbeError) {
+        let Some(f) = self.flying.get(&probe) else { return };
+        let at = f.watch;
+        let target = self.watches[at].targets[f.shot.target].address;
+        let (outcome, mtu) = match error {
+            ProbeError::TimeExceeded { .. } => (Outcome::Looped, None),
+            // Of our own interface, or beyond the plane: in both cases a packet of this size does not pass.
+            ProbeError::TooBig { mtu, .. } => (Outcome::Lost, mtu),
+            // The target itself says that nobody listens: the path is good, its daemon is gone.
+            ProbeError::Unreachable { from } if from == Some(target) => (Outcome::Delivered, None),
+            ProbeError::Unreachable { .. } => (Outcome::Lost, None),
+            ProbeError::Local { .. } => (Outcome::Void, None),
+        };
+        if f.late && outcome != Outcome::Delivered {
+            return;
+        }
+        let Some(f) = self.take(probe) else { return };
+        self.settle(now, &f, probe, outcome, mtu);
+        self.forget(probe, &f);
+        self.judge(now, at);
+    }
+
+    pub fn handle_timeout(&mut self, now: Now) {
+        let mut dirty = BTreeSet::new();
+        let mut rounds = Vec::new();
+        while let Some(&(due, timer)) = self.timers.first() {
+            if due > now.mono {
+                break;
+            }
+            self.timers.pop_first();
+            match timer {
+                Timer::Probe(id) => {
+                    if let Some(at) = self.probe_timeout(now, id) {
+                        dirty.insert(at);
+                    }
+                }
+                Timer::Round(at) => rounds.push(at),
+                Timer::Report(at) => self.report(now, at),
+                Timer::Verify(at) => self.verify_tick(now, at),
+            }
+        }
+        // All that timed out at once is judged together.
+        for at in dirty {
+            self.judge(now, at);
+        }
+        for at in rounds {
+            self.round(now, at);
+        }
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|t| t.0)
+    }
+
+    pub fn poll_output(&mut self) -> Option<ObserverOutput> {
+        self.out.pop_front()
+    }
+
+    /// Present view of a location (for status).
+    pub fn view(&self, now: Now, location: &LocationName) -> Option<Report> {
+        let w = &self.watches[*self.by_name.get(location)?];
+        Some(w.report(&self.me, now, self.abstains()))
+    }
+
+    /// Whom this node would choose by its own evidence: the first of the ranking that forwards.
+    pub fn own_choice(&self, location: &LocationName) -> Option<Slot> {
+        let w = &self.watches[*self.by_name.get(location)?];
+        let forwards =
+            |s: &Slot| w.paths.iter().any(|p| p.slot == *s && p.verdict == Verdict::Forwarding);
+        self.mesh.ranking(location).into_iter().find(forwards)
+    }
+
+    /// Rounds left out since the start because the probe budget was spent.
+    pub fn skipped_rounds(&self) -> u64 {
+        self.skipped
+    }
+
+    fn probe_timeout(&mut self, now: Now, id: ProbeId) -> Option<usize> {
+        let f = self.flying.get_mut(&id)?;
+        if f.late {
+            let f = self.take(id)?;
+            self.forget(id, &f);
+            return None;
+        }
+        f.late = true;
+        f.due = now.mono + GRACE;
+        self.timers.insert((f.due, Timer::Probe(id)));
+        let copy = Flying { ..*f };
+        self.settle(now, &copy, id, Outcome::Lost, None);
+        Some(copy.watch)
+    }
+
+    fn take(&mut self, id: ProbeId) -> Option<Flying> {
+        let f = self.flying.remove(&id)?;
+        self.by_seq.remove(&(f.ssid, f.seq));
+        self.timers.remove(&(f.due, Timer::Probe(id)));
+        Some(f)
+    }
+
+    fn forget(&mut self, id: ProbeId, f: &Flying) {
+        if f.shot.class != ProbeClass::PinnedFlow {
+            self.emit(ObserverOutput::Forget(id));
+        }
+    }
+
+    fn emit(&mut self, output: ObserverOutput) {
+        if self.out.len() < MAX_OUTPUTS {
+            self.out.push_back(output);
+        }
+    }
+
+    fn settle(&mut self, now: Now, f: &Flying, id: ProbeId, outcome: Outcome, mtu: Option<u16>) {
+        let policy = &self.mesh.policy;
+        let w = &mut self.watches[f.watch];
+        match f.shot.path {
+            Some(p) => w.settle(policy, now.mono, p, id, outcome, mtu),
+            None => self.verify_settle(now, f, outcome),
+        }
+    }
+
+    /// Judges a location, sends the bursts that it asks for, reports what changed.
+    fn judge(&mut self, now: Now, at: usize) {
+        let mesh = self.mesh.clone();
+        let judged = self.watches[at].judge(&mesh, now.mono);
+        for p in judged.bursts {
+            let shots = self.watches[at].burst(&mesh, now.mono, p, &mut self.rng);
+            if self.spend(now.mono, shots.len()) {
+                for shot in shots {
+                    self.send(now, at, shot);
+                }
+            }
+        }
+        for shot in judged.shots {
+            if self.spend(now.mono, 1) {
+                self.send(now, at, shot);
+            }
+        }
+        for (level, message, fields) in judged.logs {
+            self.emit(ObserverOutput::Log { level, message, fields });
+        }
+        if judged.changed {
+            self.report(now, at);
+        }
+        self.hurry(now, at);
+    }
+
+    /// A location that was watched slowly and is in trouble now gets its next round soon.
+    fn hurry(&mut self, now: Now, at: usize) {
+        let w = &mut self.watches[at];
+        let soon = now.mono + w.interval(&self.mesh.policy, now.mono);
+        if w.next_round > soon {
+            self.timers.remove(&(w.next_round, Timer::Round(at)));
+            w.next_round = soon;
+            self.timers.insert((soon, Timer::Round(at)));
+        }
+    }
+
+    fn report(&mut self, now: Now, at: usize) {
+        let abstains = self.abstains();
+        let w = &mut self.watches[at];
+        self.timers.remove(&(w.next_report, Timer::Report(at)));
+        w.report_seq += 1;
+        let report = w.report(&self.me, now, abstains);
+        let urgent = w.paths.iter().any(|p| {
+            p.verdict.is_degraded()
+                && w.leaders.contains(&p.slot)
+                && now.mono.since(p.since) < REPEAT_FOR
+        });
+        w.next_report = now.mono + if urgent { REPEAT_EVERY } else { REPORT_EVERY };
+        self.timers.insert((w.next_report, Timer::Report(at)));
+        self.emit(ObserverOutput::Report(report));
+    }
+
+    /// Most locations fail in every slot: then this observer is the sick one (as in Lifeguard, arXiv:1707.00788).
+    fn abstains(&self) -> bool {
+        let failing = self.watches.iter().filter(|w| w.all_fail()).count();
+        let dark = self.watches.iter().filter(|w| w.dark).count();
+        let all = self.watches.len();
+        all > 0 && (dark == all || (all >= 2 && failing * 2 > all))
+    }
+
+    fn round(&mut self, now: Now, at: usize) {
+        let mesh = self.mesh.clone();
+        let w = &mut self.watches[at];
+        let interval = w.interval(&mesh.policy, now.mono);
+        let shots = w.round(&mesh, now.mono, &mut self.rng);
+        let jitter = self.fraction(interval / 10);
+        let w = &mut self.watches[at];
+        // Not from `now`: a late wake-up must not slow the rhythm, but rounds missed in a pause are not made up for.
+        w.next_round =
+            (w.next_round + interval - interval / 20 + jitter).max(now.mono + interval / 2);
+        self.timers.insert((w.next_round, Timer::Round(at)));
+        if !self.spend(now.mono, shots.len()) {
+            self.skipped += 1;
+            return;
+        }
+        for shot in shots {
+            self.send(now, at, shot);
+        }
+    }
+
+    fn send(&mut self, now: Now, at: usize, shot: Shot) {
+        let mesh = self.mesh.clone();
+        let Some(me) = mesh.node(&self.me) else { return };
+        let w = &mut self.watches[at];
+        let target = &mut w.targets[shot.target];
+        let v6 = target.address.is_ipv6();
+        let via = shot.path.map(|p| w.paths[p].slot);
+        let source = match via {
+            Some(slot) if v6 => mesh.inner6(me, slot).map(Into::into),
+            Some(slot) => Some(mesh.inner4(me, slot).into()),
+            None => me.probe_addresses.iter().copied().find(|a| a.is_ipv6() == v6),
+        };
+        let (Some(source), false) = (source, mesh.probe_ports.is_empty()) else { return };
+        let id = ProbeId(self.next_probe);
+        self.next_probe += 1;
+        let seq = target.seq;
+        target.seq = target.seq.wrapping_add(1);
+        let pinned = shot.class == ProbeClass::PinnedFlow;
+        // A long-lived flow keeps its five-tuple; the others try every port.
+        let port = if pinned { 0 } else { id.0 as usize % mesh.probe_ports.len() };
+        let packet = SenderPacket { seq, timestamp: now.wall.into(), ssid: target.ssid };
+        let key = self.keys.with(&target.key);
+        let payload =
+            packet.encode(Some(&key), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
+        let flow = match shot.path {
+            Some(p) if pinned => Flow::Pinned(u32::from(target.ssid) << 8 | p as u32),
+            _ => Flow::Fresh,
+        };
+        let (address, ssid) = (target.address, target.ssid);
+        let least = mesh.policy.min_probe_timeout;
+        let timeout = match shot.path {
+            Some(p) => w.paths[p].rtt.timeout(least),
+            None => w.rtt.timeout(least),
+        };
+        match shot.path {
+            Some(p) => w.paths[p].push(Obs {
+                probe: id,
+                sent: now.mono,
+                class: shot.class,
+                target: shot.target,
+                size: shot.size,
+                outcome: Outcome::Pending,
+            }),
+            None => w.as_workload_sent += 1,
+        }
+        let due = now.mono + timeout;
+        self.timers.insert((due, Timer::Probe(id)));
+        self.by_seq.insert((ssid, seq), id);
+        self.flying
+            .insert(id, Flying { watch: at, shot, sent: now.mono, ssid, seq, late: false, due });
+        self.emit(ObserverOutput::Send(ProbeSend {
+            probe: id,
+            class: shot.class,
+            via,
+            source,
+            target: SocketAddr::new(address, mesh.probe_ports[port]),
+            flow,
+            dont_fragment: shot.class == ProbeClass::FullSize,
+            payload,
+        }));
+    }
+
+    fn bucket(&self) -> f64 {
+        f64::from(self.mesh.policy.probe_budget) / 2.0
+    }
+
+    /// Takes `n` probes from the budget, or none.
+    fn spend(&mut self, now: Instant, n: usize) -> bool {
+        let full = self.bucket();
+        self.tokens = (self.tokens + now.since(self.refilled).as_secs_f64() * full).min(full);
+        self.refilled = now;
+        let enough = self.tokens >= n as f64;
+        if enough {
+            self.tokens -= n as f64;
+        }
+        enough
+    }
+
+    /// A random part of a duration.
+    fn fraction(&mut self, of: Duration) -> Duration {
+        of.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX))
+    }
+}

@@ -1,0 +1,94 @@
+//! How long to wait for a reply: RFC 6298, without its floor of one second.
+//!
+//! `timeout = srtt + max(4·rttvar, min_probe_timeout)`, doubled after a reply that came later than that. The variation
+//! rises fast and falls slowly, so that a path of 800 ± 200 ms is not called lossy in its calm moments.
+
+use std::time::Duration;
+
+/// Before any reply: RFC 6298 says 1 s, but a first round trip of over a second is no loss here.
+const INITIAL: f64 = 3_000_000.0;
+/// Longest timeout, µs.
+const MAX: f64 = 10_000_000.0;
+/// Gains: smoothed round trip, variation when it grows, variation when it shrinks (many samples per round trip, so
+/// smaller than RFC 6298's for one; see RFC 7323 appendix G).
+const ALPHA: f64 = 1.0 / 16.0;
+const BETA_UP: f64 = 1.0 / 4.0;
+const BETA_DOWN: f64 = 1.0 / 64.0;
+/// Largest factor that late replies bring, and replies in time after which it halves.
+const MAX_BACKOFF: f64 = 4.0;
+const CALM: u32 = 64;
+
+/// Round trips of one path, in µs.
+#[derive(Debug, Clone)]
+pub(super) struct Rtt {
+    smoothed: Option<f64>,
+    variation: f64,
+    backoff: f64,
+    in_time: u32,
+}
+
+impl Rtt {
+    pub(super) const fn new() -> Self {
+        Self { smoothed: None, variation: 0.0, backoff: 1.0, in_time: 0 }
+    }
+
+    pub(super) fn sample(&mut self, rtt: Duration) {
+        let r = rtt.as_micros() as f64;
+        match self.smoothed {
+            None => (self.smoothed, self.variation) = (Some(r), r / 2.0),
+            Some(s) => {
+                let off = (r - s).abs();
+                let gain = if off > self.variation { BETA_UP } else { BETA_DOWN };
+                self.variation += gain * (off - self.variation);
+                self.smoothed = Some(s + ALPHA * (r - s));
+            }
+        }
+        self.in_time += 1;
+        if self.in_time >= CALM {
+            self.in_time = 0;
+            self.backoff = (self.backoff / 2.0).max(1.0);
+        }
+    }
+
+    /// A reply came after its timeout: the timeout was wrong.
+    pub(super) fn late(&mut self) {
+        self.in_time = 0;
+        self.backoff = (self.backoff * 2.0).min(MAX_BACKOFF);
+    }
+
+    pub(super) fn smoothed(&self) -> Option<Duration> {
+        self.smoothed.map(|s| Duration::from_micros(s as u64))
+    }
+
+    pub(super) fn timeout(&self, least: Duration) -> Duration {
+        let least = least.as_micros() as f64;
+        let t = match self.smoothed {
+            None => INITIAL,
+            Some(s) => (s + (4.0 * self.variation).max(least)) * self.backoff,
+        };
+        Duration::from_micros(t.min(MAX) as u64)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steady_path_has_a_short_timeout_and_a_jittery_one_a_long_one() {
+        let ms = Duration::from_millis;
+        let mut rtt = Rtt::new();
+        assert_eq!(rtt.timeout(ms(20)), ms(3000));
+        for _ in 0..200 {
+            rtt.sample(ms(20));
+        }
+        assert!(rtt.timeout(ms(20)) < ms(42), "{:?}", rtt.timeout(ms(20)));
+        for i in 0..200 {
+            rtt.sample(ms(if i % 2 == 0 { 600 } else { 1000 }));
+        }
+        assert!(rtt.timeout(ms(20)) > ms(1100));
+        let before = rtt.timeout(ms(20));
+        rtt.late();
+        assert!(rtt.timeout(ms(20)) > before);
+    }
+}

@@ -1,0 +1,191 @@
+//! What is sent when: rounds, and bursts at a first loss.
+//!
+//! A round sends a new flow of drawn size through every slot to the same target; every fifth is of full size. The other
+//! classes join one round in five each. A slot is never tested on its own candidate's workload, which it need not relay
+//! to: it takes the next target instead.
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
+
+use crate::mesh::Mesh;
+use crate::time::Instant;
+use crate::verdict::{Cause, ProbeClass, Verdict};
+
+use super::smallest;
+use super::watch::Watch;
+
+/// A cycle of rounds: full size, pinned flow, relay and as-workload have one of them each.
+const CYCLE: u64 = 5;
+/// One round in so many also tries a target that is thought dead.
+const REVISIT: u64 = 20;
+/// Long-lived flows per slot: each costs a socket.
+const PINNED_TARGETS: usize = 4;
+/// A burst through the suspect: of the class that failed; of the other kind of new flow; of pinned and relay each.
+/// Nine losses are more than the test asks for in calm conditions (seven).
+const BURST_MAIN: usize = 9;
+const BURST_OTHER: usize = 3;
+const BURST_SIDE: usize = 2;
+/// Through each standby.
+const BURST_CONTROL: usize = 4;
+
+/// A probe to send.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shot {
+    pub class: ProbeClass,
+    /// Index of the path; `None`: the ordinary routes.
+    pub path: Option<usize>,
+    /// Index of the target.
+    pub target: usize,
+    /// Bytes, headers included.
+    pub size: u16,
+}
+
+impl Watch {
+    pub(super) fn round(&mut self, mesh: &Mesh, now: Instant, rng: &mut ChaCha8Rng) -> Vec<Shot> {
+        let n = self.round;
+        self.round += 1;
+        let mut shots = Vec::new();
+        let full = n.is_multiple_of(CYCLE);
+        let class = if full { ProbeClass::FullSize } else { ProbeClass::NewFlow };
+        let drawn = rng.next_u32();
+        let quarantined = n.is_multiple_of(REVISIT);
+        let troubled = self.paths.iter().any(|p| p.verdict != Verdict::Forwarding);
+        for p in 0..self.paths.len() {
+            let targets = self.targets_of(p);
+            let Some(target) = pick(&targets, n, self.rotation.len(), &self.rotation) else {
+                continue;
+            };
+            shots.push(self.shot(mesh, class, p, target, Some(drawn)));
+            if quarantined && let Some(dead) = self.dead_target(p, n / REVISIT) {
+                shots.push(self.shot(mesh, ProbeClass::NewFlow, p, dead, None));
+            }
+            if n % CYCLE == 1 && !targets.is_empty() {
+                let few = &targets[..targets.len().min(PINNED_TARGETS)];
+                let target = few[(n / CYCLE) as usize % few.len()];
+                shots.push(self.shot(mesh, ProbeClass::PinnedFlow, p, target, None));
+            }
+            if n % CYCLE == 2 || troubled {
+                shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p), None));
+            }
+            // What failed is asked more often, so that its recovery is seen.
+            match &self.paths[p].verdict {
+                Verdict::Degraded { cause: Cause::Mtu, .. } if !full => {
+                    shots.push(self.shot(mesh, ProbeClass::FullSize, p, target, None));
+                }
+                Verdict::Degraded { cause: Cause::Partial, .. } => {
+                    let partial = &self.paths[p].partial;
+                    if !partial.is_empty() {
+                        let t = partial[n as usize % partial.len()];
+                        shots.push(self.shot(mesh, ProbeClass::NewFlow, p, t, None));
+                    }
+                }
+                _ => {}
+            }
+        }
+        if n % CYCLE == 3
+            && let Some(target) = self.next_as_workload()
+        {
+            shots.push(self.as_workload(mesh, target));
+        }
+        let _ = now;
+        shots
+    }
+
+    /// A burst: what settles whether path `p` fails, and how.
+    pub(super) fn burst(
+        &mut self,
+        mesh: &Mesh,
+        now: Instant,
+        p: usize,
+        rng: &mut ChaCha8Rng,
+    ) -> Vec<Shot> {
+        let mut shots = Vec::new();
+        let mut targets = self.targets_of(p);
+        let Some((failed, lost)) = self.suspicion(p) else { return shots };
+        // The target that was lost takes two of three, the others the rest.
+        targets.retain(|t| *t != lost);
+        let mut order = vec![lost, lost];
+        let mut rest = targets.iter().copied().cycle();
+        let mut next = |i: usize| if i % 3 == 2 { rest.next().unwrap_or(lost) } else { lost };
+        let main =
+            if failed == ProbeClass::FullSize { ProbeClass::FullSize } else { ProbeClass::NewFlow };
+        let other =
+            if main == ProbeClass::FullSize { ProbeClass::NewFlow } else { ProbeClass::FullSize };
+        for i in 0..BURST_MAIN {
+            let t = next(i);
+            // Every other one as small as can be: if those pass, it is the size.
+            let size = if i % 2 == 0 { Some(rng.next_u32()) } else { None };
+            shots.push(self.shot(mesh, main, p, t, size));
+            order.push(t);
+        }
+        for i in 0..BURST_OTHER {
+            shots.push(self.shot(mesh, other, p, next(i + 1), None));
+        }
+        let all = self.targets_of(p);
+        for i in 0..BURST_SIDE {
+            if !all.is_empty() {
+                let few = &all[..all.len().min(PINNED_TARGETS)];
+                shots.push(self.shot(mesh, ProbeClass::PinnedFlow, p, few[i % few.len()], None));
+            }
+            shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p), None));
+        }
+        order.sort_unstable();
+        order.dedup();
+        for k in (0..self.paths.len()).filter(|k| *k != p) {
+            let usable = self.targets_of(k);
+            // The same targets as the suspect's, the lost one first; else whatever this slot can be tested on.
+            let mut same: Vec<usize> = Vec::new();
+            if usable.contains(&lost) {
+                same.push(lost);
+            }
+            same.extend(order.iter().copied().filter(|t| *t != lost && usable.contains(t)));
+            if same.is_empty() {
+                same = usable;
+            }
+            for i in 0..BURST_CONTROL {
+                if let Some(t) = same.get(i % same.len().max(1)) {
+                    let class = if i == BURST_CONTROL - 1 { other } else { main };
+                    let size = if i % 2 == 0 { Some(rng.next_u32()) } else { None };
+                    shots.push(self.shot(mesh, class, k, *t, size));
+                }
+            }
+            shots.push(self.shot(mesh, ProbeClass::Relay, k, self.relay_of(k), None));
+        }
+        self.paths[p].burst = Some(now);
+        shots
+    }
+
+    /// `drawn`: a random number that chooses the size of a new flow; `None`: the smallest.
+    pub(super) fn shot(
+        &self,
+        mesh: &Mesh,
+        class: ProbeClass,
+        p: usize,
+        target: usize,
+        drawn: Option<u32>,
+    ) -> Shot {
+        let least = smallest(self.targets[target].address.is_ipv6());
+        let size = match (class, drawn) {
+            (ProbeClass::FullSize, _) => mesh.mtu.max(least),
+            (ProbeClass::NewFlow, Some(drawn)) => {
+                // A padding TLV takes four bytes at least.
+                let from = least + 4;
+                let span = u32::from(mesh.mtu.saturating_sub(from)) + 1;
+                from + (drawn % span) as u16
+            }
+            _ => least,
+        };
+        Shot { class, path: Some(p), target, size }
+    }
+}
+
+/// The round's target for a slot: all slots agree on it, but for the one whose own workload it is.
+fn pick(targets: &[usize], round: u64, _all: usize, rotation: &[usize]) -> Option<usize> {
+    if rotation.is_empty() {
+        return targets.get(round as usize % targets.len().max(1)).copied();
+    }
+    (0..rotation.len())
+        .map(|i| rotation[(round as usize + i) % rotation.len()])
+        .find(|t| targets.contains(t))
+        .or_else(|| targets.first().copied())
+}

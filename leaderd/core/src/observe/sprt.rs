@@ -1,0 +1,83 @@
+//! The arithmetic of judging: log-likelihood ratios and the threshold that the operator's error rate asks for.
+//!
+//! H0: the path loses a share `p0` of its probes, no more than its controls. H1: it loses `p1`. A lost probe adds
+//! `ln(p1/p0)`, a delivered one `ln((1-p1)/(1-p0))`, and the sum is held at zero or above (Page's CUSUM, a chain of
+//! Wald's tests that start again at every acceptance of H0). Under H0 the chance that one such test reaches `h` is at
+//! most `e^-h`, and at most one test starts per observation. With `rate` observations a second and `allowed` false
+//! alarms a year, therefore
+//!
+//! ```text
+//! h = ln(rate · 31 557 600 / allowed)
+//! ```
+//!
+//! With 10 probes a second and one false failover in 100 years, h = 24.2: seven losses in a row where the controls
+//! lose 2%, eleven where they lose 10%. A burst has more than that in flight at once, so the rigour costs no time.
+
+use std::time::Duration;
+
+const SECONDS_PER_YEAR: f64 = 31_557_600.0;
+/// Loss of a broken path: not 1, so that a stray delivery does not clear it.
+pub(super) const P1: f64 = 0.9;
+/// Loss that is taken for granted even if the controls lose nothing.
+pub(super) const BASE_LOSS: f64 = 0.02;
+
+/// Two hypotheses about a share of loss.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Test {
+    lost: f64,
+    delivered: f64,
+}
+
+impl Test {
+    /// Without power (both increments zero) if `p1` is hardly above `p0`: the controls explain everything.
+    pub(super) fn new(p0: f64, p1: f64) -> Self {
+        if p1 < p0 + 0.05 {
+            return Self { lost: 0.0, delivered: 0.0 };
+        }
+        Self { lost: (p1 / p0).ln(), delivered: ((1.0 - p1) / (1.0 - p0)).ln() }
+    }
+
+    /// What a probe adds to the sum.
+    pub(super) fn step(&self, lost: bool) -> f64 {
+        if lost { self.lost } else { self.delivered }
+    }
+}
+
+/// Test of a total failure against the loss of the controls.
+pub(super) fn failure(control_loss: f64) -> Test {
+    Test::new(control_loss.max(BASE_LOSS), P1)
+}
+
+/// Test of steady loss, indifferent at about `threshold`, and above what the controls lose.
+pub(super) fn steady(control_loss: f64, threshold: f64) -> Test {
+    let p0 = control_loss.max(threshold / 2.0).clamp(0.001, 0.95);
+    Test::new(p0, (threshold * 1.5).max(p0 + 0.2).min(0.99))
+}
+
+/// `h`, see above.
+pub(super) fn threshold(interval: Duration, allowed_per_year: f64) -> f64 {
+    let rate = 1.0 / interval.as_secs_f64().max(1e-3);
+    (rate * SECONDS_PER_YEAR / allowed_per_year.max(1e-9)).ln().max(5.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stricter_operator_needs_more_losses() {
+        let h = |allowed| threshold(Duration::from_millis(100), allowed);
+        let needed = |h: f64, p0| (h / failure(p0).step(true)).ceil();
+        assert_eq!(needed(h(0.01), 0.0), 7.0);
+        assert!(needed(h(0.01), 0.1) >= 11.0);
+        assert!(h(0.001) > h(0.01));
+    }
+
+    #[test]
+    fn loss_that_the_controls_share_is_no_evidence() {
+        assert_eq!(failure(0.9).step(true), 0.0);
+        let t = steady(0.1, 0.2);
+        assert!(0.1 * t.step(true) + 0.9 * t.step(false) < 0.0);
+        assert!(0.4 * t.step(true) + 0.6 * t.step(false) > 0.0);
+    }
+}

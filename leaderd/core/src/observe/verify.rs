@@ -1,0 +1,124 @@
+//! As-workload probes: from this node's workload address to theirs, by the ordinary routes.
+//!
+//! They judge no candidate (their route moves with every decision). They prove a decision: after it they go out every
+//! 20 ms until enough pass, and the first to pass ends the blackout.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::ids::{Epoch, Slot};
+use crate::mesh::Mesh;
+use crate::time::{Instant, Now};
+use crate::verdict::ProbeClass;
+
+use super::evidence::Outcome;
+use super::schedule::Shot;
+use super::watch::Watch;
+use super::{Flying, Observer, ObserverOutput, Timer, smallest};
+
+/// Between two probes of a verification.
+const EVERY: Duration = Duration::from_millis(20);
+/// A verification that has not passed by then is given up.
+const GIVE_UP: Duration = Duration::from_secs(30);
+/// So many in a row to different targets, or all targets there are, verify a decision.
+const ENOUGH: usize = 3;
+
+/// A decision that is being verified.
+#[derive(Debug)]
+pub(super) struct Verify {
+    epoch: Epoch,
+    decided: Instant,
+    pub next: Instant,
+    sent: usize,
+    passed: BTreeSet<usize>,
+    in_row: usize,
+    first_ok: Option<Instant>,
+    /// The last new flow that passed before the fault.
+    blackout_from: Option<Instant>,
+}
+
+impl Verify {
+    pub(super) fn forget_targets(self) -> Self {
+        Self { passed: BTreeSet::new(), in_row: 0, ..self }
+    }
+}
+
+impl Watch {
+    /// True if there is something to verify.
+    pub(super) fn decided(&mut self, now: Instant, epoch: Epoch, leaders: &[Slot]) -> bool {
+        if epoch <= self.epoch && self.epoch != Epoch::default() {
+            return false;
+        }
+        let before = self.paths.iter().find(|p| self.leaders.first() == Some(&p.slot));
+        let blackout_from = before
+            .filter(|p| p.verdict.is_degraded() || p.first_loss.is_some())
+            .and_then(|p| p.ok_before);
+        self.epoch = epoch;
+        self.leaders = leaders.to_vec();
+        self.verify = Some(Verify {
+            epoch,
+            decided: now,
+            next: now,
+            sent: 0,
+            passed: BTreeSet::new(),
+            in_row: 0,
+            first_ok: None,
+            blackout_from,
+        });
+        true
+    }
+
+    pub(super) fn next_as_workload(&self) -> Option<usize> {
+        self.rotation.get(self.as_workload_sent as usize % self.rotation.len().max(1)).copied()
+    }
+
+    pub(super) fn as_workload(&self, _mesh: &Mesh, target: usize) -> Shot {
+        let size = smallest(self.targets[target].address.is_ipv6());
+        Shot { class: ProbeClass::AsWorkload, path: None, target, size }
+    }
+}
+
+impl Observer {
+    pub(super) fn verify_tick(&mut self, now: Now, at: usize) {
+        let mesh = self.mesh.clone();
+        let w = &mut self.watches[at];
+        let targets = w.rotation.clone();
+        let Some(v) = w.verify.as_mut() else { return };
+        if now.mono.since(v.decided) > GIVE_UP || targets.is_empty() {
+            w.verify = None;
+            return;
+        }
+        let target = targets[v.sent % targets.len()];
+        v.sent += 1;
+        v.next = now.mono + EVERY;
+        self.timers.insert((v.next, Timer::Verify(at)));
+        let shot = w.as_workload(&mesh, target);
+        if self.spend(now.mono, 1) {
+            self.send(now, at, shot);
+        }
+    }
+
+    pub(super) fn verify_settle(&mut self, now: Now, f: &Flying, outcome: Outcome) {
+        let w = &mut self.watches[f.watch];
+        let all = w.rotation.len();
+        let Some(v) = w.verify.as_mut().filter(|v| f.sent >= v.decided) else { return };
+        if outcome != Outcome::Delivered {
+            v.in_row = 0;
+            v.passed.remove(&f.shot.target);
+            return;
+        }
+        v.in_row += 1;
+        v.passed.insert(f.shot.target);
+        let first = v.first_ok.map_or(f.sent, |t| t.min(f.sent));
+        v.first_ok = Some(first);
+        if v.passed.len() < all && (v.in_row < ENOUGH || v.passed.len() < ENOUGH.min(all)) {
+            return;
+        }
+        let blackout = v.blackout_from.map(|from| first.since(from));
+        let (epoch, next) = (v.epoch, v.next);
+        self.timers.remove(&(next, Timer::Verify(f.watch)));
+        w.verify = None;
+        let location = w.location.clone();
+        self.emit(ObserverOutput::Verified { location, epoch, at: now.wall, blackout });
+    }
+}

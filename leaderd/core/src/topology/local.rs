@@ -1,0 +1,118 @@
+//! Inside the location: the VXLAN overlay, the way to each node's prefixes, and the way to the candidates.
+
+use std::net::IpAddr;
+
+use wgctl_plan::{Family, InterfaceName, Mac, Nexthop, RouteVia, Vxlan};
+
+use super::ids::{candidate_nexthop, leaders_group};
+use super::{Build, host, inner, slot_range};
+use crate::ids::{NodeIndex, Slot};
+use crate::mesh::{Node, Overlay};
+
+/// The MAC address of a node's VXLAN device: locally administered, 'L' for the second byte, the node's index at the end.
+fn overlay_mac(index: NodeIndex) -> Mac {
+    let [high, low] = index.0.to_be_bytes();
+    Mac([0x02, 0x4c, 0x00, 0x00, high, low])
+}
+
+impl<'a> Build<'a> {
+    /// Everything inside the location; and the single nexthops to its candidates, which never change either.
+    pub(super) fn location(&mut self) {
+        let others: Vec<&'a Node> = self.sites[&self.me.location]
+            .nodes
+            .iter()
+            .copied()
+            .filter(|n| n.name != self.me.name)
+            .collect();
+        if let Overlay::Vxlan { device, vni, port, mtu } = self.overlay() {
+            let vxlan = Vxlan {
+                vni: *vni,
+                local: self.me.address,
+                port: *port,
+                mac: overlay_mac(self.me.index),
+                mtu: (*mtu).into(),
+                up: true,
+            };
+            self.net.vxlan.insert(device.clone(), vxlan);
+            for &family in self.families() {
+                if let Some(ip) = inner(self.mesh(), self.me, Slot::OVERLAY, family) {
+                    self.net.addresses.insert((device.clone(), host(ip)));
+                }
+            }
+            for other in &others {
+                self.overlay_entry(device, other);
+            }
+        }
+        for other in &others {
+            if *self.overlay() != Overlay::External {
+                self.local_prefixes(other);
+            }
+            self.way_to_candidate(other);
+        }
+    }
+
+    /// How our VXLAN device finds another node: address → MAC → endpoint, all static.
+    fn overlay_entry(&mut self, device: &InterfaceName, other: &Node) {
+        let mac = overlay_mac(other.index);
+        self.net.fdb.insert((device.clone(), mac), other.address);
+        for &family in self.families() {
+            let Some(ip) = inner(self.mesh(), other, Slot::OVERLAY, family) else { continue };
+            self.net.neighbours.insert((device.clone(), ip), mac);
+            self.route(host(ip), RouteVia::Device { dev: device.clone(), source: None });
+        }
+    }
+
+    fn local_prefixes(&mut self, other: &Node) {
+        for prefix in &other.prefixes {
+            if let Some((dev, gateway)) = self.way_to(other, Family::of_net(prefix)) {
+                self.route(*prefix, RouteVia::Gateway { dev, gateway, onlink: true });
+            }
+        }
+    }
+
+    /// Every node sends the inner addresses of slot j to the candidate in slot j, so that the reply to a probe crosses
+    /// the candidate that the probe crossed. The candidate itself knows each of them as a tunnel's far end.
+    fn way_to_candidate(&mut self, other: &Node) {
+        let Some(slot) = other.slot else { return };
+        for &family in self.families() {
+            let Some((dev, gateway)) = self.way_to(other, family) else { continue };
+            if let Some(range) = slot_range(self.mesh(), slot, family) {
+                self.route(range, RouteVia::Gateway { dev: dev.clone(), gateway, onlink: true });
+            }
+            if self.me.slot.is_none() {
+                let nexthop = Nexthop::Gateway { dev, gateway, onlink: true };
+                self.net.nexthops.insert(candidate_nexthop(slot, family), nexthop);
+            }
+        }
+    }
+
+    /// The device and the gateway by which this node reaches another node of its location. `None` if the LAN device is
+    /// unknown, or if the LAN address is of another family (the mesh file's check refuses that where it matters).
+    fn way_to(&self, other: &Node, family: Family) -> Option<(InterfaceName, IpAddr)> {
+        match self.overlay() {
+            Overlay::Vxlan { device, .. } => {
+                Some((device.clone(), inner(self.mesh(), other, Slot::OVERLAY, family)?))
+            }
+            Overlay::Direct | Overlay::External => {
+                let dev = self.me.device.as_ref().or(self.input.lan_device)?;
+                (Family::of(&other.address) == family).then(|| (dev.clone(), other.address))
+            }
+        }
+    }
+
+    /// A member sends what is remote to the leaders of its own location: one group per family for all of it.
+    pub(super) fn remote_prefixes_by_leaders(&mut self) {
+        let leaders = self.leaders(&self.me.location);
+        for &family in self.families() {
+            let members = leaders.iter().map(|&s| candidate_nexthop(s, family));
+            let Some(id) = self.group(leaders_group(family), members) else { continue };
+            for location in self.other_locations() {
+                for prefix in self.sites[location].prefixes.clone() {
+                    if Family::of_net(&prefix) == family {
+                        self.route(prefix, RouteVia::Nexthop(id));
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! The candidates' side: planes, their peers, and the routes into them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use wgctl_plan::{Family, Nexthop, RouteVia, WgInterface, WgPeer};
+
+use super::ids::{plane_nexthop, remote_group};
+use super::{Build, ROUTE_METRIC, host, inner};
+use crate::ids::Slot;
+use crate::mesh::{Host, Node, plane};
+
+impl<'a> Build<'a> {
+    /// The interfaces of a candidate: one per slot that a candidate of another location is in.
+    pub(super) fn planes(&mut self) {
+        let Some(my_slot) = self.me.slot else { return };
+        let mut far: BTreeMap<Slot, Vec<&'a Node>> = BTreeMap::new();
+        for location in self.other_locations() {
+            for (&slot, &node) in &self.sites[location].candidates {
+                far.entry(slot).or_default().push(node);
+            }
+        }
+        for (slot, nodes) in far {
+            self.plane(my_slot, slot, &nodes);
+        }
+    }
+
+    fn plane(&mut self, my_slot: Slot, slot: Slot, far: &[&'a Node]) {
+        let mesh = self.mesh();
+        let dev = plane(slot);
+        let peers = far.iter().map(|b| (b.wireguard_key, self.peer(my_slot, b))).collect();
+        let interface = WgInterface {
+            public_key: Some(self.me.wireguard_key),
+            listen_port: mesh.base_port + u16::from(slot.0),
+            mtu: mesh.mtu.into(),
+            up: true,
+            peers,
+        };
+        self.net.wireguard.insert(dev.clone(), interface);
+        for &family in self.families() {
+            let id = plane_nexthop(slot, family);
+            self.net.nexthops.insert(id, Nexthop::Device { dev: dev.clone(), family });
+            if let Some(address) = inner(mesh, self.me, slot, family) {
+                self.net.addresses.insert((dev.clone(), host(address)));
+            }
+            for b in far {
+                if let Some(address) = inner(mesh, b, my_slot, family) {
+                    self.route(host(address), RouteVia::Device { dev: dev.clone(), source: None });
+                }
+            }
+        }
+    }
+
+    /// `b` as a peer. Its interface towards us is named after our slot, so that is the port to send to and the inner
+    /// address it has there. It may carry all of its location, leader or not, and that never changes at failover.
+    fn peer(&self, my_slot: Slot, b: &Node) -> WgPeer {
+        let mesh = self.mesh();
+        let endpoint: Option<IpAddr> = match &b.endpoint {
+            Some(Host::Ip(ip)) => Some(*ip),
+            Some(Host::Name(name)) => self.input.resolved.get(name).copied(),
+            None => None,
+        };
+        let mut allowed_ips: BTreeSet<IpNet> = self.sites[&b.location].prefixes.clone();
+        allowed_ips
+            .extend(self.families().iter().filter_map(|&f| inner(mesh, b, my_slot, f)).map(host));
+        WgPeer {
+            endpoint: endpoint.map(|ip| SocketAddr::new(ip, mesh.base_port + u16::from(my_slot.0))),
+            allowed_ips,
+            persistent_keepalive: mesh.keepalive,
+        }
+    }
+
+    /// A candidate sends what is remote into its own tunnels only: the planes of the remote location's leaders.
+    pub(super) fn remote_prefixes_by_tunnel(&mut self) {
+        for location in self.other_locations() {
+            let leaders = self.leaders(location);
+            let site = &self.sites[location];
+            let slots: Vec<Slot> = site.candidates.keys().copied().collect();
+            let prefixes = site.prefixes.clone();
+            let Some(lowest) = site.nodes.iter().map(|n| n.index).min() else { continue };
+            for &family in self.families() {
+                let mine: Vec<IpNet> =
+                    prefixes.iter().copied().filter(|p| Family::of_net(p) == family).collect();
+                let id = remote_group(lowest, family);
+                if mine.is_empty() {
+                    continue;
+                }
+                let Some(id) = self.group(id, leaders.iter().map(|&s| plane_nexthop(s, family)))
+                else {
+                    continue;
+                };
+                for prefix in mine {
+                    self.route(prefix, RouteVia::Nexthop(id));
+                    if family == Family::V6 {
+                        self.probe_routes6(prefix, &slots);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A probe leaves by a plane of its choice (SO_BINDTODEVICE), leader or not. IPv4 then takes any destination to be
+    /// on that device; IPv6 wants a route out of it. These lose to the group's route and never change.
+    fn probe_routes6(&mut self, prefix: IpNet, slots: &[Slot]) {
+        for &slot in slots {
+            let via = RouteVia::Device { dev: plane(slot), source: None };
+            self.route_with_metric(prefix, ROUTE_METRIC + 1 + u32::from(slot.0), via);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What may be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use leaderd_core::ids::NodeName;
+
+use crate::log::LogFormat;
+
+#[derive(Parser, Debug)]
+#[command(name = "leaderd", version, about, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  leaderd run
+      Run with /etc/leaderd/mesh.toml as the node named like this host.
+  leaderd run --mesh mesh.toml --node cloud-0 --keys keys --state state --admin admin.sock --metrics 127.0.0.1:9586
+      Run with everything in the present directory, and metrics.
+  LEADERD_LOG=leaderd=debug leaderd run --log json
+      Log more, as JSON.
+  leaderd cleanup
+      After the daemon was stopped for good: remove its interfaces, routes and nexthops.
+
+Exit status: 0 done, 1 it failed, 2 asked wrongly (command line, mesh file or keys).
+Ask a running daemon with wgctl.";
+
+#[derive(Subcommand, Debug)]
+pub enum Verb {
+    /// Run the daemon of this node.
+    Run(RunArgs),
+    /// Remove everything that leaderd made in the kernel. Traffic through the mesh stops.
+    Cleanup,
+    /// Forget the store: the node rejoins its location as new. The daemon must be stopped.
+    Reset(ResetArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// The mesh file.
+    #[arg(long, value_name = "FILE", default_value = "/etc/leaderd/mesh.toml")]
+    pub mesh: PathBuf,
+    /// This node's name in the mesh file [default: the host's name].
+    #[arg(long, value_name = "NAME")]
+    pub node: Option<NodeName>,
+    /// Directory with wireguard.key and control.key.
+    #[arg(long, value_name = "DIR", default_value = "/etc/leaderd/keys")]
+    pub keys: PathBuf,
+    /// Directory of the store.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/leaderd")]
+    pub state: PathBuf,
+    /// Unix socket for wgctl.
+    #[arg(long, value_name = "SOCKET", default_value = "/run/leaderd/admin.sock")]
+    pub admin: PathBuf,
+    /// Serve /metrics, /healthz and /readyz here.
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics: Option<SocketAddr>,
+    /// How to log; what to log is said by LEADERD_LOG (such as info, or leaderd=debug).
+    #[arg(long, value_enum, default_value = "text")]
+    pub log: LogFormat,
+    /// Record all inputs of the core to this file.
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct ResetArgs {
+    /// Directory of the store.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/leaderd")]
+    pub state: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_has_the_agreed_defaults() {
+        Cli::command().debug_assert();
+        let Verb::Run(run) = Cli::try_parse_from(["leaderd", "run"]).unwrap().verb else { panic!() };
+        assert_eq!(run.admin, PathBuf::from("/run/leaderd/admin.sock"));
+        assert_eq!(run.state, PathBuf::from("/var/lib/leaderd"));
+        assert!(Cli::try_parse_from(["leaderd", "run", "--node", "No Name"]).is_err());
+    }
+}

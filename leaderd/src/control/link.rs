@@ -1,0 +1,234 @@
+//! One live connection: frames out, frames in, and the watch over its silence.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use leaderd_core::ids::NodeName;
+use leaderd_core::io::Input;
+use leaderd_core::mesh::ControlPublicKey;
+use leaderd_core::wire::{Frame, MAX_FRAME};
+use quinn::{Connection, VarInt};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::{Instant, interval, timeout};
+
+use super::{MAX_QUEUED, MAX_STREAMS, Shared};
+use crate::counters::Counters;
+
+/// A connection without a word for this long is dead, on a short path.
+const MIN_SILENCE: Duration = Duration::from_secs(3);
+
+/// How often silence is looked for.
+const WATCH: Duration = Duration::from_millis(500);
+
+/// How often the round trip is told anew.
+const REFRESH_RTT: Duration = Duration::from_secs(3);
+
+/// A frame that takes longer to arrive whole than this is given up.
+const MAX_TRANSFER: Duration = Duration::from_secs(30);
+
+/// Frames longer than this (snapshots) let shorter ones pass.
+const LONG_FRAME: usize = 16 * 1024;
+
+/// How long a connection may stay silent: at least ten round trips.
+pub(super) fn silence(rtt: Duration) -> Duration {
+    MIN_SILENCE.max(rtt * 10)
+}
+
+#[derive(Debug)]
+pub(super) struct Link {
+    connection: Connection,
+    key: ControlPublicKey,
+    queue: Mutex<VecDeque<Vec<u8>>>,
+    wake: Notify,
+}
+
+impl Link {
+    pub(super) fn key(&self) -> ControlPublicKey {
+        self.key
+    }
+
+    pub(super) fn close(&self, why: &str) {
+        self.connection.close(VarInt::from_u32(0), why.as_bytes());
+    }
+
+    /// Never blocks.
+    pub(super) fn send(&self, frame: &Frame, counters: &Counters) {
+        let bytes = frame.encode();
+        if bytes.len() > MAX_FRAME {
+            counters.count("frames_too_long");
+            tracing::error!(frame.kind = frame.kind(), frame.bytes = bytes.len(), "a frame of our own is too long");
+            return;
+        }
+        counters.count(sent_counter(frame));
+        let urgent = match frame {
+            Frame::Report(_) | Frame::Announce { .. } | Frame::Ack { .. } | Frame::Verified { .. } | Frame::Hello(_) => true,
+            Frame::Raft { .. } | Frame::Forward { .. } | Frame::Forwarded { .. } => false,
+        };
+        if urgent && self.connection.max_datagram_size().is_some_and(|max| bytes.len() <= max) {
+            if self.connection.send_datagram(bytes.into()).is_err() {
+                counters.count("frames_dropped");
+            }
+            return;
+        }
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        if queue.len() >= MAX_QUEUED {
+            queue.pop_front();
+            counters.count("frames_dropped");
+        }
+        queue.push_back(bytes);
+        drop(queue);
+        self.wake.notify_one();
+    }
+
+    /// Writes what is queued, each frame on a stream of its own, several at once. Ends with the connection.
+    async fn write(&self) {
+        let mut writing = FuturesUnordered::new();
+        loop {
+            let next = if writing.len() < MAX_STREAMS as usize / 2 { self.pop() } else { None };
+            match next {
+                Some(bytes) => writing.push(timeout(MAX_TRANSFER, write_frame(&self.connection, bytes))),
+                None => tokio::select! {
+                    Some(_) = writing.next() => {}
+                    () = self.wake.notified() => {}
+                    _ = self.connection.closed() => return,
+                },
+            }
+        }
+    }
+
+    fn pop(&self) -> Option<Vec<u8>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+}
+
+async fn write_frame(connection: &Connection, bytes: Vec<u8>) -> Option<()> {
+    let mut stream = connection.open_uni().await.ok()?;
+    if bytes.len() > LONG_FRAME {
+        let _ = stream.set_priority(-1);
+    }
+    stream.write_all(&bytes).await.ok()?;
+    stream.finish().ok()
+}
+
+/// Runs a connection with an authenticated node until it ends.
+pub(super) async fn run(node: NodeName, key: ControlPublicKey, connection: Connection, shared: Arc<Shared>) {
+    let link =
+        Arc::new(Link { connection: connection.clone(), key, queue: Mutex::default(), wake: Notify::new() });
+    if let Some(old) = shared.lock_links().insert(node.clone(), link.clone()) {
+        old.close("replaced by a newer connection");
+    }
+    tracing::info!(peer.node = %node, peer.address = %connection.remote_address(), "connected");
+    let up = |rtt: Duration| Input::PeerUp { node: node.clone(), rtt_micros: rtt.as_micros() as u64 };
+    let _ = shared.inputs.send(up(connection.rtt())).await;
+
+    let why = tokio::select! {
+        () = link.write() => connection.closed().await.to_string(),
+        () = read_streams(&node, &connection, &shared) => connection.closed().await.to_string(),
+        () = read_datagrams(&node, &connection, &shared) => connection.closed().await.to_string(),
+        why = watch(&connection, &shared.inputs, up) => why,
+    };
+    link.close(&why);
+    let current = {
+        let mut links = shared.lock_links();
+        let current = links.get(&node).is_some_and(|l| Arc::ptr_eq(l, &link));
+        if current {
+            links.remove(&node);
+        }
+        // Gone from the table without a successor: the mesh file no longer has it.
+        current || !links.contains_key(&node)
+    };
+    if current {
+        tracing::info!(peer.node = %node, reason = why, "disconnected");
+        let _ = shared.inputs.send(Input::PeerDown { node }).await;
+    }
+}
+
+/// Ends, with the reason, when the connection has been silent for too long.
+async fn watch(connection: &Connection, inputs: &mpsc::Sender<Input>, up: impl Fn(Duration) -> Input) -> String {
+    let mut ticks = interval(WATCH);
+    let (mut heard, mut at, mut told) = (0, Instant::now(), Instant::now());
+    loop {
+        ticks.tick().await;
+        let received = connection.stats().udp_rx.datagrams;
+        if received != heard {
+            (heard, at) = (received, Instant::now());
+        }
+        let rtt = connection.rtt();
+        if at.elapsed() > silence(rtt) {
+            return format!("silent for {:?}", at.elapsed());
+        }
+        if told.elapsed() > REFRESH_RTT && inputs.try_send(up(rtt)).is_ok() {
+            told = Instant::now();
+        }
+    }
+}
+
+async fn read_streams(node: &NodeName, connection: &Connection, shared: &Shared) {
+    let mut reading = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            stream = connection.accept_uni(), if reading.len() < MAX_STREAMS as usize => match stream {
+                Ok(mut stream) => reading.push(async move { timeout(MAX_TRANSFER, stream.read_to_end(MAX_FRAME)).await }),
+                Err(_) => return,
+            },
+            Some(read) = reading.next() => match read {
+                // The acceptor's greeting.
+                Ok(Ok(bytes)) if bytes.is_empty() => {}
+                // Waiting here holds back the peer by QUIC's flow control.
+                Ok(Ok(bytes)) => if let Some(input) = decode(node, connection, shared, &bytes) {
+                    let _ = shared.inputs.send(input).await;
+                },
+                Ok(Err(quinn::ReadToEndError::TooLong)) => {
+                    shared.refuse(connection.remote_address().ip(), "frames_refused_too_long", &format_args!("frame of {node} is too long"));
+                }
+                Ok(Err(_)) | Err(_) => shared.counters.count("frames_incomplete"),
+            },
+        }
+    }
+}
+
+async fn read_datagrams(node: &NodeName, connection: &Connection, shared: &Shared) {
+    while let Ok(bytes) = connection.read_datagram().await {
+        if let Some(input) = decode(node, connection, shared, &bytes)
+            && shared.inputs.try_send(input).is_err()
+        {
+            shared.counters.count("frames_dropped_by_full_engine");
+        }
+    }
+}
+
+fn decode(node: &NodeName, connection: &Connection, shared: &Shared, bytes: &[u8]) -> Option<Input> {
+    match Frame::decode(bytes) {
+        Ok(frame) => {
+            shared.counters.count(received_counter(&frame));
+            Some(Input::Frame { from: node.clone(), frame: Box::new(frame) })
+        }
+        Err(error) => {
+            let from = connection.remote_address().ip();
+            shared.refuse(from, "frames_refused_malformed", &format_args!("frame of {node}: {error}"));
+            None
+        }
+    }
+}
+
+macro_rules! counter_by_kind {
+    ($name:ident, $prefix:literal) => {
+        fn $name(frame: &Frame) -> &'static str {
+            match frame {
+                Frame::Raft { .. } => concat!($prefix, "raft"),
+                Frame::Report(_) => concat!($prefix, "report"),
+                Frame::Announce { .. } => concat!($prefix, "announce"),
+                Frame::Ack { .. } => concat!($prefix, "ack"),
+                Frame::Verified { .. } => concat!($prefix, "verified"),
+                Frame::Hello(_) => concat!($prefix, "hello"),
+                Frame::Forward { .. } => concat!($prefix, "forward"),
+                Frame::Forwarded { .. } => concat!($prefix, "forwarded"),
+            }
+        }
+    };
+}
+counter_by_kind!(sent_counter, "frames_out_");
+counter_by_kind!(received_counter, "frames_in_");

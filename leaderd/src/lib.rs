@@ -1,0 +1,22 @@
+//! The shells around the core: clock, probes on UDP, control channel on QUIC, disk, network, admin socket, metrics.
+//!
+//! No policy lives here. [`engine`] owns the core's node, hands every input in, and every effect on to the shell that
+//! carries it out; shells never call each other.
+
+pub mod admin;
+pub mod cli;
+pub mod clock;
+pub mod control;
+pub mod counters;
+pub mod engine;
+pub mod log;
+pub mod metrics;
+pub mod network;
+pub mod node;
+pub mod probes;
+pub mod record;
+pub mod reload;
+pub mod resolve;
+pub mod run;
+pub mod secrets;
+pub mod store;

@@ -1,0 +1,216 @@
+//! Metrics in the Prometheus text format, made anew from the node's status at every scrape; health and readiness.
+//!
+//! `/healthz`: the engine answers. `/readyz`: the network was programmed as well.
+
+use std::future::IntoFuture;
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
+
+use crate::admin::Asker;
+use crate::engine::{Request, Snapshot};
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+
+/// Serves metrics, health and readiness over TCP until the runtime ends.
+pub async fn serve(address: SocketAddr, asker: Asker) -> anyhow::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot serve metrics on {address}; use another --metrics"))?;
+    tokio::spawn(axum::serve(listener, routes().with_state(asker)).into_future());
+    Ok(())
+}
+
+pub(crate) fn routes() -> Router<Asker> {
+    Router::new().route("/metrics", get(metrics)).route("/healthz", get(health)).route("/readyz", get(ready))
+}
+
+async fn metrics(State(asker): State<Asker>) -> Response {
+    let Some(snapshot) = asker.lookup(Request::Snapshot).await else { return busy() };
+    let mut text = String::new();
+    match encode(&mut text, &registry(&snapshot)) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+async fn health(State(asker): State<Asker>) -> Response {
+    match asker.lookup(Request::Snapshot).await {
+        Some(_) => "ok\n".into_response(),
+        None => busy(),
+    }
+}
+
+async fn ready(State(asker): State<Asker>) -> Response {
+    match asker.lookup(Request::Snapshot).await {
+        Some(snapshot) if snapshot.ready => "ok\n".into_response(),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "the network is not programmed yet\n").into_response(),
+        None => busy(),
+    }
+}
+
+fn busy() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the engine does not answer\n").into_response()
+}
+
+fn registry(s: &Snapshot) -> Registry {
+    let mut registry = Registry::with_prefix("leaderd");
+    let mut gauges = |name: &str, help: &str, rows: Vec<(Labels, f64)>| {
+        let family = Gauges::default();
+        for (labels, value) in rows {
+            family.get_or_create(&labels).set(value);
+        }
+        registry.register(name, help, family);
+    };
+    let locations = &s.status.locations;
+    let label = |name: &dyn std::fmt::Display| vec![("location", name.to_string())];
+    let flag = |b: bool| f64::from(u8::from(b));
+    gauges(
+        "info",
+        "This node and its backend",
+        vec![(
+            vec![
+                ("mesh", s.status.mesh.clone()),
+                ("node", s.status.node.to_string()),
+                ("location", s.status.location.to_string()),
+                ("backend", s.status.backend.clone()),
+                ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ],
+            1.0,
+        )],
+    );
+    gauges("mesh_generation", "Generation of the mesh file in use", vec![(vec![], s.status.generation.0 as f64)]);
+    gauges("ready", "The network was programmed", vec![(vec![], flag(s.ready))]);
+    gauges("peers", "Peers of the control channel", vec![(vec![], s.peers as f64)]);
+    gauges("peers_connected", "Peers that are connected", vec![(vec![], s.peers_connected as f64)]);
+    gauges("epoch", "Epoch in force", locations.iter().map(|l| (label(&l.name), l.epoch.0 as f64)).collect());
+    let leaders = locations.iter().flat_map(|l| {
+        l.leaders.iter().map(|n| (vec![("location", l.name.to_string()), ("node", n.to_string())], 1.0))
+    });
+    gauges("leader", "1 for the nodes that lead their location", leaders.collect());
+    let raft = locations.iter().filter_map(|l| {
+        let node = l.raft_leader.as_ref()?;
+        Some((vec![("location", l.name.to_string()), ("node", node.to_string())], 1.0))
+    });
+    gauges("raft_leader", "1 for the raft leader of a location", raft.collect());
+    let quorum = locations.iter().filter_map(|l| Some((label(&l.name), flag(l.quorum?))));
+    gauges("quorum", "The location has a quorum, as far as known", quorum.collect());
+    gauges("frozen", "No automatic failover", locations.iter().map(|l| (label(&l.name), flag(l.frozen.is_some()))).collect());
+    gauges("fallback", "The local ranking is in force", locations.iter().map(|l| (label(&l.name), flag(l.fallback))).collect());
+    let candidates = || locations.iter().flat_map(|l| l.candidates.iter().map(move |c| (l, c)));
+    let of = |l: &leaderd_core::status::LocationStatus, c: &leaderd_core::status::CandidateStatus| {
+        vec![("location", l.name.to_string()), ("node", c.name.to_string())]
+    };
+    let verdicts = candidates().map(|(l, c)| {
+        use leaderd_core::verdict::Verdict;
+        let (verdict, cause) = match &c.verdict {
+            Verdict::Unknown => ("unknown", ""),
+            Verdict::Forwarding => ("forwarding", ""),
+            Verdict::Suspected => ("suspected", ""),
+            Verdict::Degraded { cause, .. } => ("degraded", cause.as_str()),
+        };
+        let mut labels = of(l, c);
+        labels.extend([("verdict", verdict.to_owned()), ("cause", cause.to_owned())]);
+        (labels, 1.0)
+    });
+    gauges("verdict", "1 for the verdict on a candidate", verdicts.collect());
+    let rtt = candidates().filter_map(|(l, c)| Some((of(l, c), c.rtt_ms? / 1000.0)));
+    gauges("rtt_seconds", "Smoothed round trip of probes", rtt.collect());
+    gauges("loss_ratio", "Share of probes lost lately", candidates().map(|(l, c)| (of(l, c), f64::from(c.loss))).collect());
+    let mtu = candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.path_mtu?))));
+    gauges("path_mtu_bytes", "Largest packet known to pass", mtu.collect());
+    let blackouts = s.blackouts.iter().map(|(l, seconds)| (label(l), *seconds));
+    gauges("blackout_last_seconds", "Measured blackout of the last failover", blackouts.collect());
+    let failovers = s.failovers.iter().map(|(l, n)| (label(l), *n as f64));
+    gauges("failovers", "Failovers that this node knows of", failovers.collect());
+    for (prefix, name, value) in s
+        .core
+        .iter()
+        .map(|(n, v)| ("core", n.as_str(), *v))
+        .chain(s.shell.iter().map(|(n, v)| ("shell", *n, *v)))
+    {
+        // A name is a word of ours; anything else in it becomes an underscore.
+        let clean: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        if clean.ends_with("_micros") {
+            let gauge: Gauge<f64, AtomicU64> = Gauge::default();
+            gauge.set(value as f64 / 1e6);
+            let name = format!("{prefix}_{}_seconds", clean.trim_end_matches("_micros"));
+            registry.register(name, "The last one measured", gauge);
+        } else {
+            registry.register(format!("{prefix}_{clean}"), "Counted since start", ConstCounter::new(value));
+        }
+    }
+    registry
+}
+
+#[cfg(test)]
+mod tests {
+    use leaderd_core::ids::Epoch;
+    use leaderd_core::status::{LocationStatus, Status};
+
+    use super::*;
+
+    #[test]
+    fn a_scrape_tells_who_leads_and_what_was_counted() {
+        let location = LocationStatus {
+            name: "cloud".parse().unwrap(),
+            leaders: vec!["cloud-1".parse().unwrap()],
+            epoch: Epoch(7),
+            since: None,
+            cause: None,
+            frozen: None,
+            raft_leader: Some("cloud-2".parse().unwrap()),
+            quorum: Some(true),
+            fallback: false,
+            candidates: vec![],
+            next: None,
+            notes: vec![],
+        };
+        let status = Status {
+            mesh: "home".into(),
+            node: "cloud-0".parse().unwrap(),
+            location: "cloud".parse().unwrap(),
+            generation: Default::default(),
+            mesh_hash: String::new(),
+            other_generations: Default::default(),
+            backend: "userspace".into(),
+            locations: vec![location],
+        };
+        let snapshot = Snapshot {
+            status,
+            core: [("probes.lost".to_owned(), 3)].into(),
+            shell: [("persist_latency_micros", 1500)].into(),
+            ready: true,
+            peers_connected: 1,
+            peers: 2,
+            blackouts: [("cloud".to_owned(), 0.25)].into(),
+            failovers: [("cloud".to_owned(), 1)].into(),
+        };
+        let mut text = String::new();
+        encode(&mut text, &registry(&snapshot)).unwrap();
+        for line in [
+            r#"leaderd_leader{location="cloud",node="cloud-1"} 1.0"#,
+            r#"leaderd_epoch{location="cloud"} 7.0"#,
+            r#"leaderd_blackout_last_seconds{location="cloud"} 0.25"#,
+            "leaderd_core_probes_lost_total 3",
+            "leaderd_shell_persist_latency_seconds 0.0015",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! A changed mesh file is applied live: on SIGHUP, or when the file is seen to have changed.
+//!
+//! A file with mistakes, of an older generation, or in which this node is no longer the same, is told in the log and
+//! left aside: the daemon goes on with what it has.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use leaderd_core::ids::NodeName;
+use leaderd_core::io::Input;
+use leaderd_core::mesh::Mesh;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::node::parse_mesh;
+use crate::resolve::{resolve, substitute};
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// How often DNS names are resolved anew.
+const RESOLVE: Duration = Duration::from_secs(60);
+
+/// Longest mesh file, in bytes: 3,000 nodes take about 1 MiB.
+const MAX_FILE: u64 = 16 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum MeshFileError {
+    #[error("mesh file {}: {source}; `wgctl mesh init` writes one to begin with", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("mesh file {} has {bytes} bytes, the most is {MAX_FILE}", path.display())]
+    TooLong { path: PathBuf, bytes: u64 },
+    #[error("mesh file {} has mistakes:\n{}", path.display(), mistakes.join("\n"))]
+    Mistakes { path: PathBuf, mistakes: Vec<String> },
+}
+
+/// Reads and checks the mesh file.
+pub fn read(path: &Path) -> Result<Mesh, MeshFileError> {
+    let failed = |source| MeshFileError::Read { path: path.to_owned(), source };
+    let bytes = std::fs::metadata(path).map_err(failed)?.len();
+    if bytes > MAX_FILE {
+        return Err(MeshFileError::TooLong { path: path.to_owned(), bytes });
+    }
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    parse_mesh(&text).map_err(|mistakes| MeshFileError::Mistakes {
+        path: path.to_owned(),
+        mistakes: mistakes.iter().map(|m| format!("{}:{m}", path.display())).collect(),
+    })
+}
+
+/// Why a good file is not taken while the daemon runs.
+pub fn refusal(old: &Mesh, new: &Mesh, me: &NodeName) -> Option<String> {
+    if new.generation < old.generation {
+        return Some(format!(
+            "its generation {} is older than {}, which is in use; set generation to {} or more",
+            new.generation,
+            old.generation,
+            old.generation.0 + 1
+        ));
+    }
+    if new.name != old.name {
+        return Some(format!("it is of mesh {}, and this daemon runs in {}", new.name, old.name));
+    }
+    let (Some(then), Some(now)) = (old.node(me), new.node(me)) else {
+        return Some(format!("node {me} is not in it; stop this daemon and run `leaderd cleanup` if that is meant"));
+    };
+    let restart = |what: &str| Some(format!("{what} of this node changed: restart leaderd to apply it"));
+    if now.location != then.location {
+        return restart("the location");
+    }
+    if now.wireguard_key != then.wireguard_key || now.control_key != then.control_key {
+        return restart("a key");
+    }
+    if new.control_port != old.control_port {
+        return Some("control_port changed: restart leaderd to apply it".to_owned());
+    }
+    None
+}
+
+/// Watches until the engine is gone.
+pub async fn watch(
+    path: PathBuf,
+    me: NodeName,
+    mut mesh: Mesh,
+    mut resolved: BTreeMap<String, IpAddr>,
+    inputs: mpsc::Sender<Input>,
+) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = stamp(&path);
+    let mut resolved_at = Instant::now();
+    loop {
+        let asked = tokio::select! {
+            Some(()) = hangup.recv() => true,
+            _ = looks.tick() => false,
+        };
+        let now = stamp(&path);
+        if asked || now != seen {
+            seen = now;
+            match read(&path) {
+                Err(error) => tracing::error!(%error, "the mesh file is not applied"),
+                Ok(new) if new.hash == mesh.hash => {
+                    if asked {
+                        tracing::info!("the mesh file has not changed");
+                    }
+                }
+                Ok(new) => match refusal(&mesh, &new, &me) {
+                    Some(why) => tracing::error!(reason = why, "the mesh file is not applied"),
+                    None => {
+                        if new.generation == mesh.generation {
+                            tracing::warn!(mesh.generation = %new.generation, "the mesh file changed, and its generation did not");
+                        }
+                        tracing::info!(mesh.generation = %new.generation, "applying the changed mesh file");
+                        mesh = new;
+                        resolved = resolve(&mesh, &resolved).await;
+                        resolved_at = Instant::now();
+                        inputs.send(Input::MeshChanged(Box::new(substitute(&mesh, &resolved)))).await?;
+                    }
+                },
+            }
+        }
+        if resolved_at.elapsed() > RESOLVE {
+            let new = resolve(&mesh, &resolved).await;
+            resolved_at = Instant::now();
+            if new != resolved {
+                tracing::info!(endpoints = ?new, "endpoints have other addresses now");
+                resolved = new;
+                inputs.send(Input::MeshChanged(Box::new(substitute(&mesh, &resolved)))).await?;
+            }
+        }
+    }
+}
+
+/// Changes when the file does: replaced, rewritten, or gone.
+fn stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {
+    let m = std::fs::metadata(path).ok()?;
+    Some((m.ino(), m.mtime(), m.mtime_nsec(), m.len()))
+}

@@ -1,0 +1,177 @@
+//! `leaderd run`: everything is opened in the order in which a failure does least harm, and only then started.
+//! A start that fails leaves the data path of an earlier run as it was.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use leaderd_core::ids::NodeName;
+use leaderd_core::io::Input;
+use leaderd_core::mesh::Mesh;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use zeroize::Zeroizing;
+
+use crate::admin::{AdminSocket, Asker};
+use crate::cli::RunArgs;
+use crate::clock::Clock;
+use crate::control::Control;
+use crate::counters::Counters;
+use crate::engine::{Engine, MAX_INPUTS, MAX_REQUESTS, Shells};
+use crate::network::KernelSteward;
+use crate::node::{Node, NodeConfig, ProbeKeys};
+use crate::probes::Probes;
+use crate::record::{self, Recorder};
+use crate::secrets::Keys;
+use crate::store::{Identity, Store};
+use crate::{log, metrics, network, reload, resolve};
+
+/// It was asked wrongly, and nothing was touched.
+const ASKED_WRONGLY: u8 = 2;
+
+pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
+    log::init(args.log)?;
+    let asked = (|| -> anyhow::Result<_> {
+        let me = match &args.node {
+            Some(name) => name.clone(),
+            None => host_name()?,
+        };
+        let mesh = reload::read(&args.mesh)?;
+        let node = mesh.node(&me).with_context(|| {
+            let names: Vec<&str> = mesh.nodes.keys().map(NodeName::as_str).collect();
+            format!("node {me} is not in {}; say which with --node: {}", args.mesh.display(), names.join(", "))
+        })?;
+        let keys = Keys::load(&args.keys, node)?;
+        Ok((me, mesh, keys))
+    })();
+    let (me, mesh, keys) = match asked {
+        Ok(asked) => asked,
+        Err(error) => {
+            eprintln!("leaderd: {error:#}");
+            return Ok(ExitCode::from(ASKED_WRONGLY));
+        }
+    };
+    raise_descriptors();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(args, me, mesh, keys))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::Result<()> {
+    let clock = Clock::default();
+    let counters = Counters::default();
+    let location = file.node(&me).context("this node")?.location.clone();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"), mesh.name = file.name, mesh.generation = %file.generation,
+        mesh.hash = hex(&file.hash[..8]), node.name = %me, location.name = %location,
+        mesh.file = %args.mesh.display(), state = %args.state.display(), admin = %args.admin.display(),
+        metrics = ?args.metrics, control.port = file.control_port, probe.ports = ?file.probe_ports,
+        policy = ?file.policy, "starting"
+    );
+    // Locks first: a second daemon of this node must get no further.
+    let identity = Identity { mesh: file.name.clone(), location, node: me.clone() };
+    let store = Store::open(&args.state, &identity)?;
+    let mut admin = AdminSocket::bind(&args.admin)?;
+    let probes = Probes::bind(&file.probe_ports, counters.clone())?;
+    let (inputs, inputs_rx) = mpsc::channel(MAX_INPUTS);
+    let control = Control::start(file.control_port, &keys, inputs.clone(), counters.clone())?;
+
+    let resolved = resolve::resolve(&file, &BTreeMap::new()).await;
+    let mesh = Arc::new(resolve::substitute(&file, &resolved));
+    let own = mesh.node(&me).context("this node")?;
+    let lan_device = own.device.clone().or_else(|| resolve::device_of(own.address));
+    if lan_device.is_none() {
+        tracing::warn!(node.address = %own.address, "no interface has this node's address");
+    }
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    let seed = u64::from_le_bytes(seed);
+    let now = clock.now();
+    let restored = store.restored.clone();
+    let recorder = match &args.record {
+        None => None,
+        Some(path) => {
+            let header = record::Header {
+                version: record::VERSION,
+                mesh: (*mesh).clone(),
+                me: me.clone(),
+                restored: restored.clone(),
+                seed,
+                resolved: resolved.clone(),
+                lan_device: lan_device.as_ref().map(ToString::to_string),
+                now,
+            };
+            Some(Recorder::create(path, &header).with_context(|| format!("cannot record to {}", path.display()))?)
+        }
+    };
+    let secret = Zeroizing::new(*keys.wireguard.expose());
+    let config = NodeConfig {
+        mesh,
+        me: me.clone(),
+        keys: ProbeKeys::new(*secret),
+        restored,
+        seed,
+        resolved: resolved.clone(),
+        lan_device,
+    };
+    let node = Node::new(config, now).context("cannot take up where the store left off")?;
+
+    let (programs, programs_rx) = watch::channel(None);
+    let steward_keys = keys.clone();
+    network::start(
+        move || async move { KernelSteward::open(&steward_keys).await },
+        programs_rx,
+        inputs.clone(),
+        counters.clone(),
+    )
+    .await
+    .context("cannot work on this machine's network")?;
+    let persisted = inputs.clone();
+    let writer = store.start(counters.clone(), move |ticket| {
+        // The engine may be gone when the last write is done.
+        let _ = persisted.blocking_send(Input::Persisted { ticket });
+    })?;
+    let (asker, requests) = mpsc::channel(MAX_REQUESTS);
+    let asker = Asker(asker);
+    admin.serve(asker.clone());
+    if let Some(address) = args.metrics {
+        metrics::serve(address, asker).await?;
+    }
+    tokio::spawn(async move {
+        if let Err(error) = reload::watch(args.mesh, me, file, resolved, inputs).await {
+            tracing::error!(%error, "changes of the mesh file are not seen any more");
+        }
+    });
+    let shells = Shells { probes, control, writer, programs, recorder, counters };
+    let own_name = identity.node;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    Engine::new(node, own_name, clock, shells, inputs_rx, requests).run(stop).await;
+    tracing::info!("stopped; forwarding stays as it is");
+    Ok(())
+}
+
+fn host_name() -> anyhow::Result<NodeName> {
+    let name = nix::unistd::gethostname()?.to_string_lossy().to_ascii_lowercase();
+    name.parse().with_context(|| "the host's name is no node name; say which node this is with --node")
+}
+
+/// Each fresh flow under way has a descriptor, and the usual soft limit is 1,024.
+fn raise_descriptors() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,144 @@
+//! Key files: read once, refused if others may read them, compared with what the mesh file says of this node.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use leaderd_core::mesh::{ControlPublicKey, Node};
+use wgctl_plan::WgPublicKey;
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+/// A key file is 45 bytes; a longer one is something else.
+const MAX_KEY_FILE: u64 = 1024;
+
+/// 32 secret bytes. No `Debug`, zeroed on drop.
+#[derive(Clone, Zeroize, ZeroizeOnDrop)]
+#[allow(missing_debug_implementations)]
+pub struct Secret([u8; 32]);
+
+impl Secret {
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+    /// The caller takes over the duty to zero the copy.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+/// Both private keys of this node.
+#[derive(Clone)]
+pub struct Keys {
+    /// X25519, of WireGuard and the probes.
+    pub wireguard: Secret,
+    /// Ed25519 seed, of the control channel.
+    pub control: Secret,
+}
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Keys(…)")
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    #[error("key file {}: {source}; make keys with `wgctl keygen --out {}`", path.display(), dir.display())]
+    Read { path: PathBuf, dir: PathBuf, source: std::io::Error },
+    #[error("key file {} may be read by others (mode {mode:04o}); run: chmod 600 {}", path.display(), path.display())]
+    Mode { path: PathBuf, mode: u32 },
+    #[error("key file {} holds no key: base64 of 32 bytes and a newline is wanted", .0.display())]
+    Malformed(PathBuf),
+    #[error(
+        "key file {} does not belong to node {node}: its public half is {found}, but the mesh file says {field} = \"{expected}\"; \
+         put the public key into the mesh file, or the right key file in place", path.display()
+    )]
+    Mismatch { path: PathBuf, node: String, field: &'static str, found: String, expected: String },
+}
+
+impl Keys {
+    /// Reads `wireguard.key` and `control.key` of `dir`, and holds them against the node's public keys.
+    pub fn load(dir: &Path, node: &Node) -> Result<Self, SecretError> {
+        let (wireguard_path, control_path) = (dir.join("wireguard.key"), dir.join("control.key"));
+        let keys = Self { wireguard: read(&wireguard_path)?, control: read(&control_path)? };
+        let check = |path: &Path, field: &'static str, found: [u8; 32], expected: [u8; 32]| {
+            if found == expected {
+                return Ok(());
+            }
+            Err(SecretError::Mismatch {
+                path: path.to_owned(),
+                node: node.name.to_string(),
+                field,
+                found: BASE64.encode(found),
+                expected: BASE64.encode(expected),
+            })
+        };
+        check(&wireguard_path, "wireguard_key", keys.wireguard_public().0, node.wireguard_key.0)?;
+        check(&control_path, "control_key", keys.control_public().0, node.control_key.0)?;
+        Ok(keys)
+    }
+
+    pub fn wireguard_public(&self) -> WgPublicKey {
+        let secret = x25519_dalek::StaticSecret::from(*self.wireguard.expose());
+        WgPublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
+    }
+
+    pub fn control_public(&self) -> ControlPublicKey {
+        ControlPublicKey(ed25519_dalek::SigningKey::from_bytes(self.control.expose()).verifying_key().to_bytes())
+    }
+}
+
+fn read(path: &Path) -> Result<Secret, SecretError> {
+    let dir = path.parent().unwrap_or(Path::new(".")).to_owned();
+    let failed = |source| SecretError::Read { path: path.to_owned(), dir: dir.clone(), source };
+    let file = File::open(path).map_err(failed)?;
+    // Of the open file, so that nobody can swap it in between.
+    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return Err(SecretError::Mode { path: path.to_owned(), mode });
+    }
+    let malformed = || SecretError::Malformed(path.to_owned());
+    let mut text = Zeroizing::new(String::with_capacity(MAX_KEY_FILE as usize));
+    match file.take(MAX_KEY_FILE).read_to_string(&mut text) {
+        Err(e) if e.kind() == std::io::ErrorKind::InvalidData => return Err(malformed()),
+        other => other.map_err(failed)?,
+    };
+    let bytes = Zeroizing::new(BASE64.decode(text.trim()).map_err(|_| malformed())?);
+    Ok(Secret(bytes.as_slice().try_into().map_err(|_| malformed())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(path: &Path, text: &str, mode: u32) {
+        std::fs::write(path, text).unwrap();
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_others_may_read_is_refused_with_the_command_that_helps() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("control.key");
+        write(&path, &BASE64.encode([7; 32]), 0o644);
+        let error = read(&path).err().unwrap().to_string();
+        assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
+        write(&path, &format!("{}\n", BASE64.encode([7; 32])), 0o600);
+        assert_eq!(read(&path).ok().unwrap().expose(), &[7; 32]);
+    }
+
+    #[test]
+    fn what_is_no_key_is_named_with_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("wireguard.key");
+        for text in ["", "short", &BASE64.encode([1; 31]), &"A".repeat(5000)] {
+            write(&path, text, 0o600);
+            assert!(matches!(read(&path), Err(SecretError::Malformed(p)) if p == path));
+        }
+        let error = read(&dir.path().join("none.key")).err().unwrap().to_string();
+        assert!(error.contains("wgctl keygen"), "{error}");
+    }
+}

@@ -1,0 +1,77 @@
+//! Meshes to put into a [`World`](super::World).
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use leaderd_core::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
+use leaderd_core::mesh::{ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy};
+use leaderd_core::probe::keys::ProbeKeys;
+
+/// A location to be: name, candidates, members, witnesses.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub name: &'static str,
+    pub candidates: u16,
+    pub members: u16,
+    pub witnesses: Vec<&'static str>,
+}
+
+impl Site {
+    pub fn new(name: &'static str, candidates: u16, members: u16) -> Self {
+        Self { name, candidates, members, witnesses: Vec::new() }
+    }
+}
+
+/// The mesh of these sites, all with VXLAN overlays, and every node's secret.
+/// Nodes are called `{site}-{n}`, candidates first; node n of site s has the workload prefix 10.{s}.{n}.0/24.
+pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8; 32]>) {
+    let mut mesh = Mesh {
+        name: "sim".to_owned(),
+        generation: Generation(1),
+        hash: [7; 32],
+        inner: InnerRange { v4: "100.127.0.0/16".parse().expect("a prefix"), v6: None },
+        base_port: 51_900,
+        control_port: 7946,
+        probe_ports: vec![8620, 8621, 8622],
+        mtu: 1420,
+        keepalive: 10,
+        policy,
+        locations: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+    };
+    let mut secrets = BTreeMap::new();
+    let mut index: u16 = 0;
+    for (site_number, site) in sites.iter().enumerate() {
+        let location: LocationName = site.name.parse().expect("a name");
+        let overlay =
+            Overlay::Vxlan { device: "lvx0".parse().expect("a name"), vni: 7946, port: 4790, mtu: 1450 };
+        let witnesses = site.witnesses.iter().map(|w| w.parse().expect("a name")).collect();
+        mesh.locations.insert(location.clone(), Location { name: location.clone(), overlay, witnesses });
+        for n in 0..site.candidates + site.members {
+            index += 1;
+            let name: NodeName = format!("{}-{n}", site.name).parse().expect("a name");
+            let mut secret = [0u8; 32];
+            secret[..2].copy_from_slice(&index.to_be_bytes());
+            secret[2] = 1;
+            let (site_number, n8) = (site_number as u8 + 1, n as u8);
+            let node = Node {
+                name: name.clone(),
+                index: NodeIndex(index),
+                location: location.clone(),
+                slot: (n < site.candidates).then_some(Slot(n8)),
+                priority: 100,
+                endpoint: (n < site.candidates)
+                    .then(|| Host::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, site_number, n8 + 1)))),
+                address: IpAddr::V4(Ipv4Addr::new(192, 168, site_number, n8 + 1)),
+                device: None,
+                prefixes: vec![format!("10.{site_number}.{n}.0/24").parse().expect("a prefix")],
+                probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, site_number, n8, 1))],
+                wireguard_key: ProbeKeys::new(secret).public(),
+                control_key: ControlPublicKey(secret),
+            };
+            mesh.nodes.insert(name.clone(), node);
+            secrets.insert(name, secret);
+        }
+    }
+    (mesh, secrets)
+}

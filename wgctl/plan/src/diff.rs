@@ -1,0 +1,398 @@
+//! The ordered difference between two networks.
+//!
+//! Additions come first, in the order in which things rest on each other (links, peers, addresses, neighbours, nexthops,
+//! groups, rules, routes), removals last and in the reverse order, and what can be replaced is never taken away first: a
+//! packet that had a way before and has one after has one at every step between. What a change of a link or an address
+//! takes with it is known from the model kernel's rules, and made again.
+//!
+//! A nexthop id that turns from a single one into a group (or changes family) cannot be replaced. Its routes are parked on
+//! a spare id with the new meaning while the old object goes and the new one comes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::change::Change;
+use crate::kernel::{effect, sysctl_interface};
+use crate::model::*;
+
+/// One round is enough unless a removal took something with it that is wanted; the second one makes that again, and removes
+/// nothing.
+const MAX_ROUNDS: usize = 3;
+
+/// What to do so that `observed` becomes `desired`.
+///
+/// Endpoints roam: a peer that is there with an endpoint keeps it. Peers that have not changed are not touched, as some
+/// WireGuard implementations lose the session of every peer they are sent. Sysctls are set, never unset.
+pub fn diff(desired: &Network, observed: &Network) -> Vec<Change> {
+    difference(desired, observed, Endpoints::Roam)
+}
+
+/// What to do so that `old`, assumed to be in place, becomes `new`. A peer whose endpoint differs gets the new one.
+pub fn diff_desired(old: &Network, new: &Network) -> Vec<Change> {
+    difference(new, old, Endpoints::Compare)
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Endpoints {
+    Roam,
+    Compare,
+}
+
+fn difference(desired: &Network, observed: &Network, endpoints: Endpoints) -> Vec<Change> {
+    if let Some(changes) = nexthops_only(desired, observed) {
+        return changes;
+    }
+    let mut plan = Plan { desired, state: observed.clone(), endpoints, changes: Vec::new() };
+    for _ in 0..MAX_ROUNDS {
+        let before = plan.changes.len();
+        plan.round();
+        if plan.changes.len() == before {
+            break;
+        }
+    }
+    plan.changes
+}
+
+/// The quick way of a failover: everything is equal but nexthops that can be replaced in place.
+fn nexthops_only(desired: &Network, observed: &Network) -> Option<Vec<Change>> {
+    let same = desired.wireguard == observed.wireguard
+        && desired.vxlan == observed.vxlan
+        && desired.addresses == observed.addresses
+        && desired.fdb == observed.fdb
+        && desired.neighbours == observed.neighbours
+        && desired.routes == observed.routes
+        && desired.rules == observed.rules
+        && desired.sysctls == observed.sysctls
+        && desired.nexthops.keys().eq(observed.nexthops.keys());
+    if !same || desired.nexthops.keys().any(|id| clashes(*id, desired, observed)) {
+        return None;
+    }
+    let changed = desired.nexthops.iter().filter(|(id, n)| observed.nexthops.get(id) != Some(*n));
+    let (groups, singles): (Vec<_>, Vec<_>) = changed.partition(|(_, n)| n.is_group());
+    let set = |(id, nexthop): (&NexthopId, &Nexthop)| Change::SetNexthop { id: *id, nexthop: nexthop.clone() };
+    Some(singles.into_iter().chain(groups).map(set).collect())
+}
+
+/// True if the id is in both and the kernel would not replace one by the other.
+fn clashes(id: NexthopId, desired: &Network, observed: &Network) -> bool {
+    let (Some(want), Some(have)) = (desired.nexthops.get(&id), observed.nexthops.get(&id)) else { return false };
+    let blackhole = |n: &Nexthop| matches!(n, Nexthop::Blackhole { .. });
+    want.is_group() != have.is_group()
+        || desired.nexthop_family(id) != observed.nexthop_family(id)
+        || blackhole(want) != blackhole(have)
+}
+
+struct Plan<'a> {
+    desired: &'a Network,
+    /// `observed` after `changes`.
+    state: Network,
+    endpoints: Endpoints,
+    changes: Vec<Change>,
+}
+
+impl Plan<'_> {
+    fn push(&mut self, change: Change) {
+        effect(&mut self.state, &change);
+        self.changes.push(change);
+    }
+
+    fn extend(&mut self, changes: Vec<Change>) {
+        for change in changes {
+            self.push(change);
+        }
+    }
+
+    fn round(&mut self) {
+        self.sysctls(false);
+        self.unfit_links();
+        self.links();
+        self.sysctls(true);
+        self.wireguard();
+        self.addresses();
+        self.fdb_and_neighbours();
+        self.nexthops_rules_and_routes();
+        self.remove_the_rest();
+    }
+
+    fn sysctls(&mut self, of_our_links: bool) {
+        let ours = |path: &str| {
+            sysctl_interface(path).and_then(|n| n.parse().ok()).is_some_and(|n| self.desired.has_link(&n))
+        };
+        let set = self
+            .desired
+            .sysctls
+            .iter()
+            .filter(|(path, value)| ours(path) == of_our_links && self.state.sysctls.get(*path) != Some(*value))
+            .map(|(path, value)| Change::SetSysctl { path: path.clone(), value: value.clone() })
+            .collect();
+        self.extend(set);
+    }
+
+    /// Devices that must be made anew, or go down, with all that is on them: first, so that the rest is made again.
+    fn unfit_links(&mut self) {
+        let mut out = Vec::new();
+        for name in self.state.wireguard.keys() {
+            if self.desired.vxlan.contains_key(name) {
+                out.push(Change::DeleteLink { name: name.clone() });
+            } else if self.state.wireguard[name].up && self.desired.wireguard.get(name).is_some_and(|w| !w.up) {
+                out.push(Change::SetUp { name: name.clone(), up: false });
+            }
+        }
+        for (name, have) in &self.state.vxlan {
+            let Some(want) = self.desired.vxlan.get(name) else {
+                if self.desired.wireguard.contains_key(name) {
+                    out.push(Change::DeleteLink { name: name.clone() });
+                }
+                continue;
+            };
+            if (have.vni, have.local, have.port) != (want.vni, want.local, want.port) {
+                out.push(Change::DeleteLink { name: name.clone() });
+            } else if have.up && !want.up {
+                out.push(Change::SetUp { name: name.clone(), up: false });
+            }
+        }
+        self.extend(out);
+    }
+
+    fn links(&mut self) {
+        for (name, want) in &self.desired.vxlan {
+            match self.state.vxlan.get(name).cloned() {
+                None => self.push(Change::AddVxlan { name: name.clone(), vxlan: want.clone() }),
+                Some(have) => {
+                    if have.mtu != want.mtu {
+                        self.push(Change::SetMtu { name: name.clone(), mtu: want.mtu });
+                    }
+                    if have.mac != want.mac {
+                        self.push(Change::SetMac { name: name.clone(), mac: want.mac });
+                    }
+                }
+            }
+            if want.up && self.state.is_up(name) == Some(false) {
+                self.push(Change::SetUp { name: name.clone(), up: true });
+            }
+        }
+        for (name, want) in &self.desired.wireguard {
+            match self.state.wireguard.get(name).map(|w| w.mtu) {
+                None => self.push(Change::AddWireguard { name: name.clone(), mtu: want.mtu }),
+                Some(mtu) if mtu != want.mtu => self.push(Change::SetMtu { name: name.clone(), mtu: want.mtu }),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// Up comes before the port: a port that is taken is an error when it is set, and none when an interface goes up.
+    fn wireguard(&mut self) {
+        for (name, want) in &self.desired.wireguard {
+            if want.up && !self.state.wireguard[name].up {
+                self.push(Change::SetUp { name: name.clone(), up: true });
+            }
+            let have = &self.state.wireguard[name];
+            let public_key = want.public_key.filter(|key| have.public_key != Some(*key));
+            let listen_port = Some(want.listen_port).filter(|port| have.listen_port != *port);
+            if public_key.is_some() || listen_port.is_some() {
+                self.push(Change::SetWireguard { name: name.clone(), public_key, listen_port });
+            }
+            for (key, want) in &want.peers {
+                let mut peer = want.clone();
+                if let Some(have) = self.state.wireguard[name].peers.get(key) {
+                    let keep = have.endpoint == want.endpoint
+                        || want.endpoint.is_none()
+                        || (self.endpoints == Endpoints::Roam && have.endpoint.is_some());
+                    let same = have.allowed_ips == want.allowed_ips
+                        && have.persistent_keepalive == want.persistent_keepalive;
+                    if keep && same {
+                        continue;
+                    }
+                    if keep {
+                        peer.endpoint = None;
+                    }
+                }
+                self.push(Change::SetPeer { name: name.clone(), key: *key, peer });
+            }
+        }
+    }
+
+    fn addresses(&mut self) {
+        // An old address that stands in the way of a wanted one, or would take it along when it goes, goes first.
+        let clash = |have: &IpNet, want: &IpNet| match (have, want) {
+            (IpNet::V4(a), IpNet::V4(b)) => a.trunc() == b.trunc(),
+            (IpNet::V6(a), IpNet::V6(b)) => a.addr() == b.addr(),
+            _ => false,
+        };
+        let in_the_way: Vec<_> = self
+            .state
+            .addresses
+            .difference(&self.desired.addresses)
+            .filter(|(name, have)| self.desired.addresses.iter().any(|(n, want)| n == name && clash(have, want)))
+            .cloned()
+            .collect();
+        for (name, address) in in_the_way {
+            if self.state.addresses.contains(&(name.clone(), address)) {
+                self.push(Change::RemoveAddress { name, address });
+            }
+        }
+        let add = self
+            .desired
+            .addresses
+            .difference(&self.state.addresses)
+            .map(|(name, address)| Change::AddAddress { name: name.clone(), address: *address })
+            .collect();
+        self.extend(add);
+    }
+
+    fn fdb_and_neighbours(&mut self) {
+        let mut out = Vec::new();
+        for ((dev, address), mac) in &self.desired.neighbours {
+            if self.state.neighbours.get(&(dev.clone(), *address)) != Some(mac) {
+                out.push(Change::SetNeighbour { dev: dev.clone(), address: *address, mac: *mac });
+            }
+        }
+        for ((dev, mac), endpoint) in &self.desired.fdb {
+            let have = self.state.fdb.get(&(dev.clone(), *mac));
+            if have == Some(endpoint) {
+                continue;
+            }
+            // Seen with several endpoints (shown as unspecified): replacing would change only the first of them.
+            if have.is_some_and(IpAddr::is_unspecified) {
+                out.push(Change::RemoveFdb { dev: dev.clone(), mac: *mac });
+            }
+            out.push(Change::SetFdb { dev: dev.clone(), mac: *mac, endpoint: *endpoint });
+        }
+        self.extend(out);
+    }
+
+    fn nexthops_rules_and_routes(&mut self) {
+        let parked = self.parking();
+        self.singles(&parked);
+        self.groups(&parked);
+        let add = self.desired.rules.difference(&self.state.rules).map(|r| Change::AddRule { rule: r.clone() });
+        self.extend(add.collect());
+        self.routes(&parked);
+        if parked.is_empty() {
+            return;
+        }
+        // Nothing that is wanted uses the old objects now: away with them, and move from the spare ids to the right ones.
+        self.remove_routes();
+        self.remove_nexthops(&parked);
+        let none = BTreeMap::new();
+        self.singles(&none);
+        self.groups(&none);
+        self.routes(&none);
+    }
+
+    /// A spare id for each id that cannot be replaced in place.
+    fn parking(&self) -> BTreeMap<NexthopId, NexthopId> {
+        let mut spare = (NEXTHOP_ID_BASE..=NEXTHOP_ID_BASE + 0xffff)
+            .rev()
+            .map(NexthopId)
+            .filter(|id| !self.desired.nexthops.contains_key(id) && !self.state.nexthops.contains_key(id));
+        let clashing = self.desired.nexthops.keys().filter(|id| clashes(**id, self.desired, &self.state));
+        clashing.filter_map(|id| Some((*id, spare.next()?))).collect()
+    }
+
+    fn singles(&mut self, parked: &BTreeMap<NexthopId, NexthopId>) {
+        for (id, nexthop) in self.desired.nexthops.iter().filter(|(_, n)| !n.is_group()) {
+            let id = *parked.get(id).unwrap_or(id);
+            if self.state.nexthops.get(&id) != Some(nexthop) {
+                self.push(Change::SetNexthop { id, nexthop: nexthop.clone() });
+            }
+        }
+    }
+
+    fn groups(&mut self, parked: &BTreeMap<NexthopId, NexthopId>) {
+        for (id, nexthop) in &self.desired.nexthops {
+            let Nexthop::Group { members } = nexthop else { continue };
+            let id = *parked.get(id).unwrap_or(id);
+            let members = members.iter().map(|m| *parked.get(m).unwrap_or(m)).collect();
+            let nexthop = Nexthop::Group { members };
+            if self.state.nexthops.get(&id) != Some(&nexthop) {
+                self.push(Change::SetNexthop { id, nexthop });
+            }
+        }
+    }
+
+    fn routes(&mut self, parked: &BTreeMap<NexthopId, NexthopId>) {
+        for (key, via) in &self.desired.routes {
+            let via = match via {
+                RouteVia::Nexthop(id) => RouteVia::Nexthop(*parked.get(id).unwrap_or(id)),
+                other => other.clone(),
+            };
+            let key = key.clone();
+            match self.state.routes.get(&key) {
+                None => self.push(Change::AddRoute { key, via }),
+                Some(have) if *have != via => self.push(Change::ReplaceRoute { key, via }),
+                Some(_) => {}
+            }
+        }
+    }
+
+    fn remove_routes(&mut self) {
+        let routes = self.state.routes.keys().filter(|key| !self.desired.routes.contains_key(key));
+        self.extend(routes.map(|key| Change::RemoveRoute { key: key.clone() }).collect());
+    }
+
+    /// Removes the nexthops that are not wanted, and the old meaning of those parked: groups first.
+    fn remove_nexthops(&mut self, parked: &BTreeMap<NexthopId, NexthopId>) {
+        let spare: BTreeSet<NexthopId> = parked.values().copied().collect();
+        for groups in [true, false] {
+            let gone: Vec<NexthopId> = self
+                .state
+                .nexthops
+                .iter()
+                .filter(|(id, n)| {
+                    let wanted = self.desired.nexthops.contains_key(id) || spare.contains(id);
+                    n.is_group() == groups && (!wanted || parked.contains_key(id))
+                })
+                .map(|(id, _)| *id)
+                .collect();
+            for id in gone {
+                if self.state.nexthops.contains_key(&id) {
+                    self.push(Change::RemoveNexthop { id });
+                }
+            }
+        }
+    }
+
+    fn remove_the_rest(&mut self) {
+        self.remove_routes();
+        let rules = self.state.rules.difference(&self.desired.rules);
+        self.extend(rules.map(|r| Change::RemoveRule { rule: r.clone() }).collect());
+        self.remove_nexthops(&BTreeMap::new());
+
+        let doomed = |name: &InterfaceName| !self.desired.has_link(name);
+        let mut out = Vec::new();
+        for (dev, mac) in self.state.fdb.keys().filter(|key| !self.desired.fdb.contains_key(key)) {
+            if !doomed(dev) {
+                out.push(Change::RemoveFdb { dev: dev.clone(), mac: *mac });
+            }
+        }
+        for (dev, address) in self.state.neighbours.keys().filter(|key| !self.desired.neighbours.contains_key(key)) {
+            if !doomed(dev) {
+                out.push(Change::RemoveNeighbour { dev: dev.clone(), address: *address });
+            }
+        }
+        self.extend(out);
+        let addresses: Vec<_> = self.state.addresses.difference(&self.desired.addresses).cloned().collect();
+        for (name, address) in addresses {
+            if self.desired.has_link(&name) && self.state.addresses.contains(&(name.clone(), address)) {
+                self.push(Change::RemoveAddress { name, address });
+            }
+        }
+        let mut out = Vec::new();
+        for (name, have) in &self.state.wireguard {
+            let Some(want) = self.desired.wireguard.get(name) else { continue };
+            for key in have.peers.keys().filter(|key| !want.peers.contains_key(key)) {
+                out.push(Change::RemovePeer { name: name.clone(), key: *key });
+            }
+        }
+        let links = self.state.wireguard.keys().chain(self.state.vxlan.keys());
+        out.extend(
+            links
+                .filter(|name| !self.desired.has_link(name))
+                .map(|name| Change::DeleteLink { name: name.clone() }),
+        );
+        self.extend(out);
+    }
+}

@@ -1,0 +1,367 @@
+//! A kernel reduced to the rules that order our changes: what must be there first, and what goes with what is removed.
+//!
+//! The rules are Linux's (`net/ipv4/nexthop.c`, `net/ipv4/fib_semantics.c`, `net/ipv4/devinet.c`, `drivers/net/wireguard`),
+//! on the strict side where Linux is lenient, so that a plan accepted here is accepted there.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::change::Change;
+use crate::model::*;
+
+/// The network of one node under kernel rules.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ModelKernel {
+    pub network: Network,
+    /// Links that are there, up, and not ours.
+    pub foreign: BTreeSet<InterfaceName>,
+}
+
+/// The kernel would not do that.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused {
+    pub change: Change,
+    pub why: &'static str,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.change, self.why)
+    }
+}
+impl std::error::Error for Refused {}
+
+impl Nexthop {
+    /// The device it sends out of, if it names one.
+    pub fn device(&self) -> Option<&InterfaceName> {
+        match self {
+            Self::Device { dev, .. } | Self::Gateway { dev, .. } => Some(dev),
+            Self::Group { .. } | Self::Blackhole { .. } => None,
+        }
+    }
+
+    pub const fn is_group(&self) -> bool {
+        matches!(self, Self::Group { .. })
+    }
+}
+
+impl RouteVia {
+    /// The device the route itself names (not that of its nexthop object).
+    pub fn device(&self) -> Option<&InterfaceName> {
+        match self {
+            Self::Device { dev, .. } | Self::Gateway { dev, .. } => Some(dev),
+            Self::Nexthop(_) => None,
+        }
+    }
+}
+
+impl Network {
+    pub fn has_link(&self, name: &InterfaceName) -> bool {
+        self.wireguard.contains_key(name) || self.vxlan.contains_key(name)
+    }
+
+    /// Whether a link of ours is up; `None` if it is none of ours.
+    pub fn is_up(&self, name: &InterfaceName) -> Option<bool> {
+        self.wireguard.get(name).map(|w| w.up).or_else(|| self.vxlan.get(name).map(|v| v.up))
+    }
+
+    /// The family of the routes that a nexthop object serves; of a group: of its first member that is there.
+    pub fn nexthop_family(&self, id: NexthopId) -> Option<Family> {
+        match self.nexthops.get(&id)? {
+            Nexthop::Device { family, .. } | Nexthop::Blackhole { family } => Some(*family),
+            Nexthop::Gateway { gateway, .. } => Some(Family::of(gateway)),
+            Nexthop::Group { members } => members.iter().find_map(|m| match self.nexthops.get(m)? {
+                Nexthop::Group { .. } => None,
+                _ => self.nexthop_family(*m),
+            }),
+        }
+    }
+}
+
+/// The interface that a sysctl path belongs to, such as `wgl0` of `net/ipv4/conf/wgl0/rp_filter`.
+pub fn sysctl_interface(path: &str) -> Option<&str> {
+    let mut parts = path.split('/');
+    (parts.next() == Some("net")).then_some(())?;
+    parts.next()?;
+    matches!(parts.next(), Some("conf" | "neigh")).then_some(())?;
+    parts.next().filter(|name| !matches!(*name, "all" | "default"))
+}
+
+impl ModelKernel {
+    pub fn new(network: Network) -> Self {
+        Self { network, foreign: BTreeSet::new() }
+    }
+
+    /// Carries out one change, with everything that the kernel does along with it, or refuses and does nothing.
+    pub fn apply(&mut self, change: &Change) -> Result<(), Refused> {
+        self.check(change).map_err(|why| Refused { change: change.clone(), why })?;
+        effect(&mut self.network, change);
+        Ok(())
+    }
+
+    fn usable(&self, dev: &InterfaceName) -> Result<(), &'static str> {
+        match self.network.is_up(dev) {
+            Some(true) => Ok(()),
+            Some(false) => Err("the device is down"),
+            None if self.foreign.contains(dev) => Ok(()),
+            None => Err("no such device"),
+        }
+    }
+
+    fn check(&self, change: &Change) -> Result<(), &'static str> {
+        let net = &self.network;
+        let ensure = |ok: bool, why: &'static str| if ok { Ok(()) } else { Err(why) };
+        match change {
+            Change::SetSysctl { path, .. } => match sysctl_interface(path) {
+                Some(dev) => ensure(
+                    dev.parse().is_ok_and(|dev| net.has_link(&dev) || self.foreign.contains(&dev)),
+                    "no such sysctl",
+                ),
+                None => Ok(()),
+            },
+            Change::AddWireguard { name, .. } | Change::AddVxlan { name, .. } => {
+                ensure(!net.has_link(name) && !self.foreign.contains(name), "the name is taken")
+            }
+            Change::DeleteLink { name } | Change::SetMtu { name, .. } | Change::SetUp { name, .. } => {
+                ensure(net.has_link(name), "no such device")
+            }
+            Change::SetMac { name, .. } => ensure(net.vxlan.contains_key(name), "no such VXLAN device"),
+            Change::SetWireguard { name, .. } => ensure(net.wireguard.contains_key(name), "no such WireGuard device"),
+            Change::SetPeer { name, key, .. } => match net.wireguard.get(name) {
+                None => Err("no such WireGuard device"),
+                Some(w) => ensure(w.public_key != Some(*key), "a device is no peer of itself"),
+            },
+            Change::RemovePeer { name, key } => {
+                ensure(net.wireguard.get(name).is_some_and(|w| w.peers.contains_key(key)), "no such peer")
+            }
+            Change::AddAddress { name, address } => {
+                ensure(net.has_link(name), "no such device")?;
+                let same = |(n, a): &(InterfaceName, IpNet)| {
+                    n == name && (a == address || matches!(a, IpNet::V6(_)) && a.addr() == address.addr())
+                };
+                ensure(!net.addresses.iter().any(same), "the address is there")
+            }
+            Change::RemoveAddress { name, address } => {
+                ensure(net.addresses.contains(&(name.clone(), *address)), "no such address")
+            }
+            Change::SetNeighbour { dev, .. } | Change::SetFdb { dev, .. } => {
+                ensure(net.vxlan.contains_key(dev), "no such VXLAN device")
+            }
+            Change::RemoveNeighbour { dev, address } => {
+                ensure(net.neighbours.contains_key(&(dev.clone(), *address)), "no such neighbour")
+            }
+            Change::RemoveFdb { dev, mac } => ensure(net.fdb.contains_key(&(dev.clone(), *mac)), "no such fdb entry"),
+            Change::SetNexthop { id, nexthop } => self.check_nexthop(*id, nexthop),
+            Change::RemoveNexthop { id } => ensure(net.nexthops.contains_key(id), "no such nexthop"),
+            Change::AddRule { rule } => ensure(!net.rules.contains(rule), "the rule is there"),
+            Change::RemoveRule { rule } => ensure(net.rules.contains(rule), "no such rule"),
+            Change::AddRoute { key, via } => {
+                ensure(!net.routes.contains_key(key), "a route of this key is there")?;
+                self.check_route(key, via)
+            }
+            Change::ReplaceRoute { key, via } => {
+                ensure(net.routes.contains_key(key), "no such route")?;
+                self.check_route(key, via)
+            }
+            Change::RemoveRoute { key } => ensure(net.routes.contains_key(key), "no such route"),
+        }
+    }
+
+    fn check_nexthop(&self, id: NexthopId, nexthop: &Nexthop) -> Result<(), &'static str> {
+        let net = &self.network;
+        if let Some(dev) = nexthop.device() {
+            self.usable(dev)?;
+        }
+        let mut trial = net.clone_nexthops();
+        trial.nexthops.insert(id, nexthop.clone());
+        if let Nexthop::Group { members } = nexthop {
+            let families: BTreeSet<_> = members.iter().map(|m| trial.nexthop_family(*m)).collect();
+            let singles = members.iter().all(|m| net.nexthops.get(m).is_some_and(|n| !n.is_group()));
+            let blackhole = members.iter().any(|m| matches!(net.nexthops.get(m), Some(Nexthop::Blackhole { .. })));
+            if members.is_empty() {
+                return Err("a group needs members");
+            } else if !singles {
+                return Err("a member of the group is no single nexthop");
+            } else if families.len() != 1 {
+                return Err("the members are of two families");
+            } else if blackhole && members.len() > 1 {
+                return Err("a blackhole shares a group with nobody");
+            }
+        }
+        let Some(old) = net.nexthops.get(&id) else { return Ok(()) };
+        if old.is_group() != nexthop.is_group() {
+            return Err("a nexthop and a group cannot replace each other");
+        }
+        let groups: Vec<_> = net
+            .nexthops
+            .iter()
+            .filter_map(|(g, n)| match n {
+                Nexthop::Group { members } if members.contains(&id) => Some((*g, members.len())),
+                _ => None,
+            })
+            .collect();
+        if matches!(nexthop, Nexthop::Blackhole { .. }) && groups.iter().any(|(_, n)| *n > 1) {
+            return Err("a blackhole shares a group with nobody");
+        }
+        let used = |n: NexthopId| net.routes.values().any(|v| *v == RouteVia::Nexthop(n));
+        if trial.nexthop_family(id) != net.nexthop_family(id) && (used(id) || !groups.is_empty()) {
+            return Err("routes or groups use the nexthop for the other family");
+        }
+        Ok(())
+    }
+
+    fn check_route(&self, key: &RouteKey, via: &RouteVia) -> Result<(), &'static str> {
+        let family = Family::of_net(&key.prefix);
+        match via {
+            RouteVia::Nexthop(id) => match self.network.nexthop_family(*id) {
+                None => Err("no such nexthop"),
+                Some(f) if f != family => Err("the nexthop is of the other family"),
+                Some(_) => Ok(()),
+            },
+            RouteVia::Device { dev, source } => {
+                self.usable(dev)?;
+                match source {
+                    Some(ip) if Family::of(ip) != family => Err("the source is of the other family"),
+                    Some(ip) if !self.is_local(ip) => Err("the source is no address of this node"),
+                    _ => Ok(()),
+                }
+            }
+            RouteVia::Gateway { dev, gateway, .. } => {
+                self.usable(dev)?;
+                if Family::of(gateway) == family { Ok(()) } else { Err("the gateway is of the other family") }
+            }
+        }
+    }
+
+    /// Foreign links may have any address.
+    fn is_local(&self, ip: &IpAddr) -> bool {
+        !self.foreign.is_empty() || self.network.addresses.iter().any(|(_, a)| a.addr() == *ip)
+    }
+}
+
+impl Network {
+    fn clone_nexthops(&self) -> Self {
+        Self { nexthops: self.nexthops.clone(), ..Self::default() }
+    }
+}
+
+/// What an accepted change does, with its side effects.
+pub(crate) fn effect(net: &mut Network, change: &Change) {
+    match change.clone() {
+        Change::SetSysctl { path, value } => drop(net.sysctls.insert(path, value)),
+        Change::AddWireguard { name, mtu } => {
+            let empty =
+                WgInterface { public_key: None, listen_port: 0, mtu, up: false, peers: Default::default() };
+            net.wireguard.insert(name, empty);
+        }
+        Change::AddVxlan { name, vxlan } => drop(net.vxlan.insert(name, Vxlan { up: false, ..vxlan })),
+        Change::DeleteLink { name } => {
+            flush_device(net, &name);
+            net.wireguard.remove(&name);
+            net.vxlan.remove(&name);
+            net.addresses.retain(|(n, _)| *n != name);
+            net.fdb.retain(|(n, _), _| *n != name);
+            net.sysctls.retain(|path, _| sysctl_interface(path) != Some(name.as_str()));
+        }
+        Change::SetMtu { name, mtu } => {
+            net.wireguard.get_mut(&name).map(|w| w.mtu = mtu);
+            net.vxlan.get_mut(&name).map(|v| v.mtu = mtu);
+        }
+        Change::SetMac { name, mac } => drop(net.vxlan.get_mut(&name).map(|v| v.mac = mac)),
+        Change::SetUp { name, up } => {
+            let was = net.is_up(&name);
+            net.wireguard.get_mut(&name).map(|w| w.up = up);
+            net.vxlan.get_mut(&name).map(|v| v.up = up);
+            if was == Some(true) && !up {
+                flush_device(net, &name);
+                net.addresses.retain(|(n, a)| *n != name || matches!(a, IpNet::V4(_)));
+            }
+        }
+        Change::SetWireguard { name, public_key, listen_port } => {
+            let Some(w) = net.wireguard.get_mut(&name) else { return };
+            if let Some(key) = public_key {
+                w.public_key = Some(key);
+                w.peers.remove(&key);
+            }
+            w.listen_port = listen_port.unwrap_or(w.listen_port);
+        }
+        Change::SetPeer { name, key, mut peer } => {
+            let Some(w) = net.wireguard.get_mut(&name) else { return };
+            for other in w.peers.values_mut() {
+                other.allowed_ips.retain(|ip| !peer.allowed_ips.contains(ip));
+            }
+            peer.endpoint = peer.endpoint.or_else(|| w.peers.get(&key).and_then(|p| p.endpoint));
+            w.peers.insert(key, peer);
+        }
+        Change::RemovePeer { name, key } => drop(net.wireguard.get_mut(&name).map(|w| w.peers.remove(&key))),
+        Change::AddAddress { name, address } => drop(net.addresses.insert((name, address))),
+        Change::RemoveAddress { name, address } => remove_address(net, &name, address),
+        Change::SetNeighbour { dev, address, mac } => drop(net.neighbours.insert((dev, address), mac)),
+        Change::RemoveNeighbour { dev, address } => drop(net.neighbours.remove(&(dev, address))),
+        Change::SetFdb { dev, mac, endpoint } => drop(net.fdb.insert((dev, mac), endpoint)),
+        Change::RemoveFdb { dev, mac } => drop(net.fdb.remove(&(dev, mac))),
+        Change::SetNexthop { id, nexthop } => drop(net.nexthops.insert(id, nexthop)),
+        Change::RemoveNexthop { id } => remove_nexthop(net, id),
+        Change::AddRule { rule } => drop(net.rules.insert(rule)),
+        Change::RemoveRule { rule } => drop(net.rules.remove(&rule)),
+        Change::AddRoute { key, via } | Change::ReplaceRoute { key, via } => drop(net.routes.insert(key, via)),
+        Change::RemoveRoute { key } => drop(net.routes.remove(&key)),
+    }
+}
+
+/// A device that goes down takes its neighbours, nexthops and routes with it.
+fn flush_device(net: &mut Network, name: &InterfaceName) {
+    net.neighbours.retain(|(n, _), _| n != name);
+    net.routes.retain(|_, via| via.device() != Some(name));
+    let gone: Vec<NexthopId> =
+        net.nexthops.iter().filter(|(_, n)| n.device() == Some(name)).map(|(id, _)| *id).collect();
+    for id in gone {
+        remove_nexthop(net, id);
+    }
+}
+
+/// A nexthop leaves its groups, and empty groups and routes go with it.
+fn remove_nexthop(net: &mut Network, id: NexthopId) {
+    net.nexthops.remove(&id);
+    net.routes.retain(|_, via| *via != RouteVia::Nexthop(id));
+    let mut empty = Vec::new();
+    for (group, nexthop) in &mut net.nexthops {
+        if let Nexthop::Group { members } = nexthop
+            && members.remove(&id)
+            && members.is_empty()
+        {
+            empty.push(*group);
+        }
+    }
+    for group in empty {
+        remove_nexthop(net, group);
+    }
+}
+
+/// IPv4: the other addresses of the subnet may be secondary to this one and then go with it, and with the last address of
+/// a device go its routes. Both families: routes that use the address as their source go.
+fn remove_address(net: &mut Network, name: &InterfaceName, address: IpNet) {
+    let mut gone = vec![address.addr()];
+    net.addresses.remove(&(name.clone(), address));
+    if matches!(address, IpNet::V4(_)) {
+        net.addresses.retain(|(n, a)| {
+            let secondary = n == name && a.trunc() == address.trunc();
+            if secondary {
+                gone.push(a.addr());
+            }
+            !secondary
+        });
+        if !net.addresses.iter().any(|(n, a)| n == name && matches!(a, IpNet::V4(_))) {
+            net.routes
+                .retain(|key, via| via.device() != Some(name) || matches!(key.prefix, IpNet::V6(_)));
+        }
+    }
+    let local: BTreeSet<IpAddr> = net.addresses.iter().map(|(_, a)| a.addr()).collect();
+    net.routes.retain(|_, via| match via {
+        RouteVia::Device { source: Some(ip), .. } => !gone.contains(ip) || local.contains(ip),
+        _ => true,
+    });
+}

@@ -1,0 +1,169 @@
+//! The daemon's admin API, from the operator's side: HTTP over a Unix socket, one request per connection.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use leaderd_core::admin::{AdminRequest, AdminResponse};
+use leaderd_core::state::Event;
+use leaderd_core::status::Status;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Longest answer that is read. 1,000 locations with 256 events each stay below it.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// A daemon answers what it knows at once; a command waits for the commit, across slow paths if need be.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error(
+        "no leaderd here: there is no socket {0}\n  \
+         Start the daemon (`systemctl start leaderd`), or name its socket with --admin or LEADERD_ADMIN."
+    )]
+    NoSocket(PathBuf),
+    #[error(
+        "leaderd does not run: nobody listens on {0}\n  \
+         It has stopped or crashed (forwarding goes on without it). See `journalctl -u leaderd`, then \
+         `systemctl start leaderd`."
+    )]
+    Refused(PathBuf),
+    #[error("may not open {0}\n  Run wgctl as root, or as the user that leaderd runs as.")]
+    Forbidden(PathBuf),
+    #[error("connecting to {0}")]
+    Connect(PathBuf, #[source] io::Error),
+    #[error("leaderd on {0} did not answer within {PATIENCE:?}\n  See `journalctl -u leaderd`.")]
+    TimedOut(PathBuf),
+    #[error("talking to {0}; is it leaderd's admin socket?")]
+    Http(PathBuf, #[source] hyper::Error),
+    #[error("leaderd's answer on {0} is longer than {MAX_ANSWER} bytes")]
+    TooLong(PathBuf),
+    #[error("leaderd on {socket} answered {status}: {text}")]
+    Status { socket: PathBuf, status: StatusCode, text: String },
+    #[error(
+        "leaderd on {0} answered what this wgctl does not understand; are both of one version?"
+    )]
+    NotUnderstood(PathBuf, #[source] serde_json::Error),
+}
+
+/// Talks with the daemon of this node.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub fn new(socket: &Path) -> Self {
+        Self { socket: socket.to_owned() }
+    }
+
+    pub fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status")
+    }
+
+    /// Events of every location, oldest first.
+    pub fn events(&self) -> Result<Vec<Event>, ClientError> {
+        self.get("/v1/events")
+    }
+
+    /// What the daemon says, unread: for `--json`, so that nothing a newer daemon says is lost.
+    pub fn value(&self, path: &str) -> Result<Value, ClientError> {
+        self.get(path)
+    }
+
+    /// A refusal is an answer, not an error.
+    pub fn command(&self, request: &AdminRequest) -> Result<AdminResponse, ClientError> {
+        let body = serde_json::to_vec(request).expect("a request is plain data");
+        let (status, answer) = self.exchange(Method::POST, "/v1/command", body)?;
+        if status.is_success() || status == StatusCode::CONFLICT {
+            self.parse(&answer)
+        } else {
+            Err(self.unexpected(status, &answer))
+        }
+    }
+
+    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let (status, answer) = self.exchange(Method::GET, path, Vec::new())?;
+        if status.is_success() {
+            self.parse(&answer)
+        } else {
+            Err(self.unexpected(status, &answer))
+        }
+    }
+
+    fn parse<T: DeserializeOwned>(&self, answer: &[u8]) -> Result<T, ClientError> {
+        serde_json::from_slice(answer)
+            .map_err(|e| ClientError::NotUnderstood(self.socket.clone(), e))
+    }
+
+    fn unexpected(&self, status: StatusCode, answer: &[u8]) -> ClientError {
+        /// Enough of an unknown answer to recognise it.
+        const SHOWN: usize = 400;
+        let text = String::from_utf8_lossy(&answer[..answer.len().min(SHOWN)]).trim().to_owned();
+        ClientError::Status { socket: self.socket.clone(), status, text }
+    }
+
+    fn exchange(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| ClientError::Connect(self.socket.clone(), e))?;
+        runtime.block_on(async {
+            tokio::time::timeout(PATIENCE, self.exchange_async(method, path, body))
+                .await
+                .unwrap_or_else(|_| Err(ClientError::TimedOut(self.socket.clone())))
+        })
+    }
+
+    async fn exchange_async(
+        &self,
+        method: Method,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let socket = || self.socket.clone();
+        let http = |e| ClientError::Http(socket(), e);
+        let stream =
+            tokio::net::UnixStream::connect(&self.socket).await.map_err(|e| match e.kind() {
+                io::ErrorKind::NotFound => ClientError::NoSocket(socket()),
+                io::ErrorKind::ConnectionRefused => ClientError::Refused(socket()),
+                io::ErrorKind::PermissionDenied => ClientError::Forbidden(socket()),
+                _ => ClientError::Connect(socket(), e),
+            })?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+        // Ends by itself when `sender` is dropped or the daemon hangs up; its error reaches us through the request.
+        let connection = tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "leaderd")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .expect("the parts of a request are fixed");
+        let response = sender.send_request(request).await.map_err(http)?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await.map_err(|e| {
+            if e.is::<LengthLimitError>() {
+                ClientError::TooLong(socket())
+            } else {
+                match e.downcast::<hyper::Error>() {
+                    Ok(e) => ClientError::Http(socket(), *e),
+                    Err(e) => ClientError::Connect(socket(), io::Error::other(e)),
+                }
+            }
+        })?;
+        connection.abort();
+        Ok((status, body.to_bytes()))
+    }
+}

@@ -1,0 +1,169 @@
+//! One mesh with one failover, as a daemon would tell it: what the snapshot tests render.
+
+use std::time::Duration;
+
+use leaderd_core::ids::{Epoch, Generation, Slot};
+use leaderd_core::state::{Event, EventKind, EventTimes};
+use leaderd_core::status::{CandidateStatus, LocationStatus, Status};
+use leaderd_core::time::WallTime;
+use leaderd_core::verdict::{Cause, Direction, EvidenceRow, ProbeClass, SlotReport, Verdict};
+
+/// 2026-03-01 12:00:00 UTC
+pub const NOW: WallTime = WallTime(1_772_366_400_000_000);
+
+fn ago(ms: u64) -> WallTime {
+    WallTime(NOW.0 - ms * 1000)
+}
+
+const NEW_FLOW: Verdict =
+    Verdict::Degraded { cause: Cause::NewFlow, direction: Some(Direction::Forward) };
+
+fn candidate(name: &str, slot: u8, leading: bool, verdict: Verdict) -> CandidateStatus {
+    CandidateStatus {
+        name: name.parse().unwrap(),
+        slot: Slot(slot),
+        leading,
+        verdict,
+        observers: (3, 3),
+        rtt_ms: Some(20.14),
+        loss: 0.0,
+        path_mtu: Some(1420),
+        drained: false,
+        blocked_by: Vec::new(),
+    }
+}
+
+fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
+    LocationStatus {
+        name: name.parse().unwrap(),
+        leaders: candidates.iter().filter(|c| c.leading).map(|c| c.name.clone()).collect(),
+        epoch: Epoch(1),
+        since: Some(ago(7_500_000)),
+        cause: Some(Cause::Initial),
+        frozen: None,
+        raft_leader: candidates.iter().find(|c| !c.leading).map(|c| c.name.clone()),
+        quorum: Some(true),
+        fallback: false,
+        next: candidates
+            .iter()
+            .find(|c| !c.leading && c.verdict == Verdict::Forwarding)
+            .map(|c| c.name.clone()),
+        candidates,
+        notes: Vec::new(),
+    }
+}
+
+pub fn status() -> Status {
+    let mut sick = candidate("cloud-0", 0, false, NEW_FLOW);
+    (sick.loss, sick.blocked_by) = (0.62, vec!["degraded (new-flow)".into()]);
+    let mut drained = candidate("home-2", 2, false, Verdict::Unknown);
+    drained.drained = true;
+    drained.blocked_by = vec!["drained".into(), "no fresh observer".into()];
+    (drained.observers, drained.rtt_ms, drained.path_mtu) = ((0, 0), None, None);
+    let mut cloud = location(
+        "cloud",
+        vec![
+            sick,
+            candidate("cloud-1", 1, true, Verdict::Forwarding),
+            candidate("cloud-2", 2, false, Verdict::Forwarding),
+        ],
+    );
+    (cloud.epoch, cloud.cause, cloud.since) = (Epoch(2), Some(Cause::NewFlow), Some(ago(192_000)));
+    let home = location(
+        "home",
+        vec![
+            candidate("home-0", 0, true, Verdict::Forwarding),
+            candidate("home-1", 1, false, Verdict::Suspected),
+            drained,
+        ],
+    );
+    Status {
+        mesh: "lab".into(),
+        node: "home-1".parse().unwrap(),
+        location: "home".parse().unwrap(),
+        generation: Generation(1),
+        mesh_hash: "3f2a91bc".repeat(8),
+        other_generations: Default::default(),
+        backend: "userspace".into(),
+        locations: vec![cloud, home],
+    }
+}
+
+fn report(slot: u8, verdict: Verdict, rows: &[(ProbeClass, u32, u32)]) -> SlotReport {
+    SlotReport {
+        slot: Slot(slot),
+        verdict,
+        first_loss: None,
+        suspected: None,
+        since: ago(192_000),
+        rtt: Some(Duration::from_micros(20_140)),
+        loss: 0.0,
+        path_mtu: Some(1420),
+        evidence: rows
+            .iter()
+            .map(|&(class, sent, lost)| EvidenceRow {
+                class,
+                target: None,
+                sent,
+                lost,
+                time_exceeded: 0,
+            })
+            .collect(),
+    }
+}
+
+/// `cloud#7`: cloud-0 drops new flows (Kilo issue #489) and cloud-1 takes over.
+pub fn failover() -> Event {
+    use ProbeClass::{NewFlow, PinnedFlow, Relay};
+    let healthy = [(Relay, 12, 0), (NewFlow, 24, 0), (PinnedFlow, 12, 0)];
+    let seen = |third: Verdict| {
+        vec![
+            report(0, NEW_FLOW, &[(Relay, 12, 0), (NewFlow, 24, 24), (PinnedFlow, 12, 0)]),
+            report(1, Verdict::Forwarding, &healthy),
+            report(2, third, &healthy),
+        ]
+    };
+    Event {
+        seq: 7,
+        location: "cloud".parse().unwrap(),
+        kind: EventKind::Failover,
+        epoch: Epoch(2),
+        cause: Some(Cause::NewFlow),
+        direction: Some(Direction::Forward),
+        leaders_before: vec!["cloud-0".parse().unwrap()],
+        leaders_after: vec!["cloud-1".parse().unwrap()],
+        summary: "cloud-0 drops new flows; cloud-1 forwards and leads now".into(),
+        times: EventTimes {
+            first_loss: Some(ago(192_140)),
+            suspected: Some(ago(192_081)),
+            condemned: Some(ago(192_017)),
+            committed: Some(ago(192_000)),
+            programmed: Some(ago(191_978)),
+            verified: Some(ago(191_930)),
+        },
+        blackout: Some(Duration::from_micros(187_400)),
+        evidence: [
+            ("home-0".parse().unwrap(), seen(Verdict::Forwarding)),
+            ("home-1".parse().unwrap(), seen(Verdict::Unknown)),
+        ]
+        .into(),
+    }
+}
+
+/// `home#3`: an operator drained home-2.
+pub fn drained() -> Event {
+    Event {
+        seq: 3,
+        location: "home".parse().unwrap(),
+        kind: EventKind::Operator,
+        epoch: Epoch(1),
+        cause: None,
+        direction: None,
+        leaders_before: vec!["home-0".parse().unwrap()],
+        leaders_after: vec!["home-0".parse().unwrap()],
+        summary: "home-2 drained".into(),
+        times: EventTimes { committed: Some(ago(60_000)), ..EventTimes::default() },
+        blackout: None,
+        evidence: Default::default(),
+    }
+}

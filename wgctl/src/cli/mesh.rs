@@ -1,0 +1,261 @@
+//! `wgctl mesh init` writes an example of a mesh file; `wgctl mesh validate` names every mistake of one.
+
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use leaderd_core::mesh::{self, Diagnostic, EXAMPLE_NODES, ExampleKeys, Mesh, Overlay};
+use serde::Serialize;
+
+use super::keygen::NodeKeys;
+use super::output::Output;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wgctl mesh init --out mesh.toml         a working example to edit
+  wgctl mesh validate mesh.toml           every mistake with its line and what to do; exit 1 if there is one")]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Verb {
+    /// Write an example of a mesh file: two locations, a witness, comments on what to change.
+    Init {
+        /// File to write; standard output if not given.
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+        /// Overwrite the file if it is there.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Check a mesh file: names every mistake with its line and what to do.
+    Validate {
+        #[arg(value_name = "FILE", default_value = "/etc/leaderd/mesh.toml")]
+        file: PathBuf,
+    },
+}
+
+pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
+    match &args.verb {
+        Verb::Init { out: file, force } => init(file.as_deref(), *force),
+        Verb::Validate { file } => validate(file, out),
+    }
+}
+
+fn init(file: Option<&Path>, force: bool) -> anyhow::Result<ExitCode> {
+    let text = example()?;
+    let Some(file) = file else {
+        io::stdout().write_all(text.as_bytes())?;
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut options = OpenOptions::new();
+    options.write(true);
+    if force {
+        options.create(true).truncate(true)
+    } else {
+        options.create_new(true)
+    };
+    match options.open(file) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            bail!("{} exists: use --force", file.display())
+        }
+        opened => opened.and_then(|mut f| f.write_all(text.as_bytes())),
+    }
+    .with_context(|| format!("cannot write {}", file.display()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The example, with keys that nobody else has; their secret halves are forgotten at once.
+fn example() -> anyhow::Result<String> {
+    let mut keys = [ExampleKeys { wireguard: [0; 32], control: [0; 32] }; EXAMPLE_NODES];
+    for key in &mut keys {
+        let node = NodeKeys::generate()?;
+        *key = ExampleKeys { wireguard: node.wireguard_public(), control: node.control_public() };
+    }
+    Ok(mesh::example(&keys))
+}
+
+/// What `validate --json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    file: &'a Path,
+    valid: bool,
+    mistakes: &'a [Diagnostic],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mesh: Option<Summary>,
+}
+
+#[derive(Debug, Serialize)]
+struct Summary {
+    name: String,
+    generation: u64,
+    nodes: usize,
+    locations: Vec<LocationSummary>,
+}
+
+#[derive(Debug, Serialize)]
+struct LocationSummary {
+    name: String,
+    overlay: &'static str,
+    candidates: usize,
+    members: usize,
+    voters: Vec<String>,
+    /// How many voters must agree.
+    quorum: usize,
+}
+
+fn validate(file: &Path, out: &Output) -> anyhow::Result<ExitCode> {
+    let result = mesh::parse(&read(file)?);
+    let mistakes = result.as_ref().err().map_or(&[][..], Vec::as_slice);
+    let mesh = result.as_ref().ok().map(summary);
+    let text = if out.json {
+        let report = Report { file, valid: result.is_ok(), mistakes, mesh };
+        serde_json::to_string_pretty(&report)? + "\n"
+    } else {
+        let name = file.display().to_string();
+        let mut text = String::new();
+        for mistake in mistakes {
+            writeln!(text, "{}", mistake.in_file(&name))?;
+        }
+        if let Some(mesh) = mesh {
+            text += &table(&mesh)?;
+        }
+        text
+    };
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The file's text; of a longer one only as much as shows that it is too long.
+fn read(file: &Path) -> anyhow::Result<String> {
+    let mut bytes = Vec::new();
+    let limit = mesh::MAX_TEXT as u64 + 1;
+    File::open(file)
+        .and_then(|f| f.take(limit).read_to_end(&mut bytes))
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok(text),
+        // Cut in the middle of a character: too long in any case.
+        Err(e) if e.as_bytes().len() as u64 == limit => {
+            Ok(String::from_utf8_lossy(e.as_bytes()).into_owned())
+        }
+        Err(e) => {
+            let line = e.as_bytes()[..e.utf8_error().valid_up_to()]
+                .iter()
+                .filter(|b| **b == b'\n')
+                .count()
+                + 1;
+            bail!("{}:{line}: this is no UTF-8 text", file.display())
+        }
+    }
+}
+
+fn summary(mesh: &Mesh) -> Summary {
+    let location = |(name, location): (&leaderd_core::ids::LocationName, &mesh::Location)| {
+        let voters: Vec<String> = mesh.voters_of(name).iter().map(ToString::to_string).collect();
+        let candidates = mesh.candidates_of(name).len();
+        LocationSummary {
+            name: name.to_string(),
+            overlay: match location.overlay {
+                Overlay::Direct => "direct",
+                Overlay::Vxlan { .. } => "vxlan",
+                Overlay::External => "external",
+            },
+            candidates,
+            members: mesh.nodes_of(name).count() - candidates,
+            quorum: voters.len() / 2 + 1,
+            voters,
+        }
+    };
+    Summary {
+        name: mesh.name.clone(),
+        generation: mesh.generation.0,
+        nodes: mesh.nodes.len(),
+        locations: mesh.locations.iter().map(location).collect(),
+    }
+}
+
+fn table(mesh: &Summary) -> Result<String, std::fmt::Error> {
+    let Summary { name, generation, nodes, locations } = mesh;
+    let mut text = format!(
+        "mesh {name}, generation {generation}: {} locations, {nodes} nodes, no mistakes\n",
+        locations.len()
+    );
+    let width = locations.iter().map(|l| l.name.len()).max().unwrap_or(0).max("LOCATION".len());
+    writeln!(text, "{:width$}  OVERLAY   CANDIDATES  MEMBERS  QUORUM  VOTERS", "LOCATION")?;
+    for l in locations {
+        let quorum = format!("{} of {}", l.quorum, l.voters.len());
+        let (overlay, candidates, members) = (l.overlay, l.candidates, l.members);
+        let voters = l.voters.join(", ");
+        writeln!(
+            text,
+            "{:width$}  {overlay:8}  {candidates:10}  {members:7}  {quorum:6}  {voters}",
+            l.name
+        )?;
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_valid_and_says_where_keys_belong() {
+        let text = example().unwrap();
+        let mesh = mesh::parse(&text).unwrap_or_else(|e| panic!("{e:#?}"));
+        assert!(text.contains("wgctl keygen --out"));
+        insta::assert_snapshot!(table(&summary(&mesh)).unwrap(), @r"
+        mesh example, generation 1: 2 locations, 6 nodes, no mistakes
+        LOCATION  OVERLAY   CANDIDATES  MEMBERS  QUORUM  VOTERS
+        cloud     vxlan              3        1  2 of 3  cloud-0, cloud-1, cloud-2
+        home      vxlan              2        0  2 of 3  home-0, home-1, cloud-0
+        ");
+    }
+
+    #[test]
+    fn two_examples_share_no_key() {
+        let keys = |text: &str| -> Vec<String> {
+            text.lines().filter(|l| l.contains("_key =")).map(Into::into).collect()
+        };
+        let (one, other) = (keys(&example().unwrap()), keys(&example().unwrap()));
+        assert_eq!(one.len(), 2 * EXAMPLE_NODES);
+        assert!(one.iter().all(|k| !other.contains(k)));
+    }
+
+    #[test]
+    fn init_does_not_overwrite_a_file_unless_forced() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mesh.toml");
+        std::fs::write(&file, "mine").unwrap();
+        assert!(init(Some(&file), false).unwrap_err().to_string().contains("--force"));
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+        init(Some(&file), true).unwrap();
+        assert_eq!(
+            validate(&file, &Output { json: false, color: false }).unwrap(),
+            ExitCode::SUCCESS
+        );
+    }
+
+    #[test]
+    fn a_mistake_is_exit_1_and_a_missing_file_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("mesh.toml");
+        std::fs::write(&file, "[mesh]\n").unwrap();
+        for json in [false, true] {
+            assert_eq!(validate(&file, &Output { json, color: false }).unwrap(), ExitCode::FAILURE);
+        }
+        assert!(
+            validate(&dir.path().join("none.toml"), &Output { json: false, color: false }).is_err()
+        );
+        std::fs::write(&file, b"[mesh]\nname = \"\xff\"\n").unwrap();
+        let error = validate(&file, &Output { json: false, color: false }).unwrap_err();
+        assert!(error.to_string().contains(":2: this is no UTF-8"), "{error:#}");
+    }
+}

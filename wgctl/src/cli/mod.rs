@@ -1,0 +1,209 @@
+//! The command line: what was typed. One verb per file; each verb turns its `Args` into output and an exit code.
+//!
+//! Exit codes: 0 it worked, 1 it failed (or the daemon refused), 2 it was asked wrongly.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub mod client;
+pub mod command;
+pub mod completions;
+pub mod events;
+pub mod explain;
+pub mod output;
+pub mod status;
+
+#[cfg(test)]
+mod fixture;
+
+use client::Client;
+use output::Output;
+
+/// Where the daemon listens unless told otherwise.
+pub const DEFAULT_ADMIN_SOCKET: &str = "/run/leaderd/admin.sock";
+
+/// Show and steer leaderd: who leads each location of a WireGuard mesh, why, and what would happen next.
+#[derive(Debug, Parser)]
+#[command(name = "wgctl", version, propagate_version = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// Admin socket of the daemon on this node.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SOCKET",
+        env = "LEADERD_ADMIN",
+        hide_env_values = true,
+        default_value = DEFAULT_ADMIN_SOCKET
+    )]
+    pub admin: PathBuf,
+
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  wgctl status                   who leads, why and since when, and who would be next
+  wgctl explain last             the last event, step by step, with its evidence
+  wgctl drain cloud-0            move leadership off a node before maintenance, without loss
+  wgctl freeze cloud --for 30m   no automatic failover of a location for half an hour
+
+Exit status: 0 it worked, 1 it failed, 2 it was asked wrongly.";
+
+/// Not on the root, because `wgctl lab run --json FILE` means something else.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Format {
+    /// Print JSON for programs instead of tables for people.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Who leads each location, why and since when; how every candidate does; who would be next.
+    Status {
+        #[command(flatten)]
+        args: status::Args,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// What happened: failovers, moves, operators' commands, warnings. Oldest first.
+    Events {
+        #[command(flatten)]
+        args: events::Args,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// One event step by step: timeline, evidence, blackout, and why not another candidate.
+    Explain {
+        #[command(flatten)]
+        args: explain::Args,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Make a candidate the leader of its location, without loss.
+    Promote {
+        #[command(flatten)]
+        args: command::PromoteArgs,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Take leadership off a node and keep it off, without loss: before maintenance.
+    Drain {
+        #[command(flatten)]
+        args: command::DrainArgs,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Let a drained node lead again.
+    Undrain {
+        #[command(flatten)]
+        args: command::UndrainArgs,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// No automatic failover of a location, for a while or until `unfreeze`.
+    Freeze {
+        #[command(flatten)]
+        args: command::FreezeArgs,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Allow automatic failover of a location again.
+    Unfreeze {
+        #[command(flatten)]
+        args: command::UnfreezeArgs,
+        #[command(flatten)]
+        format: Format,
+    },
+    // --- Verbs of other modules go here, and one line each into `dispatch`: net, mesh, keygen, lab. ---
+    /// Print a completion script for a shell.
+    Completions(completions::Args),
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&cli.admin);
+    let out = |format: Format| Output::detect(format.json);
+    match cli.verb {
+        Verb::Status { args, format } => status::run(&args, &client, &out(format)),
+        Verb::Events { args, format } => events::run(&args, &client, &out(format)),
+        Verb::Explain { args, format } => explain::run(&args, &client, &out(format)),
+        Verb::Promote { args, format } => command::run(args.request(), &client, &out(format)),
+        Verb::Drain { args, format } => command::run(args.request(), &client, &out(format)),
+        Verb::Undrain { args, format } => command::run(args.request(), &client, &out(format)),
+        Verb::Freeze { args, format } => command::run(args.request(), &client, &out(format)),
+        Verb::Unfreeze { args, format } => command::run(args.request(), &client, &out(format)),
+        // --- See `Verb`. ---
+        Verb::Completions(args) => completions::run(args),
+    }
+}
+
+/// The operator asked for something that is not there or makes no sense: exit 2.
+#[derive(Debug)]
+pub struct AskedWrongly(pub String);
+
+impl fmt::Display for AskedWrongly {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+impl std::error::Error for AskedWrongly {}
+
+pub fn main() -> ExitCode {
+    match dispatch(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            // `wgctl events | head`: whoever read us has seen enough.
+            if error.chain().any(|e| {
+                e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
+            }) {
+                return ExitCode::SUCCESS;
+            }
+            eprintln!("wgctl: {error:#}");
+            if error.is::<AskedWrongly>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_explains_itself() {
+        let mut root = Cli::command().term_width(100);
+        root.build();
+        let mut text = root.render_long_help().to_string();
+        for verb in root.get_subcommands_mut().filter(|v| v.get_name() != "help") {
+            let help = verb.render_long_help().to_string();
+            let name = verb.get_name();
+            assert!(
+                name == "completions" || help.contains("Example"),
+                "`wgctl {name} --help` shows no example"
+            );
+            text.push_str(&format!("\n──── {name} ────\n{help}"));
+        }
+        // Trailing spaces would be trimmed by editors and then fail the comparison.
+        let text: Vec<&str> = text.lines().map(str::trim_end).collect();
+        insta::assert_snapshot!("help", text.join("\n"));
+    }
+
+    #[test]
+    fn json_and_admin_may_stand_before_or_after_the_verb_they_belong_to() {
+        let cli =
+            Cli::try_parse_from(["wgctl", "status", "--admin", "/tmp/a.sock", "--json"]).unwrap();
+        assert_eq!(cli.admin, PathBuf::from("/tmp/a.sock"));
+        assert!(matches!(cli.verb, Verb::Status { format: Format { json: true }, .. }));
+    }
+}

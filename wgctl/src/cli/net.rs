@@ -1,0 +1,167 @@
+//! `wgctl net`: what of ours the kernel has, how it differs from what is desired, and its removal.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
+use wgctl::net::{Kernel, Scope};
+use wgctl_plan::{Change, Network, diff};
+
+use super::output::Output;
+
+/// The kernel's network on this node, as far as it is leaderd's
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Show what of leaderd's is in the kernel
+    Show {
+        /// Look for what this plan names, too (JSON)
+        #[arg(long, value_name = "FILE")]
+        desired: Option<PathBuf>,
+    },
+    /// Show what would change to reach the desired network; exit 1 if anything would
+    Diff {
+        /// The desired network (JSON); asked of the daemon when absent
+        #[arg(long, value_name = "FILE")]
+        desired: Option<PathBuf>,
+    },
+    /// Remove everything that leaderd made in the kernel
+    Cleanup,
+}
+
+/// Runs the verb. `ask_daemon` fetches the desired network from the daemon, for when no file is given.
+pub fn run(
+    args: Args,
+    out: &Output,
+    ask_daemon: impl FnOnce() -> anyhow::Result<Network>,
+) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let kernel = Kernel::open()?;
+    match args.verb {
+        Verb::Show { desired } => {
+            // Without a plan there are still the devices that carry our mark.
+            let scope = match desired {
+                Some(file) => Scope::of(&read(file)?),
+                None => ask_daemon().map(|desired| Scope::of(&desired)).unwrap_or_default(),
+            };
+            let network = runtime.block_on(kernel.observe(&scope)).context("cannot read the network")?;
+            if out.json {
+                println!("{}", to_json(&network)?);
+            } else {
+                println!("{}", table(&network));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Diff { desired } => {
+            let desired = match desired {
+                Some(file) => read(file)?,
+                None => ask_daemon().context("no --desired FILE is given, and the daemon does not tell")?,
+            };
+            let observed =
+                runtime.block_on(kernel.observe(&Scope::of(&desired))).context("cannot read the network")?;
+            let changes = diff(&desired, &observed);
+            print_changes(&changes, out, "Nothing differs.")?;
+            Ok(if changes.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Verb::Cleanup => {
+            let removed = runtime.block_on(kernel.cleanup())?;
+            print_changes(&removed, out, "Nothing of leaderd's was there.")?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn print_changes(changes: &[Change], out: &Output, none: &str) -> anyhow::Result<()> {
+    if out.json {
+        println!("{}", serde_json::to_string_pretty(&json::changes(changes)?)?);
+    } else if changes.is_empty() {
+        println!("{none}");
+    } else {
+        changes.iter().for_each(|change| println!("{change}"));
+    }
+    Ok(())
+}
+
+/// A file as written by `wgctl net show --json`.
+fn read(file: PathBuf) -> anyhow::Result<Network> {
+    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    match json::parse(&text) {
+        Ok(network) => Ok(network),
+        Err(e) => bail!("{} holds no network: {e}", file.display()),
+    }
+}
+
+fn to_json(network: &Network) -> anyhow::Result<String> {
+    Ok(serde_json::to_string_pretty(&json::network(network)?)?)
+}
+
+/// What there is, one object a line, in the order in which things rest on each other.
+fn table(network: &Network) -> Table {
+    let mut table = Table::new();
+    table.load_preset(UTF8_FULL_CONDENSED).set_header(["object", "name", "is"]);
+    let up = |up: bool| if up { "up" } else { "down" };
+    for (name, w) in &network.wireguard {
+        let is = format!("port {} mtu {} {}, {} peers", w.listen_port, w.mtu, up(w.up), w.peers.len());
+        table.add_row(["wireguard".to_owned(), name.to_string(), is]);
+        for (key, peer) in &w.peers {
+            let endpoint = peer.endpoint.map_or("nowhere yet".to_owned(), |e| e.to_string());
+            let is = format!("at {endpoint}, {} allowed-ips", peer.allowed_ips.len());
+            table.add_row(["peer".to_owned(), format!("{name} {key}"), is]);
+        }
+    }
+    for (name, v) in &network.vxlan {
+        let is = format!("vni {} local {} port {} mac {} mtu {} {}", v.vni, v.local, v.port, v.mac, v.mtu, up(v.up));
+        table.add_row(["vxlan".to_owned(), name.to_string(), is]);
+    }
+    for (name, address) in &network.addresses {
+        table.add_row(["address".to_owned(), address.to_string(), format!("on {name}")]);
+    }
+    for ((dev, address), mac) in &network.neighbours {
+        table.add_row(["neighbour".to_owned(), format!("{dev} {address}"), mac.to_string()]);
+    }
+    for ((dev, mac), endpoint) in &network.fdb {
+        table.add_row(["fdb".to_owned(), format!("{dev} {mac}"), format!("at {endpoint}")]);
+    }
+    for (id, nexthop) in &network.nexthops {
+        table.add_row(["nexthop".to_owned(), id.to_string(), nexthop.to_string()]);
+    }
+    for rule in &network.rules {
+        table.add_row(["rule".to_owned(), rule.priority.to_string(), rule.to_string()]);
+    }
+    for (key, via) in &network.routes {
+        table.add_row(["route".to_owned(), key.to_string(), via.to_string()]);
+    }
+    for (path, value) in &network.sysctls {
+        table.add_row(["sysctl".to_owned(), path.clone(), value.clone()]);
+    }
+    table
+}
+
+/// JSON for people's tools: keys that are pairs become lists.
+mod json {
+    use serde_json::{Value, json};
+    use wgctl_plan::{Change, Network};
+
+    pub(super) fn network(network: &Network) -> serde_json::Result<Value> {
+        serde_json::to_value(network)
+    }
+
+    pub(super) fn changes(changes: &[Change]) -> serde_json::Result<Value> {
+        let all: serde_json::Result<Vec<Value>> = changes
+            .iter()
+            .map(|c| Ok(json!({ "text": c.to_string(), "change": serde_json::to_value(c)? })))
+            .collect();
+        Ok(Value::Array(all?))
+    }
+
+    pub(super) fn parse(text: &str) -> serde_json::Result<Network> {
+        serde_json::from_str(text)
+    }
+}

@@ -1,0 +1,242 @@
+//! How things are written for people: colour, aligned tables, durations and times in words.
+
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write as _};
+use std::os::fd::AsFd;
+use std::time::{Duration, SystemTime};
+
+use leaderd_core::time::WallTime;
+use leaderd_core::verdict::{Cause, Direction, Verdict};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
+use serde::Serialize;
+
+/// What the operator wants to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Output {
+    pub json: bool,
+    pub color: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    Plain,
+    Bold,
+    Dim,
+    Good,
+    Warn,
+    Bad,
+}
+
+impl Output {
+    /// Colour only on a terminal, and never with `NO_COLOR` (<https://no-color.org>) or on a dumb terminal.
+    pub fn detect(json: bool) -> Self {
+        let wanted = std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+            && std::env::var_os("TERM").is_none_or(|t| t != "dumb");
+        Self { json, color: !json && wanted && io::stdout().is_terminal() }
+    }
+
+    pub fn paint(&self, style: Style, text: &str) -> String {
+        let code = match style {
+            Style::Plain => return text.to_owned(),
+            Style::Bold => "1",
+            Style::Dim => "2",
+            Style::Good => "32",
+            Style::Warn => "33",
+            Style::Bad => "31",
+        };
+        if self.color && !text.is_empty() {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    /// Writes and flushes. A closed pipe is an error of kind `BrokenPipe`, not a panic as with `println!`.
+    pub fn print(&self, text: &str) -> io::Result<()> {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(text.as_bytes())?;
+        stdout.flush()
+    }
+
+    pub fn print_json(&self, value: &impl Serialize) -> anyhow::Result<()> {
+        Ok(self.print(&(serde_json::to_string_pretty(value)? + "\n"))?)
+    }
+
+    /// True once nobody reads our output any more; learnt without writing.
+    pub fn reader_is_gone(&self) -> bool {
+        let stdout = io::stdout();
+        let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
+        nix::poll::poll(&mut fds, PollTimeout::ZERO).is_ok()
+            && fds[0]
+                .revents()
+                .is_some_and(|r| r.intersects(PollFlags::POLLERR | PollFlags::POLLNVAL))
+    }
+}
+
+/// Columns padded to their widest cell, two spaces apart, no lines. The last column is not padded.
+#[derive(Debug, Default)]
+pub struct Table {
+    rows: Vec<Vec<(Style, String)>>,
+}
+
+impl Table {
+    pub fn new(header: &[&str]) -> Self {
+        Self { rows: vec![header.iter().map(|h| (Style::Dim, (*h).to_owned())).collect()] }
+    }
+
+    pub fn row(&mut self, cells: Vec<(Style, String)>) {
+        self.rows.push(cells);
+    }
+
+    pub fn render(&self, out: &Output, indent: usize) -> String {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |c: usize| {
+            self.rows.iter().filter_map(|r| r.get(c)).map(|(_, t)| t.chars().count()).max()
+        };
+        let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = " ".repeat(indent);
+            let last = row.iter().rposition(|(_, t)| !t.is_empty()).unwrap_or(0);
+            for (c, (style, cell)) in row.iter().enumerate().take(last + 1) {
+                line.push_str(&out.paint(*style, cell));
+                if c < last {
+                    line.push_str(&" ".repeat(widths[c] - cell.chars().count() + 2));
+                }
+            }
+            let _ = writeln!(text, "{}", line.trim_end());
+        }
+        text
+    }
+}
+
+/// The time now, on the clock that events are stamped with.
+pub fn wall_now() -> WallTime {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    WallTime(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// `2026-11-21 09:58:05.123 UTC`
+pub fn timestamp(at: WallTime) -> String {
+    let time = SystemTime::UNIX_EPOCH + Duration::from_micros(at.0);
+    let text = humantime::format_rfc3339_millis(time).to_string();
+    text.replace('T', " ").replace('Z', " UTC")
+}
+
+/// `3m 12s`, `2d 4h`, `0s`: at most two units, for how long ago something was.
+pub fn age(d: Duration) -> String {
+    let s = d.as_secs();
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m {}s", s / 60, s % 60),
+        3600..86400 => format!("{}h {}m", s / 3600, s % 3600 / 60),
+        _ => format!("{}d {}h", s / 86400, s % 86400 / 3600),
+    }
+}
+
+/// Time from `earlier` to `later`, zero if the clocks say otherwise.
+pub fn between(earlier: WallTime, later: WallTime) -> Duration {
+    Duration::from_micros(later.0.saturating_sub(earlier.0))
+}
+
+/// `142 ms`, `4.2 ms`, `5.31 s`: measured durations.
+pub fn measured(d: Duration) -> String {
+    let ms = d.as_secs_f64() * 1e3;
+    if ms < 10.0 {
+        format!("{ms:.1} ms")
+    } else if ms < 10_000.0 {
+        format!("{ms:.0} ms")
+    } else {
+        format!("{:.2} s", ms / 1e3)
+    }
+}
+
+/// `degraded (new-flow, forward)`
+pub fn verdict(v: &Verdict) -> String {
+    match v {
+        Verdict::Unknown => "unknown".to_owned(),
+        Verdict::Forwarding => "forwarding".to_owned(),
+        Verdict::Suspected => "suspected".to_owned(),
+        Verdict::Degraded { cause, direction: None } => format!("degraded ({cause})"),
+        Verdict::Degraded { cause, direction: Some(d) } => {
+            format!("degraded ({cause}, {})", direction(*d))
+        }
+    }
+}
+
+pub fn direction(d: Direction) -> &'static str {
+    match d {
+        Direction::Forward => "forward",
+        Direction::Return => "return",
+    }
+}
+
+pub fn verdict_style(v: &Verdict) -> Style {
+    match v {
+        Verdict::Unknown => Style::Dim,
+        Verdict::Forwarding => Style::Good,
+        Verdict::Suspected => Style::Warn,
+        Verdict::Degraded { .. } => Style::Bad,
+    }
+}
+
+/// What a cause means, to follow the name of the leader that was left.
+pub fn cause_in_words(cause: Cause) -> &'static str {
+    match cause {
+        Cause::TunnelDown => "nothing came back through it, not even from the node itself",
+        Cause::Forwarding => "it answered, but relayed nothing",
+        Cause::NewFlow => "established flows passed, but new flows died on it",
+        Cause::Mtu => "small packets passed and large ones died on it",
+        Cause::Loop => "packets through it went round in a loop",
+        Cause::Partial => {
+            "some nodes could not be reached through it, though through the others they could"
+        }
+        Cause::Loss => "it lost more packets than the other candidates",
+        Cause::SelfReported => "it said itself that it could not relay",
+        Cause::DaemonDead => "its daemon was gone, though it still forwarded",
+        Cause::Unreachable => "the other nodes of its location could not reach it",
+        Cause::Promoted => "an operator promoted another candidate",
+        Cause::Drained => "an operator drained it",
+        Cause::FailBack => "the preferred candidate was back",
+        Cause::Initial => "this was the first decision",
+        Cause::Reconfigured => "the mesh file changed",
+    }
+}
+
+/// Names in order, `none` if there are none.
+pub fn names<T: ToString>(names: &[T]) -> String {
+    if names.is_empty() {
+        return "none".to_owned();
+    }
+    names.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_show_at_most_two_units() {
+        let ages: Vec<String> =
+            [0, 59, 60, 192, 3600, 90_061].map(|s| age(Duration::from_secs(s))).into();
+        assert_eq!(ages, ["0s", "59s", "1m 0s", "3m 12s", "1h 0m", "1d 1h"]);
+    }
+
+    #[test]
+    fn measured_durations_keep_their_precision_and_no_more() {
+        let shown: Vec<String> = [4_230, 142_400, 9_999_000, 12_345_000]
+            .map(|us| measured(Duration::from_micros(us)))
+            .into();
+        assert_eq!(shown, ["4.2 ms", "142 ms", "9999 ms", "12.35 s"]);
+    }
+
+    #[test]
+    fn colour_does_not_move_columns() {
+        let mut table = Table::new(&["A", "B"]);
+        table.row(vec![(Style::Bad, "long cell".into()), (Style::Plain, "x".into())]);
+        let plain = table.render(&Output { json: false, color: false }, 0);
+        let coloured = table.render(&Output { json: false, color: true }, 0);
+        assert!(coloured.contains("\x1b[31mlong cell\x1b[0m  x"));
+        assert_eq!(plain, "A          B\nlong cell  x\n");
+    }
+}

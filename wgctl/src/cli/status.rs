@@ -1,0 +1,222 @@
+//! `wgctl status [LOCATION]`: who leads, why and since when; how every candidate does; who would be next.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use leaderd_core::ids::LocationName;
+use leaderd_core::status::{CandidateStatus, LocationStatus, Status};
+use leaderd_core::time::WallTime;
+use serde_json::Value;
+
+use super::AskedWrongly;
+use super::client::Client;
+use super::output::{
+    Output, Style, Table, age, between, names, timestamp, verdict, verdict_style, wall_now,
+};
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wgctl status                  every location of the mesh, as this node knows it
+  wgctl status cloud            one location
+  wgctl status --json | jq '.locations[] | {name, leaders, epoch}'")]
+pub struct Args {
+    /// Show only this location.
+    location: Option<LocationName>,
+}
+
+pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCode> {
+    if out.json {
+        let mut value = client.value("/v1/status")?;
+        if let (Some(wanted), Some(Value::Array(all))) =
+            (&args.location, value.get_mut("locations"))
+        {
+            all.retain(|l| l.get("name").and_then(Value::as_str) == Some(wanted.as_str()));
+            if all.is_empty() {
+                return Err(AskedWrongly(format!("no location {wanted} in this mesh")).into());
+            }
+        }
+        out.print_json(&value)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut status = client.status()?;
+    if let Some(wanted) = &args.location {
+        let known: Vec<LocationName> = status.locations.iter().map(|l| l.name.clone()).collect();
+        status.locations.retain(|l| l.name == *wanted);
+        if status.locations.is_empty() {
+            return Err(AskedWrongly(format!(
+                "no location {wanted} in mesh {}: it has {}",
+                status.mesh,
+                names(&known)
+            ))
+            .into());
+        }
+    }
+    out.print(&render(&status, wall_now(), out))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn render(status: &Status, now: WallTime, out: &Output) -> String {
+    let mut text = String::new();
+    let hash: String = status.mesh_hash.chars().take(8).collect();
+    let seen = format!(
+        "generation {} ({hash}), seen from {} in {}, {} WireGuard",
+        status.generation, status.node, status.location, status.backend
+    );
+    let _ = writeln!(
+        text,
+        "mesh {}  {}",
+        out.paint(Style::Bold, &status.mesh),
+        out.paint(Style::Dim, &seen)
+    );
+    if !status.other_generations.is_empty() {
+        let others: Vec<String> = status
+            .other_generations
+            .iter()
+            .map(|(n, g)| format!("{n} has generation {g}"))
+            .collect();
+        warn(
+            &mut text,
+            out,
+            0,
+            &format!("half rolled out: {}, this node has {}", others.join(", "), status.generation),
+        );
+    }
+    for location in &status.locations {
+        text.push('\n');
+        text.push_str(&render_location(location, now, out));
+    }
+    text
+}
+
+fn render_location(l: &LocationStatus, now: WallTime, out: &Output) -> String {
+    let mut text = String::new();
+    let name = out.paint(Style::Bold, l.name.as_str());
+    if l.leaders.is_empty() {
+        let _ = writeln!(text, "{name}  {}", out.paint(Style::Warn, "no leader yet"));
+    } else {
+        let mut facts = vec![format!("epoch {}", l.epoch)];
+        facts.extend(l.since.map(|since| format!("for {}", age(between(since, now)))));
+        facts.extend(l.cause.map(|cause| format!("because {cause}")));
+        let _ = writeln!(
+            text,
+            "{name}  led by {}, {}",
+            out.paint(Style::Bold, &names(&l.leaders)),
+            facts.join(", ")
+        );
+    }
+
+    let raft = match (&l.raft_leader, l.quorum) {
+        (Some(r), _) => Some(format!("raft leader {r}")),
+        (None, Some(false)) => None,
+        (None, _) => Some("raft leader not known here".to_owned()),
+    };
+    let next = match &l.next {
+        Some(next) => format!("next {next}"),
+        None => "next: nobody".to_owned(),
+    };
+    let line: Vec<String> = raft.into_iter().chain([next]).collect();
+    let _ = writeln!(text, "  {}", out.paint(Style::Dim, &line.join(", ")));
+
+    if l.quorum == Some(false) {
+        warn(&mut text, out, 2, "no quorum: nothing can be decided here now");
+    }
+    if l.fallback {
+        warn(&mut text, out, 2, "this node follows its own ranking for want of a quorum");
+    }
+    match l.frozen {
+        None => {}
+        Some(None) => warn(&mut text, out, 2, &format!("frozen until `wgctl unfreeze {}`", l.name)),
+        Some(Some(until)) => {
+            let left = age(between(now, until));
+            warn(&mut text, out, 2, &format!("frozen until {} ({left} left)", timestamp(until)));
+        }
+    }
+    for note in &l.notes {
+        warn(&mut text, out, 2, note);
+    }
+
+    let mut table = Table::new(&[
+        "CANDIDATE",
+        "SLOT",
+        "ROLE",
+        "VERDICT",
+        "OBSERVERS",
+        "RTT",
+        "LOSS",
+        "PATH MTU",
+        "BLOCKED BY",
+    ]);
+    for c in &l.candidates {
+        table.row(candidate_row(c));
+    }
+    text.push_str(&table.render(out, 2));
+    text
+}
+
+fn candidate_row(c: &CandidateStatus) -> Vec<(Style, String)> {
+    let role = match (c.leading, c.drained) {
+        (true, false) => (Style::Bold, "leader"),
+        (true, true) => (Style::Warn, "leader, drained"),
+        (false, false) => (Style::Plain, "standby"),
+        (false, true) => (Style::Warn, "drained"),
+    };
+    let unknown = || "-".to_owned();
+    let loss_style = if c.loss > 0.0 { Style::Warn } else { Style::Plain };
+    vec![
+        (Style::Plain, c.name.to_string()),
+        (Style::Plain, c.slot.to_string()),
+        (role.0, role.1.to_owned()),
+        (verdict_style(&c.verdict), verdict(&c.verdict)),
+        (Style::Plain, format!("{}/{}", c.observers.0, c.observers.1)),
+        (Style::Plain, c.rtt_ms.map_or_else(unknown, |ms| format!("{ms:.1} ms"))),
+        (loss_style, format!("{:.1}%", c.loss * 100.0)),
+        (Style::Plain, c.path_mtu.map_or_else(unknown, |m| m.to_string())),
+        (Style::Warn, c.blocked_by.join("; ")),
+    ]
+}
+
+fn warn(text: &mut String, out: &Output, indent: usize, message: &str) {
+    let _ = writeln!(text, "{:indent$}{} {message}", "", out.paint(Style::Warn, "!"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture;
+    use super::*;
+
+    const PLAIN: Output = Output { json: false, color: false };
+
+    #[test]
+    fn status_shows_who_leads_why_since_when_and_who_is_next() {
+        insta::assert_snapshot!("status", render(&fixture::status(), fixture::NOW, &PLAIN));
+    }
+
+    #[test]
+    fn every_kind_of_trouble_is_said_in_words() {
+        let mut status = fixture::status();
+        status.other_generations =
+            [("home-2".parse().unwrap(), leaderd_core::ids::Generation(2))].into();
+        let l = &mut status.locations[0];
+        (l.quorum, l.raft_leader, l.fallback, l.next) = (Some(false), None, true, None);
+        l.frozen = Some(Some(WallTime(fixture::NOW.0 + 483_000_000)));
+        l.notes = vec!["the leader is degraded and nobody eligible forwards: kept".into()];
+        status.locations[1].leaders.clear();
+        insta::assert_snapshot!("status-in-trouble", render(&status, fixture::NOW, &PLAIN));
+    }
+
+    #[test]
+    fn colour_changes_nothing_but_colour() {
+        let coloured =
+            render(&fixture::status(), fixture::NOW, &Output { json: false, color: true });
+        let mut stripped = String::new();
+        let mut rest = coloured.as_str();
+        while let Some(start) = rest.find("\x1b[") {
+            stripped.push_str(&rest[..start]);
+            rest = &rest[start + rest[start..].find('m').unwrap() + 1..];
+        }
+        stripped.push_str(rest);
+        assert_ne!(coloured, stripped);
+        assert_eq!(stripped, render(&fixture::status(), fixture::NOW, &PLAIN));
+    }
+}

@@ -1,0 +1,14 @@
+//! The kernel's network: observe, apply, watch, and keep as desired.
+
+mod encode;
+mod kernel;
+mod netlink;
+mod observe;
+mod steward;
+mod sysctl;
+mod watch;
+
+pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
+pub use observe::Scope;
+pub use steward::{ProgramError, Report, Steward};
+pub use watch::{Drift, watch};

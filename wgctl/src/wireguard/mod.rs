@@ -1,0 +1,96 @@
+//! WireGuard interfaces, in the kernel or as a process of their own.
+//!
+//! The kernel's are programmed through `wireguard-control`; processes through their text protocol ([`uapi`]), because
+//! that crate starts a process by itself when a socket is missing, waits for answers without limit, and prints to standard
+//! output (`docs/decisions/0002`).
+
+mod key;
+mod kernel;
+mod process;
+mod uapi;
+
+use std::io;
+use std::time::SystemTime;
+
+pub use key::{InvalidKey, PrivateKey};
+pub use process::{Missing, missing_for_userspace};
+use wgctl_plan::{InterfaceName, WgInterface, WgPeer, WgPublicKey};
+
+/// Who does WireGuard on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The kernel's module.
+    Kernel,
+    /// A `wireguard-go` process for each interface.
+    Userspace,
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        })
+    }
+}
+
+/// Counters of a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PeerStats {
+    pub rx_bytes: u64,
+    pub tx_bytes: u64,
+    pub last_handshake: Option<SystemTime>,
+}
+
+/// A WireGuard interface as it tells of itself; `mtu` and `up` are the link's and not filled in.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub interface: WgInterface,
+    pub stats: Vec<(WgPublicKey, PeerStats)>,
+}
+
+/// What to set on an interface; the rest stays.
+#[derive(Default)]
+pub(crate) struct Settings<'a> {
+    pub key: Option<&'a PrivateKey>,
+    pub listen_port: Option<u16>,
+}
+
+impl Backend {
+    /// Reads an interface; `None` if there is nobody to answer for it.
+    pub(crate) fn read(self, name: &InterfaceName) -> io::Result<Option<Seen>> {
+        match self {
+            Self::Kernel => kernel::read(name),
+            Self::Userspace => uapi::read(name),
+        }
+    }
+
+    pub(crate) fn set(self, name: &InterfaceName, settings: &Settings<'_>) -> io::Result<()> {
+        match self {
+            Self::Kernel => kernel::set(name, settings),
+            Self::Userspace => uapi::set(name, settings),
+        }
+    }
+
+    pub(crate) fn set_peer(self, name: &InterfaceName, key: &WgPublicKey, peer: &WgPeer) -> io::Result<()> {
+        match self {
+            Self::Kernel => kernel::set_peer(name, key, peer),
+            Self::Userspace => uapi::set_peer(name, key, peer),
+        }
+    }
+
+    pub(crate) fn remove_peer(self, name: &InterfaceName, key: &WgPublicKey) -> io::Result<()> {
+        match self {
+            Self::Kernel => kernel::remove_peer(name, key),
+            Self::Userspace => uapi::remove_peer(name, key),
+        }
+    }
+
+    /// Makes sure that a process serves the interface (userspace only; the kernel's is made as a link).
+    pub(crate) fn start(self, name: &InterfaceName) -> io::Result<()> {
+        match self {
+            Self::Kernel => Ok(()),
+            Self::Userspace => process::start(name),
+        }
+    }
+}

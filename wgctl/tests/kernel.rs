@@ -1,0 +1,354 @@
+//! The real kernel and real userspace WireGuard, each test in network, mount and user namespaces of its own: every test
+//! runs itself again under `unshare`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use ipnet::IpNet;
+use wgctl::net::{Kernel, Scope, Steward, watch};
+use wgctl::wireguard::{Backend, PrivateKey};
+use wgctl_plan::*;
+
+const INSIDE: &str = "WGCTL_TEST_INSIDE";
+
+/// Runs `test` inside namespaces; missing tools are a failure.
+fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
+    if std::env::var_os(INSIDE).is_some() {
+        sh("mount -t tmpfs none /run && mkdir -p /run/wireguard /var/run && ip link set lo up");
+        sh("mountpoint -q /var/run || [ -L /var/run ] || mount --bind /run /var/run");
+        sh("ip link add eth9 type veth peer name eth8 && ip addr add 192.0.2.1/24 dev eth9 && ip link set eth9 up && ip link set eth8 up");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(test());
+        return;
+    }
+    let status = Command::new("unshare")
+        .args(["-Urnm", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(std::env::current_exe().unwrap())
+        .args([name, "--exact", "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1")
+        .status()
+        .expect("unshare (util-linux) is needed");
+    assert!(status.success(), "{name} failed inside its namespaces");
+}
+
+fn run(command: &str) -> Output {
+    Command::new("sh").args(["-c", command]).output().unwrap()
+}
+
+#[track_caller]
+fn sh(command: &str) -> String {
+    let out = run(command);
+    assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap()
+}
+
+fn key() -> PrivateKey {
+    PrivateKey::from_bytes([7; 32])
+}
+
+fn id(n: u32) -> NexthopId {
+    NexthopId(NEXTHOP_ID_BASE + n)
+}
+
+fn route(prefix: &str) -> RouteKey {
+    RouteKey { table: 254, prefix: prefix.parse().unwrap(), metric: 50 }
+}
+
+fn dev(name: &str) -> InterfaceName {
+    name.parse().unwrap()
+}
+
+/// Two planes with IPv4 and IPv6, a VXLAN device with a neighbour, groups, rules, sysctls.
+fn two_planes() -> Network {
+    let mut net = Network::default();
+    for plane in 0..2u8 {
+        let name = dev(&format!("wgl{plane}"));
+        let peer = WgPeer {
+            endpoint: Some(SocketAddr::from(([192, 0, 2, 2], 51900 + u16::from(plane)))),
+            allowed_ips: ["10.42.0.0/16", "100.127.0.0/16", "fd42::/48"].map(|p| p.parse().unwrap()).into(),
+            persistent_keepalive: 10,
+        };
+        net.wireguard.insert(name.clone(), WgInterface {
+            public_key: Some(key().public()),
+            listen_port: 51900 + u16::from(plane),
+            mtu: 1420,
+            up: true,
+            peers: BTreeMap::from([(WgPublicKey([plane + 1; 32]), peer)]),
+        });
+        for address in [format!("100.127.{}.5/20", plane * 16), format!("fd4c:eade:0:1::{plane}:5/116")] {
+            net.addresses.insert((name.clone(), address.parse().unwrap()));
+        }
+        let plane = u32::from(plane);
+        net.nexthops.insert(id(plane), Nexthop::Device { dev: name.clone(), family: Family::V4 });
+        net.nexthops.insert(id(10 + plane), Nexthop::Device { dev: name.clone(), family: Family::V6 });
+        net.sysctls.insert(format!("net/ipv4/conf/{name}/rp_filter"), "2".into());
+    }
+    net.vxlan.insert(dev("lvx0"), Vxlan {
+        vni: 7946,
+        local: "192.0.2.1".parse().unwrap(),
+        port: 4790,
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        mtu: 1450,
+        up: true,
+    });
+    let far = Mac([2, 0, 0, 0, 0, 2]);
+    net.addresses.insert((dev("lvx0"), "100.127.240.5/32".parse().unwrap()));
+    net.fdb.insert((dev("lvx0"), far), "192.0.2.2".parse().unwrap());
+    net.neighbours.insert((dev("lvx0"), "100.127.240.6".parse().unwrap()), far);
+    net.neighbours.insert((dev("lvx0"), "fd4c:eade:0:1::f006".parse().unwrap()), far);
+    let gateway = "100.127.240.6".parse().unwrap();
+    net.nexthops.insert(id(20), Nexthop::Gateway { dev: dev("lvx0"), gateway, onlink: true });
+    net.nexthops.insert(id(21), Nexthop::Blackhole { family: Family::V4 });
+    net.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(0)]) });
+    net.nexthops.insert(id(101), Nexthop::Group { members: BTreeSet::from([id(10), id(11)]) });
+    net.routes.insert(route("10.42.1.0/24"), RouteVia::Nexthop(id(100)));
+    net.routes.insert(route("10.42.2.0/24"), RouteVia::Nexthop(id(100)));
+    net.routes.insert(route("fd42:0:0:1::/64"), RouteVia::Nexthop(id(101)));
+    net.routes.insert(route("10.43.1.0/24"), RouteVia::Nexthop(id(20)));
+    net.routes.insert(route("10.44.0.0/16"), RouteVia::Nexthop(id(21)));
+    net.routes.insert(
+        RouteKey { table: 7946, ..route("10.45.0.0/16") },
+        RouteVia::Device { dev: dev("wgl1"), source: Some("100.127.16.5".parse().unwrap()) },
+    );
+    net.routes.insert(route("10.46.0.0/16"), RouteVia::Gateway { dev: dev("lvx0"), gateway, onlink: true });
+    let any = Rule { family: Family::V4, priority: 76, from: None, to: None, iif: None, table: 7946 };
+    net.rules.insert(Rule { from: Some("10.42.9.0/24".parse().unwrap()), iif: Some(dev("eth9")), ..any.clone() });
+    net.rules.insert(Rule { family: Family::V6, to: Some("fd42:9::/64".parse().unwrap()), ..any });
+    for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+        net.sysctls.insert(path.into(), "1".into());
+    }
+    net.sysctls.insert("net/ipv4/nexthop_compat_mode".into(), "0".into());
+    net
+}
+
+async fn programmed(desired: &Network) -> Steward {
+    let kernel = Kernel::open().unwrap();
+    eprintln!("WireGuard backend: {}", kernel.backend());
+    let mut steward = Steward::new(kernel, key());
+    steward.program(desired.clone()).await.unwrap();
+    steward
+}
+
+#[track_caller]
+fn assert_same(observed: &Network, desired: &Network) {
+    assert_eq!(observed, desired, "differs by {:#?}", diff(desired, observed));
+}
+
+#[test]
+fn a_network_is_observed_as_it_was_programmed() {
+    isolated("a_network_is_observed_as_it_was_programmed", || async {
+        let desired = two_planes();
+        let mut steward = programmed(&desired).await;
+        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        assert!(steward.reconcile().await.unwrap().is_empty());
+        // Another process that starts anew finds it in place, too, and interrupts nothing.
+        let mut other = Steward::new(Kernel::open().unwrap(), key());
+        assert!(other.program(desired).await.unwrap().changes.is_empty());
+    });
+}
+
+#[test]
+fn a_failover_is_one_message_and_routes_follow() {
+    isolated("a_failover_is_one_message_and_routes_follow", || async {
+        let mut desired = two_planes();
+        let mut steward = programmed(&desired).await;
+        assert!(sh("ip route get 10.42.1.1").contains("dev wgl0"));
+        desired.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(1)]) });
+        let mut seen = Command::new("ip").args(["monitor", "nexthop", "route"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
+        assert!(sh("ip route get 10.42.1.1").contains("dev wgl1"));
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        seen.kill().unwrap();
+        let text = String::from_utf8(seen.wait_with_output().unwrap().stdout).unwrap();
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains("Deleted"), "{text}");
+        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+    });
+}
+
+#[test]
+fn drift_is_repaired() {
+    isolated("drift_is_repaired", || async {
+        let desired = two_planes();
+        let mut steward = programmed(&desired).await;
+        let peer = sh("wg show wgl0 peers");
+        for drift in [
+            "ip route del 10.42.1.0/24".to_owned(),
+            format!("wg set wgl0 peer {} remove", peer.trim()),
+            format!("wg set wgl0 peer {} allowed-ips 10.99.0.0/16", peer.trim()),
+            "wg set wgl1 listen-port 4242".to_owned(),
+            format!("ip nexthop del id {}", id(100).0),
+            format!("ip nexthop replace id {} group {},3", id(100).0, id(1).0),
+            "ip link set wgl0 down".to_owned(),
+            "ip link set wgl1 mtu 1300".to_owned(),
+            "ip link del wgl0".to_owned(),
+            "ip link del lvx0".to_owned(),
+            "bridge fdb replace 02:00:00:00:00:02 dev lvx0 dst 192.0.2.99".to_owned(),
+            "bridge fdb append 00:00:00:00:00:00 dev lvx0 dst 192.0.2.99".to_owned(),
+            "ip neigh replace 100.127.240.6 lladdr 02:00:00:00:00:99 dev lvx0 nud permanent".to_owned(),
+            "ip neigh del 100.127.240.6 dev lvx0".to_owned(),
+            "ip addr del 100.127.0.5/20 dev wgl0".to_owned(),
+            "ip -6 addr flush dev wgl1 scope global".to_owned(),
+            "ip rule del priority 76".to_owned(),
+            "ip route add 10.66.0.0/16 dev eth9 proto 76".to_owned(),
+            "ip route replace blackhole 10.42.2.0/24 proto 76 metric 50".to_owned(),
+            "sysctl -qw net.ipv4.ip_forward=0".to_owned(),
+            "sysctl -qw net.ipv4.conf.wgl0.rp_filter=1".to_owned(),
+        ] {
+            sh(&drift);
+            let repaired = steward.reconcile().await.unwrap_or_else(|e| panic!("after {drift}: {e}"));
+            assert!(!repaired.is_empty(), "{drift} was not noticed");
+            assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+            assert!(steward.reconcile().await.unwrap().is_empty(), "{drift} is repaired again and again");
+        }
+    });
+}
+
+#[test]
+fn a_killed_wireguard_process_is_replaced() {
+    isolated("a_killed_wireguard_process_is_replaced", || async {
+        let desired = two_planes();
+        let mut steward = programmed(&desired).await;
+        if steward.kernel().backend() == Backend::Kernel {
+            return;
+        }
+        // It must have left our session, so as to outlive us.
+        let ours = sh("ps -o sid= -p $PPID").trim().to_owned();
+        let theirs = sh("ps -o sid= -p $(pgrep -f 'wireguard-go wg[l]0')");
+        assert_ne!(ours, theirs.trim());
+        sh("kill -9 $(pgrep -f 'wireguard-go wg[l]0')");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert!(!steward.reconcile().await.unwrap().is_empty());
+        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+    });
+}
+
+#[test]
+fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
+    isolated("what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours", || async {
+        // With the old mode routes show their nexthop's content too, and a sysctl is not put back.
+        sh("sysctl -qw net.ipv4.nexthop_compat_mode=0");
+        sh("ip nexthop add id 1 via 192.0.2.2 dev eth9 && ip route add 10.50.0.0/16 nhid 1");
+        sh("ip route add 10.42.7.0/24 via 192.0.2.2 && ip rule add from 10.9.9.9 table 100 priority 5");
+        sh("ip link add vxother type vxlan id 9 dstport 4789 local 192.0.2.1 && ip link set vxother up");
+        sh("bridge fdb append 02:00:00:00:00:77 dev vxother dst 192.0.2.7");
+        let look = "ip nexthop; ip route; ip -6 route | grep -v fe80; ip rule; ip -br link | sed 's/@.*//;s/ .*//' | sort; \
+                    bridge fdb show dev vxother; ip addr show dev eth9 | grep inet";
+        let before = sh(look);
+        let steward = programmed(&two_planes()).await;
+        assert_ne!(sh(look), before);
+        let removed = steward.kernel().cleanup().await.unwrap();
+        assert!(!removed.is_empty());
+        assert_eq!(sh(look), before);
+        assert!(steward.kernel().cleanup().await.unwrap().is_empty());
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert_eq!(sh("pgrep -f 'wireguard-go wg[l]' || true"), "");
+        assert_eq!(sh("ls /var/run/wireguard"), "");
+    });
+}
+
+#[test]
+fn a_foreign_route_in_the_way_is_named_and_the_rest_is_made() {
+    isolated("a_foreign_route_in_the_way_is_named_and_the_rest_is_made", || async {
+        sh("ip route add 10.42.1.0/24 via 192.0.2.2 metric 50");
+        let desired = two_planes();
+        let mut steward = Steward::new(Kernel::open().unwrap(), key());
+        let error = steward.program(desired.clone()).await.unwrap_err().to_string();
+        assert!(error.contains("add route 10.42.1.0/24") && error.contains("EEXIST"), "{error}");
+        assert!(sh("ip route get 10.42.1.1").contains("via 192.0.2.2"));
+        assert!(sh("ip route get 10.42.2.1").contains("dev wgl0"));
+        sh("ip route del 10.42.1.0/24 via 192.0.2.2");
+        assert_eq!(steward.reconcile().await.unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn a_port_that_is_taken_is_an_error_and_tried_again() {
+    isolated("a_port_that_is_taken_is_an_error_and_tried_again", || async {
+        let socket = std::net::UdpSocket::bind("0.0.0.0:51901").unwrap();
+        let desired = two_planes();
+        let mut steward = Steward::new(Kernel::open().unwrap(), key());
+        let error = steward.program(desired.clone()).await.unwrap_err().to_string();
+        assert!(error.contains("port 51901") && error.contains("in use"), "{error}");
+        assert!(steward.reconcile().await.is_err());
+        drop(socket);
+        assert_eq!(steward.reconcile().await.unwrap().len(), 1);
+        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+    });
+}
+
+#[test]
+fn a_thousand_prefixes_fit_one_peer_and_a_thousand_routes_one_group() {
+    isolated("a_thousand_prefixes_fit_one_peer_and_a_thousand_routes_one_group", || async {
+        let mut desired = two_planes();
+        for i in 0..1000u32 {
+            let prefix: IpNet = format!("10.{}.{}.0/24", 64 + i / 256, i % 256).parse().unwrap();
+            for w in desired.wireguard.values_mut() {
+                w.peers.values_mut().for_each(|p| p.allowed_ips.extend([prefix]));
+            }
+            desired.routes.insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(id(100)));
+        }
+        let mut steward = programmed(&desired).await;
+        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        desired.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(1)]) });
+        let start = std::time::Instant::now();
+        assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
+        eprintln!("failover of 1,000 routes programmed in {:?}", start.elapsed());
+        assert!(sh("ip route get 10.65.3.1").contains("dev wgl1"));
+    });
+}
+
+#[test]
+fn two_nodes_talk_and_the_counters_tell() {
+    isolated("two_nodes_talk_and_the_counters_tell", || async {
+        // Both ends of a tunnel on one node: two planes whose peers are each other over the loopback.
+        let mut desired = two_planes();
+        let secret = PrivateKey::from_bytes([9; 32]);
+        sh("wireguard-go wgx 2>/dev/null && ip addr add 100.127.99.1/32 dev wgx && ip link set wgx up");
+        std::fs::write("/run/x.key", "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=").unwrap();
+        let text = sh("wg set wgx private-key /run/x.key listen-port 51999 && wg show wgx public-key");
+        assert!(!text.is_empty());
+        let w = desired.wireguard.get_mut(&dev("wgl0")).unwrap();
+        w.peers.insert(secret.public(), WgPeer {
+            endpoint: Some("127.0.0.1:51999".parse().unwrap()),
+            allowed_ips: ["100.127.99.0/24".parse().unwrap()].into(),
+            persistent_keepalive: 1,
+        });
+        let steward = programmed(&desired).await;
+        sh("wg set wgx peer $(wg show wgl0 public-key) allowed-ips 100.127.0.5/32 endpoint 127.0.0.1:51900");
+        let peer = (dev("wgl0"), secret.public());
+        for _ in 0..100 {
+            if steward.wireguard_stats().await.unwrap()[&peer].last_handshake.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let stats = steward.wireguard_stats().await.unwrap()[&peer];
+        assert!(stats.last_handshake.is_some() && stats.tx_bytes > 0 && stats.rx_bytes > 0, "{stats:?}");
+        // An unrelated change must not cost the session: the peer is not sent again.
+        let mut steward = steward;
+        desired.routes.remove(&route("10.42.2.0/24"));
+        steward.program(desired).await.unwrap();
+        assert_eq!(steward.wireguard_stats().await.unwrap()[&peer].last_handshake, stats.last_handshake);
+    });
+}
+
+#[test]
+fn drift_is_noticed_and_foreign_changes_are_not() {
+    isolated("drift_is_noticed_and_foreign_changes_are_not", || async {
+        let _steward = programmed(&two_planes()).await;
+        let mut drifts = Box::pin(watch().await.unwrap());
+        sh("ip route add 10.50.0.0/16 via 192.0.2.2 && ip rule add from 10.9.9.9 table 100");
+        assert!(tokio::time::timeout(Duration::from_millis(300), drifts.next()).await.is_err());
+        sh("ip route del 10.42.1.0/24");
+        let drift = tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
+        assert!(drift.routes && !drift.links, "{drift:?}");
+        sh("ip link set wgl0 down");
+        let drift = tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
+        assert!(drift.links, "{drift:?}");
+    });
+}
