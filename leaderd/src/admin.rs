@@ -34,13 +34,20 @@ pub struct Asker(pub mpsc::Sender<Request>);
 
 impl Asker {
     /// `None`: the engine is overloaded, or gone.
-    pub async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request, limit: Duration) -> Option<T> {
+    pub async fn ask<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+        limit: Duration,
+    ) -> Option<T> {
         let (tx, rx) = oneshot::channel();
         self.0.try_send(request(tx)).ok()?;
         timeout(limit, rx).await.ok()?.ok()
     }
 
-    pub async fn lookup<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
+    pub async fn lookup<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> Request,
+    ) -> Option<T> {
         self.ask(request, LOOKUP_TIMEOUT).await
     }
 }
@@ -168,7 +175,10 @@ fn network_rows(n: &wgctl_plan::Network) -> serde_json::Value {
 fn looked_up<T: Serialize>(answer: Option<T>) -> Response {
     match answer {
         Some(answer) => json(StatusCode::OK, &answer),
-        None => refuse(StatusCode::SERVICE_UNAVAILABLE, "the daemon is too busy to answer; try again".to_owned()),
+        None => refuse(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the daemon is too busy to answer; try again".to_owned(),
+        ),
     }
 }
 
@@ -239,7 +249,11 @@ mod tests {
             async move { http(&path, method, uri, &body).await }
         };
         let done = ask("POST", "/v1/command", r#"{"unfreeze":{"location":"cloud"}}"#.into()).await;
-        assert!(done.starts_with("HTTP/1.1 200") && done.contains(r#"{"done":{"location":"cloud","epoch":0"#), "{done}");
+        assert!(
+            done.starts_with("HTTP/1.1 200")
+                && done.contains(r#"{"done":{"location":"cloud","epoch":0"#),
+            "{done}"
+        );
         let refused = ask("POST", "/v1/command", r#"{"drain":{"node":"cloud-0"}}"#.into()).await;
         assert!(refused.starts_with("HTTP/1.1 409") && refused.contains("refused"), "{refused}");
         let wrong = ask("POST", "/v1/command", r#"{"promote":{"node":"cloud-0"}}"#.into()).await;

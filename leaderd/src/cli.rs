@@ -83,7 +83,9 @@ mod tests {
     #[test]
     fn the_command_line_is_sound_and_has_the_agreed_defaults() {
         Cli::command().debug_assert();
-        let Verb::Run(run) = Cli::try_parse_from(["leaderd", "run"]).unwrap().verb else { panic!() };
+        let Verb::Run(run) = Cli::try_parse_from(["leaderd", "run"]).unwrap().verb else {
+            panic!()
+        };
         assert_eq!(run.admin, PathBuf::from("/run/leaderd/admin.sock"));
         assert_eq!(run.state, PathBuf::from("/var/lib/leaderd"));
         assert!(Cli::try_parse_from(["leaderd", "run", "--node", "No Name"]).is_err());

@@ -7,7 +7,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use leaderd_core::admin::{AdminRequest, AdminResponse};
-use leaderd_core::ids::NodeName;
 use leaderd_core::io::{Effect, Input, LogLevel};
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
@@ -81,7 +80,6 @@ pub struct Shells {
 #[derive(Debug)]
 pub struct Engine {
     node: Node,
-    me: NodeName,
     clock: Clock,
     shells: Shells,
     inputs: mpsc::Receiver<Input>,
@@ -95,7 +93,6 @@ pub struct Engine {
 impl Engine {
     pub fn new(
         node: Node,
-        me: NodeName,
         clock: Clock,
         shells: Shells,
         inputs: mpsc::Receiver<Input>,
@@ -103,7 +100,17 @@ impl Engine {
     ) -> Self {
         let immediate = VecDeque::new();
         let commands = BTreeMap::new();
-        Self { node, me, clock, shells, inputs, requests, immediate, commands, next_command: 1, ready: false }
+        Self {
+            node,
+            clock,
+            shells,
+            inputs,
+            requests,
+            immediate,
+            commands,
+            next_command: 1,
+            ready: false,
+        }
     }
 
     /// Runs until `stop` is done.
@@ -117,7 +124,8 @@ impl Engine {
                 self.handle(input);
             }
             let deadline = self.node.poll_timeout().map(|at| self.clock.deadline(at));
-            let sleep = tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now));
+            let sleep =
+                tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
                 () = &mut stop => return,
                 () = sleep, if deadline.is_some() => self.handle(Input::Timeout),
@@ -149,7 +157,7 @@ impl Engine {
 
     fn peers_changed(&mut self) {
         let mesh = self.node.mesh().clone();
-        self.shells.control.set_peers(&self.me, &mesh, &self.node.peers());
+        self.shells.control.set_peers(&self.node.peers());
         if let Err(error) = self.shells.probes.set_ports(&mesh.probe_ports) {
             tracing::error!(%error, "the new probe ports are not in use: the old ones stay");
         }
@@ -162,7 +170,9 @@ impl Engine {
                 Effect::ForgetProbe { probe } => self.shells.probes.forget(probe),
                 Effect::Reflect { from, to, bytes } => self.shells.probes.reflect(from, to, &bytes),
                 Effect::SendFrame { to, frame } => self.shells.control.send(&to, &frame),
-                Effect::Persist { ticket, location, write } => self.shells.writer.persist(ticket, location, write),
+                Effect::Persist { ticket, location, write } => {
+                    self.shells.writer.persist(ticket, location, write)
+                }
                 Effect::Program { revision, network } => {
                     self.shells.programs.send_replace(Some((revision, network)));
                 }
@@ -188,9 +198,13 @@ impl Engine {
                 let _ = to.send(Box::new(self.node.desired().clone()));
             }
             Request::Command(request, to) => {
-                self.commands.retain(|_, (since, waiting)| since.elapsed() < COMMAND_TIMEOUT && !waiting.is_closed());
+                self.commands.retain(|_, (since, waiting)| {
+                    since.elapsed() < COMMAND_TIMEOUT && !waiting.is_closed()
+                });
                 if self.commands.len() >= MAX_COMMANDS {
-                    let message = format!("{MAX_COMMANDS} commands wait for an answer already; try again later");
+                    let message = format!(
+                        "{MAX_COMMANDS} commands wait for an answer already; try again later"
+                    );
                     let _ = to.send(AdminResponse::Refused { message });
                     return;
                 }

@@ -22,8 +22,9 @@ pub enum LogFormat {
 /// If the filter in [`FILTER_VARIABLE`] is none.
 pub fn init(format: LogFormat) -> anyhow::Result<()> {
     let filter = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info".to_owned());
-    let filter = EnvFilter::try_new(&filter)
-        .with_context(|| format!("{FILTER_VARIABLE}={filter:?} is no filter; try info, debug or leaderd=debug"))?;
+    let filter = EnvFilter::try_new(&filter).with_context(|| {
+        format!("{FILTER_VARIABLE}={filter:?} is no filter; try info, debug or leaderd=debug")
+    })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -11,7 +11,14 @@ fn main() -> ExitCode {
         Verb::Cleanup => cleanup(),
         Verb::Reset(args) => leaderd::store::reset(&args.state).map_err(Into::into).map(|was| {
             let dir = args.state.display();
-            println!("{}", if was { format!("forgot the store in {dir}") } else { format!("no store in {dir}") });
+            println!(
+                "{}",
+                if was {
+                    format!("forgot the store in {dir}")
+                } else {
+                    format!("no store in {dir}")
+                }
+            );
             ExitCode::SUCCESS
         }),
     };

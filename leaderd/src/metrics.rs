@@ -34,7 +34,10 @@ pub async fn serve(address: SocketAddr, asker: Asker) -> anyhow::Result<()> {
 }
 
 pub(crate) fn routes() -> Router<Asker> {
-    Router::new().route("/metrics", get(metrics)).route("/healthz", get(health)).route("/readyz", get(ready))
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(health))
+        .route("/readyz", get(ready))
 }
 
 async fn metrics(State(asker): State<Asker>) -> Response {
@@ -59,7 +62,9 @@ async fn health(State(asker): State<Asker>) -> Response {
 async fn ready(State(asker): State<Asker>) -> Response {
     match asker.lookup(Request::Snapshot).await {
         Some(snapshot) if snapshot.ready => "ok\n".into_response(),
-        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "the network is not programmed yet\n").into_response(),
+        Some(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "the network is not programmed yet\n").into_response()
+        }
         None => busy(),
     }
 }
@@ -94,13 +99,23 @@ fn registry(s: &Snapshot) -> Registry {
             1.0,
         )],
     );
-    gauges("mesh_generation", "Generation of the mesh file in use", vec![(vec![], s.status.generation.0 as f64)]);
+    gauges(
+        "mesh_generation",
+        "Generation of the mesh file in use",
+        vec![(vec![], s.status.generation.0 as f64)],
+    );
     gauges("ready", "The network was programmed", vec![(vec![], flag(s.ready))]);
     gauges("peers", "Peers of the control channel", vec![(vec![], s.peers as f64)]);
     gauges("peers_connected", "Peers that are connected", vec![(vec![], s.peers_connected as f64)]);
-    gauges("epoch", "Epoch in force", locations.iter().map(|l| (label(&l.name), l.epoch.0 as f64)).collect());
+    gauges(
+        "epoch",
+        "Epoch in force",
+        locations.iter().map(|l| (label(&l.name), l.epoch.0 as f64)).collect(),
+    );
     let leaders = locations.iter().flat_map(|l| {
-        l.leaders.iter().map(|n| (vec![("location", l.name.to_string()), ("node", n.to_string())], 1.0))
+        l.leaders
+            .iter()
+            .map(|n| (vec![("location", l.name.to_string()), ("node", n.to_string())], 1.0))
     });
     gauges("leader", "1 for the nodes that lead their location", leaders.collect());
     let raft = locations.iter().filter_map(|l| {
@@ -110,10 +125,19 @@ fn registry(s: &Snapshot) -> Registry {
     gauges("raft_leader", "1 for the raft leader of a location", raft.collect());
     let quorum = locations.iter().filter_map(|l| Some((label(&l.name), flag(l.quorum?))));
     gauges("quorum", "The location has a quorum, as far as known", quorum.collect());
-    gauges("frozen", "No automatic failover", locations.iter().map(|l| (label(&l.name), flag(l.frozen.is_some()))).collect());
-    gauges("fallback", "The local ranking is in force", locations.iter().map(|l| (label(&l.name), flag(l.fallback))).collect());
+    gauges(
+        "frozen",
+        "No automatic failover",
+        locations.iter().map(|l| (label(&l.name), flag(l.frozen.is_some()))).collect(),
+    );
+    gauges(
+        "fallback",
+        "The local ranking is in force",
+        locations.iter().map(|l| (label(&l.name), flag(l.fallback))).collect(),
+    );
     let candidates = || locations.iter().flat_map(|l| l.candidates.iter().map(move |c| (l, c)));
-    let of = |l: &leaderd_core::status::LocationStatus, c: &leaderd_core::status::CandidateStatus| {
+    let of = |l: &leaderd_core::status::LocationStatus,
+              c: &leaderd_core::status::CandidateStatus| {
         vec![("location", l.name.to_string()), ("node", c.name.to_string())]
     };
     let verdicts = candidates().map(|(l, c)| {
@@ -131,7 +155,11 @@ fn registry(s: &Snapshot) -> Registry {
     gauges("verdict", "1 for the verdict on a candidate", verdicts.collect());
     let rtt = candidates().filter_map(|(l, c)| Some((of(l, c), c.rtt_ms? / 1000.0)));
     gauges("rtt_seconds", "Smoothed round trip of probes", rtt.collect());
-    gauges("loss_ratio", "Share of probes lost lately", candidates().map(|(l, c)| (of(l, c), f64::from(c.loss))).collect());
+    gauges(
+        "loss_ratio",
+        "Share of probes lost lately",
+        candidates().map(|(l, c)| (of(l, c), f64::from(c.loss))).collect(),
+    );
     let mtu = candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.path_mtu?))));
     gauges("path_mtu_bytes", "Largest packet known to pass", mtu.collect());
     let blackouts = s.blackouts.iter().map(|(l, seconds)| (label(l), *seconds));
@@ -145,14 +173,19 @@ fn registry(s: &Snapshot) -> Registry {
         .chain(s.shell.iter().map(|(n, v)| ("shell", *n, *v)))
     {
         // A name is a word of ours; anything else in it becomes an underscore.
-        let clean: String = name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        let clean: String =
+            name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         if clean.ends_with("_micros") {
             let gauge: Gauge<f64, AtomicU64> = Gauge::default();
             gauge.set(value as f64 / 1e6);
             let name = format!("{prefix}_{}_seconds", clean.trim_end_matches("_micros"));
             registry.register(name, "The last one measured", gauge);
         } else {
-            registry.register(format!("{prefix}_{clean}"), "Counted since start", ConstCounter::new(value));
+            registry.register(
+                format!("{prefix}_{clean}"),
+                "Counted since start",
+                ConstCounter::new(value),
+            );
         }
     }
     registry

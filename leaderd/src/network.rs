@@ -64,7 +64,9 @@ where
             match make().await {
                 Ok(steward) => {
                     let _ = made.send(Ok(()));
-                    Keeper { steward, inputs, counters, programmed: None, told: None }.run(programs).await;
+                    Keeper { steward, inputs, counters, programmed: None, told: None }
+                        .run(programs)
+                        .await;
                 }
                 Err(error) => {
                     let _ = made.send(Err(error));
@@ -91,14 +93,17 @@ impl<S: Steward> Keeper<S> {
         for timer in [&mut looks, &mut reconciles] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let mut again = false;
+        let mut again: Option<tokio::time::Instant> = None;
         loop {
             tokio::select! {
                 changed = programs.changed() => match changed {
-                    Ok(()) => again = !self.program(&mut programs).await,
+                    Ok(()) => again = self.program(&mut programs).await,
                     Err(_) => return,
                 },
-                () = tokio::time::sleep(RETRY), if again => again = !self.program(&mut programs).await,
+                // A deadline, not a duration: the other timers come round more often and would start it anew.
+                () = tokio::time::sleep_until(again.unwrap_or_else(tokio::time::Instant::now)), if again.is_some() => {
+                    again = self.program(&mut programs).await;
+                }
                 () = self.steward.drift(), if self.programmed.is_some() => {
                     // First look, then repair: the core is to know of a fault that lasted only until we saw it.
                     self.look().await;
@@ -110,9 +115,12 @@ impl<S: Steward> Keeper<S> {
         }
     }
 
-    /// False if it failed and should be tried again.
-    async fn program(&mut self, programs: &mut watch::Receiver<Program>) -> bool {
-        let Some((revision, network)) = programs.borrow_and_update().clone() else { return true };
+    /// When to try again, if it failed.
+    async fn program(
+        &mut self,
+        programs: &mut watch::Receiver<Program>,
+    ) -> Option<tokio::time::Instant> {
+        let Some((revision, network)) = programs.borrow_and_update().clone() else { return None };
         let began = Instant::now();
         let result = self.steward.program((*network).clone()).await;
         self.counters.set("program_latency_micros", began.elapsed().as_micros() as u64);
@@ -128,9 +136,9 @@ impl<S: Steward> Keeper<S> {
                 Some(error)
             }
         };
-        let ok = error.is_none();
+        let again = error.is_some().then(|| tokio::time::Instant::now() + RETRY);
         let _ = self.inputs.send(Input::Programmed { revision, error }).await;
-        ok
+        again
     }
 
     async fn reconcile(&mut self) {
@@ -194,7 +202,10 @@ mod tests {
     }
 
     fn marked(mark: &str) -> Box<Network> {
-        Box::new(Network { sysctls: [(mark.to_owned(), "1".to_owned())].into(), ..Network::default() })
+        Box::new(Network {
+            sysctls: [(mark.to_owned(), "1".to_owned())].into(),
+            ..Network::default()
+        })
     }
 
     #[tokio::test]
@@ -202,13 +213,21 @@ mod tests {
         let (seen, mut programmed) = mpsc::unbounded_channel();
         let (programs, rx) = watch::channel(None);
         let (inputs, mut told) = mpsc::channel(64);
-        start(move || async move { Ok(Fake { failures: 2, seen }) }, rx, inputs, Counters::default()).await.unwrap();
+        start(
+            move || async move { Ok(Fake { failures: 2, seen }) },
+            rx,
+            inputs,
+            Counters::default(),
+        )
+        .await
+        .unwrap();
         for revision in 1..=20u64 {
             programs.send_replace(Some((revision, marked(&format!("r{revision}")))));
         }
         let mut errors = 0;
         loop {
-            match tokio::time::timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap() {
+            match tokio::time::timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap()
+            {
                 Input::Programmed { error: Some(_), .. } => errors += 1,
                 Input::Programmed { revision, error: None } => {
                     assert_eq!(revision, 20);

@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::node::parse_mesh;
-use crate::resolve::{resolve, substitute};
+use crate::resolve::resolve;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -66,9 +66,12 @@ pub fn refusal(old: &Mesh, new: &Mesh, me: &NodeName) -> Option<String> {
         return Some(format!("it is of mesh {}, and this daemon runs in {}", new.name, old.name));
     }
     let (Some(then), Some(now)) = (old.node(me), new.node(me)) else {
-        return Some(format!("node {me} is not in it; stop this daemon and run `leaderd cleanup` if that is meant"));
+        return Some(format!(
+            "node {me} is not in it; stop this daemon and run `leaderd cleanup` if that is meant"
+        ));
     };
-    let restart = |what: &str| Some(format!("{what} of this node changed: restart leaderd to apply it"));
+    let restart =
+        |what: &str| Some(format!("{what} of this node changed: restart leaderd to apply it"));
     if now.location != then.location {
         return restart("the location");
     }
@@ -119,7 +122,9 @@ pub async fn watch(
                         mesh = new;
                         resolved = resolve(&mesh, &resolved).await;
                         resolved_at = Instant::now();
-                        inputs.send(Input::MeshChanged(Box::new(substitute(&mesh, &resolved)))).await?;
+                        // First the names, so that the new nodes have addresses at once.
+                        inputs.send(Input::Resolved(resolved.clone())).await?;
+                        inputs.send(Input::MeshChanged(Box::new(mesh.clone()))).await?;
                     }
                 },
             }
@@ -130,7 +135,7 @@ pub async fn watch(
             if new != resolved {
                 tracing::info!(endpoints = ?new, "endpoints have other addresses now");
                 resolved = new;
-                inputs.send(Input::MeshChanged(Box::new(substitute(&mesh, &resolved)))).await?;
+                inputs.send(Input::Resolved(resolved.clone())).await?;
             }
         }
     }

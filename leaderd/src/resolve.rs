@@ -24,7 +24,8 @@ pub async fn resolve(mesh: &Mesh, known: &BTreeMap<String, IpAddr>) -> BTreeMap<
         .collect();
     let lookups = names.into_iter().map(|name| async move {
         let old = known.get(name).copied();
-        let found = match timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await {
+        let found = match timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await
+        {
             Ok(Ok(addresses)) => addresses.map(|a| a.ip()).collect::<BTreeSet<_>>(),
             Ok(Err(error)) => {
                 tracing::warn!(endpoint.name = name, %error, "cannot resolve an endpoint");
@@ -40,19 +41,6 @@ pub async fn resolve(mesh: &Mesh, known: &BTreeMap<String, IpAddr>) -> BTreeMap<
         chosen.map(|ip| (name.clone(), ip))
     });
     futures_util::future::join_all(lookups).await.into_iter().flatten().collect()
-}
-
-/// The mesh with names replaced by the addresses they have now.
-pub fn substitute(mesh: &Mesh, resolved: &BTreeMap<String, IpAddr>) -> Mesh {
-    let mut mesh = mesh.clone();
-    for node in mesh.nodes.values_mut() {
-        if let Some(Host::Name(name)) = &node.endpoint
-            && let Some(ip) = resolved.get(name)
-        {
-            node.endpoint = Some(Host::Ip(*ip));
-        }
-    }
-    mesh
 }
 
 /// The device that has this address.

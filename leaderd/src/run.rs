@@ -41,7 +41,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         let mesh = reload::read(&args.mesh)?;
         let node = mesh.node(&me).with_context(|| {
             let names: Vec<&str> = mesh.nodes.keys().map(NodeName::as_str).collect();
-            format!("node {me} is not in {}; say which with --node: {}", args.mesh.display(), names.join(", "))
+            format!(
+                "node {me} is not in {}; say which with --node: {}",
+                args.mesh.display(),
+                names.join(", ")
+            )
         })?;
         let keys = Keys::load(&args.keys, node)?;
         Ok((me, mesh, keys))
@@ -79,7 +83,7 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
     let control = Control::start(file.control_port, &keys, inputs.clone(), counters.clone())?;
 
     let resolved = resolve::resolve(&file, &BTreeMap::new()).await;
-    let mesh = Arc::new(resolve::substitute(&file, &resolved));
+    let mesh = Arc::new(file.clone());
     let own = mesh.node(&me).context("this node")?;
     let lan_device = own.device.clone().or_else(|| resolve::device_of(own.address));
     if lan_device.is_none() {
@@ -103,7 +107,10 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
                 lan_device: lan_device.as_ref().map(ToString::to_string),
                 now,
             };
-            Some(Recorder::create(path, &header).with_context(|| format!("cannot record to {}", path.display()))?)
+            Some(
+                Recorder::create(path, &header)
+                    .with_context(|| format!("cannot record to {}", path.display()))?,
+            )
         }
     };
     let secret = Zeroizing::new(*keys.wireguard.expose());
@@ -145,22 +152,23 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
         }
     });
     let shells = Shells { probes, control, writer, programs, recorder, counters };
-    let own_name = identity.node;
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     };
-    Engine::new(node, own_name, clock, shells, inputs_rx, requests).run(stop).await;
+    Engine::new(node, clock, shells, inputs_rx, requests).run(stop).await;
     tracing::info!("stopped; forwarding stays as it is");
     Ok(())
 }
 
 fn host_name() -> anyhow::Result<NodeName> {
     let name = nix::unistd::gethostname()?.to_string_lossy().to_ascii_lowercase();
-    name.parse().with_context(|| "the host's name is no node name; say which node this is with --node")
+    name.parse()
+        .with_context(|| "the host's name is no node name; say which node this is with --node")
 }
 
 /// Each fresh flow under way has a descriptor, and the usual soft limit is 1,024.

@@ -87,7 +87,9 @@ impl Keys {
     }
 
     pub fn control_public(&self) -> ControlPublicKey {
-        ControlPublicKey(ed25519_dalek::SigningKey::from_bytes(self.control.expose()).verifying_key().to_bytes())
+        ControlPublicKey(
+            ed25519_dalek::SigningKey::from_bytes(self.control.expose()).verifying_key().to_bytes(),
+        )
     }
 }
 

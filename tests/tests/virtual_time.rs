@@ -26,7 +26,11 @@ fn hybrid(config: WorldConfig) -> World {
 /// A hybrid mesh in which everyone knows and follows the first decision.
 fn settled(config: WorldConfig) -> World {
     let mut world = hybrid(config);
-    assert!(world.run_until(Duration::from_secs(60), everyone_agrees), "no first decision: {}", story(&world));
+    assert!(
+        world.run_until(Duration::from_secs(60), everyone_agrees),
+        "no first decision: {}",
+        story(&world)
+    );
     world.run_for(Duration::from_secs(5));
     world
 }
@@ -54,7 +58,8 @@ fn story(world: &World) -> String {
 
 fn leader(world: &World) -> String {
     let status = world.core(&name("home-0")).expect("alive").status(world.now());
-    let cloud = status.locations.into_iter().find(|l| l.name.as_str() == "cloud").expect("a location");
+    let cloud =
+        status.locations.into_iter().find(|l| l.name.as_str() == "cloud").expect("a location");
     cloud.leaders[0].to_string()
 }
 
@@ -82,13 +87,19 @@ fn a_leader_that_drops_new_flows_is_replaced() {
     let before = world.now().mono;
     world.faults.get_mut(&name("cloud-0")).expect("a node").vxlan_new_flows = true;
     assert!(!world.delivers(&name("home-1"), &name("cloud-2")), "the fault does nothing");
-    let moved = world.run_until(Duration::from_secs(5), |w| w.delivers(&name("home-1"), &name("cloud-2")));
+    let moved =
+        world.run_until(Duration::from_secs(5), |w| w.delivers(&name("home-1"), &name("cloud-2")));
     assert!(moved, "still down: {}", story(&world));
     let took = world.now().mono.since(before);
     assert!(took < Duration::from_millis(400), "took {took:?} of virtual time\n{}", story(&world));
     world.run_for(Duration::from_secs(3));
     assert_eq!(leader(&world), "cloud-1");
-    assert_eq!(decisions(&world).last().map(|(_, cause)| *cause), Some(Cause::NewFlow), "{}", story(&world));
+    assert_eq!(
+        decisions(&world).last().map(|(_, cause)| *cause),
+        Some(Cause::NewFlow),
+        "{}",
+        story(&world)
+    );
 }
 
 #[test]
@@ -96,7 +107,8 @@ fn a_leader_that_crashes_is_replaced() {
     let mut world = settled(WorldConfig::default());
     let before = world.now().mono;
     world.crash(&name("cloud-0"), true);
-    let moved = world.run_until(Duration::from_secs(5), |w| w.delivers(&name("home-1"), &name("cloud-2")));
+    let moved =
+        world.run_until(Duration::from_secs(5), |w| w.delivers(&name("home-1"), &name("cloud-2")));
     assert!(moved, "still down: {}", story(&world));
     let took = world.now().mono.since(before);
     assert!(took < Duration::from_millis(400), "took {took:?} of virtual time");

@@ -19,7 +19,9 @@ fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     if std::env::var_os(INSIDE).is_some() {
         sh("mount -t tmpfs none /run && mkdir -p /run/wireguard /var/run && ip link set lo up");
         sh("mountpoint -q /var/run || [ -L /var/run ] || mount --bind /run /var/run");
-        sh("ip link add eth9 type veth peer name eth8 && ip addr add 192.0.2.1/24 dev eth9 && ip link set eth9 up && ip link set eth8 up");
+        sh(
+            "ip link add eth9 type veth peer name eth8 && ip addr add 192.0.2.1/24 dev eth9 && ip link set eth9 up && ip link set eth8 up",
+        );
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(test());
         return;
@@ -68,32 +70,43 @@ fn two_planes() -> Network {
         let name = dev(&format!("wgl{plane}"));
         let peer = WgPeer {
             endpoint: Some(SocketAddr::from(([192, 0, 2, 2], 51900 + u16::from(plane)))),
-            allowed_ips: ["10.42.0.0/16", "100.127.0.0/16", "fd42::/48"].map(|p| p.parse().unwrap()).into(),
+            allowed_ips: ["10.42.0.0/16", "100.127.0.0/16", "fd42::/48"]
+                .map(|p| p.parse().unwrap())
+                .into(),
             persistent_keepalive: 10,
         };
-        net.wireguard.insert(name.clone(), WgInterface {
-            public_key: Some(key().public()),
-            listen_port: 51900 + u16::from(plane),
-            mtu: 1420,
-            up: true,
-            peers: BTreeMap::from([(WgPublicKey([plane + 1; 32]), peer)]),
-        });
-        for address in [format!("100.127.{}.5/20", plane * 16), format!("fd4c:eade:0:1::{plane}:5/116")] {
+        net.wireguard.insert(
+            name.clone(),
+            WgInterface {
+                public_key: Some(key().public()),
+                listen_port: 51900 + u16::from(plane),
+                mtu: 1420,
+                up: true,
+                peers: BTreeMap::from([(WgPublicKey([plane + 1; 32]), peer)]),
+            },
+        );
+        for address in
+            [format!("100.127.{}.5/20", plane * 16), format!("fd4c:eade:0:1::{plane}:5/116")]
+        {
             net.addresses.insert((name.clone(), address.parse().unwrap()));
         }
         let plane = u32::from(plane);
         net.nexthops.insert(id(plane), Nexthop::Device { dev: name.clone(), family: Family::V4 });
-        net.nexthops.insert(id(10 + plane), Nexthop::Device { dev: name.clone(), family: Family::V6 });
+        net.nexthops
+            .insert(id(10 + plane), Nexthop::Device { dev: name.clone(), family: Family::V6 });
         net.sysctls.insert(format!("net/ipv4/conf/{name}/rp_filter"), "2".into());
     }
-    net.vxlan.insert(dev("lvx0"), Vxlan {
-        vni: 7946,
-        local: "192.0.2.1".parse().unwrap(),
-        port: 4790,
-        mac: Mac([2, 0, 0, 0, 0, 1]),
-        mtu: 1450,
-        up: true,
-    });
+    net.vxlan.insert(
+        dev("lvx0"),
+        Vxlan {
+            vni: 7946,
+            local: "192.0.2.1".parse().unwrap(),
+            port: 4790,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            mtu: 1450,
+            up: true,
+        },
+    );
     let far = Mac([2, 0, 0, 0, 0, 2]);
     net.addresses.insert((dev("lvx0"), "100.127.240.5/32".parse().unwrap()));
     net.fdb.insert((dev("lvx0"), far), "192.0.2.2".parse().unwrap());
@@ -113,9 +126,17 @@ fn two_planes() -> Network {
         RouteKey { table: 7946, ..route("10.45.0.0/16") },
         RouteVia::Device { dev: dev("wgl1"), source: Some("100.127.16.5".parse().unwrap()) },
     );
-    net.routes.insert(route("10.46.0.0/16"), RouteVia::Gateway { dev: dev("lvx0"), gateway, onlink: true });
-    let any = Rule { family: Family::V4, priority: 76, from: None, to: None, iif: None, table: 7946 };
-    net.rules.insert(Rule { from: Some("10.42.9.0/24".parse().unwrap()), iif: Some(dev("eth9")), ..any.clone() });
+    net.routes.insert(
+        route("10.46.0.0/16"),
+        RouteVia::Gateway { dev: dev("lvx0"), gateway, onlink: true },
+    );
+    let any =
+        Rule { family: Family::V4, priority: 76, from: None, to: None, iif: None, table: 7946 };
+    net.rules.insert(Rule {
+        from: Some("10.42.9.0/24".parse().unwrap()),
+        iif: Some(dev("eth9")),
+        ..any.clone()
+    });
     net.rules.insert(Rule { family: Family::V6, to: Some("fd42:9::/64".parse().unwrap()), ..any });
     for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         net.sysctls.insert(path.into(), "1".into());
@@ -144,6 +165,8 @@ fn a_network_is_observed_as_it_was_programmed() {
         let mut steward = programmed(&desired).await;
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
         assert!(steward.reconcile().await.unwrap().is_empty());
+        let text = serde_json::to_string(&desired).unwrap();
+        assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), desired);
         // Another process that starts anew finds it in place, too, and interrupts nothing.
         let mut other = Steward::new(Kernel::open().unwrap(), key());
         assert!(other.program(desired).await.unwrap().changes.is_empty());
@@ -157,7 +180,11 @@ fn a_failover_is_one_message_and_routes_follow() {
         let mut steward = programmed(&desired).await;
         assert!(sh("ip route get 10.42.1.1").contains("dev wgl0"));
         desired.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(1)]) });
-        let mut seen = Command::new("ip").args(["monitor", "nexthop", "route"]).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        let mut seen = Command::new("ip")
+            .args(["monitor", "nexthop", "route"])
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
         assert!(sh("ip route get 10.42.1.1").contains("dev wgl1"));
@@ -180,6 +207,7 @@ fn drift_is_repaired() {
             "ip route del 10.42.1.0/24".to_owned(),
             format!("wg set wgl0 peer {} remove", peer.trim()),
             format!("wg set wgl0 peer {} allowed-ips 10.99.0.0/16", peer.trim()),
+            format!("wg set wgl0 peer {} endpoint 192.0.2.77:1", peer.trim()),
             "wg set wgl1 listen-port 4242".to_owned(),
             format!("ip nexthop del id {}", id(100).0),
             format!("ip nexthop replace id {} group {},3", id(100).0, id(1).0),
@@ -189,7 +217,8 @@ fn drift_is_repaired() {
             "ip link del lvx0".to_owned(),
             "bridge fdb replace 02:00:00:00:00:02 dev lvx0 dst 192.0.2.99".to_owned(),
             "bridge fdb append 00:00:00:00:00:00 dev lvx0 dst 192.0.2.99".to_owned(),
-            "ip neigh replace 100.127.240.6 lladdr 02:00:00:00:00:99 dev lvx0 nud permanent".to_owned(),
+            "ip neigh replace 100.127.240.6 lladdr 02:00:00:00:00:99 dev lvx0 nud permanent"
+                .to_owned(),
             "ip neigh del 100.127.240.6 dev lvx0".to_owned(),
             "ip addr del 100.127.0.5/20 dev wgl0".to_owned(),
             "ip -6 addr flush dev wgl1 scope global".to_owned(),
@@ -200,10 +229,14 @@ fn drift_is_repaired() {
             "sysctl -qw net.ipv4.conf.wgl0.rp_filter=1".to_owned(),
         ] {
             sh(&drift);
-            let repaired = steward.reconcile().await.unwrap_or_else(|e| panic!("after {drift}: {e}"));
+            let repaired =
+                steward.reconcile().await.unwrap_or_else(|e| panic!("after {drift}: {e}"));
             assert!(!repaired.is_empty(), "{drift} was not noticed");
             assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
-            assert!(steward.reconcile().await.unwrap().is_empty(), "{drift} is repaired again and again");
+            assert!(
+                steward.reconcile().await.unwrap().is_empty(),
+                "{drift} is repaired again and again"
+            );
         }
     });
 }
@@ -233,8 +266,12 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
         // With the old mode routes show their nexthop's content too, and a sysctl is not put back.
         sh("sysctl -qw net.ipv4.nexthop_compat_mode=0");
         sh("ip nexthop add id 1 via 192.0.2.2 dev eth9 && ip route add 10.50.0.0/16 nhid 1");
-        sh("ip route add 10.42.7.0/24 via 192.0.2.2 && ip rule add from 10.9.9.9 table 100 priority 5");
-        sh("ip link add vxother type vxlan id 9 dstport 4789 local 192.0.2.1 && ip link set vxother up");
+        sh(
+            "ip route add 10.42.7.0/24 via 192.0.2.2 && ip rule add from 10.9.9.9 table 100 priority 5",
+        );
+        sh(
+            "ip link add vxother type vxlan id 9 dstport 4789 local 192.0.2.1 && ip link set vxother up",
+        );
         sh("bridge fdb append 02:00:00:00:00:77 dev vxother dst 192.0.2.7");
         let look = "ip nexthop; ip route; ip -6 route | grep -v fe80; ip rule; ip -br link | sed 's/@.*//;s/ .*//' | sort; \
                     bridge fdb show dev vxother; ip addr show dev eth9 | grep inet";
@@ -270,11 +307,16 @@ fn a_foreign_route_in_the_way_is_named_and_the_rest_is_made() {
 fn a_port_that_is_taken_is_an_error_and_tried_again() {
     isolated("a_port_that_is_taken_is_an_error_and_tried_again", || async {
         let socket = std::net::UdpSocket::bind("0.0.0.0:51901").unwrap();
-        let desired = two_planes();
+        let mut desired = two_planes();
         let mut steward = Steward::new(Kernel::open().unwrap(), key());
         let error = steward.program(desired.clone()).await.unwrap_err().to_string();
         assert!(error.contains("port 51901") && error.contains("in use"), "{error}");
         assert!(steward.reconcile().await.is_err());
+        // An endpoint that changes meanwhile is not forgotten, although endpoints roam.
+        let peer =
+            desired.wireguard.get_mut(&dev("wgl0")).unwrap().peers.values_mut().next().unwrap();
+        peer.endpoint = Some("192.0.2.3:51900".parse().unwrap());
+        assert!(steward.program(desired.clone()).await.is_err());
         drop(socket);
         assert_eq!(steward.reconcile().await.unwrap().len(), 1);
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
@@ -290,13 +332,15 @@ fn a_thousand_prefixes_fit_one_peer_and_a_thousand_routes_one_group() {
             for w in desired.wireguard.values_mut() {
                 w.peers.values_mut().for_each(|p| p.allowed_ips.extend([prefix]));
             }
-            desired.routes.insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(id(100)));
+            desired
+                .routes
+                .insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(id(100)));
         }
         let mut steward = programmed(&desired).await;
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
         desired.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(1)]) });
         let start = std::time::Instant::now();
-        assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
+        assert_eq!(steward.program(desired).await.unwrap().changes.len(), 1);
         eprintln!("failover of 1,000 routes programmed in {:?}", start.elapsed());
         assert!(sh("ip route get 10.65.3.1").contains("dev wgl1"));
     });
@@ -308,18 +352,26 @@ fn two_nodes_talk_and_the_counters_tell() {
         // Both ends of a tunnel on one node: two planes whose peers are each other over the loopback.
         let mut desired = two_planes();
         let secret = PrivateKey::from_bytes([9; 32]);
-        sh("wireguard-go wgx 2>/dev/null && ip addr add 100.127.99.1/32 dev wgx && ip link set wgx up");
+        sh(
+            "wireguard-go wgx 2>/dev/null && ip addr add 100.127.99.1/32 dev wgx && ip link set wgx up",
+        );
         std::fs::write("/run/x.key", "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=").unwrap();
-        let text = sh("wg set wgx private-key /run/x.key listen-port 51999 && wg show wgx public-key");
+        let text =
+            sh("wg set wgx private-key /run/x.key listen-port 51999 && wg show wgx public-key");
         assert!(!text.is_empty());
         let w = desired.wireguard.get_mut(&dev("wgl0")).unwrap();
-        w.peers.insert(secret.public(), WgPeer {
-            endpoint: Some("127.0.0.1:51999".parse().unwrap()),
-            allowed_ips: ["100.127.99.0/24".parse().unwrap()].into(),
-            persistent_keepalive: 1,
-        });
+        w.peers.insert(
+            secret.public(),
+            WgPeer {
+                endpoint: Some("127.0.0.1:51999".parse().unwrap()),
+                allowed_ips: ["100.127.99.0/24".parse().unwrap()].into(),
+                persistent_keepalive: 1,
+            },
+        );
         let steward = programmed(&desired).await;
-        sh("wg set wgx peer $(wg show wgl0 public-key) allowed-ips 100.127.0.5/32 endpoint 127.0.0.1:51900");
+        sh(
+            "wg set wgx peer $(wg show wgl0 public-key) allowed-ips 100.127.0.5/32 endpoint 127.0.0.1:51900",
+        );
         let peer = (dev("wgl0"), secret.public());
         for _ in 0..100 {
             if steward.wireguard_stats().await.unwrap()[&peer].last_handshake.is_some() {
@@ -328,12 +380,18 @@ fn two_nodes_talk_and_the_counters_tell() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         let stats = steward.wireguard_stats().await.unwrap()[&peer];
-        assert!(stats.last_handshake.is_some() && stats.tx_bytes > 0 && stats.rx_bytes > 0, "{stats:?}");
+        assert!(
+            stats.last_handshake.is_some() && stats.tx_bytes > 0 && stats.rx_bytes > 0,
+            "{stats:?}"
+        );
         // An unrelated change must not cost the session: the peer is not sent again.
         let mut steward = steward;
         desired.routes.remove(&route("10.42.2.0/24"));
         steward.program(desired).await.unwrap();
-        assert_eq!(steward.wireguard_stats().await.unwrap()[&peer].last_handshake, stats.last_handshake);
+        assert_eq!(
+            steward.wireguard_stats().await.unwrap()[&peer].last_handshake,
+            stats.last_handshake
+        );
     });
 }
 
@@ -345,10 +403,12 @@ fn drift_is_noticed_and_foreign_changes_are_not() {
         sh("ip route add 10.50.0.0/16 via 192.0.2.2 && ip rule add from 10.9.9.9 table 100");
         assert!(tokio::time::timeout(Duration::from_millis(300), drifts.next()).await.is_err());
         sh("ip route del 10.42.1.0/24");
-        let drift = tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
+        let drift =
+            tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
         assert!(drift.routes && !drift.links, "{drift:?}");
         sh("ip link set wgl0 down");
-        let drift = tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
+        let drift =
+            tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
         assert!(drift.links, "{drift:?}");
     });
 }

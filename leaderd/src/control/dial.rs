@@ -23,7 +23,10 @@ const STABLE: Duration = Duration::from_secs(5);
 pub(super) async fn run(dial: Dial, shared: Arc<Shared>) {
     let mut backoff = MIN_BACKOFF;
     for attempt in 0usize.. {
-        let Some((source, to)) = dial.routes.get(attempt % dial.routes.len().max(1)).copied() else { return };
+        let Some((source, to)) = dial.routes.get(attempt % dial.routes.len().max(1)).copied()
+        else {
+            return;
+        };
         let limit = if source.is_some() { TUNNEL_TIMEOUT } else { LAN_TIMEOUT };
         let began = Instant::now();
         match timeout(limit, connect(&dial, source, to, &shared)).await {
@@ -55,13 +58,22 @@ fn jittered(backoff: Duration) -> Duration {
     backoff.mul_f64(0.5 + f64::from(byte[0]) / 512.0)
 }
 
-async fn connect(dial: &Dial, source: Option<IpAddr>, to: SocketAddr, shared: &Shared) -> Result<Connection, String> {
-    let mut config = ClientConfig::new(Arc::new(shared.identity.client(dial.key).map_err(|e| e.to_string())?));
-    let initial_rtt = if source.is_some() { Duration::from_millis(300) } else { Duration::from_millis(50) };
+async fn connect(
+    dial: &Dial,
+    source: Option<IpAddr>,
+    to: SocketAddr,
+    shared: &Shared,
+) -> Result<Connection, String> {
+    let mut config =
+        ClientConfig::new(Arc::new(shared.identity.client(dial.key).map_err(|e| e.to_string())?));
+    let initial_rtt =
+        if source.is_some() { Duration::from_millis(300) } else { Duration::from_millis(50) };
     config.transport_config(transport(initial_rtt));
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr =
+        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     // An endpoint per connection: its socket goes with it. It lives on in its driver while the connection does.
-    let endpoint = Endpoint::client(SocketAddr::new(source.unwrap_or(any), 0)).map_err(|e| format!("binding: {e}"))?;
+    let endpoint = Endpoint::client(SocketAddr::new(source.unwrap_or(any), 0))
+        .map_err(|e| format!("binding: {e}"))?;
     let connecting = endpoint.connect_with(config, to, SERVER_NAME).map_err(|e| e.to_string())?;
     let connection = connecting.await.map_err(|e| e.to_string())?;
     // The greeting: the peer has seen our key and takes it.

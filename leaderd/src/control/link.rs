@@ -59,12 +59,21 @@ impl Link {
         let bytes = frame.encode();
         if bytes.len() > MAX_FRAME {
             counters.count("frames_too_long");
-            tracing::error!(frame.kind = frame.kind(), frame.bytes = bytes.len(), "a frame of our own is too long");
+            tracing::error!(
+                frame.kind = frame.kind(),
+                frame.bytes = bytes.len(),
+                "a frame of our own is too long"
+            );
             return;
         }
         counters.count(sent_counter(frame));
         let urgent = match frame {
-            Frame::Report(_) | Frame::Announce { .. } | Frame::Ack { .. } | Frame::Verified { .. } | Frame::Hello(_) => true,
+            Frame::Report(_)
+            | Frame::Announce { .. }
+            | Frame::Ack { .. }
+            | Frame::Verified { .. }
+            | Frame::Relayed { .. }
+            | Frame::Hello(_) => true,
             Frame::Raft { .. } | Frame::Forward { .. } | Frame::Forwarded { .. } => false,
         };
         if urgent && self.connection.max_datagram_size().is_some_and(|max| bytes.len() <= max) {
@@ -89,7 +98,9 @@ impl Link {
         loop {
             let next = if writing.len() < MAX_STREAMS as usize / 2 { self.pop() } else { None };
             match next {
-                Some(bytes) => writing.push(timeout(MAX_TRANSFER, write_frame(&self.connection, bytes))),
+                Some(bytes) => {
+                    writing.push(timeout(MAX_TRANSFER, write_frame(&self.connection, bytes)))
+                }
                 None => tokio::select! {
                     Some(_) = writing.next() => {}
                     () = self.wake.notified() => {}
@@ -114,14 +125,24 @@ async fn write_frame(connection: &Connection, bytes: Vec<u8>) -> Option<()> {
 }
 
 /// Runs a connection with an authenticated node until it ends.
-pub(super) async fn run(node: NodeName, key: ControlPublicKey, connection: Connection, shared: Arc<Shared>) {
-    let link =
-        Arc::new(Link { connection: connection.clone(), key, queue: Mutex::default(), wake: Notify::new() });
+pub(super) async fn run(
+    node: NodeName,
+    key: ControlPublicKey,
+    connection: Connection,
+    shared: Arc<Shared>,
+) {
+    let link = Arc::new(Link {
+        connection: connection.clone(),
+        key,
+        queue: Mutex::default(),
+        wake: Notify::new(),
+    });
     if let Some(old) = shared.lock_links().insert(node.clone(), link.clone()) {
         old.close("replaced by a newer connection");
     }
     tracing::info!(peer.node = %node, peer.address = %connection.remote_address(), "connected");
-    let up = |rtt: Duration| Input::PeerUp { node: node.clone(), rtt_micros: rtt.as_micros() as u64 };
+    let up =
+        |rtt: Duration| Input::PeerUp { node: node.clone(), rtt_micros: rtt.as_micros() as u64 };
     let _ = shared.inputs.send(up(connection.rtt())).await;
 
     let why = tokio::select! {
@@ -147,7 +168,11 @@ pub(super) async fn run(node: NodeName, key: ControlPublicKey, connection: Conne
 }
 
 /// Ends, with the reason, when the connection has been silent for too long.
-async fn watch(connection: &Connection, inputs: &mpsc::Sender<Input>, up: impl Fn(Duration) -> Input) -> String {
+async fn watch(
+    connection: &Connection,
+    inputs: &mpsc::Sender<Input>,
+    up: impl Fn(Duration) -> Input,
+) -> String {
     let mut ticks = interval(WATCH);
     let (mut heard, mut at, mut told) = (0, Instant::now(), Instant::now());
     loop {
@@ -200,7 +225,12 @@ async fn read_datagrams(node: &NodeName, connection: &Connection, shared: &Share
     }
 }
 
-fn decode(node: &NodeName, connection: &Connection, shared: &Shared, bytes: &[u8]) -> Option<Input> {
+fn decode(
+    node: &NodeName,
+    connection: &Connection,
+    shared: &Shared,
+    bytes: &[u8],
+) -> Option<Input> {
     match Frame::decode(bytes) {
         Ok(frame) => {
             shared.counters.count(received_counter(&frame));
@@ -208,7 +238,11 @@ fn decode(node: &NodeName, connection: &Connection, shared: &Shared, bytes: &[u8
         }
         Err(error) => {
             let from = connection.remote_address().ip();
-            shared.refuse(from, "frames_refused_malformed", &format_args!("frame of {node}: {error}"));
+            shared.refuse(
+                from,
+                "frames_refused_malformed",
+                &format_args!("frame of {node}: {error}"),
+            );
             None
         }
     }
@@ -223,6 +257,7 @@ macro_rules! counter_by_kind {
                 Frame::Announce { .. } => concat!($prefix, "announce"),
                 Frame::Ack { .. } => concat!($prefix, "ack"),
                 Frame::Verified { .. } => concat!($prefix, "verified"),
+                Frame::Relayed { .. } => concat!($prefix, "relayed"),
                 Frame::Hello(_) => concat!($prefix, "hello"),
                 Frame::Forward { .. } => concat!($prefix, "forward"),
                 Frame::Forwarded { .. } => concat!($prefix, "forwarded"),

@@ -35,14 +35,20 @@ pub enum ListenError {
 }
 
 pub(super) fn start(port: u16, shared: Arc<Shared>) -> Result<JoinHandle<()>, ListenError> {
-    let mut config = ServerConfig::with_crypto(Arc::new(shared.identity.server(shared.known.clone())?));
-    config.transport_config(transport(Duration::from_millis(100))).max_incoming(MAX_HANDSHAKES).migration(false);
+    let mut config =
+        ServerConfig::with_crypto(Arc::new(shared.identity.server(shared.known.clone())?));
+    config
+        .transport_config(transport(Duration::from_millis(100)))
+        .max_incoming(MAX_HANDSHAKES)
+        .migration(false);
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::Busy { port },
         _ => ListenError::Port { port, source },
     };
     let socket = bind_all(port).map_err(failed)?;
-    let endpoint = Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime)).map_err(failed)?;
+    let endpoint =
+        Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
+            .map_err(failed)?;
     Ok(tokio::spawn(accept(endpoint, shared)))
 }
 
@@ -54,7 +60,9 @@ fn bind_all(port: u16) -> io::Result<std::net::UdpSocket> {
     });
     match v6 {
         // A kernel without IPv6.
-        Err(e) if e.kind() != io::ErrorKind::AddrInUse => std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)),
+        Err(e) if e.kind() != io::ErrorKind::AddrInUse => {
+            std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+        }
         other => other,
     }
 }
@@ -63,7 +71,10 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     let free = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = endpoint.accept().await {
         let under_way = MAX_HANDSHAKES - free.available_permits();
-        if under_way >= VALIDATE_FROM && !incoming.remote_address_validated() && incoming.may_retry() {
+        if under_way >= VALIDATE_FROM
+            && !incoming.remote_address_validated()
+            && incoming.may_retry()
+        {
             shared.counters.count("handshakes_retried");
             let _ = incoming.retry();
             continue;
@@ -87,7 +98,8 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
 async fn handshake(
     incoming: Incoming,
     shared: &Shared,
-) -> Option<(leaderd_core::ids::NodeName, leaderd_core::mesh::ControlPublicKey, quinn::Connection)> {
+) -> Option<(leaderd_core::ids::NodeName, leaderd_core::mesh::ControlPublicKey, quinn::Connection)>
+{
     let from = incoming.remote_address().ip().to_canonical();
     let connection = match timeout(HANDSHAKE_TIMEOUT, async { incoming.accept()?.await }).await {
         Ok(Ok(connection)) => connection,

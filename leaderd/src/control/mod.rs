@@ -10,18 +10,18 @@
 mod dial;
 mod link;
 mod listen;
-mod tls;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use leaderd_core::ids::{NodeName, Slot};
+use leaderd_core::ids::NodeName;
 use leaderd_core::io::Input;
-use leaderd_core::mesh::{ControlPublicKey, Mesh};
+use leaderd_core::mesh::ControlPublicKey;
 use leaderd_core::wire::Frame;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use tokio::sync::mpsc;
@@ -86,7 +86,12 @@ pub(crate) struct Dial {
 
 impl Control {
     /// Listens on `port` of all addresses. Inputs go to `inputs`. Must be called within a tokio runtime.
-    pub fn start(port: u16, keys: &Keys, inputs: mpsc::Sender<Input>, counters: Counters) -> Result<Self, ListenError> {
+    pub fn start(
+        port: u16,
+        keys: &Keys,
+        inputs: mpsc::Sender<Input>,
+        counters: Counters,
+    ) -> Result<Self, ListenError> {
         let identity = tls::Identity::new(&keys.control, keys.control_public())?;
         let shared = Arc::new(Shared {
             identity,
@@ -101,10 +106,11 @@ impl Control {
     }
 
     /// Who the peers are from now on. Connections and dialers that still fit are left alone.
-    pub fn set_peers(&mut self, me: &NodeName, mesh: &Mesh, peers: &[Peer]) {
+    pub fn set_peers(&mut self, peers: &[Peer]) {
         let shared = &self.shared;
         shared.known.set(peers.iter().map(|p| (p.control_key, p.name.clone())).collect());
-        let keys: BTreeMap<&NodeName, ControlPublicKey> = peers.iter().map(|p| (&p.name, p.control_key)).collect();
+        let keys: BTreeMap<&NodeName, ControlPublicKey> =
+            peers.iter().map(|p| (&p.name, p.control_key)).collect();
         shared.lock_links().retain(|name, link| {
             let stays = keys.get(name) == Some(&link.key());
             if !stays {
@@ -112,17 +118,11 @@ impl Control {
             }
             stays
         });
-        let Some(own) = mesh.node(me) else { return };
-        let source = |slot: Option<Slot>, to: &SocketAddr| match (slot, to) {
-            (Some(slot), SocketAddr::V4(_)) => Some(IpAddr::V4(mesh.inner4(own, slot))),
-            (Some(slot), SocketAddr::V6(_)) => mesh.inner6(own, slot).map(IpAddr::V6),
-            (None, _) => None,
-        };
         let wanted: BTreeMap<NodeName, Dial> = peers
             .iter()
-            .filter(|p| mesh.node(&p.name).is_some_and(|peer| own.index < peer.index))
+            .filter(|p| p.dial)
             .map(|p| {
-                let routes = p.addresses.iter().map(|(slot, to)| (source(*slot, to), *to)).collect();
+                let routes = p.addresses.iter().map(|a| (a.source, a.to)).collect();
                 (p.name.clone(), Dial { node: p.name.clone(), key: p.control_key, routes })
             })
             .collect();
@@ -135,7 +135,9 @@ impl Control {
         });
         for (name, dial) in wanted {
             let shared = &self.shared;
-            self.dialers.entry(name).or_insert_with(|| (dial.clone(), tokio::spawn(dial::run(dial, shared.clone()))));
+            self.dialers
+                .entry(name)
+                .or_insert_with(|| (dial.clone(), tokio::spawn(dial::run(dial, shared.clone()))));
         }
     }
 

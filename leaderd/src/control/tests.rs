@@ -1,16 +1,14 @@
 //! Real endpoints on loopback.
 
-use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
-use leaderd_core::ids::{Epoch, NodeIndex};
-use leaderd_core::mesh::{InnerRange, Location, Node, Overlay, Policy};
+use leaderd_core::ids::Epoch;
 use leaderd_core::time::WallTime;
 use tokio::time::timeout;
-use wgctl_plan::WgPublicKey;
 
 use super::*;
+use crate::node::PeerAddress;
 use crate::secrets::Secret;
 
 struct End {
@@ -31,55 +29,22 @@ fn end(name: &str, seed: u8) -> End {
     End { name: name.parse().unwrap(), keys, port, control, inputs, counters }
 }
 
-/// A mesh of these nodes, indices in order.
-fn mesh(ends: &[&End]) -> Mesh {
-    let location: leaderd_core::ids::LocationName = "cloud".parse().unwrap();
-    let node = |(i, end): (usize, &&End)| {
-        let node = Node {
-            name: end.name.clone(),
-            index: NodeIndex(i as u16 + 1),
-            location: location.clone(),
-            slot: None,
-            priority: 100,
-            endpoint: None,
-            address: "127.0.0.1".parse().unwrap(),
-            device: None,
-            prefixes: vec![],
-            probe_addresses: vec![],
-            wireguard_key: WgPublicKey([0; 32]),
-            control_key: end.keys.control_public(),
-        };
-        (end.name.clone(), node)
-    };
-    Mesh {
-        name: "test".into(),
-        generation: Default::default(),
-        hash: [0; 32],
-        inner: InnerRange { v4: "100.127.0.0/16".parse().unwrap(), v6: None },
-        base_port: 51900,
-        control_port: 0,
-        probe_ports: vec![],
-        mtu: 1420,
-        keepalive: 0,
-        policy: Policy::default(),
-        locations: BTreeMap::from([(
-            location.clone(),
-            Location { name: location.clone(), overlay: Overlay::External, witnesses: vec![] },
-        )]),
-        nodes: ends.iter().enumerate().map(node).collect(),
-    }
-}
-
-fn peer(of: &End) -> Peer {
+/// How others see this end; `dial` if they are to dial it.
+fn peer(of: &End, dial: bool) -> Peer {
+    let to = SocketAddr::from(([127, 0, 0, 1], of.port));
     Peer {
         name: of.name.clone(),
-        addresses: vec![(None, SocketAddr::from(([127, 0, 0, 1], of.port)))],
+        addresses: vec![PeerAddress { plane: None, source: None, to }],
         control_key: of.keys.control_public(),
+        dial,
     }
 }
 
 async fn next(end: &mut End) -> Input {
-    timeout(Duration::from_secs(10), end.inputs.recv()).await.expect("an input in time").expect("an open channel")
+    timeout(Duration::from_secs(10), end.inputs.recv())
+        .await
+        .expect("an input in time")
+        .expect("an open channel")
 }
 
 /// The next frame, past the control channel's own news.
@@ -92,27 +57,30 @@ async fn frame(end: &mut End) -> (NodeName, Frame) {
 }
 
 fn ack(epoch: u64) -> Frame {
-    Frame::Ack { location: "cloud".parse().unwrap(), epoch: Epoch(epoch), programmed_at: WallTime(1) }
+    Frame::Ack {
+        location: "cloud".parse().unwrap(),
+        epoch: Epoch(epoch),
+        programmed_at: WallTime(1),
+    }
 }
 
 fn raft(size: usize) -> Frame {
     Frame::Raft { location: "cloud".parse().unwrap(), message: vec![7; size] }
 }
 
-async fn connected_pair() -> (End, End, Mesh) {
+async fn connected_pair() -> (End, End) {
     let (mut a, mut b) = (end("a", 1), end("b", 2));
-    let mesh = mesh(&[&a, &b]);
-    let (pa, pb) = (peer(&a), peer(&b));
-    a.control.set_peers(&a.name, &mesh, &[pb]);
-    b.control.set_peers(&b.name, &mesh, &[pa]);
+    let (pa, pb) = (peer(&a, false), peer(&b, true));
+    a.control.set_peers(&[pb]);
+    b.control.set_peers(&[pa]);
     assert!(matches!(next(&mut a).await, Input::PeerUp { node, .. } if node.as_str() == "b"));
     assert!(matches!(next(&mut b).await, Input::PeerUp { node, .. } if node.as_str() == "a"));
-    (a, b, mesh)
+    (a, b)
 }
 
 #[tokio::test]
 async fn frames_of_every_size_arrive_from_the_node_whose_key_it_is() {
-    let (mut a, mut b, _) = connected_pair().await;
+    let (mut a, mut b) = connected_pair().await;
     for sent in [ack(3), raft(10), raft(3_000_000)] {
         a.control.send(&b.name, &sent);
         assert_eq!(frame(&mut b).await, (a.name.clone(), sent.clone()));
@@ -124,17 +92,15 @@ async fn frames_of_every_size_arrive_from_the_node_whose_key_it_is() {
 #[tokio::test]
 async fn a_key_that_is_not_in_the_mesh_is_refused_on_either_side() {
     let (mut a, mut b, stranger) = (end("a", 1), end("b", 2), end("b", 3));
-    let with_stranger = mesh(&[&a, &stranger]);
     // `a` dials b's port but expects the stranger's key: it must not take b for it.
-    let mut wrong = peer(&stranger);
-    wrong.addresses = peer(&b).addresses;
-    a.control.set_peers(&a.name, &with_stranger, &[wrong]);
-    let pa = peer(&a);
-    b.control.set_peers(&b.name, &mesh(&[&a, &b]), &[pa]);
+    let mut wrong = peer(&stranger, true);
+    wrong.addresses = peer(&b, true).addresses;
+    a.control.set_peers(&[wrong]);
+    let pa = peer(&a, false);
+    b.control.set_peers(&[pa]);
     // The stranger dials as the lower index, and b does not know its key.
     let mut dialing = end("a", 9);
-    let reversed = mesh(&[&dialing, &b]);
-    dialing.control.set_peers(&dialing.name, &reversed, &[peer(&b)]);
+    dialing.control.set_peers(&[peer(&b, true)]);
     tokio::time::sleep(Duration::from_secs(2)).await;
     for end in [&mut a, &mut b, &mut dialing] {
         assert!(end.inputs.try_recv().is_err(), "{} took a key that it does not know", end.name);
@@ -146,12 +112,12 @@ async fn a_key_that_is_not_in_the_mesh_is_refused_on_either_side() {
 
 #[tokio::test]
 async fn a_peer_that_leaves_the_mesh_is_disconnected_and_one_that_returns_is_dialed_again() {
-    let (mut a, mut b, mesh) = connected_pair().await;
-    b.control.set_peers(&b.name, &mesh, &[]);
+    let (mut a, mut b) = connected_pair().await;
+    b.control.set_peers(&[]);
     assert!(matches!(next(&mut a).await, Input::PeerDown { .. }));
     assert!(matches!(next(&mut b).await, Input::PeerDown { .. }));
-    let pa = peer(&a);
-    b.control.set_peers(&b.name, &mesh, &[pa]);
+    let pa = peer(&a, false);
+    b.control.set_peers(&[pa]);
     assert!(matches!(next(&mut a).await, Input::PeerUp { .. }));
     a.control.send(&b.name, &ack(4));
     assert_eq!(frame(&mut b).await.1, ack(4));
@@ -159,7 +125,7 @@ async fn a_peer_that_leaves_the_mesh_is_disconnected_and_one_that_returns_is_dia
 
 #[tokio::test]
 async fn garbage_on_the_port_does_no_harm() {
-    let (mut a, mut b, _) = connected_pair().await;
+    let (mut a, mut b) = connected_pair().await;
     let noise = UdpSocket::bind("127.0.0.1:0").unwrap();
     for i in 0..2000usize {
         let bytes: Vec<u8> = (0..i % 1400).map(|n| (n * i) as u8 | 0xc0).collect();
@@ -176,8 +142,13 @@ async fn frames_to_nobody_are_dropped_and_counted_and_a_busy_port_is_named() {
     let a = end("a", 1);
     a.control.send(&"nobody".parse().unwrap(), &ack(1));
     assert_eq!(a.counters.get("frames_without_connection"), 1);
-    let error = Control::start(a.port, &a.keys, mpsc::channel(1).0, Counters::default()).unwrap_err().to_string();
-    assert!(error.contains(&format!("UDP port {}", a.port)) && error.contains("control_port"), "{error}");
+    let error = Control::start(a.port, &a.keys, mpsc::channel(1).0, Counters::default())
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains(&format!("UDP port {}", a.port)) && error.contains("control_port"),
+        "{error}"
+    );
 }
 
 #[test]

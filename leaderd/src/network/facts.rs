@@ -27,7 +27,10 @@ pub(super) fn broken(network: &Network) -> Option<(Cause, String)> {
         if let (Some(wanted), Some(found)) = (wanted, found)
             && found.trim() != wanted
         {
-            return Some((Cause::SelfReported, format!("{} is {}", path.replace('/', "."), found.trim())));
+            return Some((
+                Cause::SelfReported,
+                format!("{} is {}", path.replace('/', "."), found.trim()),
+            ));
         }
     }
     None
@@ -56,8 +59,17 @@ mod tests {
     use super::*;
 
     fn network(interface: &str) -> Network {
-        let wireguard = WgInterface { public_key: None, listen_port: 1, mtu: 1420, up: true, peers: BTreeMap::new() };
-        Network { wireguard: [(interface.parse().unwrap(), wireguard)].into(), ..Network::default() }
+        let wireguard = WgInterface {
+            public_key: None,
+            listen_port: 1,
+            mtu: 1420,
+            up: true,
+            peers: BTreeMap::new(),
+        };
+        Network {
+            wireguard: [(interface.parse().unwrap(), wireguard)].into(),
+            ..Network::default()
+        }
     }
 
     #[test]

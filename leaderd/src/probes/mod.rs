@@ -70,7 +70,11 @@ enum Kind {
     /// A TCP connect under way.
     Service(ProbeId),
     /// Outstanding probes by the first four bytes of their payload: the STAMP sequence number.
-    Pinned { key: PinnedKey, outstanding: VecDeque<([u8; 4], ProbeId)>, used: u64 },
+    Pinned {
+        key: PinnedKey,
+        outstanding: VecDeque<([u8; 4], ProbeId)>,
+        used: u64,
+    },
 }
 
 /// All probe sockets of the daemon.
@@ -106,9 +110,11 @@ impl AsFd for EpollFd {
 impl Probes {
     /// Binds a reflector to every port. Must be called within a tokio runtime.
     pub fn bind(ports: &[u16], counters: Counters) -> Result<Self, BindError> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| BindError::System(e.into()))?;
+        let epoll =
+            Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|e| BindError::System(e.into()))?;
         // SAFETY: `EpollFd` owns its descriptor and always gives the same one, until the `AsyncFd` is dropped with it.
-        let epoll = unsafe { AsyncFd::register(EpollFd(epoll)) }.map_err(|e| BindError::System(e.into_parts().1))?;
+        let epoll = unsafe { AsyncFd::register(EpollFd(epoll)) }
+            .map_err(|e| BindError::System(e.into_parts().1))?;
         let mut probes = Self {
             epoll,
             open: BTreeMap::new(),
@@ -158,7 +164,9 @@ impl Probes {
     pub fn forget(&mut self, probe: ProbeId) {
         let Some(token) = self.by_probe.remove(&probe) else { return };
         match self.open.get_mut(&token) {
-            Some(Open { kind: Kind::Pinned { outstanding, .. }, .. }) => outstanding.retain(|(_, p)| *p != probe),
+            Some(Open { kind: Kind::Pinned { outstanding, .. }, .. }) => {
+                outstanding.retain(|(_, p)| *p != probe)
+            }
             Some(_) => self.close(token),
             None => {}
         }
@@ -245,10 +253,11 @@ impl Probes {
             Some(token) => *token,
             None => {
                 if self.pinned.len() >= MAX_PINNED {
-                    let unused = self.pinned.values().copied().min_by_key(|t| match self.open.get(t) {
-                        Some(Open { kind: Kind::Pinned { used, .. }, .. }) => *used,
-                        _ => 0,
-                    });
+                    let unused =
+                        self.pinned.values().copied().min_by_key(|t| match self.open.get(t) {
+                            Some(Open { kind: Kind::Pinned { used, .. }, .. }) => *used,
+                            _ => 0,
+                        });
                     if let Some(unused) = unused {
                         self.close(unused);
                     }
@@ -262,7 +271,9 @@ impl Probes {
         };
         let now = self.next;
         self.next += 1;
-        let Some(Open { fd, kind: Kind::Pinned { outstanding, used, .. } }) = self.open.get_mut(&token) else {
+        let Some(Open { fd, kind: Kind::Pinned { outstanding, used, .. } }) =
+            self.open.get_mut(&token)
+        else {
             return Err(io::ErrorKind::NotFound.into());
         };
         *used = now;

@@ -45,13 +45,20 @@ impl Probes {
             match recv(fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(length) => {
                     let bytes = &self.buffer[..length];
-                    let carried = SENDER_SEQUENCE_AT.map(|at| bytes.get(at..).map(sequence).unwrap_or_default());
+                    let carried = SENDER_SEQUENCE_AT
+                        .map(|at| bytes.get(at..).map(sequence).unwrap_or_default());
                     if let Some(probe) = probe_of(open, &carried) {
                         inputs.push(Input::ProbeReply { probe, bytes: bytes.to_owned() });
                     }
                 }
                 // A pending soft error is reported once in place of data; its details came from the error queue.
-                Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE | Errno::EPROTO) => {}
+                Err(
+                    Errno::ECONNREFUSED
+                    | Errno::EHOSTUNREACH
+                    | Errno::ENETUNREACH
+                    | Errno::EMSGSIZE
+                    | Errno::EPROTO,
+                ) => {}
                 Err(_) => break,
             }
         }
@@ -71,17 +78,23 @@ fn probe_of(open: &Open, sequences: &[[u8; 4]]) -> Option<ProbeId> {
 }
 
 /// One entry of the error queue: what it means, and the start of the packet that caused it.
-fn read_error<'a>(fd: BorrowedFd<'_>, buffer: &'a mut [u8]) -> Option<(Option<ProbeError>, &'a [u8])> {
+fn read_error<'a>(
+    fd: BorrowedFd<'_>,
+    buffer: &'a mut [u8],
+) -> Option<(Option<ProbeError>, &'a [u8])> {
     let mut control = nix::cmsg_space!(libc::sock_extended_err, libc::sockaddr_in6);
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let (error, length) = {
         let mut slices = [IoSliceMut::new(buffer)];
         let message = recvmsg::<()>(fd.as_raw_fd(), &mut slices, Some(&mut control), flags).ok()?;
         let error = message.cmsgs().ok()?.find_map(|c| match c {
-            ControlMessageOwned::Ipv4RecvErr(e, from) => {
-                meaning(&e, from.map(|a| IpAddr::from(u32::from_be(a.sin_addr.s_addr).to_be_bytes())))
+            ControlMessageOwned::Ipv4RecvErr(e, from) => meaning(
+                &e,
+                from.map(|a| IpAddr::from(u32::from_be(a.sin_addr.s_addr).to_be_bytes())),
+            ),
+            ControlMessageOwned::Ipv6RecvErr(e, from) => {
+                meaning(&e, from.map(|a| IpAddr::from(a.sin6_addr.s6_addr)))
             }
-            ControlMessageOwned::Ipv6RecvErr(e, from) => meaning(&e, from.map(|a| IpAddr::from(a.sin6_addr.s6_addr))),
             _ => None,
         });
         (error, message.bytes)
@@ -120,7 +133,8 @@ mod tests {
     use crate::counters::Counters;
 
     fn probe(id: u64, target: SocketAddr, flow: Flow, payload: Vec<u8>) -> ProbeSend {
-        let source = if target.is_ipv4() { "127.0.0.3".parse().unwrap() } else { "::1".parse().unwrap() };
+        let source =
+            if target.is_ipv4() { "127.0.0.3".parse().unwrap() } else { "::1".parse().unwrap() };
         ProbeSend {
             probe: ProbeId(id),
             class: ProbeClass::NewFlow,
@@ -134,7 +148,9 @@ mod tests {
     }
 
     async fn ready(probes: &mut Probes) -> Vec<Input> {
-        tokio::time::timeout(Duration::from_secs(5), probes.ready()).await.expect("something arrives")
+        tokio::time::timeout(Duration::from_secs(5), probes.ready())
+            .await
+            .expect("something arrives")
     }
 
     fn at(text: &str) -> SocketAddr {
@@ -153,11 +169,16 @@ mod tests {
             let target = SocketAddr::new(address.parse().unwrap(), port);
             assert_eq!(probes.send(&probe(id, target, Flow::Fresh, vec![id as u8; 200])), None);
             let inputs = ready(&mut probes).await;
-            let [Input::ProbeRequest { from, local, ttl, bytes }] = &inputs[..] else { panic!("{inputs:?}") };
+            let [Input::ProbeRequest { from, local, ttl, bytes }] = &inputs[..] else {
+                panic!("{inputs:?}")
+            };
             assert_eq!((*local, *ttl, bytes.len()), (target, 64, 200));
             probes.reflect(*local, *from, &[9; 200]);
             // The socket is connected, so an answer from any other address would never arrive.
-            assert_eq!(ready(&mut probes).await, [Input::ProbeReply { probe: ProbeId(id), bytes: vec![9; 200] }]);
+            assert_eq!(
+                ready(&mut probes).await,
+                [Input::ProbeReply { probe: ProbeId(id), bytes: vec![9; 200] }]
+            );
             probes.forget(ProbeId(id));
             assert_eq!(probes.open_sockets(), 0);
         }
@@ -184,7 +205,15 @@ mod tests {
         for id in 1..=2u8 {
             let mut payload = vec![0; 112];
             payload[3] = id;
-            assert_eq!(probes.send(&probe(id.into(), server.local_addr().unwrap(), Flow::Pinned(1), payload)), None);
+            assert_eq!(
+                probes.send(&probe(
+                    id.into(),
+                    server.local_addr().unwrap(),
+                    Flow::Pinned(1),
+                    payload
+                )),
+                None
+            );
             ports.push(server.recv_from(&mut [0; 200]).unwrap().1);
         }
         assert_eq!(ports[0], ports[1], "one flow");
@@ -194,7 +223,10 @@ mod tests {
             reply[51] = id;
             server.send_to(&reply, ports[0]).unwrap();
             let inputs = ready(&mut probes).await;
-            assert!(matches!(inputs[..], [Input::ProbeReply { probe, .. }] if probe == ProbeId(id.into())), "{inputs:?}");
+            assert!(
+                matches!(inputs[..], [Input::ProbeReply { probe, .. }] if probe == ProbeId(id.into())),
+                "{inputs:?}"
+            );
         }
         probes.forget(ProbeId(1));
         assert_eq!(probes.open_sockets(), 1, "the flow outlives its probes");
@@ -207,7 +239,10 @@ mod tests {
         let mut service = probe(1, listener.local_addr().unwrap(), Flow::Fresh, vec![]);
         service.class = ProbeClass::Service;
         assert_eq!(probes.send(&service), None);
-        assert_eq!(ready(&mut probes).await, [Input::ProbeReply { probe: ProbeId(1), bytes: vec![] }]);
+        assert_eq!(
+            ready(&mut probes).await,
+            [Input::ProbeReply { probe: ProbeId(1), bytes: vec![] }]
+        );
         drop(listener);
         service.probe = ProbeId(2);
         let answer = match probes.send(&service) {
@@ -222,10 +257,14 @@ mod tests {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut probes = Probes::bind(&[], Counters::default()).unwrap();
         for id in 0..super::super::MAX_FRESH as u64 + 10 {
-            let sent = probes.send(&probe(id, server.local_addr().unwrap(), Flow::Fresh, vec![0; 44]));
+            let sent =
+                probes.send(&probe(id, server.local_addr().unwrap(), Flow::Fresh, vec![0; 44]));
             if let Some(refused) = sent {
                 // The test's own limit of descriptors.
-                assert!(matches!(refused, Input::ProbeError { error: ProbeError::Local { errno: libc::EMFILE }, .. }));
+                assert!(matches!(
+                    refused,
+                    Input::ProbeError { error: ProbeError::Local { errno: libc::EMFILE }, .. }
+                ));
                 break;
             }
         }
@@ -236,10 +275,16 @@ mod tests {
         let mut probes = Probes::bind(&[], Counters::default()).unwrap();
         assert_eq!(
             probes.send(&absent),
-            Some(Input::ProbeError { probe: ProbeId(9999), error: ProbeError::Local { errno: libc::EADDRNOTAVAIL } })
+            Some(Input::ProbeError {
+                probe: ProbeId(9999),
+                error: ProbeError::Local { errno: libc::EADDRNOTAVAIL }
+            })
         );
         let mut large = probe(10_000, at("127.0.0.1:9"), Flow::Fresh, vec![0; 70_000]);
         large.via = None;
-        assert!(matches!(probes.send(&large), Some(Input::ProbeError { error: ProbeError::TooBig { .. }, .. })));
+        assert!(matches!(
+            probes.send(&large),
+            Some(Input::ProbeError { error: ProbeError::TooBig { .. }, .. })
+        ));
     }
 }

@@ -12,7 +12,8 @@ use leaderd_core::io::Input;
 use nix::libc;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt,
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
+    sockopt,
 };
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -54,9 +55,16 @@ impl Reflectors {
                     Ok(fd) => {
                         new.insert((port, v6), fd);
                     }
-                    Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(BindError::Busy { port }),
+                    Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+                        return Err(BindError::Busy { port });
+                    }
                     // A kernel without IPv6 has no IPv6 probes either.
-                    Err(e) if v6 && matches!(e.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {}
+                    Err(e)
+                        if v6
+                            && matches!(
+                                e.raw_os_error(),
+                                Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)
+                            ) => {}
                     Err(source) => return Err(BindError::Port { port, source }),
                 }
             }
@@ -70,27 +78,39 @@ impl Reflectors {
         Ok(())
     }
 
-    pub(super) fn receive(&self, token: Token, buffer: &mut [u8], counters: &Counters, inputs: &mut Vec<Input>) {
+    pub(super) fn receive(
+        &self,
+        token: Token,
+        buffer: &mut [u8],
+        counters: &Counters,
+        inputs: &mut Vec<Input>,
+    ) {
         let (port, v6) = ((token >> 1) as u16, token & 1 == 1);
         let Some(fd) = self.sockets.get(&(port, v6)) else { return };
         for _ in 0..MAX_PER_SOCKET {
             let mut control = nix::cmsg_space!(libc::in6_pktinfo, libc::c_int);
             let mut slices = [IoSliceMut::new(buffer)];
-            let Ok(message) =
-                recvmsg::<SockaddrStorage>(fd.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_DONTWAIT)
-            else {
+            let Ok(message) = recvmsg::<SockaddrStorage>(
+                fd.as_raw_fd(),
+                &mut slices,
+                Some(&mut control),
+                MsgFlags::MSG_DONTWAIT,
+            ) else {
                 break;
             };
             let (mut local, mut ttl) = (None, 0);
             for c in message.cmsgs().into_iter().flatten() {
                 match c {
                     ControlMessageOwned::Ipv4PacketInfo(info) => {
-                        local = Some(IpAddr::V4(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr))));
+                        local =
+                            Some(IpAddr::V4(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr))));
                     }
                     ControlMessageOwned::Ipv6PacketInfo(info) => {
                         local = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
                     }
-                    ControlMessageOwned::Ipv4Ttl(n) | ControlMessageOwned::Ipv6HopLimit(n) => ttl = n.clamp(0, 255) as u8,
+                    ControlMessageOwned::Ipv4Ttl(n) | ControlMessageOwned::Ipv6HopLimit(n) => {
+                        ttl = n.clamp(0, 255) as u8
+                    }
                     _ => {}
                 }
             }
@@ -102,23 +122,38 @@ impl Reflectors {
             };
             counters.count("probe_requests");
             let local = SocketAddr::new(local, port);
-            inputs.push(Input::ProbeRequest { from, local, ttl, bytes: buffer[..length].to_owned() });
+            inputs.push(Input::ProbeRequest {
+                from,
+                local,
+                ttl,
+                bytes: buffer[..length].to_owned(),
+            });
         }
     }
 
     pub(super) fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
-        let fd = self.sockets.get(&(from.port(), from.is_ipv6())).ok_or(io::ErrorKind::AddrNotAvailable)?;
+        let fd = self
+            .sockets
+            .get(&(from.port(), from.is_ipv6()))
+            .ok_or(io::ErrorKind::AddrNotAvailable)?;
         let slices = [IoSlice::new(bytes)];
         let to = SockaddrStorage::from(to);
         let (v4, v6);
         let control = match from.ip() {
             IpAddr::V4(ip) => {
                 let ipi_spec_dst = libc::in_addr { s_addr: u32::from(ip).to_be() };
-                v4 = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst, ipi_addr: libc::in_addr { s_addr: 0 } };
+                v4 = libc::in_pktinfo {
+                    ipi_ifindex: 0,
+                    ipi_spec_dst,
+                    ipi_addr: libc::in_addr { s_addr: 0 },
+                };
                 ControlMessage::Ipv4PacketInfo(&v4)
             }
             IpAddr::V6(ip) => {
-                v6 = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: ip.octets() }, ipi6_ifindex: 0 };
+                v6 = libc::in6_pktinfo {
+                    ipi6_addr: libc::in6_addr { s6_addr: ip.octets() },
+                    ipi6_ifindex: 0,
+                };
                 ControlMessage::Ipv6PacketInfo(&v6)
             }
         };
@@ -164,6 +199,9 @@ mod tests {
         let other = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
         let port = other.local_addr().unwrap().port();
         let error = Probes::bind(&[port], Counters::default()).unwrap_err().to_string();
-        assert!(error.contains(&format!("UDP port {port} is taken")) && error.contains("probe_ports"), "{error}");
+        assert!(
+            error.contains(&format!("UDP port {port} is taken")) && error.contains("probe_ports"),
+            "{error}"
+        );
     }
 }

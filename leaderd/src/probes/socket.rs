@@ -72,9 +72,15 @@ pub(super) fn set_dont_fragment(fd: BorrowedFd<'_>, v4: bool, on: bool) -> io::R
 /// Sends on a connected socket. An error of an *earlier* probe that waits on the socket is reported by the first send
 /// after it, and is in the error queue as well: it must not cost this probe, so one more try.
 pub(super) fn send(fd: BorrowedFd<'_>, payload: &[u8]) -> io::Result<()> {
-    let once = || nix::sys::socket::send(fd.as_raw_fd(), payload, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
+    let once = || {
+        nix::sys::socket::send(fd.as_raw_fd(), payload, nix::sys::socket::MsgFlags::MSG_DONTWAIT)
+    };
     match once() {
-        Err(nix::errno::Errno::ECONNREFUSED | nix::errno::Errno::EHOSTUNREACH | nix::errno::Errno::EPROTO) => once()?,
+        Err(
+            nix::errno::Errno::ECONNREFUSED
+            | nix::errno::Errno::EHOSTUNREACH
+            | nix::errno::Errno::EPROTO,
+        ) => once()?,
         other => other?,
     };
     Ok(())

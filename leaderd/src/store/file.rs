@@ -20,6 +20,7 @@ const FORMAT: &str = "1";
 const IDENTITY: TableDefinition<'_, &str, &str> = TableDefinition::new("identity");
 const HARD_STATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("hard-state");
 const ENTRIES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("entries");
+const DECISION: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("decision");
 const SNAPSHOT: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("snapshot");
 
 /// Whom a store belongs to.
@@ -59,13 +60,18 @@ pub(super) struct StoreFile {
 
 impl StoreFile {
     /// Opens or makes the store of `dir`, and reads what it holds.
-    pub(super) fn open(dir: &Path, identity: &Identity) -> Result<(Self, BTreeMap<LocationName, Restored>), StoreError> {
+    pub(super) fn open(
+        dir: &Path,
+        identity: &Identity,
+    ) -> Result<(Self, BTreeMap<LocationName, Restored>), StoreError> {
         let lock = lock(dir)?;
         let path = dir.join(FILE);
-        let damaged = |what: String| StoreError::Damaged { path: path.clone(), dir: dir.to_owned(), what };
+        let damaged =
+            |what: String| StoreError::Damaged { path: path.clone(), dir: dir.to_owned(), what };
         // redb checks sums, but a file of any bytes may still trip an assertion in it: that is damage as well.
         let opened = catch_unwind(AssertUnwindSafe(|| -> Result<_, StoreError> {
-            let mut database = Database::create(&path).map_err(|e| classify(&path, dir, e.into()))?;
+            let mut database =
+                Database::create(&path).map_err(|e| classify(&path, dir, e.into()))?;
             database.check_integrity().map_err(|e| classify(&path, dir, e.into()))?;
             let restored = load(&database, &path, dir, identity)?;
             Ok((database, restored))
@@ -75,7 +81,10 @@ impl StoreFile {
     }
 
     /// Writes all in order in one transaction and syncs.
-    pub(super) fn write(&mut self, writes: &[(LocationName, Box<Persist>)]) -> Result<(), StoreError> {
+    pub(super) fn write(
+        &mut self,
+        writes: &[(LocationName, Box<Persist>)],
+    ) -> Result<(), StoreError> {
         let path = self.dir.join(FILE);
         let failed = |source: redb::Error| StoreError::Io { path: path.clone(), source };
         let database = match self.database.take() {
@@ -102,11 +111,19 @@ pub fn reset(dir: &Path) -> Result<bool, StoreError> {
 fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
     let failed = |source| StoreError::Directory { path: dir.to_owned(), source };
     fs::create_dir_all(dir).map_err(failed)?;
-    let file =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir.join(LOCK)).map_err(failed)?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join(LOCK))
+        .map_err(failed)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
-            let written = lock.set_len(0).and_then(|()| lock.rewind()).and_then(|()| writeln!(lock, "{}", std::process::id()));
+            let written = lock
+                .set_len(0)
+                .and_then(|()| lock.rewind())
+                .and_then(|()| writeln!(lock, "{}", std::process::id()));
             if let Err(error) = written {
                 // The lock holds without the pid in it (full disk); only the message to a second daemon is poorer.
                 tracing::warn!(%error, "cannot write our pid to the state's lock");
@@ -116,7 +133,8 @@ fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
         Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
             let mut pid = String::new();
             let _ = file.take(32).read_to_string(&mut pid);
-            let pid = if pid.trim().is_empty() { "unknown".to_owned() } else { pid.trim().to_owned() };
+            let pid =
+                if pid.trim().is_empty() { "unknown".to_owned() } else { pid.trim().to_owned() };
             Err(StoreError::Locked { path: dir.to_owned(), pid })
         }
         Err((_, errno)) => Err(failed(errno.into())),
@@ -124,10 +142,14 @@ fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
 }
 
 fn classify(path: &Path, dir: &Path, error: redb::Error) -> StoreError {
-    let damaged = |what: String| StoreError::Damaged { path: path.to_owned(), dir: dir.to_owned(), what };
+    let damaged =
+        |what: String| StoreError::Damaged { path: path.to_owned(), dir: dir.to_owned(), what };
     match error {
         redb::Error::Io(e)
-            if matches!(e.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) =>
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
+            ) =>
         {
             damaged(e.to_string())
         }
@@ -142,52 +164,64 @@ fn load(
     dir: &Path,
     identity: &Identity,
 ) -> Result<BTreeMap<LocationName, Restored>, StoreError> {
-    let result = (|| -> Result<Result<BTreeMap<LocationName, Restored>, StoreError>, redb::Error> {
-        let write = database.begin_write()?;
-        {
-            let mut table = write.open_table(IDENTITY)?;
-            let wanted = [
-                ("format", FORMAT),
-                ("mesh", identity.mesh.as_str()),
-                ("location", identity.location.as_str()),
-                ("node", identity.node.as_str()),
-            ];
-            for (key, value) in wanted {
-                let found = table.get(key)?.map(|v| v.value().to_owned());
-                match found {
-                    Some(found) if found != value => {
-                        return Ok(Err(StoreError::Foreign {
-                            path: path.to_owned(),
-                            dir: dir.to_owned(),
-                            found: format!("{key} {found}"),
-                            expected: format!("{key} {value}"),
-                        }));
-                    }
-                    Some(_) => {}
-                    None => {
-                        table.insert(key, value)?;
+    let result =
+        (|| -> Result<Result<BTreeMap<LocationName, Restored>, StoreError>, redb::Error> {
+            let write = database.begin_write()?;
+            {
+                let mut table = write.open_table(IDENTITY)?;
+                let wanted = [
+                    ("format", FORMAT),
+                    ("mesh", identity.mesh.as_str()),
+                    ("location", identity.location.as_str()),
+                    ("node", identity.node.as_str()),
+                ];
+                for (key, value) in wanted {
+                    let found = table.get(key)?.map(|v| v.value().to_owned());
+                    match found {
+                        Some(found) if found != value => {
+                            return Ok(Err(StoreError::Foreign {
+                                path: path.to_owned(),
+                                dir: dir.to_owned(),
+                                found: format!("{key} {found}"),
+                                expected: format!("{key} {value}"),
+                            }));
+                        }
+                        Some(_) => {}
+                        None => {
+                            table.insert(key, value)?;
+                        }
                     }
                 }
+                write.open_table(HARD_STATE)?;
+                write.open_table(ENTRIES)?;
+                write.open_table(SNAPSHOT)?;
+                write.open_table(DECISION)?;
             }
-            write.open_table(HARD_STATE)?;
-            write.open_table(ENTRIES)?;
-            write.open_table(SNAPSHOT)?;
-        }
-        write.commit()?;
-        read_all(database).map(|all| {
-            all.map_err(|what| StoreError::Damaged { path: path.to_owned(), dir: dir.to_owned(), what })
-        })
-    })();
+            write.commit()?;
+            read_all(database).map(|all| {
+                all.map_err(|what| StoreError::Damaged {
+                    path: path.to_owned(),
+                    dir: dir.to_owned(),
+                    what,
+                })
+            })
+        })();
     result.map_err(|e| classify(path, dir, e))?
 }
 
 /// The inner error says what is wrong with what was read.
-fn read_all(database: &Database) -> Result<Result<BTreeMap<LocationName, Restored>, String>, redb::Error> {
+fn read_all(
+    database: &Database,
+) -> Result<Result<BTreeMap<LocationName, Restored>, String>, redb::Error> {
     let read = database.begin_read()?;
     let mut all: BTreeMap<String, Restored> = BTreeMap::new();
     for row in read.open_table(HARD_STATE)?.iter()? {
         let (key, value) = row?;
         all.entry(key.value().to_owned()).or_default().hard_state = Some(value.value().to_owned());
+    }
+    for row in read.open_table(DECISION)?.iter()? {
+        let (key, value) = row?;
+        all.entry(key.value().to_owned()).or_default().decision = Some(value.value().to_owned());
     }
     for row in read.open_table(SNAPSHOT)?.iter()? {
         let (key, value) = row?;
@@ -204,7 +238,9 @@ fn read_all(database: &Database) -> Result<Result<BTreeMap<LocationName, Restore
         }
         let expected = restored.entries.last().map_or(base, |(i, _)| *i) + 1;
         if index != expected {
-            return Ok(Err(format!("the log of {location} has entry {index} where {expected} belongs")));
+            return Ok(Err(format!(
+                "the log of {location} has entry {index} where {expected} belongs"
+            )));
         }
         restored.entries.push((index, value.value().to_owned()));
     }
@@ -215,12 +251,16 @@ fn read_all(database: &Database) -> Result<Result<BTreeMap<LocationName, Restore
     Ok(parsed.collect())
 }
 
-fn transaction(database: &Database, writes: &[(LocationName, Box<Persist>)]) -> Result<(), redb::Error> {
+fn transaction(
+    database: &Database,
+    writes: &[(LocationName, Box<Persist>)],
+) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
     {
         let mut hard_states = write.open_table(HARD_STATE)?;
         let mut entries = write.open_table(ENTRIES)?;
         let mut snapshots = write.open_table(SNAPSHOT)?;
+        let mut decisions = write.open_table(DECISION)?;
         for (location, persist) in writes {
             let location = location.as_str();
             if let Some((index, bytes)) = &persist.snapshot {
@@ -235,6 +275,9 @@ fn transaction(database: &Database, writes: &[(LocationName, Box<Persist>)]) -> 
             }
             if let Some(bytes) = &persist.hard_state {
                 hard_states.insert(location, bytes.as_slice())?;
+            }
+            if let Some(bytes) = &persist.decision {
+                decisions.insert(location, bytes.as_slice())?;
             }
         }
     }

@@ -62,14 +62,19 @@ impl Store {
     }
 
     /// Starts the thread. `persisted` is called there with the last ticket of each synced batch.
-    pub fn start(self, counters: Counters, persisted: impl Fn(Ticket) + Send + 'static) -> std::io::Result<Writer> {
+    pub fn start(
+        self,
+        counters: Counters,
+        persisted: impl Fn(Ticket) + Send + 'static,
+    ) -> std::io::Result<Writer> {
         let shared = Arc::new((Mutex::new(Waiting::default()), Condvar::new()));
         let theirs = shared.clone();
         let mut file = self.file;
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
             while let Some(batch) = next_batch(&theirs) {
                 let last = batch.last().expect("a batch is never empty").0;
-                let writes: Vec<_> = batch.into_iter().map(|(_, location, write)| (location, write)).collect();
+                let writes: Vec<_> =
+                    batch.into_iter().map(|(_, location, write)| (location, write)).collect();
                 if write_until_done(&mut file, &writes, &theirs, &counters) {
                     persisted(last);
                 }
@@ -85,7 +90,9 @@ impl Writer {
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.writes.len() >= MAX_WAITING && !waiting.wedged {
             waiting.wedged = true;
-            tracing::error!("the store has taken no write for too long: this daemon stops voting until it is restarted");
+            tracing::error!(
+                "the store has taken no write for too long: this daemon stops voting until it is restarted"
+            );
         }
         if !waiting.wedged {
             waiting.writes.push_back((ticket, location, write));
@@ -104,7 +111,9 @@ impl Drop for Writer {
     }
 }
 
-fn next_batch(shared: &(Mutex<Waiting>, Condvar)) -> Option<Vec<(Ticket, LocationName, Box<Persist>)>> {
+fn next_batch(
+    shared: &(Mutex<Waiting>, Condvar),
+) -> Option<Vec<(Ticket, LocationName, Box<Persist>)>> {
     let (waiting, wake) = shared;
     let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
@@ -156,11 +165,18 @@ mod tests {
     use super::*;
 
     fn identity(node: &str) -> Identity {
-        Identity { mesh: "home".into(), location: "cloud".parse().unwrap(), node: node.parse().unwrap() }
+        Identity {
+            mesh: "home".into(),
+            location: "cloud".parse().unwrap(),
+            node: node.parse().unwrap(),
+        }
     }
 
     fn entries(range: std::ops::RangeInclusive<u64>, mark: u8) -> Box<Persist> {
-        Box::new(Persist { entries: range.map(|i| (i, vec![mark])).collect(), ..Persist::default() })
+        Box::new(Persist {
+            entries: range.map(|i| (i, vec![mark])).collect(),
+            ..Persist::default()
+        })
     }
 
     /// Writes all, waits until they are on disk, and closes the store as a crash after the sync would.
@@ -178,17 +194,28 @@ mod tests {
     }
 
     fn restored(dir: &Path) -> Restored {
-        Store::open(dir, &identity("cloud-0")).unwrap().restored.remove(&"cloud".parse().unwrap()).unwrap_or_default()
+        Store::open(dir, &identity("cloud-0"))
+            .unwrap()
+            .restored
+            .remove(&"cloud".parse().unwrap())
+            .unwrap_or_default()
     }
 
     #[test]
     fn what_was_acknowledged_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
-        let hard = Box::new(Persist { hard_state: Some(vec![9]), ..Persist::default() });
+        let hard = Box::new(Persist {
+            hard_state: Some(vec![9]),
+            decision: Some(vec![8]),
+            ..Persist::default()
+        });
         write(dir.path(), vec![entries(1..=5, 1), hard, entries(4..=6, 2)]);
         let got = restored(dir.path());
-        assert_eq!(got.hard_state, Some(vec![9]));
-        assert_eq!(got.entries.iter().map(|(i, b)| (*i, b[0])).collect::<Vec<_>>(), [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]);
+        assert_eq!((got.hard_state, got.decision), (Some(vec![9]), Some(vec![8])));
+        assert_eq!(
+            got.entries.iter().map(|(i, b)| (*i, b[0])).collect::<Vec<_>>(),
+            [(1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)]
+        );
         // A rewrite that is shorter than what it replaces leaves no tail.
         write(dir.path(), vec![entries(3..=3, 3)]);
         assert_eq!(restored(dir.path()).entries.len(), 3);
@@ -197,7 +224,8 @@ mod tests {
     #[test]
     fn a_snapshot_replaces_the_log_before_it() {
         let dir = tempfile::tempdir().unwrap();
-        let snapshot = Box::new(Persist { snapshot: Some((4, vec![7; 100])), ..Persist::default() });
+        let snapshot =
+            Box::new(Persist { snapshot: Some((4, vec![7; 100])), ..Persist::default() });
         write(dir.path(), vec![entries(1..=6, 1), snapshot]);
         let got = restored(dir.path());
         assert_eq!(got.snapshot, Some((4, vec![7; 100])));
@@ -209,7 +237,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let _first = Store::open(dir.path(), &identity("cloud-0")).unwrap();
         let error = Store::open(dir.path(), &identity("cloud-0")).unwrap_err().to_string();
-        assert!(error.contains("another leaderd") && error.contains(&format!("pid {}", std::process::id())), "{error}");
+        assert!(
+            error.contains("another leaderd")
+                && error.contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
         assert!(matches!(super::super::reset(dir.path()), Err(StoreError::Locked { .. })));
     }
 
@@ -258,7 +290,9 @@ mod tests {
                     let got = store.restored.into_values().next().unwrap_or_default();
                     assert!(bytes.is_empty() || got == whole, "damage was read as something else");
                 }
-                Err(StoreError::Damaged { .. } | StoreError::Io { .. } | StoreError::Foreign { .. }) => refused += 1,
+                Err(
+                    StoreError::Damaged { .. } | StoreError::Io { .. } | StoreError::Foreign { .. },
+                ) => refused += 1,
                 Err(other) => panic!("{other}"),
             }
         }

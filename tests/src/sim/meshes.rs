@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use leaderd_core::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
-use leaderd_core::mesh::{ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy};
+use leaderd_core::mesh::{
+    ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy,
+};
 use leaderd_core::probe::keys::ProbeKeys;
 
 /// A location to be: name, candidates, members, witnesses.
@@ -43,10 +45,15 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
     let mut index: u16 = 0;
     for (site_number, site) in sites.iter().enumerate() {
         let location: LocationName = site.name.parse().expect("a name");
-        let overlay =
-            Overlay::Vxlan { device: "lvx0".parse().expect("a name"), vni: 7946, port: 4790, mtu: 1450 };
+        let overlay = Overlay::Vxlan {
+            device: "lvx0".parse().expect("a name"),
+            vni: 7946,
+            port: 4790,
+            mtu: 1450,
+        };
         let witnesses = site.witnesses.iter().map(|w| w.parse().expect("a name")).collect();
-        mesh.locations.insert(location.clone(), Location { name: location.clone(), overlay, witnesses });
+        mesh.locations
+            .insert(location.clone(), Location { name: location.clone(), overlay, witnesses });
         for n in 0..site.candidates + site.members {
             index += 1;
             let name: NodeName = format!("{}-{n}", site.name).parse().expect("a name");

@@ -131,7 +131,9 @@ impl Terrain<'_> {
             None => Hop::Nowhere("no route"),
             Some((_, RouteVia::Nexthop(id))) => self.nexthop(at, kernel, *id, packet),
             Some((_, RouteVia::Device { dev, .. })) => self.tunnel(at, dev, packet),
-            Some((_, RouteVia::Gateway { dev, gateway, .. })) => self.gateway(kernel, dev, *gateway),
+            Some((_, RouteVia::Gateway { dev, gateway, .. })) => {
+                self.gateway(kernel, dev, *gateway)
+            }
         }
     }
 
@@ -153,8 +155,11 @@ impl Terrain<'_> {
         let Some(interface) = self.kernels[at].wireguard.get(dev) else {
             return Hop::Nowhere("no such interface");
         };
-        let holds = |nets: &std::collections::BTreeSet<IpNet>, ip: &IpAddr| nets.iter().any(|n| n.contains(ip));
-        let peer = interface.peers.iter().find(|(_, peer)| holds(&peer.allowed_ips, &packet.target));
+        let holds = |nets: &std::collections::BTreeSet<IpNet>, ip: &IpAddr| {
+            nets.iter().any(|n| n.contains(ip))
+        };
+        let peer =
+            interface.peers.iter().find(|(_, peer)| holds(&peer.allowed_ips, &packet.target));
         let Some((key, peer)) = peer else { return Hop::Nowhere("no peer for the target") };
         let Some(next) = self.mesh.nodes.values().find(|n| n.wireguard_key == *key) else {
             return Hop::Nowhere("unknown peer");

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::{Effect, Flow, Input, LogLevel, Persist, ProbeError, ProbeId, ProbeSend, Restored};
+use leaderd_core::io::{
+    Effect, Flow, Input, LogLevel, Persist, ProbeError, ProbeId, ProbeSend, Restored,
+};
 use leaderd_core::mesh::{Mesh, plane};
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -16,8 +18,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use wgctl_plan::Network;
 
-use super::path::{Fate, Packet, Terrain};
 use super::Faults;
+use super::path::{Fate, Packet, Terrain};
 
 /// IPv4 and UDP headers.
 const HEADERS: usize = 28;
@@ -230,7 +232,8 @@ impl World {
     pub fn delivers(&self, from: &NodeName, to: &NodeName) -> bool {
         let source = self.mesh.nodes[from].probe_addresses[0];
         let target = self.mesh.nodes[to].probe_addresses[0];
-        let packet = Packet { source, target, length: self.mesh.mtu, new_flow: true, bound_to: None };
+        let packet =
+            Packet { source, target, length: self.mesh.mtu, new_flow: true, bound_to: None };
         matches!(self.terrain().walk(from, &packet), Fate::Delivered { node, .. } if node == *to)
     }
 
@@ -247,7 +250,10 @@ impl World {
             .filter_map(|(name, n)| Some((n.core.as_ref()?.poll_timeout()?, name.clone())))
             .min();
         let queued = self.queue.first_key_value().map(|((at, _), _)| *at);
-        let next = [timer.as_ref().map(|(at, _)| *at), queued, Some(self.next_check)].into_iter().flatten().min();
+        let next = [timer.as_ref().map(|(at, _)| *at), queued, Some(self.next_check)]
+            .into_iter()
+            .flatten()
+            .min();
         let Some(next) = next.filter(|at| *at <= end) else { return false };
         self.now = self.now.max(next);
         if self.next_check <= next {
@@ -295,7 +301,9 @@ impl World {
     }
 
     fn drain(&mut self, name: &NodeName) {
-        while let Some(effect) = self.nodes.get_mut(name).and_then(|n| n.core.as_mut()?.poll_effect()) {
+        while let Some(effect) =
+            self.nodes.get_mut(name).and_then(|n| n.core.as_mut()?.poll_effect())
+        {
             match effect {
                 Effect::SendProbe(probe) => self.send_probe(name, *probe),
                 Effect::ForgetProbe { .. } | Effect::AdminReply { .. } => {}
@@ -308,7 +316,8 @@ impl World {
                     self.later(PROGRAM, name, Happening::Programmed { revision, network });
                 }
                 Effect::Log { level, message, fields } => {
-                    let fields: Vec<String> = fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
+                    let fields: Vec<String> =
+                        fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
                     let text = format!("{message} {}", fields.join(" "));
                     self.log.push(LogLine { at: self.now, node: name.clone(), level, text });
                 }
@@ -338,13 +347,21 @@ impl World {
         };
         match self.send_packet(name, &packet) {
             Ok((to, delay, ttl)) => {
-                let input =
-                    Input::ProbeRequest { from: source, local: probe.target, ttl, bytes: probe.payload };
+                let input = Input::ProbeRequest {
+                    from: source,
+                    local: probe.target,
+                    ttl,
+                    bytes: probe.payload,
+                };
                 self.later(delay, &to, Happening::Input(input));
             }
             Err(Some(delay)) => {
                 let error = ProbeError::TimeExceeded { from: None };
-                self.later(delay, name, Happening::Input(Input::ProbeError { probe: probe.probe, error }));
+                self.later(
+                    delay,
+                    name,
+                    Happening::Input(Input::ProbeError { probe: probe.probe, error }),
+                );
             }
             Err(None) => {}
         }
@@ -367,7 +384,11 @@ impl World {
     }
 
     /// Where a packet arrives, when and with which hop limit; or after how long ICMP says that it does not.
-    fn send_packet(&mut self, name: &NodeName, packet: &Packet) -> Result<(NodeName, Duration, u8), Option<Duration>> {
+    fn send_packet(
+        &mut self,
+        name: &NodeName,
+        packet: &Packet,
+    ) -> Result<(NodeName, Duration, u8), Option<Duration>> {
         match self.terrain().walk(name, packet) {
             Fate::Delivered { node, ttl, wan_hops, lan_hops } => {
                 let mut delay = self.config.lan_latency * lan_hops + Duration::from_micros(50);
@@ -383,7 +404,9 @@ impl World {
 
     /// One WAN hop; `None`: lost.
     fn wan_delay(&mut self, a: &NodeName, b: &NodeName) -> Option<Duration> {
-        let pass = (1.0 - self.config.wan_loss) * (1.0 - self.faults[a].wan_loss) * (1.0 - self.faults[b].wan_loss);
+        let pass = (1.0 - self.config.wan_loss)
+            * (1.0 - self.faults[a].wan_loss)
+            * (1.0 - self.faults[b].wan_loss);
         if self.draw() >= pass {
             return None;
         }
@@ -420,7 +443,9 @@ impl World {
     }
 
     fn send_frame(&mut self, from: &NodeName, to: &NodeName, frame: Frame) {
-        if !self.nodes[from].up.contains_key(to) || self.nodes.get(to).is_none_or(|n| n.core.is_none()) {
+        if !self.nodes[from].up.contains_key(to)
+            || self.nodes.get(to).is_none_or(|n| n.core.is_none())
+        {
             return;
         }
         if let Some(delay) = self.control_delay(from, to) {

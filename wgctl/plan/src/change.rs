@@ -14,38 +14,106 @@ use crate::model::*;
 #[serde(tag = "change", rename_all = "kebab-case")]
 pub enum Change {
     /// Writes a file below `/proc/sys`.
-    SetSysctl { path: String, value: String },
+    SetSysctl {
+        path: String,
+        value: String,
+    },
     /// Creates a WireGuard interface, down, without key, port and peers.
-    AddWireguard { name: InterfaceName, mtu: u32 },
+    AddWireguard {
+        name: InterfaceName,
+        mtu: u32,
+    },
     /// Creates a VXLAN device, down.
-    AddVxlan { name: InterfaceName, vxlan: Vxlan },
+    AddVxlan {
+        name: InterfaceName,
+        vxlan: Vxlan,
+    },
     /// Deletes a device of ours, and with it all that hangs on it.
-    DeleteLink { name: InterfaceName },
-    SetMtu { name: InterfaceName, mtu: u32 },
-    SetMac { name: InterfaceName, mac: Mac },
-    SetUp { name: InterfaceName, up: bool },
+    DeleteLink {
+        name: InterfaceName,
+    },
+    SetMtu {
+        name: InterfaceName,
+        mtu: u32,
+    },
+    SetMac {
+        name: InterfaceName,
+        mac: Mac,
+    },
+    SetUp {
+        name: InterfaceName,
+        up: bool,
+    },
     /// Sets what is given and leaves the rest. The key is named by its public half.
-    SetWireguard { name: InterfaceName, public_key: Option<WgPublicKey>, listen_port: Option<u16> },
+    SetWireguard {
+        name: InterfaceName,
+        public_key: Option<WgPublicKey>,
+        listen_port: Option<u16>,
+    },
     /// Adds a peer or changes it; `peer.endpoint` of `None` leaves the endpoint as it is. The allowed-IPs are the
     /// whole set, and are taken from any other peer that has them.
-    SetPeer { name: InterfaceName, key: WgPublicKey, peer: WgPeer },
-    RemovePeer { name: InterfaceName, key: WgPublicKey },
-    AddAddress { name: InterfaceName, address: IpNet },
-    RemoveAddress { name: InterfaceName, address: IpNet },
-    SetNeighbour { dev: InterfaceName, address: IpAddr, mac: Mac },
-    RemoveNeighbour { dev: InterfaceName, address: IpAddr },
-    SetFdb { dev: InterfaceName, mac: Mac, endpoint: IpAddr },
-    RemoveFdb { dev: InterfaceName, mac: Mac },
+    SetPeer {
+        name: InterfaceName,
+        key: WgPublicKey,
+        peer: WgPeer,
+    },
+    RemovePeer {
+        name: InterfaceName,
+        key: WgPublicKey,
+    },
+    AddAddress {
+        name: InterfaceName,
+        address: IpNet,
+    },
+    RemoveAddress {
+        name: InterfaceName,
+        address: IpNet,
+    },
+    SetNeighbour {
+        dev: InterfaceName,
+        address: IpAddr,
+        mac: Mac,
+    },
+    RemoveNeighbour {
+        dev: InterfaceName,
+        address: IpAddr,
+    },
+    SetFdb {
+        dev: InterfaceName,
+        mac: Mac,
+        endpoint: IpAddr,
+    },
+    RemoveFdb {
+        dev: InterfaceName,
+        mac: Mac,
+    },
     /// Adds or replaces a nexthop object. A single one never replaces a group, nor the reverse.
-    SetNexthop { id: NexthopId, nexthop: Nexthop },
-    RemoveNexthop { id: NexthopId },
-    AddRule { rule: Rule },
-    RemoveRule { rule: Rule },
+    SetNexthop {
+        id: NexthopId,
+        nexthop: Nexthop,
+    },
+    RemoveNexthop {
+        id: NexthopId,
+    },
+    AddRule {
+        rule: Rule,
+    },
+    RemoveRule {
+        rule: Rule,
+    },
     /// Adds a route; refused if any route, ours or not, has the same key.
-    AddRoute { key: RouteKey, via: RouteVia },
+    AddRoute {
+        key: RouteKey,
+        via: RouteVia,
+    },
     /// Replaces our route of this key in one step.
-    ReplaceRoute { key: RouteKey, via: RouteVia },
-    RemoveRoute { key: RouteKey },
+    ReplaceRoute {
+        key: RouteKey,
+        via: RouteVia,
+    },
+    RemoveRoute {
+        key: RouteKey,
+    },
 }
 
 impl fmt::Display for WgPublicKey {
@@ -56,7 +124,11 @@ impl fmt::Display for WgPublicKey {
 
 impl fmt::Display for NexthopId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if owns_nexthop(*self) { write!(f, "L{:04x}", self.0 & 0xffff) } else { write!(f, "{}", self.0) }
+        if owns_nexthop(*self) {
+            write!(f, "L{:04x}", self.0 & 0xffff)
+        } else {
+            write!(f, "{}", self.0)
+        }
     }
 }
 
@@ -127,12 +199,18 @@ impl fmt::Display for Change {
             Self::SetSysctl { path, value } => write!(f, "set sysctl {path} = {value}"),
             Self::AddWireguard { name, mtu } => write!(f, "add wireguard {name} mtu {mtu}"),
             Self::AddVxlan { name, vxlan: v } => {
-                write!(f, "add vxlan {name} vni {} local {} port {} mac {} mtu {}", v.vni, v.local, v.port, v.mac, v.mtu)
+                write!(
+                    f,
+                    "add vxlan {name} vni {} local {} port {} mac {} mtu {}",
+                    v.vni, v.local, v.port, v.mac, v.mtu
+                )
             }
             Self::DeleteLink { name } => write!(f, "delete link {name}"),
             Self::SetMtu { name, mtu } => write!(f, "set link {name} mtu {mtu}"),
             Self::SetMac { name, mac } => write!(f, "set link {name} mac {mac}"),
-            Self::SetUp { name, up } => write!(f, "set link {name} {}", if *up { "up" } else { "down" }),
+            Self::SetUp { name, up } => {
+                write!(f, "set link {name} {}", if *up { "up" } else { "down" })
+            }
             Self::SetWireguard { name, public_key, listen_port } => {
                 write!(f, "set wireguard {name}")?;
                 if let Some(key) = public_key {
@@ -152,10 +230,18 @@ impl fmt::Display for Change {
             }
             Self::RemovePeer { name, key } => write!(f, "remove peer {key} of {name}"),
             Self::AddAddress { name, address } => write!(f, "add address {address} dev {name}"),
-            Self::RemoveAddress { name, address } => write!(f, "remove address {address} dev {name}"),
-            Self::SetNeighbour { dev, address, mac } => write!(f, "set neighbour {address} is {mac} dev {dev}"),
-            Self::RemoveNeighbour { dev, address } => write!(f, "remove neighbour {address} dev {dev}"),
-            Self::SetFdb { dev, mac, endpoint } => write!(f, "set fdb {mac} at {endpoint} dev {dev}"),
+            Self::RemoveAddress { name, address } => {
+                write!(f, "remove address {address} dev {name}")
+            }
+            Self::SetNeighbour { dev, address, mac } => {
+                write!(f, "set neighbour {address} is {mac} dev {dev}")
+            }
+            Self::RemoveNeighbour { dev, address } => {
+                write!(f, "remove neighbour {address} dev {dev}")
+            }
+            Self::SetFdb { dev, mac, endpoint } => {
+                write!(f, "set fdb {mac} at {endpoint} dev {dev}")
+            }
             Self::RemoveFdb { dev, mac } => write!(f, "remove fdb {mac} dev {dev}"),
             Self::SetNexthop { id, nexthop } => write!(f, "set nexthop {id} {nexthop}"),
             Self::RemoveNexthop { id } => write!(f, "remove nexthop {id}"),

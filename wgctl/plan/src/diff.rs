@@ -71,13 +71,18 @@ fn nexthops_only(desired: &Network, observed: &Network) -> Option<Vec<Change>> {
     }
     let changed = desired.nexthops.iter().filter(|(id, n)| observed.nexthops.get(id) != Some(*n));
     let (groups, singles): (Vec<_>, Vec<_>) = changed.partition(|(_, n)| n.is_group());
-    let set = |(id, nexthop): (&NexthopId, &Nexthop)| Change::SetNexthop { id: *id, nexthop: nexthop.clone() };
+    let set = |(id, nexthop): (&NexthopId, &Nexthop)| Change::SetNexthop {
+        id: *id,
+        nexthop: nexthop.clone(),
+    };
     Some(singles.into_iter().chain(groups).map(set).collect())
 }
 
 /// True if the id is in both and the kernel would not replace one by the other.
 fn clashes(id: NexthopId, desired: &Network, observed: &Network) -> bool {
-    let (Some(want), Some(have)) = (desired.nexthops.get(&id), observed.nexthops.get(&id)) else { return false };
+    let (Some(want), Some(have)) = (desired.nexthops.get(&id), observed.nexthops.get(&id)) else {
+        return false;
+    };
     let blackhole = |n: &Nexthop| matches!(n, Nexthop::Blackhole { .. });
     want.is_group() != have.is_group()
         || desired.nexthop_family(id) != observed.nexthop_family(id)
@@ -118,13 +123,17 @@ impl Plan<'_> {
 
     fn sysctls(&mut self, of_our_links: bool) {
         let ours = |path: &str| {
-            sysctl_interface(path).and_then(|n| n.parse().ok()).is_some_and(|n| self.desired.has_link(&n))
+            sysctl_interface(path)
+                .and_then(|n| n.parse().ok())
+                .is_some_and(|n| self.desired.has_link(&n))
         };
         let set = self
             .desired
             .sysctls
             .iter()
-            .filter(|(path, value)| ours(path) == of_our_links && self.state.sysctls.get(*path) != Some(*value))
+            .filter(|(path, value)| {
+                ours(path) == of_our_links && self.state.sysctls.get(*path) != Some(*value)
+            })
             .map(|(path, value)| Change::SetSysctl { path: path.clone(), value: value.clone() })
             .collect();
         self.extend(set);
@@ -136,7 +145,9 @@ impl Plan<'_> {
         for name in self.state.wireguard.keys() {
             if self.desired.vxlan.contains_key(name) {
                 out.push(Change::DeleteLink { name: name.clone() });
-            } else if self.state.wireguard[name].up && self.desired.wireguard.get(name).is_some_and(|w| !w.up) {
+            } else if self.state.wireguard[name].up
+                && self.desired.wireguard.get(name).is_some_and(|w| !w.up)
+            {
                 out.push(Change::SetUp { name: name.clone(), up: false });
             }
         }
@@ -176,7 +187,9 @@ impl Plan<'_> {
         for (name, want) in &self.desired.wireguard {
             match self.state.wireguard.get(name).map(|w| w.mtu) {
                 None => self.push(Change::AddWireguard { name: name.clone(), mtu: want.mtu }),
-                Some(mtu) if mtu != want.mtu => self.push(Change::SetMtu { name: name.clone(), mtu: want.mtu }),
+                Some(mtu) if mtu != want.mtu => {
+                    self.push(Change::SetMtu { name: name.clone(), mtu: want.mtu })
+                }
                 Some(_) => {}
             }
         }
@@ -225,7 +238,9 @@ impl Plan<'_> {
             .state
             .addresses
             .difference(&self.desired.addresses)
-            .filter(|(name, have)| self.desired.addresses.iter().any(|(n, want)| n == name && clash(have, want)))
+            .filter(|(name, have)| {
+                self.desired.addresses.iter().any(|(n, want)| n == name && clash(have, want))
+            })
             .cloned()
             .collect();
         for (name, address) in in_the_way {
@@ -267,7 +282,11 @@ impl Plan<'_> {
         let parked = self.parking();
         self.singles(&parked);
         self.groups(&parked);
-        let add = self.desired.rules.difference(&self.state.rules).map(|r| Change::AddRule { rule: r.clone() });
+        let add = self
+            .desired
+            .rules
+            .difference(&self.state.rules)
+            .map(|r| Change::AddRule { rule: r.clone() });
         self.extend(add.collect());
         self.routes(&parked);
         if parked.is_empty() {
@@ -284,11 +303,12 @@ impl Plan<'_> {
 
     /// A spare id for each id that cannot be replaced in place.
     fn parking(&self) -> BTreeMap<NexthopId, NexthopId> {
-        let mut spare = (NEXTHOP_ID_BASE..=NEXTHOP_ID_BASE + 0xffff)
-            .rev()
-            .map(NexthopId)
-            .filter(|id| !self.desired.nexthops.contains_key(id) && !self.state.nexthops.contains_key(id));
-        let clashing = self.desired.nexthops.keys().filter(|id| clashes(**id, self.desired, &self.state));
+        let mut spare =
+            (NEXTHOP_ID_BASE..=NEXTHOP_ID_BASE + 0xffff).rev().map(NexthopId).filter(|id| {
+                !self.desired.nexthops.contains_key(id) && !self.state.nexthops.contains_key(id)
+            });
+        let clashing =
+            self.desired.nexthops.keys().filter(|id| clashes(**id, self.desired, &self.state));
         clashing.filter_map(|id| Some((*id, spare.next()?))).collect()
     }
 
@@ -368,15 +388,20 @@ impl Plan<'_> {
                 out.push(Change::RemoveFdb { dev: dev.clone(), mac: *mac });
             }
         }
-        for (dev, address) in self.state.neighbours.keys().filter(|key| !self.desired.neighbours.contains_key(key)) {
+        for (dev, address) in
+            self.state.neighbours.keys().filter(|key| !self.desired.neighbours.contains_key(key))
+        {
             if !doomed(dev) {
                 out.push(Change::RemoveNeighbour { dev: dev.clone(), address: *address });
             }
         }
         self.extend(out);
-        let addresses: Vec<_> = self.state.addresses.difference(&self.desired.addresses).cloned().collect();
+        let addresses: Vec<_> =
+            self.state.addresses.difference(&self.desired.addresses).cloned().collect();
         for (name, address) in addresses {
-            if self.desired.has_link(&name) && self.state.addresses.contains(&(name.clone(), address)) {
+            if self.desired.has_link(&name)
+                && self.state.addresses.contains(&(name.clone(), address))
+            {
                 self.push(Change::RemoveAddress { name, address });
             }
         }

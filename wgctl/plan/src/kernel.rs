@@ -23,7 +23,7 @@ pub struct ModelKernel {
 /// The kernel would not do that.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused {
-    pub change: Change,
+    pub change: Box<Change>,
     pub why: &'static str,
 }
 
@@ -73,10 +73,12 @@ impl Network {
         match self.nexthops.get(&id)? {
             Nexthop::Device { family, .. } | Nexthop::Blackhole { family } => Some(*family),
             Nexthop::Gateway { gateway, .. } => Some(Family::of(gateway)),
-            Nexthop::Group { members } => members.iter().find_map(|m| match self.nexthops.get(m)? {
-                Nexthop::Group { .. } => None,
-                _ => self.nexthop_family(*m),
-            }),
+            Nexthop::Group { members } => {
+                members.iter().find_map(|m| match self.nexthops.get(m)? {
+                    Nexthop::Group { .. } => None,
+                    _ => self.nexthop_family(*m),
+                })
+            }
         }
     }
 }
@@ -97,7 +99,7 @@ impl ModelKernel {
 
     /// Carries out one change, with everything that the kernel does along with it, or refuses and does nothing.
     pub fn apply(&mut self, change: &Change) -> Result<(), Refused> {
-        self.check(change).map_err(|why| Refused { change: change.clone(), why })?;
+        self.check(change).map_err(|why| Refused { change: Box::new(change.clone()), why })?;
         effect(&mut self.network, change);
         Ok(())
     }
@@ -125,22 +127,28 @@ impl ModelKernel {
             Change::AddWireguard { name, .. } | Change::AddVxlan { name, .. } => {
                 ensure(!net.has_link(name) && !self.foreign.contains(name), "the name is taken")
             }
-            Change::DeleteLink { name } | Change::SetMtu { name, .. } | Change::SetUp { name, .. } => {
-                ensure(net.has_link(name), "no such device")
+            Change::DeleteLink { name }
+            | Change::SetMtu { name, .. }
+            | Change::SetUp { name, .. } => ensure(net.has_link(name), "no such device"),
+            Change::SetMac { name, .. } => {
+                ensure(net.vxlan.contains_key(name), "no such VXLAN device")
             }
-            Change::SetMac { name, .. } => ensure(net.vxlan.contains_key(name), "no such VXLAN device"),
-            Change::SetWireguard { name, .. } => ensure(net.wireguard.contains_key(name), "no such WireGuard device"),
+            Change::SetWireguard { name, .. } => {
+                ensure(net.wireguard.contains_key(name), "no such WireGuard device")
+            }
             Change::SetPeer { name, key, .. } => match net.wireguard.get(name) {
                 None => Err("no such WireGuard device"),
                 Some(w) => ensure(w.public_key != Some(*key), "a device is no peer of itself"),
             },
-            Change::RemovePeer { name, key } => {
-                ensure(net.wireguard.get(name).is_some_and(|w| w.peers.contains_key(key)), "no such peer")
-            }
+            Change::RemovePeer { name, key } => ensure(
+                net.wireguard.get(name).is_some_and(|w| w.peers.contains_key(key)),
+                "no such peer",
+            ),
             Change::AddAddress { name, address } => {
                 ensure(net.has_link(name), "no such device")?;
                 let same = |(n, a): &(InterfaceName, IpNet)| {
-                    n == name && (a == address || matches!(a, IpNet::V6(_)) && a.addr() == address.addr())
+                    n == name
+                        && (a == address || matches!(a, IpNet::V6(_)) && a.addr() == address.addr())
                 };
                 ensure(!net.addresses.iter().any(same), "the address is there")
             }
@@ -153,9 +161,13 @@ impl ModelKernel {
             Change::RemoveNeighbour { dev, address } => {
                 ensure(net.neighbours.contains_key(&(dev.clone(), *address)), "no such neighbour")
             }
-            Change::RemoveFdb { dev, mac } => ensure(net.fdb.contains_key(&(dev.clone(), *mac)), "no such fdb entry"),
+            Change::RemoveFdb { dev, mac } => {
+                ensure(net.fdb.contains_key(&(dev.clone(), *mac)), "no such fdb entry")
+            }
             Change::SetNexthop { id, nexthop } => self.check_nexthop(*id, nexthop),
-            Change::RemoveNexthop { id } => ensure(net.nexthops.contains_key(id), "no such nexthop"),
+            Change::RemoveNexthop { id } => {
+                ensure(net.nexthops.contains_key(id), "no such nexthop")
+            }
             Change::AddRule { rule } => ensure(!net.rules.contains(rule), "the rule is there"),
             Change::RemoveRule { rule } => ensure(net.rules.contains(rule), "no such rule"),
             Change::AddRoute { key, via } => {
@@ -179,8 +191,11 @@ impl ModelKernel {
         trial.nexthops.insert(id, nexthop.clone());
         if let Nexthop::Group { members } = nexthop {
             let families: BTreeSet<_> = members.iter().map(|m| trial.nexthop_family(*m)).collect();
-            let singles = members.iter().all(|m| net.nexthops.get(m).is_some_and(|n| !n.is_group()));
-            let blackhole = members.iter().any(|m| matches!(net.nexthops.get(m), Some(Nexthop::Blackhole { .. })));
+            let singles =
+                members.iter().all(|m| net.nexthops.get(m).is_some_and(|n| !n.is_group()));
+            let blackhole = members
+                .iter()
+                .any(|m| matches!(net.nexthops.get(m), Some(Nexthop::Blackhole { .. })));
             if members.is_empty() {
                 return Err("a group needs members");
             } else if !singles {
@@ -224,14 +239,20 @@ impl ModelKernel {
             RouteVia::Device { dev, source } => {
                 self.usable(dev)?;
                 match source {
-                    Some(ip) if Family::of(ip) != family => Err("the source is of the other family"),
+                    Some(ip) if Family::of(ip) != family => {
+                        Err("the source is of the other family")
+                    }
                     Some(ip) if !self.is_local(ip) => Err("the source is no address of this node"),
                     _ => Ok(()),
                 }
             }
             RouteVia::Gateway { dev, gateway, .. } => {
                 self.usable(dev)?;
-                if Family::of(gateway) == family { Ok(()) } else { Err("the gateway is of the other family") }
+                if Family::of(gateway) == family {
+                    Ok(())
+                } else {
+                    Err("the gateway is of the other family")
+                }
             }
         }
     }
@@ -251,13 +272,22 @@ impl Network {
 /// What an accepted change does, with its side effects.
 pub(crate) fn effect(net: &mut Network, change: &Change) {
     match change.clone() {
-        Change::SetSysctl { path, value } => drop(net.sysctls.insert(path, value)),
+        Change::SetSysctl { path, value } => {
+            net.sysctls.insert(path, value);
+        }
         Change::AddWireguard { name, mtu } => {
-            let empty =
-                WgInterface { public_key: None, listen_port: 0, mtu, up: false, peers: Default::default() };
+            let empty = WgInterface {
+                public_key: None,
+                listen_port: 0,
+                mtu,
+                up: false,
+                peers: Default::default(),
+            };
             net.wireguard.insert(name, empty);
         }
-        Change::AddVxlan { name, vxlan } => drop(net.vxlan.insert(name, Vxlan { up: false, ..vxlan })),
+        Change::AddVxlan { name, vxlan } => {
+            net.vxlan.insert(name, Vxlan { up: false, ..vxlan });
+        }
         Change::DeleteLink { name } => {
             flush_device(net, &name);
             net.wireguard.remove(&name);
@@ -267,14 +297,26 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
             net.sysctls.retain(|path, _| sysctl_interface(path) != Some(name.as_str()));
         }
         Change::SetMtu { name, mtu } => {
-            net.wireguard.get_mut(&name).map(|w| w.mtu = mtu);
-            net.vxlan.get_mut(&name).map(|v| v.mtu = mtu);
+            if let Some(w) = net.wireguard.get_mut(&name) {
+                w.mtu = mtu;
+            }
+            if let Some(v) = net.vxlan.get_mut(&name) {
+                v.mtu = mtu;
+            }
         }
-        Change::SetMac { name, mac } => drop(net.vxlan.get_mut(&name).map(|v| v.mac = mac)),
+        Change::SetMac { name, mac } => {
+            if let Some(v) = net.vxlan.get_mut(&name) {
+                v.mac = mac;
+            }
+        }
         Change::SetUp { name, up } => {
             let was = net.is_up(&name);
-            net.wireguard.get_mut(&name).map(|w| w.up = up);
-            net.vxlan.get_mut(&name).map(|v| v.up = up);
+            if let Some(w) = net.wireguard.get_mut(&name) {
+                w.up = up;
+            }
+            if let Some(v) = net.vxlan.get_mut(&name) {
+                v.up = up;
+            }
             if was == Some(true) && !up {
                 flush_device(net, &name);
                 net.addresses.retain(|(n, a)| *n != name || matches!(a, IpNet::V4(_)));
@@ -296,19 +338,43 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
             peer.endpoint = peer.endpoint.or_else(|| w.peers.get(&key).and_then(|p| p.endpoint));
             w.peers.insert(key, peer);
         }
-        Change::RemovePeer { name, key } => drop(net.wireguard.get_mut(&name).map(|w| w.peers.remove(&key))),
-        Change::AddAddress { name, address } => drop(net.addresses.insert((name, address))),
+        Change::RemovePeer { name, key } => {
+            if let Some(w) = net.wireguard.get_mut(&name) {
+                w.peers.remove(&key);
+            }
+        }
+        Change::AddAddress { name, address } => {
+            net.addresses.insert((name, address));
+        }
         Change::RemoveAddress { name, address } => remove_address(net, &name, address),
-        Change::SetNeighbour { dev, address, mac } => drop(net.neighbours.insert((dev, address), mac)),
-        Change::RemoveNeighbour { dev, address } => drop(net.neighbours.remove(&(dev, address))),
-        Change::SetFdb { dev, mac, endpoint } => drop(net.fdb.insert((dev, mac), endpoint)),
-        Change::RemoveFdb { dev, mac } => drop(net.fdb.remove(&(dev, mac))),
-        Change::SetNexthop { id, nexthop } => drop(net.nexthops.insert(id, nexthop)),
+        Change::SetNeighbour { dev, address, mac } => {
+            net.neighbours.insert((dev, address), mac);
+        }
+        Change::RemoveNeighbour { dev, address } => {
+            net.neighbours.remove(&(dev, address));
+        }
+        Change::SetFdb { dev, mac, endpoint } => {
+            net.fdb.insert((dev, mac), endpoint);
+        }
+        Change::RemoveFdb { dev, mac } => {
+            net.fdb.remove(&(dev, mac));
+        }
+        Change::SetNexthop { id, nexthop } => {
+            net.nexthops.insert(id, nexthop);
+        }
         Change::RemoveNexthop { id } => remove_nexthop(net, id),
-        Change::AddRule { rule } => drop(net.rules.insert(rule)),
-        Change::RemoveRule { rule } => drop(net.rules.remove(&rule)),
-        Change::AddRoute { key, via } | Change::ReplaceRoute { key, via } => drop(net.routes.insert(key, via)),
-        Change::RemoveRoute { key } => drop(net.routes.remove(&key)),
+        Change::AddRule { rule } => {
+            net.rules.insert(rule);
+        }
+        Change::RemoveRule { rule } => {
+            net.rules.remove(&rule);
+        }
+        Change::AddRoute { key, via } | Change::ReplaceRoute { key, via } => {
+            net.routes.insert(key, via);
+        }
+        Change::RemoveRoute { key } => {
+            net.routes.remove(&key);
+        }
     }
 }
 
@@ -355,8 +421,9 @@ fn remove_address(net: &mut Network, name: &InterfaceName, address: IpNet) {
             !secondary
         });
         if !net.addresses.iter().any(|(n, a)| n == name && matches!(a, IpNet::V4(_))) {
-            net.routes
-                .retain(|key, via| via.device() != Some(name) || matches!(key.prefix, IpNet::V6(_)));
+            net.routes.retain(|key, via| {
+                via.device() != Some(name) || matches!(key.prefix, IpNet::V6(_))
+            });
         }
     }
     let local: BTreeSet<IpAddr> = net.addresses.iter().map(|(_, a)| a.addr()).collect();

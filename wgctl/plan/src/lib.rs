@@ -8,6 +8,7 @@ pub mod change;
 pub mod diff;
 pub mod kernel;
 pub mod model;
+mod pairs;
 
 pub use change::Change;
 pub use diff::{diff, diff_desired};

@@ -116,12 +116,15 @@ pub struct Network {
     /// Addresses on our own interfaces (those in `wireguard` and `vxlan`).
     pub addresses: BTreeSet<(InterfaceName, IpNet)>,
     /// Forwarding-database entries of our VXLAN devices: (device, MAC) → tunnel endpoint. One endpoint per MAC.
+    #[serde(with = "crate::pairs")]
     pub fdb: BTreeMap<(InterfaceName, Mac), IpAddr>,
     /// Permanent neighbour entries on our VXLAN devices: (device, address) → MAC.
+    #[serde(with = "crate::pairs")]
     pub neighbours: BTreeMap<(InterfaceName, IpAddr), Mac>,
     /// Nexthop objects and groups, all with ids that [`owns_nexthop`].
     pub nexthops: BTreeMap<NexthopId, Nexthop>,
     /// Routes with protocol [`ROUTE_PROTOCOL`]. One per (table, prefix, metric).
+    #[serde(with = "crate::pairs")]
     pub routes: BTreeMap<RouteKey, RouteVia>,
     /// Policy rules with protocol [`ROUTE_PROTOCOL`].
     pub rules: BTreeSet<Rule>,
@@ -140,6 +143,7 @@ pub struct WgInterface {
     /// Bytes, of the interface (inner packets).
     pub mtu: u32,
     pub up: bool,
+    #[serde(with = "crate::pairs")]
     pub peers: BTreeMap<WgPublicKey, WgPeer>,
 }
 

@@ -8,8 +8,14 @@ use proptest::sample::select;
 use wgctl_plan::*;
 
 const DEVICES: [&str; 4] = ["wgl0", "wgl1", "lvx0", "eth0"];
-const ADDRESSES: [&str; 6] =
-    ["100.127.0.5/20", "100.127.0.7/20", "100.127.16.5/20", "100.127.0.5/32", "fd4c::5/116", "fd4c::5/128"];
+const ADDRESSES: [&str; 6] = [
+    "100.127.0.5/20",
+    "100.127.0.7/20",
+    "100.127.16.5/20",
+    "100.127.0.5/32",
+    "fd4c::5/116",
+    "fd4c::5/128",
+];
 const PREFIXES: [&str; 4] = ["10.42.1.0/24", "10.42.2.0/24", "fd42:1::/64", "fd42:2::/64"];
 const GATEWAYS: [&str; 3] = ["10.0.0.1", "10.0.0.2", "fd00::1"];
 
@@ -38,17 +44,22 @@ fn mtu() -> impl Strategy<Value = u32> {
     select(&[1400u32, 1420][..])
 }
 fn vxlan() -> impl Strategy<Value = Vxlan> {
-    (0..2u32, ip(), mac(), mtu())
-        .prop_map(|(vni, local, mac, mtu)| Vxlan { vni, local, port: 4790, mac, mtu, up: false })
+    (0..2u32, ip(), mac(), mtu()).prop_map(|(vni, local, mac, mtu)| Vxlan {
+        vni,
+        local,
+        port: 4790,
+        mac,
+        mtu,
+        up: false,
+    })
 }
 fn peer() -> impl Strategy<Value = WgPeer> {
-    (proptest::option::of(0..3u16), proptest::collection::btree_set(net(&PREFIXES), 0..3), 0..2u16).prop_map(
-        |(endpoint, allowed_ips, persistent_keepalive)| WgPeer {
+    (proptest::option::of(0..3u16), proptest::collection::btree_set(net(&PREFIXES), 0..3), 0..2u16)
+        .prop_map(|(endpoint, allowed_ips, persistent_keepalive)| WgPeer {
             endpoint: endpoint.map(|port| SocketAddr::from(([203, 0, 113, 1], 51900 + port))),
             allowed_ips,
             persistent_keepalive,
-        },
-    )
+        })
 }
 fn nexthop() -> impl Strategy<Value = Nexthop> {
     prop_oneof![
@@ -67,7 +78,11 @@ fn route() -> impl Strategy<Value = RouteVia> {
     ]
 }
 fn route_key() -> impl Strategy<Value = RouteKey> {
-    (select(&[254u32, 100][..]), net(&PREFIXES)).prop_map(|(table, prefix)| RouteKey { table, prefix, metric: 50 })
+    (select(&[254u32, 100][..]), net(&PREFIXES)).prop_map(|(table, prefix)| RouteKey {
+        table,
+        prefix,
+        metric: 50,
+    })
 }
 fn rule() -> impl Strategy<Value = Rule> {
     (family(), 0..3u32).prop_map(|(family, priority)| Rule {

@@ -28,12 +28,14 @@ fn two_planes(prefixes: u32) -> Network {
                 peers: BTreeMap::from([(WgPublicKey([plane; 32]), peer)]),
             },
         );
-        net.nexthops.insert(nexthop(plane.into()), Nexthop::Device { dev: name, family: Family::V4 });
+        net.nexthops
+            .insert(nexthop(plane.into()), Nexthop::Device { dev: name, family: Family::V4 });
     }
     net.nexthops.insert(nexthop(100), Nexthop::Group { members: BTreeSet::from([nexthop(0)]) });
     for i in 0..prefixes {
         let prefix = format!("10.{}.{}.0/24", 64 + i / 256, i % 256).parse().unwrap();
-        net.routes.insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(nexthop(100)));
+        net.routes
+            .insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(nexthop(100)));
     }
     net
 }
@@ -67,7 +69,8 @@ fn a_roamed_endpoint_is_left_alone_and_a_new_desired_one_is_set() {
 fn a_lost_endpoint_is_set_again() {
     let desired = two_planes(1);
     let mut observed = desired.clone();
-    observed.wireguard.values_mut().next().unwrap().peers.values_mut().next().unwrap().endpoint = None;
+    observed.wireguard.values_mut().next().unwrap().peers.values_mut().next().unwrap().endpoint =
+        None;
     assert_eq!(diff(&desired, &observed).len(), 1);
 }
 
@@ -76,15 +79,17 @@ fn only_the_changed_peer_is_sent() {
     let old = two_planes(1);
     let mut new = old.clone();
     for w in new.wireguard.values_mut() {
-        w.peers.insert(WgPublicKey([7; 32]), WgPeer {
-            endpoint: None,
-            allowed_ips: BTreeSet::new(),
-            persistent_keepalive: 0,
-        });
+        w.peers.insert(
+            WgPublicKey([7; 32]),
+            WgPeer { endpoint: None, allowed_ips: BTreeSet::new(), persistent_keepalive: 0 },
+        );
     }
     assert_eq!(
         text(&diff(&new, &old)),
-        ["set peer 07070707… of wgl0 with 0 allowed-ips", "set peer 07070707… of wgl1 with 0 allowed-ips"]
+        [
+            "set peer 07070707… of wgl0 with 0 allowed-ips",
+            "set peer 07070707… of wgl1 with 0 allowed-ips"
+        ]
     );
 }
 
@@ -114,7 +119,8 @@ fn from_nothing_routes_come_last() {
 fn a_single_nexthop_becomes_a_group_without_a_moment_without_route() {
     let new = two_planes(1);
     let mut old = new.clone();
-    old.nexthops.insert(nexthop(100), Nexthop::Device { dev: "wgl1".parse().unwrap(), family: Family::V4 });
+    old.nexthops
+        .insert(nexthop(100), Nexthop::Device { dev: "wgl1".parse().unwrap(), family: Family::V4 });
     assert_eq!(
         text(&diff(&new, &old)),
         [

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
+use wgctl_plan::Network;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -74,6 +75,11 @@ impl Client {
     /// What the daemon says, unread: for `--json`, so that nothing a newer daemon says is lost.
     pub fn value(&self, path: &str) -> Result<Value, ClientError> {
         self.get(path)
+    }
+
+    /// What the daemon wants this node's kernel to look like.
+    pub fn network(&self) -> anyhow::Result<Network> {
+        Ok(self.get("/v1/network")?)
     }
 
     /// A refusal is an answer, not an error.

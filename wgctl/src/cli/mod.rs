@@ -14,6 +14,9 @@ pub mod command;
 pub mod completions;
 pub mod events;
 pub mod explain;
+pub mod keygen;
+pub mod mesh;
+pub mod net;
 pub mod output;
 pub mod status;
 
@@ -120,7 +123,29 @@ pub enum Verb {
         #[command(flatten)]
         format: Format,
     },
-    // --- Verbs of other modules go here, and one line each into `dispatch`: net, mesh, keygen, lab. ---
+    /// What leaderd has put into this node's kernel, what would change, and removing it.
+    Net {
+        #[command(flatten)]
+        args: net::Args,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Write a mesh file to begin with, or check one.
+    Mesh {
+        #[command(flatten)]
+        args: mesh::Args,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Make a node's keys, and print the public ones for the mesh file.
+    Keygen {
+        #[command(flatten)]
+        args: keygen::Args,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// A whole mesh of network namespaces on this machine: try things, break things, measure.
+    Lab(wgctl_lab::LabArgs),
     /// Print a completion script for a shell.
     Completions(completions::Args),
 }
@@ -137,7 +162,10 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Undrain { args, format } => command::run(args.request(), &client, &out(format)),
         Verb::Freeze { args, format } => command::run(args.request(), &client, &out(format)),
         Verb::Unfreeze { args, format } => command::run(args.request(), &client, &out(format)),
-        // --- See `Verb`. ---
+        Verb::Net { args, format } => net::run(args, &out(format), || client.network()),
+        Verb::Mesh { args, format } => mesh::run(&args, &out(format)),
+        Verb::Keygen { args, format } => keygen::run(&args, &out(format)),
+        Verb::Lab(args) => wgctl_lab::run(args),
         Verb::Completions(args) => completions::run(args),
     }
 }

@@ -51,9 +51,10 @@ pub fn run(
                 Some(file) => Scope::of(&read(file)?),
                 None => ask_daemon().map(|desired| Scope::of(&desired)).unwrap_or_default(),
             };
-            let network = runtime.block_on(kernel.observe(&scope)).context("cannot read the network")?;
+            let network =
+                runtime.block_on(kernel.observe(&scope)).context("cannot read the network")?;
             if out.json {
-                println!("{}", to_json(&network)?);
+                println!("{}", serde_json::to_string_pretty(&network)?);
             } else {
                 println!("{}", table(&network));
             }
@@ -62,10 +63,12 @@ pub fn run(
         Verb::Diff { desired } => {
             let desired = match desired {
                 Some(file) => read(file)?,
-                None => ask_daemon().context("no --desired FILE is given, and the daemon does not tell")?,
+                None => ask_daemon()
+                    .context("no --desired FILE is given, and the daemon does not tell")?,
             };
-            let observed =
-                runtime.block_on(kernel.observe(&Scope::of(&desired))).context("cannot read the network")?;
+            let observed = runtime
+                .block_on(kernel.observe(&Scope::of(&desired)))
+                .context("cannot read the network")?;
             let changes = diff(&desired, &observed);
             print_changes(&changes, out, "Nothing differs.")?;
             Ok(if changes.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -80,7 +83,7 @@ pub fn run(
 
 fn print_changes(changes: &[Change], out: &Output, none: &str) -> anyhow::Result<()> {
     if out.json {
-        println!("{}", serde_json::to_string_pretty(&json::changes(changes)?)?);
+        println!("{}", serde_json::to_string_pretty(changes)?);
     } else if changes.is_empty() {
         println!("{none}");
     } else {
@@ -91,24 +94,22 @@ fn print_changes(changes: &[Change], out: &Output, none: &str) -> anyhow::Result
 
 /// A file as written by `wgctl net show --json`.
 fn read(file: PathBuf) -> anyhow::Result<Network> {
-    let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    match json::parse(&text) {
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("cannot read {}", file.display()))?;
+    match serde_json::from_str(&text) {
         Ok(network) => Ok(network),
         Err(e) => bail!("{} holds no network: {e}", file.display()),
     }
 }
 
-fn to_json(network: &Network) -> anyhow::Result<String> {
-    Ok(serde_json::to_string_pretty(&json::network(network)?)?)
-}
-
 /// What there is, one object a line, in the order in which things rest on each other.
 fn table(network: &Network) -> Table {
     let mut table = Table::new();
-    table.load_preset(UTF8_FULL_CONDENSED).set_header(["object", "name", "is"]);
+    table.load_style(UTF8_FULL_CONDENSED).set_header(["object", "name", "is"]);
     let up = |up: bool| if up { "up" } else { "down" };
     for (name, w) in &network.wireguard {
-        let is = format!("port {} mtu {} {}, {} peers", w.listen_port, w.mtu, up(w.up), w.peers.len());
+        let is =
+            format!("port {} mtu {} {}, {} peers", w.listen_port, w.mtu, up(w.up), w.peers.len());
         table.add_row(["wireguard".to_owned(), name.to_string(), is]);
         for (key, peer) in &w.peers {
             let endpoint = peer.endpoint.map_or("nowhere yet".to_owned(), |e| e.to_string());
@@ -117,7 +118,15 @@ fn table(network: &Network) -> Table {
         }
     }
     for (name, v) in &network.vxlan {
-        let is = format!("vni {} local {} port {} mac {} mtu {} {}", v.vni, v.local, v.port, v.mac, v.mtu, up(v.up));
+        let is = format!(
+            "vni {} local {} port {} mac {} mtu {} {}",
+            v.vni,
+            v.local,
+            v.port,
+            v.mac,
+            v.mtu,
+            up(v.up)
+        );
         table.add_row(["vxlan".to_owned(), name.to_string(), is]);
     }
     for (name, address) in &network.addresses {
@@ -142,26 +151,4 @@ fn table(network: &Network) -> Table {
         table.add_row(["sysctl".to_owned(), path.clone(), value.clone()]);
     }
     table
-}
-
-/// JSON for people's tools: keys that are pairs become lists.
-mod json {
-    use serde_json::{Value, json};
-    use wgctl_plan::{Change, Network};
-
-    pub(super) fn network(network: &Network) -> serde_json::Result<Value> {
-        serde_json::to_value(network)
-    }
-
-    pub(super) fn changes(changes: &[Change]) -> serde_json::Result<Value> {
-        let all: serde_json::Result<Vec<Value>> = changes
-            .iter()
-            .map(|c| Ok(json!({ "text": c.to_string(), "change": serde_json::to_value(c)? })))
-            .collect();
-        Ok(Value::Array(all?))
-    }
-
-    pub(super) fn parse(text: &str) -> serde_json::Result<Network> {
-        serde_json::from_str(text)
-    }
 }

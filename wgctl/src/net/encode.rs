@@ -6,7 +6,9 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use wgctl_plan::{Change, Family, InterfaceName, Nexthop, ROUTE_PROTOCOL, RouteKey, RouteVia, Rule, Vxlan};
+use wgctl_plan::{
+    Change, Family, InterfaceName, Nexthop, ROUTE_PROTOCOL, RouteKey, RouteVia, Rule, Vxlan,
+};
 
 use super::netlink::*;
 
@@ -126,7 +128,8 @@ pub fn add_vxlan(name: &InterfaceName, vxlan: &Vxlan) -> Message {
         .attr(IFLA_ADDRESS, &vxlan.mac.0)
         .nested(IFLA_LINKINFO, |m| {
             m.attr(IFLA_INFO_KIND, b"vxlan").nested(IFLA_INFO_DATA, |m| {
-                let local = if vxlan.local.is_ipv4() { IFLA_VXLAN_LOCAL } else { IFLA_VXLAN_LOCAL6 };
+                let local =
+                    if vxlan.local.is_ipv4() { IFLA_VXLAN_LOCAL } else { IFLA_VXLAN_LOCAL6 };
                 m.attr_u32(IFLA_VXLAN_ID, vxlan.vni)
                     .attr(local, &bytes(&vxlan.local))
                     .attr(IFLA_VXLAN_LEARNING, &[0])
@@ -136,7 +139,8 @@ pub fn add_vxlan(name: &InterfaceName, vxlan: &Vxlan) -> Message {
 }
 
 pub fn set_alias(name: &InterfaceName) -> io::Result<Message> {
-    Ok(Message::new(RTM_NEWLINK, 0, &link_header(index(name)?, 0, 0)).attr(IFLA_IFALIAS, ALIAS.as_bytes()))
+    Ok(Message::new(RTM_NEWLINK, 0, &link_header(index(name)?, 0, 0))
+        .attr(IFLA_IFALIAS, ALIAS.as_bytes()))
 }
 
 pub fn delete_link(name: &InterfaceName) -> io::Result<Message> {
@@ -167,7 +171,8 @@ fn nexthop(id: u32, nexthop: &Nexthop) -> io::Result<Message> {
     };
     let mut header = vec![fam, 0, ROUTE_PROTOCOL, 0];
     header.extend_from_slice(&(if onlink { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
-    let message = Message::new(RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_REPLACE, &header).attr_u32(NHA_ID, id);
+    let message =
+        Message::new(RTM_NEWNEXTHOP, NLM_F_CREATE | NLM_F_REPLACE, &header).attr_u32(NHA_ID, id);
     Ok(match nexthop {
         Nexthop::Device { dev, .. } => message.attr_u32(NHA_OIF, index(dev)?),
         Nexthop::Gateway { dev, gateway, .. } => {
@@ -229,7 +234,16 @@ fn route(kind: u16, flags: u16, key: &RouteKey, via: Option<&RouteVia>) -> io::R
 fn rule(kind: u16, flags: u16, rule: &Rule) -> Message {
     let length = |net: &Option<IpNet>| net.map_or(0, |n| n.prefix_len());
     let table = u8::try_from(rule.table).unwrap_or(0);
-    let mut header = vec![family(rule.family), length(&rule.to), length(&rule.from), 0, table, 0, 0, FR_ACT_TO_TBL];
+    let mut header = vec![
+        family(rule.family),
+        length(&rule.to),
+        length(&rule.from),
+        0,
+        table,
+        0,
+        0,
+        FR_ACT_TO_TBL,
+    ];
     header.extend_from_slice(&[0; 4]);
     let mut message = Message::new(kind, flags, &header)
         .attr_u32(FRA_PRIORITY, rule.priority)
@@ -255,11 +269,14 @@ pub fn encode(change: &Change) -> io::Result<Option<Message>> {
             Message::new(RTM_NEWLINK, 0, &link_header(index(name)?, 0, 0)).attr_u32(IFLA_MTU, *mtu)
         }
         Change::SetMac { name, mac } => {
-            Message::new(RTM_NEWLINK, 0, &link_header(index(name)?, 0, 0)).attr(IFLA_ADDRESS, &mac.0)
+            Message::new(RTM_NEWLINK, 0, &link_header(index(name)?, 0, 0))
+                .attr(IFLA_ADDRESS, &mac.0)
         }
-        Change::SetUp { name, up } => {
-            Message::new(RTM_NEWLINK, 0, &link_header(index(name)?, if *up { IFF_UP } else { 0 }, IFF_UP))
-        }
+        Change::SetUp { name, up } => Message::new(
+            RTM_NEWLINK,
+            0,
+            &link_header(index(name)?, if *up { IFF_UP } else { 0 }, IFF_UP),
+        ),
         Change::AddAddress { name, address: a } => address(RTM_NEWADDR, SET, name, a)?,
         Change::RemoveAddress { name, address: a } => address(RTM_DELADDR, 0, name, a)?,
         Change::SetNeighbour { dev, address, mac } => {
@@ -277,13 +294,18 @@ pub fn encode(change: &Change) -> io::Result<Option<Message>> {
                 .attr(NDA_DST, &bytes(endpoint))
         }
         Change::RemoveFdb { dev, mac } => {
-            Message::new(RTM_DELNEIGH, 0, &neighbour_header(AF_BRIDGE, dev, NTF_SELF)?).attr(NDA_LLADDR, &mac.0)
+            Message::new(RTM_DELNEIGH, 0, &neighbour_header(AF_BRIDGE, dev, NTF_SELF)?)
+                .attr(NDA_LLADDR, &mac.0)
         }
         Change::SetNexthop { id, nexthop: n } => nexthop(id.0, n)?,
-        Change::RemoveNexthop { id } => Message::new(RTM_DELNEXTHOP, 0, &[0; 8]).attr_u32(NHA_ID, id.0),
+        Change::RemoveNexthop { id } => {
+            Message::new(RTM_DELNEXTHOP, 0, &[0; 8]).attr_u32(NHA_ID, id.0)
+        }
         Change::AddRule { rule: r } => rule(RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL, r),
         Change::RemoveRule { rule: r } => rule(RTM_DELRULE, 0, r),
-        Change::AddRoute { key, via } => route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, key, Some(via))?,
+        Change::AddRoute { key, via } => {
+            route(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, key, Some(via))?
+        }
         Change::ReplaceRoute { key, via } => route(RTM_NEWROUTE, SET, key, Some(via))?,
         Change::RemoveRoute { key } => route(RTM_DELROUTE, 0, key, None)?,
         Change::SetSysctl { .. }

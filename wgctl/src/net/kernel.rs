@@ -95,7 +95,9 @@ impl Kernel {
         if changes.is_empty() {
             return Ok(());
         }
-        let quick = |change: &Change| matches!(change, Change::SetNexthop { .. } | Change::ReplaceRoute { .. });
+        let quick = |change: &Change| {
+            matches!(change, Change::SetNexthop { .. } | Change::ReplaceRoute { .. })
+        };
         if changes.len() <= INLINE_CHANGES && changes.iter().all(quick) {
             return self.lock().apply(changes, key);
         }
@@ -135,7 +137,10 @@ impl Kernel {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce(&mut Inner) -> T + Send + 'static) -> T {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Inner) -> T + Send + 'static,
+    ) -> T {
         let this = self.clone();
         spawn(move || work(&mut this.lock())).await
     }
@@ -170,8 +175,12 @@ fn detect(netlink: &mut Netlink) -> Result<Backend, OpenError> {
             }
             Ok(Backend::Kernel)
         }
-        Some(Err(failed)) if failed.errno == nix::errno::Errno::EPERM as i32 => Err(Missing::Privilege.into()),
-        Some(Err(failed)) if failed.errno == nix::errno::Errno::EEXIST as i32 => Ok(Backend::Kernel),
+        Some(Err(failed)) if failed.errno == nix::errno::Errno::EPERM as i32 => {
+            Err(Missing::Privilege.into())
+        }
+        Some(Err(failed)) if failed.errno == nix::errno::Errno::EEXIST as i32 => {
+            Ok(Backend::Kernel)
+        }
         _ => match missing_for_userspace() {
             None => Ok(Backend::Userspace),
             Some(missing) => Err(missing.into()),
@@ -183,14 +192,16 @@ impl Inner {
     fn observe(&mut self, scope: &Scope) -> io::Result<Network> {
         let backend = self.backend;
         observe::observe(&mut self.netlink, scope, |link| match (backend, link.kind.as_str()) {
-            (Backend::Kernel, "wireguard") | (Backend::Userspace, "tun") => match backend.read(&link.name) {
-                Ok(seen) => seen.map(|s| s.interface),
-                // A stuck process is as good as none: it is replaced.
-                Err(error) => {
-                    tracing::warn!(interface.name = %link.name, %error, "WireGuard does not answer");
-                    None
+            (Backend::Kernel, "wireguard") | (Backend::Userspace, "tun") => {
+                match backend.read(&link.name) {
+                    Ok(seen) => seen.map(|s| s.interface),
+                    // A stuck process is as good as none: it is replaced.
+                    Err(error) => {
+                        tracing::warn!(interface.name = %link.name, %error, "WireGuard does not answer");
+                        None
+                    }
                 }
-            },
+            }
             _ => None,
         })
     }
@@ -208,11 +219,19 @@ impl Inner {
                 Ok(None) => {
                     self.flush(&mut batch, &mut failures);
                     if let Err(e) = self.special(change, key) {
-                        failures.push(Failure { change: change.clone(), why: e.to_string(), errno: e.raw_os_error() });
+                        failures.push(Failure {
+                            change: change.clone(),
+                            why: e.to_string(),
+                            errno: e.raw_os_error(),
+                        });
                     }
                 }
                 Err(e) => {
-                    failures.push(Failure { change: change.clone(), why: e.to_string(), errno: e.raw_os_error() });
+                    failures.push(Failure {
+                        change: change.clone(),
+                        why: e.to_string(),
+                        errno: e.raw_os_error(),
+                    });
                 }
             }
         }
@@ -232,7 +251,11 @@ impl Inner {
                         && !already_so(change, failed.errno)
                     {
                         let why = failed.to_string();
-                        failures.push(Failure { change: change.clone(), why, errno: Some(failed.errno) });
+                        failures.push(Failure {
+                            change: change.clone(),
+                            why,
+                            errno: Some(failed.errno),
+                        });
                     }
                 }
             }
@@ -312,9 +335,10 @@ fn already_so(change: &Change, errno: i32) -> bool {
     use nix::errno::Errno;
     match change {
         Change::RemoveRoute { .. } => errno == Errno::ESRCH as i32,
-        Change::RemoveNexthop { .. } | Change::RemoveNeighbour { .. } | Change::RemoveFdb { .. } | Change::RemoveRule { .. } => {
-            errno == Errno::ENOENT as i32
-        }
+        Change::RemoveNexthop { .. }
+        | Change::RemoveNeighbour { .. }
+        | Change::RemoveFdb { .. }
+        | Change::RemoveRule { .. } => errno == Errno::ENOENT as i32,
         Change::RemoveAddress { .. } => errno == Errno::EADDRNOTAVAIL as i32,
         _ => false,
     }

@@ -188,7 +188,9 @@ impl Netlink {
             let (bytes, _) = self.socket.recv_from_full()?;
             for (sequence, message) in split(&bytes) {
                 // Acknowledgements come in order; anything else is left over from a request that was given up.
-                if sequence == first.wrapping_add(results.len() as u32) && message.kind == NLMSG_ERROR {
+                if sequence == first.wrapping_add(results.len() as u32)
+                    && message.kind == NLMSG_ERROR
+                {
                     results.push(failure(&message));
                 }
             }

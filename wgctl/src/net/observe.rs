@@ -96,14 +96,17 @@ pub(super) fn observe(
 ) -> io::Result<Network> {
     let mut network = Network::default();
     let links = links(netlink)?;
-    let by_index: BTreeMap<u32, InterfaceName> = links.iter().map(|l| (l.index, l.name.clone())).collect();
+    let by_index: BTreeMap<u32, InterfaceName> =
+        links.iter().map(|l| (l.index, l.name.clone())).collect();
     for link in links.iter().filter(|l| l.ours || scope.links.contains(&l.name)) {
         if link.kind == "vxlan" {
             if let Some(vxlan) = vxlan(link) {
                 network.vxlan.insert(link.name.clone(), vxlan);
             }
         } else if let Some(seen) = wireguard(link) {
-            network.wireguard.insert(link.name.clone(), WgInterface { mtu: link.mtu, up: link.up, ..seen });
+            network
+                .wireguard
+                .insert(link.name.clone(), WgInterface { mtu: link.mtu, up: link.up, ..seen });
         }
     }
     addresses(netlink, &by_index, &mut network)?;
@@ -129,7 +132,11 @@ fn vxlan(link: &Link) -> Option<Vxlan> {
     let any = IpAddr::from([0, 0, 0, 0]);
     Some(Vxlan {
         vni: data.u32(IFLA_VXLAN_ID)?,
-        local: data.get(IFLA_VXLAN_LOCAL).or_else(|| data.get(IFLA_VXLAN_LOCAL6)).and_then(ip).unwrap_or(any),
+        local: data
+            .get(IFLA_VXLAN_LOCAL)
+            .or_else(|| data.get(IFLA_VXLAN_LOCAL6))
+            .and_then(ip)
+            .unwrap_or(any),
         port: u16::from_be_bytes(port.try_into().ok()?),
         mac: link.mac?,
         mtu: link.mtu,
@@ -137,7 +144,11 @@ fn vxlan(link: &Link) -> Option<Vxlan> {
     })
 }
 
-fn addresses(netlink: &mut Netlink, names: &BTreeMap<u32, InterfaceName>, network: &mut Network) -> io::Result<()> {
+fn addresses(
+    netlink: &mut Netlink,
+    names: &BTreeMap<u32, InterfaceName>,
+    network: &mut Network,
+) -> io::Result<()> {
     for message in netlink.dump(Message::new(RTM_GETADDR, 0, &[0; 8]))? {
         let attrs = message.attrs(8);
         let found = (|| {
@@ -153,7 +164,11 @@ fn addresses(netlink: &mut Netlink, names: &BTreeMap<u32, InterfaceName>, networ
     Ok(())
 }
 
-fn neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, InterfaceName>, network: &mut Network) -> io::Result<()> {
+fn neighbours(
+    netlink: &mut Netlink,
+    names: &BTreeMap<u32, InterfaceName>,
+    network: &mut Network,
+) -> io::Result<()> {
     if network.vxlan.is_empty() {
         return Ok(());
     }
@@ -162,9 +177,10 @@ fn neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, InterfaceName>, netwo
         header[0] = family;
         for message in netlink.dump(Message::new(RTM_GETNEIGH, 0, &header))? {
             let attrs = message.attrs(12);
-            let (Some(name), Some(state)) =
-                (u32_at(&message.payload, 4).and_then(|i| names.get(&i)), u16_at(&message.payload, 8))
-            else {
+            let (Some(name), Some(state)) = (
+                u32_at(&message.payload, 4).and_then(|i| names.get(&i)),
+                u16_at(&message.payload, 8),
+            ) else {
                 continue;
             };
             let target = (attrs.get(NDA_DST).and_then(ip), attrs.get(NDA_LLADDR).and_then(mac));
@@ -186,10 +202,16 @@ fn neighbours(netlink: &mut Netlink, names: &BTreeMap<u32, InterfaceName>, netwo
     Ok(())
 }
 
-fn nexthops(netlink: &mut Netlink, names: &BTreeMap<u32, InterfaceName>, network: &mut Network) -> io::Result<()> {
+fn nexthops(
+    netlink: &mut Netlink,
+    names: &BTreeMap<u32, InterfaceName>,
+    network: &mut Network,
+) -> io::Result<()> {
     for message in netlink.dump(Message::new(RTM_GETNEXTHOP, 0, &[0; 8]))? {
         let attrs = message.attrs(8);
-        let Some(id) = attrs.u32(NHA_ID).map(NexthopId).filter(|id| owns_nexthop(*id)) else { continue };
+        let Some(id) = attrs.u32(NHA_ID).map(NexthopId).filter(|id| owns_nexthop(*id)) else {
+            continue;
+        };
         let nexthop = (|| {
             if let Some(group) = attrs.get(NHA_GROUP) {
                 let entries = || group.chunks_exact(8);
@@ -197,7 +219,9 @@ fn nexthops(netlink: &mut Netlink, names: &BTreeMap<u32, InterfaceName>, network
                 if entries().any(|e| e[4] != 0) {
                     return Some(Nexthop::Group { members: BTreeSet::new() });
                 }
-                return Some(Nexthop::Group { members: entries().filter_map(|e| u32_at(e, 0)).map(NexthopId).collect() });
+                return Some(Nexthop::Group {
+                    members: entries().filter_map(|e| u32_at(e, 0)).map(NexthopId).collect(),
+                });
             }
             let family = family_of(*message.payload.first()?)?;
             if attrs.get(NHA_BLACKHOLE).is_some() {
@@ -253,9 +277,11 @@ fn routes(
             }
             let dev = names.get(&attrs.u32(RTA_OIF)?)?.clone();
             Some(match attrs.get(RTA_GATEWAY).and_then(ip) {
-                Some(gateway) => {
-                    RouteVia::Gateway { dev, gateway, onlink: u32_at(bytes, 8)? & RTNH_F_ONLINK != 0 }
-                }
+                Some(gateway) => RouteVia::Gateway {
+                    dev,
+                    gateway,
+                    onlink: u32_at(bytes, 8)? & RTNH_F_ONLINK != 0,
+                },
                 None => RouteVia::Device { dev, source: attrs.get(RTA_PREFSRC).and_then(ip) },
             })
         })();
@@ -270,7 +296,10 @@ fn rules(netlink: &mut Netlink, family: u8, network: &mut Network) -> io::Result
     for message in netlink.dump(Message::new(RTM_GETRULE, 0, &header))? {
         let attrs = message.attrs(12);
         let bytes = &message.payload;
-        if bytes.len() < 12 || attrs.get(FRA_PROTOCOL) != Some(&[ROUTE_PROTOCOL]) || bytes[0] != family {
+        if bytes.len() < 12
+            || attrs.get(FRA_PROTOCOL) != Some(&[ROUTE_PROTOCOL])
+            || bytes[0] != family
+        {
             continue;
         }
         let Some(of) = family_of(family) else { continue };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::time::{Duration, SystemTime};
 
 use wgctl_plan::{Change, InterfaceName, Network, WgPublicKey, diff, diff_desired};
 
@@ -9,14 +10,19 @@ use super::kernel::{ApplyError, Kernel};
 use super::observe::Scope;
 use crate::wireguard::{PeerStats, PrivateKey};
 
+/// A peer that has shaken hands within this time is alive where it is (WireGuard's `REJECT_AFTER_TIME`, 180 s).
+const ALIVE: Duration = Duration::from_secs(180);
+
 /// Programs one node. The first plan starts from what the kernel has, so that a restart interrupts nothing.
 #[allow(missing_debug_implementations)]
 pub struct Steward {
     kernel: Kernel,
     key: PrivateKey,
-    /// What was programmed last; `None` before the first plan and after a failure, when only the kernel knows.
-    in_place: Option<Network>,
     desired: Option<Network>,
+    /// Whether all of `desired` was programmed. If not, only the kernel knows what is there.
+    in_place: bool,
+    /// While not in place: the last network that was. Endpoints that changed since must be set, roaming or not.
+    last_in_place: Option<Network>,
 }
 
 /// What was done.
@@ -35,7 +41,7 @@ pub enum ProgramError {
 
 impl Steward {
     pub fn new(kernel: Kernel, key: PrivateKey) -> Self {
-        Self { kernel, key, in_place: None, desired: None }
+        Self { kernel, key, desired: None, in_place: false, last_in_place: None }
     }
 
     pub fn kernel(&self) -> &Kernel {
@@ -49,35 +55,70 @@ impl Steward {
     /// Makes this the desired network, without asking the kernel first if the last plan succeeded: a failover is one
     /// message. If a change fails the others are made all the same, and `reconcile` tries it again.
     pub async fn program(&mut self, desired: Network) -> Result<Report, ProgramError> {
-        let changes = match self.in_place.take() {
-            Some(old) => diff_desired(&old, &desired),
-            None => diff(&desired, &self.kernel.observe(&self.scope(&desired)).await?),
+        let changes = match &self.desired {
+            Some(old) if self.in_place => diff_desired(old, &desired),
+            _ => diff(&desired, &self.observe(&desired).await?),
         };
-        // Endpoints that changed with a plan that was never wholly in place are lost to `diff`, so compare to it too.
-        self.desired = Some(desired.clone());
-        self.kernel.apply(&changes, &self.key).await?;
-        self.in_place = Some(desired);
+        let old = self.desired.replace(desired);
+        if std::mem::take(&mut self.in_place) {
+            self.last_in_place = old;
+        }
+        self.apply(&changes).await?;
         Ok(Report { changes })
     }
 
     /// Looks at the kernel and repairs what differs from the desired network. Tells what it repaired.
     pub async fn reconcile(&mut self) -> Result<Vec<Change>, ProgramError> {
-        let Some(desired) = self.desired.clone() else { return Ok(Vec::new()) };
-        let observed = self.kernel.observe(&self.scope(&desired)).await?;
-        let changes = diff(&desired, &observed);
-        self.in_place = None;
-        self.kernel.apply(&changes, &self.key).await?;
-        self.in_place = Some(desired);
+        let Some(desired) = &self.desired else { return Ok(Vec::new()) };
+        let changes = diff(desired, &self.observe(desired).await?);
+        if !changes.is_empty() {
+            self.apply(&changes).await?;
+        }
+        self.in_place = true;
         Ok(changes)
     }
 
-    /// Counters of every peer of the desired interfaces.
-    pub async fn wireguard_stats(&self) -> io::Result<BTreeMap<(InterfaceName, WgPublicKey), PeerStats>> {
-        let links = self.desired.iter().flat_map(|d| d.wireguard.keys().cloned());
-        self.kernel.wireguard_stats(links.collect::<Vec<_>>()).await
+    async fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
+        self.in_place = false;
+        self.kernel.apply(changes, &self.key).await?;
+        self.in_place = true;
+        self.last_in_place = None;
+        Ok(())
     }
 
-    fn scope(&self, desired: &Network) -> Scope {
-        Scope::of(desired)
+    /// What is there. A peer's endpoint counts as lost (and is set again) if it is not the desired one although the desired
+    /// one is new, or although nobody has been heard there for long.
+    async fn observe(&self, desired: &Network) -> io::Result<Network> {
+        let mut observed = self.kernel.observe(&Scope::of(desired)).await?;
+        let stats = self
+            .kernel
+            .wireguard_stats(observed.wireguard.keys().cloned().collect::<Vec<_>>())
+            .await?;
+        let now = SystemTime::now();
+        for (name, interface) in &mut observed.wireguard {
+            let of = |network: Option<&Network>, key| {
+                network.and_then(|n| n.wireguard.get(name)?.peers.get(key)?.endpoint)
+            };
+            for (key, peer) in &mut interface.peers {
+                let wanted = of(Some(desired), key);
+                let new =
+                    self.last_in_place.is_some() && of(self.last_in_place.as_ref(), key) != wanted;
+                let heard = stats.get(&(name.clone(), *key)).and_then(|s| s.last_handshake);
+                let alive =
+                    heard.is_some_and(|at| now.duration_since(at).unwrap_or_default() < ALIVE);
+                if peer.endpoint != wanted && (new || !alive) {
+                    peer.endpoint = None;
+                }
+            }
+        }
+        Ok(observed)
+    }
+
+    /// Counters of every peer of the desired interfaces.
+    pub async fn wireguard_stats(
+        &self,
+    ) -> io::Result<BTreeMap<(InterfaceName, WgPublicKey), PeerStats>> {
+        let links = self.desired.iter().flat_map(|d| d.wireguard.keys().cloned());
+        self.kernel.wireguard_stats(links.collect::<Vec<_>>()).await
     }
 }

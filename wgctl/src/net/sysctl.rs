@@ -8,7 +8,10 @@ fn file(path: &str) -> io::Result<PathBuf> {
     if relative.components().all(|c| matches!(c, Component::Normal(_))) {
         Ok(Path::new("/proc/sys").join(relative))
     } else {
-        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{path:?} is no path below /proc/sys")))
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{path:?} is no path below /proc/sys"),
+        ))
     }
 }
 

@@ -60,7 +60,8 @@ impl Drift {
                 self.rules |= message.attrs(12).get(FRA_PROTOCOL) == Some(&[ROUTE_PROTOCOL]);
             }
             RTM_NEWNEXTHOP | RTM_DELNEXTHOP => {
-                self.nexthops |= message.attrs(8).u32(NHA_ID).is_some_and(|id| owns_nexthop(NexthopId(id)));
+                self.nexthops |=
+                    message.attrs(8).u32(NHA_ID).is_some_and(|id| owns_nexthop(NexthopId(id)));
             }
             RTM_NEWNETCONF => self.sysctls = true,
             _ => {}

@@ -18,7 +18,9 @@ fn parse(name: &InterfaceName) -> io::Result<wireguard_control::InterfaceName> {
 pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Seen>> {
     let device = match Device::get(&parse(name)?, Backend::Kernel) {
         Ok(device) => device,
-        Err(e) if matches!(e.raw_os_error(), Some(libc_errno::ENODEV | libc_errno::EOPNOTSUPP)) => return Ok(None),
+        Err(e) if matches!(e.raw_os_error(), Some(libc_errno::ENODEV | libc_errno::EOPNOTSUPP)) => {
+            return Ok(None);
+        }
         Err(e) => return Err(e),
     };
     let mut interface = WgInterface {
@@ -32,11 +34,14 @@ pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Seen>> {
     for info in device.peers {
         let key = WgPublicKey(info.config.public_key.0);
         let peer = interface.peers.entry(key).or_insert_with(|| {
-            stats.push((key, PeerStats {
-                rx_bytes: info.stats.rx_bytes,
-                tx_bytes: info.stats.tx_bytes,
-                last_handshake: info.stats.last_handshake_time,
-            }));
+            stats.push((
+                key,
+                PeerStats {
+                    rx_bytes: info.stats.rx_bytes,
+                    tx_bytes: info.stats.tx_bytes,
+                    last_handshake: info.stats.last_handshake_time,
+                },
+            ));
             WgPeer {
                 endpoint: info.config.endpoint,
                 allowed_ips: BTreeSet::new(),
@@ -67,8 +72,11 @@ pub(super) fn set(name: &InterfaceName, settings: &Settings<'_>) -> io::Result<(
 }
 
 pub(super) fn set_peer(name: &InterfaceName, key: &WgPublicKey, peer: &WgPeer) -> io::Result<()> {
-    let ips: Vec<AllowedIp> =
-        peer.allowed_ips.iter().map(|n| AllowedIp { address: n.addr(), cidr: n.prefix_len() }).collect();
+    let ips: Vec<AllowedIp> = peer
+        .allowed_ips
+        .iter()
+        .map(|n| AllowedIp { address: n.addr(), cidr: n.prefix_len() })
+        .collect();
     let (first, rest) = ips.split_at(ips.len().min(PREFIXES_PER_MESSAGE));
     let mut config = PeerConfigBuilder::new(&Key(key.0))
         .replace_allowed_ips()

@@ -4,8 +4,8 @@
 //! that crate starts a process by itself when a socket is missing, waits for answers without limit, and prints to standard
 //! output (`docs/decisions/0002`).
 
-mod key;
 mod kernel;
+mod key;
 mod process;
 mod uapi;
 
@@ -72,7 +72,12 @@ impl Backend {
         }
     }
 
-    pub(crate) fn set_peer(self, name: &InterfaceName, key: &WgPublicKey, peer: &WgPeer) -> io::Result<()> {
+    pub(crate) fn set_peer(
+        self,
+        name: &InterfaceName,
+        key: &WgPublicKey,
+        peer: &WgPeer,
+    ) -> io::Result<()> {
         match self {
             Self::Kernel => kernel::set_peer(name, key, peer),
             Self::Userspace => uapi::set_peer(name, key, peer),

@@ -26,7 +26,9 @@ pub enum Missing {
         "no permission to change the network (CAP_NET_ADMIN): run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN"
     )]
     Privilege,
-    #[error("/dev/net/tun cannot be opened ({0}): load it with `modprobe tun`, or pass the device into the container")]
+    #[error(
+        "/dev/net/tun cannot be opened ({0}): load it with `modprobe tun`, or pass the device into the container"
+    )]
     Tun(String),
     #[error(
         "the kernel has no WireGuard module and there is no {PROGRAM} in PATH: install the module, or `apt install wireguard-go`"
@@ -35,7 +37,8 @@ pub enum Missing {
 }
 
 fn program() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/sbin:/usr/bin:/sbin:/bin"));
+    let path =
+        std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/usr/sbin:/usr/bin:/sbin:/bin"));
     std::env::split_paths(&path).map(|dir| dir.join(PROGRAM)).find(|file| file.is_file())
 }
 
@@ -55,14 +58,20 @@ pub(super) fn start(name: &InterfaceName) -> io::Result<()> {
     if uapi::connect(name)?.is_some() {
         return Ok(());
     }
-    let unavailable = |missing: Missing| io::Error::new(io::ErrorKind::Unsupported, missing.to_string());
+    let unavailable =
+        |missing: Missing| io::Error::new(io::ErrorKind::Unsupported, missing.to_string());
     let program = program().ok_or_else(|| unavailable(Missing::Program))?;
     if let Some(missing) = missing_for_userspace() {
         return Err(unavailable(missing));
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(uapi::DIRECTORY)?;
     let mut command = Command::new(program);
-    command.arg(name.as_str()).current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg(name.as_str())
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     // SAFETY: setsid is async-signal-safe and allocates nothing.
     unsafe {
         command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(io::Error::from));
@@ -75,7 +84,10 @@ pub(super) fn start(name: &InterfaceName) -> io::Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     while uapi::connect(name)?.is_none() {
         if Instant::now() > deadline {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{PROGRAM} {name} opened no socket")));
+            return Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{PROGRAM} {name} opened no socket"),
+            ));
         }
         std::thread::sleep(START_POLL);
     }

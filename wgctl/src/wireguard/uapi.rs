@@ -33,13 +33,20 @@ pub(super) fn connect(name: &InterfaceName) -> io::Result<Option<UnixStream>> {
             stream.set_write_timeout(Some(TIMEOUT))?;
             Ok(Some(stream))
         }
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            Ok(None)
+        }
         Err(e) => Err(e),
     }
 }
 
 fn invalid(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("the WireGuard process answered with a bad {what}"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("the WireGuard process answered with a bad {what}"),
+    )
 }
 
 pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Seen>> {
@@ -64,7 +71,9 @@ fn parse(answer: impl BufRead) -> io::Result<Seen> {
         match (word, peers.last_mut()) {
             ("errno", _) => {
                 if value != "0" {
-                    return Err(io::Error::from_raw_os_error(value.parse::<i32>().unwrap_or(5).abs()));
+                    return Err(io::Error::from_raw_os_error(
+                        value.parse::<i32>().unwrap_or(5).abs(),
+                    ));
                 }
                 let stats = peers.iter().map(|(key, _, stats)| (*key, *stats)).collect();
                 interface.peers = peers.into_iter().map(|(key, peer, _)| (key, peer)).collect();
@@ -74,9 +83,15 @@ fn parse(answer: impl BufRead) -> io::Result<Seen> {
                 let key = super::PrivateKey::from_bytes(unhex(value)?);
                 interface.public_key = (*key.bytes() != [0; 32]).then(|| key.public());
             }
-            ("listen_port", _) => interface.listen_port = value.parse().map_err(|_| invalid("port"))?,
+            ("listen_port", _) => {
+                interface.listen_port = value.parse().map_err(|_| invalid("port"))?
+            }
             ("public_key", _) => {
-                let empty = WgPeer { endpoint: None, allowed_ips: BTreeSet::new(), persistent_keepalive: 0 };
+                let empty = WgPeer {
+                    endpoint: None,
+                    allowed_ips: BTreeSet::new(),
+                    persistent_keepalive: 0,
+                };
                 peers.push((WgPublicKey(unhex(value)?), empty, PeerStats::default()));
             }
             ("endpoint", Some((_, peer, _))) => peer.endpoint = value.parse().ok(),
@@ -90,7 +105,8 @@ fn parse(answer: impl BufRead) -> io::Result<Seen> {
             ("tx_bytes", Some((_, _, stats))) => stats.tx_bytes = number()?,
             ("last_handshake_time_sec", Some((_, _, stats))) => {
                 let seconds = Duration::from_secs(number()?);
-                stats.last_handshake = (!seconds.is_zero()).then(|| SystemTime::UNIX_EPOCH + seconds);
+                stats.last_handshake =
+                    (!seconds.is_zero()).then(|| SystemTime::UNIX_EPOCH + seconds);
             }
             // protocol_version, nanoseconds, preshared keys, and what versions to come add.
             _ => {}
@@ -101,7 +117,10 @@ fn parse(answer: impl BufRead) -> io::Result<Seen> {
 
 fn request(name: &InterfaceName, body: &str) -> io::Result<()> {
     let Some(mut stream) = connect(name)? else {
-        return Err(io::Error::new(io::ErrorKind::NotFound, format!("no WireGuard process serves {name}")));
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("no WireGuard process serves {name}"),
+        ));
     };
     stream.write_all(Zeroizing::new(format!("set=1\n{body}\n")).as_bytes())?;
     let mut line = String::new();

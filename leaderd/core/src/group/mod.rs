@@ -15,7 +15,9 @@ mod decide;
 mod event;
 mod ledger;
 mod log;
+mod look;
 mod raft_node;
+mod settle;
 mod status;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -26,30 +28,15 @@ use crate::admin::{AdminRequest, AdminResponse};
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::io::{LocalFacts, LogLevel, Persist, Restored};
 use crate::mesh::Mesh;
-use crate::state::{Applied, Command, Decision, Event, EventKind, EventTimes, LocationState};
+use crate::state::{Decision, Event, LocationState};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::Report;
 use crate::wire::Hello;
 
 use commands::Pending;
-use decide::Choice;
 use ledger::Ledger;
-use raft_node::{LogEvent, RaftNode};
+use raft_node::RaftNode;
 
-/// Time between two looks at the situation when nothing urgent happens.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
-/// Time between two tries to move Raft leadership off the location leader, or to change the voters.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// Trouble must last this long to be recorded as fail-static: a standby's verdict may only be a burst behind.
-const TROUBLE_FOR: Duration = Duration::from_secs(1);
-/// Least time between two records about trouble, so that flapping evidence does not fill the events.
-const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
-/// A node with an empty store listens at least this long before it counts itself part of a new location.
-const LISTEN: Duration = Duration::from_millis(1200);
-/// … and is no longer mute after this, caught up or not: leadership is not a lock, and epochs cannot go back.
-const LISTEN_MAX: Duration = Duration::from_secs(30);
-/// Claims about epochs further ahead than this are nonsense.
-const MAX_EPOCH_JUMP: u64 = 1 << 32;
 
 /// Why there is no group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -178,10 +165,7 @@ impl Group {
             ignored_told: None,
             outputs: VecDeque::new(),
         };
-        // What the store holds was told in an earlier life, but for who leads now.
-        group.raft.out.retain(|e| !matches!(e, LogEvent::Applied { .. } | LogEvent::Restored));
-        group.tell_decision(now);
-        group.settle(now);
+        group.begin(now);
         Ok(group)
     }
 
@@ -353,298 +337,6 @@ impl Group {
                 ("count", self.ignored.to_string()),
             ];
             self.log(LogLevel::Warn, "ignored what does not fit", &fields);
-        }
-    }
-
-    fn leave_muteness(&mut self, now: Now) {
-        if !self.raft.is_mute() {
-            return;
-        }
-        let listened = now.mono.since(self.started);
-        let undecided = self.ledger.undecided(now.mono, &self.voters, &self.me);
-        let new = undecided.is_some_and(|n| n * 2 > self.voters.len()) && self.raft.leader() == 0;
-        if self.raft.caught_up() {
-            self.raft.unmute();
-            self.log(LogLevel::Info, "caught up with the raft leader: this node votes again", &[]);
-        } else if new && listened >= LISTEN {
-            self.raft.unmute();
-            self.log(LogLevel::Info, "most voters know of no decision: a new location", &[]);
-        } else if listened >= LISTEN_MAX {
-            self.raft.unmute();
-            self.log(
-                LogLevel::Warn,
-                "found no raft leader to catch up with: this node votes with an empty store",
-                &[],
-            );
-        }
-    }
-
-    /// Takes what Raft did, looks at the situation if it is time, until nothing more follows.
-    fn settle(&mut self, now: Now) {
-        loop {
-            while let Some(event) = self.raft.out.pop_front() {
-                self.take(now, event);
-            }
-            self.note_raft_leader(now);
-            if now.mono < self.next_look || !self.raft.is_settled_leader() {
-                return;
-            }
-            self.next_look = now.mono + LOOK_EVERY;
-            self.look(now);
-        }
-    }
-
-    fn take(&mut self, now: Now, event: LogEvent) {
-        match event {
-            LogEvent::Send { to, message } => {
-                if let Some(to) = self.ids.get(&to).cloned() {
-                    self.outputs.push_back(GroupOutput::Send { to, message });
-                }
-            }
-            LogEvent::Persist { ticket, write } => {
-                self.outputs.push_back(GroupOutput::Persist { ticket, write })
-            }
-            LogEvent::Applied { index, term, applied } => {
-                if self.proposed.is_some_and(|(i, _)| i <= index) {
-                    self.proposed = None;
-                }
-                match applied {
-                    Applied::Decided(event) => self.decided(now, *event),
-                    Applied::Recorded(event) | Applied::Completed(event) => {
-                        self.outputs.push_back(GroupOutput::EventChanged(event));
-                    }
-                    Applied::Changed | Applied::Nothing => {}
-                }
-                self.look_soon(now);
-                self.answer(index, term);
-            }
-            LogEvent::Restored => {
-                self.proposed = None;
-                self.tell_decision(now);
-            }
-            LogEvent::Voters(ids) => {
-                let text = ids
-                    .iter()
-                    .map(|id| self.ids.get(id).map_or(id.to_string(), NodeName::to_string));
-                let names = text.collect::<Vec<_>>().join(", ");
-                self.log(LogLevel::Info, "the voters changed", &[("voters", names)]);
-            }
-            LogEvent::Ignored(why) => {
-                let me = self.me.clone();
-                self.ignore(now, &me, why);
-            }
-        }
-    }
-
-    fn decided(&mut self, now: Now, mut event: Event) {
-        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch == event.epoch)
-        else {
-            return;
-        };
-        if self.raft.is_leader() {
-            event.times.committed = Some(now.wall);
-            let times = EventTimes { committed: Some(now.wall), ..Default::default() };
-            self.raft.propose(&Command::Complete { epoch: event.epoch, times, blackout: None });
-        }
-        self.told = decision.epoch;
-        self.next_housekeeping = now.mono;
-        let level = if event.kind == EventKind::Failover { LogLevel::Warn } else { LogLevel::Info };
-        let fields = [("epoch", decision.epoch.to_string()), ("cause", decision.cause.to_string())];
-        self.log(level, event.summary.clone(), &fields);
-        self.outputs.push_back(GroupOutput::Decided { decision, event: Box::new(event) });
-    }
-
-    /// Tells a decision that came with the store or a snapshot.
-    fn tell_decision(&mut self, now: Now) {
-        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch > self.told) else {
-            return;
-        };
-        self.told = decision.epoch;
-        let event = self.state().event_of(decision.epoch).cloned().unwrap_or_else(|| {
-            let summary = "the event of this decision is forgotten".into();
-            event::notice(
-                &self.mesh,
-                self.state(),
-                None,
-                EventKind::Move,
-                Some(decision.cause),
-                summary,
-                now.wall,
-            )
-        });
-        self.outputs.push_back(GroupOutput::Decided { decision, event: Box::new(event) });
-    }
-
-    fn note_raft_leader(&mut self, now: Now) {
-        let leader = self.raft.leader();
-        if leader == self.led_by {
-            return;
-        }
-        self.led_by = leader;
-        self.proposed = None;
-        self.look_soon(now);
-        let name = self.ids.get(&leader).map_or("nobody".to_owned(), NodeName::to_string);
-        self.log(
-            LogLevel::Info,
-            "raft leader",
-            &[("raft.leader", name), ("raft.term", self.raft.term().to_string())],
-        );
-    }
-
-    /// The raft leader looks at the situation.
-    fn look(&mut self, now: Now) {
-        let mesh = self.mesh.clone();
-        let situation = self.ledger.situation(now, &mesh, &self.raft.state, &self.me);
-        if self.proposed.is_none() {
-            match situation.decide() {
-                Choice::Keep => self.trouble_over(now, &situation),
-                Choice::Blocked { .. } => {}
-                Choice::FailStatic { cause } if cause.is_fault() => {
-                    self.trouble(now, &situation, cause)
-                }
-                Choice::FailStatic { .. } => {}
-                Choice::Move { leaders, cause, direction } => {
-                    self.propose_decision(now, &situation, leaders, (cause, direction));
-                }
-            }
-        }
-        self.complete(&situation);
-        if now.mono >= self.next_housekeeping {
-            self.next_housekeeping = now.mono + HOUSEKEEPING;
-            self.housekeeping(now, &situation);
-        }
-    }
-
-    fn next_epoch(&self) -> Epoch {
-        let epoch = self.state().epoch();
-        let claimed = self.ledger.highest_epoch;
-        if claimed.0.saturating_sub(epoch.0) < MAX_EPOCH_JUMP {
-            epoch.max(claimed).next()
-        } else {
-            epoch.next()
-        }
-    }
-
-    fn propose_decision(
-        &mut self,
-        now: Now,
-        situation: &decide::Situation,
-        leaders: Vec<crate::ids::Slot>,
-        why: (crate::verdict::Cause, Option<crate::verdict::Direction>),
-    ) -> Option<(u64, u64)> {
-        let epoch = self.next_epoch();
-        let (decision, event) =
-            event::decision(&self.mesh, self.state(), situation, epoch, leaders, why, now.wall);
-        let expected_epoch = self.state().epoch();
-        let at = self.raft.propose(&Command::Decide {
-            expected_epoch,
-            decision,
-            event: Box::new(event),
-        });
-        self.proposed = at;
-        self.trouble_since = None;
-        at
-    }
-
-    /// The leader is at fault and nobody would be better: say so once, and loudly.
-    fn trouble(&mut self, now: Now, situation: &decide::Situation, cause: crate::verdict::Cause) {
-        let since = *self.trouble_since.get_or_insert(now.mono);
-        let recently = self.trouble_told.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
-        if self.state().in_trouble() || recently || now.mono.since(since) < TROUBLE_FOR {
-            return;
-        }
-        self.trouble_told = Some(now.mono);
-        let summary = format!(
-            "the leader is at fault ({cause}) and no standby would be better: nothing was changed"
-        );
-        self.log(LogLevel::Error, summary.clone(), &[("cause", cause.to_string())]);
-        let kind = EventKind::FailStatic;
-        let event = event::notice(
-            &self.mesh,
-            self.state(),
-            Some(situation),
-            kind,
-            Some(cause),
-            summary,
-            now.wall,
-        );
-        self.raft.propose(&Command::Record { event: Box::new(event) });
-    }
-
-    fn trouble_over(&mut self, now: Now, situation: &decide::Situation) {
-        self.trouble_since = None;
-        let recently = self.trouble_told.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
-        if recently || !self.state().in_trouble() || situation.observers.is_empty() {
-            return;
-        }
-        self.trouble_told = Some(now.mono);
-        let summary = "the leader forwards again".to_owned();
-        let event = event::notice(
-            &self.mesh,
-            self.state(),
-            None,
-            EventKind::Notice,
-            None,
-            summary,
-            now.wall,
-        );
-        self.raft.propose(&Command::Record { event: Box::new(event) });
-    }
-
-    /// Adds when most observers had programmed, and had verified, the present decision: one command each.
-    fn complete(&mut self, situation: &decide::Situation) {
-        let epoch = self.state().epoch();
-        let Some(event) = self.state().event_of(epoch) else { return };
-        if self.completing.0 != epoch {
-            self.completing =
-                (epoch, event.times.programmed.is_some(), event.times.verified.is_some());
-        }
-        if !self.ledger.acks_are_of(epoch) || situation.observers.is_empty() {
-            return;
-        }
-        let jury = || situation.observers.iter().map(|o| &o.observer);
-        let mut times = EventTimes::default();
-        let mut blackout = None;
-        let acks: Vec<WallTime> = jury().filter_map(|o| self.ledger.acks.get(o).copied()).collect();
-        if !self.completing.1 && acks.len() * 2 > situation.observers.len() {
-            times.programmed = acks.into_iter().max();
-            self.completing.1 = true;
-        }
-        let verified: Vec<_> =
-            jury().filter_map(|o| self.ledger.verified.get(o).copied()).collect();
-        if !self.completing.2 && verified.len() * 2 > situation.observers.len() {
-            times.verified = verified.iter().map(|(at, _)| *at).max();
-            blackout = verified.iter().filter_map(|(_, b)| *b).max();
-            self.completing.2 = true;
-        }
-        if times != EventTimes::default() {
-            self.raft.propose(&Command::Complete { epoch, times, blackout });
-        }
-    }
-
-    /// Voters as in the mesh file; Raft leadership off the location leader, so that losing it never costs an election.
-    fn housekeeping(&mut self, now: Now, situation: &decide::Situation) {
-        let wanted: Vec<u64> =
-            self.voters.iter().map(|n| u64::from(self.mesh.nodes[n].index.0)).collect();
-        self.raft.follow_voters(&wanted);
-        let leads = |name: &NodeName| {
-            situation
-                .leaders
-                .iter()
-                .any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
-        };
-        if !leads(&self.me) {
-            return;
-        }
-        // The order of `voters_of` is candidates, members, witnesses.
-        for name in &self.voters {
-            let broken =
-                situation.candidates.values().any(|c| c.name == *name && c.broken.is_some());
-            let usable =
-                *name != self.me && !leads(name) && !broken && self.ledger.is_up(now.mono, name);
-            if usable && self.raft.transfer(u64::from(self.mesh.nodes[name].index.0)) {
-                return;
-            }
         }
     }
 }

@@ -59,7 +59,7 @@ impl Obs {
     }
 }
 
-/// One path to one target.
+/// One path to one target: new flows only.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cell {
     /// When the latest probe that was answered had been sent.
@@ -119,11 +119,14 @@ pub(super) struct Path {
     /// The last new flow that passed before the first loss.
     pub ok_before: Option<Instant>,
     pub relay_ok: Option<Instant>,
+    /// The first relay probe to pass since one was lost.
+    pub relay_run: Option<Instant>,
     /// A probe of any class was answered; when it was sent.
     pub any_ok: Option<Instant>,
     /// Losses since, in any class.
     pub lost_in_row: u32,
-    /// Share of new flows lost lately.
+    /// Share of new flows lost lately; and the same of those that another path did not lose as well.
+    pub shown_loss: f64,
     pub loss: f64,
     /// CUSUM of the test for steady loss.
     pub steady: f64,
@@ -153,8 +156,10 @@ impl Path {
             suspected: None,
             ok_before: None,
             relay_ok: None,
+            relay_run: None,
             any_ok: None,
             lost_in_row: 0,
+            shown_loss: 0.0,
             loss: 0.0,
             steady: 0.0,
             path_mtu: None,

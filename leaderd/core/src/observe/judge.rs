@@ -10,6 +10,7 @@ use crate::mesh::Mesh;
 use crate::time::Instant;
 use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, Verdict};
 
+use super::LATE_FOR;
 use super::evidence::{Obs, Outcome};
 use super::schedule::Shot;
 use super::sprt;
@@ -39,6 +40,12 @@ const STALE: Duration = Duration::from_secs(10);
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
 const MTU_STEP: u16 = 8;
 
+/// How long after a loss a sign of life of its target still counts, in halves of the probe interval: the controls of the
+/// burst come one timeout after it, the next round that asks for the same target a few intervals.
+const CONFIRM_SLACKS: u32 = 4;
+/// A line for the log: level, message, fields.
+type LogLine = (LogLevel, String, Vec<(String, String)>);
+
 /// What a judgement asks for.
 #[derive(Debug, Default)]
 pub(super) struct Judged {
@@ -46,7 +53,7 @@ pub(super) struct Judged {
     /// Paths that need a burst.
     pub bursts: Vec<usize>,
     pub shots: Vec<Shot>,
-    pub logs: Vec<(LogLevel, String, Vec<(String, String)>)>,
+    pub logs: Vec<LogLine>,
 }
 
 /// The tests of one path.
@@ -92,22 +99,38 @@ impl Watch {
         Some((lost.class, lost.target))
     }
 
-    /// When a target was last known to live, from everything but path `p`.
-    fn alive(&self, p: usize, t: usize) -> Option<Instant> {
-        let others = (0..self.paths.len()).filter(|k| *k != p && self.can_test(*k, t));
-        let seen = others.clone().filter_map(|k| self.cells[k][t].delivered).max();
-        if others.count() > 0 {
-            return seen;
+    /// Where to look for signs of life of a target, other than through path `p`: (path, by its relay probes).
+    fn witnesses(&self, p: usize, t: usize) -> Vec<(usize, bool)> {
+        let others: Vec<_> =
+            (0..self.paths.len()).filter(|k| *k != p && self.can_test(*k, t)).collect();
+        if !others.is_empty() {
+            return others.into_iter().map(|k| (k, false)).collect();
         }
         // No other slot can test it. If some other target can be compared, that one decides.
         let comparable = (0..self.targets.len()).any(|u| {
             self.can_test(p, u) && (0..self.paths.len()).any(|k| k != p && self.can_test(k, u))
         });
-        match self.targets[t].candidate {
-            _ if comparable => None,
-            Some(k) => self.paths[k].relay_ok,
-            None => self.paths[p].relay_ok,
-        }
+        if comparable { Vec::new() } else { vec![(self.targets[t].candidate.unwrap_or(p), true)] }
+    }
+
+    /// A witness reached the target of a lost probe at about the same time: of its probes from shortly before to a little
+    /// later, the one nearest in time passed. All paths may have been silent for a moment, so one that passed sooner or
+    /// later says nothing if a nearer one was lost, or is still on its way.
+    fn confirmed(&self, witnesses: &[(usize, bool)], lost: &Obs, slack: Duration) -> bool {
+        let (from, until) = (lost.sent - slack, lost.sent + slack * CONFIRM_SLACKS);
+        witnesses.iter().any(|(k, relay)| {
+            let ring = &self.paths[*k].ring;
+            let start = ring.partition_point(|o| o.sent < from);
+            let same = |o: &&Obs| match relay {
+                true => o.class == ProbeClass::Relay,
+                false => o.is_fresh() && o.target == lost.target,
+            };
+            let near = ring.range(start..).take_while(|o| o.sent <= until).filter(same);
+            let distance = |o: &Obs| o.sent.since(lost.sent).max(lost.sent.since(o.sent));
+            // Of a burst sent at once one that passed is enough.
+            let nearest = near.min_by_key(|o| (distance(o), o.outcome != Outcome::Delivered));
+            nearest.is_some_and(|o| o.outcome == Outcome::Delivered)
+        })
     }
 
     /// What the best control loses.
@@ -136,15 +159,18 @@ impl Watch {
     /// Runs the tests of a path. With `blame_all` losses count whether or not their target is known to live.
     fn weigh(&self, p: usize, now: Instant, slack: Duration, blame_all: bool) -> Weight {
         let test = sprt::failure(if blame_all { 0.0 } else { self.p0(p, now, slack) });
-        let alive: Vec<Option<Instant>> =
-            (0..self.targets.len()).map(|t| self.alive(p, t)).collect();
+        let witnesses: Vec<_> = (0..self.targets.len()).map(|t| self.witnesses(p, t)).collect();
         let mut per_target = vec![Sum::default(); self.targets.len()];
         let mut w = Weight::default();
+        // Where replies came late elsewhere in this location, wait as long for these.
+        let patience =
+            self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
         for o in self.paths[p].ring.iter().filter(|o| o.is_fresh()) {
             let lost = match o.outcome {
                 Outcome::Pending | Outcome::Void => continue,
                 Outcome::Delivered => false,
-                _ if blame_all || alive[o.target].is_some_and(|t| t >= o.sent - slack) => true,
+                _ if now < o.sent + patience => continue,
+                _ if blame_all || self.confirmed(&witnesses[o.target], o, slack) => true,
                 _ => continue,
             };
             w.losses += usize::from(lost);
@@ -163,22 +189,28 @@ impl Watch {
         let slack = policy.probe_interval / 2;
         let mut judged = Judged::default();
         let losses = std::mem::take(&mut self.fresh_losses);
-        self.dark = self.paths.iter().all(|p| {
+        let dark = self.paths.iter().all(|p| {
             p.lost_in_row >= 3
                 && p.any_ok.is_none_or(|t| t + p.rtt.timeout(policy.min_probe_timeout) + DARK < now)
         });
+        if self.dark && !dark {
+            // What was lost while nothing came back through any slot says nothing about one of them, and a target that
+            // lives again now was not known to live then.
+            self.paths.iter_mut().for_each(|p| p.ring.clear());
+        }
+        self.dark = dark;
         // All slots relay nothing although their own candidates answer: they are all sick.
         let all_sick = !self.dark
             && (0..self.paths.len()).all(|p| {
                 let last = (0..self.targets.len()).filter(|t| self.can_test(p, *t));
                 let last = last.filter_map(|t| self.cells[p][t].delivered).max();
-                let since = last.unwrap_or_default();
-                self.paths[p].relay_ok > Some(since + DARK)
-                    && self.paths[p]
-                        .settled_since(since + Duration::from_micros(1))
-                        .filter(|o| o.is_fresh())
-                        .count()
-                        >= 6
+                let after = last.map_or(Instant::default(), |t| t + Duration::from_micros(1));
+                // Lost while the candidate itself answered, not when everything was lost.
+                self.paths[p].relay_ok > Some(after + DARK)
+                    && self.paths[p].relay_run.is_some_and(|run| {
+                        self.paths[p].settled_since(after.max(run)).filter(|o| o.is_fresh()).count()
+                            >= 6
+                    })
             });
         if now.since(self.next_burst) > BURST_CALM {
             self.burst_gap = Duration::ZERO;
@@ -186,7 +218,7 @@ impl Watch {
         for p in 0..self.paths.len() {
             let w = self.weigh(p, now, slack, all_sick);
             let worst = w.new.worse(w.full).worse(w.target);
-            let next = self.verdict(mesh, now, p, &w, worst, h, all_sick);
+            let next = self.verdict(mesh, now, p, &w, worst, h);
             let path = &mut self.paths[p];
             let degraded = next.is_degraded();
             let lost_now = losses.iter().any(|l| l.0 == p);
@@ -215,7 +247,6 @@ impl Watch {
         judged
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn verdict(
         &self,
         mesh: &Mesh,
@@ -224,7 +255,6 @@ impl Watch {
         w: &Weight,
         worst: Sum,
         h: f64,
-        all_sick: bool,
     ) -> Verdict {
         let path = &self.paths[p];
         if path.own_fault.is_some_and(|t| now.since(t) < RECOVERY) || self.dark {
@@ -241,7 +271,7 @@ impl Watch {
         let standbys = self.paths.len() > 1;
         if worst.value >= h {
             let from = worst.from.unwrap_or(now);
-            let (cause, direction) = self.classify(p, from, all_sick);
+            let (cause, direction) = self.classify(p, from);
             return Verdict::Degraded { cause, direction };
         }
         if standbys && path.steady >= h && path.loss > mesh.policy.loss_threshold {
@@ -345,7 +375,8 @@ impl Watch {
             return path.loss < mesh.policy.loss_threshold / 2.0;
         }
         let concerns = |o: &&Obs| match cause {
-            Cause::Mtu => o.class == ProbeClass::FullSize,
+            // Not the smaller ones that look for the MTU.
+            Cause::Mtu => o.class == ProbeClass::FullSize && o.size >= mesh.mtu,
             Cause::Partial => o.is_fresh() && path.partial.contains(&o.target),
             _ => o.is_fresh(),
         };
@@ -377,7 +408,7 @@ impl Watch {
         (which(&|c| c.0 >= 2 && c.1 == 0), which(&|c| c.1 > 0), mixed)
     }
 
-    fn classify(&self, p: usize, from: Instant, _all_sick: bool) -> (Cause, Option<Direction>) {
+    fn classify(&self, p: usize, from: Instant) -> (Cause, Option<Direction>) {
         let path = &self.paths[p];
         let all: Vec<&Obs> = path.settled_since(from).collect();
         let count = |class: ProbeClass, lost: bool| {

@@ -47,6 +47,8 @@ use watch::Watch;
 
 /// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
 const GRACE: Duration = Duration::from_secs(2);
+/// After a reply that came late, no loss counts for so long before it has had as much time.
+const LATE_FOR: Duration = Duration::from_secs(5);
 /// Between two reports about a location when nothing changes.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// While a leader is degraded reports are repeated this often, for so long: they may get lost.
@@ -219,10 +221,9 @@ impl Observer {
         }
     }
 
-    pub fn handle_reply(&mut self, now: Now, probe: ProbeId, bytes: &[u8]) {
+    pub fn handle_reply(&mut self, now: Now, _probe: ProbeId, bytes: &[u8]) {
         // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
-        // itself says which one it answers; the socket's word is only used where that is of no use.
-        let _ = probe;
+        // itself says which one it answers.
         let Some(ssid) = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
             return;
         };
@@ -240,6 +241,11 @@ impl Observer {
                 path.rtt.sample(rtt);
                 if f.late {
                     path.rtt.late();
+                    let recent = w
+                        .late
+                        .filter(|l| now.mono.since(l.0) < LATE_FOR)
+                        .map_or(Duration::ZERO, |l| l.1);
+                    w.late = Some((now.mono, rtt.max(recent)));
                 }
             }
             None => w.rtt.sample(rtt),
@@ -436,7 +442,7 @@ impl Observer {
         let mesh = self.mesh.clone();
         let w = &mut self.watches[at];
         let interval = w.interval(&mesh.policy, now.mono);
-        let shots = w.round(&mesh, now.mono, &mut self.rng);
+        let shots = w.round(&mesh, &mut self.rng);
         let jitter = self.fraction(interval / 10);
         let w = &mut self.watches[at];
         // Not from `now`: a late wake-up must not slow the rhythm, but rounds missed in a pause are not made up for.

@@ -41,7 +41,7 @@ pub(super) struct Shot {
 }
 
 impl Watch {
-    pub(super) fn round(&mut self, mesh: &Mesh, now: Instant, rng: &mut ChaCha8Rng) -> Vec<Shot> {
+    pub(super) fn round(&mut self, mesh: &Mesh, rng: &mut ChaCha8Rng) -> Vec<Shot> {
         let n = self.round;
         self.round += 1;
         let mut shots = Vec::new();
@@ -52,9 +52,7 @@ impl Watch {
         let troubled = self.paths.iter().any(|p| p.verdict != Verdict::Forwarding);
         for p in 0..self.paths.len() {
             let targets = self.targets_of(p);
-            let Some(target) = pick(&targets, n, self.rotation.len(), &self.rotation) else {
-                continue;
-            };
+            let Some(target) = pick(&targets, n + n / CYCLE, &self.rotation) else { continue };
             shots.push(self.shot(mesh, class, p, target, Some(drawn)));
             if quarantined && let Some(dead) = self.dead_target(p, n / REVISIT) {
                 shots.push(self.shot(mesh, ProbeClass::NewFlow, p, dead, None));
@@ -87,7 +85,6 @@ impl Watch {
         {
             shots.push(self.as_workload(mesh, target));
         }
-        let _ = now;
         shots
     }
 
@@ -180,7 +177,8 @@ impl Watch {
 }
 
 /// The round's target for a slot: all slots agree on it, but for the one whose own workload it is.
-fn pick(targets: &[usize], round: u64, _all: usize, rotation: &[usize]) -> Option<usize> {
+/// `round` counts on by one more every cycle, so that no class stays with one target.
+fn pick(targets: &[usize], round: u64, rotation: &[usize]) -> Option<usize> {
     if rotation.is_empty() {
         return targets.get(round as usize % targets.len().max(1)).copied();
     }

@@ -1,1 +1,253 @@
+//! An observer in a small world: real reflectors, virtual time, and a function that decides what becomes of each probe.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::*;
+use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
+use crate::probe::Reflector;
+use crate::verdict::{Cause, Direction};
+
+mod calm;
+mod detection;
+mod upkeep;
+
+pub(super) const fn ms(n: u64) -> Duration {
+    Duration::from_millis(n)
+}
+
+/// What becomes of a probe.
+pub(super) enum Fate {
+    /// Answered after this round trip.
+    Back(Duration),
+    Lost,
+    /// It arrives, and the answer is lost.
+    LostBack,
+    Fails(ProbeError, Duration),
+}
+
+/// A probe, in the words of the test.
+pub(super) struct Seen<'a> {
+    pub class: ProbeClass,
+    pub via: Option<u8>,
+    /// Name of the node that is to answer.
+    pub target: &'a str,
+    /// Bytes, headers included.
+    pub size: usize,
+    pub at: Duration,
+    /// Uniform in 0..1.
+    pub random: f64,
+}
+
+impl Seen<'_> {
+    pub(super) fn is_fresh(&self) -> bool {
+        matches!(self.class, ProbeClass::NewFlow | ProbeClass::FullSize)
+    }
+    /// Goes through this slot to a node behind it.
+    pub(super) fn behind(&self, slot: u8) -> bool {
+        self.via == Some(slot) && self.class != ProbeClass::Relay
+    }
+}
+
+type Answer = (ProbeId, Result<Vec<u8>, ProbeError>);
+
+pub(super) struct World<'n> {
+    pub observer: Observer,
+    mesh: Arc<Mesh>,
+    reflectors: BTreeMap<NodeName, Reflector>,
+    network: Box<dyn FnMut(&Seen<'_>) -> Fate + 'n>,
+    events: BTreeMap<(Instant, u64), Answer>,
+    rng: ChaCha8Rng,
+    pub now: Instant,
+    count: u64,
+    pub sent: Vec<Instant>,
+    pub reports: Vec<(Instant, Report)>,
+    pub verified: Vec<(Epoch, Option<Duration>)>,
+}
+
+/// `nodes`: name, location, slot.
+pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
+    let mut mesh = Mesh {
+        name: "test".into(),
+        generation: crate::ids::Generation(1),
+        hash: [0; 32],
+        inner: InnerRange { v4: "100.127.0.0/16".parse().unwrap(), v6: None },
+        base_port: 51900,
+        control_port: 7946,
+        probe_ports: vec![8620, 8621, 8622],
+        mtu: 1420,
+        keepalive: 10,
+        policy: Policy::default(),
+        locations: BTreeMap::new(),
+        nodes: BTreeMap::new(),
+    };
+    for (i, (name, location, slot)) in nodes.iter().enumerate() {
+        let i = i as u8 + 1;
+        let location: LocationName = location.parse().unwrap();
+        let name: NodeName = name.parse().unwrap();
+        mesh.locations.entry(location.clone()).or_insert(Location {
+            name: location.clone(),
+            overlay: Overlay::Direct,
+            witnesses: vec![],
+        });
+        let node = Node {
+            name: name.clone(),
+            index: crate::ids::NodeIndex(i.into()),
+            location,
+            slot: slot.map(Slot),
+            priority: 100,
+            endpoint: None,
+            address: [192, 168, 0, i].into(),
+            device: None,
+            prefixes: vec![format!("10.42.{i}.0/24").parse().unwrap()],
+            probe_addresses: vec![[10, 42, i, 1].into()],
+            wireguard_key: ProbeKeys::new([i; 32]).public(),
+            control_key: ControlPublicKey([i; 32]),
+        };
+        mesh.nodes.insert(name, node);
+    }
+    mesh
+}
+
+pub(super) const CLOUD: &[(&str, &str, Option<u8>)] = &[
+    ("home-0", "home", Some(0)),
+    ("cloud-0", "cloud", Some(0)),
+    ("cloud-1", "cloud", Some(1)),
+    ("cloud-2", "cloud", Some(2)),
+];
+pub(super) const CLOUD_AND_MEMBERS: &[(&str, &str, Option<u8>)] = &[
+    ("home-0", "home", Some(0)),
+    ("cloud-0", "cloud", Some(0)),
+    ("cloud-1", "cloud", Some(1)),
+    ("cloud-2", "cloud", Some(2)),
+    ("cloud-3", "cloud", None),
+    ("cloud-4", "cloud", None),
+];
+
+impl<'n> World<'n> {
+    pub(super) fn new(mesh: Mesh, seed: u64, network: impl FnMut(&Seen<'_>) -> Fate + 'n) -> Self {
+        let mesh = Arc::new(mesh);
+        let me: NodeName = "home-0".parse().unwrap();
+        let keys = |n: &NodeName| ProbeKeys::new([mesh.nodes[n].index.0 as u8; 32]);
+        let reflectors = mesh
+            .nodes
+            .keys()
+            .map(|n| (n.clone(), Reflector::new(mesh.clone(), n.clone(), keys(n))))
+            .collect();
+        let now = Now { mono: Instant(0), wall: WallTime(1_700_000_000_000_000) };
+        let observer = Observer::new(mesh.clone(), me.clone(), keys(&me), seed, now);
+        Self {
+            observer,
+            mesh,
+            reflectors,
+            network: Box::new(network),
+            events: BTreeMap::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed ^ 0xfeed),
+            now: Instant(0),
+            count: 0,
+            sent: vec![],
+            reports: vec![],
+            verified: vec![],
+        }
+    }
+
+    pub(super) fn clock(&self) -> Now {
+        Now { mono: self.now, wall: WallTime(1_700_000_000_000_000 + self.now.0) }
+    }
+
+    pub(super) fn run_until(&mut self, end: Duration) {
+        let end = Instant(0) + end;
+        loop {
+            self.drain();
+            let next = self
+                .events
+                .keys()
+                .next()
+                .map(|k| k.0)
+                .into_iter()
+                .chain(self.observer.poll_timeout())
+                .min();
+            let Some(next) = next.filter(|n| *n <= end) else { break };
+            self.now = self.now.max(next);
+            let now = self.clock();
+            match self.events.first_entry().filter(|e| e.key().0 <= next) {
+                Some(e) => match e.remove() {
+                    (id, Ok(bytes)) => self.observer.handle_reply(now, id, &bytes),
+                    (id, Err(error)) => self.observer.handle_error(now, id, error),
+                },
+                None => self.observer.handle_timeout(now),
+            }
+        }
+        self.now = end;
+    }
+
+    fn drain(&mut self) {
+        while let Some(output) = self.observer.poll_output() {
+            match output {
+                ObserverOutput::Send(p) => self.carry(p),
+                ObserverOutput::Report(r) => self.reports.push((self.now, r)),
+                ObserverOutput::Verified { epoch, blackout, .. } => {
+                    self.verified.push((epoch, blackout))
+                }
+                ObserverOutput::Forget(_) | ObserverOutput::Log { .. } => {}
+            }
+        }
+    }
+
+    fn carry(&mut self, p: ProbeSend) {
+        self.sent.push(self.now);
+        let target = self.mesh.node_by_address(p.target.ip()).unwrap().0.name.clone();
+        let random = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
+        let seen = Seen {
+            class: p.class,
+            via: p.via.map(|s| s.0),
+            target: target.as_str(),
+            size: p.payload.len() + 28,
+            at: self.now.since(Instant(0)),
+            random,
+        };
+        let fate = (self.network)(&seen);
+        let from = SocketAddr::new(p.source, 40_000);
+        let (after, result) = match fate {
+            Fate::Lost => return,
+            Fate::Fails(error, after) => (after, Err(error)),
+            Fate::Back(_) | Fate::LostBack => {
+                let now = self.clock();
+                let bytes = self
+                    .reflectors
+                    .get_mut(&target)
+                    .unwrap()
+                    .handle(now, from, p.target, 62, &p.payload);
+                match fate {
+                    Fate::Back(rtt) => (rtt, Ok(bytes.expect("the reflector answers"))),
+                    _ => return,
+                }
+            }
+        };
+        self.count += 1;
+        self.events.insert((self.now + after, self.count), (p.probe, result));
+    }
+
+    pub(super) fn verdict(&self, location: &str, slot: u8) -> Verdict {
+        let view = self.observer.view(self.clock(), &location.parse().unwrap()).unwrap();
+        view.slots.into_iter().find(|s| s.slot == Slot(slot)).unwrap().verdict
+    }
+
+    /// When a slot was first reported degraded, and of what.
+    pub(super) fn condemned(&self, slot: u8) -> Option<(Duration, Cause, Option<Direction>)> {
+        self.reports.iter().find_map(|(at, r)| {
+            match r.slots.iter().find(|s| s.slot == Slot(slot))?.verdict {
+                Verdict::Degraded { cause, direction } => {
+                    Some((at.since(Instant(0)), cause, direction))
+                }
+                _ => None,
+            }
+        })
+    }
+
+    pub(super) fn nobody_was_condemned(&self) {
+        for slot in 0..3 {
+            assert_eq!(self.condemned(slot), None, "slot {slot}");
+        }
+    }
+}

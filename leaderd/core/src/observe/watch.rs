@@ -7,7 +7,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::ProbeId;
 use crate::mesh::{Mesh, Node, Policy};
 use crate::time::{Instant, Now};
-use crate::verdict::{ProbeClass, Report, SlotReport, Verdict};
+use crate::verdict::{ProbeClass, Report, SlotReport};
 
 use super::evidence::{Cell, LOSS_GAIN, Outcome, Path, Target};
 use super::rtt::Rtt;
@@ -42,6 +42,8 @@ pub(super) struct Watch {
     pub dark: bool,
     /// Something needs judging with every reply.
     pub uneasy: bool,
+    /// The longest round trip of a reply that came too late, and when it came.
+    pub late: Option<(Instant, Duration)>,
     /// Losses since the last judgement: (path, class, target, sent).
     pub fresh_losses: Vec<(usize, ProbeClass, usize, Instant)>,
     // As-workload probes.
@@ -111,6 +113,7 @@ impl Watch {
             burst_gap: Duration::ZERO,
             dark: false,
             uneasy: true,
+            late: None,
             fresh_losses: Vec::new(),
             rtt: Rtt::new(),
             as_workload_sent: 0,
@@ -207,6 +210,8 @@ impl Watch {
         mtu: Option<u16>,
     ) {
         let controls = self.control_loss(p);
+        let target = self.paths[p].find(id).map(|o| o.target);
+        let elsewhere_alive = target.is_some_and(|t| self.lives_elsewhere(p, t));
         let path = &mut self.paths[p];
         let Some(obs) = path.find(id) else { return };
         let before = obs.outcome;
@@ -219,18 +224,26 @@ impl Watch {
             path.loss += LOSS_GAIN * (f64::from(u8::from(lost)) - path.loss);
             path.steady = (path.steady + steady.step(lost)).clamp(0.0, 1e3);
         };
+        if obs.is_fresh() && !quarantined && !before.is_loss() && outcome != Outcome::Void {
+            path.shown_loss +=
+                LOSS_GAIN * (f64::from(u8::from(outcome.is_loss())) - path.shown_loss);
+        }
         match outcome {
             Outcome::Delivered => {
-                cell.delivered = cell.delivered.max(Some(obs.sent));
-                cell.lost_in_row = 0;
+                if obs.is_fresh() {
+                    cell.delivered = cell.delivered.max(Some(obs.sent));
+                    cell.lost_in_row = 0;
+                }
                 path.any_ok = path.any_ok.max(Some(obs.sent));
                 path.lost_in_row = 0;
                 if obs.class == ProbeClass::Relay {
                     path.relay_ok = path.relay_ok.max(Some(obs.sent));
+                    path.relay_run = path.relay_run.or(Some(obs.sent));
                 }
                 if obs.is_fresh() {
                     if before.is_loss() {
                         path.loss = (path.loss - LOSS_GAIN).max(0.0);
+                        path.shown_loss = (path.shown_loss - LOSS_GAIN).max(0.0);
                         path.steady = (path.steady - steady.step(true)).max(0.0);
                     }
                     test(path, false);
@@ -239,18 +252,22 @@ impl Watch {
                         *low = (*low).max(obs.size);
                     }
                 }
-                if quarantined {
+                // A long-lived flow that passes does not make up for new ones that do not.
+                if quarantined && obs.is_fresh() {
                     self.targets[obs.target].quarantined = false;
                     self.rotate();
                 }
             }
             Outcome::Lost | Outcome::Looped => {
-                cell.lost_in_row += 1;
+                cell.lost_in_row += u32::from(obs.is_fresh());
                 path.lost_in_row += 1;
+                if obs.class == ProbeClass::Relay {
+                    path.relay_run = None;
+                }
                 if let Some(mtu) = mtu.filter(|m| *m < obs.size) {
                     path.path_mtu = Some(mtu);
                 }
-                if obs.is_fresh() && !quarantined {
+                if obs.is_fresh() && !quarantined && elsewhere_alive {
                     test(path, true);
                 }
                 if obs.class != ProbeClass::Relay && !quarantined {
@@ -279,6 +296,12 @@ impl Watch {
         }
     }
 
+    /// Another path's latest probe to this target passed, so that a loss here says something about this path.
+    fn lives_elsewhere(&self, p: usize, t: usize) -> bool {
+        (0..self.paths.len())
+            .any(|k| k != p && self.can_test(k, t) && self.cells[k][t].lost_in_row == 0)
+    }
+
     /// Loss of the best other path that is not degraded.
     pub(super) fn control_loss(&self, p: usize) -> Option<f64> {
         let others =
@@ -299,7 +322,7 @@ impl Watch {
             suspected: p.suspected.map(|t| now.wall_at(t)),
             since: now.wall_at(p.since),
             rtt: p.rtt.smoothed(),
-            loss: p.loss as f32,
+            loss: p.shown_loss as f32,
             path_mtu: p.path_mtu,
             evidence: p.rows.clone(),
         };

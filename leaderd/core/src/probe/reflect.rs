@@ -4,7 +4,7 @@
 //! sender can tell loss on the way there from loss on the way back. A session spans every path between the two nodes:
 //! what was lost on one path shows in the count that comes back over another. The same state refuses replays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ pub struct Reflector {
     by_address: BTreeMap<IpAddr, WgPublicKey>,
     sessions: BTreeMap<(WgPublicKey, u16), Session>,
     /// The sessions by last use, to find the one idle longest.
-    idle: std::collections::BTreeSet<(Instant, WgPublicKey, u16)>,
+    idle: BTreeSet<(Instant, WgPublicKey, u16)>,
 }
 
 impl Reflector {
@@ -94,8 +94,7 @@ impl Reflector {
         self.by_address = others()
             .flat_map(|n| n.probe_addresses.iter().map(|a| (*a, n.wireguard_key)))
             .collect();
-        let known: std::collections::BTreeSet<WgPublicKey> =
-            self.by_index.values().copied().collect();
+        let known: BTreeSet<WgPublicKey> = self.by_index.values().copied().collect();
         self.keys.retain(|k| known.contains(k));
         self.sessions.retain(|(k, _), _| known.contains(k));
         self.idle.retain(|(_, k, _)| known.contains(k));
@@ -154,10 +153,11 @@ impl Reflector {
         request: &SenderPacket,
     ) -> Result<u32, Reject> {
         let id = (peer, request.ssid);
-        if !self.sessions.contains_key(&id) && self.sessions.len() >= MAX_SESSIONS {
-            if let Some((_, k, ssid)) = self.idle.pop_first() {
-                self.sessions.remove(&(k, ssid));
-            }
+        if !self.sessions.contains_key(&id)
+            && self.sessions.len() >= MAX_SESSIONS
+            && let Some((_, k, ssid)) = self.idle.pop_first()
+        {
+            self.sessions.remove(&(k, ssid));
         }
         let fresh = || Session {
             seen: 0,

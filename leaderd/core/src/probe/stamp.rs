@@ -195,6 +195,28 @@ fn flag_tlvs(mut rest: &mut [u8]) {
     }
 }
 
+/// What the fuzzer runs on any bytes: no panic, and no reply longer than its request.
+pub fn exercise(bytes: &[u8]) {
+    let key = HmacKey::new([0; 32]);
+    for key in [None, Some(&key)] {
+        let _ = ReflectorPacket::decode(bytes, key);
+        let Ok(p) = SenderPacket::decode(bytes, key) else { continue };
+        let reply = ReflectorPacket {
+            seq: 0,
+            timestamp: p.timestamp,
+            ssid: p.ssid,
+            received: p.timestamp,
+            sender_seq: p.seq,
+            sender_timestamp: p.timestamp,
+            sender_error: ERROR_ESTIMATE,
+            sender_ttl: 64,
+        };
+        let back = reply.encode(key, bytes);
+        assert!(back.len() <= bytes.len());
+        assert_eq!(ReflectorPacket::decode(&back, key), Ok(reply));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,27 +300,5 @@ mod tests {
         ] {
             exercise(bytes);
         }
-    }
-}
-
-/// What the fuzzer runs on any bytes: no panic, and no reply longer than its request.
-pub fn exercise(bytes: &[u8]) {
-    let key = HmacKey::new([0; 32]);
-    for key in [None, Some(&key)] {
-        let _ = ReflectorPacket::decode(bytes, key);
-        let Ok(p) = SenderPacket::decode(bytes, key) else { continue };
-        let reply = ReflectorPacket {
-            seq: 0,
-            timestamp: p.timestamp,
-            ssid: p.ssid,
-            received: p.timestamp,
-            sender_seq: p.seq,
-            sender_timestamp: p.timestamp,
-            sender_error: ERROR_ESTIMATE,
-            sender_ttl: 64,
-        };
-        let back = reply.encode(key, bytes);
-        assert!(back.len() <= bytes.len());
-        assert_eq!(ReflectorPacket::decode(&back, key), Ok(reply));
     }
 }

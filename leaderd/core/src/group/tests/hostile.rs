@@ -51,7 +51,7 @@ prop_compose! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { cases: std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(64), ..Default::default() })]
 
     /// Whatever an authenticated peer sends, raft-rs is never brought to panic, now or in what follows.
     #[test]

@@ -10,13 +10,13 @@
 //! * **Muteness.** A node without a hard state on disk may have voted and forgotten it. Until it has caught up with a
 //!   raft leader, or is known to be part of a new location, it neither votes nor campaigns and writes no hard state.
 
+mod ready;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use protobuf::Message as _;
 use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Entry, EntryType,
-    Message, MessageType,
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Message, MessageType,
 };
 use raft::{Config, RawNode, StateRole};
 use rand_chacha::ChaCha8Rng;
@@ -363,138 +363,6 @@ impl RaftNode {
             self.pump();
         }
         ready
-    }
-
-    pub fn handle_persisted(&mut self, ticket: u64) {
-        self.persisted = self.persisted.max(ticket);
-        self.release();
-        self.advance_apply();
-        self.pump();
-    }
-
-    fn release(&mut self) {
-        while self.held.front().is_some_and(|h| h.ticket <= self.persisted) {
-            let held = self.held.pop_front().expect("there is a front");
-            self.raw.on_persist_ready(held.number);
-            held.messages.iter().for_each(|m| self.send(m));
-        }
-    }
-
-    fn persist(&mut self, write: Persist) -> u64 {
-        self.last_ticket += 1;
-        self.out.push_back(LogEvent::Persist { ticket: self.last_ticket, write });
-        self.last_ticket
-    }
-
-    fn send(&mut self, m: &Message) {
-        self.out.push_back(LogEvent::Send { to: m.to, message: encode(m) });
-    }
-
-    /// Runs raft-rs until it has nothing more to say. Each round commits, applies, writes or sends something, and new
-    /// work comes only from inputs, so it ends.
-    fn pump(&mut self) {
-        while self.raw.has_ready() {
-            let mut ready = self.raw.ready();
-            for m in ready.take_messages() {
-                self.send(&m);
-            }
-            let mut write = Persist::default();
-            if !ready.snapshot().is_empty() {
-                let snapshot = ready.snapshot().clone();
-                write.snapshot = Some((snapshot.get_metadata().index, encode(&snapshot)));
-                self.install(snapshot);
-            }
-            write.entries = ready.entries().iter().map(|e| (e.index, encode(e))).collect();
-            self.raw.mut_store().append(ready.entries());
-            if let Some(hs) = ready.hs() {
-                let bytes = encode(hs);
-                self.raw.mut_store().set_hard_state(hs.clone());
-                write.hard_state = self.mute.is_none().then_some(bytes);
-            }
-            let must_wait = ready.must_sync();
-            let messages = ready.take_persisted_messages();
-            let committed = ready.take_committed_entries();
-            let number = ready.number();
-            if write != Persist::default() {
-                let before = self.last_ticket;
-                let ticket = self.persist(write);
-                self.held.push_back(Held {
-                    number,
-                    ticket: if must_wait { ticket } else { before },
-                    messages,
-                });
-            } else {
-                let ticket = self.held.back().map_or(self.persisted, |h| h.ticket);
-                self.held.push_back(Held { number, ticket, messages });
-            }
-            self.raw.advance_append_async(ready);
-            for entry in committed {
-                self.apply(entry);
-            }
-            self.release();
-            self.advance_apply();
-            self.maybe_compact();
-        }
-    }
-
-    /// Tells raft-rs what is applied. A snapshot is applied at once, but may only be told when it is on disk.
-    fn advance_apply(&mut self) {
-        let log = &self.raw.raft.raft_log;
-        if self.applied > log.applied() && self.applied <= log.committed.min(log.persisted) {
-            self.raw.advance_apply_to(self.applied);
-        }
-    }
-
-    fn install(&mut self, snapshot: raft::eraftpb::Snapshot) {
-        if let Ok(state) = postcard::from_bytes(&snapshot.data) {
-            self.state = state;
-        }
-        self.applied = snapshot.get_metadata().index;
-        self.raw.mut_store().install(snapshot);
-        self.out.push_back(LogEvent::Restored);
-        self.out.push_back(LogEvent::Voters(self.voters()));
-    }
-
-    fn apply(&mut self, entry: Entry) {
-        self.applied = entry.index;
-        match entry.get_entry_type() {
-            EntryType::EntryNormal if entry.data.is_empty() => {}
-            EntryType::EntryNormal => {
-                let applied = match postcard::from_bytes::<Command>(&entry.data) {
-                    Ok(command) => self.state.apply(&command),
-                    Err(_) => Applied::Nothing,
-                };
-                self.out.push_back(LogEvent::Applied {
-                    index: entry.index,
-                    term: entry.term,
-                    applied,
-                });
-            }
-            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
-                let Ok(change) = ConfChangeV2::parse_from_bytes(&entry.data) else { return };
-                if let Ok(conf) = self.raw.apply_conf_change(&change) {
-                    self.raw.mut_store().set_conf(conf);
-                    // A voter that joins must begin with this configuration, so nothing older may be replayed to it.
-                    self.compact(0);
-                    self.out.push_back(LogEvent::Voters(self.voters()));
-                }
-            }
-        }
-    }
-
-    fn maybe_compact(&mut self) {
-        if self.applied >= self.raw.store().snapshot_index() + SNAPSHOT_EVERY {
-            self.compact(KEEP_BEHIND);
-        }
-    }
-
-    fn compact(&mut self, keep: u64) {
-        let (applied, state) = (self.applied, &self.state);
-        self.raw.mut_store().compact(applied, state, keep);
-        let snapshot = self.raw.store().current_snapshot().clone();
-        // The store drops what the snapshot covers and keeps the entries after it.
-        let write = Persist { snapshot: Some((applied, encode(&snapshot))), ..Default::default() };
-        self.persist(write);
     }
 }
 

@@ -1,0 +1,179 @@
+//! The raft leader looks at the situation and proposes what follows from it.
+
+use std::time::Duration;
+
+use super::decide::{Choice, Situation};
+use super::{Group, event};
+use crate::ids::{Epoch, NodeName, Slot};
+use crate::io::LogLevel;
+use crate::state::{Command, EventKind, EventTimes};
+use crate::time::{Now, WallTime};
+use crate::verdict::{Cause, Direction};
+
+/// Time between two tries to move Raft leadership off the location leader, or to change the voters.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// Trouble must last this long to be recorded as fail-static: a standby's verdict may only be a burst behind.
+const TROUBLE_FOR: Duration = Duration::from_secs(1);
+/// Least time between two records about trouble, so that flapping evidence does not fill the events.
+const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
+/// Claims about epochs further ahead than this are nonsense.
+const MAX_EPOCH_JUMP: u64 = 1 << 32;
+
+impl Group {
+    /// The raft leader looks at the situation.
+    pub(super) fn look(&mut self, now: Now) {
+        let mesh = self.mesh.clone();
+        let situation = self.ledger.situation(now, &mesh, &self.raft.state, &self.me);
+        if self.proposed.is_none() {
+            match situation.decide() {
+                Choice::Keep => self.trouble_over(now, &situation),
+                Choice::Blocked { .. } => {}
+                Choice::FailStatic { cause } if cause.is_fault() => {
+                    self.trouble(now, &situation, cause)
+                }
+                Choice::FailStatic { .. } => {}
+                Choice::Move { leaders, cause, direction } => {
+                    self.propose_decision(now, &situation, leaders, (cause, direction));
+                }
+            }
+        }
+        self.complete(&situation);
+        if now.mono >= self.next_housekeeping {
+            self.next_housekeeping = now.mono + HOUSEKEEPING;
+            self.housekeeping(now, &situation);
+        }
+    }
+
+    fn next_epoch(&self) -> Epoch {
+        let epoch = self.state().epoch();
+        let claimed = self.ledger.highest_epoch;
+        if claimed.0.saturating_sub(epoch.0) < MAX_EPOCH_JUMP {
+            epoch.max(claimed).next()
+        } else {
+            epoch.next()
+        }
+    }
+
+    pub(super) fn propose_decision(
+        &mut self,
+        now: Now,
+        situation: &Situation,
+        leaders: Vec<Slot>,
+        why: (Cause, Option<Direction>),
+    ) -> Option<(u64, u64)> {
+        let epoch = self.next_epoch();
+        let (decision, event) =
+            event::decision(&self.mesh, self.state(), situation, epoch, leaders, why, now.wall);
+        let expected_epoch = self.state().epoch();
+        let at = self.raft.propose(&Command::Decide {
+            expected_epoch,
+            decision,
+            event: Box::new(event),
+        });
+        self.proposed = at;
+        self.trouble_since = None;
+        at
+    }
+
+    /// The leader is at fault and nobody would be better: say so once, and loudly.
+    fn trouble(&mut self, now: Now, situation: &Situation, cause: Cause) {
+        let since = *self.trouble_since.get_or_insert(now.mono);
+        let recently = self.trouble_told.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
+        if self.state().in_trouble() || recently || now.mono.since(since) < TROUBLE_FOR {
+            return;
+        }
+        self.trouble_told = Some(now.mono);
+        let summary = format!(
+            "the leader is at fault ({cause}) and no standby would be better: nothing was changed"
+        );
+        self.log(LogLevel::Error, summary.clone(), &[("cause", cause.to_string())]);
+        let kind = EventKind::FailStatic;
+        let event = event::notice(
+            &self.mesh,
+            self.state(),
+            Some(situation),
+            kind,
+            Some(cause),
+            summary,
+            now.wall,
+        );
+        self.raft.propose(&Command::Record { event: Box::new(event) });
+    }
+
+    fn trouble_over(&mut self, now: Now, situation: &Situation) {
+        self.trouble_since = None;
+        let recently = self.trouble_told.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
+        if recently || !self.state().in_trouble() || situation.observers.is_empty() {
+            return;
+        }
+        self.trouble_told = Some(now.mono);
+        let summary = "the leader forwards again".to_owned();
+        let event = event::notice(
+            &self.mesh,
+            self.state(),
+            None,
+            EventKind::Notice,
+            None,
+            summary,
+            now.wall,
+        );
+        self.raft.propose(&Command::Record { event: Box::new(event) });
+    }
+
+    /// Adds when most observers had programmed, and had verified, the present decision: one command each.
+    fn complete(&mut self, situation: &Situation) {
+        let epoch = self.state().epoch();
+        let Some(event) = self.state().event_of(epoch) else { return };
+        if self.completing.0 != epoch {
+            self.completing =
+                (epoch, event.times.programmed.is_some(), event.times.verified.is_some());
+        }
+        if !self.ledger.acks_are_of(epoch) || situation.observers.is_empty() {
+            return;
+        }
+        let jury = || situation.observers.iter().map(|o| &o.observer);
+        let mut times = EventTimes::default();
+        let mut blackout = None;
+        let acks: Vec<WallTime> = jury().filter_map(|o| self.ledger.acks.get(o).copied()).collect();
+        if !self.completing.1 && acks.len() * 2 > situation.observers.len() {
+            times.programmed = acks.into_iter().max();
+            self.completing.1 = true;
+        }
+        let verified: Vec<_> =
+            jury().filter_map(|o| self.ledger.verified.get(o).copied()).collect();
+        if !self.completing.2 && verified.len() * 2 > situation.observers.len() {
+            times.verified = verified.iter().map(|(at, _)| *at).max();
+            blackout = verified.iter().filter_map(|(_, b)| *b).max();
+            self.completing.2 = true;
+        }
+        if times != EventTimes::default() {
+            self.raft.propose(&Command::Complete { epoch, times, blackout });
+        }
+    }
+
+    /// Voters as in the mesh file; Raft leadership off the location leader, so that losing it never costs an election.
+    fn housekeeping(&mut self, now: Now, situation: &Situation) {
+        let wanted: Vec<u64> =
+            self.voters.iter().map(|n| u64::from(self.mesh.nodes[n].index.0)).collect();
+        self.raft.follow_voters(&wanted);
+        let leads = |name: &NodeName| {
+            situation
+                .leaders
+                .iter()
+                .any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
+        };
+        if !leads(&self.me) {
+            return;
+        }
+        // The order of `voters_of` is candidates, members, witnesses.
+        for name in &self.voters {
+            let broken =
+                situation.candidates.values().any(|c| c.name == *name && c.broken.is_some());
+            let usable =
+                *name != self.me && !leads(name) && !broken && self.ledger.is_up(now.mono, name);
+            if usable && self.raft.transfer(u64::from(self.mesh.nodes[name].index.0)) {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What happened in the log becomes outputs, until nothing more follows.
+
+use std::time::Duration;
+
+use super::raft_node::LogEvent;
+use super::{Group, GroupOutput, event};
+use crate::ids::NodeName;
+use crate::io::LogLevel;
+use crate::state::{Applied, Command, Event, EventKind, EventTimes};
+use crate::time::Now;
+
+/// Time between two looks at the situation when nothing urgent happens.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// A node with an empty store listens at least this long before it counts itself part of a new location.
+const LISTEN: Duration = Duration::from_millis(1200);
+/// … and is no longer mute after this, caught up or not: leadership is not a lock, and epochs cannot go back.
+const LISTEN_MAX: Duration = Duration::from_secs(30);
+
+impl Group {
+    /// What the store holds was told in an earlier life, but for who leads now.
+    pub(super) fn begin(&mut self, now: Now) {
+        self.raft.out.retain(|e| !matches!(e, LogEvent::Applied { .. } | LogEvent::Restored));
+        self.tell_decision(now);
+        self.settle(now);
+    }
+
+    pub(super) fn leave_muteness(&mut self, now: Now) {
+        if !self.raft.is_mute() {
+            return;
+        }
+        let listened = now.mono.since(self.started);
+        let undecided = self.ledger.undecided(now.mono, &self.voters, &self.me);
+        let new = undecided.is_some_and(|n| n * 2 > self.voters.len()) && self.raft.leader() == 0;
+        if self.raft.caught_up() {
+            self.raft.unmute();
+            self.log(LogLevel::Info, "caught up with the raft leader: this node votes again", &[]);
+        } else if new && listened >= LISTEN {
+            self.raft.unmute();
+            self.log(LogLevel::Info, "most voters know of no decision: a new location", &[]);
+        } else if listened >= LISTEN_MAX {
+            self.raft.unmute();
+            self.log(
+                LogLevel::Warn,
+                "found no raft leader to catch up with: this node votes with an empty store",
+                &[],
+            );
+        }
+    }
+
+    /// Takes what Raft did, looks at the situation if it is time, until nothing more follows.
+    pub(super) fn settle(&mut self, now: Now) {
+        loop {
+            while let Some(event) = self.raft.out.pop_front() {
+                self.take(now, event);
+            }
+            self.note_raft_leader(now);
+            if now.mono < self.next_look || !self.raft.is_settled_leader() {
+                return;
+            }
+            self.next_look = now.mono + LOOK_EVERY;
+            self.look(now);
+        }
+    }
+
+    fn take(&mut self, now: Now, event: LogEvent) {
+        match event {
+            LogEvent::Send { to, message } => {
+                if let Some(to) = self.ids.get(&to).cloned() {
+                    self.outputs.push_back(GroupOutput::Send { to, message });
+                }
+            }
+            LogEvent::Persist { ticket, write } => {
+                self.outputs.push_back(GroupOutput::Persist { ticket, write })
+            }
+            LogEvent::Applied { index, term, applied } => {
+                if self.proposed.is_some_and(|(i, _)| i <= index) {
+                    self.proposed = None;
+                }
+                match applied {
+                    Applied::Decided(event) => self.decided(now, *event),
+                    Applied::Recorded(event) | Applied::Completed(event) => {
+                        self.outputs.push_back(GroupOutput::EventChanged(event));
+                    }
+                    Applied::Changed | Applied::Nothing => {}
+                }
+                self.look_soon(now);
+                self.answer(index, term);
+            }
+            LogEvent::Restored => {
+                self.proposed = None;
+                self.tell_decision(now);
+            }
+            LogEvent::Voters(ids) => {
+                let text = ids
+                    .iter()
+                    .map(|id| self.ids.get(id).map_or(id.to_string(), NodeName::to_string));
+                let names = text.collect::<Vec<_>>().join(", ");
+                self.log(LogLevel::Info, "the voters changed", &[("voters", names)]);
+            }
+            LogEvent::Ignored(why) => {
+                let me = self.me.clone();
+                self.ignore(now, &me, why);
+            }
+        }
+    }
+
+    fn decided(&mut self, now: Now, mut event: Event) {
+        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch == event.epoch)
+        else {
+            return;
+        };
+        if self.raft.is_leader() {
+            event.times.committed = Some(now.wall);
+            let times = EventTimes { committed: Some(now.wall), ..Default::default() };
+            self.raft.propose(&Command::Complete { epoch: event.epoch, times, blackout: None });
+        }
+        self.told = decision.epoch;
+        self.next_housekeeping = now.mono;
+        let level = if event.kind == EventKind::Failover { LogLevel::Warn } else { LogLevel::Info };
+        let fields = [("epoch", decision.epoch.to_string()), ("cause", decision.cause.to_string())];
+        self.log(level, event.summary.clone(), &fields);
+        self.outputs.push_back(GroupOutput::Decided { decision, event: Box::new(event) });
+    }
+
+    /// Tells a decision that came with the store or a snapshot.
+    pub(super) fn tell_decision(&mut self, now: Now) {
+        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch > self.told) else {
+            return;
+        };
+        self.told = decision.epoch;
+        let event = self.state().event_of(decision.epoch).cloned().unwrap_or_else(|| {
+            let summary = "the event of this decision is forgotten".into();
+            event::notice(
+                &self.mesh,
+                self.state(),
+                None,
+                EventKind::Move,
+                Some(decision.cause),
+                summary,
+                now.wall,
+            )
+        });
+        self.outputs.push_back(GroupOutput::Decided { decision, event: Box::new(event) });
+    }
+
+    fn note_raft_leader(&mut self, now: Now) {
+        let leader = self.raft.leader();
+        if leader == self.led_by {
+            return;
+        }
+        self.led_by = leader;
+        self.proposed = None;
+        self.look_soon(now);
+        let name = self.ids.get(&leader).map_or("nobody".to_owned(), NodeName::to_string);
+        self.log(
+            LogLevel::Info,
+            "raft leader",
+            &[("raft.leader", name), ("raft.term", self.raft.term().to_string())],
+        );
+    }
+}

@@ -1,0 +1,156 @@
+//! What must not be called a fault.
+
+use super::*;
+
+fn back(p: &Seen<'_>) -> Fate {
+    Fate::Back(Duration::from_micros(20_000 + (p.random * 2000.0) as u64))
+}
+
+/// The whole two hours take minutes in a debug build: `cargo test --release -- --ignored`.
+#[test]
+#[ignore = "long"]
+fn ten_percent_loss_on_every_path_condemns_nobody_in_two_hours_of_three_observers() {
+    ten_percent_loss(120);
+}
+
+#[test]
+fn ten_percent_loss_on_every_path_condemns_nobody() {
+    ten_percent_loss(10);
+}
+
+fn ten_percent_loss(minutes: u64) {
+    for seed in 0..3 {
+        let mut world = World::new(mesh(CLOUD_AND_MEMBERS), seed, |p: &Seen<'_>| {
+            if p.random < 0.1 { Fate::Lost } else { back(p) }
+        });
+        for minute in 1..=minutes {
+            world.run_until(Duration::from_secs(60 * minute));
+            world.nobody_was_condemned();
+            world.reports.clear();
+        }
+    }
+}
+
+#[test]
+#[ignore = "long"]
+fn two_percent_loss_condemns_nobody_in_six_hours() {
+    let mut world = World::new(
+        mesh(CLOUD),
+        9,
+        |p: &Seen<'_>| if p.random < 0.02 { Fate::Lost } else { back(p) },
+    );
+    for minute in 1..=360 {
+        world.run_until(Duration::from_secs(60 * minute));
+        world.nobody_was_condemned();
+        world.reports.clear();
+    }
+}
+
+#[test]
+fn a_brownout_that_begins_suddenly_condemns_nobody() {
+    for seed in 0..8 {
+        let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
+            if p.at > Duration::from_secs(60) && p.random < 0.1 { Fate::Lost } else { back(p) }
+        });
+        world.run_until(Duration::from_secs(180));
+        world.nobody_was_condemned();
+    }
+}
+
+#[test]
+fn slow_and_jittery_paths_condemn_nobody() {
+    for seed in 0..2 {
+        let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
+            Fate::Back(Duration::from_micros(600_000 + (p.random * 400_000.0) as u64))
+        });
+        world.run_until(Duration::from_secs(300));
+        world.nobody_was_condemned();
+        assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+    }
+}
+
+#[test]
+fn a_sudden_second_of_delay_is_no_loss() {
+    for seed in 0..10 {
+        let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
+            let rtt = if (30_000..31_000).contains(&p.at.as_millis()) { 300 } else { 20 };
+            Fate::Back(ms(rtt))
+        });
+        world.run_until(Duration::from_secs(40));
+        world.nobody_was_condemned();
+        assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+    }
+}
+
+#[test]
+fn a_dead_member_is_blamed_on_nobody() {
+    for seed in 0..10 {
+        let mut world = World::new(mesh(CLOUD_AND_MEMBERS), seed, |p: &Seen<'_>| {
+            if p.at > Duration::from_secs(30) && p.target == "cloud-3" {
+                Fate::Lost
+            } else {
+                back(p)
+            }
+        });
+        world.run_until(Duration::from_secs(90));
+        world.nobody_was_condemned();
+        let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
+        assert!(
+            view.slots.iter().all(|s| s.verdict == Verdict::Forwarding && s.loss < 0.05),
+            "{view:?}"
+        );
+    }
+}
+
+#[test]
+fn an_observer_whose_uplink_dies_abstains_and_comes_back_without_blame() {
+    for seed in 0..10 {
+        let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
+            if (30_000..40_000).contains(&p.at.as_millis()) { Fate::Lost } else { back(p) }
+        });
+        world.run_until(Duration::from_secs(35));
+        let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
+        assert!(view.abstains);
+        world.run_until(Duration::from_secs(60));
+        world.nobody_was_condemned();
+        assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+        assert!(!world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap().abstains);
+    }
+}
+
+#[test]
+fn a_short_silence_of_all_paths_condemns_nobody() {
+    for seed in 0..60 {
+        let silence = 30_000..30_000 + u128::from(seed + 1) * 17;
+        let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
+            if silence.contains(&p.at.as_millis()) { Fate::Lost } else { back(p) }
+        });
+        world.run_until(Duration::from_secs(36));
+        world.nobody_was_condemned();
+    }
+}
+
+#[test]
+fn a_dead_daemon_on_a_candidate_that_forwards_condemns_nobody() {
+    let mut world = World::new(mesh(CLOUD), 4, |p: &Seen<'_>| {
+        if p.at > Duration::from_secs(30) && p.target == "cloud-0" { Fate::Lost } else { back(p) }
+    });
+    world.run_until(Duration::from_secs(60));
+    world.nobody_was_condemned();
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
+
+#[test]
+fn our_own_broken_plane_is_not_the_candidates_fault() {
+    let mut world = World::new(mesh(CLOUD), 4, |p: &Seen<'_>| {
+        if p.at > Duration::from_secs(30) && p.via == Some(0) {
+            Fate::Fails(ProbeError::Local { errno: 100 }, Duration::ZERO)
+        } else {
+            back(p)
+        }
+    });
+    world.run_until(Duration::from_secs(60));
+    world.nobody_was_condemned();
+    assert_eq!(world.verdict("cloud", 0), Verdict::Unknown);
+    assert_eq!(world.verdict("cloud", 1), Verdict::Forwarding);
+}

@@ -1,0 +1,132 @@
+//! Recovery, verification, budget, and the edges of the packets.
+
+use super::*;
+use crate::probe::Reject;
+
+#[test]
+fn a_leader_that_recovers_is_forwarding_again_but_not_at_once() {
+    let mut world = World::new(mesh(CLOUD), 2, |p: &Seen<'_>| {
+        if (30_000..35_000).contains(&p.at.as_millis()) && p.behind(0) {
+            Fate::Lost
+        } else {
+            Fate::Back(ms(20))
+        }
+    });
+    world.run_until(ms(36_500));
+    assert!(world.verdict("cloud", 0).is_degraded());
+    world.run_until(ms(38_500));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
+
+#[test]
+fn a_decision_is_verified_and_the_blackout_measured() {
+    let mut world = World::new(mesh(CLOUD), 2, |p: &Seen<'_>| {
+        // As-workload probes follow the leader: slot 0 until 30.4 s.
+        let through_0 = p.behind(0) || p.via.is_none() && p.at < ms(30_400);
+        if p.at > ms(30_000) && through_0 { Fate::Lost } else { Fate::Back(ms(20)) }
+    });
+    let cloud: LocationName = "cloud".parse().unwrap();
+    world.observer.decided(world.clock(), &cloud, Epoch(1), &[Slot(0)]);
+    world.run_until(ms(30_300));
+    assert_eq!(world.verified, [(Epoch(1), None)]);
+    world.observer.decided(world.clock(), &cloud, Epoch(2), &[Slot(1)]);
+    world.run_until(ms(31_000));
+    let (epoch, blackout) = world.verified[1];
+    assert_eq!(epoch, Epoch(2));
+    let blackout = blackout.unwrap();
+    assert!(blackout >= ms(400) && blackout <= ms(530), "{blackout:?}");
+}
+
+#[test]
+fn a_degraded_leader_is_reported_again_and_again() {
+    let mut world = World::new(mesh(CLOUD), 2, |p: &Seen<'_>| {
+        if p.at > ms(30_000) && p.behind(0) { Fate::Lost } else { Fate::Back(ms(20)) }
+    });
+    world.observer.decided(world.clock(), &"cloud".parse().unwrap(), Epoch(1), &[Slot(0)]);
+    world.run_until(ms(29_999));
+    let before = world.reports.len();
+    assert!((25..=60).contains(&before), "one a second and the first verdicts: {before}");
+    world.run_until(ms(33_000));
+    assert!(world.reports.len() - before >= 20);
+}
+
+#[test]
+fn no_second_has_more_probes_than_the_budget() {
+    let mut mesh = mesh(CLOUD_AND_MEMBERS);
+    mesh.policy.probe_budget = 40;
+    let mut world =
+        World::new(
+            mesh,
+            2,
+            |p: &Seen<'_>| if p.random < 0.3 { Fate::Lost } else { Fate::Back(ms(20)) },
+        );
+    world.run_until(Duration::from_secs(120));
+    for (i, at) in world.sent.iter().enumerate() {
+        let in_second =
+            world.sent[i..].iter().take_while(|t| t.since(*at) < Duration::from_secs(1)).count();
+        assert!(in_second <= 40, "{in_second} at {at:?}");
+    }
+    assert!(world.observer.skipped_rounds() > 0);
+}
+
+#[test]
+fn idle_rate_and_memory_stay_small() {
+    let mut world = World::new(mesh(CLOUD_AND_MEMBERS), 2, |_: &Seen<'_>| Fate::Back(ms(20)));
+    world.run_until(Duration::from_secs(100));
+    let per_second = world.sent.len() / 100;
+    assert!((35..=60).contains(&per_second), "{per_second}");
+    assert!(world.observer.flying.len() < 20 && world.observer.timers.len() < 40);
+    assert_eq!(world.observer.by_seq.len(), world.observer.flying.len());
+}
+
+#[test]
+fn a_member_observes_nothing() {
+    let mesh = Arc::new(mesh(CLOUD_AND_MEMBERS));
+    let now = Now::default();
+    let mut observer =
+        Observer::new(mesh, "cloud-3".parse().unwrap(), ProbeKeys::new([5; 32]), 1, now);
+    assert_eq!((observer.poll_timeout(), observer.poll_output()), (None, None));
+}
+
+#[test]
+fn a_new_mesh_keeps_what_is_known() {
+    let mut world = World::new(mesh(CLOUD), 2, |_: &Seen<'_>| Fate::Back(ms(20)));
+    world.run_until(Duration::from_secs(5));
+    let mesh = Arc::new(mesh(CLOUD));
+    world.observer.set_mesh(world.clock(), mesh);
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+    world.run_until(Duration::from_secs(10));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
+
+#[test]
+fn the_reflector_refuses_strangers_replays_and_forgeries_and_believes_a_restart() {
+    let mesh = Arc::new(mesh(CLOUD));
+    let mut keys = ProbeKeys::new([1; 32]);
+    let key = keys.with(&mesh.nodes[&"cloud-1".parse::<NodeName>().unwrap()].wireguard_key);
+    let mut reflector =
+        Reflector::new(mesh.clone(), "cloud-1".parse().unwrap(), ProbeKeys::new([3; 32]));
+    let from: SocketAddr = "100.127.0.1:4000".parse().unwrap();
+    let local: SocketAddr = "10.42.3.1:8620".parse().unwrap();
+    let packet = |seq, second: u64| {
+        let timestamp = WallTime(1_700_000_000_000_000 + second * 1_000_000).into();
+        SenderPacket { seq, timestamp, ssid: 9 }.encode(Some(&key), 300)
+    };
+    let now = Now::default();
+    let mut ask =
+        |from, bytes: &[u8]| reflector.handle(now, from, local, 64, bytes).map(|r| r.len());
+    assert_eq!(ask(from, &packet(5, 0)), Ok(300));
+    assert_eq!(ask(from, &packet(5, 0)), Err(Reject::Replayed));
+    assert_eq!(ask(from, &packet(7, 0)), Ok(300));
+    assert_eq!(ask(from, &packet(6, 0)), Ok(300), "overtaken, not replayed");
+    assert_eq!(ask("203.0.113.9:1".parse().unwrap(), &packet(8, 0)), Err(Reject::UnknownSource));
+    assert_eq!(
+        ask("10.42.2.1:1".parse().unwrap(), &packet(8, 0)),
+        Err(Reject::BadHmac),
+        "another node's address"
+    );
+    assert_eq!(ask(from, &packet(8, 0)[..111]), Err(Reject::Truncated));
+    assert_eq!(ask(from, &packet(1000, 10)), Ok(300));
+    assert_eq!(ask(from, &packet(5, 0)), Err(Reject::Replayed), "old, and its clock is old");
+    assert_eq!(ask(from, &packet(0, 20)), Ok(300), "the sender has started again");
+}
