@@ -147,7 +147,7 @@ struct Paint {
 impl Paint {
     fn mark(self, arrived: u64, sent: u64) -> String {
         const LEVELS: [char; 9] = ['·', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-        let level = if sent == 0 { 0 } else { (arrived * 8 / sent) as usize };
+        let level = (arrived * 8).checked_div(sent).unwrap_or(0) as usize;
         let mark = LEVELS[level.min(8)];
         match (self.on, level) {
             (false, _) => mark.to_string(),
