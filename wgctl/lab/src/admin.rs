@@ -17,7 +17,6 @@ const MAX_ANSWER: u64 = 64 << 20;
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Status {
-    pub node: String,
     #[serde(default)]
     pub backend: String,
     pub locations: Vec<LocationStatus>,
@@ -32,10 +31,6 @@ pub struct LocationStatus {
     pub raft_leader: Option<String>,
     #[serde(default)]
     pub candidates: Vec<Candidate>,
-    #[serde(default)]
-    pub fallback: bool,
-    #[serde(default)]
-    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -43,8 +38,6 @@ pub struct Candidate {
     pub name: String,
     /// `"forwarding"` or `{"degraded": {…}}`.
     pub verdict: Value,
-    #[serde(default)]
-    pub blocked_by: Vec<String>,
 }
 
 impl Candidate {
@@ -67,8 +60,6 @@ pub struct Event {
     #[serde(default)]
     pub epoch: u64,
     pub cause: Option<String>,
-    #[serde(default)]
-    pub leaders_before: Vec<String>,
     #[serde(default)]
     pub leaders_after: Vec<String>,
     #[serde(default)]

@@ -233,7 +233,7 @@ fn list(json: bool) -> Result<ExitCode> {
     if json {
         let scenarios: Vec<_> = scenarios
             .iter()
-            .map(|s| serde_json::json!({"name": s.name, "title": s.title}))
+            .map(|s| serde_json::json!({"name": s.name, "title": s.title, "about": s.about.trim()}))
             .collect();
         let faults: Vec<_> = FAULTS
             .iter()

@@ -17,6 +17,9 @@ const PHASE: Duration = Duration::from_millis(800);
 /// After each change, packets under way are left out.
 const GUARD: Duration = Duration::from_millis(200);
 
+/// Phases in which a fault must be mended after its undo.
+const MENDED_AFTER: usize = 3;
+
 /// Share of packets lost, 0 to 1.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Loss {
@@ -100,7 +103,14 @@ fn inside(dir: &LabDir) -> Result<(Vec<Proof>, Vec<String>)> {
             // A booted node has an empty kernel, and the kernel drops a device's routes when it goes down.
             world.program_fixed(true)?;
         }
-        let after = measure(&meters);
+        // Neighbours are asked for again a second after a cable was plugged in.
+        let mut after = measure(&meters);
+        for _ in 0..MENDED_AFTER {
+            if after.new_flows == 0.0 && after.established == 0.0 {
+                break;
+            }
+            after = measure(&meters);
+        }
         let streams = meters.streams(Meter::NewFlows);
         let longest =
             streams.iter().map(|s| longest_outage(s, start, wall_micros() - 300_000).length).max();

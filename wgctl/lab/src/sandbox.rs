@@ -60,10 +60,8 @@ impl LabDir {
         if !meta.is_dir() || meta.uid() != getuid().as_raw() || meta.mode() & 0o022 != 0 {
             bail!("{} is not a directory of our own that nobody else can write", base.display());
         }
-        for dir in Self::all()? {
-            if !dir.alive() && !dir.starting() {
-                dir.remove();
-            }
+        for dir in Self::all()?.iter().filter(|d| !d.alive() && !d.starting()) {
+            dir.remove_own();
         }
         let dir = Self { path: base.join(name) };
         fs::create_dir(&dir.path).map_err(|e| match e.kind() {
@@ -121,11 +119,15 @@ impl LabDir {
     }
 
     pub fn remove(&self) {
+        self.remove_own();
+        let _ = fs::remove_dir(Self::base());
+    }
+
+    fn remove_own(&self) {
         let _ = fs::remove_dir(self.world());
         let _ = fs::remove_file(self.control_socket());
         let _ = fs::remove_file(self.path.join("pid"));
         let _ = fs::remove_dir(&self.path);
-        let _ = fs::remove_dir(Self::base());
     }
 }
 

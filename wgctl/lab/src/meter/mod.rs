@@ -18,7 +18,7 @@ use nix::sys::socket::{
 };
 
 use crate::ns::Namespace;
-pub use outage::{Outage, longest_outage};
+pub use outage::longest_outage;
 
 const TICK: Duration = Duration::from_millis(1);
 /// Meter packets go to these ports.
@@ -115,10 +115,6 @@ impl Meters {
             t.lost += s.arrived[from..to].iter().filter(|a| !**a).count() as u64;
         }
         t
-    }
-
-    pub fn stop(mut self) {
-        self.halt();
     }
 
     fn halt(&mut self) {

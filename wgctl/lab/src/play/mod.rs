@@ -64,6 +64,7 @@ pub fn once(
 }
 
 /// A world while a scenario is played in it.
+#[derive(Debug)]
 pub struct Session {
     pub world: Arc<World>,
     /// Index of the location on trial.
@@ -116,7 +117,7 @@ impl Session {
             }
             self.step(step)?;
         }
-        let until = self.await_outcome(&meters, since)?;
+        let until = self.await_outcome(&meters)?;
         self.in_flight();
         self.observe();
         Ok(self.judge(&meters, since, until))

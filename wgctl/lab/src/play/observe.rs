@@ -74,6 +74,18 @@ impl Session {
         self.news(location).filter(|e| e.kind == kind).count() as u64
     }
 
+    /// Who leads the location on trial, before anything was done.
+    pub fn leader(&self) -> Option<String> {
+        self.leaders_before.get(&self.world.scenario.location).cloned()
+    }
+
+    /// The first failover since then, if there was one.
+    pub fn first_failover(&mut self) -> Option<Event> {
+        self.observe();
+        let location = self.world.scenario.location.clone();
+        self.news(&location).find(|e| e.kind == "failover").cloned()
+    }
+
     /// Both meters delivered in both directions all through the last `window`, as far as the WAN lets them.
     pub(super) fn steady(&self, meters: &Meters, window: Duration) -> bool {
         let wan = &self.world.scenario.wan;
@@ -95,7 +107,7 @@ impl Session {
     }
 
     /// Waits until what is expected has come and the scenario's time is up. Returns the end of the measured window.
-    pub(super) fn await_outcome(&mut self, meters: &Meters, _since: u64) -> Result<u64> {
+    pub(super) fn await_outcome(&mut self, meters: &Meters) -> Result<u64> {
         let last_step = Instant::now();
         let scenario = self.world.scenario.clone();
         let mut came: Option<Instant> = None;

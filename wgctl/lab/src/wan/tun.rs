@@ -16,7 +16,7 @@ pub fn open(name: &str) -> Result<OwnedFd> {
         .write(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
         .open("/dev/net/tun")
-        .context("cannot open /dev/net/tun (is the tun module loaded?)")?;
+        .context("cannot open /dev/net/tun (it needs the tun module, and mode 0666 for users who are not root)")?;
     // SAFETY: all zeroes is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {

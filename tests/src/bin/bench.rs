@@ -1,0 +1,77 @@
+//! The figures of `docs/benchmarks.md`: plays scenarios many times with `wgctl lab run` and prints a table.
+//!
+//! `bench [RUNS]` (default 50), programs from `$LEADERD_BIN_DIR`, else beside this one. Never a test: figures depend
+//! on the machine.
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+
+/// Scenario, and p50 and p99 of the blackout of new flows to stay below (milliseconds), if there is a target.
+const SCENARIOS: &[(&str, Option<(f64, f64)>)] = &[
+    ("kilo-489", Some((300.0, 600.0))),
+    ("node-crash", Some((300.0, 600.0))),
+    ("planned-promotion", Some((0.0, 0.0))),
+    ("member-down", None),
+    ("location-cut", None),
+    ("observer-sick", None),
+    ("wan-brownout", None),
+    ("wan-latency", None),
+    ("slow-paths", None),
+];
+
+fn main() -> Result<ExitCode> {
+    let runs = match std::env::args().nth(1) {
+        Some(n) => n.parse::<u32>().context("usage: bench [RUNS]")?,
+        None => 50,
+    };
+    let bin = match std::env::var_os("LEADERD_BIN_DIR") {
+        Some(dir) => PathBuf::from(dir),
+        None => std::env::current_exe()?.parent().context("no directory")?.to_owned(),
+    };
+    println!(
+        "| scenario | backend | runs | passed | blackout new flows p50 / p99 / max (ms) | failovers | lost new / old | target |"
+    );
+    println!("|---|---|---|---|---|---|---|---|");
+    let mut missed = false;
+    for (name, target) in SCENARIOS {
+        let out = Command::new(bin.join("wgctl"))
+            .args(["lab", "run", name, "--keep-going", "--json", "-", "--runs", &runs.to_string()])
+            .env("LEADERD_BIN", bin.join("leaderd"))
+            .stderr(Stdio::inherit())
+            .output()
+            .with_context(|| format!("cannot run {}", bin.join("wgctl").display()))?;
+        let report: Value =
+            serde_json::from_slice(&out.stdout).with_context(|| format!("{name}: no result"))?;
+        missed |= !row(name, &report, *target);
+    }
+    Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Prints a row; false if a target is missed or a run failed.
+fn row(name: &str, report: &Value, target: Option<(f64, f64)>) -> bool {
+    let empty = Vec::new();
+    let runs = report["runs"].as_array().unwrap_or(&empty);
+    let sum = |path: &str| runs.iter().filter_map(|r| r.pointer(path)?.as_u64()).sum::<u64>();
+    let blackout = |p: &str| report["summary"]["blackout_ms"][p].as_f64().unwrap_or(f64::NAN);
+    let (p50, p99) = (blackout("p50"), blackout("p99"));
+    let met = target.is_none_or(|(a, b)| p50 <= a && p99 <= b);
+    let passed = report["summary"]["passed"].as_u64().unwrap_or(0);
+    println!(
+        "| {name} | {} | {} | {passed} | {p50:.0} / {p99:.0} / {:.0} | {} | {} / {} | {} |",
+        report["backend"].as_str().unwrap_or("-"),
+        runs.len(),
+        blackout("max"),
+        sum("/failovers"),
+        sum("/packets/new_flows/lost"),
+        sum("/packets/established/lost"),
+        match (target, met) {
+            (None, _) => "-".to_owned(),
+            (Some((a, b)), true) => format!("{a:.0} / {b:.0} met"),
+            (Some((a, b)), false) => format!("{a:.0} / {b:.0} **missed**"),
+        }
+    );
+    met && passed == runs.len() as u64
+}

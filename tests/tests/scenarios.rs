@@ -1,0 +1,128 @@
+//! Every scenario of `tests/scenarios`, played by `wgctl lab run` with real daemons on real packets.
+//!
+//! One after the other: they share the machine's cores, and the meters send 4,000 packets a second. Not under
+//! libtest, which would run them at once. Arguments that do not start with `-` filter by name. Programs are found in
+//! `$LEADERD_BIN_DIR`, else beside this test's target directory. What is missing is a failure, never a skip.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+
+fn main() -> ExitCode {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let listing = std::env::args().any(|a| a == "--list");
+    let names: Vec<String> = scenario_names()
+        .into_iter()
+        .filter(|n| filters.is_empty() || filters.iter().any(|f| n.contains(f.as_str())))
+        .collect();
+    if listing {
+        names.iter().for_each(|n| println!("{n}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let bin = match prerequisites() {
+        Ok(bin) => bin,
+        Err(missing) => {
+            println!("\nrunning {} tests\ntest prerequisites ... FAILED\n", names.len());
+            missing.iter().for_each(|m| println!("  missing: {m}"));
+            return end(0, names.len(), Instant::now());
+        }
+    };
+    println!("\nrunning {} tests", names.len());
+    let start = Instant::now();
+    let (mut passed, mut backends) = (0, Vec::new());
+    for name in &names {
+        match play(&bin, name) {
+            Ok((backend, line)) => {
+                passed += 1;
+                println!("test {name} ... ok ({line})");
+                if !backends.contains(&backend) {
+                    backends.push(backend);
+                }
+            }
+            Err(why) => println!("test {name} ... FAILED\n    {}", why.replace('\n', "\n    ")),
+        }
+    }
+    println!("\nWireGuard backend: {}; scenarios run: {}", backends.join(", "), names.len());
+    end(passed, names.len() - passed, start)
+}
+
+fn end(passed: usize, failed: usize, start: Instant) -> ExitCode {
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {passed} passed; {failed} failed; 0 ignored; 0 measured; 0 filtered out; finished in {:.2}s\n",
+        start.elapsed().as_secs_f64()
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) }
+}
+
+fn scenario_names() -> Vec<String> {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+    let entries = std::fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let mut names: Vec<String> = entries
+        .filter_map(|e| e.ok()?.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned))
+        .collect();
+    names.sort();
+    names
+}
+
+/// The directory with `wgctl` and `leaderd`, or all that is missing.
+fn prerequisites() -> Result<PathBuf, Vec<String>> {
+    let dir = std::env::var_os("LEADERD_BIN_DIR").map(PathBuf::from).or_else(|| {
+        // target/PROFILE/deps/scenarios-HASH
+        Some(std::env::current_exe().ok()?.parent()?.parent()?.to_owned())
+    });
+    let dir = dir.unwrap_or_default();
+    let mut missing = Vec::new();
+    for program in ["wgctl", "leaderd"] {
+        if !dir.join(program).is_file() {
+            missing.push(format!(
+                "{program} in {} (cargo build -p {program}, or set LEADERD_BIN_DIR)",
+                dir.display()
+            ));
+        }
+    }
+    for (program, package) in [("ip", "iproute2"), ("bridge", "iproute2"), ("nft", "nftables")] {
+        if !in_path(program) {
+            missing.push(format!("{program} (apt-get install {package})"));
+        }
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        missing.push("/dev/net/tun (modprobe tun; in a container, pass the device)".into());
+    }
+    if missing.is_empty() { Ok(dir) } else { Err(missing) }
+}
+
+fn in_path(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|d| d.join(program).is_file())
+}
+
+/// Plays a scenario once. Ok: backend and a line about what was measured. Err: why it failed.
+fn play(bin: &Path, name: &str) -> Result<(String, String), String> {
+    let out = Command::new(bin.join("wgctl"))
+        .args(["lab", "run", name, "--json", "-"])
+        .env("LEADERD_BIN", bin.join("leaderd"))
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("cannot run wgctl: {e}"))?;
+    let errors = String::from_utf8_lossy(&out.stderr).into_owned();
+    let report: Value =
+        serde_json::from_slice(&out.stdout).map_err(|e| format!("no result ({e})\n{errors}"))?;
+    let run = &report["runs"][0];
+    if !out.status.success() || run["outcome"] != "pass" {
+        return Err(format!("{}\n{errors}", run["why"].as_str().unwrap_or("no reason given")));
+    }
+    let line = format!(
+        "{} -> {}, cause {}, blackout {} ms new, {} ms old",
+        run["leader"]["before"].as_str().unwrap_or("-"),
+        run["leader"]["after"].as_str().unwrap_or("-"),
+        run["cause"].as_str().unwrap_or("-"),
+        run["blackout_ms"]["new_flows"],
+        run["blackout_ms"]["established"]
+    );
+    Ok((report["backend"].as_str().unwrap_or("unknown").to_owned(), line))
+}
