@@ -11,9 +11,9 @@ use hyper_util::rt::TokioIo;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
-use wgctl_plan::Network;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use wgctl_plan::Network;
 
 /// Longest answer that is read. 1,000 locations with 256 events each stay below it.
 const MAX_ANSWER: usize = 256 << 20;

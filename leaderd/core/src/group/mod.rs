@@ -37,7 +37,6 @@ use commands::Pending;
 use ledger::Ledger;
 use raft_node::RaftNode;
 
-
 /// Why there is no group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {

@@ -8,7 +8,7 @@ use super::decide::{Choice, Situation};
 use crate::ids::{NodeName, Slot};
 use crate::status::CandidateStatus;
 use crate::time::Now;
-use crate::verdict::{SlotReport, Verdict};
+use crate::verdict::{Cause, SlotReport, Verdict};
 
 impl Group {
     /// True if this node is in touch with most voters (as raft leader), or with a raft leader that is.
@@ -124,13 +124,23 @@ impl Group {
     }
 }
 
+/// The verdict that most share, and how many do. Observers that saw different directions still agree on the cause.
 fn most_common(reports: &[&SlotReport]) -> (Verdict, usize) {
-    let mut votes: BTreeMap<String, (Verdict, usize)> = BTreeMap::new();
+    let mut votes: BTreeMap<(u8, Option<Cause>), (Verdict, usize)> = BTreeMap::new();
     for report in reports {
-        let vote = votes
-            .entry(format!("{:?}", report.verdict))
+        let kind = match report.verdict {
+            Verdict::Unknown => 0,
+            Verdict::Forwarding => 1,
+            Verdict::Suspected => 2,
+            Verdict::Degraded { .. } => 3,
+        };
+        let (shown, count) = votes
+            .entry((kind, report.verdict.cause()))
             .or_insert_with(|| (report.verdict.clone(), 0));
-        vote.1 += 1;
+        if let Verdict::Degraded { direction: None, .. } = shown {
+            *shown = report.verdict.clone();
+        }
+        *count += 1;
     }
     votes.into_values().max_by_key(|(_, n)| *n).unwrap_or((Verdict::Unknown, 0))
 }

@@ -56,6 +56,10 @@ impl Node {
         let locations: Vec<LocationName> = self.mesh.locations.keys().cloned().collect();
         let mut changed = false;
         for location in locations {
+            if location != self.location && self.observer.is_none() {
+                // A plain member hears nothing of other locations: its leader chooses for it.
+                continue;
+            }
             if self.groups.get(&location).is_some_and(|g| g.has_quorum(now)) {
                 self.heard.quorum_seen.insert(location.clone(), now.mono);
             }

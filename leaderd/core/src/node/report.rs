@@ -87,16 +87,22 @@ impl Node {
     }
 
     fn candidates_status(&self, now: Now, location: &LocationName) -> Vec<CandidateStatus> {
-        if let Some(group) = self.groups.get(location) {
+        // Reports go to the candidates and to the raft leader; a plain member hears of them from the latter.
+        let own = *location == self.location;
+        let group = self
+            .groups
+            .get(location)
+            .filter(|g| !own || self.observer.is_some() || g.is_raft_leader());
+        if let Some(group) = group {
             return group.candidates_status(now);
         }
-        if *location == self.location {
-            // A plain member hears of it from the raft leader.
-            let digest = self.mesh.nodes_of(location).find_map(|n| {
-                let (_, hello) = self.heard.last.get(&n.name)?;
-                (!hello.digest.is_empty()).then(|| hello.digest.clone())
+        if own {
+            let digests = self.mesh.nodes_of(location).filter_map(|n| {
+                let (at, hello) = self.heard.last.get(&n.name)?;
+                (!hello.digest.is_empty()).then_some((*at, &hello.digest))
             });
-            return digest.unwrap_or_else(|| self.unobserved(location, None));
+            let newest = digests.max_by_key(|(at, _)| *at).map(|(_, digest)| digest.clone());
+            return newest.unwrap_or_else(|| self.unobserved(location, None));
         }
         let view = self.observer.as_ref().and_then(|o| o.view(now, location));
         self.unobserved(location, view)

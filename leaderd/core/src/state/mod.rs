@@ -35,17 +35,33 @@ pub struct Decision {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Command {
     /// Who leads from now on. A no-op unless the state's epoch is `expected_epoch`.
-    Decide { expected_epoch: Epoch, decision: Decision, event: Box<Event> },
+    Decide {
+        expected_epoch: Epoch,
+        decision: Decision,
+        event: Box<Event>,
+    },
     /// Leadership may not go to this candidate, and leaves it.
-    Drain { node: NodeName },
-    Undrain { node: NodeName },
+    Drain {
+        node: NodeName,
+    },
+    Undrain {
+        node: NodeName,
+    },
     /// No automatic failover until then (`None`: until `unfreeze`).
-    Freeze { until: Option<WallTime> },
+    Freeze {
+        until: Option<WallTime>,
+    },
     Unfreeze,
     /// Something worth telling without a new decision (all candidates sick, quorum back, …).
-    Record { event: Box<Event> },
+    Record {
+        event: Box<Event>,
+    },
     /// Adds times that came later to the event of an epoch: programmed, verified, blackout. Only sets what is not set.
-    Complete { epoch: Epoch, times: EventTimes, blackout: Option<Duration> },
+    Complete {
+        epoch: Epoch,
+        times: EventTimes,
+        blackout: Option<Duration>,
+    },
 }
 
 /// Number of an event within its location, from 1.
