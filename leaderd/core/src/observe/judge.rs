@@ -35,6 +35,8 @@ const RECOVERY_FEW: usize = 3;
 const FIRST_DELIVERIES: usize = 3;
 /// How long nothing at all must come back before a location is called dark, or failing as a whole.
 const DARK: Duration = Duration::from_millis(300);
+/// A path through which nothing has come yet is given two tries at WireGuard's handshake (`REKEY_TIMEOUT` is 5 s).
+const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
 /// Evidence older than this no longer makes a path 'forwarding'.
 const STALE: Duration = Duration::from_secs(10);
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
@@ -261,6 +263,9 @@ impl Watch {
             // Our own kernel refuses, or nobody at all answers: nothing to hold against this candidate.
             return Verdict::Unknown;
         }
+        if path.woke.is_none() && now.since(path.born) < FIRST_HANDSHAKE {
+            return Verdict::Unknown;
+        }
         if let Verdict::Degraded { cause, .. } = path.verdict {
             return if self.recovered(mesh, now, p, cause) {
                 Verdict::Forwarding
@@ -441,14 +446,14 @@ impl Watch {
             return (Cause::Loss, direction);
         }
         let relay = (count(ProbeClass::Relay, false), count(ProbeClass::Relay, true));
-        if relay.0 == 0
-            && relay.1 > 0
-            && path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from)
-        {
+        // A relay probe that was lost long before is a dead daemon's, unless nothing ever came.
+        let relay_was_alive = path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from);
+        if relay.0 == 0 && relay.1 > 0 && (relay_was_alive || path.woke.is_none()) {
             return (Cause::TunnelDown, direction);
         }
         let pinned = (count(ProbeClass::PinnedFlow, false), count(ProbeClass::PinnedFlow, true));
-        if pinned.0 > pinned.1 {
+        // Some long-lived flows may be no older than the fault; when all flows die none passes.
+        if pinned.0 > 0 && pinned.0 * 3 >= pinned.1 {
             (Cause::NewFlow, direction)
         } else {
             (Cause::Forwarding, direction)
