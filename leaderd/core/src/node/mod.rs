@@ -191,6 +191,7 @@ impl Node {
                         self.effects.push_back(Effect::Reflect { from: local, to: from, bytes });
                     }
                     Err(reject) => {
+                        self.count(&format!("probes.rejected.{}", reject.as_str()));
                         self.ignored(now, &from.ip().to_string(), &format!("probe: {reject}"))
                     }
                 }
@@ -406,7 +407,8 @@ impl Node {
     fn programmed(&mut self, now: Now, revision: u64, error: Option<String>) {
         if let Some(error) = error {
             self.count("program.failed");
-            self.log(LogLevel::Error, "cannot program the network", [("error", error)]);
+            // The shell has logged it, and knows how often.
+            self.log(LogLevel::Debug, "cannot program the network", [("error", error)]);
             if revision == self.revision {
                 self.program_retry = Some(now.mono + PROGRAM_RETRY);
             }
