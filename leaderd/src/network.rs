@@ -143,7 +143,7 @@ impl<S: Steward> Keeper<S> {
         &mut self,
         programs: &mut watch::Receiver<Program>,
     ) -> Option<tokio::time::Instant> {
-        let Some((revision, network)) = programs.borrow_and_update().clone() else { return None };
+        let (revision, network) = programs.borrow_and_update().clone()?;
         let began = Instant::now();
         let result = self.steward.program((*network).clone()).await;
         self.counters.set("program_latency_micros", began.elapsed().as_micros() as u64);
