@@ -105,6 +105,26 @@ impl Steward {
         }
     }
 
+    /// Removes the peers that have waited long enough for the other side in vain; the comparison that follows makes them
+    /// anew, with their endpoint. Merely setting it would not do: WireGuard counts the attempts it made without one, and
+    /// waits 5 s after each.
+    async fn renew_silent_peers(&mut self) -> Result<(), ProgramError> {
+        let over: Vec<_> =
+            self.yielding.iter().filter(|(_, since)| since.elapsed() >= YIELD).collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        let stats = self.wireguard_stats().await?;
+        let silent = over
+            .into_iter()
+            .map(|(id, _)| id)
+            .filter(|id| stats.get(id).is_some_and(|peer| peer.last_handshake.is_none()));
+        let remove: Vec<Change> = silent
+            .map(|(name, key)| Change::RemovePeer { name: name.clone(), key: *key })
+            .collect();
+        Ok(self.kernel.apply(&remove, &self.key).await?)
+    }
+
     fn without_yielded(&mut self, wanted: Network) -> Network {
         self.yielding.retain(|_, since| since.elapsed() < YIELD);
         if self.yielding.is_empty() {
@@ -124,6 +144,7 @@ impl Steward {
 
     /// Looks at the kernel and repairs what differs from the desired network. Tells what it repaired.
     pub async fn reconcile(&mut self) -> Result<Vec<Change>, ProgramError> {
+        self.renew_silent_peers().await?;
         if let Some(wanted) = self.wanted.take() {
             self.desired = Some(self.without_yielded(wanted));
         }

@@ -186,6 +186,7 @@ impl Node {
                         self.effects.push_back(Effect::Reflect { from: local, to: from, bytes });
                     }
                     Err(reject) => {
+                        self.count(&format!("probes.rejected.{}", reject.as_str()));
                         self.ignored(now, &from.ip().to_string(), &format!("probe: {reject}"))
                     }
                 }

@@ -43,7 +43,8 @@ impl Node {
     pub(super) fn programmed(&mut self, now: Now, revision: u64, error: Option<String>) {
         if let Some(error) = error {
             self.count("program.failed");
-            self.log(LogLevel::Error, "cannot program the network", [("error", error)]);
+            // The shell has logged it, and knows how often.
+            self.log(LogLevel::Debug, "cannot program the network", [("error", error)]);
             if revision == self.revision {
                 self.program_retry = Some(now.mono + PROGRAM_RETRY);
             }

@@ -56,14 +56,14 @@ impl Watch {
             return (Cause::Loss, direction);
         }
         let relay = (count(ProbeClass::Relay, false), count(ProbeClass::Relay, true));
-        if relay.0 == 0
-            && relay.1 > 0
-            && path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from)
-        {
+        // A relay probe that was lost long before is a dead daemon's, unless nothing ever came.
+        let relay_was_alive = path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from);
+        if relay.0 == 0 && relay.1 > 0 && (relay_was_alive || path.woke.is_none()) {
             return (Cause::TunnelDown, direction);
         }
         let pinned = (count(ProbeClass::PinnedFlow, false), count(ProbeClass::PinnedFlow, true));
-        if pinned.0 > pinned.1 {
+        // Some long-lived flows may be no older than the fault; when all flows die none passes.
+        if pinned.0 > 0 && pinned.0 * 3 >= pinned.1 {
             (Cause::NewFlow, direction)
         } else {
             (Cause::Forwarding, direction)

@@ -31,6 +31,8 @@ const RECOVERY_FEW: usize = 3;
 const FIRST_DELIVERIES: usize = 3;
 /// How long nothing at all must come back before a location is called dark, or failing as a whole.
 const DARK: Duration = Duration::from_millis(300);
+/// A path through which nothing has come yet is given two tries at WireGuard's handshake (`REKEY_TIMEOUT` is 5 s).
+const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
 /// Evidence older than this no longer makes a path 'forwarding'.
 const STALE: Duration = Duration::from_secs(10);
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
@@ -136,6 +138,9 @@ impl Watch {
         let path = &self.paths[p];
         if path.own_fault.is_some_and(|t| now.since(t) < RECOVERY) || self.dark {
             // Our own kernel refuses, or nobody at all answers: nothing to hold against this candidate.
+            return Verdict::Unknown;
+        }
+        if path.woke.is_none() && now.since(path.born) < FIRST_HANDSHAKE {
             return Verdict::Unknown;
         }
         if let Verdict::Degraded { cause, .. } = path.verdict {

@@ -188,6 +188,10 @@ impl Observer {
         let Some(f) = self.take(id) else { return };
         let w = &mut self.watches[at];
         w.targets[target].replied(reply.sender_seq, reply.seq, f.sent);
+        if f.shot.path.is_some_and(|p| w.waking(now.mono, p, f.sent)) {
+            self.forget(id, &f);
+            return;
+        }
         let rtt = now.mono.since(f.sent);
         match f.shot.path {
             Some(p) => {
