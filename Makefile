@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench deps lint fmt clippy doc unit simulation fuzz lab scenarios audit clean
+.PHONY: help demo test bench deps lint fmt clippy doc unit simulation fuzz lab scenarios bad-input audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -18,10 +18,10 @@ help:
 demo: lab
 	"$(LAB)/wgctl" lab demo
 
-test: deps lint unit simulation scenarios
+test: deps lint unit simulation scenarios bad-input
 	@echo
 	@echo 'make test: all of it passed: format, clippy, docs; unit and property tests; virtual time and the fuzz corpus;'
-	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets"
+	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes"
 
 bench: lab
 	LEADERD_BIN_DIR="$(LAB)" tests/bench
@@ -61,6 +61,10 @@ lab: deps
 # The test ends with a line of its own, 'N passed, N failed', naming the WireGuard backend.
 scenarios: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test scenarios -- --nocapture --test-threads=1
+
+# Damaged stores, hostile peers, live changes, on real daemons in the lab.
+bad-input: lab
+	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test bad_input
 
 audit:
 	cargo deny check
