@@ -7,7 +7,7 @@ use leaderd_core::io::LogLevel;
 use leaderd_core::mesh::Policy;
 use leaderd_core::verdict::Cause;
 use tests::sim::meshes::{Site, mesh_of};
-use tests::sim::{World, WorldConfig};
+use tests::sim::{Link, Loss, World, WorldConfig};
 
 fn name(s: &str) -> NodeName {
     s.parse().expect("a name")
@@ -116,7 +116,10 @@ fn a_leader_that_crashes_is_replaced() {
 
 #[test]
 fn ten_percent_loss_on_every_path_moves_nobody() {
-    let mut world = settled(WorldConfig { wan_loss: 0.1, ..WorldConfig::default() });
+    let mut world = settled(WorldConfig {
+        wan: Link { loss: Loss::Independent(0.1), ..Link::of(Duration::from_millis(10)) },
+        ..WorldConfig::default()
+    });
     world.run_for(Duration::from_secs(300));
     assert_eq!(decisions(&world).len(), 1, "{}", story(&world));
 }
@@ -124,8 +127,7 @@ fn ten_percent_loss_on_every_path_moves_nobody() {
 #[test]
 fn slow_and_jittery_paths_move_nobody() {
     let config = WorldConfig {
-        wan_latency: Duration::from_millis(300),
-        wan_jitter: Duration::from_millis(200),
+        wan: Link { jitter: Duration::from_millis(200), ..Link::of(Duration::from_millis(300)) },
         ..WorldConfig::default()
     };
     let mut world = settled(config);

@@ -26,6 +26,7 @@ use crate::mesh::Mesh;
 use crate::observe::{Observer, ObserverOutput};
 use crate::probe::keys::ProbeKeys;
 use crate::probe::reflect::Reflector;
+use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
 use crate::topology::{self, TopologyInput};
 use crate::wire::Frame;
@@ -238,6 +239,11 @@ impl Node {
 
     pub fn mesh(&self) -> &Arc<Mesh> {
         &self.mesh
+    }
+
+    /// The decision that this node knows of a location.
+    pub fn decision(&self, location: &LocationName) -> Option<&Decision> {
+        self.known.decision(location)
     }
 
     /// What the kernel is to look like now.
