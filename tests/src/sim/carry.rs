@@ -135,7 +135,10 @@ impl World {
         let more = 1.0 - (1.0 - fa) * (1.0 - fb);
         let link = self.link(a, b);
         let bad = self.bad.entry((a.clone(), b.clone())).or_default();
-        link.pass(&mut self.rng, bad, more)
+        let slower = self.faults[a].wan_delay + self.faults[b].wan_delay;
+        let mut delays = link.pass(&mut self.rng, bad, more);
+        delays.iter_mut().for_each(|d| *d += slower);
+        delays
     }
 
     /// True if frames pass from one node to the other, one way.

@@ -1,6 +1,7 @@
 //! What is broken on a node, in the model. All of it leaves the node's daemon alone unless it says so.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use leaderd_core::ids::NodeName;
 use serde::{Deserialize, Serialize};
@@ -30,6 +31,8 @@ pub struct Faults {
     pub wan_cut: bool,
     /// Share of packets lost on this node's WAN, each way, 0 to 1.
     pub wan_loss: f64,
+    /// The node's WAN is slower by this, each way.
+    pub wan_delay: Duration,
     /// No packets to and from nodes of the same location.
     pub lan_cut: bool,
 }
@@ -49,6 +52,8 @@ pub enum Fault {
     WireguardDown,
     WanCut,
     WanLoss(f64),
+    /// Slower by so many milliseconds, each way.
+    WanLatency(u32),
     LanCut,
     /// Packets from the node straight to this one are lost; the other way they pass.
     OneWay(NodeName),
@@ -71,6 +76,9 @@ impl World {
             Fault::RouteLoop => f.route_loop = on,
             Fault::WanCut => f.wan_cut = on,
             Fault::WanLoss(share) => f.wan_loss = if on { *share } else { 0.0 },
+            Fault::WanLatency(ms) => {
+                f.wan_delay = Duration::from_millis(if on { u64::from(*ms) } else { 0 });
+            }
             Fault::LanCut => f.lan_cut = on,
             Fault::OneWay(to) => {
                 let cut = (node.clone(), to.clone());
