@@ -58,6 +58,9 @@ impl World {
         match self.send_packet(name, &packet) {
             Ok(arrival) => {
                 let (from, local, ttl) = (source, probe.target, arrival.ttl);
+                if self.nodes[&arrival.node].core.is_none() {
+                    return self.nobody_listens(name, &arrival, &probe);
+                }
                 for delay in arrival.delays {
                     let bytes = probe.payload.clone();
                     let input = Input::ProbeRequest { from, local, ttl, bytes };
@@ -68,6 +71,24 @@ impl World {
                 self.later(delay, name, failed(ProbeError::TimeExceeded { from: None }));
             }
             Err(None) => {}
+        }
+    }
+
+    /// The target's kernel lives and its daemon does not: ICMP port unreachable, which no fault of new flows stops.
+    fn nobody_listens(&mut self, name: &NodeName, arrival: &Arrival, probe: &ProbeSend) {
+        let answer = Packet {
+            source: probe.target.ip(),
+            target: probe.source,
+            length: 100,
+            new_flow: false,
+            bound_to: None,
+        };
+        if let Ok(back) = self.send_packet(&arrival.node, &answer)
+            && back.node == *name
+        {
+            let error = ProbeError::Unreachable { from: Some(probe.target.ip()) };
+            let input = Input::ProbeError { probe: probe.probe, error };
+            self.later(arrival.delays[0] + back.delays[0], name, Happening::Input(input));
         }
     }
 

@@ -223,8 +223,12 @@ impl Model {
             good && world.is_awake(&n.name)
                 && history(n).last_asleep.is_none_or(|at| now.since(at) >= STALE)
         });
-        let owed =
-            broken && helper && has_quorum(world, location) && has_observers(world, location);
+        let provable = decision.leaders.iter().filter_map(candidate).all(|n| is_provable(world, n));
+        let owed = provable
+            && broken
+            && helper
+            && has_quorum(world, location)
+            && has_observers(world, location);
         if !owed {
             self.owed_since.remove(location);
             return;
@@ -375,6 +379,22 @@ impl Model {
     }
 }
 
+/// A fault can be told from a dead target only where another candidate reaches what this one does not.
+fn is_provable(world: &World, c: &Node) -> bool {
+    let passes = |o: &Node, c: &Node, t: &Node| {
+        crosses_wan(world, o, c) && relays(world, c) && crosses_lan(world, c, t)
+    };
+    let others = || world.mesh.nodes_of(&c.location).filter(|n| n.name != c.name);
+    let observers =
+        world.mesh.nodes.values().filter(|o| o.slot.is_some() && o.location != c.location);
+    observers.filter(|o| world.is_awake(&o.name)).all(|o| {
+        others().filter(|t| !world.faults[&t.name].crashed).any(|t| {
+            let mut controls = others().filter(|k| k.slot.is_some() && k.name != t.name);
+            !passes(o, c, t) && controls.any(|k| passes(o, k, t))
+        })
+    })
+}
+
 fn crosses_wan(world: &World, o: &Node, c: &Node) -> bool {
     let f = &world.faults[&c.name];
     let cut = |a: &Node, b: &Node| world.cuts.contains(&(a.name.clone(), b.name.clone()));
@@ -392,6 +412,9 @@ fn crosses_lan(world: &World, c: &Node, t: &Node) -> bool {
     !f.vxlan_all
         && !f.vxlan_new_flows
         && !f.lan_cut
+        && !g.lan_cut
+        && !g.vxlan_all
+        && !g.vxlan_new_flows
         && !f.ghosts.contains(&t.name)
         && !g.ghosts.contains(&c.name)
         && !cut(c, t)

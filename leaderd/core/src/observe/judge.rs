@@ -37,6 +37,10 @@ const FIRST_DELIVERIES: usize = 3;
 const DARK: Duration = Duration::from_millis(300);
 /// Evidence older than this no longer makes a path 'forwarding'.
 const STALE: Duration = Duration::from_secs(10);
+/// While nothing at all comes back through a path, a loss counts only this much later than a round trip: the path may
+/// have become slower at once (a route changed), and then every reply is merely late. Where the candidate itself or an
+/// old flow still answers, nothing has to be waited for.
+const SILENCE: Duration = Duration::from_millis(120);
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
 const MTU_STEP: u16 = 8;
 
@@ -54,6 +58,8 @@ pub(super) struct Judged {
     pub bursts: Vec<usize>,
     pub shots: Vec<Shot>,
     pub logs: Vec<LogLine>,
+    /// Judge again then, whatever happens: a loss begins to count.
+    pub again: Option<Instant>,
 }
 
 /// The tests of one path.
@@ -65,6 +71,8 @@ struct Weight {
     target: Sum,
     /// Losses that count.
     losses: usize,
+    /// When the next one will that does not yet.
+    next: Option<Instant>,
 }
 
 /// A CUSUM and where its present climb began.
@@ -165,11 +173,19 @@ impl Watch {
         // Where replies came late elsewhere in this location, wait as long for these.
         let patience =
             self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
-        for o in self.paths[p].ring.iter().filter(|o| o.is_fresh()) {
+        let path = &self.paths[p];
+        let silence = SILENCE + path.rtt.smoothed().unwrap_or_default();
+        for o in path.ring.iter().filter(|o| o.is_fresh()) {
+            let lives = o.outcome == Outcome::Looped || path.any_ok >= Some(o.sent);
+            let wait = if lives { patience } else { patience.max(silence) };
             let lost = match o.outcome {
                 Outcome::Pending | Outcome::Void => continue,
                 Outcome::Delivered => false,
-                _ if now < o.sent + patience => continue,
+                _ if now < o.sent + wait => {
+                    let due = o.sent + wait;
+                    w.next = Some(w.next.map_or(due, |n| n.min(due)));
+                    continue;
+                }
                 _ if blame_all || self.confirmed(&witnesses[o.target], o, slack) => true,
                 _ => continue,
             };
@@ -217,6 +233,7 @@ impl Watch {
         }
         for p in 0..self.paths.len() {
             let w = self.weigh(p, now, slack, all_sick);
+            judged.again = [judged.again, w.next].into_iter().flatten().min();
             let worst = w.new.worse(w.full).worse(w.target);
             let next = self.verdict(mesh, now, p, &w, worst, h);
             let path = &mut self.paths[p];
@@ -354,6 +371,7 @@ impl Watch {
             Verdict::Unknown => "unknown",
             Verdict::Forwarding => "forwarding",
             Verdict::Suspected => "suspected",
+            Verdict::Degraded { cause: Cause::Forwarding, .. } => "not-forwarding",
             Verdict::Degraded { cause, .. } => cause.as_str(),
         };
         let fields = [
