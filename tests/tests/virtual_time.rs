@@ -378,6 +378,7 @@ fn without_quorum_every_node_goes_on_by_what_it_sees_itself() {
     for node in ["cloud-2", "home-0", "home-1"] {
         play.fault(node, Fault::DaemonKill, false);
     }
+    play.fault("cloud-0", Fault::VxlanNewFlows, false);
     play.run(secs(20));
     assert_eq!(play.leader_of("cloud"), "cloud-1", "{}", play.story());
     play.model.check_convergence(&play.world, secs(5));
