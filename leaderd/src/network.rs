@@ -26,6 +26,10 @@ pub trait Steward {
     fn program(&mut self, network: Network) -> impl Future<Output = Result<(), String>>;
     /// Compares the kernel with the last programmed network, puts right what differs, and says what that was.
     fn reconcile(&mut self) -> impl Future<Output = Result<Vec<String>, String>>;
+    /// True when something that was put off is due: call `reconcile`.
+    fn is_due(&self) -> bool {
+        false
+    }
     /// Waits until the kernel tells of a change that may concern us. Cancel-safe.
     fn drift(&mut self) -> impl Future<Output = ()>;
 }
@@ -33,11 +37,14 @@ pub trait Steward {
 /// How often the node looks at its own ability to relay.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// Everything is compared this often even without news: events can be lost.
-const RECONCILE: Duration = Duration::from_secs(30);
+/// Everything is compared this often even without news: events can be lost, and nobody tells of WireGuard's peers.
+const RECONCILE: Duration = Duration::from_secs(5);
 
 /// A failed programming is tried again after this.
 const RETRY: Duration = Duration::from_millis(500);
+
+/// Between two log lines about the same failure.
+const REPEAT_LOG: Duration = Duration::from_secs(60);
 
 /// Starts the thread; waits until the steward is made, or gives why it cannot be.
 /// Dropping the sender of `programs` ends it, and leaves the kernel as it is.
@@ -64,9 +71,16 @@ where
             match make().await {
                 Ok(steward) => {
                     let _ = made.send(Ok(()));
-                    Keeper { steward, inputs, counters, programmed: None, told: None }
-                        .run(programs)
-                        .await;
+                    Keeper {
+                        steward,
+                        inputs,
+                        counters,
+                        programmed: None,
+                        told: None,
+                        complained: None,
+                    }
+                    .run(programs)
+                    .await;
                 }
                 Err(error) => {
                     let _ = made.send(Err(error));
@@ -83,6 +97,8 @@ struct Keeper<S> {
     counters: Counters,
     programmed: Option<Network>,
     told: Option<LocalFacts>,
+    /// What kept us from programming, and when it was last logged.
+    complained: Option<(String, Instant)>,
 }
 
 impl<S: Steward> Keeper<S> {
@@ -109,7 +125,14 @@ impl<S: Steward> Keeper<S> {
                     self.look().await;
                     self.reconcile().await;
                 }
-                _ = looks.tick() => self.look().await,
+                _ = looks.tick() => {
+                    self.look().await;
+                    if self.steward.is_due()
+                        && let Err(error) = self.steward.reconcile().await
+                    {
+                        tracing::error!(error, "cannot set the peers' endpoints");
+                    }
+                }
                 _ = reconciles.tick(), if self.programmed.is_some() => self.reconcile().await,
             }
         }
@@ -120,7 +143,7 @@ impl<S: Steward> Keeper<S> {
         &mut self,
         programs: &mut watch::Receiver<Program>,
     ) -> Option<tokio::time::Instant> {
-        let Some((revision, network)) = programs.borrow_and_update().clone() else { return None };
+        let (revision, network) = programs.borrow_and_update().clone()?;
         let began = Instant::now();
         let result = self.steward.program((*network).clone()).await;
         self.counters.set("program_latency_micros", began.elapsed().as_micros() as u64);
@@ -128,11 +151,19 @@ impl<S: Steward> Keeper<S> {
             Ok(()) => {
                 self.counters.count("programs");
                 self.programmed = Some(*network);
+                if self.complained.take().is_some() {
+                    tracing::info!(revision, "the network is programmed now");
+                }
                 None
             }
             Err(error) => {
                 self.counters.count("program_errors");
-                tracing::error!(revision, error, "cannot program the network; trying again");
+                let told =
+                    |(why, at): &(String, Instant)| *why == error && at.elapsed() < REPEAT_LOG;
+                if !self.complained.as_ref().is_some_and(told) {
+                    tracing::error!(revision, error, "cannot program the network; trying again");
+                    self.complained = Some((error.clone(), Instant::now()));
+                }
                 Some(error)
             }
         };

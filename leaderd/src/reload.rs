@@ -16,7 +16,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use crate::node::parse_mesh;
 use crate::resolve::resolve;
 
 /// How often the file is looked at.
@@ -46,7 +45,7 @@ pub fn read(path: &Path) -> Result<Mesh, MeshFileError> {
         return Err(MeshFileError::TooLong { path: path.to_owned(), bytes });
     }
     let text = std::fs::read_to_string(path).map_err(failed)?;
-    parse_mesh(&text).map_err(|mistakes| MeshFileError::Mistakes {
+    leaderd_core::mesh::parse(&text).map_err(|mistakes| MeshFileError::Mistakes {
         path: path.to_owned(),
         mistakes: mistakes.iter().map(|m| format!("{}:{m}", path.display())).collect(),
     })

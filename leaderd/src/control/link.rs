@@ -1,6 +1,7 @@
 //! One live connection: frames out, frames in, and the watch over its silence.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,9 @@ use crate::counters::Counters;
 
 /// A connection without a word for this long is dead, on a short path.
 const MIN_SILENCE: Duration = Duration::from_secs(3);
+
+/// A peer heard within this time is there: twice the keep-alive, and how often it is looked.
+const ALIVE: Duration = Duration::from_millis(2500);
 
 /// How often silence is looked for.
 const WATCH: Duration = Duration::from_millis(500);
@@ -43,9 +47,19 @@ pub(super) struct Link {
     key: ControlPublicKey,
     queue: Mutex<VecDeque<Vec<u8>>>,
     wake: Notify,
+    /// When the peer was last heard.
+    heard: Mutex<Instant>,
 }
 
 impl Link {
+    /// True if the peer speaks on this connection from another address than `from`: two machines use its key. A peer that
+    /// moved does not speak on the old connection any more.
+    pub(super) fn alive_elsewhere(&self, from: IpAddr) -> bool {
+        let heard = *self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.connection.close_reason().is_none();
+        open && self.connection.remote_address().ip() != from && heard.elapsed() < ALIVE
+    }
+
     pub(super) fn key(&self) -> ControlPublicKey {
         self.key
     }
@@ -136,6 +150,7 @@ pub(super) async fn run(
         key,
         queue: Mutex::default(),
         wake: Notify::new(),
+        heard: Mutex::new(Instant::now()),
     });
     if let Some(old) = shared.lock_links().insert(node.clone(), link.clone()) {
         old.close("replaced by a newer connection");
@@ -149,7 +164,7 @@ pub(super) async fn run(
         () = link.write() => connection.closed().await.to_string(),
         () = read_streams(&node, &connection, &shared) => connection.closed().await.to_string(),
         () = read_datagrams(&node, &connection, &shared) => connection.closed().await.to_string(),
-        why = watch(&connection, &shared.inputs, up) => why,
+        why = watch(&link, &shared.inputs, up) => why,
     };
     link.close(&why);
     let current = {
@@ -169,10 +184,11 @@ pub(super) async fn run(
 
 /// Ends, with the reason, when the connection has been silent for too long.
 async fn watch(
-    connection: &Connection,
+    link: &Link,
     inputs: &mpsc::Sender<Input>,
     up: impl Fn(Duration) -> Input,
 ) -> String {
+    let connection = &link.connection;
     let mut ticks = interval(WATCH);
     let (mut heard, mut at, mut told) = (0, Instant::now(), Instant::now());
     loop {
@@ -180,6 +196,7 @@ async fn watch(
         let received = connection.stats().udp_rx.datagrams;
         if received != heard {
             (heard, at) = (received, Instant::now());
+            *link.heard.lock().unwrap_or_else(PoisonError::into_inner) = at;
         }
         let rtt = connection.rtt();
         if at.elapsed() > silence(rtt) {

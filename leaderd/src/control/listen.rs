@@ -115,6 +115,16 @@ async fn handshake(
     let key = tls::peer_key(&connection)?;
     // The mesh may have changed since the key was verified.
     let node = shared.known.node(&key)?;
+    // Two machines with the same key would throw each other out for ever: the first one stays.
+    let old = shared.lock_links().get(&node).cloned();
+    if old.is_some_and(|old| old.alive_elsewhere(connection.remote_address().ip())) {
+        connection.close(quinn::VarInt::from_u32(0), b"these keys are in use on another machine");
+        let why = format!(
+            "the keys of {node} are in use on another machine: give each node its own keys"
+        );
+        shared.refuse(from, "connections_refused_double", &why);
+        return None;
+    }
     // In TLS 1.3 a client believes in the connection before the server has seen its key: an empty stream tells it.
     let mut greeting = connection.open_uni().await.ok()?;
     greeting.finish().ok()?;

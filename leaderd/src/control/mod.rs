@@ -22,6 +22,7 @@ use std::time::Duration;
 use leaderd_core::ids::NodeName;
 use leaderd_core::io::Input;
 use leaderd_core::mesh::ControlPublicKey;
+use leaderd_core::node::Peer;
 use leaderd_core::wire::Frame;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use tokio::sync::mpsc;
@@ -32,7 +33,6 @@ pub use tls::KnownKeys;
 
 use crate::counters::Counters;
 use crate::log::Limiter;
-use crate::node::Peer;
 use crate::secrets::Keys;
 use link::Link;
 

@@ -92,12 +92,11 @@ impl LabDir {
         UnixStream::connect(self.control_socket()).is_ok()
     }
 
-    /// Its starter lives, so it may not listen yet.
+    /// Its starter lives, so it may not listen yet. A zombie does not.
     fn starting(&self) -> bool {
-        fs::read_to_string(self.path.join("pid"))
-            .ok()
-            .and_then(|p| p.trim().parse::<i32>().ok())
-            .is_some_and(|p| kill(Pid::from_raw(p), None).is_ok())
+        let Ok(pid) = fs::read_to_string(self.path.join("pid")) else { return false };
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        stat.rsplit(") ").next().is_some_and(|s| !s.is_empty() && !s.starts_with(['Z', 'X']))
     }
 
     /// The running lab of that name, or the only one.

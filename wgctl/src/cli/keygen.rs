@@ -45,7 +45,7 @@ impl Secret {
     fn random() -> anyhow::Result<Self> {
         let mut secret = Self([0; 32]);
         getrandom::fill(&mut secret.0)
-            .map_err(io::Error::from)
+            .map_err(|e| io::Error::other(e.to_string()))
             .context("cannot get randomness from the kernel")?;
         Ok(secret)
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use wgctl_plan::{Change, InterfaceName, Network, WgPublicKey, diff};
 
@@ -11,10 +12,17 @@ use super::encode::*;
 use super::netlink::*;
 use super::observe::{self, Scope};
 use super::sysctl;
-use crate::wireguard::{Backend, Missing, PeerStats, PrivateKey, Settings, missing_for_userspace};
+use crate::wireguard::{
+    Backend, Holder, Missing, PeerStats, PrivateKey, Settings, holder, missing_for_userspace,
+};
 
 /// Plans of so few changes, all netlink, are applied in place: tens of microseconds, less than a change of threads.
 const INLINE_CHANGES: usize = 16;
+
+/// How long a WireGuard process may take to open its port after its link came up, and how often it is looked for. It takes
+/// about a millisecond on an idle machine.
+const LISTEN_TIMEOUT: Duration = Duration::from_millis(500);
+const LISTEN_POLL: Duration = Duration::from_millis(2);
 
 /// Observes and changes the network. Cheap to clone; operations take turns.
 #[derive(Debug, Clone)]
@@ -194,7 +202,10 @@ impl Inner {
         observe::observe(&mut self.netlink, scope, |link| match (backend, link.kind.as_str()) {
             (Backend::Kernel, "wireguard") | (Backend::Userspace, "tun") => {
                 match backend.read(&link.name) {
-                    Ok(seen) => seen.map(|s| s.interface),
+                    Ok(seen) => seen.map(|mut s| {
+                        s.interface.up = listens(backend, &link.name, s.interface.listen_port);
+                        s.interface
+                    }),
                     // A stuck process is as good as none: it is replaced.
                     Err(error) => {
                         tracing::warn!(interface.name = %link.name, %error, "WireGuard does not answer");
@@ -215,6 +226,16 @@ impl Inner {
                 self.flush(&mut batch, &mut failures);
             }
             match encode(change) {
+                Ok(Some(message)) if self.must_listen(change) => {
+                    self.flush(&mut batch, &mut failures);
+                    if let Err(e) = self.bring_up(change, message) {
+                        failures.push(Failure {
+                            change: change.clone(),
+                            why: e.to_string(),
+                            errno: e.raw_os_error(),
+                        });
+                    }
+                }
                 Ok(Some(message)) => batch.push((change, message)),
                 Ok(None) => {
                     self.flush(&mut batch, &mut failures);
@@ -320,6 +341,47 @@ impl Inner {
         self.one(set_alias(name)?)
     }
 
+    /// True for what makes a userspace process open its port.
+    fn must_listen(&self, change: &Change) -> bool {
+        self.backend == Backend::Userspace && matches!(change, Change::SetUp { up: true, .. })
+    }
+
+    /// Brings up a link, and waits until its process listens if it has one: it says nothing when its port is taken (see
+    /// [`holder`]). A link that is up without anybody listening goes down first, else nothing would happen.
+    fn bring_up(&mut self, change: &Change, message: Message) -> io::Result<()> {
+        let Change::SetUp { name, .. } = change else { return Ok(()) };
+        let link = observe::links(&mut self.netlink)?.into_iter().find(|l| l.name == *name);
+        let Some(link) = link.filter(|l| l.kind == "tun") else { return self.one(message) };
+        let Some(seen) = self.backend.read(name)? else { return self.one(message) };
+        let port = seen.interface.listen_port;
+        let taken = || {
+            let why = format!(
+                "UDP port {port} of WireGuard is taken by another program (see `ss -lunp 'sport = :{port}'`); stop it, \
+                 or choose another base_port in the mesh file of all nodes"
+            );
+            io::Error::new(io::ErrorKind::AddrInUse, why)
+        };
+        if link.up {
+            if wait_listening(name, port)? {
+                return Ok(());
+            }
+            if let Some(down) = encode(&Change::SetUp { name: name.clone(), up: false })? {
+                self.one(down)?;
+            }
+        }
+        if holder(name, port)? == Holder::Other {
+            return Err(taken());
+        }
+        self.one(message)?;
+        match wait_listening(name, port)? {
+            true => Ok(()),
+            false if holder(name, port)? == Holder::Other => Err(taken()),
+            false => Err(io::Error::other(format!(
+                "the WireGuard process of {name} does not listen on UDP port {port}"
+            ))),
+        }
+    }
+
     /// A userspace process ends when its device goes.
     fn delete(&mut self, name: &InterfaceName) -> io::Result<()> {
         match delete_link(name) {
@@ -327,6 +389,29 @@ impl Inner {
             Err(e) if e.raw_os_error() == Some(nix::errno::Errno::ENODEV as i32) => Ok(()),
             Err(e) => Err(e),
         }
+    }
+}
+
+/// False if a process certainly does not listen on its port.
+fn listens(backend: Backend, name: &InterfaceName, port: u16) -> bool {
+    match backend {
+        // The kernel refuses to bring up a link whose port is taken.
+        Backend::Kernel => true,
+        Backend::Userspace => !matches!(holder(name, port), Ok(Holder::Nobody | Holder::Other)),
+    }
+}
+
+/// Waits a little for a process to open its port: it does so when the kernel tells it that its link is up.
+fn wait_listening(name: &InterfaceName, port: u16) -> io::Result<bool> {
+    let deadline = Instant::now() + LISTEN_TIMEOUT;
+    loop {
+        if matches!(holder(name, port)?, Holder::Itself | Holder::Unknown) {
+            return Ok(true);
+        }
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        std::thread::sleep(LISTEN_POLL);
     }
 }
 

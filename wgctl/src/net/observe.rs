@@ -41,7 +41,7 @@ pub(super) struct Link {
     pub name: InterfaceName,
     pub kind: String,
     pub ours: bool,
-    up: bool,
+    pub(super) up: bool,
     mtu: u32,
     mac: Option<Mac>,
     data: Vec<u8>,
@@ -104,9 +104,10 @@ pub(super) fn observe(
                 network.vxlan.insert(link.name.clone(), vxlan);
             }
         } else if let Some(seen) = wireguard(link) {
-            network
-                .wireguard
-                .insert(link.name.clone(), WgInterface { mtu: link.mtu, up: link.up, ..seen });
+            network.wireguard.insert(
+                link.name.clone(),
+                WgInterface { mtu: link.mtu, up: link.up && seen.up, ..seen },
+            );
         }
     }
     addresses(netlink, &by_index, &mut network)?;

@@ -6,6 +6,7 @@
 
 mod kernel;
 mod key;
+mod listening;
 mod process;
 mod uapi;
 
@@ -13,6 +14,7 @@ use std::io;
 use std::time::SystemTime;
 
 pub use key::{InvalidKey, PrivateKey};
+pub(crate) use listening::{Holder, holder};
 pub use process::{Missing, missing_for_userspace};
 use wgctl_plan::{InterfaceName, WgInterface, WgPeer, WgPublicKey};
 
@@ -42,7 +44,7 @@ pub struct PeerStats {
     pub last_handshake: Option<SystemTime>,
 }
 
-/// A WireGuard interface as it tells of itself; `mtu` and `up` are the link's and not filled in.
+/// A WireGuard interface as it tells of itself; `mtu` and `up` are not filled in.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub interface: WgInterface,

@@ -87,7 +87,7 @@ impl Group {
             }
             AdminRequest::Unfreeze { location } => {
                 self.check_location(location)?;
-                if !self.state().is_frozen(now.wall) {
+                if !self.ledger.is_frozen(now, self.state()) {
                     return Err(format!("{location} is not frozen"));
                 }
                 (Command::Unfreeze, format!("{location} fails over by itself again"))

@@ -1,7 +1,7 @@
 //! What a node of the location knows about the present: reports, hellos, acknowledgements. Never replicated; every
 //! candidate keeps its own, so a new raft leader knows at once. Bounded by the number of nodes in the mesh.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::decide::{CandidateFacts, ObserverView, Situation};
@@ -42,6 +42,10 @@ pub(super) struct Ledger {
     pub verified: BTreeMap<NodeName, (WallTime, Option<Duration>)>,
     acks_of: Epoch,
     unreachable_since: BTreeMap<Slot, Instant>,
+    /// When this node first saw each failover of the replicated state, by the wall-clock time that the state has of it.
+    failovers_seen: BTreeMap<WallTime, Instant>,
+    /// The freeze in the replicated state, and when it is over on this node's monotonic clock.
+    freeze_seen: Option<(WallTime, Instant)>,
 }
 
 /// What matters of a hello.
@@ -68,7 +72,40 @@ impl Ledger {
             verified: BTreeMap::new(),
             acks_of: Epoch(0),
             unreachable_since: BTreeMap::new(),
+            failovers_seen: BTreeMap::new(),
+            freeze_seen: None,
         }
+    }
+
+    /// Takes down when spans that the replicated state knows by the wall clock began on the monotonic one, so that a
+    /// clock that is set back afterwards does not make them longer. Call it whenever the state changed.
+    pub fn note_state(&mut self, now: Now, state: &LocationState) {
+        let times: BTreeSet<WallTime> = state.failover_times().collect();
+        self.failovers_seen.retain(|at, _| times.contains(at));
+        for at in times {
+            self.failovers_seen.entry(at).or_insert(now.mono);
+        }
+        let until = state.frozen.flatten();
+        if until != self.freeze_seen.map(|(until, _)| until) {
+            self.freeze_seen = until.map(|until| {
+                let left = Duration::from_micros(until.0.saturating_sub(now.wall.0));
+                (until, now.mono + left)
+            });
+        }
+    }
+
+    /// No automatic failover at present. A freeze with an end is over when either clock says so.
+    pub fn is_frozen(&self, now: Now, state: &LocationState) -> bool {
+        let over = self.freeze_seen.is_some_and(|(_, ends)| ends <= now.mono);
+        state.is_frozen(now.wall) && !over
+    }
+
+    /// What is left of a span that began at `at`: on either clock, whichever has less.
+    fn left(&self, now: Now, at: WallTime, span: Duration) -> Duration {
+        let by_wall = Duration::from_micros(now.wall.0.saturating_sub(at.0));
+        let by_mono =
+            self.failovers_seen.get(&at).map_or(Duration::ZERO, |&seen| now.mono.since(seen));
+        span.saturating_sub(by_wall.max(by_mono))
     }
 
     /// True if the observer says something new, not just the same again.
@@ -223,7 +260,7 @@ impl Ledger {
             };
             let ejected = state
                 .ejection(&node.name, &mesh.policy)
-                .is_some_and(|(at, hold)| left(now.wall, at, hold) > Duration::ZERO);
+                .is_some_and(|(at, hold)| self.left(now, at, hold) > Duration::ZERO);
             candidates.insert(
                 slot,
                 CandidateFacts {
@@ -239,7 +276,7 @@ impl Ledger {
         }
         let hold = state
             .hold_down(&mesh.policy)
-            .map(|(at, hold)| left(now.wall, at, hold))
+            .map(|(at, hold)| self.left(now, at, hold))
             .unwrap_or_default();
         Situation {
             ranking,
@@ -248,7 +285,7 @@ impl Ledger {
             leaders: state.decision.as_ref().map(|d| d.leaders.clone()).unwrap_or_default(),
             decided: state.decision.is_some(),
             last_cause: state.decision.as_ref().map(|d| d.cause),
-            frozen: state.is_frozen(now.wall),
+            frozen: self.is_frozen(now, state),
             hold_down: hold,
             up_for: now.mono.since(self.started),
             daemon_dead_after: mesh.policy.daemon_dead_after,
@@ -257,22 +294,27 @@ impl Ledger {
         }
     }
 
-    /// Fresh reports of observers that do not abstain.
+    /// Fresh reports of observers that do not abstain; those that watch slowly only where nobody watches at full rate.
     fn observers(&self, now: Instant) -> Vec<ObserverView> {
+        let all: Vec<&Report> = self.fresh_reports(now).collect();
+        let watched = all.iter().any(|r| r.full_rate);
+        all.into_iter()
+            .filter(|r| r.full_rate || !watched)
+            .map(|r| ObserverView { observer: r.observer.clone(), slots: r.slots.clone() })
+            .collect()
+    }
+
+    fn fresh_reports(&self, now: Instant) -> impl Iterator<Item = &Report> {
         self.reports
             .values()
             .filter(|r| !r.value.abstains)
             // Whoever knows nothing yet about any slot is no witness.
             .filter(|r| r.value.slots.iter().any(|s| s.verdict != Verdict::Unknown))
-            .filter(|r| {
+            .filter(move |r| {
                 let rtt = r.value.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
                 now.since(r.at) < REPORT_FRESH + (rtt * 4).min(MAX_ALLOWANCE)
             })
-            .map(|r| ObserverView {
-                observer: r.value.observer.clone(),
-                slots: r.value.slots.clone(),
-            })
-            .collect()
+            .map(|r| &r.value)
     }
 
     /// Keeps account of which slots most nodes of the location miss, and since when.
@@ -298,9 +340,4 @@ impl Ledger {
     fn unreachable(&self, now: Instant, slot: Slot) -> bool {
         self.unreachable_since.get(&slot).is_some_and(|&at| now.since(at) >= UNREACHABLE_FOR)
     }
-}
-
-/// What is left of a span that began at `at`. A clock that was set back makes it no longer than it ever was.
-fn left(now: WallTime, at: WallTime, span: Duration) -> Duration {
-    span.saturating_sub(Duration::from_micros(now.0.saturating_sub(at.0)))
 }

@@ -20,6 +20,7 @@ impl Group {
     /// What the store holds was told in an earlier life, but for who leads now.
     pub(super) fn begin(&mut self, now: Now) {
         self.raft.out.retain(|e| !matches!(e, LogEvent::Applied { .. } | LogEvent::Restored));
+        self.ledger.note_state(now, &self.raft.state);
         self.tell_decision(now);
         self.settle(now);
     }
@@ -76,6 +77,9 @@ impl Group {
                 if self.proposed.is_some_and(|(i, _)| i <= index) {
                     self.proposed = None;
                 }
+                if applied != Applied::Nothing {
+                    self.ledger.note_state(now, &self.raft.state);
+                }
                 match applied {
                     Applied::Decided(event) => self.decided(now, *event),
                     Applied::Recorded(event) | Applied::Completed(event) => {
@@ -88,6 +92,7 @@ impl Group {
             }
             LogEvent::Restored => {
                 self.proposed = None;
+                self.ledger.note_state(now, &self.raft.state);
                 self.tell_decision(now);
             }
             LogEvent::Voters(ids) => {

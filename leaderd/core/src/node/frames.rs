@@ -233,21 +233,27 @@ impl Node {
             "ignored.{}",
             reason.split(':').next().unwrap_or(reason).replace(' ', "-")
         ));
-        let key = (source.to_owned(), reason.to_owned());
+        let mut key = (source.to_owned(), reason.to_owned());
+        let logged = &mut self.heard.ignored_logged;
+        if !logged.contains_key(&key) && logged.len() >= MAX_IGNORED {
+            logged.retain(|_, at| now.mono.since(*at) < IGNORED_LOG_INTERVAL);
+            if logged.len() >= MAX_IGNORED {
+                // A flood of made-up sources is told as one source, else it would fill the log.
+                key.0 = "many".to_owned();
+            }
+        }
         let due = self
             .heard
             .ignored_logged
             .get(&key)
             .is_none_or(|at| now.mono.since(*at) >= IGNORED_LOG_INTERVAL);
         if due {
-            if self.heard.ignored_logged.len() >= MAX_IGNORED {
-                self.heard.ignored_logged.pop_first();
-            }
+            let source = key.0.clone();
             self.heard.ignored_logged.insert(key, now.mono);
             self.log(
                 LogLevel::Warn,
                 "ignored",
-                [("source", source.to_owned()), ("reason", reason.to_owned())],
+                [("source", source), ("reason", reason.to_owned())],
             );
         }
     }

@@ -201,6 +201,22 @@ impl Watch {
             .expect("every path has its relay target")
     }
 
+    /// A path's first sign of life: what was sent before it says nothing, neither of loss nor of time, as WireGuard keeps
+    /// packets back until the first handshake. True if this reply is to such a probe.
+    pub(super) fn waking(&mut self, now: Instant, p: usize, sent: Instant) -> bool {
+        let path = &mut self.paths[p];
+        if path.woke.is_none() {
+            path.woke = Some(now);
+            path.any_ok = Some(now);
+            path.ring.clear();
+            (path.lost_in_row, path.loss, path.shown_loss, path.steady) = (0, 0.0, 0.0, 0.0);
+            path.burst = None;
+            self.burst_gap = Duration::ZERO;
+            self.next_burst = now;
+        }
+        self.paths[p].woke.is_some_and(|woke| sent < woke)
+    }
+
     /// Books what became of a probe. A late reply comes here after its loss did, and takes that back.
     pub(super) fn settle(
         &mut self,
@@ -334,6 +350,7 @@ impl Watch {
             seq: self.report_seq,
             epoch: self.epoch,
             abstains,
+            full_rate: self.full_rate,
             slots: self.paths.iter().map(slot).collect(),
         }
     }

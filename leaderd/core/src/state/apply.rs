@@ -126,6 +126,11 @@ impl LocationState {
         grow(self.failovers(Some(node)), policy.hold_down * 5, policy.hold_down_max)
     }
 
+    /// When each automatic failover that is remembered was, as [`Self::hold_down`] and [`Self::ejection`] name them.
+    pub fn failover_times(&self) -> impl Iterator<Item = WallTime> + '_ {
+        self.failovers(None)
+    }
+
     fn failovers<'a>(&'a self, of: Option<&'a NodeName>) -> impl Iterator<Item = WallTime> + 'a {
         self.events
             .iter()

@@ -140,7 +140,7 @@ impl World {
     }
 }
 
-/// Waits until every node shows a leader for every location, and every candidate forwards as far as anybody knows.
+/// Waits until every node shows a leader for every location that it must know about, and every candidate forwards as far as anybody knows.
 pub fn wait_ready(world: &World) -> Result<()> {
     let deadline = Instant::now() + READY;
     loop {
@@ -164,18 +164,25 @@ fn why_not_ready(world: &World, node: usize) -> Option<String> {
         Ok(s) => s,
         Err(e) => return Some(format!("{e:#}")),
     };
-    for l in &world.topology.locations {
+    let node = &world.nodes[node].node;
+    for (index, l) in world.topology.locations.iter().enumerate() {
+        let own = node.location == index;
+        // A decision goes to the nodes of its location and to the candidates of the others.
+        if !own && node.slot.is_none() {
+            continue;
+        }
         let Some(seen) = status.location(&l.name) else {
             return Some(format!("knows no location {}", l.name));
         };
         if seen.leaders.is_empty() || seen.epoch == 0 {
             return Some(format!("location {} has no leader", l.name));
         }
-        for c in &seen.candidates {
-            // Whoever watches says `unknown` until it has evidence; members never watch and have no rows.
-            if !c.forwards() {
-                return Some(format!("{} is {} for it", c.name, c.verdict));
-            }
+        // Candidates have evidence of their own about other locations; about its own, the raft leader has the
+        // observers' reports. Everybody else knows only who leads.
+        let knows =
+            if own { seen.raft_leader.as_ref() == Some(&node.name) } else { node.slot.is_some() };
+        if let Some(c) = seen.candidates.iter().find(|c| knows && !c.forwards()) {
+            return Some(format!("{} is {} for it", c.name, c.verdict));
         }
     }
     None

@@ -219,6 +219,40 @@ fn hold_down_grows_while_a_fault_flaps() {
 }
 
 #[test]
+fn a_clock_set_back_an_hour_neither_moves_the_leader_nor_holds_down_for_an_hour() {
+    let observers = ["home-0", "home-1", "home-2"];
+    let mut c = Cluster::settled(mesh(2, 1, 0), 25);
+    c.condemn(0, &observers);
+    c.until(3000, "failover", |c| c.all_follow(1));
+    c.heal();
+    c.set_back = 3_600_000 * MS;
+    let epochs = c.leaders();
+    c.run(20_000);
+    assert_eq!(c.leaders(), epochs, "the clock alone moves nothing");
+    let state = c.groups[&name("cloud-0")].state();
+    let (at, hold) = state.hold_down(&c.mesh.policy).unwrap();
+    assert!(at > c.now().wall, "the failover lies in the future by now");
+    assert!(hold <= Duration::from_secs(20), "{hold:?}");
+    c.condemn(1, &observers);
+    c.until(3000, "failover although the clock says that the last one is yet to come", |c| {
+        c.all_follow(0)
+    });
+}
+
+#[test]
+fn a_freeze_of_ten_minutes_ends_after_ten_minutes_though_the_clock_was_set_back() {
+    let mut c = Cluster::settled(mesh(2, 1, 0), 26);
+    let location = "cloud".parse().unwrap();
+    let freeze = AdminRequest::Freeze { location, duration: Some(Duration::from_secs(600)) };
+    assert!(done(&c.command(freeze)));
+    c.set_back = 3_600_000 * MS;
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.run(595_000);
+    assert!(c.all_follow(0), "frozen");
+    c.until(10_000, "failover once the freeze is over", |c| c.all_follow(1));
+}
+
+#[test]
 fn two_candidates_and_a_witness_survive_a_crash() {
     let mut c = Cluster::settled(mesh(2, 0, 1), 16);
     assert_eq!(c.groups.len(), 3);

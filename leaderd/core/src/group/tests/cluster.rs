@@ -107,6 +107,8 @@ pub struct Cluster {
     queue: BTreeMap<(u64, u64), Due>,
     count: u64,
     pub time: u64,
+    /// How far everybody's wall clock was set back, in microseconds.
+    pub set_back: u64,
     rng: ChaCha8Rng,
     pub delay_ms: (u64, u64),
     pub loss_percent: u32,
@@ -137,6 +139,7 @@ impl Cluster {
             queue: BTreeMap::new(),
             count: 0,
             time: 0,
+            set_back: 0,
             rng: ChaCha8Rng::seed_from_u64(seed),
             delay_ms: (1, 2),
             loss_percent: 0,
@@ -162,7 +165,7 @@ impl Cluster {
     }
 
     pub fn now(&self) -> Now {
-        Now { mono: Instant(self.time), wall: WallTime(EPOCH_WALL + self.time) }
+        Now { mono: Instant(self.time), wall: WallTime(EPOCH_WALL + self.time - self.set_back) }
     }
 
     fn push(&mut self, after: u64, due: Due) {
@@ -358,6 +361,7 @@ impl Cluster {
                 seq: self.seq,
                 epoch: Epoch(0),
                 abstains: false,
+                full_rate: true,
                 slots: slots.collect(),
             };
             let candidates: Vec<NodeName> = self.groups.keys().cloned().collect();

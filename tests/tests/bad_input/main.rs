@@ -1,0 +1,75 @@
+//! Bad input and live operation, with the real `leaderd` in the lab's namespaces.
+//!
+//! One test after the other, each in a lab of its own: they share the machine's cores. Not under libtest, which would
+//! run them at once. Arguments that do not start with `-` filter by name. This program also runs *inside* the lab, as the
+//! traffic and the mischief of the tests (see [`inside`]). What is missing is a failure, never a skip.
+
+mod inside;
+mod lab;
+mod live;
+mod mischief;
+mod starts;
+mod store;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::Instant;
+
+type Test = (&'static str, fn());
+
+const TESTS: &[Test] = &[
+    ("what_is_missing_or_wrong_at_the_start_is_named", starts::what_is_missing_or_wrong_is_named),
+    ("what_the_machine_lacks_is_named", starts::what_the_machine_lacks_is_named),
+    ("a_busy_port_is_named", starts::a_busy_port_is_named),
+    ("a_busy_wireguard_port_is_named_and_taken_once_it_is_free", starts::a_busy_wireguard_port),
+    ("a_second_daemon_of_a_node_is_refused", starts::a_second_daemon_is_refused),
+    (
+        "a_second_machine_with_the_same_keys_does_no_harm",
+        mischief::a_second_machine_with_the_same_keys,
+    ),
+    ("strangers_and_garbage_are_counted_and_change_nothing", mischief::strangers_and_garbage),
+    ("wrong_admin_requests_are_refused_and_two_operators_get_along", mischief::admin_requests),
+    ("a_full_disk_stops_neither_forwarding_nor_probing", store::a_full_disk),
+    ("a_damaged_store_is_refused_and_a_reset_node_rejoins", store::a_damaged_store),
+    ("the_store_of_another_node_is_refused", store::a_foreign_store),
+    ("a_restart_under_traffic_loses_nothing", live::a_restart_under_traffic),
+    ("a_new_mesh_file_is_applied_without_loss_and_a_broken_one_is_not", live::a_new_mesh_file),
+    ("drift_is_repaired_and_cleanup_leaves_what_is_not_ours", live::drift_and_cleanup),
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(role) = args.first().and_then(|a| a.strip_prefix("inside:")) {
+        return inside::main(role, &args[1..]);
+    }
+    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let chosen: Vec<&Test> = TESTS
+        .iter()
+        .filter(|(n, _)| filters.is_empty() || filters.iter().any(|f| n.contains(f.as_str())))
+        .collect();
+    if args.iter().any(|a| a == "--list") {
+        chosen.iter().for_each(|(n, _)| println!("{n}: test"));
+        return ExitCode::SUCCESS;
+    }
+    println!("\nrunning {} tests", chosen.len());
+    let start = Instant::now();
+    let mut failed = 0;
+    for (name, test) in &chosen {
+        let began = Instant::now();
+        match catch_unwind(AssertUnwindSafe(test)) {
+            Ok(()) => println!("test {name} ... ok ({:.1} s)", began.elapsed().as_secs_f64()),
+            Err(_) => {
+                failed += 1;
+                println!("test {name} ... FAILED");
+            }
+        }
+    }
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+        chosen.len() - failed,
+        TESTS.len() - chosen.len(),
+        start.elapsed().as_secs_f64()
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) }
+}

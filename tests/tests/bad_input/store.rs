@@ -1,0 +1,88 @@
+//! The disk fails, the daemon is told so, and the data path does not notice.
+
+use super::lab::{Daemon, Lab, Stream, location_of, texts, wait_for};
+
+pub fn a_full_disk() {
+    let lab = Lab::up();
+    let state = format!("{}/cloud-1/state", lab.dir);
+    lab.sh("cloud-1", "mount -t tmpfs -o size=8m tmpfs $1", &[&state]);
+    let daemons = lab.daemons();
+    let cloud_1 = &daemons[1];
+    let stream = Stream::start(&lab, "home-0", "cloud-2", "10.42.3.10", true);
+    lab.sh("cloud-1", "cat /dev/zero > $1/fill 2>/dev/null || true", &[&state]);
+    // Operators' commands are written to every voter's log.
+    let mut round = 0;
+    wait_for(
+        "the store cannot be written",
+        || cloud_1.tail(),
+        || {
+            round += 1;
+            lab.wgctl("cloud-0", &["freeze", "cloud", "--for", &format!("{round}m")]);
+            lab.metric("cloud-1", "leaderd_shell_persist_errors_total") > 0.0
+        },
+    );
+    cloud_1.says("cannot write to the store");
+    assert!(cloud_1.log().contains("forwarding goes on, voting does not"), "{}", cloud_1.tail());
+    let probes = || lab.metric("cloud-1", "leaderd_shell_probes_sent_total");
+    let before = probes();
+    wait_for("it goes on probing", || cloud_1.tail(), || probes() > before + 20.0);
+    lab.wgctl("cloud-0", &["unfreeze", "cloud"]);
+    lab.sh("cloud-1", "rm $1/fill", &[&state]);
+    cloud_1.says("the store takes writes again");
+    let (sent, lost) = stream.end();
+    assert!(sent > 500 && lost == 0, "{lost} of {sent} packets lost");
+    // It takes part again: with the third voter gone, nothing is decided without it.
+    let mut daemons = daemons;
+    daemons.remove(2).end(&lab, "KILL");
+    let story = || daemons.iter().map(Daemon::tail).collect::<String>();
+    wait_for("it votes again", story, || {
+        lab.run("cloud-0", "wgctl", &["freeze", "cloud", "--for", "1m"]).status.success()
+    });
+}
+
+pub fn a_damaged_store() {
+    let lab = Lab::up();
+    let mut daemons = lab.daemons();
+    let state = format!("{}/cloud-1/state", lab.dir);
+    let before = lab.leader("home-0", "cloud").expect("a leader");
+    let stream = Stream::start(&lab, "home-0", "cloud-1", "10.42.2.10", true);
+    daemons.remove(1).end(&lab, "TERM");
+    let damage = "dd if=/dev/urandom of=$1/leaderd.redb bs=512 seek=1 count=64 conv=notrunc 2>&1";
+    lab.sh("cloud-1", damage, &[&state]);
+    let (code, said) = lab.refused("cloud-1", &[]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("damaged") && said.contains("leaderd reset --state"), "{said}");
+    let (sent, lost) = stream.end();
+    assert!(sent > 100 && lost == 0, "{lost} of {sent} packets lost");
+    let out = lab.run("cloud-1", "leaderd", &["reset", "--state", &state]);
+    assert!(
+        out.status.success() && texts(&out).0.contains("forgot the store"),
+        "{:?}",
+        texts(&out)
+    );
+    daemons.push(lab.daemon("cloud-1", &[]));
+    let story = || daemons.iter().map(Daemon::tail).collect::<String>();
+    wait_for("it has learned the decision", story, || {
+        let status = lab.status("cloud-1").unwrap_or_default();
+        location_of(&status, "cloud")
+            .is_some_and(|l| l["epoch"].as_u64() >= Some(before.1) && l["raft_leader"].is_string())
+    });
+    assert_eq!(lab.leader("home-0", "cloud"), Some(before), "a standby's store moves nobody");
+}
+
+pub fn a_foreign_store() {
+    let lab = Lab::up();
+    let daemon = lab.daemon("cloud-1", &[]);
+    wait_for("it answers", || daemon.tail(), || lab.status("cloud-1").is_some());
+    daemon.end(&lab, "TERM");
+    let theirs = format!("{}/cloud-1/state", lab.dir);
+    let (code, said) = lab.refused("cloud-0", &["--state", &theirs]);
+    assert_eq!(code, 1, "{said}");
+    for word in ["belongs to node cloud-1, not to node cloud-0", "leaderd reset"] {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    lab.write_mesh(&lab.read_mesh().replacen("name = \"lab\"", "name = \"other\"", 1));
+    let (code, said) = lab.refused("cloud-1", &[]);
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("belongs to mesh lab, not to mesh other"), "{said}");
+}

@@ -1,0 +1,93 @@
+//! Does a WireGuard process listen on its port?
+//!
+//! `wireguard-go` that finds its port taken when its link comes up leaves the link up and listens nowhere, without a
+//! word, and remembers the port as if it had it. So it is looked up who holds the port.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use wgctl_plan::InterfaceName;
+
+use super::uapi;
+
+/// Who has a UDP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    Nobody,
+    /// The process of the interface.
+    Itself,
+    Other,
+    /// `/proc` does not tell (it is of another PID namespace).
+    Unknown,
+}
+
+/// Who holds this UDP port in this network namespace, as seen from the process that serves the interface.
+pub(crate) fn holder(name: &InterfaceName, port: u16) -> io::Result<Holder> {
+    let inodes = inodes_of(port)?;
+    if inodes.is_empty() {
+        return Ok(Holder::Nobody);
+    }
+    let proc_is_ours = fs::read_link("/proc/self")
+        .is_ok_and(|me| me.as_os_str() == std::process::id().to_string().as_str());
+    let Some(stream) = uapi::connect(name)?.filter(|_| proc_is_ours) else {
+        return Ok(Holder::Unknown);
+    };
+    let pid = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?.pid();
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(Holder::Unknown) };
+    let own =
+        entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| {
+            let inode = target
+                .to_str()
+                .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+            inode.is_some_and(|inode: u64| inodes.contains(&inode))
+        });
+    Ok(if own { Holder::Itself } else { Holder::Other })
+}
+
+fn inodes_of(port: u16) -> io::Result<BTreeSet<u64>> {
+    let mut all = BTreeSet::new();
+    for file in ["/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"] {
+        match fs::read_to_string(Path::new(file)) {
+            Ok(text) => all.extend(parse(&text, port)),
+            // A kernel without IPv6.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(all)
+}
+
+/// Inodes of the sockets with this local port (`net/ipv4/udp.c`, `udp4_format_sock`).
+fn parse(text: &str, port: u16) -> impl Iterator<Item = u64> + '_ {
+    text.lines().skip(1).filter_map(move |line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (_, local) = fields.nth(1)?.rsplit_once(':')?;
+        let inode = fields.nth(7)?.parse().ok()?;
+        (u16::from_str_radix(local, 16) == Ok(port)).then_some(inode)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_of_a_port_is_found_in_the_kernels_table() {
+        let text = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
+            \x20 361: 00000000:CABC 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 26419 2 0000000000000000 0\n\
+            \x20 362: 0100007F:CABD 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 26420 2 0000000000000000 0\n";
+        assert_eq!(parse(text, 51900).collect::<Vec<_>>(), [26419]);
+        assert_eq!(parse(text, 1).count(), 0);
+    }
+
+    #[test]
+    fn a_port_that_somebody_holds_is_seen_as_taken() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let port = socket.local_addr().unwrap().port();
+        assert_eq!(inodes_of(port).unwrap().len(), 1);
+        assert_ne!(holder(&"wgl-none".parse().unwrap(), port).unwrap(), Holder::Nobody);
+    }
+}
