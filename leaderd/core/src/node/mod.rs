@@ -29,6 +29,7 @@ use crate::mesh::Mesh;
 use crate::observe::Observer;
 use crate::probe::keys::ProbeKeys;
 use crate::probe::reflect::Reflector;
+use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
 
 use admin::Forwards;
@@ -234,6 +235,11 @@ impl Node {
 
     pub fn mesh(&self) -> &Arc<Mesh> {
         &self.mesh
+    }
+
+    /// The decision that this node knows of a location.
+    pub fn decision(&self, location: &LocationName) -> Option<&Decision> {
+        self.known.decision(location)
     }
 
     /// What the kernel is to look like now.

@@ -49,6 +49,8 @@ pub(super) struct Judged {
     pub bursts: Vec<usize>,
     pub shots: Vec<Shot>,
     pub logs: Vec<LogLine>,
+    /// Judge again then, whatever happens: a loss begins to count.
+    pub again: Option<Instant>,
 }
 
 impl Watch {
@@ -96,6 +98,7 @@ impl Watch {
         }
         for p in 0..self.paths.len() {
             let w = self.weigh(p, now, slack, all_sick);
+            judged.again = [judged.again, w.next].into_iter().flatten().min();
             let worst = w.new.worse(w.full).worse(w.target);
             let next = self.verdict(mesh, now, p, &w, worst, h);
             let path = &mut self.paths[p];
@@ -236,6 +239,7 @@ impl Watch {
             Verdict::Unknown => "unknown",
             Verdict::Forwarding => "forwarding",
             Verdict::Suspected => "suspected",
+            Verdict::Degraded { cause: Cause::Forwarding, .. } => "not-forwarding",
             Verdict::Degraded { cause, .. } => cause.as_str(),
         };
         let fields = [

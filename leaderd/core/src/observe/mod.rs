@@ -98,6 +98,8 @@ enum Timer {
     Round(usize),
     Report(usize),
     Verify(usize),
+    /// A loss begins to count.
+    Judge(usize),
 }
 
 /// A probe on its way.
@@ -254,6 +256,7 @@ impl Observer {
                 Timer::Round(at) => rounds.push(at),
                 Timer::Report(at) => self.report(now, at),
                 Timer::Verify(at) => self.verify_tick(now, at),
+                Timer::Judge(at) => drop(dirty.insert(at)),
             }
         }
         // All that timed out at once is judged together.
@@ -354,6 +357,13 @@ impl Observer {
         }
         for (level, message, fields) in judged.logs {
             self.emit(ObserverOutput::Log { level, message, fields });
+        }
+        let w = &mut self.watches[at];
+        if let Some(old) = std::mem::replace(&mut w.next_judge, judged.again) {
+            self.timers.remove(&(old, Timer::Judge(at)));
+        }
+        if let Some(again) = judged.again {
+            self.timers.insert((again, Timer::Judge(at)));
         }
         if judged.changed {
             self.report(now, at);

@@ -34,6 +34,7 @@ pub(super) struct Watch {
     pub round: u64,
     pub next_round: Instant,
     pub next_report: Instant,
+    pub next_judge: Option<Instant>,
     pub report_seq: u64,
     /// No burst before, and how much later the one after it may come.
     pub next_burst: Instant,
@@ -108,6 +109,7 @@ impl Watch {
             round: 0,
             next_round: now,
             next_report: now,
+            next_judge: None,
             report_seq: 0,
             next_burst: now,
             burst_gap: Duration::ZERO,
@@ -348,6 +350,7 @@ impl Watch {
             seq: self.report_seq,
             epoch: self.epoch,
             abstains,
+            full_rate: self.full_rate,
             slots: self.paths.iter().map(slot).collect(),
         }
     }

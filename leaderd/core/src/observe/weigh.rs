@@ -14,6 +14,10 @@ use super::watch::Watch;
 const CONTROL_WINDOW: Duration = Duration::from_secs(1);
 /// Controls needed for a share.
 const CONTROLS: usize = 4;
+/// While nothing at all comes back through a path, a loss counts only this much later than a round trip: the path may
+/// have become slower at once (a route changed), and then every reply is merely late. Where the candidate itself or an
+/// old flow still answers, nothing has to be waited for.
+const SILENCE: Duration = Duration::from_millis(120);
 /// How long after a loss a sign of life of its target still counts, in halves of the probe interval: the controls of the
 /// burst come one timeout after it, the next round that asks for the same target a few intervals.
 const CONFIRM_SLACKS: u32 = 4;
@@ -27,6 +31,8 @@ pub(super) struct Weight {
     pub target: Sum,
     /// Losses that count.
     pub losses: usize,
+    /// When the next one will that does not yet.
+    pub next: Option<Instant>,
 }
 
 /// A CUSUM and where its present climb began.
@@ -117,11 +123,19 @@ impl Watch {
         // Where replies came late elsewhere in this location, wait as long for these.
         let patience =
             self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
-        for o in self.paths[p].ring.iter().filter(|o| o.is_fresh()) {
+        let path = &self.paths[p];
+        let silence = SILENCE + path.rtt.smoothed().unwrap_or_default();
+        for o in path.ring.iter().filter(|o| o.is_fresh()) {
+            let lives = o.outcome == Outcome::Looped || path.any_ok >= Some(o.sent);
+            let wait = if lives { patience } else { patience.max(silence) };
             let lost = match o.outcome {
                 Outcome::Pending | Outcome::Void => continue,
                 Outcome::Delivered => false,
-                _ if now < o.sent + patience => continue,
+                _ if now < o.sent + wait => {
+                    let due = o.sent + wait;
+                    w.next = Some(w.next.map_or(due, |n| n.min(due)));
+                    continue;
+                }
                 _ if blame_all || self.confirmed(&witnesses[o.target], o, slack) => true,
                 _ => continue,
             };
