@@ -234,6 +234,9 @@ impl Observer {
             return;
         }
         let Some(f) = self.take(probe) else { return };
+        if outcome == Outcome::Delivered {
+            self.watches[at].muted(f.shot.target);
+        }
         self.settle(now, &f, probe, outcome, mtu);
         self.forget(probe, &f);
         self.judge(now, at);
