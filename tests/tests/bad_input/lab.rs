@@ -221,7 +221,7 @@ impl Lab {
 
     /// `wgctl status --json` on a node, if there is an answer.
     pub fn status(&self, node: &str) -> Option<Value> {
-        let out = self.run(node, "wgctl", &["--json", "status"]);
+        let out = self.run(node, "wgctl", &["status", "--json"]);
         serde_json::from_slice(&out.stdout).ok()
     }
 
