@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench deps lint fmt clippy doc unit fuzz-corpus lab scenarios audit clean
+.PHONY: help demo test bench deps lint fmt clippy doc unit fuzz-corpus lab bad-input scenarios audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -17,7 +17,7 @@ help:
 demo: lab
 	"$(LAB)/wgctl" lab demo
 
-test: deps lint unit fuzz-corpus scenarios
+test: deps lint unit fuzz-corpus bad-input scenarios
 	@echo 'make test: all of it passed'
 
 bench: lab
@@ -47,6 +47,10 @@ fuzz-corpus:
 # What the lab runs: optimised, built once, used by demo, scenarios and bench alike.
 lab: deps
 	cargo build --locked --profile lab -p leaderd -p wgctl
+
+# Bad input and live operation, with the real daemon in the lab's namespaces.
+bad-input: lab
+	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test bad_input -- --nocapture
 
 # The test ends with a line of its own, 'N passed, N failed', naming the WireGuard backend.
 scenarios: lab
