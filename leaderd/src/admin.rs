@@ -128,12 +128,7 @@ async fn events(State(asker): State<Asker>) -> Response {
 }
 
 async fn network(State(asker): State<Asker>) -> Response {
-    let Some(network) = asker.lookup(Request::Network).await else { return looked_up(None::<()>) };
-    // Its maps have keys of several parts, which are no JSON objects: told as text that people and tests can compare.
-    match serde_json::to_value(&*network) {
-        Ok(value) => json(StatusCode::OK, &value),
-        Err(_) => json(StatusCode::OK, &network_rows(&network)),
-    }
+    looked_up(asker.lookup(Request::Network).await)
 }
 
 async fn command(State(asker): State<Asker>, body: Bytes) -> Response {
@@ -152,24 +147,6 @@ async fn command(State(asker): State<Asker>, body: Bytes) -> Response {
             ),
         ),
     }
-}
-
-/// The network with every map as a list of `[key, value]`.
-fn network_rows(n: &wgctl_plan::Network) -> serde_json::Value {
-    serde_json::json!({
-        "wireguard": n.wireguard.iter().map(|(name, i)| serde_json::json!({
-            "name": name, "public_key": i.public_key, "listen_port": i.listen_port, "mtu": i.mtu, "up": i.up,
-            "peers": i.peers.iter().collect::<Vec<_>>(),
-        })).collect::<Vec<_>>(),
-        "vxlan": n.vxlan.iter().collect::<Vec<_>>(),
-        "addresses": n.addresses,
-        "fdb": n.fdb.iter().collect::<Vec<_>>(),
-        "neighbours": n.neighbours.iter().collect::<Vec<_>>(),
-        "nexthops": n.nexthops.iter().collect::<Vec<_>>(),
-        "routes": n.routes.iter().collect::<Vec<_>>(),
-        "rules": n.rules,
-        "sysctls": n.sysctls,
-    })
 }
 
 fn looked_up<T: Serialize>(answer: Option<T>) -> Response {

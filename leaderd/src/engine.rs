@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::io::{Effect, Input, LogLevel};
+use leaderd_core::node::Node;
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -16,7 +17,6 @@ use wgctl_plan::Network;
 use crate::clock::Clock;
 use crate::control::Control;
 use crate::counters::Counters;
-use crate::node::Node;
 use crate::probes::Probes;
 use crate::record::Recorder;
 use crate::store::Writer;

@@ -12,7 +12,6 @@ pub mod engine;
 pub mod log;
 pub mod metrics;
 pub mod network;
-pub mod node;
 pub mod probes;
 pub mod record;
 pub mod reload;

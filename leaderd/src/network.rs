@@ -26,6 +26,10 @@ pub trait Steward {
     fn program(&mut self, network: Network) -> impl Future<Output = Result<(), String>>;
     /// Compares the kernel with the last programmed network, puts right what differs, and says what that was.
     fn reconcile(&mut self) -> impl Future<Output = Result<Vec<String>, String>>;
+    /// True when something that was put off is due: call `reconcile`.
+    fn is_due(&self) -> bool {
+        false
+    }
     /// Waits until the kernel tells of a change that may concern us. Cancel-safe.
     fn drift(&mut self) -> impl Future<Output = ()>;
 }
@@ -121,7 +125,14 @@ impl<S: Steward> Keeper<S> {
                     self.look().await;
                     self.reconcile().await;
                 }
-                _ = looks.tick() => self.look().await,
+                _ = looks.tick() => {
+                    self.look().await;
+                    if self.steward.is_due()
+                        && let Err(error) = self.steward.reconcile().await
+                    {
+                        tracing::error!(error, "cannot set the peers' endpoints");
+                    }
+                }
                 _ = reconciles.tick(), if self.programmed.is_some() => self.reconcile().await,
             }
         }
@@ -132,7 +143,7 @@ impl<S: Steward> Keeper<S> {
         &mut self,
         programs: &mut watch::Receiver<Program>,
     ) -> Option<tokio::time::Instant> {
-        let Some((revision, network)) = programs.borrow_and_update().clone() else { return None };
+        let (revision, network) = programs.borrow_and_update().clone()?;
         let began = Instant::now();
         let result = self.steward.program((*network).clone()).await;
         self.counters.set("program_latency_micros", began.elapsed().as_micros() as u64);

@@ -138,6 +138,9 @@ pub struct Report {
     pub epoch: Epoch,
     /// The observer is likely the sick one (most locations fail for it in every slot) and wants not to be counted.
     pub abstains: bool,
+    /// The observer watches this location at full rate. Those that look now and then are counted only where nobody does:
+    /// they would be the majority in a mesh of many locations, and seconds late.
+    pub full_rate: bool,
     pub slots: Vec<SlotReport>,
 }
 

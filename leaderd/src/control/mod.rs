@@ -4,7 +4,7 @@
 //! the other accepts. Urgent frames that fit go as datagrams (the core repeats them), all others each on a stream of
 //! its own, so none waits for a lost one. What cannot be sent in time is dropped, oldest first, and counted.
 //!
-//! A connection is dead when nothing arrived for [`link::silence`]: a bound that follows its round trip, which QUIC's fixed
+//! A connection is dead when nothing arrived for `link::silence`: a bound that follows its round trip, which QUIC's fixed
 //! idle timeout cannot.
 
 mod dial;
@@ -22,6 +22,7 @@ use std::time::Duration;
 use leaderd_core::ids::NodeName;
 use leaderd_core::io::Input;
 use leaderd_core::mesh::ControlPublicKey;
+use leaderd_core::node::Peer;
 use leaderd_core::wire::Frame;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use tokio::sync::mpsc;
@@ -32,7 +33,6 @@ pub use tls::KnownKeys;
 
 use crate::counters::Counters;
 use crate::log::Limiter;
-use crate::node::Peer;
 use crate::secrets::Keys;
 use link::Link;
 

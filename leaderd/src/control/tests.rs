@@ -4,11 +4,11 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use leaderd_core::ids::Epoch;
+use leaderd_core::node::PeerAddress;
 use leaderd_core::time::WallTime;
 use tokio::time::timeout;
 
 use super::*;
-use crate::node::PeerAddress;
 use crate::secrets::Secret;
 
 struct End {

@@ -46,8 +46,12 @@ fn is_up(name: &InterfaceName) -> Option<bool> {
     }
     // SAFETY: SIOCGIFFLAGS reads the name and writes the flags of the `ifreq` that it is given.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) };
+    if result != 0 {
+        return None;
+    }
     // SAFETY: the call succeeded, so the flags are what the union holds.
-    (result == 0).then(|| unsafe { request.ifr_ifru.ifru_flags } as i32 & libc::IFF_UP != 0)
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Some(i32::from(flags) & libc::IFF_UP != 0)
 }
 
 #[cfg(test)]

@@ -51,6 +51,10 @@ impl Steward for KernelSteward {
         Ok(changes.iter().map(ToString::to_string).collect())
     }
 
+    fn is_due(&self) -> bool {
+        self.steward.is_due()
+    }
+
     async fn drift(&mut self) {
         if self.drift.next().await.is_none() {
             // The watch has ended and said why; the regular comparison goes on.

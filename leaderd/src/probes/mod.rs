@@ -286,10 +286,10 @@ impl Probes {
         socket::set_dont_fragment(fd.as_fd(), probe.target.is_ipv4(), probe.dont_fragment)?;
         let sent = socket::send(fd.as_fd(), &probe.payload);
         self.by_probe.insert(probe.probe, token);
-        match sent.as_ref().err().and_then(io::Error::raw_os_error) {
+        let errno = sent.as_ref().err().and_then(io::Error::raw_os_error);
+        if let Some(nix::libc::ENODEV | nix::libc::ENXIO | nix::libc::EINVAL) = errno {
             // The interface went and came back under another index: the next probe gets a new socket.
-            Some(nix::libc::ENODEV | nix::libc::ENXIO | nix::libc::EINVAL) => self.close(token),
-            _ => {}
+            self.close(token);
         }
         sent
     }

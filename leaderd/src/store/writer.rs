@@ -172,15 +172,12 @@ mod tests {
         }
     }
 
-    fn entries(range: std::ops::RangeInclusive<u64>, mark: u8) -> Box<Persist> {
-        Box::new(Persist {
-            entries: range.map(|i| (i, vec![mark])).collect(),
-            ..Persist::default()
-        })
+    fn entries(range: std::ops::RangeInclusive<u64>, mark: u8) -> Persist {
+        Persist { entries: range.map(|i| (i, vec![mark])).collect(), ..Persist::default() }
     }
 
     /// Writes all, waits until they are on disk, and closes the store as a crash after the sync would.
-    fn write(dir: &Path, writes: Vec<Box<Persist>>) {
+    fn write(dir: &Path, writes: Vec<Persist>) {
         let (tx, rx) = mpsc::channel();
         let writer = Store::open(dir, &identity("cloud-0"))
             .unwrap()
@@ -188,7 +185,7 @@ mod tests {
             .unwrap();
         let last = Ticket(writes.len() as u64);
         for (i, write) in writes.into_iter().enumerate() {
-            writer.persist(Ticket(i as u64 + 1), "cloud".parse().unwrap(), write);
+            writer.persist(Ticket(i as u64 + 1), "cloud".parse().unwrap(), Box::new(write));
         }
         while rx.recv_timeout(Duration::from_secs(20)).unwrap() < last {}
     }
@@ -204,11 +201,8 @@ mod tests {
     #[test]
     fn what_was_acknowledged_is_there_after_reopening() {
         let dir = tempfile::tempdir().unwrap();
-        let hard = Box::new(Persist {
-            hard_state: Some(vec![9]),
-            decision: Some(vec![8]),
-            ..Persist::default()
-        });
+        let hard =
+            Persist { hard_state: Some(vec![9]), decision: Some(vec![8]), ..Persist::default() };
         write(dir.path(), vec![entries(1..=5, 1), hard, entries(4..=6, 2)]);
         let got = restored(dir.path());
         assert_eq!((got.hard_state, got.decision), (Some(vec![9]), Some(vec![8])));
@@ -224,8 +218,7 @@ mod tests {
     #[test]
     fn a_snapshot_replaces_the_log_before_it() {
         let dir = tempfile::tempdir().unwrap();
-        let snapshot =
-            Box::new(Persist { snapshot: Some((4, vec![7; 100])), ..Persist::default() });
+        let snapshot = Persist { snapshot: Some((4, vec![7; 100])), ..Persist::default() };
         write(dir.path(), vec![entries(1..=6, 1), snapshot]);
         let got = restored(dir.path());
         assert_eq!(got.snapshot, Some((4, vec![7; 100])));

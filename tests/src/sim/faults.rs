@@ -1,5 +1,13 @@
 //! What is broken on a node, in the model. All of it leaves the node's daemon alone unless it says so.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use leaderd_core::ids::NodeName;
+use serde::{Deserialize, Serialize};
+
+use super::World;
+
 /// The true state of one node's data path.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Faults {
@@ -9,16 +17,92 @@ pub struct Faults {
     pub vxlan_new_flows: bool,
     /// Everything into the overlay is dropped on the way out.
     pub vxlan_all: bool,
+    /// Into the overlay towards these nodes everything is dropped (a stale FDB entry).
+    pub ghosts: BTreeSet<NodeName>,
     /// Nothing is forwarded; the node itself answers.
     pub forwarding_off: bool,
     /// Forwarded packets longer than this are dropped silently.
     pub mtu: Option<u16>,
     /// Packets forwarded into the location are sent back where they came from.
     pub route_loop: bool,
+    /// The tunnels are gone, and the daemon sees that.
+    pub wireguard_down: bool,
     /// No packets to and from other locations.
     pub wan_cut: bool,
     /// Share of packets lost on this node's WAN, each way, 0 to 1.
     pub wan_loss: f64,
+    /// The node's WAN is slower by this, each way.
+    pub wan_delay: Duration,
     /// No packets to and from nodes of the same location.
     pub lan_cut: bool,
+}
+
+/// One thing that can be broken, and mended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Fault {
+    NodeCrash,
+    /// The machine is off, and comes back with an empty store.
+    DiskLoss,
+    VxlanNewFlows,
+    VxlanAll,
+    FdbGhost(NodeName),
+    ForwardingOff,
+    MtuBlackhole(u16),
+    RouteLoop,
+    WireguardDown,
+    WanCut,
+    WanLoss(f64),
+    /// Slower by so many milliseconds, each way.
+    WanLatency(u32),
+    LanCut,
+    /// Packets from the node straight to this one are lost; the other way they pass.
+    OneWay(NodeName),
+    DaemonKill,
+    DaemonPause,
+}
+
+impl World {
+    /// Breaks something, or mends it again.
+    pub fn fault(&mut self, node: &NodeName, fault: &Fault, on: bool) {
+        self.fault_changed = self.now().mono;
+        let Some(f) = self.faults.get_mut(node) else { return };
+        match fault {
+            Fault::VxlanNewFlows => f.vxlan_new_flows = on,
+            Fault::VxlanAll => f.vxlan_all = on,
+            Fault::FdbGhost(of) if on => drop(f.ghosts.insert(of.clone())),
+            Fault::FdbGhost(of) => drop(f.ghosts.remove(of)),
+            Fault::ForwardingOff => f.forwarding_off = on,
+            Fault::MtuBlackhole(mtu) => f.mtu = on.then_some(*mtu),
+            Fault::RouteLoop => f.route_loop = on,
+            Fault::WanCut => f.wan_cut = on,
+            Fault::WanLoss(share) => f.wan_loss = if on { *share } else { 0.0 },
+            Fault::WanLatency(ms) => {
+                f.wan_delay = Duration::from_millis(if on { u64::from(*ms) } else { 0 });
+            }
+            Fault::LanCut => f.lan_cut = on,
+            Fault::OneWay(to) => {
+                let cut = (node.clone(), to.clone());
+                if on {
+                    self.cuts.insert(cut)
+                } else {
+                    self.cuts.remove(&cut)
+                };
+            }
+            Fault::WireguardDown => {
+                f.wireguard_down = on;
+                self.tell_local(node);
+            }
+            Fault::NodeCrash => self.crash(node, on),
+            Fault::DiskLoss => {
+                self.crash(node, on);
+                if on {
+                    self.lose_disk(node);
+                }
+            }
+            Fault::DaemonKill if on => self.kill_daemon(node),
+            Fault::DaemonKill if self.faults[node].crashed || self.core(node).is_some() => {}
+            Fault::DaemonKill => self.start_daemon(node),
+            Fault::DaemonPause => self.pause_daemon(node, on),
+        }
+    }
 }

@@ -8,19 +8,26 @@ use leaderd_core::mesh::{
     ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy,
 };
 use leaderd_core::probe::keys::ProbeKeys;
+use serde::{Deserialize, Serialize};
 
 /// A location to be: name, candidates, members, witnesses.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Site {
-    pub name: &'static str,
+    pub name: String,
     pub candidates: u16,
     pub members: u16,
-    pub witnesses: Vec<&'static str>,
+    pub witnesses: Vec<String>,
 }
 
 impl Site {
-    pub fn new(name: &'static str, candidates: u16, members: u16) -> Self {
-        Self { name, candidates, members, witnesses: Vec::new() }
+    pub fn new(name: &str, candidates: u16, members: u16) -> Self {
+        Self { name: name.to_owned(), candidates, members, witnesses: Vec::new() }
+    }
+
+    /// The same with this node of another location as a voter.
+    pub fn witness(mut self, node: &str) -> Self {
+        self.witnesses.push(node.to_owned());
+        self
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where a packet really goes: hop by hop through the networks that the nodes have programmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -43,6 +43,8 @@ pub struct Terrain<'a> {
     pub mesh: &'a Mesh,
     pub kernels: &'a BTreeMap<NodeName, Network>,
     pub faults: &'a BTreeMap<NodeName, Faults>,
+    /// Ordered pairs of nodes between which nothing passes straight.
+    pub cuts: &'a BTreeSet<(NodeName, NodeName)>,
 }
 
 enum Hop {
@@ -89,7 +91,10 @@ impl Terrain<'_> {
                 Hop::Here => unreachable!("returned above"),
                 Hop::Nowhere(why) => return lost(why),
                 Hop::Tunnel(next) => {
-                    if faults.wan_cut || self.faults[&next].wan_cut {
+                    if faults.wireguard_down || self.faults[&next].wireguard_down {
+                        return lost("wireguard down");
+                    }
+                    if faults.wan_cut || self.faults[&next].wan_cut || self.is_cut(&at, &next) {
                         return lost("wan cut");
                     }
                     wan_hops.push((at.clone(), next.clone()));
@@ -102,7 +107,10 @@ impl Terrain<'_> {
                     if faults.vxlan_all || (faults.vxlan_new_flows && packet.new_flow) {
                         return lost("vxlan");
                     }
-                    if faults.lan_cut || self.faults[&next].lan_cut {
+                    if faults.ghosts.contains(&next) {
+                        return lost("fdb ghost");
+                    }
+                    if faults.lan_cut || self.faults[&next].lan_cut || self.is_cut(&at, &next) {
                         return lost("lan cut");
                     }
                     lan_hops += 1;
@@ -110,6 +118,10 @@ impl Terrain<'_> {
                 }
             }
         }
+    }
+
+    fn is_cut(&self, from: &NodeName, to: &NodeName) -> bool {
+        !self.cuts.is_empty() && self.cuts.contains(&(from.clone(), to.clone()))
     }
 
     fn route(&self, at: &NodeName, packet: &Packet) -> Hop {
@@ -155,9 +167,7 @@ impl Terrain<'_> {
         let Some(interface) = self.kernels[at].wireguard.get(dev) else {
             return Hop::Nowhere("no such interface");
         };
-        let holds = |nets: &std::collections::BTreeSet<IpNet>, ip: &IpAddr| {
-            nets.iter().any(|n| n.contains(ip))
-        };
+        let holds = |nets: &BTreeSet<IpNet>, ip: &IpAddr| nets.iter().any(|n| n.contains(ip));
         let peer =
             interface.peers.iter().find(|(_, peer)| holds(&peer.allowed_ips, &packet.target));
         let Some((key, peer)) = peer else { return Hop::Nowhere("no peer for the target") };

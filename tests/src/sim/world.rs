@@ -1,61 +1,58 @@
-//! The world: nodes, clock, network, and everything that is on its way.
+//! The world: nodes, clock, disks, and everything that is on its way.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::{
-    Effect, Flow, Input, LogLevel, Persist, ProbeError, ProbeId, ProbeSend, Restored,
-};
-use leaderd_core::mesh::{Mesh, plane};
+use leaderd_core::io::{Effect, Input, LocalFacts, LogLevel, Persist, ProbeId, Restored, Ticket};
+use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::time::{Instant, Now, WallTime};
-use leaderd_core::wire::Frame;
+use leaderd_core::verdict::Cause;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use serde::{Deserialize, Serialize};
 use wgctl_plan::Network;
 
-use super::Faults;
 use super::path::{Fate, Packet, Terrain};
+use super::{Faults, Link};
 
-/// IPv4 and UDP headers.
-const HEADERS: usize = 28;
-/// How long after a path broke the control channel notices.
-const PEER_DOWN_AFTER: Duration = Duration::from_secs(3);
 /// How often broken and healed control connections are looked for.
 const CONNECTION_CHECK: Duration = Duration::from_millis(500);
-/// A disk's sync.
+/// A disk's sync, and from there to the one who waits for it: a crash may fall between them.
 const SYNC: Duration = Duration::from_millis(1);
+const SYNCED: Duration = Duration::from_micros(100);
 /// From asking for a network to having it.
 const PROGRAM: Duration = Duration::from_millis(2);
+/// After this long a daemon has noticed what its kernel has lost.
+const NOTICE: Duration = Duration::from_millis(20);
+/// A paused process looks at its sockets again this often.
+const PAUSE: Duration = Duration::from_millis(10);
 /// Wall clock of virtual second 0.
 const WALL_START: u64 = 1_800_000_000_000_000;
 
 /// The network between the nodes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct WorldConfig {
     pub seed: u64,
-    /// One way between locations.
-    pub wan_latency: Duration,
-    /// Added to it, uniformly drawn from 0 to this.
-    pub wan_jitter: Duration,
-    /// Share of packets lost between locations, each way.
-    pub wan_loss: f64,
-    /// One way within a location.
-    pub lan_latency: Duration,
+    /// Between locations.
+    pub wan: Link,
+    /// Within a location.
+    pub lan: Link,
+    /// Where they differ, one way each.
+    pub links: Vec<(NodeName, NodeName, Link)>,
 }
 
 impl Default for WorldConfig {
     fn default() -> Self {
         Self {
             seed: 1,
-            wan_latency: Duration::from_millis(10),
-            wan_jitter: Duration::ZERO,
-            wan_loss: 0.0,
-            lan_latency: Duration::from_micros(200),
+            wan: Link::of(Duration::from_millis(10)),
+            lan: Link::of(Duration::from_micros(200)),
+            links: Vec::new(),
         }
     }
 }
@@ -69,20 +66,23 @@ pub struct LogLine {
     pub text: String,
 }
 
-struct SimNode {
-    core: Option<Node>,
+pub(super) struct SimNode {
+    pub core: Option<Node>,
     secret: [u8; 32],
     store: BTreeMap<LocationName, Restored>,
     /// Counts restarts: what was on its way to an earlier life is dropped.
-    life: u32,
-    paused: bool,
-    up: BTreeMap<NodeName, Instant>,
+    pub life: u32,
+    pub paused: bool,
+    /// Peers with a connection: when it last worked, and which life of the peer it is with.
+    pub up: BTreeMap<NodeName, (Instant, u32)>,
+    /// Its entry in `World::timers`.
+    due: Option<Instant>,
 }
 
-enum Happening {
+pub(super) enum Happening {
     Input(Input),
     Programmed { revision: u64, network: Box<Network> },
-    Persisted { ticket: leaderd_core::io::Ticket, location: LocationName, write: Box<Persist> },
+    Write { ticket: Ticket, location: LocationName, write: Box<Persist> },
 }
 
 /// All of it.
@@ -90,17 +90,28 @@ pub struct World {
     pub config: WorldConfig,
     pub mesh: Arc<Mesh>,
     pub faults: BTreeMap<NodeName, Faults>,
+    /// Ordered pairs of nodes between which nothing passes straight.
+    pub cuts: BTreeSet<(NodeName, NodeName)>,
+    /// When something was last broken or mended.
+    pub fault_changed: Instant,
     pub kernels: BTreeMap<NodeName, Network>,
     pub log: Vec<LogLine>,
-    now: Instant,
-    rng: ChaCha8Rng,
-    nodes: BTreeMap<NodeName, SimNode>,
+    /// Whose core ran last.
+    pub touched: Option<NodeName>,
+    pub(super) now: Instant,
+    pub(super) rng: ChaCha8Rng,
+    pub(super) nodes: BTreeMap<NodeName, SimNode>,
     queue: BTreeMap<(Instant, u64), (NodeName, u32, Happening)>,
+    timers: BTreeSet<(Instant, NodeName)>,
     sequence: u64,
-    next_port: u16,
+    pub(super) next_port: u16,
     /// Whose probe a source address belongs to.
-    flows: BTreeMap<(NodeName, SocketAddr), ProbeId>,
+    pub(super) flows: BTreeMap<(NodeName, SocketAddr), ProbeId>,
+    /// Links in their bad state.
+    pub(super) bad: BTreeMap<(NodeName, NodeName), bool>,
     next_check: Instant,
+    inputs: u64,
+    digest: u64,
 }
 
 impl std::fmt::Debug for World {
@@ -112,19 +123,27 @@ impl std::fmt::Debug for World {
 impl World {
     /// A world of this mesh; `secrets` are the nodes' X25519 keys.
     pub fn new(mesh: Mesh, secrets: &BTreeMap<NodeName, [u8; 32]>, config: WorldConfig) -> Self {
+        let start = Instant(1_000_000);
         let mut world = Self {
             faults: mesh.nodes.keys().map(|n| (n.clone(), Faults::default())).collect(),
+            cuts: BTreeSet::new(),
+            fault_changed: start,
             kernels: mesh.nodes.keys().map(|n| (n.clone(), Network::default())).collect(),
             mesh: Arc::new(mesh),
             log: Vec::new(),
-            now: Instant(1_000_000),
+            touched: None,
+            now: start,
             rng: ChaCha8Rng::seed_from_u64(config.seed),
             nodes: BTreeMap::new(),
             queue: BTreeMap::new(),
+            timers: BTreeSet::new(),
             sequence: 0,
             next_port: 20_000,
             flows: BTreeMap::new(),
-            next_check: Instant(1_000_000),
+            bad: BTreeMap::new(),
+            next_check: start,
+            inputs: 0,
+            digest: 0xcbf2_9ce4_8422_2325,
             config,
         };
         for (name, secret) in secrets {
@@ -135,6 +154,7 @@ impl World {
                 life: 0,
                 paused: false,
                 up: BTreeMap::new(),
+                due: None,
             };
             world.nodes.insert(name.clone(), node);
         }
@@ -151,6 +171,22 @@ impl World {
 
     pub fn core(&self, name: &NodeName) -> Option<&Node> {
         self.nodes.get(name)?.core.as_ref()
+    }
+
+    /// A daemon that runs and is not paused, on a machine that is on.
+    pub fn is_awake(&self, name: &NodeName) -> bool {
+        !self.faults[name].crashed
+            && self.nodes.get(name).is_some_and(|n| n.core.is_some() && !n.paused)
+    }
+
+    /// How many times a node's daemon was started or ended.
+    pub fn life(&self, name: &NodeName) -> u32 {
+        self.nodes[name].life
+    }
+
+    /// How many inputs all cores had, and a hash over them in order: equal for equal runs.
+    pub fn input_digest(&self) -> (u64, u64) {
+        (self.inputs, self.digest)
     }
 
     /// Starts a daemon from what its disk holds.
@@ -170,6 +206,7 @@ impl World {
             lan_device: "eth0".parse().ok(),
         };
         node.core = Some(Node::new(config, now).expect("the node is in the mesh"));
+        self.tell_local(name);
         self.drain(name);
     }
 
@@ -179,16 +216,19 @@ impl World {
             node.core = None;
             node.life += 1;
         }
+        self.set_timer(name);
     }
 
     pub fn pause_daemon(&mut self, name: &NodeName, paused: bool) {
         if let Some(node) = self.nodes.get_mut(name) {
             node.paused = paused;
         }
+        self.set_timer(name);
     }
 
     /// Switches a machine off, or on again.
     pub fn crash(&mut self, name: &NodeName, off: bool) {
+        self.fault_changed = self.now;
         self.faults.get_mut(name).expect("a node of the mesh").crashed = off;
         if off {
             self.kill_daemon(name);
@@ -198,12 +238,42 @@ impl World {
         }
     }
 
+    /// Empties a node's store.
+    pub fn lose_disk(&mut self, name: &NodeName) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.store.clear();
+        }
+    }
+
+    /// Gives these nodes a new mesh file; daemons that start later find it as well.
+    pub fn roll_out(&mut self, mesh: Mesh, to: &[NodeName]) {
+        self.mesh = Arc::new(mesh);
+        for name in to {
+            let mesh = Box::new((*self.mesh).clone());
+            self.input(name, Input::MeshChanged(mesh));
+        }
+    }
+
+    /// What the shell sees of its own kernel, soon.
+    pub(super) fn tell_local(&mut self, name: &NodeName) {
+        let down = self.faults[name].wireguard_down;
+        let broken = down.then(|| (Cause::TunnelDown, "wgl0 is gone".to_owned()));
+        let facts = LocalFacts { broken, backend: "simulated".to_owned() };
+        self.later(NOTICE, name, Happening::Input(Input::Local(facts)));
+    }
+
     /// Hands a node an input now.
     pub fn input(&mut self, name: &NodeName, input: Input) {
         let now = self.now();
         if let Some(core) = self.nodes.get_mut(name).and_then(|n| n.core.as_mut()) {
+            self.inputs += 1;
+            let bytes = postcard::to_stdvec(&(now, name, &input)).expect("plain data");
+            for b in bytes {
+                self.digest = (self.digest ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
+            }
             core.handle_input(now, input);
         }
+        self.touched = Some(name.clone());
         self.drain(name);
     }
 
@@ -211,7 +281,6 @@ impl World {
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         while self.step(end) {}
-        self.now = end;
     }
 
     /// Lets time pass until a condition holds; false if it never did.
@@ -222,7 +291,6 @@ impl World {
                 return true;
             }
             if !self.step(end) {
-                self.now = end;
                 return done(self);
             }
         }
@@ -230,31 +298,33 @@ impl World {
 
     /// Would a new flow from one node's workload reach the other's now?
     pub fn delivers(&self, from: &NodeName, to: &NodeName) -> bool {
+        matches!(self.fate(from, to), Fate::Delivered { node, .. } if node == *to)
+    }
+
+    /// What becomes of a full-size packet of a new flow between two workloads.
+    pub fn fate(&self, from: &NodeName, to: &NodeName) -> Fate {
         let source = self.mesh.nodes[from].probe_addresses[0];
         let target = self.mesh.nodes[to].probe_addresses[0];
         let packet =
             Packet { source, target, length: self.mesh.mtu, new_flow: true, bound_to: None };
-        matches!(self.terrain().walk(from, &packet), Fate::Delivered { node, .. } if node == *to)
+        self.terrain().walk(from, &packet)
     }
 
-    fn terrain(&self) -> Terrain<'_> {
-        Terrain { mesh: &self.mesh, kernels: &self.kernels, faults: &self.faults }
+    pub(super) fn terrain(&self) -> Terrain<'_> {
+        let Self { mesh, kernels, faults, cuts, .. } = self;
+        Terrain { mesh, kernels, faults, cuts }
     }
 
-    /// The next thing that happens before `end`; false if nothing does.
-    fn step(&mut self, end: Instant) -> bool {
-        let timer = self
-            .nodes
-            .iter()
-            .filter(|(_, n)| !n.paused)
-            .filter_map(|(name, n)| Some((n.core.as_ref()?.poll_timeout()?, name.clone())))
-            .min();
+    /// The next thing that happens before `end`; false if nothing does, and then it is `end`.
+    pub(super) fn step(&mut self, end: Instant) -> bool {
+        self.touched = None;
+        let timer = self.timers.first().map(|(at, _)| *at);
         let queued = self.queue.first_key_value().map(|((at, _), _)| *at);
-        let next = [timer.as_ref().map(|(at, _)| *at), queued, Some(self.next_check)]
-            .into_iter()
-            .flatten()
-            .min();
-        let Some(next) = next.filter(|at| *at <= end) else { return false };
+        let next = [timer, queued, Some(self.next_check)].into_iter().flatten().min();
+        let Some(next) = next.filter(|at| *at <= end) else {
+            self.now = end;
+            return false;
+        };
         self.now = self.now.max(next);
         if self.next_check <= next {
             self.next_check = self.next_check + CONNECTION_CHECK;
@@ -262,7 +332,7 @@ impl World {
         } else if queued.is_some_and(|at| at <= next) {
             let (_, (name, life, happening)) = self.queue.pop_first().expect("seen above");
             self.happen(&name, life, happening);
-        } else if let Some((_, name)) = timer {
+        } else if let Some((_, name)) = self.timers.first().cloned() {
             self.input(&name, Input::Timeout);
         }
         true
@@ -275,9 +345,7 @@ impl World {
         }
         if node.paused {
             // Waits in its socket buffers.
-            self.sequence += 1;
-            let later = self.now + Duration::from_millis(10);
-            self.queue.insert((later, self.sequence), (name.clone(), life, happening));
+            self.later(PAUSE, name, happening);
             return;
         }
         let input = match happening {
@@ -286,15 +354,16 @@ impl World {
                 self.kernels.insert(name.clone(), *network);
                 Input::Programmed { revision, error: None }
             }
-            Happening::Persisted { ticket, location, write } => {
+            Happening::Write { ticket, location, write } => {
                 store(node.store.entry(location).or_default(), *write);
-                Input::Persisted { ticket }
+                self.later(SYNCED, name, Happening::Input(Input::Persisted { ticket }));
+                return;
             }
         };
         self.input(name, input);
     }
 
-    fn later(&mut self, delay: Duration, name: &NodeName, happening: Happening) {
+    pub(super) fn later(&mut self, delay: Duration, name: &NodeName, happening: Happening) {
         let Some(life) = self.nodes.get(name).map(|n| n.life) else { return };
         self.sequence += 1;
         self.queue.insert((self.now + delay, self.sequence), (name.clone(), life, happening));
@@ -310,7 +379,7 @@ impl World {
                 Effect::Reflect { from, to, bytes } => self.reflect(name, from, to, bytes),
                 Effect::SendFrame { to, frame } => self.send_frame(name, &to, *frame),
                 Effect::Persist { ticket, location, write } => {
-                    self.later(SYNC, name, Happening::Persisted { ticket, location, write });
+                    self.later(SYNC, name, Happening::Write { ticket, location, write });
                 }
                 Effect::Program { revision, network } => {
                     self.later(PROGRAM, name, Happening::Programmed { revision, network });
@@ -323,162 +392,33 @@ impl World {
                 }
             }
         }
+        self.set_timer(name);
     }
 
-    fn send_probe(&mut self, name: &NodeName, probe: ProbeSend) {
-        if probe.payload.is_empty() {
-            return;
-        }
-        let port = match probe.flow {
-            Flow::Fresh => {
-                self.next_port = self.next_port.checked_add(1).unwrap_or(20_000);
-                self.next_port
+    fn set_timer(&mut self, name: &NodeName) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        let due = node.core.as_ref().filter(|_| !node.paused).and_then(Node::poll_timeout);
+        if due != node.due {
+            if let Some(old) = node.due {
+                self.timers.remove(&(old, name.clone()));
             }
-            Flow::Pinned(number) => 10_000 + (number % 8_000) as u16,
-        };
-        let source = SocketAddr::new(probe.source, port);
-        self.flows.insert((name.clone(), source), probe.probe);
-        let packet = Packet {
-            source: probe.source,
-            target: probe.target.ip(),
-            length: (probe.payload.len() + HEADERS) as u16,
-            new_flow: matches!(probe.flow, Flow::Fresh),
-            bound_to: probe.via.map(plane),
-        };
-        match self.send_packet(name, &packet) {
-            Ok((to, delay, ttl)) => {
-                let input = Input::ProbeRequest {
-                    from: source,
-                    local: probe.target,
-                    ttl,
-                    bytes: probe.payload,
-                };
-                self.later(delay, &to, Happening::Input(input));
+            if let Some(at) = due {
+                self.timers.insert((at, name.clone()));
             }
-            Err(Some(delay)) => {
-                let error = ProbeError::TimeExceeded { from: None };
-                self.later(
-                    delay,
-                    name,
-                    Happening::Input(Input::ProbeError { probe: probe.probe, error }),
-                );
-            }
-            Err(None) => {}
-        }
-    }
-
-    fn reflect(&mut self, name: &NodeName, from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
-        // The answer is of the same flow, so it is as old as the request: pinned flows come from low ports.
-        let packet = Packet {
-            source: from.ip(),
-            target: to.ip(),
-            length: (bytes.len() + HEADERS) as u16,
-            new_flow: to.port() >= 20_000,
-            bound_to: None,
-        };
-        if let Ok((observer, delay, _)) = self.send_packet(name, &packet)
-            && let Some(probe) = self.flows.get(&(observer.clone(), to)).copied()
-        {
-            self.later(delay, &observer, Happening::Input(Input::ProbeReply { probe, bytes }));
-        }
-    }
-
-    /// Where a packet arrives, when and with which hop limit; or after how long ICMP says that it does not.
-    fn send_packet(
-        &mut self,
-        name: &NodeName,
-        packet: &Packet,
-    ) -> Result<(NodeName, Duration, u8), Option<Duration>> {
-        match self.terrain().walk(name, packet) {
-            Fate::Delivered { node, ttl, wan_hops, lan_hops } => {
-                let mut delay = self.config.lan_latency * lan_hops + Duration::from_micros(50);
-                for (a, b) in &wan_hops {
-                    delay += self.wan_delay(a, b).ok_or(None)?;
-                }
-                Ok((node, delay, ttl))
-            }
-            Fate::Lost { .. } => Err(None),
-            Fate::TimeExceeded { .. } => Err(Some(self.config.wan_latency * 2)),
-        }
-    }
-
-    /// One WAN hop; `None`: lost.
-    fn wan_delay(&mut self, a: &NodeName, b: &NodeName) -> Option<Duration> {
-        let pass = (1.0 - self.config.wan_loss)
-            * (1.0 - self.faults[a].wan_loss)
-            * (1.0 - self.faults[b].wan_loss);
-        if self.draw() >= pass {
-            return None;
-        }
-        let jitter = self.draw();
-        Some(self.config.wan_latency + self.config.wan_jitter.mul_f64(jitter))
-    }
-
-    fn draw(&mut self) -> f64 {
-        (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// One way over the control channel; `None` while there is no way.
-    fn control_delay(&mut self, a: &NodeName, b: &NodeName) -> Option<Duration> {
-        let alive = |n: &NodeName| !self.faults[n].crashed && self.nodes[n].core.is_some();
-        if !alive(a) || !alive(b) {
-            return None;
-        }
-        let (fa, fb) = (&self.faults[a], &self.faults[b]);
-        if self.mesh.nodes[a].location == self.mesh.nodes[b].location {
-            return (!fa.lan_cut && !fb.lan_cut).then_some(self.config.lan_latency);
-        }
-        if fa.wan_cut || fb.wan_cut {
-            return None;
-        }
-        // QUIC repeats what is lost; each time costs about a round trip more.
-        let mut total = Duration::ZERO;
-        for _ in 0..8 {
-            match self.wan_delay(a, b) {
-                Some(delay) => return Some(total + delay),
-                None => total += self.config.wan_latency * 3,
-            }
-        }
-        None
-    }
-
-    fn send_frame(&mut self, from: &NodeName, to: &NodeName, frame: Frame) {
-        if !self.nodes[from].up.contains_key(to)
-            || self.nodes.get(to).is_none_or(|n| n.core.is_none())
-        {
-            return;
-        }
-        if let Some(delay) = self.control_delay(from, to) {
-            let bytes = frame.encode();
-            let frame = Frame::decode(&bytes).expect("what is encoded can be decoded");
-            let input = Input::Frame { from: from.clone(), frame: Box::new(frame) };
-            self.later(delay, to, Happening::Input(input));
+            node.due = due;
         }
     }
 
     fn check_connections(&mut self) {
         let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
         for name in names {
+            if !self.is_awake(&name) {
+                continue;
+            }
             let Some(core) = self.core(&name) else { continue };
             let wanted: Vec<NodeName> = core.peers().into_iter().map(|p| p.name).collect();
             for peer in wanted {
-                let delay = self.control_delay(&name, &peer);
-                let now = self.now;
-                let up = &mut self.nodes.get_mut(&name).expect("a name of ours").up;
-                match (delay, up.get(&peer).copied()) {
-                    (Some(delay), seen) => {
-                        up.insert(peer.clone(), now);
-                        if seen.is_none() {
-                            let rtt_micros = (delay * 2).as_micros() as u64;
-                            self.input(&name, Input::PeerUp { node: peer, rtt_micros });
-                        }
-                    }
-                    (None, Some(seen)) if now.since(seen) >= PEER_DOWN_AFTER => {
-                        up.remove(&peer);
-                        self.input(&name, Input::PeerDown { node: peer });
-                    }
-                    (None, _) => {}
-                }
+                self.check_connection(&name, &peer);
             }
         }
     }

@@ -14,8 +14,8 @@ use crate::world::World;
 /// Mark of VXLAN flows seen before the fault.
 const SEEN: u32 = 0x489;
 /// A flow is an established one once it has sent this many packets. Probes and meter packets of new flows send one,
-/// and the few whose 16-bit outer source port collides within [`world`](crate::world)'s 2 s timeout never get so far.
-const ESTABLISHED_AFTER: u32 = 8;
+/// and those whose 16-bit outer source port collides within [`world`](crate::world)'s 4 s timeout hardly ever get so far.
+const ESTABLISHED_AFTER: u32 = 3;
 /// Routing table and rule priority of `route-loop`.
 const LOOP_TABLE: u32 = 4890;
 

@@ -6,6 +6,7 @@
 
 pub mod change;
 pub mod diff;
+mod effect;
 pub mod kernel;
 pub mod model;
 mod pairs;

@@ -5,14 +5,17 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
-use comfy_table::{Table, presets::UTF8_FULL_CONDENSED};
 use wgctl::net::{Kernel, Scope};
 use wgctl_plan::{Change, Network, diff};
 
-use super::output::Output;
+use super::output::{Output, Style, Table};
 
 /// The kernel's network on this node, as far as it is leaderd's
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wgctl net show
+  wgctl net diff        exit 1 if the kernel is not as the daemon wants it")]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -56,7 +59,7 @@ pub fn run(
             if out.json {
                 println!("{}", serde_json::to_string_pretty(&network)?);
             } else {
-                println!("{}", table(&network));
+                out.print(&table(&network).render(out, 0))?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -104,17 +107,19 @@ fn read(file: PathBuf) -> anyhow::Result<Network> {
 
 /// What there is, one object a line, in the order in which things rest on each other.
 fn table(network: &Network) -> Table {
-    let mut table = Table::new();
-    table.load_style(UTF8_FULL_CONDENSED).set_header(["object", "name", "is"]);
+    let mut table = Table::new(&["OBJECT", "NAME", "IS"]);
+    let mut row = |object: &str, name: String, is: String| {
+        table.row([object.to_owned(), name, is].map(|cell| (Style::Plain, cell)).into());
+    };
     let up = |up: bool| if up { "up" } else { "down" };
     for (name, w) in &network.wireguard {
         let is =
             format!("port {} mtu {} {}, {} peers", w.listen_port, w.mtu, up(w.up), w.peers.len());
-        table.add_row(["wireguard".to_owned(), name.to_string(), is]);
+        row("wireguard", name.to_string(), is);
         for (key, peer) in &w.peers {
             let endpoint = peer.endpoint.map_or("nowhere yet".to_owned(), |e| e.to_string());
             let is = format!("at {endpoint}, {} allowed-ips", peer.allowed_ips.len());
-            table.add_row(["peer".to_owned(), format!("{name} {key}"), is]);
+            row("peer", format!("{name} {key}"), is);
         }
     }
     for (name, v) in &network.vxlan {
@@ -127,28 +132,28 @@ fn table(network: &Network) -> Table {
             v.mtu,
             up(v.up)
         );
-        table.add_row(["vxlan".to_owned(), name.to_string(), is]);
+        row("vxlan", name.to_string(), is);
     }
     for (name, address) in &network.addresses {
-        table.add_row(["address".to_owned(), address.to_string(), format!("on {name}")]);
+        row("address", address.to_string(), format!("on {name}"));
     }
     for ((dev, address), mac) in &network.neighbours {
-        table.add_row(["neighbour".to_owned(), format!("{dev} {address}"), mac.to_string()]);
+        row("neighbour", format!("{dev} {address}"), mac.to_string());
     }
     for ((dev, mac), endpoint) in &network.fdb {
-        table.add_row(["fdb".to_owned(), format!("{dev} {mac}"), format!("at {endpoint}")]);
+        row("fdb", format!("{dev} {mac}"), format!("at {endpoint}"));
     }
     for (id, nexthop) in &network.nexthops {
-        table.add_row(["nexthop".to_owned(), id.to_string(), nexthop.to_string()]);
+        row("nexthop", id.to_string(), nexthop.to_string());
     }
     for rule in &network.rules {
-        table.add_row(["rule".to_owned(), rule.priority.to_string(), rule.to_string()]);
+        row("rule", rule.priority.to_string(), rule.to_string());
     }
     for (key, via) in &network.routes {
-        table.add_row(["route".to_owned(), key.to_string(), via.to_string()]);
+        row("route", key.to_string(), via.to_string());
     }
     for (path, value) in &network.sysctls {
-        table.add_row(["sysctl".to_owned(), path.clone(), value.clone()]);
+        row("sysctl", path.clone(), value.clone());
     }
     table
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use wgctl_plan::{Change, InterfaceName, Network, WgPublicKey, diff, diff_desired};
 
@@ -13,11 +13,21 @@ use crate::wireguard::{PeerStats, PrivateKey};
 /// A peer that has shaken hands within this time is alive where it is (WireGuard's `REJECT_AFTER_TIME`, 180 s).
 const ALIVE: Duration = Duration::from_secs(180);
 
+/// How long the side with the greater public key leaves the first handshake to the other. When both begin at once, each
+/// drops its own half for the other's and both answers are lost; WireGuard then waits 5 s (`REKEY_TIMEOUT`), and probes
+/// from both sides make it happen again and again. Measured: up to 31 s until all tunnels of six nodes were up.
+const YIELD: Duration = Duration::from_millis(1500);
+
 /// Programs one node. The first plan starts from what the kernel has, so that a restart interrupts nothing.
 #[allow(missing_debug_implementations)]
 pub struct Steward {
     kernel: Kernel,
     key: PrivateKey,
+    /// As asked for, with every endpoint; only while some are held back.
+    wanted: Option<Network>,
+    /// New peers whose endpoint is held back, and since when (see [`YIELD`]).
+    yielding: BTreeMap<(InterfaceName, WgPublicKey), Instant>,
+    /// As asked for, without the endpoints that are held back.
     desired: Option<Network>,
     /// Whether all of `desired` was programmed. If not, only the kernel knows what is there.
     in_place: bool,
@@ -41,7 +51,15 @@ pub enum ProgramError {
 
 impl Steward {
     pub fn new(kernel: Kernel, key: PrivateKey) -> Self {
-        Self { kernel, key, desired: None, in_place: false, last_in_place: None }
+        Self {
+            kernel,
+            key,
+            wanted: None,
+            yielding: BTreeMap::new(),
+            desired: None,
+            in_place: false,
+            last_in_place: None,
+        }
     }
 
     pub fn kernel(&self) -> &Kernel {
@@ -54,7 +72,9 @@ impl Steward {
 
     /// Makes this the desired network, without asking the kernel first if the last plan succeeded: a failover is one
     /// message. If a change fails the others are made all the same, and `reconcile` tries it again.
-    pub async fn program(&mut self, desired: Network) -> Result<Report, ProgramError> {
+    pub async fn program(&mut self, wanted: Network) -> Result<Report, ProgramError> {
+        self.yield_to_new_peers(&wanted);
+        let desired = self.without_yielded(wanted);
         let changes = match &self.desired {
             Some(old) if self.in_place => diff_desired(old, &desired),
             _ => diff(&desired, &self.observe(&desired).await?),
@@ -67,8 +87,67 @@ impl Steward {
         Ok(Report { changes })
     }
 
+    /// True when endpoints that were held back are to be set: call `reconcile`.
+    pub fn is_due(&self) -> bool {
+        self.yielding.values().any(|since| since.elapsed() >= YIELD)
+    }
+
+    /// Notes the peers that are new and whose public key is smaller than ours.
+    fn yield_to_new_peers(&mut self, wanted: &Network) {
+        let ours = self.key.public();
+        for (name, interface) in &wanted.wireguard {
+            let known = self.desired.as_ref().and_then(|n| n.wireguard.get(name));
+            for key in interface.peers.keys().filter(|key| **key < ours) {
+                if known.is_none_or(|i| !i.peers.contains_key(key)) {
+                    self.yielding.insert((name.clone(), *key), Instant::now());
+                }
+            }
+        }
+    }
+
+    /// Removes the peers that have waited long enough for the other side in vain; the comparison that follows makes them
+    /// anew, with their endpoint. Merely setting it would not do: WireGuard counts the attempts it made without one, and
+    /// waits 5 s after each.
+    async fn renew_silent_peers(&mut self) -> Result<(), ProgramError> {
+        let over: Vec<_> =
+            self.yielding.iter().filter(|(_, since)| since.elapsed() >= YIELD).collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        let stats = self.wireguard_stats().await?;
+        let silent = over
+            .into_iter()
+            .map(|(id, _)| id)
+            .filter(|id| stats.get(id).is_some_and(|peer| peer.last_handshake.is_none()));
+        let remove: Vec<Change> = silent
+            .map(|(name, key)| Change::RemovePeer { name: name.clone(), key: *key })
+            .collect();
+        Ok(self.kernel.apply(&remove, &self.key).await?)
+    }
+
+    fn without_yielded(&mut self, wanted: Network) -> Network {
+        self.yielding.retain(|_, since| since.elapsed() < YIELD);
+        if self.yielding.is_empty() {
+            self.wanted = None;
+            return wanted;
+        }
+        let mut desired = wanted.clone();
+        for (name, key) in self.yielding.keys() {
+            let peer = desired.wireguard.get_mut(name).and_then(|i| i.peers.get_mut(key));
+            if let Some(peer) = peer {
+                peer.endpoint = None;
+            }
+        }
+        self.wanted = Some(wanted);
+        desired
+    }
+
     /// Looks at the kernel and repairs what differs from the desired network. Tells what it repaired.
     pub async fn reconcile(&mut self) -> Result<Vec<Change>, ProgramError> {
+        self.renew_silent_peers().await?;
+        if let Some(wanted) = self.wanted.take() {
+            self.desired = Some(self.without_yielded(wanted));
+        }
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
         let changes = diff(desired, &self.observe(desired).await?);
         if !changes.is_empty() {

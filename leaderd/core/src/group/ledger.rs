@@ -294,22 +294,27 @@ impl Ledger {
         }
     }
 
-    /// Fresh reports of observers that do not abstain.
+    /// Fresh reports of observers that do not abstain; those that watch slowly only where nobody watches at full rate.
     fn observers(&self, now: Instant) -> Vec<ObserverView> {
+        let all: Vec<&Report> = self.fresh_reports(now).collect();
+        let watched = all.iter().any(|r| r.full_rate);
+        all.into_iter()
+            .filter(|r| r.full_rate || !watched)
+            .map(|r| ObserverView { observer: r.observer.clone(), slots: r.slots.clone() })
+            .collect()
+    }
+
+    fn fresh_reports(&self, now: Instant) -> impl Iterator<Item = &Report> {
         self.reports
             .values()
             .filter(|r| !r.value.abstains)
             // Whoever knows nothing yet about any slot is no witness.
             .filter(|r| r.value.slots.iter().any(|s| s.verdict != Verdict::Unknown))
-            .filter(|r| {
+            .filter(move |r| {
                 let rtt = r.value.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
                 now.since(r.at) < REPORT_FRESH + (rtt * 4).min(MAX_ALLOWANCE)
             })
-            .map(|r| ObserverView {
-                observer: r.value.observer.clone(),
-                slots: r.value.slots.clone(),
-            })
-            .collect()
+            .map(|r| &r.value)
     }
 
     /// Keeps account of which slots most nodes of the location miss, and since when.

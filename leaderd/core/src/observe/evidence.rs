@@ -121,6 +121,9 @@ pub(super) struct Path {
     pub relay_ok: Option<Instant>,
     /// The first relay probe to pass since one was lost.
     pub relay_run: Option<Instant>,
+    pub born: Instant,
+    /// When anything at all first came back through it.
+    pub woke: Option<Instant>,
     /// A probe of any class was answered; when it was sent.
     pub any_ok: Option<Instant>,
     /// Losses since, in any class.
@@ -157,6 +160,8 @@ impl Path {
             ok_before: None,
             relay_ok: None,
             relay_run: None,
+            born: now,
+            woke: None,
             any_ok: None,
             lost_in_row: 0,
             shown_loss: 0.0,

@@ -1,25 +1,21 @@
 //! From evidence to verdicts.
 //!
-//! [`Watch::weigh`] reads a path's ring and runs the tests; [`Watch::classify`] names the cause from what the same burst
-//! did in the other classes; [`Watch::judge`] moves verdicts.
+//! [`Watch::weigh`] runs the tests over a path's ring, [`Watch::classify`] names the cause; [`Watch::judge`] moves
+//! verdicts by them.
 
 use std::time::Duration;
 
 use crate::io::LogLevel;
 use crate::mesh::Mesh;
 use crate::time::Instant;
-use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, Verdict};
+use crate::verdict::{Cause, ProbeClass, Verdict};
 
-use super::LATE_FOR;
 use super::evidence::{Obs, Outcome};
 use super::schedule::Shot;
 use super::sprt;
 use super::watch::Watch;
+use super::weigh::{Sum, Weight};
 
-/// What the controls lost this recently counts as well as what they lose on average.
-const CONTROL_WINDOW: Duration = Duration::from_secs(1);
-/// Controls needed for a share.
-const CONTROLS: usize = 4;
 /// A suspicion that nothing new feeds is dropped after this.
 const SUSPICION: Duration = Duration::from_secs(1);
 /// Bursts back off to one per this time while they find nothing, and are free again after a calm time.
@@ -35,14 +31,13 @@ const RECOVERY_FEW: usize = 3;
 const FIRST_DELIVERIES: usize = 3;
 /// How long nothing at all must come back before a location is called dark, or failing as a whole.
 const DARK: Duration = Duration::from_millis(300);
+/// A path through which nothing has come yet is given two tries at WireGuard's handshake (`REKEY_TIMEOUT` is 5 s).
+const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
 /// Evidence older than this no longer makes a path 'forwarding'.
 const STALE: Duration = Duration::from_secs(10);
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
 const MTU_STEP: u16 = 8;
 
-/// How long after a loss a sign of life of its target still counts, in halves of the probe interval: the controls of the
-/// burst come one timeout after it, the next round that asks for the same target a few intervals.
-const CONFIRM_SLACKS: u32 = 4;
 /// A line for the log: level, message, fields.
 type LogLine = (LogLevel, String, Vec<(String, String)>);
 
@@ -54,38 +49,8 @@ pub(super) struct Judged {
     pub bursts: Vec<usize>,
     pub shots: Vec<Shot>,
     pub logs: Vec<LogLine>,
-}
-
-/// The tests of one path.
-#[derive(Debug, Default)]
-struct Weight {
-    /// New flows of drawn sizes; of full size; the worst single target.
-    new: Sum,
-    full: Sum,
-    target: Sum,
-    /// Losses that count.
-    losses: usize,
-}
-
-/// A CUSUM and where its present climb began.
-#[derive(Debug, Default, Clone, Copy)]
-struct Sum {
-    value: f64,
-    from: Option<Instant>,
-}
-
-impl Sum {
-    fn add(&mut self, step: f64, at: Instant) {
-        self.value = (self.value + step).max(0.0);
-        if self.value == 0.0 {
-            self.from = None;
-        } else if self.from.is_none() {
-            self.from = Some(at);
-        }
-    }
-    fn worse(self, other: Sum) -> Sum {
-        if other.value > self.value { other } else { self }
-    }
+    /// Judge again then, whatever happens: a loss begins to count.
+    pub again: Option<Instant>,
 }
 
 impl Watch {
@@ -97,90 +62,6 @@ impl Watch {
                 && !self.targets[o.target].quarantined
         })?;
         Some((lost.class, lost.target))
-    }
-
-    /// Where to look for signs of life of a target, other than through path `p`: (path, by its relay probes).
-    fn witnesses(&self, p: usize, t: usize) -> Vec<(usize, bool)> {
-        let others: Vec<_> =
-            (0..self.paths.len()).filter(|k| *k != p && self.can_test(*k, t)).collect();
-        if !others.is_empty() {
-            return others.into_iter().map(|k| (k, false)).collect();
-        }
-        // No other slot can test it. If some other target can be compared, that one decides.
-        let comparable = (0..self.targets.len()).any(|u| {
-            self.can_test(p, u) && (0..self.paths.len()).any(|k| k != p && self.can_test(k, u))
-        });
-        if comparable { Vec::new() } else { vec![(self.targets[t].candidate.unwrap_or(p), true)] }
-    }
-
-    /// A witness reached the target of a lost probe at about the same time: of its probes from shortly before to a little
-    /// later, the one nearest in time passed. All paths may have been silent for a moment, so one that passed sooner or
-    /// later says nothing if a nearer one was lost, or is still on its way.
-    fn confirmed(&self, witnesses: &[(usize, bool)], lost: &Obs, slack: Duration) -> bool {
-        let (from, until) = (lost.sent - slack, lost.sent + slack * CONFIRM_SLACKS);
-        witnesses.iter().any(|(k, relay)| {
-            let ring = &self.paths[*k].ring;
-            let start = ring.partition_point(|o| o.sent < from);
-            let same = |o: &&Obs| match relay {
-                true => o.class == ProbeClass::Relay,
-                false => o.is_fresh() && o.target == lost.target,
-            };
-            let near = ring.range(start..).take_while(|o| o.sent <= until).filter(same);
-            let distance = |o: &Obs| o.sent.since(lost.sent).max(lost.sent.since(o.sent));
-            // Of a burst sent at once one that passed is enough.
-            let nearest = near.min_by_key(|o| (distance(o), o.outcome != Outcome::Delivered));
-            nearest.is_some_and(|o| o.outcome == Outcome::Delivered)
-        })
-    }
-
-    /// What the best control loses.
-    fn p0(&self, p: usize, now: Instant, slack: Duration) -> f64 {
-        let mut best: Option<f64> = None;
-        for (k, other) in self.paths.iter().enumerate() {
-            if k == p || other.verdict.is_degraded() {
-                continue;
-            }
-            let (mut n, mut lost) = (0, 0);
-            for o in other.settled_since(now - CONTROL_WINDOW).filter(|o| o.is_fresh()) {
-                let live = (0..self.paths.len())
-                    .any(|x| self.cells[x][o.target].delivered >= Some(o.sent - slack));
-                if o.outcome == Outcome::Delivered || live {
-                    n += 1;
-                    lost += usize::from(o.outcome.is_loss());
-                }
-            }
-            let recent = if n >= CONTROLS { lost as f64 / n as f64 } else { 0.0 };
-            let share = recent.max(other.loss);
-            best = Some(best.map_or(share, |b| b.min(share)));
-        }
-        best.unwrap_or(0.0)
-    }
-
-    /// Runs the tests of a path. With `blame_all` losses count whether or not their target is known to live.
-    fn weigh(&self, p: usize, now: Instant, slack: Duration, blame_all: bool) -> Weight {
-        let test = sprt::failure(if blame_all { 0.0 } else { self.p0(p, now, slack) });
-        let witnesses: Vec<_> = (0..self.targets.len()).map(|t| self.witnesses(p, t)).collect();
-        let mut per_target = vec![Sum::default(); self.targets.len()];
-        let mut w = Weight::default();
-        // Where replies came late elsewhere in this location, wait as long for these.
-        let patience =
-            self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
-        for o in self.paths[p].ring.iter().filter(|o| o.is_fresh()) {
-            let lost = match o.outcome {
-                Outcome::Pending | Outcome::Void => continue,
-                Outcome::Delivered => false,
-                _ if now < o.sent + patience => continue,
-                _ if blame_all || self.confirmed(&witnesses[o.target], o, slack) => true,
-                _ => continue,
-            };
-            w.losses += usize::from(lost);
-            let step = test.step(lost);
-            let group = if o.class == ProbeClass::FullSize { &mut w.full } else { &mut w.new };
-            group.add(step, o.sent);
-            per_target[o.target].add(step, o.sent);
-        }
-        w.target = per_target.into_iter().fold(Sum::default(), Sum::worse);
-        w
     }
 
     pub(super) fn judge(&mut self, mesh: &Mesh, now: Instant) -> Judged {
@@ -217,6 +98,7 @@ impl Watch {
         }
         for p in 0..self.paths.len() {
             let w = self.weigh(p, now, slack, all_sick);
+            judged.again = [judged.again, w.next].into_iter().flatten().min();
             let worst = w.new.worse(w.full).worse(w.target);
             let next = self.verdict(mesh, now, p, &w, worst, h);
             let path = &mut self.paths[p];
@@ -259,6 +141,9 @@ impl Watch {
         let path = &self.paths[p];
         if path.own_fault.is_some_and(|t| now.since(t) < RECOVERY) || self.dark {
             // Our own kernel refuses, or nobody at all answers: nothing to hold against this candidate.
+            return Verdict::Unknown;
+        }
+        if path.woke.is_none() && now.since(path.born) < FIRST_HANDSHAKE {
             return Verdict::Unknown;
         }
         if let Verdict::Degraded { cause, .. } = path.verdict {
@@ -354,6 +239,7 @@ impl Watch {
             Verdict::Unknown => "unknown",
             Verdict::Forwarding => "forwarding",
             Verdict::Suspected => "suspected",
+            Verdict::Degraded { cause: Cause::Forwarding, .. } => "not-forwarding",
             Verdict::Degraded { cause, .. } => cause.as_str(),
         };
         let fields = [
@@ -392,103 +278,6 @@ impl Watch {
         }
         let allowed = (2.0 * self.control_loss(p).unwrap_or(0.0)).max(0.05);
         n >= if few { RECOVERY_FEW } else { RECOVERY_PROBES } && (lost as f64) <= allowed * n as f64
-    }
-
-    /// Targets that only fail, and targets that pass, since `from`.
-    fn bad_targets(&self, p: usize, from: Instant) -> (Vec<usize>, Vec<usize>, bool) {
-        let mut counts = vec![(0, 0); self.targets.len()];
-        for o in self.paths[p].settled_since(from).filter(|o| o.is_fresh()) {
-            let c: &mut (u32, u32) = &mut counts[o.target];
-            if o.outcome.is_loss() { c.0 += 1 } else { c.1 += 1 }
-        }
-        let which = |f: &dyn Fn(&(u32, u32)) -> bool| -> Vec<usize> {
-            (0..counts.len()).filter(|t| !self.targets[*t].quarantined && f(&counts[*t])).collect()
-        };
-        let mixed = !which(&|c| c.0 > 0 && c.1 > 0 && c.0 * 4 > c.1).is_empty();
-        (which(&|c| c.0 >= 2 && c.1 == 0), which(&|c| c.1 > 0), mixed)
-    }
-
-    fn classify(&self, p: usize, from: Instant) -> (Cause, Option<Direction>) {
-        let path = &self.paths[p];
-        let all: Vec<&Obs> = path.settled_since(from).collect();
-        let count = |class: ProbeClass, lost: bool| {
-            all.iter().filter(|o| o.class == class && o.outcome.is_loss() == lost).count()
-        };
-        let fresh: Vec<&&Obs> = all.iter().filter(|o| o.is_fresh()).collect();
-        let lost = fresh.iter().filter(|o| o.outcome.is_loss()).count();
-        let looped = fresh.iter().filter(|o| o.outcome == Outcome::Looped).count();
-        if looped >= 2 && looped * 2 >= lost {
-            return (Cause::Loop, None);
-        }
-        let direction = self.direction(from);
-        let passed: Vec<u16> =
-            fresh.iter().filter(|o| !o.outcome.is_loss()).map(|o| o.size).collect();
-        let largest = passed.iter().copied().max().unwrap_or(0);
-        let lost_within = fresh.iter().filter(|o| o.outcome.is_loss() && o.size <= largest).count();
-        let full_lost = count(ProbeClass::FullSize, true);
-        if full_lost >= 2
-            && count(ProbeClass::FullSize, false) == 0
-            && passed.len() >= 2
-            && lost_within * 10 <= lost
-        {
-            return (Cause::Mtu, direction);
-        }
-        let (bad, good, mixed) = self.bad_targets(p, from);
-        if !bad.is_empty() && !good.is_empty() && !mixed {
-            return (Cause::Partial, direction);
-        }
-        if passed.len() * 4 > fresh.len() {
-            return (Cause::Loss, direction);
-        }
-        let relay = (count(ProbeClass::Relay, false), count(ProbeClass::Relay, true));
-        if relay.0 == 0
-            && relay.1 > 0
-            && path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from)
-        {
-            return (Cause::TunnelDown, direction);
-        }
-        let pinned = (count(ProbeClass::PinnedFlow, false), count(ProbeClass::PinnedFlow, true));
-        if pinned.0 > pinned.1 {
-            (Cause::NewFlow, direction)
-        } else {
-            (Cause::Forwarding, direction)
-        }
-    }
-
-    /// Which way the losses since `from` went, from the reflectors' counts.
-    fn direction(&self, from: Instant) -> Option<Direction> {
-        let ways = self.targets.iter().filter_map(|t| t.lost_ways(from));
-        let (there, back) = ways.fold((0, 0), |sum, w| (sum.0 + w.0, sum.1 + w.1));
-        match there + back {
-            0..3 => None,
-            all if there * 10 >= all * 8 => Some(Direction::Forward),
-            all if back * 10 >= all * 8 => Some(Direction::Return),
-            _ => None,
-        }
-    }
-
-    fn rows(&self, p: usize, from: Instant) -> Vec<EvidenceRow> {
-        let all: Vec<&Obs> = self.paths[p].settled_since(from).collect();
-        let row = |class, target: Option<usize>| {
-            let of = || {
-                all.iter().filter(move |o| o.class == class && target.is_none_or(|t| t == o.target))
-            };
-            EvidenceRow {
-                class,
-                target: target.map(|t| self.targets[t].node.clone()),
-                sent: of().count() as u32,
-                lost: of().filter(|o| o.outcome.is_loss()).count() as u32,
-                time_exceeded: of().filter(|o| o.outcome == Outcome::Looped).count() as u32,
-            }
-        };
-        let mut rows: Vec<EvidenceRow> =
-            ProbeClass::ALL.into_iter().map(|c| row(c, None)).collect();
-        let (bad, good, _) = self.bad_targets(p, from);
-        if !good.is_empty() {
-            rows.extend(bad.into_iter().map(|t| row(ProbeClass::NewFlow, Some(t))));
-        }
-        rows.retain(|r| r.sent > 0);
-        rows
     }
 
     /// The next size to try, two at a time, while a path's MTU is unknown.

@@ -2,11 +2,11 @@
 //!
 //! A candidate sends probes through **every** slot of every other location at once, to the same workload addresses. So
 //! each round is an experiment with controls: what a standby loses as well is not the leader's fault, and a target that
-//! is dead through every slot is nobody's. [`schedule`] says what a round holds.
+//! is dead through every slot is nobody's. `schedule` says what a round holds.
 //!
 //! At the first timeout of a new flow a burst goes through the suspect, to several targets and in every class, with
-//! controls through every standby. One timeout later all of it is in, and [`judge`] decides by a sequential test
-//! ([`sprt`]): detection costs about interval/2 + timeout + timeout, and a false alarm as little as the operator asks
+//! controls through every standby. One timeout later all of it is in, and `judge` decides by a sequential test
+//! (`sprt`): detection costs about interval/2 + timeout + timeout, and a false alarm as little as the operator asks
 //! for. The classes in the burst name the cause in the same moment.
 //!
 //! A loss counts only where the target is *known to live*: another path reached it with a probe sent at the same time or
@@ -15,18 +15,21 @@
 //!
 //! Nothing here reads a clock or a random source, and nothing grows without a bound.
 
+mod cause;
 mod evidence;
 mod judge;
+mod new_mesh;
 mod rtt;
 mod schedule;
+mod send;
 mod sprt;
 #[cfg(test)]
 mod tests;
 mod verify;
 mod watch;
+mod weigh;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,14 +37,14 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
-use crate::io::{Flow, LogLevel, ProbeError, ProbeId, ProbeSend};
+use crate::io::{LogLevel, ProbeError, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
-use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket, SenderPacket};
+use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{ProbeClass, Report, Verdict};
 
-use evidence::{Obs, Outcome};
+use evidence::Outcome;
 use schedule::Shot;
 use watch::Watch;
 
@@ -95,6 +98,8 @@ enum Timer {
     Round(usize),
     Report(usize),
     Verify(usize),
+    /// A loss begins to count.
+    Judge(usize),
 }
 
 /// A probe on its way.
@@ -160,55 +165,6 @@ impl Observer {
         observer
     }
 
-    /// Takes a new mesh. What is known of a candidate that keeps its slot and key is kept.
-    pub fn set_mesh(&mut self, now: Now, mesh: Arc<Mesh>) {
-        let flying = std::mem::take(&mut self.flying);
-        for (id, f) in flying {
-            self.forget(id, &f);
-        }
-        (self.by_seq, self.by_ssid, self.by_name) = Default::default();
-        self.timers.clear();
-        let mut old: BTreeMap<LocationName, Watch> = std::mem::take(&mut self.watches)
-            .into_iter()
-            .map(|w| (w.location.clone(), w))
-            .collect();
-        self.mesh = mesh.clone();
-        let Some(me) = mesh.node(&self.me).filter(|n| n.slot.is_some()) else { return };
-        for location in mesh.locations.keys().filter(|l| **l != me.location) {
-            let mut ssids = Vec::new();
-            let mut watch = Watch::new(&mesh, me, location, now.mono, || {
-                self.next_ssid = self.next_ssid.wrapping_add(1);
-                ssids.push(self.next_ssid);
-                self.next_ssid
-            });
-            if watch.paths.is_empty() {
-                continue;
-            }
-            if let Some(old) = old.remove(location) {
-                watch.inherit(old);
-            }
-            let at = self.watches.len();
-            for (target, ssid) in ssids.into_iter().enumerate() {
-                self.by_ssid.insert(ssid, (at, target));
-            }
-            self.by_name.insert(location.clone(), at);
-            let interval = watch.interval(&mesh.policy, now.mono);
-            // Observers are out of phase, so that together they look more often.
-            watch.next_round = now.mono + self.fraction(interval);
-            let report = now.mono + self.fraction(REPORT_EVERY);
-            watch.next_report = report;
-            self.timers.insert((watch.next_round, Timer::Round(at)));
-            self.timers.insert((report, Timer::Report(at)));
-            if let Some(v) = watch.verify.as_ref() {
-                self.timers.insert((v.next, Timer::Verify(at)));
-            }
-            self.watches.push(watch);
-        }
-        let peers: BTreeSet<_> = mesh.nodes.values().map(|n| n.wireguard_key).collect();
-        self.keys.retain(|k| peers.contains(k));
-        self.tokens = self.tokens.min(self.bucket());
-    }
-
     /// This node has programmed a decision: its as-workload probes test it from now on.
     pub fn decided(&mut self, now: Now, location: &LocationName, epoch: Epoch, leaders: &[Slot]) {
         let Some(&at) = self.by_name.get(location) else { return };
@@ -234,6 +190,10 @@ impl Observer {
         let Some(f) = self.take(id) else { return };
         let w = &mut self.watches[at];
         w.targets[target].replied(reply.sender_seq, reply.seq, f.sent);
+        if f.shot.path.is_some_and(|p| w.waking(now.mono, p, f.sent)) {
+            self.forget(id, &f);
+            return;
+        }
         let rtt = now.mono.since(f.sent);
         match f.shot.path {
             Some(p) => {
@@ -296,6 +256,7 @@ impl Observer {
                 Timer::Round(at) => rounds.push(at),
                 Timer::Report(at) => self.report(now, at),
                 Timer::Verify(at) => self.verify_tick(now, at),
+                Timer::Judge(at) => drop(dirty.insert(at)),
             }
         }
         // All that timed out at once is judged together.
@@ -397,6 +358,13 @@ impl Observer {
         for (level, message, fields) in judged.logs {
             self.emit(ObserverOutput::Log { level, message, fields });
         }
+        let w = &mut self.watches[at];
+        if let Some(old) = std::mem::replace(&mut w.next_judge, judged.again) {
+            self.timers.remove(&(old, Timer::Judge(at)));
+        }
+        if let Some(again) = judged.again {
+            self.timers.insert((again, Timer::Judge(at)));
+        }
         if judged.changed {
             self.report(now, at);
         }
@@ -436,108 +404,5 @@ impl Observer {
         let dark = self.watches.iter().filter(|w| w.dark).count();
         let all = self.watches.len();
         all > 0 && (dark == all || (all >= 2 && failing * 2 > all))
-    }
-
-    fn round(&mut self, now: Now, at: usize) {
-        let mesh = self.mesh.clone();
-        let w = &mut self.watches[at];
-        let interval = w.interval(&mesh.policy, now.mono);
-        let shots = w.round(&mesh, &mut self.rng);
-        let jitter = self.fraction(interval / 10);
-        let w = &mut self.watches[at];
-        // Not from `now`: a late wake-up must not slow the rhythm, but rounds missed in a pause are not made up for.
-        w.next_round =
-            (w.next_round + interval - interval / 20 + jitter).max(now.mono + interval / 2);
-        self.timers.insert((w.next_round, Timer::Round(at)));
-        if !self.spend(now.mono, shots.len()) {
-            self.skipped += 1;
-            return;
-        }
-        for shot in shots {
-            self.send(now, at, shot);
-        }
-    }
-
-    fn send(&mut self, now: Now, at: usize, shot: Shot) {
-        let mesh = self.mesh.clone();
-        let Some(me) = mesh.node(&self.me) else { return };
-        let w = &mut self.watches[at];
-        let target = &mut w.targets[shot.target];
-        let v6 = target.address.is_ipv6();
-        let via = shot.path.map(|p| w.paths[p].slot);
-        let source = match via {
-            Some(slot) if v6 => mesh.inner6(me, slot).map(Into::into),
-            Some(slot) => Some(mesh.inner4(me, slot).into()),
-            None => me.probe_addresses.iter().copied().find(|a| a.is_ipv6() == v6),
-        };
-        let (Some(source), false) = (source, mesh.probe_ports.is_empty()) else { return };
-        let id = ProbeId(self.next_probe);
-        self.next_probe += 1;
-        let seq = target.seq;
-        target.seq = target.seq.wrapping_add(1);
-        let pinned = shot.class == ProbeClass::PinnedFlow;
-        // A long-lived flow keeps its five-tuple; the others try every port.
-        let port = if pinned { 0 } else { id.0 as usize % mesh.probe_ports.len() };
-        let packet = SenderPacket { seq, timestamp: now.wall.into(), ssid: target.ssid };
-        let key = self.keys.with(&target.key);
-        let payload =
-            packet.encode(Some(&key), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
-        let flow = match shot.path {
-            Some(p) if pinned => Flow::Pinned(u32::from(target.ssid) << 8 | p as u32),
-            _ => Flow::Fresh,
-        };
-        let (address, ssid) = (target.address, target.ssid);
-        let least = mesh.policy.min_probe_timeout;
-        let timeout = match shot.path {
-            Some(p) => w.paths[p].rtt.timeout(least),
-            None => w.rtt.timeout(least),
-        };
-        match shot.path {
-            Some(p) => w.paths[p].push(Obs {
-                probe: id,
-                sent: now.mono,
-                class: shot.class,
-                target: shot.target,
-                size: shot.size,
-                outcome: Outcome::Pending,
-            }),
-            None => w.as_workload_sent += 1,
-        }
-        let due = now.mono + timeout;
-        self.timers.insert((due, Timer::Probe(id)));
-        self.by_seq.insert((ssid, seq), id);
-        self.flying
-            .insert(id, Flying { watch: at, shot, sent: now.mono, ssid, seq, late: false, due });
-        self.emit(ObserverOutput::Send(ProbeSend {
-            probe: id,
-            class: shot.class,
-            via,
-            source,
-            target: SocketAddr::new(address, mesh.probe_ports[port]),
-            flow,
-            dont_fragment: shot.class == ProbeClass::FullSize,
-            payload,
-        }));
-    }
-
-    fn bucket(&self) -> f64 {
-        f64::from(self.mesh.policy.probe_budget) / 2.0
-    }
-
-    /// Takes `n` probes from the budget, or none.
-    fn spend(&mut self, now: Instant, n: usize) -> bool {
-        let full = self.bucket();
-        self.tokens = (self.tokens + now.since(self.refilled).as_secs_f64() * full).min(full);
-        self.refilled = now;
-        let enough = self.tokens >= n as f64;
-        if enough {
-            self.tokens -= n as f64;
-        }
-        enough
-    }
-
-    /// A random part of a duration.
-    fn fraction(&mut self, of: Duration) -> Duration {
-        of.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX))
     }
 }

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
 use crate::probe::Reflector;
+use crate::probe::stamp::SenderPacket;
 use crate::verdict::{Cause, Direction};
 
 mod calm;

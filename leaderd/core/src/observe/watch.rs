@@ -34,6 +34,7 @@ pub(super) struct Watch {
     pub round: u64,
     pub next_round: Instant,
     pub next_report: Instant,
+    pub next_judge: Option<Instant>,
     pub report_seq: u64,
     /// No burst before, and how much later the one after it may come.
     pub next_burst: Instant,
@@ -108,6 +109,7 @@ impl Watch {
             round: 0,
             next_round: now,
             next_report: now,
+            next_judge: None,
             report_seq: 0,
             next_burst: now,
             burst_gap: Duration::ZERO,
@@ -197,6 +199,22 @@ impl Watch {
             .iter()
             .position(|t| t.relay_of == Some(p))
             .expect("every path has its relay target")
+    }
+
+    /// A path's first sign of life: what was sent before it says nothing, neither of loss nor of time, as WireGuard keeps
+    /// packets back until the first handshake. True if this reply is to such a probe.
+    pub(super) fn waking(&mut self, now: Instant, p: usize, sent: Instant) -> bool {
+        let path = &mut self.paths[p];
+        if path.woke.is_none() {
+            path.woke = Some(now);
+            path.any_ok = Some(now);
+            path.ring.clear();
+            (path.lost_in_row, path.loss, path.shown_loss, path.steady) = (0, 0.0, 0.0, 0.0);
+            path.burst = None;
+            self.burst_gap = Duration::ZERO;
+            self.next_burst = now;
+        }
+        self.paths[p].woke.is_some_and(|woke| sent < woke)
     }
 
     /// Books what became of a probe. A late reply comes here after its loss did, and takes that back.
@@ -332,6 +350,7 @@ impl Watch {
             seq: self.report_seq,
             epoch: self.epoch,
             abstains,
+            full_rate: self.full_rate,
             slots: self.paths.iter().map(slot).collect(),
         }
     }

@@ -209,8 +209,8 @@ fn build_node(
         // Needed before the fault to know which flows are old; see `vxlan_flow_chain`.
         ns.nft(&vxlan_flow_chain(false))?;
         ns.sysctl("netfilter/nf_conntrack_acct", "1")?;
-        ns.sysctl("netfilter/nf_conntrack_udp_timeout", "2")?;
-        ns.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "2")?;
+        ns.sysctl("netfilter/nf_conntrack_udp_timeout", "4")?;
+        ns.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "4")?;
     }
     Ok((LabNode { node: node.clone(), ns, pod, dir, daemon: Mutex::new(None) }, tun))
 }

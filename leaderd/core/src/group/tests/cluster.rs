@@ -361,6 +361,7 @@ impl Cluster {
                 seq: self.seq,
                 epoch: Epoch(0),
                 abstains: false,
+                full_rate: true,
                 slots: slots.collect(),
             };
             let candidates: Vec<NodeName> = self.groups.keys().cloned().collect();

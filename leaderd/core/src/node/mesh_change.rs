@@ -1,0 +1,79 @@
+//! A new mesh file, taken live: what is the same in both keeps its state.
+
+use std::sync::Arc;
+
+use crate::group::Group;
+use crate::io::{LogLevel, Restored};
+use crate::mesh::Mesh;
+use crate::observe::Observer;
+use crate::time::Now;
+
+use super::Node;
+
+impl Node {
+    pub(super) fn mesh_changed(&mut self, now: Now, mesh: Mesh) {
+        let Some(node) = mesh.node(&self.me) else {
+            self.log(
+                LogLevel::Error,
+                "the new mesh file has no node of this name: kept the old one",
+                [],
+            );
+            return;
+        };
+        if node.location != self.location {
+            self.log(
+                LogLevel::Error,
+                "the new mesh file moves this node to another location: kept the old one; stop leaderd, run `leaderd reset`, start it again",
+                [("location.new", node.location.to_string())],
+            );
+            return;
+        }
+        let is_candidate = node.slot.is_some();
+        let mesh = Arc::new(mesh);
+        self.mesh = mesh.clone();
+        match (&mut self.observer, is_candidate) {
+            (Some(observer), true) => observer.set_mesh(now, mesh.clone()),
+            (None, true) => {
+                self.observer = Some(Observer::new(
+                    mesh.clone(),
+                    self.me.clone(),
+                    self.keys.clone(),
+                    self.seed,
+                    now,
+                ));
+            }
+            (_, false) => self.observer = None,
+        }
+        self.reflector.set_mesh(mesh.clone());
+        self.groups.retain(|location, _| mesh.locations.contains_key(location));
+        for location in mesh.locations.keys() {
+            if let Some(group) = self.groups.get_mut(location) {
+                group.set_mesh(now, mesh.clone());
+            } else if mesh.voters_of(location).contains(&self.me) {
+                match Group::new(
+                    mesh.clone(),
+                    location.clone(),
+                    self.me.clone(),
+                    Restored::default(),
+                    self.seed,
+                    now,
+                ) {
+                    Ok(group) => drop(self.groups.insert(location.clone(), group)),
+                    Err(error) => self.log(
+                        LogLevel::Error,
+                        "cannot join a Raft group",
+                        [("location.name", location.to_string()), ("error", error.to_string())],
+                    ),
+                }
+            }
+        }
+        self.known.retain(&mesh);
+        self.announcer.retain(&mesh);
+        self.log(
+            LogLevel::Info,
+            "mesh file applied",
+            [("mesh.generation", mesh.generation.to_string())],
+        );
+        self.reprogram(false);
+    }
+}

@@ -1,0 +1,79 @@
+//! The network that this node wants, how its programming went, and what the node says of itself.
+
+use std::collections::BTreeMap;
+
+use crate::ids::{LocationName, Slot};
+use crate::io::{Effect, LocalFacts, LogLevel};
+use crate::time::{Duration, Now};
+use crate::topology::{self, TopologyInput};
+
+use super::Node;
+
+/// How long after a failed attempt the kernel is asked again to look as desired.
+const PROGRAM_RETRY: Duration = Duration::from_secs(1);
+
+impl Node {
+    /// Computes the desired network and asks for it if it changed, or in any case.
+    pub(super) fn reprogram(&mut self, always: bool) {
+        let leaders: BTreeMap<LocationName, Vec<Slot>> = self
+            .mesh
+            .locations
+            .keys()
+            .filter_map(|l| Some((l.clone(), self.effective_leaders(l)?)))
+            .collect();
+        let network = topology::desired(&TopologyInput {
+            mesh: &self.mesh,
+            me: &self.me,
+            leaders: &leaders,
+            resolved: &self.resolved,
+            lan_device: self.lan_device.as_ref(),
+        });
+        if always || network != self.network {
+            self.network = network;
+            self.revision += 1;
+            self.program_retry = None;
+            self.effects.push_back(Effect::Program {
+                revision: self.revision,
+                network: Box::new(self.network.clone()),
+            });
+        }
+        self.known.programming(self.revision);
+    }
+
+    pub(super) fn programmed(&mut self, now: Now, revision: u64, error: Option<String>) {
+        if let Some(error) = error {
+            self.count("program.failed");
+            // The shell has logged it, and knows how often.
+            self.log(LogLevel::Debug, "cannot program the network", [("error", error)]);
+            if revision == self.revision {
+                self.program_retry = Some(now.mono + PROGRAM_RETRY);
+            }
+            return;
+        }
+        for (decision, announced_by) in self.known.programmed(revision, now.wall) {
+            self.decision_in_force(now, &decision, &announced_by);
+        }
+    }
+
+    pub(super) fn local_facts(&mut self, now: Now, facts: LocalFacts) {
+        if facts.broken != self.facts.broken {
+            match &facts.broken {
+                Some((cause, why)) => self.log(
+                    LogLevel::Error,
+                    "this node cannot relay",
+                    [("cause", cause.to_string()), ("why", why.clone())],
+                ),
+                None => self.log(LogLevel::Info, "this node can relay", []),
+            }
+            // Said at once, not with the next hello.
+            self.heard.next_hello = now.mono;
+        }
+        self.facts = facts;
+        if let Some(group) = self.groups.get_mut(&self.location) {
+            group.local_facts(now, &self.facts);
+        }
+        if self.heard.next_hello <= now.mono {
+            self.send_hellos(now);
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Carrying the outputs of the parts on to the next: the observer's to the groups and to other candidates, a group's to
+//! the disk, to its peers and to what is known.
+
+use crate::group::{Group, GroupOutput};
+use crate::ids::{LocationName, NodeName};
+use crate::io::{Effect, LogLevel, Persist, Ticket};
+use crate::observe::{Observer, ObserverOutput};
+use crate::time::Now;
+use crate::wire::Frame;
+
+use super::Node;
+
+/// Outputs of the parts carried in one go, before something is taken for a loop of ours.
+const MAX_PUMP: usize = 100_000;
+
+impl Node {
+    /// Carries the parts' outputs on until all are quiet.
+    pub(super) fn pump(&mut self, now: Now) {
+        for _ in 0..MAX_PUMP {
+            if let Some(output) = self.observer.as_mut().and_then(Observer::poll_output) {
+                self.observer_said(now, output);
+                continue;
+            }
+            let next =
+                self.groups.iter_mut().find_map(|(l, g)| Some((l.clone(), g.poll_output()?)));
+            match next {
+                Some((location, output)) => self.group_said(now, location, output),
+                None => {
+                    return self.watch_raft_leadership(now);
+                }
+            }
+        }
+        self.log(LogLevel::Error, "the core's parts keep each other busy: this is a defect", []);
+    }
+
+    fn observer_said(&mut self, now: Now, output: ObserverOutput) {
+        match output {
+            ObserverOutput::Send(probe) => {
+                self.count("probes.sent");
+                self.effects.push_back(Effect::SendProbe(Box::new(probe)));
+            }
+            ObserverOutput::Forget(probe) => self.effects.push_back(Effect::ForgetProbe { probe }),
+            ObserverOutput::Report(report) => {
+                if let Some(group) = self.groups.get_mut(&report.location) {
+                    group.handle_report(now, report.clone());
+                }
+                let location = report.location.clone();
+                self.send_to_candidates(&location, &Frame::Report(report));
+            }
+            ObserverOutput::Verified { location, epoch, at, blackout } => {
+                let me = self.me.clone();
+                if let Some(group) = self.groups.get_mut(&location) {
+                    group.handle_verified(now, &me, epoch, at, blackout);
+                }
+                let blackout_micros =
+                    blackout.map(|b| u64::try_from(b.as_micros()).unwrap_or(u64::MAX));
+                self.send_to_candidates(
+                    &location,
+                    &Frame::Verified { location: location.clone(), epoch, at, blackout_micros },
+                );
+            }
+            ObserverOutput::Log { level, message, fields } => {
+                self.effects.push_back(Effect::Log { level, message, fields })
+            }
+        }
+    }
+
+    fn group_said(&mut self, now: Now, location: LocationName, output: GroupOutput) {
+        match output {
+            GroupOutput::Send { to, message } => self.send(&to, Frame::Raft { location, message }),
+            GroupOutput::Persist { ticket, write } => self.persist(location, Some(ticket), write),
+            GroupOutput::Decided { decision, event } => {
+                self.count("decisions");
+                self.adopt(decision.clone());
+                self.announce_if_ours(now, decision, Some(event));
+            }
+            GroupOutput::EventChanged(event) => {
+                if self.groups.get(&location).is_some_and(Group::is_raft_leader)
+                    && let Some(decision) = self.known.decision(&location).cloned()
+                    && event.epoch == decision.epoch
+                {
+                    self.announcer.update_event(
+                        decision,
+                        event,
+                        &self.audience(&location),
+                        &mut self.effects,
+                    );
+                }
+            }
+            GroupOutput::Reply { id, response } => self.command_answered(id, response),
+            GroupOutput::NotLeader { id, request } => {
+                self.command_to_raft_leader(now, &location, id, request)
+            }
+            GroupOutput::Log { level, message, mut fields } => {
+                fields.push(("location.name".into(), location.to_string()));
+                self.effects.push_back(Effect::Log { level, message, fields });
+            }
+        }
+    }
+
+    pub(super) fn persist(
+        &mut self,
+        location: LocationName,
+        group_ticket: Option<u64>,
+        write: Persist,
+    ) {
+        self.last_ticket += 1;
+        let ticket = Ticket(self.last_ticket);
+        if let Some(group_ticket) = group_ticket {
+            self.persists.insert(ticket, (location.clone(), group_ticket));
+        }
+        self.effects.push_back(Effect::Persist { ticket, location, write: Box::new(write) });
+    }
+
+    pub(super) fn persisted(&mut self, now: Now, ticket: Ticket) {
+        let rest = self.persists.split_off(&Ticket(ticket.0 + 1));
+        for (_, (location, group_ticket)) in std::mem::replace(&mut self.persists, rest) {
+            if let Some(group) = self.groups.get_mut(&location) {
+                group.handle_persisted(now, group_ticket);
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, to: &NodeName, frame: Frame) {
+        self.effects.push_back(Effect::SendFrame { to: to.clone(), frame: Box::new(frame) });
+    }
+
+    /// To every candidate of a location but this node.
+    pub(super) fn send_to_candidates(&mut self, location: &LocationName, frame: &Frame) {
+        let mesh = self.mesh.clone();
+        for node in mesh.candidates_of(location).values() {
+            if node.name != self.me {
+                self.send(&node.name, frame.clone());
+            }
+        }
+    }
+}

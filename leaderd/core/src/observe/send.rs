@@ -1,0 +1,120 @@
+//! Sending: a round of paired probes, one probe, and the budget that bounds them all.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use rand_chacha::rand_core::Rng;
+
+use crate::io::{Flow, ProbeId, ProbeSend};
+use crate::probe::stamp::SenderPacket;
+use crate::time::{Instant, Now};
+use crate::verdict::ProbeClass;
+
+use super::evidence::{Obs, Outcome};
+use super::schedule::Shot;
+use super::{Flying, Observer, ObserverOutput, Timer, UDP, ip_header};
+
+impl Observer {
+    pub(super) fn round(&mut self, now: Now, at: usize) {
+        let mesh = self.mesh.clone();
+        let w = &mut self.watches[at];
+        let interval = w.interval(&mesh.policy, now.mono);
+        let shots = w.round(&mesh, &mut self.rng);
+        let jitter = self.fraction(interval / 10);
+        let w = &mut self.watches[at];
+        // Not from `now`: a late wake-up must not slow the rhythm, but rounds missed in a pause are not made up for.
+        w.next_round =
+            (w.next_round + interval - interval / 20 + jitter).max(now.mono + interval / 2);
+        self.timers.insert((w.next_round, Timer::Round(at)));
+        if !self.spend(now.mono, shots.len()) {
+            self.skipped += 1;
+            return;
+        }
+        for shot in shots {
+            self.send(now, at, shot);
+        }
+    }
+
+    pub(super) fn send(&mut self, now: Now, at: usize, shot: Shot) {
+        let mesh = self.mesh.clone();
+        let Some(me) = mesh.node(&self.me) else { return };
+        let w = &mut self.watches[at];
+        let target = &mut w.targets[shot.target];
+        let v6 = target.address.is_ipv6();
+        let via = shot.path.map(|p| w.paths[p].slot);
+        let source = match via {
+            Some(slot) if v6 => mesh.inner6(me, slot).map(Into::into),
+            Some(slot) => Some(mesh.inner4(me, slot).into()),
+            None => me.probe_addresses.iter().copied().find(|a| a.is_ipv6() == v6),
+        };
+        let (Some(source), false) = (source, mesh.probe_ports.is_empty()) else { return };
+        let id = ProbeId(self.next_probe);
+        self.next_probe += 1;
+        let seq = target.seq;
+        target.seq = target.seq.wrapping_add(1);
+        let pinned = shot.class == ProbeClass::PinnedFlow;
+        // A long-lived flow keeps its five-tuple; the others try every port.
+        let port = if pinned { 0 } else { id.0 as usize % mesh.probe_ports.len() };
+        let packet = SenderPacket { seq, timestamp: now.wall.into(), ssid: target.ssid };
+        let key = self.keys.with(&target.key);
+        let payload =
+            packet.encode(Some(&key), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
+        let flow = match shot.path {
+            Some(p) if pinned => Flow::Pinned(u32::from(target.ssid) << 8 | p as u32),
+            _ => Flow::Fresh,
+        };
+        let (address, ssid) = (target.address, target.ssid);
+        let least = mesh.policy.min_probe_timeout;
+        let timeout = match shot.path {
+            Some(p) => w.paths[p].rtt.timeout(least),
+            None => w.rtt.timeout(least),
+        };
+        match shot.path {
+            Some(p) => w.paths[p].push(Obs {
+                probe: id,
+                sent: now.mono,
+                class: shot.class,
+                target: shot.target,
+                size: shot.size,
+                outcome: Outcome::Pending,
+            }),
+            None => w.as_workload_sent += 1,
+        }
+        let due = now.mono + timeout;
+        self.timers.insert((due, Timer::Probe(id)));
+        self.by_seq.insert((ssid, seq), id);
+        self.flying
+            .insert(id, Flying { watch: at, shot, sent: now.mono, ssid, seq, late: false, due });
+        self.emit(ObserverOutput::Send(ProbeSend {
+            probe: id,
+            class: shot.class,
+            via,
+            source,
+            target: SocketAddr::new(address, mesh.probe_ports[port]),
+            flow,
+            dont_fragment: shot.class == ProbeClass::FullSize,
+            payload,
+        }));
+    }
+
+    pub(super) fn bucket(&self) -> f64 {
+        f64::from(self.mesh.policy.probe_budget) / 2.0
+    }
+
+    /// Takes `n` probes from the budget, or none.
+    pub(super) fn spend(&mut self, now: Instant, n: usize) -> bool {
+        let full = self.bucket();
+        self.tokens = (self.tokens + now.since(self.refilled).as_secs_f64() * full).min(full);
+        self.refilled = now;
+        let enough = self.tokens >= n as f64;
+        if enough {
+            self.tokens -= n as f64;
+        }
+        enough
+    }
+
+    /// A random part of a duration.
+    pub(super) fn fraction(&mut self, of: Duration) -> Duration {
+        of.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX))
+    }
+}

@@ -1,0 +1,239 @@
+//! What is sent, and when it arrives: probes by the nodes' routes, frames by the control channel.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use leaderd_core::ids::NodeName;
+use leaderd_core::io::{Flow, Input, ProbeError, ProbeSend};
+use leaderd_core::mesh::plane;
+use leaderd_core::wire::Frame;
+
+use super::link::Link;
+use super::path::{Fate, Packet};
+use super::world::{Happening, World};
+
+/// IPv4 and UDP headers.
+const HEADERS: usize = 28;
+/// How long after a path broke the control channel notices.
+const PEER_DOWN_AFTER: Duration = Duration::from_secs(3);
+/// Fresh flows come from ports from here on, pinned ones from below.
+const FIRST_FRESH_PORT: u16 = 20_000;
+/// Times that QUIC sends a frame before it counts as lost here.
+const TRIES: u32 = 8;
+
+/// Where a packet arrives: node, hop limit, and after how long (more than once if duplicated).
+struct Arrival {
+    node: NodeName,
+    ttl: u8,
+    delays: Vec<Duration>,
+}
+
+impl World {
+    pub(super) fn send_probe(&mut self, name: &NodeName, probe: ProbeSend) {
+        if probe.payload.is_empty() {
+            return;
+        }
+        let id = probe.probe;
+        let failed = |error| Happening::Input(Input::ProbeError { probe: id, error });
+        if probe.via.is_some() && self.faults[name].wireguard_down {
+            let error = ProbeError::Local { errno: 19 };
+            return self.later(Duration::from_micros(10), name, failed(error));
+        }
+        let port = match probe.flow {
+            Flow::Fresh => {
+                self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_FRESH_PORT);
+                self.next_port
+            }
+            Flow::Pinned(number) => 10_000 + (number % 8_000) as u16,
+        };
+        let source = SocketAddr::new(probe.source, port);
+        self.flows.insert((name.clone(), source), id);
+        let packet = Packet {
+            source: probe.source,
+            target: probe.target.ip(),
+            length: (probe.payload.len() + HEADERS) as u16,
+            new_flow: matches!(probe.flow, Flow::Fresh),
+            bound_to: probe.via.map(plane),
+        };
+        match self.send_packet(name, &packet) {
+            Ok(arrival) => {
+                let (from, local, ttl) = (source, probe.target, arrival.ttl);
+                if self.nodes[&arrival.node].core.is_none() {
+                    return self.nobody_listens(name, &arrival, &probe);
+                }
+                for delay in arrival.delays {
+                    let bytes = probe.payload.clone();
+                    let input = Input::ProbeRequest { from, local, ttl, bytes };
+                    self.later(delay, &arrival.node, Happening::Input(input));
+                }
+            }
+            Err(Some(delay)) => {
+                self.later(delay, name, failed(ProbeError::TimeExceeded { from: None }));
+            }
+            Err(None) => {}
+        }
+    }
+
+    /// The target's kernel lives and its daemon does not: ICMP port unreachable, which no fault of new flows stops.
+    fn nobody_listens(&mut self, name: &NodeName, arrival: &Arrival, probe: &ProbeSend) {
+        let answer = Packet {
+            source: probe.target.ip(),
+            target: probe.source,
+            length: 100,
+            new_flow: false,
+            bound_to: None,
+        };
+        if let Ok(back) = self.send_packet(&arrival.node, &answer)
+            && back.node == *name
+        {
+            let error = ProbeError::Unreachable { from: Some(probe.target.ip()) };
+            let input = Input::ProbeError { probe: probe.probe, error };
+            self.later(arrival.delays[0] + back.delays[0], name, Happening::Input(input));
+        }
+    }
+
+    pub(super) fn reflect(
+        &mut self,
+        name: &NodeName,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    ) {
+        // The answer is of the same flow, so it is as old as the request.
+        let packet = Packet {
+            source: from.ip(),
+            target: to.ip(),
+            length: (bytes.len() + HEADERS) as u16,
+            new_flow: to.port() >= FIRST_FRESH_PORT,
+            bound_to: None,
+        };
+        let Ok(arrival) = self.send_packet(name, &packet) else { return };
+        let Some(probe) = self.flows.get(&(arrival.node.clone(), to)).copied() else { return };
+        for delay in arrival.delays {
+            let input = Input::ProbeReply { probe, bytes: bytes.clone() };
+            self.later(delay, &arrival.node, Happening::Input(input));
+        }
+    }
+
+    /// Where a packet arrives; or after how long ICMP says that it does not.
+    fn send_packet(
+        &mut self,
+        name: &NodeName,
+        packet: &Packet,
+    ) -> Result<Arrival, Option<Duration>> {
+        match self.terrain().walk(name, packet) {
+            Fate::Delivered { node, ttl, wan_hops, lan_hops } => {
+                let base = self.config.lan.latency * lan_hops + Duration::from_micros(50);
+                let mut delays = vec![base];
+                for (a, b) in &wan_hops {
+                    let mut after = Vec::new();
+                    for so_far in delays {
+                        after.extend(self.wan_delays(a, b).into_iter().map(|d| so_far + d));
+                    }
+                    delays = after;
+                }
+                if delays.is_empty() {
+                    return Err(None);
+                }
+                Ok(Arrival { node, ttl, delays })
+            }
+            Fate::Lost { .. } => Err(None),
+            Fate::TimeExceeded { .. } => Err(Some(self.config.wan.latency * 2)),
+        }
+    }
+
+    fn link(&self, a: &NodeName, b: &NodeName) -> Link {
+        if let Some((_, _, link)) = self.config.links.iter().find(|(f, t, _)| f == a && t == b) {
+            return *link;
+        }
+        let same = self.mesh.nodes[a].location == self.mesh.nodes[b].location;
+        if same { self.config.lan } else { self.config.wan }
+    }
+
+    /// One WAN hop; empty: lost.
+    fn wan_delays(&mut self, a: &NodeName, b: &NodeName) -> Vec<Duration> {
+        let (fa, fb) = (self.faults[a].wan_loss, self.faults[b].wan_loss);
+        let more = 1.0 - (1.0 - fa) * (1.0 - fb);
+        let link = self.link(a, b);
+        let bad = self.bad.entry((a.clone(), b.clone())).or_default();
+        let slower = self.faults[a].wan_delay + self.faults[b].wan_delay;
+        let mut delays = link.pass(&mut self.rng, bad, more);
+        delays.iter_mut().for_each(|d| *d += slower);
+        delays
+    }
+
+    /// True if frames pass from one node to the other, one way.
+    pub(super) fn control_passes(&self, a: &NodeName, b: &NodeName) -> bool {
+        let alive = |n: &NodeName| !self.faults[n].crashed && self.nodes[n].core.is_some();
+        if !alive(a) || !alive(b) || self.cuts.contains(&(a.clone(), b.clone())) {
+            return false;
+        }
+        let (fa, fb) = (&self.faults[a], &self.faults[b]);
+        let (na, nb) = (&self.mesh.nodes[a], &self.mesh.nodes[b]);
+        if na.location == nb.location {
+            !fa.lan_cut && !fb.lan_cut
+        } else if na.slot.is_some() && nb.slot.is_some() {
+            !fa.wan_cut && !fb.wan_cut && !fa.wireguard_down && !fb.wireguard_down
+        } else {
+            // No tunnel joins them: over the mesh itself, as any workload.
+            self.delivers(a, b)
+        }
+    }
+
+    /// One way over the control channel; `None` while there is no way.
+    fn control_delay(&mut self, a: &NodeName, b: &NodeName) -> Option<Duration> {
+        if !self.control_passes(a, b) {
+            return None;
+        }
+        if self.mesh.nodes[a].location == self.mesh.nodes[b].location {
+            return Some(self.link(a, b).latency);
+        }
+        // QUIC repeats what is lost; each time costs about a round trip more.
+        let repeat = self.link(a, b).latency * 3;
+        (0..TRIES).find_map(|n| Some(repeat * n + *self.wan_delays(a, b).first()?))
+    }
+
+    pub(super) fn send_frame(&mut self, from: &NodeName, to: &NodeName, frame: Frame) {
+        let Some(life) = self.nodes.get(to).filter(|n| n.core.is_some()).map(|n| n.life) else {
+            return;
+        };
+        if self.nodes[from].up.get(to).is_none_or(|(_, with)| *with != life) {
+            return;
+        }
+        if let Some(delay) = self.control_delay(from, to) {
+            let bytes = frame.encode();
+            let frame = Frame::decode(&bytes).expect("what is encoded can be decoded");
+            let input = Input::Frame { from: from.clone(), frame: Box::new(frame) };
+            self.later(delay, to, Happening::Input(input));
+        }
+    }
+
+    pub(super) fn check_connection(&mut self, name: &NodeName, peer: &NodeName) {
+        let works = self.control_passes(peer, name);
+        let delay = self.control_delay(name, peer).filter(|_| works);
+        let (now, life) = (self.now, self.nodes[peer].life);
+        let up = &mut self.nodes.get_mut(name).expect("a name of ours").up;
+        let seen = up.get(peer).copied();
+        let node = peer.clone();
+        match (delay, seen) {
+            (Some(delay), Some((_, with))) if with != life => {
+                // The peer has started anew, and so does the connection.
+                up.insert(node.clone(), (now, life));
+                self.input(name, Input::PeerDown { node: node.clone() });
+                let rtt_micros = (delay * 2).as_micros() as u64;
+                self.input(name, Input::PeerUp { node, rtt_micros });
+            }
+            (Some(_), Some(_)) => drop(up.insert(node, (now, life))),
+            (Some(delay), None) => {
+                up.insert(node.clone(), (now, life));
+                let rtt_micros = (delay * 2).as_micros() as u64;
+                self.input(name, Input::PeerUp { node, rtt_micros });
+            }
+            (None, Some((at, _))) if now.since(at) >= PEER_DOWN_AFTER => {
+                up.remove(peer);
+                self.input(name, Input::PeerDown { node });
+            }
+            (None, _) => {}
+        }
+    }
+}

@@ -1,0 +1,69 @@
+//! The weather between nodes: latency, jitter, loss (independent or in bursts), duplication, reordering.
+
+use std::time::Duration;
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::Rng;
+use serde::{Deserialize, Serialize};
+
+/// How packets get lost on the way.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Loss {
+    /// Each by itself, with this share (0 to 1).
+    Independent(f64),
+    /// Gilbert–Elliott: with these chances per packet a link turns bad, and good again; while bad it loses `bad_loss`.
+    Bursty { to_bad: f64, to_good: f64, bad_loss: f64 },
+}
+
+impl Loss {
+    pub const NONE: Self = Self::Independent(0.0);
+}
+
+/// One direction between two nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// One way.
+    pub latency: Duration,
+    /// Added to it, uniformly drawn from 0 to this.
+    pub jitter: Duration,
+    pub loss: Loss,
+    /// Share of packets that arrive twice.
+    pub duplicate: f64,
+    /// Share of packets that are held back by another latency, so that later ones overtake them.
+    pub reorder: f64,
+}
+
+impl Link {
+    pub const fn of(latency: Duration) -> Self {
+        Self { latency, jitter: Duration::ZERO, loss: Loss::NONE, duplicate: 0.0, reorder: 0.0 }
+    }
+
+    /// After how long a packet arrives, each time that it does. `bad` is the state of a bursty link.
+    pub fn pass(&self, rng: &mut ChaCha8Rng, bad: &mut bool, more_loss: f64) -> Vec<Duration> {
+        let share = match self.loss {
+            Loss::Independent(share) => share,
+            Loss::Bursty { to_bad, to_good, bad_loss } => {
+                let turn = if *bad { to_good } else { to_bad };
+                *bad ^= draw(rng) < turn;
+                if *bad { bad_loss } else { 0.0 }
+            }
+        };
+        if draw(rng) >= (1.0 - share) * (1.0 - more_loss) {
+            return Vec::new();
+        }
+        let mut delay = self.latency + self.jitter.mul_f64(draw(rng));
+        if self.reorder > 0.0 && draw(rng) < self.reorder {
+            delay += self.latency;
+        }
+        let mut arrivals = vec![delay];
+        if self.duplicate > 0.0 && draw(rng) < self.duplicate {
+            arrivals.push(delay + Duration::from_micros(100));
+        }
+        arrivals
+    }
+}
+
+/// From 0 to 1, without 1.
+pub fn draw(rng: &mut ChaCha8Rng) -> f64 {
+    (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+}

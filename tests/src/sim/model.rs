@@ -1,0 +1,463 @@
+//! The reference: what must hold, from the true state of the world, written without looking at how the cores decide.
+//!
+//! [`Model::quality`] says of every candidate whether it could have carried traffic between the nodes that are well
+//! themselves. [`Model::after_step`] looks at the core that ran last (its decisions), [`Model::tick`] at the whole world.
+//! What is broken goes to `violations`, one sentence each, its kind before the colon.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
+use leaderd_core::io::LogLevel;
+use leaderd_core::mesh::Node;
+use leaderd_core::state::Decision;
+use leaderd_core::time::Instant;
+use leaderd_core::verdict::Cause;
+
+use super::World;
+use super::link::Loss;
+use super::path::Fate;
+
+/// How often the whole world is looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// How often all pairs of workloads are walked, to find loops.
+const WALK: Duration = Duration::from_millis(200);
+/// A location with all it needs moves away from a broken leader within this, and what slow paths and hold-down add.
+const BOUND: Duration = Duration::from_secs(3);
+/// Reports and signs of life of what has just died count for so long.
+const STALE: Duration = Duration::from_secs(4);
+/// A failover may answer trouble that lies this far back.
+const MEMORY: Duration = Duration::from_secs(15);
+/// Knowing that a candidate is broken takes this long, at short round trips.
+const KNOWN_BROKEN: Duration = Duration::from_secs(1);
+
+/// What a candidate's relay is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quality {
+    /// All traffic of the healthy passes.
+    Good,
+    /// Some of it does, or nobody is there to use it.
+    Grey,
+    /// None does.
+    Broken,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct History {
+    last_not_good: Option<Instant>,
+    broken_since: Option<Instant>,
+    good_since: Option<Instant>,
+    last_asleep: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Model {
+    pub violations: Vec<String>,
+    /// All decisions that any core ever knew.
+    pub decisions: BTreeMap<(LocationName, Epoch), (Instant, Decision)>,
+    applied: BTreeMap<NodeName, (u32, BTreeMap<LocationName, Epoch>)>,
+    histories: BTreeMap<NodeName, History>,
+    /// Since when a location has a broken leader and everything that it takes to replace it.
+    owed_since: BTreeMap<LocationName, Instant>,
+    next_tick: Instant,
+    next_walk: Instant,
+    log_seen: usize,
+}
+
+impl Model {
+    /// Lets time pass, and looks at everything that happens.
+    pub fn run(&mut self, world: &mut World, time: Duration) {
+        let end = world.now().mono + time;
+        loop {
+            let until = end.min(self.next_tick.max(world.now().mono));
+            let went_on = world.step(until);
+            self.after_step(world);
+            if world.now().mono >= self.next_tick {
+                self.tick(world);
+                self.next_tick = world.now().mono + TICK;
+            }
+            if !went_on && world.now().mono >= end {
+                return;
+            }
+        }
+    }
+
+    fn violated(&mut self, world: &World, what: String) {
+        if self.violations.len() < 20 {
+            self.violations.push(format!("{what} (at {:?})", world.now().mono));
+        }
+    }
+
+    /// The latest decision of a location.
+    pub fn decision(&self, location: &LocationName) -> Option<&Decision> {
+        let range = (location.clone(), Epoch(0))..=(location.clone(), Epoch(u64::MAX));
+        self.decisions.range(range).next_back().map(|(_, (_, d))| d)
+    }
+
+    /// Decisions of a location because something was wrong.
+    pub fn failovers(&self, location: &LocationName) -> u32 {
+        let moved = |d: &Decision| d.cause.is_fault() || d.cause == Cause::DaemonDead;
+        self.decisions.iter().filter(|((l, _), (_, d))| l == location && moved(d)).count() as u32
+    }
+
+    fn after_step(&mut self, world: &World) {
+        let Some(name) = world.touched.clone() else { return };
+        let Some(core) = world.core(&name) else { return };
+        let life = world.life(&name);
+        let known = self.applied.entry(name.clone()).or_default();
+        if known.0 != life {
+            *known = (life, BTreeMap::new());
+        }
+        let mut news = Vec::new();
+        for location in world.mesh.locations.keys() {
+            let Some(decision) = core.decision(location) else { continue };
+            let before = known.1.insert(location.clone(), decision.epoch);
+            if before != Some(decision.epoch) {
+                news.push((before, decision.clone()));
+            }
+        }
+        for (before, decision) in news {
+            if before.is_some_and(|b| b > decision.epoch) {
+                let what = format!("lower epoch: {name} went back to {decision:?}");
+                self.violated(world, what);
+            }
+            let key = (decision.location.clone(), decision.epoch);
+            match self.decisions.get(&key) {
+                Some((_, known)) if *known != decision => {
+                    let what = format!("two decisions in one epoch: {known:?}, {decision:?}");
+                    self.violated(world, what);
+                }
+                Some(_) => {}
+                None => {
+                    self.decided(world, &decision);
+                    self.decisions.insert(key, (world.now().mono, decision));
+                }
+            }
+        }
+    }
+
+    fn decided(&mut self, world: &World, decision: &Decision) {
+        let now = world.now().mono;
+        let location = &decision.location;
+        let before = self.decision(location).cloned();
+        if before.as_ref().is_some_and(|b| b.epoch > decision.epoch) {
+            return; // Learnt late.
+        }
+        let before: Vec<Slot> = before.map(|d| d.leaders).unwrap_or_default();
+        let node = |slot: &Slot| world.mesh.candidate(location, *slot);
+        if decision.cause.is_fault() || decision.cause == Cause::DaemonDead {
+            for old in before.iter().filter(|s| !decision.leaders.contains(s)).filter_map(node) {
+                let h = self.histories.get(&old.name).copied().unwrap_or_default();
+                let lately = |at: Option<Instant>| at.is_some_and(|at| now.since(at) < MEMORY);
+                if !lately(h.last_not_good) && !lately(h.last_asleep) {
+                    let what = format!(
+                        "needless failover: {} forwarded all along, but {decision:?}",
+                        old.name
+                    );
+                    self.violated(world, what);
+                }
+            }
+        }
+        let free = matches!(decision.cause, Cause::Initial | Cause::Promoted | Cause::Reconfigured);
+        let slow = slowest_round_trip(world) * 4;
+        for new in decision.leaders.iter().filter(|s| !before.contains(s)).filter_map(node) {
+            let broken = self.histories.get(&new.name).and_then(|h| h.broken_since);
+            if !free && broken.is_some_and(|at| now.since(at) >= KNOWN_BROKEN + slow) {
+                let what = format!(
+                    "promoted a broken candidate: {} is broken since {broken:?}, {decision:?}",
+                    new.name
+                );
+                self.violated(world, what);
+            }
+        }
+    }
+
+    fn tick(&mut self, world: &World) {
+        let now = world.now().mono;
+        for node in world.mesh.nodes.values().filter(|n| n.slot.is_some()) {
+            let quality = self.quality(world, node);
+            let h = self.histories.entry(node.name.clone()).or_default();
+            match quality {
+                Quality::Good => {
+                    h.good_since.get_or_insert(now);
+                    h.broken_since = None;
+                }
+                Quality::Grey => (h.broken_since, h.good_since) = (None, None),
+                Quality::Broken => {
+                    h.broken_since.get_or_insert(now);
+                    h.good_since = None;
+                }
+            }
+            if quality != Quality::Good {
+                h.last_not_good = Some(now);
+            }
+            if !world.is_awake(&node.name) || world.faults[&node.name].lan_cut {
+                h.last_asleep = Some(now);
+            }
+        }
+        let locations: Vec<LocationName> = world.mesh.locations.keys().cloned().collect();
+        for location in locations {
+            self.check_owed(world, &location);
+        }
+        self.check_log(world);
+        if now >= self.next_walk {
+            self.next_walk = now + WALK;
+            self.check_loops(world);
+        }
+    }
+
+    /// A location with a forwarding candidate and a quorum has a forwarding leader within the bound.
+    fn check_owed(&mut self, world: &World, location: &LocationName) {
+        let now = world.now().mono;
+        let Some(decision) = self.decision(location).cloned() else { return };
+        let candidate = |s: &Slot| world.mesh.candidate(location, *s);
+        let history = |n: &Node| self.histories.get(&n.name).copied().unwrap_or_default();
+        let broken = decision
+            .leaders
+            .iter()
+            .filter_map(candidate)
+            .all(|n| history(n).broken_since.is_some());
+        let helper = world.mesh.candidates_of(location).into_values().any(|n| {
+            let good = history(n).good_since.is_some_and(|at| now.since(at) >= STALE);
+            good && world.is_awake(&n.name)
+                && history(n).last_asleep.is_none_or(|at| now.since(at) >= STALE)
+        });
+        let provable = decision.leaders.iter().filter_map(candidate).all(|n| is_provable(world, n));
+        let owed = provable
+            && broken
+            && helper
+            && has_quorum(world, location)
+            && has_observers(world, location);
+        if !owed {
+            self.owed_since.remove(location);
+            return;
+        }
+        let since = *self.owed_since.entry(location.clone()).or_insert(now);
+        let since = since.max(world.fault_changed);
+        let policy = &world.mesh.policy;
+        let failovers = self.failovers(location).min(20);
+        let hold =
+            (policy.hold_down * 2u32.pow(failovers.saturating_sub(1))).min(policy.hold_down_max);
+        let hold = if failovers == 0 { Duration::ZERO } else { hold };
+        let stale = if some_dead(world) { STALE } else { Duration::ZERO };
+        let bound = BOUND + hold + stale + slowest_round_trip(world) * 20;
+        if now.since(since) > bound {
+            let what = format!(
+                "broken leader kept: {:?} of {location} for {:?}, bound {bound:?}",
+                decision.leaders,
+                now.since(since)
+            );
+            self.violated(world, what);
+            self.owed_since.insert(location.clone(), now + Duration::from_secs(3600));
+        }
+    }
+
+    fn check_loops(&mut self, world: &World) {
+        if world.faults.values().any(|f| f.route_loop) {
+            return;
+        }
+        for from in world.mesh.nodes.keys() {
+            for to in world.mesh.nodes.keys().filter(|n| *n != from) {
+                if let Fate::TimeExceeded { at } = world.fate(from, to) {
+                    let what = format!("loop: from {from} to {to}, ends at {at}");
+                    self.violated(world, what);
+                }
+            }
+        }
+    }
+
+    /// Errors are for what an operator must see: lost quorum, and a broken leader that nobody can relieve.
+    fn check_log(&mut self, world: &World) {
+        let expected =
+            ["no quorum: following", "no standby would be better", "this node cannot relay"];
+        let faulty = world.fault_changed > Instant(1_000_000);
+        let lines: Vec<String> = world.log[self.log_seen..]
+            .iter()
+            .filter(|l| l.level == LogLevel::Error)
+            .filter(|l| !(faulty && expected.iter().any(|e| l.text.contains(e))))
+            .map(|l| format!("unexpected error: {} {}", l.node, l.text))
+            .collect();
+        self.log_seen = world.log.len();
+        for line in lines {
+            self.violated(world, line);
+        }
+    }
+
+    /// Some time after the last fault was mended: all agree, all traffic passes, nothing moves.
+    pub fn check_convergence(&mut self, world: &World, calm: Duration) {
+        let now = world.now().mono;
+        for location in world.mesh.locations.keys() {
+            let known: BTreeMap<_, _> = world
+                .mesh
+                .nodes
+                .keys()
+                .map(|n| (n, world.core(n).and_then(|c| c.decision(location)).map(|d| d.epoch)))
+                .collect();
+            let latest = self.decision(location).map(|d| d.epoch);
+            for (name, epoch) in known {
+                // Members hear of other locations from nobody: their leader routes for them.
+                let needs = world.mesh.nodes[name].slot.is_some()
+                    || world.mesh.nodes[name].location == *location;
+                if needs && (epoch != latest || epoch.is_none()) {
+                    let what = format!(
+                        "not converged: {name} knows {epoch:?} of {location}, latest is {latest:?}"
+                    );
+                    self.violated(world, what);
+                }
+            }
+        }
+        let late: Vec<String> = self
+            .decisions
+            .values()
+            .filter(|(at, _)| now.since(*at) < calm)
+            .map(|(at, d)| format!("restless: at {at:?} {d:?}"))
+            .collect();
+        for what in late {
+            self.violated(world, what);
+        }
+        for from in world.mesh.nodes.keys() {
+            for to in world.mesh.nodes.keys().filter(|n| *n != from) {
+                if !world.delivers(from, to) {
+                    let what = format!("no way: {from} to {to} {:?}", world.fate(from, to));
+                    self.violated(world, what);
+                }
+            }
+            let fallback = world
+                .core(from)
+                .map(|c| c.status(world.now()))
+                .into_iter()
+                .flat_map(|s| s.locations)
+                .find(|l| l.fallback);
+            if let Some(l) = fallback {
+                let what = format!("still in fallback: {from} about {}", l.name);
+                self.violated(world, what);
+            }
+        }
+    }
+
+    /// Could this candidate have carried the traffic of those who are well?
+    pub fn quality(&self, world: &World, c: &Node) -> Quality {
+        let remotes: Vec<&Node> = world
+            .mesh
+            .nodes
+            .values()
+            .filter(|o| {
+                let f = &world.faults[&o.name];
+                o.slot.is_some()
+                    && o.location != c.location
+                    && !f.crashed
+                    && !f.wan_cut
+                    && !f.wireguard_down
+            })
+            .collect();
+        let targets: Vec<&Node> = world
+            .mesh
+            .nodes_of(&c.location)
+            .filter(|t| {
+                let f = &world.faults[&t.name];
+                t.name != c.name && !f.crashed && !f.lan_cut && !f.vxlan_all && !f.vxlan_new_flows
+            })
+            .collect();
+        let (mut of, mut pass) = (0, 0);
+        for o in &remotes {
+            for t in &targets {
+                of += 1;
+                pass += u32::from(
+                    crosses_wan(world, o, c) && relays(world, c) && crosses_lan(world, c, t),
+                );
+            }
+        }
+        let dead = world.faults[&c.name].crashed;
+        match (of, pass) {
+            (0, _) if dead => Quality::Broken,
+            (0, _) => Quality::Grey,
+            (_, 0) => Quality::Broken,
+            (of, pass) if of == pass && world.faults[&c.name].wan_loss < 0.02 => Quality::Good,
+            _ => Quality::Grey,
+        }
+    }
+}
+
+/// A fault can be told from a dead target only where another candidate reaches what this one does not.
+fn is_provable(world: &World, c: &Node) -> bool {
+    let passes = |o: &Node, c: &Node, t: &Node| {
+        crosses_wan(world, o, c) && relays(world, c) && crosses_lan(world, c, t)
+    };
+    let others = || world.mesh.nodes_of(&c.location).filter(|n| n.name != c.name);
+    let observers =
+        world.mesh.nodes.values().filter(|o| o.slot.is_some() && o.location != c.location);
+    observers.filter(|o| world.is_awake(&o.name)).all(|o| {
+        others().filter(|t| !world.faults[&t.name].crashed).any(|t| {
+            let mut controls = others().filter(|k| k.slot.is_some() && k.name != t.name);
+            !passes(o, c, t) && controls.any(|k| passes(o, k, t))
+        })
+    })
+}
+
+fn crosses_wan(world: &World, o: &Node, c: &Node) -> bool {
+    let f = &world.faults[&c.name];
+    let cut = |a: &Node, b: &Node| world.cuts.contains(&(a.name.clone(), b.name.clone()));
+    !f.crashed && !f.wan_cut && !f.wireguard_down && !cut(o, c) && !cut(c, o)
+}
+
+fn relays(world: &World, c: &Node) -> bool {
+    let f = &world.faults[&c.name];
+    !f.forwarding_off && !f.route_loop && f.mtu.is_none_or(|m| m >= world.mesh.mtu)
+}
+
+fn crosses_lan(world: &World, c: &Node, t: &Node) -> bool {
+    let (f, g) = (&world.faults[&c.name], &world.faults[&t.name]);
+    let cut = |a: &Node, b: &Node| world.cuts.contains(&(a.name.clone(), b.name.clone()));
+    !f.vxlan_all
+        && !f.vxlan_new_flows
+        && !f.lan_cut
+        && !g.lan_cut
+        && !g.vxlan_all
+        && !g.vxlan_new_flows
+        && !f.ghosts.contains(&t.name)
+        && !g.ghosts.contains(&c.name)
+        && !cut(c, t)
+        && !cut(t, c)
+}
+
+/// Most voters are awake and reach one of their own, both ways.
+fn has_quorum(world: &World, location: &LocationName) -> bool {
+    let voters = world.mesh.voters_of(location);
+    let joined = |a: &NodeName, b: &NodeName| {
+        a == b || (world.is_awake(b) && world.control_passes(a, b) && world.control_passes(b, a))
+    };
+    voters.iter().filter(|v| world.is_awake(v)).any(|v| {
+        let with = voters.iter().filter(|u| joined(v, u)).count();
+        // A raft leader that observers cannot reach is not much use.
+        with * 2 > voters.len() && world.mesh.nodes[v].location == *location
+    })
+}
+
+/// Somebody who is well watches the location, and nobody who is not has a say.
+fn has_observers(world: &World, location: &LocationName) -> bool {
+    let others =
+        || world.mesh.nodes.values().filter(|o| o.slot.is_some() && o.location != *location);
+    let well = |o: &&Node| {
+        let f = &world.faults[&o.name];
+        world.is_awake(&o.name) && !f.wan_cut && !f.wireguard_down
+    };
+    let lossy = others().any(|o| world.faults[&o.name].wan_loss > 0.05);
+    others().any(|o| well(&o)) && !lossy && world.cuts.is_empty()
+}
+
+fn some_dead(world: &World) -> bool {
+    world.mesh.nodes.values().any(|n| {
+        let f = &world.faults[&n.name];
+        !world.is_awake(&n.name) || f.wan_cut || f.lan_cut || f.wireguard_down
+    })
+}
+
+fn slowest_round_trip(world: &World) -> Duration {
+    let links = world.config.links.iter().map(|(_, _, l)| l).chain([&world.config.wan]);
+    let cost = |l: &super::Link| {
+        let repeat = if l.loss == Loss::NONE { 1 } else { 3 };
+        (l.latency + l.jitter) * 2 * repeat
+    };
+    links.map(cost).max().unwrap_or_default()
+}

@@ -1,0 +1,91 @@
+//! Random worlds, random faults: the reference model must find nothing. `make sim SEEDS=1000..1200` runs chosen seeds.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tests::sim::explore::Case;
+
+/// Seeds of an ordinary test run start here …
+const FIRST_SEED: u64 = 1;
+/// … and it takes this long, unless `SIM_SEEDS` names the seeds.
+const TIME: Duration = Duration::from_secs(40);
+
+fn regressions() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions")
+}
+
+/// Two runs of one case: they must agree with each other, and with the model.
+fn check(case: &Case) -> Result<(), String> {
+    let first = case.run();
+    if let Some(kind) = first.kind() {
+        return Err(kind.to_owned());
+    }
+    let second = case.run();
+    if first.digest != second.digest {
+        return Err("not deterministic".to_owned());
+    }
+    Ok(())
+}
+
+fn seeds() -> Option<Range<u64>> {
+    let text = std::env::var("SIM_SEEDS").ok().filter(|t| !t.is_empty())?;
+    let (from, to) = text.split_once("..").expect("SIM_SEEDS is FROM..TO");
+    Some(from.parse().expect("a number")..to.parse().expect("a number"))
+}
+
+#[test]
+fn what_once_failed_holds() {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(regressions())
+        .expect("tests/regressions")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|e| e == "json"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "no regression files");
+    for file in files {
+        let case: Case = serde_json::from_str(&std::fs::read_to_string(&file).expect("a file"))
+            .unwrap_or_else(|e| panic!("{}: {e}", file.display()));
+        let outcome = case.run();
+        assert!(
+            outcome.violations.is_empty(),
+            "{}: {:#?}\n{}",
+            file.display(),
+            outcome.violations,
+            outcome.story.join("\n")
+        );
+    }
+}
+
+#[test]
+fn no_seed_breaks_a_promise() {
+    let chosen = seeds();
+    let range = chosen.clone().unwrap_or(FIRST_SEED..u64::MAX);
+    let started = Instant::now();
+    let mut failed = Vec::new();
+    let mut ran = 0;
+    for seed in range {
+        if chosen.is_none() && started.elapsed() > TIME {
+            break;
+        }
+        ran += 1;
+        let case = Case::of_seed(seed);
+        let Err(kind) = check(&case) else { continue };
+        let small = if kind == "not deterministic" { case } else { case.shrink(&kind) };
+        let file = regressions().join(format!("seed-{seed}.json"));
+        let text = serde_json::to_string_pretty(&small).expect("plain data");
+        std::fs::write(&file, text + "\n").expect("a file");
+        let outcome = small.run();
+        println!(
+            "seed {seed}: {kind}\n{}\n{:#?}",
+            serde_json::to_string(&small).expect("plain data"),
+            outcome.violations
+        );
+        if std::env::var_os("SIM_STORY").is_some() {
+            println!("{}", outcome.story.join("\n"));
+        }
+        failed.push(format!("{seed}: {}", outcome.violations.first().cloned().unwrap_or(kind)));
+    }
+    println!("explored {ran} seeds in {:?}, {} failed", started.elapsed(), failed.len());
+    assert!(failed.is_empty(), "{failed:#?}");
+}
