@@ -132,9 +132,9 @@ impl Lab {
         inside
     }
 
-    /// The path of the daemon's program.
-    pub fn leaderd(&self) -> String {
-        self.bin.join("leaderd").display().to_string()
+    /// The path of one of our programs.
+    pub fn program(&self, name: &str) -> String {
+        self.bin.join(name).display().to_string()
     }
 
     pub fn fault(&self, node: &str, fault: &str) {
