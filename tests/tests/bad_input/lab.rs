@@ -132,9 +132,9 @@ impl Lab {
         inside
     }
 
-    /// The path of the daemon's program.
-    pub fn leaderd(&self) -> String {
-        self.bin.join("leaderd").display().to_string()
+    /// The path of one of our programs.
+    pub fn program(&self, name: &str) -> String {
+        self.bin.join(name).display().to_string()
     }
 
     pub fn fault(&self, node: &str, fault: &str) {
@@ -221,7 +221,7 @@ impl Lab {
 
     /// `wgctl status --json` on a node, if there is an answer.
     pub fn status(&self, node: &str) -> Option<Value> {
-        let out = self.run(node, "wgctl", &["--json", "status"]);
+        let out = self.run(node, "wgctl", &["status", "--json"]);
         serde_json::from_slice(&out.stdout).ok()
     }
 

@@ -105,7 +105,7 @@ pub fn drift_and_cleanup() {
         ("route", "ip route del $(ip route show proto 76 | head -n 1 | cut -d' ' -f1)", STEERING),
         (
             "nexthop",
-            "ip nexthop del id $(ip nexthop show proto 76 | head -n 1 | cut -d' ' -f3)",
+            "ip nexthop del id $(ip nexthop show proto 76 | head -n 1 | cut -d' ' -f2)",
             STEERING,
         ),
         (

@@ -39,7 +39,7 @@ pub fn a_second_machine_with_the_same_keys() {
     assert_eq!(daemons[1].count("in use on another machine"), 1, "once a minute");
     assert_eq!(lab.leader("home-0", "cloud"), Some(before), "{}", story(&daemons));
     drop(double);
-    lab.sh("cloud-2", "$1 cleanup", &[&lab.leaderd()]);
+    lab.sh("cloud-2", "$1 cleanup", &[&lab.program("leaderd")]);
     daemons.insert(2, lab.daemon("cloud-2", &[]));
     lab.wait_ready(&daemons);
     failover_works(&lab, &daemons);
@@ -93,7 +93,7 @@ pub fn strangers_and_garbage() {
     );
     assert_eq!(daemons[1].count("handshakes_refused"), 1, "{}", daemons[1].tail());
     drop(stranger);
-    lab.sh("cloud-2", "$1 cleanup", &[&lab.leaderd()]);
+    lab.sh("cloud-2", "$1 cleanup", &[&lab.program("leaderd")]);
     daemons.insert(2, lab.daemon("cloud-2", &[]));
     lab.wait_ready(&daemons);
     assert_eq!(lab.leader("home-0", "cloud"), before, "{}", story(&daemons));

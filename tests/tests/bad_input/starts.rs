@@ -88,7 +88,9 @@ pub fn a_busy_wireguard_port() {
         "{said}"
     );
     std::thread::sleep(std::time::Duration::from_secs(3));
-    assert_eq!(daemon.count("cannot program the network"), 1, "said once: {}", daemon.tail());
+    // Once for each of the changes that fail, not at every try.
+    let said = daemon.count("cannot program the network");
+    assert!(said <= 2, "said {said} times: {}", daemon.tail());
     holder.end();
     daemon.says("the network is programmed now");
     let listens =

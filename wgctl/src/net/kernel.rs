@@ -316,7 +316,13 @@ impl Inner {
                     return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
                 }
                 let key = public_key.map(|_| key);
-                self.backend.set(name, &Settings { key, listen_port: *listen_port })
+                let set = self.backend.set(name, &Settings { key, listen_port: *listen_port });
+                match (set, listen_port) {
+                    (Err(e), Some(port)) if e.kind() == io::ErrorKind::AddrInUse => {
+                        Err(port_taken(*port))
+                    }
+                    (set, _) => set,
+                }
             }
             Change::SetPeer { name, key, peer } => self.backend.set_peer(name, key, peer),
             Change::RemovePeer { name, key } => self.backend.remove_peer(name, key),
@@ -354,13 +360,6 @@ impl Inner {
         let Some(link) = link.filter(|l| l.kind == "tun") else { return self.one(message) };
         let Some(seen) = self.backend.read(name)? else { return self.one(message) };
         let port = seen.interface.listen_port;
-        let taken = || {
-            let why = format!(
-                "UDP port {port} of WireGuard is taken by another program (see `ss -lunp 'sport = :{port}'`); stop it, \
-                 or choose another base_port in the mesh file of all nodes"
-            );
-            io::Error::new(io::ErrorKind::AddrInUse, why)
-        };
         if link.up {
             if wait_listening(name, port)? {
                 return Ok(());
@@ -370,12 +369,12 @@ impl Inner {
             }
         }
         if holder(name, port)? == Holder::Other {
-            return Err(taken());
+            return Err(port_taken(port));
         }
         self.one(message)?;
         match wait_listening(name, port)? {
             true => Ok(()),
-            false if holder(name, port)? == Holder::Other => Err(taken()),
+            false if holder(name, port)? == Holder::Other => Err(port_taken(port)),
             false => Err(io::Error::other(format!(
                 "the WireGuard process of {name} does not listen on UDP port {port}"
             ))),
@@ -399,6 +398,14 @@ fn listens(backend: Backend, name: &InterfaceName, port: u16) -> bool {
         Backend::Kernel => true,
         Backend::Userspace => !matches!(holder(name, port), Ok(Holder::Nobody | Holder::Other)),
     }
+}
+
+fn port_taken(port: u16) -> io::Error {
+    let why = format!(
+        "UDP port {port} of WireGuard is taken by another program (see `ss -lunp 'sport = :{port}'`); stop it, or choose \
+         another base_port in the mesh file of all nodes"
+    );
+    io::Error::new(io::ErrorKind::AddrInUse, why)
 }
 
 /// Waits a little for a process to open its port: it does so when the kernel tells it that its link is up.

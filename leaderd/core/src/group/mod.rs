@@ -345,4 +345,4 @@ fn ids_of(mesh: &Mesh, voters: &[NodeName]) -> BTreeMap<u64, NodeName> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

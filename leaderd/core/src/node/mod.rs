@@ -288,3 +288,6 @@ impl Node {
         self.effects.push_back(Effect::Log { level, message: message.to_owned(), fields });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,3 @@
 mod behaviour;
-mod cluster;
+pub(crate) mod cluster;
 mod hostile;

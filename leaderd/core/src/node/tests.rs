@@ -1,0 +1,201 @@
+//! One node, fed by hand: whom it believes, what it counts, and where an operator's command goes.
+
+use super::*;
+use crate::admin::{AdminRequest, AdminResponse};
+use crate::group::tests::cluster::{mesh, name};
+use crate::ids::{Epoch, Slot};
+use crate::io::LogLevel;
+use crate::state::Decision;
+use crate::time::Duration;
+use crate::time::WallTime;
+use crate::verdict::Cause;
+use crate::wire::{Frame, Hello};
+
+struct Bench {
+    node: Node,
+    now: Now,
+}
+
+impl Bench {
+    /// `home-0` of a mesh with the locations `cloud` (two candidates and a member) and `home`.
+    fn new() -> Self {
+        let now = Now { mono: Instant(1_000_000), wall: WallTime(1_700_000_000_000_000) };
+        let config = NodeConfig {
+            mesh: Arc::new(mesh(2, 1, 0)),
+            me: name("home-0"),
+            keys: ProbeKeys::new([7; 32]),
+            restored: BTreeMap::new(),
+            seed: 1,
+            resolved: BTreeMap::new(),
+            lan_device: None,
+        };
+        let mut bench = Self { node: Node::new(config, now).unwrap(), now };
+        bench.effects();
+        bench
+    }
+
+    fn effects(&mut self) -> Vec<Effect> {
+        std::iter::from_fn(|| self.node.poll_effect()).collect()
+    }
+
+    fn feed(&mut self, input: Input) -> Vec<Effect> {
+        self.node.handle_input(self.now, input);
+        self.effects()
+    }
+
+    fn frame(&mut self, from: &str, frame: Frame) -> Vec<Effect> {
+        self.feed(Input::Frame { from: name(from), frame: Box::new(frame) })
+    }
+
+    fn later(&mut self, time: Duration) -> Vec<Effect> {
+        self.now.mono = self.now.mono + time;
+        self.feed(Input::Timeout)
+    }
+
+    fn counted(&self, what: &str) -> u64 {
+        self.node.counters().get(what).copied().unwrap_or(0)
+    }
+}
+
+fn announce(epoch: u64, slot: u8) -> Frame {
+    let decision = Decision {
+        location: "cloud".parse().unwrap(),
+        epoch: Epoch(epoch),
+        leaders: vec![Slot(slot)],
+        cause: Cause::NewFlow,
+        at: WallTime(0),
+    };
+    Frame::Announce { decision, event: None }
+}
+
+fn hello(node: &str, raft_leader: Option<&str>) -> Frame {
+    Frame::Hello(Hello {
+        node: name(node),
+        generation: crate::ids::Generation(1),
+        mesh_hash: [0; 8],
+        decision: None,
+        raft_leader: raft_leader.map(name),
+        broken: None,
+        reaches: vec![],
+        digest: vec![],
+    })
+}
+
+fn programs(effects: &[Effect]) -> usize {
+    effects.iter().filter(|e| matches!(e, Effect::Program { .. })).count()
+}
+
+fn ignored_lines(effects: &[Effect]) -> usize {
+    let is = |e: &&Effect| matches!(e, Effect::Log { message, .. } if message == "ignored");
+    effects.iter().filter(is).count()
+}
+
+#[test]
+fn a_decision_about_anothers_location_is_counted_logged_once_a_minute_and_programs_nothing() {
+    let mut bench = Bench::new();
+    let before = bench.node.desired().clone();
+    let mut effects = Vec::new();
+    for epoch in 1..=100 {
+        effects.extend(bench.frame("home-1", announce(epoch, 1)));
+    }
+    assert_eq!(bench.counted("ignored.decision-about-another's-location"), 100);
+    assert_eq!((programs(&effects), ignored_lines(&effects)), (0, 1));
+    assert_eq!(*bench.node.desired(), before);
+    bench.later(Duration::from_secs(61));
+    assert_eq!(ignored_lines(&bench.frame("home-1", announce(200, 1))), 1);
+    // The location's own word counts, whatever was made up about it before.
+    assert!(programs(&bench.frame("cloud-1", announce(1, 1))) > 0);
+}
+
+#[test]
+fn an_old_epoch_is_counted_and_changes_nothing() {
+    let mut bench = Bench::new();
+    assert!(programs(&bench.frame("cloud-0", announce(5, 1))) > 0);
+    let after = bench.node.desired().clone();
+    for (epoch, slot) in [(4, 0), (1, 0), (5, 0)] {
+        assert_eq!(programs(&bench.frame("cloud-1", announce(epoch, slot))), 0, "epoch {epoch}");
+    }
+    assert_eq!(bench.counted("ignored.old-epoch"), 2);
+    assert_eq!(*bench.node.desired(), after);
+}
+
+#[test]
+fn frames_in_anothers_name_or_of_strangers_are_counted() {
+    let mut bench = Bench::new();
+    bench.frame("cloud-0", hello("cloud-1", None));
+    bench.frame("nobody", hello("nobody", None));
+    bench.frame("home-0", hello("home-0", None));
+    let raft = Frame::Raft { location: "cloud".parse().unwrap(), message: vec![1, 2, 3] };
+    bench.frame("cloud-0", raft);
+    let relayed = Frame::Relayed { from: name("cloud-1"), frame: Box::new(announce(9, 1)) };
+    bench.frame("cloud-0", relayed);
+    for (what, count) in [
+        ("ignored.hello-in-another's-name", 1),
+        ("ignored.frame-from-a-node-that-is-not-in-the-mesh-file", 2),
+        ("ignored.Raft-message-of-a-group-that-it-or-this-node-is-not-in", 1),
+        ("ignored.frame-relayed-from-another-location", 1),
+    ] {
+        assert_eq!(bench.counted(what), count, "{what}: {:?}", bench.node.counters());
+    }
+}
+
+#[test]
+fn a_command_for_another_location_goes_to_its_raft_leader_and_the_answer_comes_back() {
+    let mut bench = Bench::new();
+    let request = AdminRequest::Drain { node: name("cloud-0") };
+    let sent = |effects: &[Effect]| {
+        effects.iter().find_map(|e| match e {
+            Effect::SendFrame { to, frame } => match &**frame {
+                Frame::Forward { id, .. } => Some((to.clone(), *id)),
+                _ => None,
+            },
+            _ => None,
+        })
+    };
+    // Nobody is known to ask: it is kept, and offered again.
+    let effects = bench.feed(Input::Admin { id: 77, request });
+    assert_eq!(sent(&effects), None);
+    for node in ["cloud-0", "cloud-1"] {
+        bench.feed(Input::PeerUp { node: name(node), rtt_micros: 20_000 });
+        bench.frame(node, hello(node, Some("cloud-1")));
+    }
+    let (to, id) = sent(&bench.later(Duration::from_millis(300))).expect("offered again");
+    assert_eq!(to, name("cloud-1"));
+    let response = AdminResponse::Refused { message: "no".into() };
+    let effects = bench.frame("cloud-1", Frame::Forwarded { id, response: response.clone() });
+    assert!(effects.contains(&Effect::AdminReply { id: 77, response }), "{effects:?}");
+}
+
+#[test]
+fn a_command_without_a_quorum_is_answered_in_words() {
+    let mut bench = Bench::new();
+    bench.feed(Input::Admin { id: 5, request: AdminRequest::Drain { node: name("cloud-0") } });
+    let effects = bench.later(Duration::from_secs(13));
+    let told = effects.iter().any(|e| {
+        matches!(e, Effect::AdminReply { id: 5, response: AdminResponse::Refused { message } }
+        if message.contains("no answer from a raft leader of cloud"))
+    });
+    assert!(told, "{effects:?}");
+}
+
+#[test]
+fn without_a_quorum_the_node_follows_its_own_ranking_and_returns_to_a_new_decision() {
+    let mut bench = Bench::new();
+    bench.frame("cloud-0", announce(5, 0));
+    let own = |bench: &Bench| bench.node.fallback.is_active(&"cloud".parse().unwrap());
+    // The location shows a quorum: nothing of the kind.
+    for _ in 0..30 {
+        bench.frame("cloud-0", hello("cloud-0", Some("cloud-1")));
+        bench.later(Duration::from_millis(500));
+    }
+    assert!(!own(&bench));
+    let mut effects = Vec::new();
+    for _ in 0..30 {
+        effects.extend(bench.later(Duration::from_millis(500)));
+    }
+    assert!(own(&bench));
+    let loud = |e: &&Effect| matches!(e, Effect::Log { level: LogLevel::Error, message, .. } if message.contains("no quorum"));
+    assert!(effects.iter().filter(loud).count() >= 1, "it is said loudly");
+    assert!(programs(&bench.frame("cloud-1", announce(6, 1))) > 0);
+    assert!(!own(&bench), "a new decision ends it");
+}
