@@ -53,7 +53,7 @@ lab: deps
 scenarios: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test scenarios -- --nocapture --test-threads=1
 
-# The mesh in virtual time: scenarios, what once failed, and random worlds (40 s of them, or SEEDS=FROM..TO).
+# The mesh in virtual time: scenarios, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
 sim: deps
 	SIM_SEEDS="$(SEEDS)" cargo test --locked --profile lab -p tests --test virtual_time --test explore
 
