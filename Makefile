@@ -6,20 +6,23 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench deps lint fmt clippy doc unit fuzz-corpus lab sim scenarios audit clean
+.PHONY: help demo test bench deps lint fmt clippy doc unit simulation sim fuzz lab scenarios bad-input audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
-	@echo 'make test    format, lints, docs, unit and property tests, fuzz corpus, lab scenarios'
+	@echo 'make test    format, lints, docs, unit and property tests, virtual time, fuzz corpus, lab scenarios'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
+	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
 
 demo: lab
 	"$(LAB)/wgctl" lab demo
 
-test: deps lint unit fuzz-corpus sim scenarios
-	@echo 'make test: all of it passed'
+test: deps lint unit simulation scenarios bad-input
+	@echo
+	@echo 'make test: all of it passed: format, clippy, docs; unit and property tests; virtual time and the fuzz corpus;'
+	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes"
 
 bench: lab
 	LEADERD_BIN_DIR="$(LAB)" tests/bench
@@ -41,9 +44,20 @@ doc:
 unit:
 	cargo test --locked --workspace --exclude tests
 
-fuzz-corpus:
-	@if [ -f tests/tests/corpus.rs ]; then cargo test --locked -p tests --test corpus; \
-	 else echo 'fuzz corpus: tests/tests/corpus.rs is missing' >&2; exit 1; fi
+# The mesh in virtual time, and the fuzzer's corpus: all of package tests but what needs the lab.
+simulation: sim
+	cargo test --locked -p tests --lib --bins --test corpus
+
+# Scenarios in virtual time, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
+sim: deps
+	SIM_SEEDS="$(SEEDS)" cargo test --locked --profile lab -p tests --test virtual_time --test explore
+
+# A minute for each target; needs a nightly compiler and cargo-fuzz.
+fuzz:
+	@cargo +nightly fuzz --version >/dev/null 2>&1 || { \
+	  echo 'fuzz: run: rustup toolchain install nightly && cargo install cargo-fuzz' >&2; exit 1; }
+	for target in $$(ls tests/fuzz/fuzz_targets | sed 's/[.]rs$$//'); do \
+	  cargo +nightly fuzz run --fuzz-dir tests/fuzz "$$target" -- -max_total_time=60 -timeout=20; done
 
 # What the lab runs: optimised, built once, used by demo, scenarios and bench alike.
 lab: deps
@@ -53,9 +67,9 @@ lab: deps
 scenarios: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test scenarios -- --nocapture --test-threads=1
 
-# The mesh in virtual time: scenarios, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
-sim: deps
-	SIM_SEEDS="$(SEEDS)" cargo test --locked --profile lab -p tests --test virtual_time --test explore
+# Damaged stores, hostile peers, live changes, on real daemons in the lab.
+bad-input: lab
+	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test bad_input
 
 audit:
 	cargo deny check

@@ -4,6 +4,7 @@
 //! left aside: the daemon goes on with what it has.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -31,8 +32,8 @@ const MAX_FILE: u64 = 16 << 20;
 pub enum MeshFileError {
     #[error("mesh file {}: {source}; `wgctl mesh init` writes one to begin with", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("mesh file {} has {bytes} bytes, the most is {MAX_FILE}", path.display())]
-    TooLong { path: PathBuf, bytes: u64 },
+    #[error("mesh file {} has more than {MAX_FILE} bytes", path.display())]
+    TooLong { path: PathBuf },
     #[error("mesh file {} has mistakes:\n{}", path.display(), mistakes.join("\n"))]
     Mistakes { path: PathBuf, mistakes: Vec<String> },
 }
@@ -40,11 +41,13 @@ pub enum MeshFileError {
 /// Reads and checks the mesh file.
 pub fn read(path: &Path) -> Result<Mesh, MeshFileError> {
     let failed = |source| MeshFileError::Read { path: path.to_owned(), source };
-    let bytes = std::fs::metadata(path).map_err(failed)?.len();
-    if bytes > MAX_FILE {
-        return Err(MeshFileError::TooLong { path: path.to_owned(), bytes });
+    // Bounded in the reading: a pipe or a device has no length to look at.
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(MeshFileError::TooLong { path: path.to_owned() });
     }
-    let text = std::fs::read_to_string(path).map_err(failed)?;
     leaderd_core::mesh::parse(&text).map_err(|mistakes| MeshFileError::Mistakes {
         path: path.to_owned(),
         mistakes: mistakes.iter().map(|m| format!("{}:{m}", path.display())).collect(),

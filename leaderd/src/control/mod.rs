@@ -4,7 +4,7 @@
 //! the other accepts. Urgent frames that fit go as datagrams (the core repeats them), all others each on a stream of
 //! its own, so none waits for a lost one. What cannot be sent in time is dropped, oldest first, and counted.
 //!
-//! A connection is dead when nothing arrived for [`link::silence`]: a bound that follows its round trip, which QUIC's fixed
+//! A connection is dead when nothing arrived for `link::silence`: a bound that follows its round trip, which QUIC's fixed
 //! idle timeout cannot.
 
 mod dial;

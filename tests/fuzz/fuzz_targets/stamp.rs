@@ -1,6 +1,5 @@
-//! Any bytes as a STAMP packet: no panic, and no reply longer than its request.
+//! See [`tests::fuzz::stamp`].
+
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
-
-fuzz_target!(|bytes: &[u8]| leaderd_core::probe::stamp::exercise(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tests::fuzz::stamp(bytes));

@@ -19,6 +19,11 @@ use crate::{catalog, demo, play};
 
 /// A whole mesh of network namespaces on this machine: try things, break things, measure
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  wgctl lab demo
+  wgctl lab run kilo-489 --runs 10
+  wgctl lab up kilo-489, then: wgctl lab fault cloud-0 vxlan-new-flows")]
 pub struct LabArgs {
     #[command(subcommand)]
     verb: Verb,

@@ -1,5 +1,5 @@
 //! Proof that the faults, the WAN and the meters do what they say, without leaderd: a mesh with fixed relays
-//! ([`crate::world`]'s `program_fixed`), real packets, and for each fault the loss before, during and after.
+//! (`crate::world`'s `program_fixed`), real packets, and for each fault the loss before, during and after.
 
 use std::time::Duration;
 

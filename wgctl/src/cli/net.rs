@@ -12,6 +12,10 @@ use super::output::{Output, Style, Table};
 
 /// The kernel's network on this node, as far as it is leaderd's
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  wgctl net show
+  wgctl net diff        exit 1 if the kernel is not as the daemon wants it")]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,

@@ -1,6 +1,6 @@
 //! WireGuard interfaces, in the kernel or as a process of their own.
 //!
-//! The kernel's are programmed through `wireguard-control`; processes through their text protocol ([`uapi`]), because
+//! The kernel's are programmed through `wireguard-control`; processes through their text protocol (`uapi`), because
 //! that crate starts a process by itself when a socket is missing, waits for answers without limit, and prints to standard
 //! output (`docs/decisions/0002`).
 

@@ -81,6 +81,8 @@ pub(super) struct Target {
     pub seq: u32,
     /// Dead through every path: held against nobody, probed slowly.
     pub quarantined: bool,
+    /// Its daemon is gone: its kernel answers with ICMP, and as ICMP is limited to about one a second, silence says nothing.
+    pub mute: bool,
     /// Sender's number, reflector's number, sent.
     pub replies: VecDeque<(u32, u32, Instant)>,
 }
@@ -90,6 +92,7 @@ impl Target {
         if self.replies.len() == REPLIES {
             self.replies.pop_front();
         }
+        self.mute = false;
         self.replies.push_back((sender, reflector, sent));
     }
 

@@ -2,11 +2,11 @@
 //!
 //! A candidate sends probes through **every** slot of every other location at once, to the same workload addresses. So
 //! each round is an experiment with controls: what a standby loses as well is not the leader's fault, and a target that
-//! is dead through every slot is nobody's. [`schedule`] says what a round holds.
+//! is dead through every slot is nobody's. `schedule` says what a round holds.
 //!
 //! At the first timeout of a new flow a burst goes through the suspect, to several targets and in every class, with
-//! controls through every standby. One timeout later all of it is in, and [`judge`] decides by a sequential test
-//! ([`sprt`]): detection costs about interval/2 + timeout + timeout, and a false alarm as little as the operator asks
+//! controls through every standby. One timeout later all of it is in, and `judge` decides by a sequential test
+//! (`sprt`): detection costs about interval/2 + timeout + timeout, and a false alarm as little as the operator asks
 //! for. The classes in the burst name the cause in the same moment.
 //!
 //! A loss counts only where the target is *known to live*: another path reached it with a probe sent at the same time or
@@ -234,6 +234,9 @@ impl Observer {
             return;
         }
         let Some(f) = self.take(probe) else { return };
+        if outcome == Outcome::Delivered {
+            self.watches[at].muted(f.shot.target);
+        }
         self.settle(now, &f, probe, outcome, mtu);
         self.forget(probe, &f);
         self.judge(now, at);

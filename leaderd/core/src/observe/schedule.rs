@@ -19,7 +19,7 @@ const CYCLE: u64 = 5;
 /// One round in so many also tries a target that is thought dead.
 const REVISIT: u64 = 20;
 /// Long-lived flows per slot: each costs a socket.
-const PINNED_TARGETS: usize = 4;
+const PINNED_TARGETS: usize = 2;
 /// A burst through the suspect: of the class that failed; of the other kind of new flow; of pinned and relay each.
 /// Nine losses are more than the test asks for in calm conditions (seven).
 const BURST_MAIN: usize = 9;

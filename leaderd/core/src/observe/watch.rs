@@ -76,6 +76,7 @@ impl Watch {
                 ssid: ssid(),
                 seq: 0,
                 quarantined: false,
+                mute: false,
                 replies: Default::default(),
             });
         };
@@ -233,6 +234,10 @@ impl Watch {
         let path = &mut self.paths[p];
         let Some(obs) = path.find(id) else { return };
         let before = obs.outcome;
+        if outcome == Outcome::Lost && self.targets[obs.target].mute {
+            obs.outcome = Outcome::Void;
+            return;
+        }
         obs.outcome = outcome;
         let obs = *obs;
         let quarantined = self.targets[obs.target].quarantined;
@@ -271,7 +276,7 @@ impl Watch {
                     }
                 }
                 // A long-lived flow that passes does not make up for new ones that do not.
-                if quarantined && obs.is_fresh() {
+                if quarantined && obs.is_fresh() && !self.targets[obs.target].mute {
                     self.targets[obs.target].quarantined = false;
                     self.rotate();
                 }
@@ -296,6 +301,15 @@ impl Watch {
             }
             Outcome::Void => path.own_fault = Some(now),
             Outcome::Pending => {}
+        }
+    }
+
+    /// The target's own kernel says that nobody listens there.
+    pub(super) fn muted(&mut self, t: usize) {
+        if !self.targets[t].mute {
+            self.targets[t].mute = true;
+            self.targets[t].quarantined = self.targets[t].relay_of.is_none();
+            self.rotate();
         }
     }
 

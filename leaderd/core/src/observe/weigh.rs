@@ -134,6 +134,7 @@ impl Watch {
             let lost = match o.outcome {
                 Outcome::Pending | Outcome::Void => continue,
                 Outcome::Delivered => false,
+                _ if self.targets[o.target].mute => continue,
                 _ if now < due => {
                     w.next = Some(w.next.map_or(due, |n| n.min(due)));
                     continue;

@@ -195,28 +195,6 @@ fn flag_tlvs(mut rest: &mut [u8]) {
     }
 }
 
-/// What the fuzzer runs on any bytes: no panic, and no reply longer than its request.
-pub fn exercise(bytes: &[u8]) {
-    let key = HmacKey::new([0; 32]);
-    for key in [None, Some(&key)] {
-        let _ = ReflectorPacket::decode(bytes, key);
-        let Ok(p) = SenderPacket::decode(bytes, key) else { continue };
-        let reply = ReflectorPacket {
-            seq: 0,
-            timestamp: p.timestamp,
-            ssid: p.ssid,
-            received: p.timestamp,
-            sender_seq: p.seq,
-            sender_timestamp: p.timestamp,
-            sender_error: ERROR_ESTIMATE,
-            sender_ttl: 64,
-        };
-        let back = reply.encode(key, bytes);
-        assert!(back.len() <= bytes.len());
-        assert_eq!(ReflectorPacket::decode(&back, key), Ok(reply));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,16 +267,5 @@ mod tests {
             back[PLAIN_LEN..],
             [FLAG_UNRECOGNIZED, 200, 0, 1, 9, FLAG_MALFORMED, 1, 0xff, 0xff]
         );
-    }
-
-    #[test]
-    fn the_fuzz_corpus_neither_panics_nor_grows() {
-        for bytes in [
-            &include_bytes!("../../../../tests/fuzz/corpus/stamp/authenticated")[..],
-            include_bytes!("../../../../tests/fuzz/corpus/stamp/truncated"),
-            include_bytes!("../../../../tests/fuzz/corpus/stamp/tlv-overrun"),
-        ] {
-            exercise(bytes);
-        }
     }
 }

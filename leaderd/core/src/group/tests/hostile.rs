@@ -91,38 +91,7 @@ fn messages_of_others_and_in_others_names_are_counted() {
     assert_eq!(group.ignored(), 2);
 }
 
-/// The corpus of the fuzz target `frame` (tests/fuzz), replayed.
-#[test]
-fn the_corpus_of_frames_is_harmless() {
-    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fuzz/corpus/frame");
-    let mut replayed = 0;
-    for file in std::fs::read_dir(dir).unwrap() {
-        let path = file.unwrap().path();
-        let mut bytes = Vec::new();
-        std::io::Read::read_to_end(&mut std::fs::File::open(&path).unwrap(), &mut bytes).unwrap();
-        let mut raft = bytes.clone();
-        if let Ok(frame) = crate::wire::Frame::decode(&bytes) {
-            assert_eq!(
-                crate::wire::Frame::decode(&frame.encode()).unwrap().encode(),
-                frame.encode()
-            );
-            if let crate::wire::Frame::Raft { message, .. } = frame {
-                raft = message;
-            }
-        }
-        let mut c = Cluster::new(mesh(3, 0, 0), 1);
-        for pause in [0, 4000] {
-            c.run(pause);
-            let now = c.now();
-            c.groups.get_mut(&name("cloud-1")).unwrap().handle_raft(now, &name("cloud-0"), &raft);
-            c.run(1000);
-        }
-        replayed += 1;
-    }
-    assert!(replayed >= 6, "{replayed} files of corpus");
-}
-
-/// Writes the seeds of that corpus: `cargo test -p leaderd-core --lib write_the_corpus -- --ignored`.
+/// Writes the seeds of the corpus of the fuzz target `frame`: `cargo test -p leaderd-core --lib write_the_corpus -- --ignored`.
 #[test]
 #[ignore = "writes files"]
 fn write_the_corpus() {

@@ -1,0 +1,58 @@
+//! Every file of the fuzzing corpus, run through what the fuzzer runs.
+
+use std::path::Path;
+
+use tests::fuzz::TARGETS;
+
+#[test]
+fn what_fuzzing_found_stays_harmless() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for (name, run) in TARGETS {
+        let mut replayed = 0;
+        for file in corpus.join(name).read_dir().unwrap_or_else(|e| panic!("corpus of {name}: {e}"))
+        {
+            let path = file.expect("a directory that can be read").path();
+            println!("{}", path.display());
+            run(&std::fs::read(&path).expect("a file that can be read"));
+            replayed += 1;
+        }
+        assert!(replayed >= 3, "the corpus of {name} has {replayed} files");
+    }
+}
+
+#[test]
+fn every_target_of_the_fuzzer_is_replayed() {
+    let targets = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/fuzz_targets");
+    let mut found: Vec<String> = targets
+        .read_dir()
+        .expect("the targets are there")
+        .map(|f| f.expect("a directory that can be read").path())
+        .map(|p| p.file_stem().expect("a file name").to_string_lossy().into_owned())
+        .collect();
+    found.sort();
+    assert_eq!(found, TARGETS.map(|(name, _)| name));
+}
+
+/// Good and damaged stores to begin with: `cargo test -p tests --test corpus write_the_corpus -- --ignored`.
+#[test]
+#[ignore = "writes files"]
+fn write_the_corpus_of_store_records() {
+    use leaderd_core::io::Restored;
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/store_record");
+    let seed = |name: &str, restored: Restored| {
+        let bytes = postcard::to_stdvec(&restored).expect("plain data");
+        std::fs::write(dir.join(name), bytes).expect("a directory that can be written");
+    };
+    // Protobuf: HardState { term: 2, vote: 1, commit: 2 }, and Entry { term: 2, index }.
+    let hard_state = Some(vec![0x08, 2, 0x10, 1, 0x18, 2]);
+    let entry = |index: u8| (u64::from(index), vec![0x10, 2, 0x18, index]);
+    seed("empty", Restored::default());
+    let log = Restored { hard_state, entries: vec![entry(2), entry(3)], ..Restored::default() };
+    seed("log", log.clone());
+    seed("gap", Restored { entries: vec![entry(2), entry(5)], ..log.clone() });
+    seed("commit-beyond", Restored { hard_state: Some(vec![0x18, 90]), ..log.clone() });
+    seed("no-protobuf", Restored { hard_state: Some(vec![0xff; 5]), ..log.clone() });
+    let no_snapshot = Some((9, vec![0x12, 2, 0x10, 9]));
+    seed("snapshot-without-state", Restored { snapshot: no_snapshot, ..log.clone() });
+    seed("decision", Restored { decision: Some(vec![1, 2, 3]), ..log });
+}
