@@ -9,7 +9,7 @@ use tests::sim::explore::Case;
 /// Seeds of an ordinary test run start here …
 const FIRST_SEED: u64 = 1;
 /// … and it takes this long, unless `SIM_SEEDS` names the seeds.
-const TIME: Duration = Duration::from_secs(40);
+const TIME: Duration = Duration::from_secs(25);
 
 fn regressions() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions")

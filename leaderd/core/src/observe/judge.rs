@@ -159,7 +159,11 @@ impl Watch {
             let (cause, direction) = self.classify(p, from);
             return Verdict::Degraded { cause, direction };
         }
-        if standbys && path.steady >= h && path.loss > mesh.policy.loss_threshold {
+        if standbys
+            && w.next.is_none()
+            && path.steady >= h
+            && path.loss > mesh.policy.loss_threshold
+        {
             let from = now - STALE;
             return Verdict::Degraded { cause: Cause::Loss, direction: self.direction(from) };
         }
@@ -167,7 +171,8 @@ impl Watch {
             path.ring.iter().any(|o| o.sent >= b && o.outcome == Outcome::Pending)
                 || worst.value >= h / 3.0
         });
-        if burst_pending && w.losses > 0 && worst.value > 0.0 {
+        let speaks = w.losses > 0 && worst.value > 0.0 || w.next.is_some();
+        if burst_pending && speaks {
             return Verdict::Suspected;
         }
         let delivered = path

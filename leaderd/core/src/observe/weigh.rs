@@ -14,10 +14,10 @@ use super::watch::Watch;
 const CONTROL_WINDOW: Duration = Duration::from_secs(1);
 /// Controls needed for a share.
 const CONTROLS: usize = 4;
-/// While nothing at all comes back through a path, a loss counts only this much later than a round trip: the path may
-/// have become slower at once (a route changed), and then every reply is merely late. Where the candidate itself or an
-/// old flow still answers, nothing has to be waited for.
-const SILENCE: Duration = Duration::from_millis(120);
+/// Where nothing at all comes back through a path, its losses count only once that has lasted this much longer than a
+/// round trip: the path may have become slower at once (a route changed), and then every reply is merely late. Where the
+/// candidate itself or an old flow still answers, nothing has to be waited for.
+const SILENCE: Duration = Duration::from_millis(130);
 /// How long after a loss a sign of life of its target still counts, in halves of the probe interval: the controls of the
 /// burst come one timeout after it, the next round that asks for the same target a few intervals.
 const CONFIRM_SLACKS: u32 = 4;
@@ -124,16 +124,18 @@ impl Watch {
         let patience =
             self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
         let path = &self.paths[p];
+        let unanswered = |o: &&Obs| path.any_ok < Some(o.sent) && o.outcome != Outcome::Void;
         let silence = SILENCE + path.rtt.smoothed().unwrap_or_default();
+        let heard_by = path.ring.iter().find(unanswered).map_or(now, |o| o.sent + silence);
         for o in path.ring.iter().filter(|o| o.is_fresh()) {
             let lives = o.outcome == Outcome::Looped || path.any_ok >= Some(o.sent);
-            let wait = if lives { patience } else { patience.max(silence) };
+            let due = o.sent + patience;
+            let due = if lives { due } else { due.max(heard_by) };
             let lost = match o.outcome {
                 Outcome::Pending | Outcome::Void => continue,
                 Outcome::Delivered => false,
                 _ if self.targets[o.target].mute => continue,
-                _ if now < o.sent + wait => {
-                    let due = o.sent + wait;
+                _ if now < due => {
                     w.next = Some(w.next.map_or(due, |n| n.min(due)));
                     continue;
                 }

@@ -67,7 +67,8 @@ fn a_leader_that_relays_nothing_is_condemned() {
 #[test]
 fn a_crashed_leader_is_condemned_and_its_workload_is_held_against_nobody() {
     for nodes in [CLOUD, CLOUD_AND_MEMBERS, &CLOUD[..3]] {
-        detects(nodes, Cause::TunnelDown, ms(150), |p| {
+        // Nothing at all comes back: that may be a path that has become slower, so it takes longer than other faults.
+        detects(nodes, Cause::TunnelDown, ms(250), |p| {
             lost_if(p.via == Some(0) || p.target == "cloud-0")
         });
     }
