@@ -360,6 +360,10 @@ impl Inner {
         let Some(link) = link.filter(|l| l.kind == "tun") else { return self.one(message) };
         let Some(seen) = self.backend.read(name)? else { return self.one(message) };
         let port = seen.interface.listen_port;
+        if port == 0 {
+            // A new process: its port comes with the next change, and is looked after then.
+            return self.one(message);
+        }
         if link.up {
             if wait_listening(name, port)? {
                 return Ok(());

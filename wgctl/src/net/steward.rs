@@ -27,6 +27,7 @@ pub struct Steward {
     wanted: Option<Network>,
     /// New peers whose endpoint is held back, and since when (see [`YIELD`]).
     yielding: BTreeMap<(InterfaceName, WgPublicKey), Instant>,
+    yield_for: Duration,
     /// As asked for, without the endpoints that are held back.
     desired: Option<Network>,
     /// Whether all of `desired` was programmed. If not, only the kernel knows what is there.
@@ -56,10 +57,17 @@ impl Steward {
             key,
             wanted: None,
             yielding: BTreeMap::new(),
+            yield_for: YIELD,
             desired: None,
             in_place: false,
             last_in_place: None,
         }
+    }
+
+    /// Leaves the first handshake with a new peer to the other side for so long, in place of 1.5 s.
+    pub fn yielding_for(mut self, time: Duration) -> Self {
+        self.yield_for = time;
+        self
     }
 
     pub fn kernel(&self) -> &Kernel {
@@ -89,7 +97,7 @@ impl Steward {
 
     /// True when endpoints that were held back are to be set: call `reconcile`.
     pub fn is_due(&self) -> bool {
-        self.yielding.values().any(|since| since.elapsed() >= YIELD)
+        self.yielding.values().any(|since| since.elapsed() >= self.yield_for)
     }
 
     /// Notes the peers that are new and whose public key is smaller than ours.
@@ -110,7 +118,7 @@ impl Steward {
     /// waits 5 s after each.
     async fn renew_silent_peers(&mut self) -> Result<(), ProgramError> {
         let over: Vec<_> =
-            self.yielding.iter().filter(|(_, since)| since.elapsed() >= YIELD).collect();
+            self.yielding.iter().filter(|(_, since)| since.elapsed() >= self.yield_for).collect();
         if over.is_empty() {
             return Ok(());
         }
@@ -126,7 +134,7 @@ impl Steward {
     }
 
     fn without_yielded(&mut self, wanted: Network) -> Network {
-        self.yielding.retain(|_, since| since.elapsed() < YIELD);
+        self.yielding.retain(|_, since| since.elapsed() < self.yield_for);
         if self.yielding.is_empty() {
             self.wanted = None;
             return wanted;
