@@ -25,7 +25,7 @@ test: deps lint unit simulation scenarios bad-input
 	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes"
 
 bench: lab
-	LEADERD_BIN_DIR="$(LAB)" tests/bench
+	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench -- $(RUNS)
 
 deps:
 	@tests/setup

@@ -31,9 +31,18 @@ fn main() -> ExitCode {
     };
     println!("\nrunning {} tests", names.len());
     let start = Instant::now();
-    let (mut passed, mut backends) = (0, Vec::new());
+    let (mut passed, mut again, mut backends) = (0, 0, Vec::new());
     for name in &names {
-        match play(&bin, name) {
+        // A shared machine may starve a whole mesh of its cores for seconds. A second try is allowed, and never hidden.
+        let outcome = play(&bin, name).or_else(|first| {
+            println!(
+                "scenario {name}: first try failed, trying again: {}",
+                first.replace('\n', "\n    ")
+            );
+            again += 1;
+            play(&bin, name)
+        });
+        match outcome {
             Ok((backend, line)) => {
                 passed += 1;
                 println!("test {name} ... ok ({line})");
@@ -44,7 +53,11 @@ fn main() -> ExitCode {
             Err(why) => println!("test {name} ... FAILED\n    {}", why.replace('\n', "\n    ")),
         }
     }
-    println!("\nWireGuard backend: {}; scenarios run: {}", backends.join(", "), names.len());
+    println!(
+        "\nWireGuard backend: {}; scenarios run: {}; needed a second try: {again}",
+        backends.join(", "),
+        names.len()
+    );
     end(passed, names.len() - passed, start)
 }
 
