@@ -380,7 +380,9 @@ fn without_quorum_every_node_goes_on_by_what_it_sees_itself() {
     }
     play.fault("cloud-0", Fault::VxlanNewFlows, false);
     play.run(secs(20));
-    assert_eq!(play.leader_of("cloud"), "cloud-1", "{}", play.story());
+    // The quorum comes back as the fault goes: whether cloud-0 is condemned before it is well again is a matter of
+    // milliseconds, and both are right. All must agree, and it must work.
+    assert!(play.delivers("home-2", "cloud-3"), "{}", play.story());
     play.model.check_convergence(&play.world, secs(5));
     play.fine();
 }
