@@ -1,7 +1,7 @@
 //! The reference: what must hold, from the true state of the world, written without looking at how the cores decide.
 //!
 //! [`Model::quality`] says of every candidate whether it could have carried traffic between the nodes that are well
-//! themselves. [`Model::after_step`] looks at the core that ran last (its decisions), [`Model::tick`] at the whole world.
+//! themselves. `after_step` looks at the core that ran last (its decisions), `tick` at the whole world.
 //! What is broken goes to `violations`, one sentence each, its kind before the colon.
 
 use std::collections::BTreeMap;
