@@ -19,6 +19,9 @@ const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
 /// Claims about epochs further ahead than this are nonsense.
 const MAX_EPOCH_JUMP: u64 = 1 << 32;
 
+/// A write that the disk has not confirmed for so long means that it is full or broken.
+const DISK_STUCK: Duration = Duration::from_secs(2);
+
 impl Group {
     /// The raft leader looks at the situation.
     pub(super) fn look(&mut self, now: Now) {
@@ -162,7 +165,9 @@ impl Group {
                 .iter()
                 .any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
         };
-        if !leads(&self.me) {
+        // A raft leader whose disk takes no writes sends heartbeats and can commit nothing.
+        let stuck = self.unwritten.is_some_and(|(_, since)| now.mono.since(since) > DISK_STUCK);
+        if !leads(&self.me) && !stuck {
             return;
         }
         // The order of `voters_of` is candidates, members, witnesses.

@@ -100,6 +100,8 @@ pub struct Group {
     ledger: Ledger,
     started: Instant,
     next_look: Instant,
+    /// The oldest write that the disk has not confirmed, and since when.
+    unwritten: Option<(u64, Instant)>,
     next_housekeeping: Instant,
     /// (index, term) of a proposed decision that is not applied yet.
     proposed: Option<(u64, u64)>,
@@ -152,6 +154,7 @@ impl Group {
             ledger: Ledger::new(now.mono),
             started: now.mono,
             next_look: now.mono,
+            unwritten: None,
             next_housekeeping: now.mono,
             proposed: None,
             pending: VecDeque::new(),
@@ -266,6 +269,7 @@ impl Group {
     }
 
     pub fn handle_persisted(&mut self, now: Now, ticket: u64) {
+        self.unwritten = self.unwritten.filter(|(oldest, _)| *oldest > ticket);
         self.raft.handle_persisted(ticket);
         self.settle(now);
     }

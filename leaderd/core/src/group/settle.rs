@@ -71,6 +71,7 @@ impl Group {
                 }
             }
             LogEvent::Persist { ticket, write } => {
+                self.unwritten.get_or_insert((ticket, now.mono));
                 self.outputs.push_back(GroupOutput::Persist { ticket, write })
             }
             LogEvent::Applied { index, term, applied } => {
