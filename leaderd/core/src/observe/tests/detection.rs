@@ -193,3 +193,28 @@ fn evidence_comes_with_the_verdict() {
     assert_eq!(row(ProbeClass::Relay).lost, 0);
     assert!(slot.first_loss < slot.suspected && slot.suspected <= Some(slot.since));
 }
+
+#[test]
+fn a_second_fault_elsewhere_soon_after_the_first_is_found_as_fast() {
+    let mut times = Vec::new();
+    for seed in 0..21 {
+        let second = ms(26_000 + seed * 37 % 100);
+        let mut world = World::new(mesh(PAIR_AND_MEMBER), seed, move |p: &Seen<'_>| {
+            let sick = |slot: u8, from: Duration, until: Duration| {
+                let own = format!("cloud-{slot}");
+                (from..until).contains(&p.at)
+                    && p.is_fresh()
+                    && (p.behind(slot) || p.target == own && p.via.is_some())
+            };
+            let hit = sick(0, ms(22_000), ms(23_000)) || sick(1, second, ms(36_000));
+            if hit { Fate::Lost } else { Fate::Back(ms(20)) }
+        });
+        world.run_until(ms(25_900));
+        world.reports.clear();
+        world.run_until(ms(35_000));
+        times.push(world.condemned(1).map(|c| c.0 - second));
+    }
+    times.sort();
+    println!("second fault: {times:?}");
+    assert!(times[10].is_some_and(|t| t < ms(200)), "{times:?}");
+}
