@@ -17,7 +17,7 @@ use super::watch::Watch;
 /// A cycle of rounds: full size, pinned flow, relay and as-workload have one of them each.
 const CYCLE: u64 = 5;
 /// One round in so many also tries a target that is thought dead.
-const REVISIT: u64 = 20;
+const REVISIT: u64 = 5;
 /// Long-lived flows per slot: each costs a socket.
 const PINNED_TARGETS: usize = 2;
 /// A burst through the suspect: of the class that failed; of the other kind of new flow; of pinned and relay each.

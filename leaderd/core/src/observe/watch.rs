@@ -17,6 +17,8 @@ use super::verify::Verify;
 /// How long a location that is watched slowly is watched at full rate after a loss.
 const RAISED_FOR: Duration = Duration::from_secs(10);
 
+/// How long nothing must have reached a target before it is taken for dead.
+const DEAD_AFTER: Duration = Duration::from_secs(1);
 /// Bursts at once, and how long it takes until one more is allowed: stray losses of a lossy path must not use up what the
 /// next real fault needs, and a path that loses every tenth probe must not be flooded.
 const BURSTS: u32 = 4;
@@ -316,7 +318,7 @@ impl Watch {
                     self.fresh_losses.push((p, obs.class, obs.target, obs.sent));
                 }
                 self.raise(now);
-                self.quarantine(obs.target);
+                self.quarantine(now, obs.target);
             }
             Outcome::Void => path.own_fault = Some(now),
             Outcome::Pending => {}
@@ -332,15 +334,20 @@ impl Watch {
         }
     }
 
-    /// A target that every slot loses is dead itself. Where one slot alone can test it, that says nothing unless the
-    /// slot has others to be tested on.
-    fn quarantine(&mut self, t: usize) {
+    /// A target that every slot loses, and has for a while, is dead itself. Where one slot alone can test it, that says
+    /// nothing unless the slot has others to be tested on.
+    fn quarantine(&mut self, now: Instant, t: usize) {
         if self.targets[t].quarantined || self.targets[t].relay_of.is_some() {
             return;
         }
         let testers: Vec<usize> = (0..self.paths.len()).filter(|p| self.can_test(*p, t)).collect();
         let only = testers.len() == 1 && self.testable(testers[0]).count() == 1;
         let lost: u32 = testers.iter().map(|p| self.cells[*p][t].lost_in_row).sum();
+        // A hiccup that all slots share, while one of them is broken, must not take the target away that shows it.
+        let passed = testers.iter().filter_map(|p| self.cells[*p][t].delivered).max();
+        if passed.is_some_and(|sent| now.since(sent) < DEAD_AFTER) {
+            return;
+        }
         if !only && lost >= 4 && testers.iter().all(|p| self.cells[*p][t].lost_in_row >= 2) {
             self.targets[t].quarantined = true;
             self.rotate();

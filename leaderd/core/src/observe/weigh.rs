@@ -10,7 +10,7 @@ use super::sprt;
 use super::watch::Watch;
 
 /// What the controls lost this recently counts as well as what they lose on average.
-const CONTROL_WINDOW: Duration = Duration::from_secs(1);
+const CONTROL_WINDOW: Duration = Duration::from_millis(500);
 /// Controls needed for a share.
 const CONTROLS: usize = 4;
 /// Where nothing at all comes back through a path, its losses count only once that has lasted this much longer than a

@@ -218,3 +218,23 @@ fn a_second_fault_elsewhere_soon_after_the_first_is_found_as_fast() {
     println!("second fault: {times:?}");
     assert!(times[10].is_some_and(|t| t < ms(200)), "{times:?}");
 }
+
+#[test]
+fn a_hiccup_of_the_standby_at_the_same_time_does_not_hide_the_fault() {
+    // The one target that both can test is lost through both for a moment, and must not be taken for dead.
+    let mut times = Vec::new();
+    for seed in 0..21 {
+        let start = FAULT + ms(seed * 37 % 100);
+        let mut world = World::new(mesh(PAIR_AND_MEMBER), seed, move |p: &Seen<'_>| {
+            let hiccup = (start..start + ms(350)).contains(&p.at) && p.behind(1);
+            let fault = p.at >= start && p.is_fresh() && p.behind(0);
+            if hiccup || fault { Fate::Lost } else { Fate::Back(ms(20)) }
+        });
+        world.run_until(FAULT + Duration::from_secs(5));
+        times.push(world.condemned(0).map(|c| c.0 - start));
+    }
+    times.sort();
+    println!("with a hiccup: {times:?}");
+    let soon = |t: &Option<Duration>| t.is_some_and(|t| t < ms(1_500));
+    assert!(times.iter().all(soon), "{times:?}");
+}
