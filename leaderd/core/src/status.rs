@@ -59,6 +59,8 @@ pub struct CandidateStatus {
     /// 0 to 1.
     pub loss: f32,
     pub path_mtu: Option<u16>,
+    /// Services that answer through it, of so many that were asked; the fewest that an observer counts.
+    pub services: Option<(u8, u8)>,
     pub drained: bool,
     /// What keeps it from being promoted; empty: eligible.
     pub blocked_by: Vec<String>,

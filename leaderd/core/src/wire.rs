@@ -10,7 +10,7 @@ use crate::time::WallTime;
 use crate::verdict::{Cause, Report};
 
 /// First byte of every frame.
-pub const FRAME_VERSION: u8 = 1;
+pub const FRAME_VERSION: u8 = 2;
 
 /// Longest frame, in bytes. A Raft snapshot of [`crate::state::MAX_EVENTS`] events fits.
 pub const MAX_FRAME: usize = 4 << 20;

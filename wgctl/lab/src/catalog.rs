@@ -28,6 +28,8 @@ catalogue![
     "quorum-lost",
     "raft-leader-crash",
     "route-loop",
+    "service-blackhole",
+    "service-down",
     "slow-paths",
     "standby-sick",
     "sysctl-forwarding",

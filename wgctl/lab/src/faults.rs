@@ -39,6 +39,8 @@ pub enum Fault {
     LocationCut,
     LanPartition,
     RouteLoop(Option<String>),
+    TcpBlackhole(u16),
+    ServiceDown,
 }
 
 /// Name, argument and meaning of every fault.
@@ -81,6 +83,8 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
         "[NODE]",
         "packets to a node behind the relay (default: all) go round in a loop on it",
     ),
+    ("tcp-blackhole", "PORT", "the node forwards no TCP to this port; all else passes"),
+    ("service-down", "", "the services on the node's workload close their ports"),
 ];
 
 impl Fault {
@@ -112,6 +116,8 @@ impl Fault {
             "wan-latency" => {
                 return Ok(Self::WanLatency(Duration::from_secs_f64(number()?.max(0.0) / 1e3)));
             }
+            "tcp-blackhole" => return Ok(Self::TcpBlackhole(number()? as u16)),
+            "service-down" => Self::ServiceDown,
             "node-crash" => Self::NodeCrash,
             "daemon-kill" => Self::DaemonKill,
             "daemon-pause" => Self::DaemonPause,
@@ -158,6 +164,21 @@ impl Fault {
                 on,
                 &[("forward", &format!("meta length > {size} drop"))],
             ),
+            Self::TcpBlackhole(port) => table(
+                world,
+                node,
+                "tcp_blackhole",
+                on,
+                &[("forward", &format!("tcp dport {port} drop"))],
+            ),
+            Self::ServiceDown => {
+                let mut here = world.services.iter().filter(|s| s.node == node).peekable();
+                if here.peek().is_none() {
+                    bail!("{} has no service", n.node.name);
+                }
+                here.for_each(|s| s.switch(!on));
+                Ok(())
+            }
             Self::SysctlForwarding => {
                 n.ns.sysctl("ipv4/ip_forward", if on { "0" } else { "1" })?;
                 n.ns.sysctl("ipv6/conf/all/forwarding", if on { "0" } else { "1" })

@@ -41,6 +41,9 @@ pub struct Scenario {
     pub policy: toml::Table,
     #[serde(default)]
     pub meter: MeterSpec,
+    /// Real services on workloads, which the mesh file names as such.
+    #[serde(default, rename = "service")]
+    pub services: Vec<ServiceSpec>,
     #[serde(default, rename = "step")]
     pub steps: Vec<Step>,
     /// How long to go on measuring after the last step, at least.
@@ -134,6 +137,21 @@ pub struct MeterSpec {
     /// Bytes of the whole IP packet; default 128.
     pub size: Option<u16>,
     /// Measure over IPv6.
+    pub ipv6: bool,
+}
+
+/// An HTTP server on a node's workload.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    pub node: String,
+    pub port: u16,
+    /// Ask over HTTP; without, a connect is all.
+    pub http: Option<String>,
+    /// Bytes that are sent with the request.
+    #[serde(default)]
+    pub body: u32,
+    #[serde(default)]
     pub ipv6: bool,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -192,8 +193,13 @@ fn evidence(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out:
                 row(["-".into(), "-".into(), "0".into(), "0".into(), "0".into()]);
             }
             for r in &report.evidence {
+                let address = match (r.address, r.port) {
+                    (Some(ip), Some(port)) => format!(" {}", SocketAddr::new(ip, port)),
+                    (Some(ip), None) => format!(" {ip}"),
+                    _ => String::new(),
+                };
                 let target =
-                    r.target.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+                    r.target.as_ref().map_or("all".to_owned(), |t| format!("{t}{address}"));
                 row([
                     r.class.to_string(),
                     target,

@@ -28,6 +28,7 @@ fn candidate(name: &str, slot: u8, leading: bool, verdict: Verdict) -> Candidate
         rtt_ms: Some(20.14),
         loss: 0.0,
         path_mtu: Some(1420),
+        services: None,
         drained: false,
         blocked_by: Vec::new(),
     }
@@ -69,6 +70,9 @@ pub fn status() -> Status {
         ],
     );
     (cloud.epoch, cloud.cause, cloud.since) = (Epoch(2), Some(Cause::NewFlow), Some(ago(192_000)));
+    for (c, up) in cloud.candidates.iter_mut().zip([1, 2, 2]) {
+        c.services = Some((up, 2));
+    }
     let home = location(
         "home",
         vec![
@@ -99,11 +103,14 @@ fn report(slot: u8, verdict: Verdict, rows: &[(ProbeClass, u32, u32)]) -> SlotRe
         rtt: Some(Duration::from_micros(20_140)),
         loss: 0.0,
         path_mtu: Some(1420),
+        services: (0, 0),
         evidence: rows
             .iter()
             .map(|&(class, sent, lost)| EvidenceRow {
                 class,
                 target: None,
+                address: None,
+                port: None,
                 sent,
                 lost,
                 time_exceeded: 0,

@@ -1,13 +1,14 @@
 //! Decisions and events in words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use super::decide::Situation;
 use crate::ids::{Epoch, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::{Decision, Event, EventKind, EventTimes, LocationState};
 use crate::time::WallTime;
-use crate::verdict::{Cause, Direction, SlotReport};
+use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, SlotReport};
 
 /// Observers whose evidence an event keeps: enough to explain it, few enough to replicate.
 const MAX_WITNESSES: usize = 8;
@@ -70,7 +71,8 @@ pub(super) fn decision(
             .count()
     });
     let of = situation.observers.len();
-    let summary = summary(cause, &before, &after, accusers, of);
+    let what = fallen.first().and_then(|s| what_fails(situation, *s));
+    let summary = summary(cause, &before, &after, (accusers, of), what);
     let mut about = situation.leaders.clone();
     about.extend(leaders.iter().filter(|s| !situation.leaders.contains(s)));
     let decision = Decision { location: state.location.clone(), epoch, leaders, cause, at: now };
@@ -91,12 +93,27 @@ pub(super) fn decision(
     (decision, event)
 }
 
+/// What exactly fails through a candidate, where the evidence is narrower than the cause: services.
+fn what_fails(situation: &Situation, slot: Slot) -> Option<String> {
+    let reports = situation.observers.iter().filter_map(|o| o.slot(slot));
+    let rows: Vec<&EvidenceRow> =
+        reports.filter(|r| r.verdict.is_degraded()).flat_map(|r| &r.evidence).collect();
+    let lost = || rows.iter().filter(|r| r.lost > 0);
+    if lost().next().is_none() || lost().any(|r| r.class != ProbeClass::Service) {
+        return None;
+    }
+    let services: BTreeSet<SocketAddr> =
+        lost().filter_map(|r| Some(SocketAddr::new(r.address?, r.port?))).collect();
+    let names: Vec<String> = services.iter().map(SocketAddr::to_string).collect();
+    (!names.is_empty()).then(|| format!("service {}", names.join(", ")))
+}
+
 fn summary(
     cause: Cause,
     before: &[NodeName],
     after: &[NodeName],
-    accusers: usize,
-    of: usize,
+    (accusers, of): (usize, usize),
+    what: Option<String>,
 ) -> String {
     let (old, new) = (join(before), join(after));
     let seen = format!("{accusers} of {of} observers say so");
@@ -108,13 +125,17 @@ fn summary(
             format!("{old} answers but relays nothing: {seen}; {new} forwards and leads now")
         }
         Cause::NewFlow => format!("{old} drops new flows: {seen}; {new} forwards and leads now"),
-        Cause::Mtu => format!("{old} drops large packets: {seen}; {new} forwards and leads now"),
+        Cause::Mtu => {
+            let to = what.map(|w| format!(" of {w}")).unwrap_or_default();
+            format!("{old} drops large packets{to}: {seen}; {new} forwards and leads now")
+        }
         Cause::Loop => format!(
             "packets through {old} go round in a loop: {seen}; {new} forwards and leads now"
         ),
-        Cause::Partial => format!(
-            "{old} does not reach some of the nodes behind it: {seen}; {new} does and leads now"
-        ),
+        Cause::Partial => {
+            let what = what.unwrap_or_else(|| "some of the nodes behind it".into());
+            format!("{old} does not reach {what}: {seen}; {new} does and leads now")
+        }
         Cause::Loss => {
             format!("{old} loses more packets than its standbys: {seen}; {new} leads now")
         }

@@ -57,6 +57,7 @@ impl Group {
                 rtt_ms,
                 loss,
                 path_mtu: reports.iter().filter_map(|r| r.path_mtu).min(),
+                services: reports.iter().map(|r| r.services).filter(|s| s.1 > 0).min(),
                 drained: facts.drained,
                 blocked_by,
             });

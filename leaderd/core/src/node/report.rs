@@ -128,6 +128,7 @@ impl Node {
                     rtt_ms: report.as_ref().and_then(|r| r.rtt).map(|d| d.as_secs_f64() * 1e3),
                     loss: report.as_ref().map_or(0.0, |r| r.loss),
                     path_mtu: report.as_ref().and_then(|r| r.path_mtu),
+                    services: report.as_ref().map(|r| r.services).filter(|s| s.1 > 0),
                     drained: false,
                     blocked_by: Vec::new(),
                 }

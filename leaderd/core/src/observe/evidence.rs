@@ -143,6 +143,8 @@ pub(super) struct Path {
     pub rows: Vec<EvidenceRow>,
     /// Targets that a partial verdict is about.
     pub partial: Vec<usize>,
+    /// Its verdict is by what services lose, not by packets.
+    pub by_service: bool,
     /// A burst is under way.
     pub burst: Option<Instant>,
     /// The last time our own kernel refused to send on this plane.
@@ -174,6 +176,7 @@ impl Path {
             mtu_between: None,
             rows: Vec::new(),
             partial: Vec::new(),
+            by_service: false,
             burst: None,
             own_fault: None,
         }

@@ -22,6 +22,7 @@ mod new_mesh;
 mod rtt;
 mod schedule;
 mod send;
+mod service;
 mod sprt;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ use crate::verdict::{ProbeClass, Report, Verdict};
 
 use evidence::Outcome;
 use schedule::Shot;
+use service::ask::Asked;
 use watch::Watch;
 
 /// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
@@ -100,6 +102,10 @@ enum Timer {
     Verify(usize),
     /// A loss begins to count.
     Judge(usize),
+    /// The next service of a location.
+    Service(usize),
+    /// A service's timeout, and then the end of its grace.
+    Asked(ProbeId),
 }
 
 /// A probe on its way.
@@ -128,6 +134,8 @@ pub struct Observer {
     by_ssid: BTreeMap<u16, (usize, usize)>,
     by_seq: BTreeMap<(u16, u32), ProbeId>,
     flying: BTreeMap<ProbeId, Flying>,
+    /// What services were asked and may still answer.
+    asked: BTreeMap<ProbeId, Asked>,
     timers: BTreeSet<(Instant, Timer)>,
     out: VecDeque<ObserverOutput>,
     next_probe: u64,
@@ -153,6 +161,7 @@ impl Observer {
             by_ssid: BTreeMap::new(),
             by_seq: BTreeMap::new(),
             flying: BTreeMap::new(),
+            asked: BTreeMap::new(),
             timers: BTreeSet::new(),
             out: VecDeque::new(),
             next_probe: 0,
@@ -177,7 +186,10 @@ impl Observer {
         }
     }
 
-    pub fn handle_reply(&mut self, now: Now, _probe: ProbeId, bytes: &[u8]) {
+    pub fn handle_reply(&mut self, now: Now, probe: ProbeId, bytes: &[u8]) {
+        if self.service_reply(now, probe, bytes) {
+            return;
+        }
         // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
         // itself says which one it answers.
         let Some(ssid) = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
@@ -218,6 +230,9 @@ impl Observer {
     }
 
     pub fn handle_error(&mut self, now: Now, probe: ProbeId, error: ProbeError) {
+        if self.service_error(now, probe, &error) {
+            return;
+        }
         let Some(f) = self.flying.get(&probe) else { return };
         let at = f.watch;
         let target = self.watches[at].targets[f.shot.target].address;
@@ -260,6 +275,8 @@ impl Observer {
                 Timer::Report(at) => self.report(now, at),
                 Timer::Verify(at) => self.verify_tick(now, at),
                 Timer::Judge(at) => drop(dirty.insert(at)),
+                Timer::Service(at) => self.service_round(now, at),
+                Timer::Asked(id) => self.asked_timeout(now, id),
             }
         }
         // All that timed out at once is judged together.

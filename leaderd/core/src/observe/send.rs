@@ -94,6 +94,7 @@ impl Observer {
             flow,
             dont_fragment: shot.class == ProbeClass::FullSize,
             payload,
+            http: None,
         }));
     }
 

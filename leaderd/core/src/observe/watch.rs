@@ -11,6 +11,7 @@ use crate::verdict::{ProbeClass, Report, SlotReport};
 
 use super::evidence::{Cell, LOSS_GAIN, Outcome, Path, Target};
 use super::rtt::Rtt;
+use super::service::ServiceWatch;
 use super::sprt;
 use super::verify::Verify;
 
@@ -21,7 +22,7 @@ const RAISED_FOR: Duration = Duration::from_secs(10);
 pub(super) struct Watch {
     pub location: LocationName,
     /// This node's location is one of those that watch it at full rate.
-    full_rate: bool,
+    pub full_rate: bool,
     raised_until: Instant,
     pub epoch: Epoch,
     pub leaders: Vec<Slot>,
@@ -35,6 +36,10 @@ pub(super) struct Watch {
     pub next_round: Instant,
     pub next_report: Instant,
     pub next_judge: Option<Instant>,
+    pub services: Vec<ServiceWatch>,
+    pub next_service: Instant,
+    /// Rounds over services so far.
+    pub service_turn: usize,
     pub report_seq: u64,
     /// No burst before, and how much later the one after it may come.
     pub next_burst: Instant,
@@ -111,6 +116,9 @@ impl Watch {
             next_round: now,
             next_report: now,
             next_judge: None,
+            services: Vec::new(),
+            next_service: now,
+            service_turn: 0,
             report_seq: 0,
             next_burst: now,
             burst_gap: Duration::ZERO,
@@ -123,6 +131,7 @@ impl Watch {
             verify: None,
         };
         watch.rotate();
+        watch.services = Self::services_of(mesh, &watch, now);
         watch
     }
 
@@ -347,7 +356,7 @@ impl Watch {
     }
 
     pub(super) fn report(&self, me: &NodeName, now: Now, abstains: bool) -> Report {
-        let slot = |p: &Path| SlotReport {
+        let slot = |(n, p): (usize, &Path)| SlotReport {
             slot: p.slot,
             verdict: p.verdict.clone(),
             first_loss: p.first_loss.map(|t| now.wall_at(t)),
@@ -356,6 +365,7 @@ impl Watch {
             rtt: p.rtt.smoothed(),
             loss: p.shown_loss as f32,
             path_mtu: p.path_mtu,
+            services: self.services_up(n),
             evidence: p.rows.clone(),
         };
         Report {
@@ -365,7 +375,7 @@ impl Watch {
             epoch: self.epoch,
             abstains,
             full_rate: self.full_rate,
-            slots: self.paths.iter().map(slot).collect(),
+            slots: self.paths.iter().enumerate().map(slot).collect(),
         }
     }
 }
