@@ -158,7 +158,7 @@ fn registry(s: &Snapshot) -> Registry {
     gauges(
         "loss_ratio",
         "Share of probes lost lately",
-        candidates().map(|(l, c)| (of(l, c), f64::from(c.loss))).collect(),
+        candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.loss?)))).collect(),
     );
     let mtu = candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.path_mtu?))));
     gauges("path_mtu_bytes", "Largest packet known to pass", mtu.collect());

@@ -78,6 +78,8 @@ pub struct Hello {
     pub reaches: Vec<Slot>,
     /// From the raft leader, to the nodes of its own location: what `wgctl status` shows there.
     pub digest: Vec<CandidateStatus>,
+    /// From a leader of the location to its plain members: decisions of other locations, a few in each hello.
+    pub remote: Vec<Decision>,
 }
 
 /// Why bytes are no frame.

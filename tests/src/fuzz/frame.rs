@@ -77,6 +77,7 @@ fn mesh() -> Arc<Mesh> {
         overlay: Overlay::External,
         witnesses: Vec::new(),
         services: Vec::new(),
+        reflectors: Vec::new(),
     };
     Arc::new(Mesh {
         name: "fuzz".into(),

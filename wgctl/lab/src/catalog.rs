@@ -18,6 +18,7 @@ catalogue![
     "fdb-ghost-held",
     "flapping-fault",
     "forwarding-off",
+    "ipv6-forwarding",
     "lan-partition",
     "location-cut",
     "member-down",

@@ -24,6 +24,7 @@ pub enum Fault {
     VxlanNewFlows,
     VxlanAll,
     ForwardingOff,
+    Ipv6ForwardingOff,
     SysctlForwarding,
     FdbGhost(Option<String>),
     FdbGhostHeld(Option<String>),
@@ -56,6 +57,7 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
         "",
         "the node forwards nothing (a firewall's FORWARD policy), but answers for itself",
     ),
+    ("ipv6-forwarding-off", "", "the node forwards no IPv6 (a firewall's rule); IPv4 passes"),
     ("sysctl-forwarding", "", "net.ipv4.ip_forward is set to 0, as another tool might"),
     ("fdb-ghost", "[NODE]", "FDB entries (of one node, or all) point at a dead address, once"),
     (
@@ -101,6 +103,7 @@ impl Fault {
             "vxlan-new-flows" => Self::VxlanNewFlows,
             "vxlan-all" => Self::VxlanAll,
             "forwarding-off" => Self::ForwardingOff,
+            "ipv6-forwarding-off" => Self::Ipv6ForwardingOff,
             "sysctl-forwarding" => Self::SysctlForwarding,
             "fdb-ghost" => return Ok(Self::FdbGhost(target)),
             "fdb-ghost-held" => return Ok(Self::FdbGhostHeld(target)),
@@ -155,6 +158,13 @@ impl Fault {
                     ("output", &format!("udp dport {VXLAN_PORT} drop")),
                     ("input", &format!("udp dport {VXLAN_PORT} drop")),
                 ],
+            ),
+            Self::Ipv6ForwardingOff => table(
+                world,
+                node,
+                "ipv6_forwarding_off",
+                on,
+                &[("forward", "meta nfproto ipv6 drop")],
             ),
             Self::ForwardingOff => table(world, node, "forwarding_off", on, &[("forward", "drop")]),
             Self::MtuBlackhole(size) => table(

@@ -213,6 +213,8 @@ pub struct Expect {
     pub leader: Option<String>,
     /// The cause of the first failover or move is one of these.
     pub cause: Vec<String>,
+    /// The summary of the first failover or move says this.
+    pub summary: Option<String>,
     /// An event of each of these kinds happens (`fail-static`, `notice`, …).
     pub kinds: Vec<String>,
     /// At most this many packets are lost.
@@ -232,6 +234,7 @@ impl Default for Expect {
             moves: Count::Exactly(0),
             leader: None,
             cause: Vec::new(),
+            summary: None,
             kinds: Vec::new(),
             lost_max: None,
             recovers: true,

@@ -216,7 +216,7 @@ fn evidence(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out:
 /// Why this one and not another: what the same observers said of every candidate.
 fn candidates(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out: &Output) {
     let all: BTreeSet<Slot> = e.evidence.values().flatten().map(|r| r.slot).collect();
-    if all.is_empty() {
+    if all.is_empty() && e.blocked_by.is_empty() {
         return;
     }
     let mut table = Table::new(&["CANDIDATE", "", ""]);
@@ -230,12 +230,14 @@ fn candidates(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, ou
             (true, true) => (Style::Plain, "led and leads on"),
             (true, false) => (Style::Bad, "left"),
             (false, true) => (Style::Good, "chosen"),
-            (false, false) if forwards == 0 => (Style::Dim, "not chosen: nobody saw it forward"),
-            (false, false) => {
-                (Style::Dim, "not chosen: later in the order of preference, or blocked then")
-            }
+            // Told below, with the reason that was recorded.
+            (false, false) => continue,
         };
         table.row(vec![(Style::Plain, name), (style, role.to_owned()), (Style::Dim, seen)]);
+    }
+    for (name, why) in &e.blocked_by {
+        let role = format!("not chosen: {}", why.join("; "));
+        table.row(vec![(Style::Plain, name.to_string()), (Style::Dim, role)]);
     }
     let who =
         if e.leaders_after.is_empty() { "nobody".to_owned() } else { names(&e.leaders_after) };

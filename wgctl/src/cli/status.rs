@@ -158,7 +158,7 @@ fn candidate_row(c: &CandidateStatus, services: bool) -> Vec<(Style, String)> {
         (false, true) => (Style::Warn, "drained"),
     };
     let unknown = || "-".to_owned();
-    let loss_style = if c.loss > 0.0 { Style::Warn } else { Style::Plain };
+    let loss_style = if c.loss.is_some_and(|l| l > 0.0) { Style::Warn } else { Style::Plain };
     let mut row = vec![
         (Style::Plain, c.name.to_string()),
         (Style::Plain, c.slot.to_string()),
@@ -166,7 +166,7 @@ fn candidate_row(c: &CandidateStatus, services: bool) -> Vec<(Style, String)> {
         (verdict_style(&c.verdict), verdict(&c.verdict)),
         (Style::Plain, format!("{}/{}", c.observers.0, c.observers.1)),
         (Style::Plain, c.rtt_ms.map_or_else(unknown, |ms| format!("{ms:.1} ms"))),
-        (loss_style, format!("{:.1}%", c.loss * 100.0)),
+        (loss_style, c.loss.map_or_else(unknown, |l| format!("{:.1}%", l * 100.0))),
         (Style::Plain, c.path_mtu.map_or_else(unknown, |m| m.to_string())),
     ];
     if services {

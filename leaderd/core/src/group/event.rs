@@ -71,8 +71,10 @@ pub(super) fn decision(
             .count()
     });
     let of = situation.observers.len();
-    let what = fallen.first().and_then(|s| what_fails(situation, *s));
+    let what =
+        fallen.first().and_then(|s| what_fails(situation, *s, cause, mesh.inner.v6.is_some()));
     let summary = summary(cause, &before, &after, (accusers, of), what);
+    let against = fallen.iter().copied().find(|s| situation.condemned(*s));
     let mut about = situation.leaders.clone();
     about.extend(leaders.iter().filter(|s| !situation.leaders.contains(s)));
     let decision = Decision { location: state.location.clone(), epoch, leaders, cause, at: now };
@@ -88,24 +90,55 @@ pub(super) fn decision(
         summary,
         times,
         blackout: None,
+        blocked_by: passed_over(situation, &about, against),
         evidence: evidence(situation, &about),
     };
     (decision, event)
 }
 
-/// What exactly fails through a candidate, where the evidence is narrower than the cause: services.
-fn what_fails(situation: &Situation, slot: Slot) -> Option<String> {
+/// Why each candidate that is not among `but` was not taken.
+fn passed_over(
+    situation: &Situation,
+    but: &[Slot],
+    against: Option<Slot>,
+) -> BTreeMap<NodeName, Vec<String>> {
+    let others = situation.candidates.iter().filter(|(s, _)| !but.contains(s));
+    let against = against.filter(|s| situation.condemned(*s));
+    let why = others.map(|(slot, facts)| {
+        let mut why = situation.blocked_by(*slot, against);
+        if why.is_empty() && facts.ejected {
+            why.push("failed a short while ago".into());
+        } else if why.is_empty() {
+            why.push("later in the order of preference".into());
+        }
+        (facts.name.clone(), why)
+    });
+    why.collect()
+}
+
+/// What exactly fails through a candidate, where the evidence is narrower than the cause.
+fn what_fails(situation: &Situation, slot: Slot, cause: Cause, dual_stack: bool) -> Option<String> {
     let reports = situation.observers.iter().filter_map(|o| o.slot(slot));
-    let rows: Vec<&EvidenceRow> =
-        reports.filter(|r| r.verdict.is_degraded()).flat_map(|r| &r.evidence).collect();
-    let lost = || rows.iter().filter(|r| r.lost > 0);
-    if lost().next().is_none() || lost().any(|r| r.class != ProbeClass::Service) {
+    let rows = reports.filter(|r| r.verdict.is_degraded()).flat_map(|r| &r.evidence);
+    let lost: Vec<&EvidenceRow> = rows.filter(|r| r.lost > 0).collect();
+    if !lost.is_empty() && lost.iter().all(|r| r.class == ProbeClass::Service) {
+        let all = lost.iter().filter_map(|r| Some(SocketAddr::new(r.address?, r.port?)));
+        let names: BTreeSet<String> = all.map(|a| a.to_string()).collect();
+        let names: Vec<String> = names.into_iter().collect();
+        return Some(format!("service {}", names.join(", ")));
+    }
+    if cause != Cause::Partial || !dual_stack {
         return None;
     }
-    let services: BTreeSet<SocketAddr> =
-        lost().filter_map(|r| Some(SocketAddr::new(r.address?, r.port?))).collect();
-    let names: Vec<String> = services.iter().map(SocketAddr::to_string).collect();
-    (!names.is_empty()).then(|| format!("service {}", names.join(", ")))
+    // Workloads have both families, and those of one alone are missed.
+    let missed: BTreeSet<bool> = lost.iter().filter_map(|r| Some(r.address?.is_ipv6())).collect();
+    match missed.into_iter().collect::<Vec<_>>()[..] {
+        [v6] => {
+            let family = if v6 { "IPv6" } else { "IPv4" };
+            Some(format!("some of the nodes behind it over {family}"))
+        }
+        _ => None,
+    }
 }
 
 fn summary(
@@ -181,6 +214,9 @@ pub(super) fn notice(
         summary,
         times: EventTimes { condemned, committed: Some(now), ..Default::default() },
         blackout: None,
+        blocked_by: situation
+            .map(|s| passed_over(s, &leaders, leaders.first().copied()))
+            .unwrap_or_default(),
         evidence: situation.map(|s| evidence(s, &slots)).unwrap_or_default(),
     }
 }

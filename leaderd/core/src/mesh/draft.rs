@@ -1,7 +1,7 @@
 //! A mesh file read field by field: whatever was missing or wrong is `None` here and a mistake in the [`Sink`].
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -58,6 +58,7 @@ pub(super) struct DraftLocation {
     pub(super) vxlan_at: usize,
     pub(super) witnesses: Vec<At<NodeName>>,
     pub(super) services: Vec<At<Service>>,
+    pub(super) reflectors: Vec<At<SocketAddr>>,
 }
 
 /// `[nodes.NAME]`
@@ -238,8 +239,10 @@ fn location(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftLocation {
     let witnesses = s.texts("witnesses", sink, values::name).map(|w| w.value).unwrap_or_default();
     let services = s.tables("services", sink);
     let services = services.into_iter().filter_map(|s| service(s, sink)).collect();
+    let reflectors = s.texts("reflectors", sink, values::address_and_port);
+    let reflectors = reflectors.map(|r| r.value).unwrap_or_default();
     s.finish(sink);
-    DraftLocation { overlay, vxlan_at, witnesses, services }
+    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors }
 }
 
 fn service(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Option<At<Service>> {
@@ -300,8 +303,9 @@ impl Draft {
         let location = |(name, l): (LocationName, At<DraftLocation>)| {
             let witnesses = l.value.witnesses.into_iter().map(|w| w.value).collect();
             let services = l.value.services.into_iter().map(|s| s.value).collect();
+            let reflectors = l.value.reflectors.into_iter().map(|r| r.value).collect();
             let overlay = l.value.overlay?;
-            Some((name.clone(), Location { name, overlay, witnesses, services }))
+            Some((name.clone(), Location { name, overlay, witnesses, services, reflectors }))
         };
         let node =
             |(name, n): (NodeName, At<DraftNode>)| Some((name.clone(), n.value.into_node(name)?));
@@ -323,15 +327,26 @@ impl Draft {
 }
 
 impl DraftNode {
-    fn into_node(self, name: NodeName) -> Option<Node> {
-        let prefixes: Vec<IpNet> = self.prefixes.into_iter().map(|p| p.value).collect();
-        let default = || {
-            let first = |f| prefixes.iter().find(|p| Family::of_net(p) == f).map(first_host);
-            [Family::V4, Family::V6].into_iter().filter_map(first).collect()
+    /// True for the node's probe addresses, which by default are the first of its prefixes.
+    pub(super) fn answers(&self, ip: IpAddr) -> bool {
+        let all: Vec<IpAddr> = match &self.probe_addresses {
+            Some(list) => list.iter().map(|a| a.value).collect(),
+            None => self.default_probe_addresses(),
         };
-        let probe_addresses = self
-            .probe_addresses
-            .map_or_else(default, |list| list.into_iter().map(|a| a.value).collect());
+        all.contains(&ip)
+    }
+
+    fn default_probe_addresses(&self) -> Vec<IpAddr> {
+        let first = |f| self.prefixes.iter().map(|p| p.value).find(|p| Family::of_net(p) == f);
+        [Family::V4, Family::V6].into_iter().filter_map(|f| Some(first_host(&first(f)?))).collect()
+    }
+
+    fn into_node(self, name: NodeName) -> Option<Node> {
+        let probe_addresses = match &self.probe_addresses {
+            Some(list) => list.iter().map(|a| a.value).collect(),
+            None => self.default_probe_addresses(),
+        };
+        let prefixes: Vec<IpNet> = self.prefixes.into_iter().map(|p| p.value).collect();
         Some(Node {
             name,
             index: NodeIndex(self.index?.value),

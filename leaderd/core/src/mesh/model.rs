@@ -51,6 +51,8 @@ pub struct Location {
     pub witnesses: Vec<NodeName>,
     /// Real services that are probed through every candidate.
     pub services: Vec<Service>,
+    /// STAMP or TWAMP Light reflectors that are not ours, at workload addresses: probed without authentication.
+    pub reflectors: Vec<SocketAddr>,
 }
 
 /// A real service behind the candidates: it answers a TCP connect, or an HTTP request.

@@ -15,8 +15,9 @@ use super::model::Overlay;
 use super::reader::At;
 use crate::ids::{LocationName, NodeName};
 
-/// Most services of a location.
+/// Most services, and most foreign reflectors, of a location.
 const MAX_SERVICES: usize = 16;
+const MAX_REFLECTORS: usize = 16;
 
 pub(super) fn check(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
     let prefixes = Prefixes::of(draft);
@@ -25,6 +26,7 @@ pub(super) fn check(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
     addresses(draft, head, &prefixes, sink);
     probe_addresses(draft, sink);
     services(draft, &prefixes, sink);
+    reflectors(draft, &prefixes, sink);
     families(draft, head, sink);
 }
 
@@ -210,6 +212,34 @@ fn services(draft: &Draft, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
             let key = (address, service.value.http.as_ref().map(|h| &h.path));
             once.see(key, service.at, &what, &who, "one probe of it is enough", sink);
             belongs(draft, prefixes, name, address.ip(), service.at, &what, sink);
+        }
+    }
+}
+
+/// Foreign reflectors stand at workload addresses too, and not where leaderd itself answers.
+fn reflectors(draft: &Draft, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
+    for (name, location) in &draft.locations {
+        let all = &location.value.reflectors;
+        if let Some(surplus) = all.get(MAX_REFLECTORS) {
+            let message = format!("location {name} has more than {MAX_REFLECTORS} reflectors");
+            sink.push(surplus.at, message, "one or two are enough");
+        }
+        let mut once = Once::new();
+        for reflector in all.iter().take(MAX_REFLECTORS) {
+            let (address, at) = (reflector.value, reflector.at);
+            let (what, who) = (format!("reflector {address}"), format!("location {name}"));
+            once.see(address, at, &what, &who, "one of it is enough", sink);
+            belongs(draft, prefixes, name, address.ip(), at, &what, sink);
+            if let Some((.., of)) = prefixes.holding(address.ip())
+                && draft.nodes.get(*of).is_some_and(|n| n.value.answers(address.ip()))
+            {
+                let message = format!("{what} is where leaderd on {} answers probes", owner(of));
+                sink.push(
+                    at,
+                    message,
+                    "remove it: that address is probed anyway, with authentication",
+                );
+            }
         }
     }
 }

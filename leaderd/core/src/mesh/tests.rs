@@ -98,6 +98,9 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
     let services = |list: &str| -> (&str, &str, &str) {
         ("[locations.a]", "\"vxlan\"", format!("\"vxlan\"\nservices = [{list}]").leak())
     };
+    let reflectors = |list: &str| -> (&str, &str, &str) {
+        ("[locations.a]", "\"vxlan\"", format!("\"vxlan\"\nreflectors = [{list}]").leak())
+    };
     let table: &[(&str, &str, &str)] = &[
         // Values by themselves.
         ("[mesh]", "name = \"home\"\n", ""),
@@ -177,6 +180,11 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
         services("{ address = \"10.1.0.10:80\" }, { address = \"10.1.0.10:80\" }"),
         services("\"10.1.0.10:80\""),
         services(&many),
+        // Foreign reflectors.
+        reflectors("\"10.1.0.77\""),
+        reflectors("\"10.2.0.77:862\""),
+        reflectors("\"10.1.0.1:862\""),
+        reflectors("\"10.1.0.77:862\", \"10.1.0.77:862\""),
     ];
     let mut shown = String::new();
     for (after, from, to) in table {

@@ -71,8 +71,11 @@ pub(super) struct Cell {
 #[derive(Debug)]
 pub(super) struct Target {
     pub node: NodeName,
-    pub key: WgPublicKey,
+    /// `None`: a reflector that is not ours, asked without authentication.
+    pub key: Option<WgPublicKey>,
     pub address: IpAddr,
+    /// `None`: any of the mesh's probe ports.
+    pub port: Option<u16>,
     /// Where this is the candidate's own inner address: the slot's index among the paths.
     pub relay_of: Option<usize>,
     /// Where this is a candidate's workload: the same.
@@ -89,10 +92,14 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn replied(&mut self, sender: u32, reflector: u32, sent: Instant) {
+        self.mute = false;
+        if self.key.is_none() {
+            // Whether a foreign reflector counts what it answers, or sends our number back (RFC 8762 §4.2), is not known.
+            return;
+        }
         if self.replies.len() == REPLIES {
             self.replies.pop_front();
         }
-        self.mute = false;
         self.replies.push_back((sender, reflector, sent));
     }
 

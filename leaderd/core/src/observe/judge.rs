@@ -183,9 +183,12 @@ impl Watch {
         if burst_pending && speaks {
             return Verdict::Suspected;
         }
+        // With nothing behind it to be tested on, the way to the candidate itself is all that there is.
+        let alone = self.targets_of(p).is_empty();
+        let counts = |o: &Obs| o.is_fresh() || alone && o.class == ProbeClass::Relay;
         let delivered = path
             .settled_since(now - STALE)
-            .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
+            .filter(|o| counts(o) && o.outcome == Outcome::Delivered);
         if delivered.count() >= FIRST_DELIVERIES { Verdict::Forwarding } else { Verdict::Unknown }
     }
 

@@ -41,7 +41,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{LogLevel, ProbeError, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
-use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket};
+use crate::probe::stamp::{AUTHENTICATED_LEN, Ntp, ReflectorPacket};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{ProbeClass, Report, Verdict};
 
@@ -116,6 +116,7 @@ struct Flying {
     sent: Instant,
     ssid: u16,
     seq: u32,
+    stamp: Ntp,
     late: bool,
     /// Its timer.
     due: Instant,
@@ -190,15 +191,7 @@ impl Observer {
         if self.service_reply(now, probe, bytes) {
             return;
         }
-        // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
-        // itself says which one it answers.
-        let Some(ssid) = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
-            return;
-        };
-        let Some(&(at, target)) = self.by_ssid.get(&ssid) else { return };
-        let key = self.keys.with(&self.watches[at].targets[target].key);
-        let Ok(reply) = ReflectorPacket::decode(bytes, Some(&key)) else { return };
-        let Some(&id) = self.by_seq.get(&(ssid, reply.sender_seq)) else { return };
+        let Some((id, at, target, reply)) = self.answered_by(probe, bytes) else { return };
         let Some(f) = self.take(id) else { return };
         let w = &mut self.watches[at];
         w.targets[target].replied(reply.sender_seq, reply.seq, f.sent);
@@ -227,6 +220,34 @@ impl Observer {
         if self.watches[at].uneasy {
             self.judge(now, at);
         }
+    }
+
+    /// The probe that a packet answers, its location and target.
+    fn answered_by(
+        &mut self,
+        probe: ProbeId,
+        bytes: &[u8],
+    ) -> Option<(ProbeId, usize, usize, ReflectorPacket)> {
+        // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
+        // itself says which one it answers.
+        let foreign = self
+            .flying
+            .get(&probe)
+            .filter(|f| self.watches[f.watch].targets[f.shot.target].key.is_none());
+        if let Some(f) = foreign {
+            // Nothing but what was sent proves who answers: the number and the whole timestamp, both hard to guess.
+            // TWAMP Light does not return the session id (RFC 8762 §4.6), so the socket says whose reply it is.
+            let reply = ReflectorPacket::decode(bytes, None).ok()?;
+            let id = *self.by_seq.get(&(f.ssid, reply.sender_seq))?;
+            let genuine = self.flying.get(&id)?.stamp == reply.sender_timestamp;
+            return genuine.then_some((id, f.watch, f.shot.target, reply));
+        }
+        let ssid = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]]))?;
+        let &(at, target) = self.by_ssid.get(&ssid)?;
+        let key = self.keys.with(&self.watches[at].targets[target].key?);
+        let reply = ReflectorPacket::decode(bytes, Some(&key)).ok()?;
+        let id = *self.by_seq.get(&(ssid, reply.sender_seq))?;
+        Some((id, at, target, reply))
     }
 
     pub fn handle_error(&mut self, now: Now, probe: ProbeId, error: ProbeError) {

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rand_chacha::rand_core::Rng;
+
 use crate::ids::LocationName;
 use crate::mesh::Mesh;
 use crate::time::Now;
@@ -37,6 +39,9 @@ impl Observer {
             });
             if watch.paths.is_empty() {
                 continue;
+            }
+            for foreign in watch.targets.iter_mut().filter(|t| t.key.is_none()) {
+                foreign.seq = self.rng.next_u32();
             }
             if let Some(old) = old.remove(location) {
                 watch.inherit(old);

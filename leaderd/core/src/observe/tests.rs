@@ -13,6 +13,8 @@ use crate::verdict::{Cause, Direction};
 
 mod calm;
 mod detection;
+mod families;
+mod foreign;
 mod service;
 mod upkeep;
 
@@ -70,6 +72,8 @@ pub(super) struct World<'n> {
     network: Box<dyn FnMut(&Seen<'_>) -> Fate + 'n>,
     events: BTreeMap<(Instant, u64), (ProbeId, Answer)>,
     rng: ChaCha8Rng,
+    /// What a reflector that is not ours answers to a request.
+    pub foreign: fn(&[u8]) -> Vec<u8>,
     pub now: Instant,
     count: u64,
     pub sent: Vec<Instant>,
@@ -105,6 +109,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             overlay: Overlay::Direct,
             witnesses: vec![],
             services: vec![],
+            reflectors: vec![],
         });
         let node = Node {
             name: name.clone(),
@@ -159,6 +164,7 @@ impl<'n> World<'n> {
             network: Box::new(network),
             events: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(seed ^ 0xfeed),
+            foreign: foreign::twamp_light,
             now: Instant(0),
             count: 0,
             sent: vec![],
@@ -240,6 +246,9 @@ impl<'n> World<'n> {
                 (rtt, Answer::Reply(self.answer.to_be_bytes().into()))
             }
             Fate::LostBack if p.class == ProbeClass::Service => return,
+            Fate::Back(rtt) if self.mesh.locations[&cloud].reflectors.contains(&p.target) => {
+                (rtt, Answer::Reply((self.foreign)(&p.payload)))
+            }
             Fate::Back(_) | Fate::LostBack => {
                 let now = self.clock();
                 let bytes = self

@@ -71,11 +71,12 @@ impl Watch {
             candidates.iter().map(|(s, n)| Path::new(*s, n.wireguard_key, now)).collect();
         let index = |n: &Node| n.slot.and_then(|s| candidates.keys().position(|k| *k == s));
         let mut targets = Vec::new();
-        let mut add = |n: &Node, address: IpAddr, relay_of, candidate| {
+        let mut add = |n: &Node, address: IpAddr, relay_of, candidate, foreign: Option<u16>| {
             targets.push(Target {
                 node: n.name.clone(),
-                key: n.wireguard_key,
+                key: foreign.is_none().then_some(n.wireguard_key),
                 address,
+                port: foreign,
                 relay_of,
                 candidate,
                 ssid: ssid(),
@@ -91,14 +92,25 @@ impl Watch {
         for n in nodes {
             for address in &n.probe_addresses {
                 if address.is_ipv4() || mesh.inner.v6.is_some() {
-                    add(n, *address, None, index(n));
+                    add(n, *address, None, index(n), None);
                 }
             }
         }
-        // Everybody's `wgl{j}` of slot j answers at the address of *this* node's slot there.
+        for reflector in mesh.locations.get(location).iter().flat_map(|l| &l.reflectors) {
+            if let Some(n) = mesh.node_behind(location, reflector.ip()) {
+                add(n, reflector.ip(), None, index(n), Some(reflector.port()));
+            }
+        }
+        // Everybody's `wgl{j}` of slot j answers at the address of *this* node's slot there; over IPv6 too where the
+        // workloads of both ends have it.
         if let Some(mine) = me.slot {
+            let has_v6 = |l| mesh.prefixes_of(l).iter().any(|p| p.addr().is_ipv6());
+            let both = has_v6(location) && has_v6(&me.location);
             for (p, n) in candidates.values().enumerate() {
-                add(n, mesh.inner4(n, mine).into(), Some(p), None);
+                add(n, mesh.inner4(n, mine).into(), Some(p), None, None);
+                if let Some(v6) = mesh.inner6(n, mine).filter(|_| both) {
+                    add(n, v6.into(), Some(p), None, None);
+                }
             }
         }
         let cells = vec![vec![Cell::default(); targets.len()]; paths.len()];
@@ -180,6 +192,8 @@ impl Watch {
             .collect();
         self.rotation =
             if alive.is_empty() { all.iter().filter(workload).copied().collect() } else { alive };
+        // One family after the other: a slot that leaves out its own candidate then takes the next of the same family.
+        self.rotation.sort_by_key(|t| self.targets[*t].address.is_ipv6());
     }
 
     /// Workload targets that slot `p` can be tested on: not its own; only quarantined ones if there are no others.
@@ -204,11 +218,11 @@ impl Watch {
         dead.get(n as usize % dead.len().max(1)).copied()
     }
 
-    pub(super) fn relay_of(&self, p: usize) -> usize {
-        self.targets
-            .iter()
-            .position(|t| t.relay_of == Some(p))
-            .expect("every path has its relay target")
+    /// The candidate's own address; where it has one of each family they take turns.
+    pub(super) fn relay_of(&self, p: usize, turn: u64) -> usize {
+        let all: Vec<usize> =
+            (0..self.targets.len()).filter(|t| self.targets[*t].relay_of == Some(p)).collect();
+        all[turn as usize % all.len()]
     }
 
     /// A path's first sign of life: what was sent before it says nothing, neither of loss nor of time, as WireGuard keeps

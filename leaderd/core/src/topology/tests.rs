@@ -56,6 +56,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
                 overlay: overlay.clone(),
                 witnesses: vec![],
                 services: vec![],
+                reflectors: vec![],
             },
         );
     }

@@ -25,6 +25,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         overlay: Overlay::External,
         witnesses,
         services: vec![],
+        reflectors: vec![],
     };
     let mut nodes = BTreeMap::new();
     let mut add = |n: String, location: &str, index: u16, slot: Option<Slot>| {
@@ -311,6 +312,7 @@ impl Cluster {
                     .map(|(s, _)| s)
                     .collect(),
                 digest: Vec::new(),
+                remote: Vec::new(),
             };
             for to in nodes.iter().filter(|n| *n != from) {
                 if !self.cut.contains(&(from.clone(), to.clone())) {

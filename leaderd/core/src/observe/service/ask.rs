@@ -17,7 +17,7 @@ use super::{ROUNDS, Round, Try};
 const LEAST_TIMEOUT: Duration = Duration::from_millis(200);
 /// Rounds of a burst: connects are cheap, requests less so.
 const BURST_CONNECTS: usize = 8;
-const BURST_REQUESTS: usize = 4;
+const BURST_REQUESTS: usize = 6;
 /// Controls of a burst: slots that the service answers through.
 const BURST_CONTROLS: usize = 2;
 /// Bursts to one service back off while they find nothing.
@@ -66,7 +66,7 @@ impl Watch {
             }
             let suspect = self.service_paths(s).into_iter().find(|p| {
                 let (value, _) = service.weigh(*p, self.paths[*p].any_ok);
-                let may = now >= service.next_burst || value >= h / 3.0;
+                let may = now >= service.next_burst || value >= h / 4.0;
                 value > 0.0 && value < h && may && !self.paths[*p].verdict.is_degraded()
             })?;
             Some((s, suspect))
