@@ -121,8 +121,12 @@ fn what_fails(situation: &Situation, slot: Slot, cause: Cause, dual_stack: bool)
     let reports = situation.observers.iter().filter_map(|o| o.slot(slot));
     let rows = reports.filter(|r| r.verdict.is_degraded()).flat_map(|r| &r.evidence);
     let lost: Vec<&EvidenceRow> = rows.filter(|r| r.lost > 0).collect();
-    if !lost.is_empty() && lost.iter().all(|r| r.class == ProbeClass::Service) {
-        let all = lost.iter().filter_map(|r| Some(SocketAddr::new(r.address?, r.port?)));
+    let services = || lost.iter().filter(|r| r.class == ProbeClass::Service);
+    let packets = || lost.iter().filter(|r| r.class != ProbeClass::Service);
+    // A stray packet is always lost; one target that misses them, or a good part of them all, is no stray.
+    let strays = packets().all(|r| r.target.is_none() && r.lost * 4 <= r.sent);
+    if services().next().is_some() && strays {
+        let all = services().filter_map(|r| Some(SocketAddr::new(r.address?, r.port?)));
         let names: BTreeSet<String> = all.map(|a| a.to_string()).collect();
         let names: Vec<String> = names.into_iter().collect();
         return Some(format!("service {}", names.join(", ")));

@@ -91,7 +91,17 @@ impl Observer {
         self.by_seq.insert((ssid, seq), id);
         self.flying.insert(
             id,
-            Flying { watch: at, shot, sent: now.mono, ssid, seq, stamp, late: false, due },
+            Flying {
+                watch: at,
+                shot,
+                sent: now.mono,
+                ssid,
+                seq,
+                stamp,
+                late: false,
+                due,
+                stretched: false,
+            },
         );
         self.emit(ObserverOutput::Send(ProbeSend {
             probe: id,

@@ -9,7 +9,7 @@ use crate::verdict::ProbeClass;
 
 use super::super::evidence::Outcome;
 use super::super::watch::Watch;
-use super::super::{GRACE, Observer, ObserverOutput, Timer, sprt};
+use super::super::{GRACE, Observer, ObserverOutput, STALL, Timer, sprt};
 use super::{ROUNDS, Round, Try};
 
 /// Never wait less for a service: a TCP segment that is lost is sent again after 200 ms at the earliest (Linux'
@@ -35,6 +35,8 @@ pub(in super::super) struct Asked {
     sent: Instant,
     late: bool,
     due: Instant,
+    /// The timeout came late to this process, and so the answer was given more time.
+    stretched: bool,
 }
 
 impl Watch {
@@ -121,8 +123,17 @@ impl Observer {
             let due = now.mono + service.rtt[path].timeout(least);
             let sent = now.mono;
             self.timers.insert((due, Timer::Asked(id)));
-            self.asked
-                .insert(id, Asked { watch: at, service: s, round, path, sent, late: false, due });
+            let asked = Asked {
+                watch: at,
+                service: s,
+                round,
+                path,
+                sent,
+                late: false,
+                due,
+                stretched: false,
+            };
+            self.asked.insert(id, asked);
             sends.push(ProbeSend {
                 probe: id,
                 class: ProbeClass::Service,
@@ -162,9 +173,6 @@ impl Observer {
             s.answer = s.answer.max(u32::from_be_bytes(*length));
         }
         s.rtt[a.path].sample(now.mono.since(a.sent));
-        if a.late {
-            s.rtt[a.path].late();
-        }
         self.answered(now, a, Outcome::Delivered);
         true
     }
@@ -193,6 +201,14 @@ impl Observer {
     /// A timeout, and then the end of its grace.
     pub(in super::super) fn asked_timeout(&mut self, now: Now, id: ProbeId) {
         let Some(a) = self.asked.get_mut(&id) else { return };
+        let overdue = now.mono.since(a.due);
+        if overdue > STALL && !a.late && !a.stretched {
+            // As for packets: the answer may lie in the socket, or its sender did not run either.
+            a.stretched = true;
+            a.due = now.mono + overdue.min(a.due.since(a.sent));
+            self.timers.insert((a.due, Timer::Asked(id)));
+            return;
+        }
         if a.late {
             self.take_asked(id);
             return;
@@ -242,7 +258,8 @@ impl Observer {
         let service = &mut w.services[s];
         let passes = |p: &usize| {
             let last = service.rounds.iter().rev().map(|r| r.tries[*p].outcome);
-            last.into_iter().find(|o| *o != Outcome::Void) == Some(Outcome::Delivered)
+            last.into_iter().find(|o| *o == Outcome::Delivered || o.is_loss())
+                == Some(Outcome::Delivered)
         };
         let controls =
             (0..w.paths.len()).filter(|p| *p != suspect && Some(*p) != service.candidate);
