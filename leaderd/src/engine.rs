@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
-use leaderd_core::io::{Effect, Input, LogLevel};
+use leaderd_core::io::{Effect, Input};
 use leaderd_core::node::Node;
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
@@ -190,7 +190,9 @@ impl Engine {
                         let _ = waiting.send(response);
                     }
                 }
-                Effect::Log { level, message, fields } => log(level, &message, &fields),
+                Effect::Log { level, message, fields } => {
+                    crate::log::core_event(level, &message, &fields)
+                }
             }
         }
     }
@@ -245,15 +247,5 @@ impl Engine {
             blackouts,
             failovers,
         }
-    }
-}
-
-fn log(level: LogLevel, message: &str, fields: &[(String, String)]) {
-    let fields = fields.iter().map(|(k, v)| format!(" {k}={v}")).collect::<String>();
-    match level {
-        LogLevel::Error => tracing::error!(target: "leaderd::core", "{message}{fields}"),
-        LogLevel::Warn => tracing::warn!(target: "leaderd::core", "{message}{fields}"),
-        LogLevel::Info => tracing::info!(target: "leaderd::core", "{message}{fields}"),
-        LogLevel::Debug => tracing::debug!(target: "leaderd::core", "{message}{fields}"),
     }
 }

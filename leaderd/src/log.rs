@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use leaderd_core::io::LogLevel;
 use tracing_subscriber::EnvFilter;
 
 /// Environment variable with the filter, such as `info` or `leaderd=debug,quinn=warn`.
@@ -31,6 +32,43 @@ pub fn init(format: LogFormat) -> anyhow::Result<()> {
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// Logs an event of the core with its fields as fields. `tracing` wants names at compile time, so those that the core uses
+/// stand here; any other is shown in `more`.
+pub fn core_event(level: LogLevel, message: &str, fields: &[(String, String)]) {
+    macro_rules! event {
+        ($($name:literal)*) => {{
+            let of = |name: &str| fields.iter().find(|(k, _)| k == name).map(|(_, v)| tracing::field::display(v));
+            let known: &[&str] = &[$($name),*];
+            let others = fields.iter().filter(|(k, _)| !known.contains(&k.as_str()));
+            let more: Vec<String> = others.map(|(k, v)| format!("{k}={v}")).collect();
+            let more = (!more.is_empty()).then(|| more.join(" "));
+            let more = more.as_ref().map(tracing::field::display);
+            macro_rules! at {
+                ($level:ident) => {
+                    tracing::event!(
+                        target: "leaderd::core",
+                        tracing::Level::$level,
+                        $($name = of($name),)*
+                        more,
+                        "{message}"
+                    )
+                };
+            }
+            match level {
+                LogLevel::Error => at!(ERROR),
+                LogLevel::Warn => at!(WARN),
+                LogLevel::Info => at!(INFO),
+                LogLevel::Debug => at!(DEBUG),
+            }
+        }};
+    }
+    event!(
+        "location.name" "location.new" "candidate.slot" "verdict.before" "verdict.after"
+        "leader.slot" "decision.epoch" "decision.cause" "raft.leader" "raft.term" "peer.name"
+        "service.address" "mesh.generation" "voters" "source" "reason" "why" "count" "error"
+    );
 }
 
 /// How long one source stays silent in the log after a line about it.
@@ -69,6 +107,49 @@ impl Limiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a subscriber in JSON writes for an event of the core.
+    fn in_json(fields: &[(&str, &str)]) -> serde_json::Value {
+        #[derive(Clone, Default)]
+        struct Buffer(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Buffer {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .json()
+            .flatten_event(true)
+            .with_writer(move || writer.clone())
+            .finish();
+        let fields: Vec<_> = fields.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
+        tracing::subscriber::with_default(subscriber, || {
+            core_event(LogLevel::Warn, "verdict changed", &fields);
+        });
+        let bytes = buffer.0.lock().unwrap().clone();
+        serde_json::from_slice(&bytes).expect("one JSON object")
+    }
+
+    #[test]
+    fn what_the_core_says_has_its_fields_beside_the_message() {
+        let line =
+            in_json(&[("location.name", "cloud"), ("candidate.slot", "1"), ("new.one", "x")]);
+        assert_eq!(line["message"], "verdict changed");
+        assert_eq!(line["level"], "WARN");
+        assert_eq!(
+            (&line["location.name"], &line["candidate.slot"]),
+            (&"cloud".into(), &"1".into())
+        );
+        assert_eq!(line["more"], "new.one=x");
+        assert!(line.get("peer.name").is_none(), "what is not said is not there: {line}");
+        assert!(in_json(&[("why", "because")]).get("more").is_none());
+    }
 
     #[test]
     fn a_source_is_logged_once_a_minute_and_a_flood_of_sources_stays_bounded() {

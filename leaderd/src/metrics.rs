@@ -158,10 +158,20 @@ fn registry(s: &Snapshot) -> Registry {
     gauges(
         "loss_ratio",
         "Share of probes lost lately",
-        candidates().map(|(l, c)| (of(l, c), f64::from(c.loss))).collect(),
+        candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.loss?)))).collect(),
     );
     let mtu = candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.path_mtu?))));
     gauges("path_mtu_bytes", "Largest packet known to pass", mtu.collect());
+    for (name, help, count) in [
+        ("services_asked", "Services of the mesh file that were asked through a candidate", 1),
+        ("services_up", "Those of them that answer through it", 0),
+    ] {
+        let rows = candidates().filter_map(|(l, c)| {
+            let (up, asked) = c.services?;
+            Some((of(l, c), f64::from(if count == 0 { up } else { asked })))
+        });
+        gauges(name, help, rows.collect());
+    }
     let blackouts = s.blackouts.iter().map(|(l, seconds)| (label(l), *seconds));
     gauges("blackout_last_seconds", "Measured blackout of the last failover", blackouts.collect());
     let failovers = s.failovers.iter().map(|(l, n)| (label(l), *n as f64));

@@ -8,7 +8,7 @@ use wgctl_plan::Network;
 
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::ids::{LocationName, NodeName, Slot};
-use crate::mesh::Mesh;
+use crate::mesh::{HttpRequest, Mesh};
 use crate::verdict::{Cause, ProbeClass};
 use crate::wire::Frame;
 
@@ -25,7 +25,8 @@ pub struct Ticket(pub u64);
 pub enum Input {
     /// The time that `poll_timeout` named has come.
     Timeout,
-    /// A datagram on the socket of a probe: bytes of a reflected STAMP packet.
+    /// A datagram on the socket of a probe: bytes of a reflected STAMP packet. Of class `service`: it answered, with a body
+    /// of so many bytes (4 octets in network order; none after a mere connect).
     ProbeReply {
         probe: ProbeId,
         bytes: Vec<u8>,
@@ -74,6 +75,10 @@ pub enum Input {
     Resolved(BTreeMap<String, IpAddr>),
     /// A new mesh file was read and found good.
     MeshChanged(Box<Mesh>),
+    /// The TCP connect of a `service` probe with a request succeeded; the answer is awaited.
+    ProbeConnected {
+        probe: ProbeId,
+    },
 }
 
 /// Why a probe failed at once.
@@ -183,6 +188,8 @@ pub struct ProbeSend {
     pub dont_fragment: bool,
     /// UDP payload: a STAMP packet. Empty for `service`, where a TCP connect is wanted.
     pub payload: Vec<u8>,
+    /// What to ask a service once it is connected.
+    pub http: Option<HttpRequest>,
 }
 
 /// Which source port a probe uses.

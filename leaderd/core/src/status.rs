@@ -56,9 +56,11 @@ pub struct CandidateStatus {
     pub observers: (u16, u16),
     /// Milliseconds, smoothed.
     pub rtt_ms: Option<f64>,
-    /// 0 to 1.
-    pub loss: f32,
+    /// 0 to 1; `None` where nobody measures it.
+    pub loss: Option<f32>,
     pub path_mtu: Option<u16>,
+    /// Services that answer through it, of so many that were asked; the fewest that an observer counts.
+    pub services: Option<(u8, u8)>,
     pub drained: bool,
     /// What keeps it from being promoted; empty: eligible.
     pub blocked_by: Vec<String>,

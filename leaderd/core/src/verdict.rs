@@ -1,6 +1,7 @@
 //! What evidence means for one candidate, and the report that an observer sends about a location.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ pub enum Cause {
     Mtu,
     /// Time exceeded on the way: a routing loop.
     Loop,
-    /// Some targets are unreachable through this candidate only.
+    /// Some targets, or services, are unreachable through this candidate only.
     Partial,
     /// Loses more than its standbys do.
     Loss,
@@ -160,6 +161,8 @@ pub struct SlotReport {
     pub loss: f32,
     /// Bytes, headers included: the largest packet known to pass.
     pub path_mtu: Option<u16>,
+    /// Services that answer through it, of so many that were asked.
+    pub services: (u8, u8),
     /// Counts behind the verdict, one row per probe class and target group.
     pub evidence: Vec<EvidenceRow>,
 }
@@ -170,6 +173,9 @@ pub struct EvidenceRow {
     pub class: ProbeClass,
     /// `None`: over all targets. Given where one target behaves unlike the others.
     pub target: Option<NodeName>,
+    /// The address of that target, and for a service its port.
+    pub address: Option<IpAddr>,
+    pub port: Option<u16>,
     pub sent: u32,
     pub lost: u32,
     /// ICMP time-exceeded answers.
@@ -190,7 +196,7 @@ pub enum ProbeClass {
     FullSize,
     /// Workload address to workload address by the ordinary routes.
     AsWorkload,
-    /// TCP connect to a real service.
+    /// TCP connect, or an HTTP request, to a real service.
     Service,
 }
 

@@ -10,7 +10,7 @@ use crate::time::WallTime;
 use crate::verdict::{Cause, Report};
 
 /// First byte of every frame.
-pub const FRAME_VERSION: u8 = 1;
+pub const FRAME_VERSION: u8 = 2;
 
 /// Longest frame, in bytes. A Raft snapshot of [`crate::state::MAX_EVENTS`] events fits.
 pub const MAX_FRAME: usize = 4 << 20;
@@ -78,6 +78,8 @@ pub struct Hello {
     pub reaches: Vec<Slot>,
     /// From the raft leader, to the nodes of its own location: what `wgctl status` shows there.
     pub digest: Vec<CandidateStatus>,
+    /// From a leader of the location to its plain members: decisions of other locations, a few in each hello.
+    pub remote: Vec<Decision>,
 }
 
 /// Why bytes are no frame.

@@ -6,6 +6,7 @@
 //!
 //! Nothing here judges: replies, ICMP errors from the error queue, and refusals of the local kernel become inputs.
 
+mod http;
 mod receive;
 mod reflector;
 mod socket;
@@ -20,6 +21,8 @@ use leaderd_core::io::{Flow, Input, ProbeError, ProbeId, ProbeSend};
 use leaderd_core::verdict::ProbeClass;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 
 pub use reflector::BindError;
 use reflector::Reflectors;
@@ -32,6 +35,9 @@ pub const MAX_FRESH: usize = 1024;
 
 /// Most pinned flows. The one unused longest is closed for a new one.
 pub const MAX_PINNED: usize = 1024;
+
+/// Most HTTP requests under way. What is beyond is refused, as by a kernel without room: it then says nothing.
+const MAX_ASKING: usize = 256;
 
 /// Probes of one pinned flow that may still be answered.
 const MAX_OUTSTANDING: usize = 64;
@@ -88,6 +94,9 @@ pub struct Probes {
     order: VecDeque<Token>,
     fresh: usize,
     next: Token,
+    /// Requests to services, and where their tasks put what came of them.
+    asking: BTreeMap<ProbeId, AbortHandle>,
+    answers: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     reflectors: Reflectors,
     counters: Counters,
     buffer: Box<[u8]>,
@@ -123,6 +132,8 @@ impl Probes {
             order: VecDeque::new(),
             fresh: 0,
             next: 0,
+            asking: BTreeMap::new(),
+            answers: mpsc::channel(MAX_ASKING),
             reflectors: Reflectors::default(),
             counters,
             buffer: vec![0; MAX_DATAGRAM].into_boxed_slice(),
@@ -139,6 +150,7 @@ impl Probes {
     /// Sends one probe. What the local kernel refuses comes back as an input at once.
     pub fn send(&mut self, probe: &ProbeSend) -> Option<Input> {
         let sent = match (probe.class, probe.flow) {
+            (ProbeClass::Service, _) if probe.http.is_some() => self.send_request(probe),
             (ProbeClass::Service, _) => self.send_fresh(probe, true),
             (_, Flow::Fresh) => self.send_fresh(probe, false),
             (_, Flow::Pinned(flow)) => self.send_pinned(probe, flow),
@@ -162,6 +174,9 @@ impl Probes {
 
     /// Nothing more is expected for this probe.
     pub fn forget(&mut self, probe: ProbeId) {
+        if let Some(task) = self.asking.remove(&probe) {
+            task.abort();
+        }
         let Some(token) = self.by_probe.remove(&probe) else { return };
         match self.open.get_mut(&token) {
             Some(Open { kind: Kind::Pinned { outstanding, .. }, .. }) => {
@@ -187,7 +202,13 @@ impl Probes {
     pub async fn ready(&mut self) -> Vec<Input> {
         loop {
             let events = {
-                let Ok(mut guard) = self.epoll.readable().await else {
+                let guard = tokio::select! {
+                    biased;
+                    guard = self.epoll.readable() => guard,
+                    // Never closed: one sender is ours.
+                    Some(input) = self.answers.1.recv() => return vec![input],
+                };
+                let Ok(mut guard) = guard else {
                     // Only when the runtime shuts down.
                     return std::future::pending().await;
                 };
@@ -216,7 +237,7 @@ impl Probes {
     }
 
     pub fn open_sockets(&self) -> usize {
-        self.open.len()
+        self.open.len() + self.asking.len()
     }
 
     fn send_fresh(&mut self, probe: &ProbeSend, service: bool) -> io::Result<()> {
@@ -244,6 +265,19 @@ impl Probes {
             self.order.retain(|t| open.contains_key(t));
         }
         self.by_probe.insert(probe.probe, token);
+        Ok(())
+    }
+
+    fn send_request(&mut self, probe: &ProbeSend) -> io::Result<()> {
+        self.asking.retain(|_, task| !task.is_finished());
+        let Some(request) = probe.http.clone().filter(|_| self.asking.len() < MAX_ASKING) else {
+            self.counters.count("service_requests_refused");
+            return Err(io::Error::from_raw_os_error(nix::libc::EAGAIN));
+        };
+        let fd = socket::connect_tcp(probe)?;
+        let answers = self.answers.0.clone();
+        let task = tokio::spawn(http::ask(fd, probe.probe, probe.target, request, answers));
+        self.asking.insert(probe.probe, task.abort_handle());
         Ok(())
     }
 

@@ -23,10 +23,7 @@ impl Probes {
             let errno = getsockopt(&fd, sockopt::SocketError).unwrap_or(libc::EIO);
             inputs.push(match errno {
                 0 => Input::ProbeReply { probe, bytes: Vec::new() },
-                libc::ECONNREFUSED | libc::EHOSTUNREACH | libc::ENETUNREACH => {
-                    Input::ProbeError { probe, error: ProbeError::Unreachable { from: None } }
-                }
-                errno => Input::ProbeError { probe, error: ProbeError::Local { errno } },
+                errno => Input::ProbeError { probe, error: connect_error(errno) },
             });
             // Decided either way; also, a socket that stays writable would wake us for ever.
             self.close(token);
@@ -62,6 +59,16 @@ impl Probes {
                 Err(_) => break,
             }
         }
+    }
+}
+
+/// What became of a TCP connect that failed: somebody said so, or this kernel.
+pub(super) fn connect_error(errno: i32) -> ProbeError {
+    match errno {
+        libc::ECONNREFUSED | libc::ECONNRESET | libc::EHOSTUNREACH | libc::ENETUNREACH => {
+            ProbeError::Unreachable { from: None }
+        }
+        errno => ProbeError::Local { errno },
     }
 }
 
@@ -144,6 +151,7 @@ mod tests {
             flow,
             dont_fragment: true,
             payload,
+            http: None,
         }
     }
 

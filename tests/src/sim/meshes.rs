@@ -59,8 +59,16 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
             mtu: 1450,
         };
         let witnesses = site.witnesses.iter().map(|w| w.parse().expect("a name")).collect();
-        mesh.locations
-            .insert(location.clone(), Location { name: location.clone(), overlay, witnesses });
+        mesh.locations.insert(
+            location.clone(),
+            Location {
+                name: location.clone(),
+                overlay,
+                witnesses,
+                services: vec![],
+                reflectors: vec![],
+            },
+        );
         for n in 0..site.candidates + site.members {
             index += 1;
             let name: NodeName = format!("{}-{n}", site.name).parse().expect("a name");

@@ -24,6 +24,7 @@ pub enum Fault {
     VxlanNewFlows,
     VxlanAll,
     ForwardingOff,
+    Ipv6ForwardingOff,
     SysctlForwarding,
     FdbGhost(Option<String>),
     FdbGhostHeld(Option<String>),
@@ -39,6 +40,8 @@ pub enum Fault {
     LocationCut,
     LanPartition,
     RouteLoop(Option<String>),
+    TcpBlackhole(u16),
+    ServiceDown,
 }
 
 /// Name, argument and meaning of every fault.
@@ -54,6 +57,7 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
         "",
         "the node forwards nothing (a firewall's FORWARD policy), but answers for itself",
     ),
+    ("ipv6-forwarding-off", "", "the node forwards no IPv6 (a firewall's rule); IPv4 passes"),
     ("sysctl-forwarding", "", "net.ipv4.ip_forward is set to 0, as another tool might"),
     ("fdb-ghost", "[NODE]", "FDB entries (of one node, or all) point at a dead address, once"),
     (
@@ -81,6 +85,8 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
         "[NODE]",
         "packets to a node behind the relay (default: all) go round in a loop on it",
     ),
+    ("tcp-blackhole", "PORT", "the node forwards no TCP to this port; all else passes"),
+    ("service-down", "", "the services on the node's workload close their ports"),
 ];
 
 impl Fault {
@@ -97,6 +103,7 @@ impl Fault {
             "vxlan-new-flows" => Self::VxlanNewFlows,
             "vxlan-all" => Self::VxlanAll,
             "forwarding-off" => Self::ForwardingOff,
+            "ipv6-forwarding-off" => Self::Ipv6ForwardingOff,
             "sysctl-forwarding" => Self::SysctlForwarding,
             "fdb-ghost" => return Ok(Self::FdbGhost(target)),
             "fdb-ghost-held" => return Ok(Self::FdbGhostHeld(target)),
@@ -112,6 +119,8 @@ impl Fault {
             "wan-latency" => {
                 return Ok(Self::WanLatency(Duration::from_secs_f64(number()?.max(0.0) / 1e3)));
             }
+            "tcp-blackhole" => return Ok(Self::TcpBlackhole(number()? as u16)),
+            "service-down" => Self::ServiceDown,
             "node-crash" => Self::NodeCrash,
             "daemon-kill" => Self::DaemonKill,
             "daemon-pause" => Self::DaemonPause,
@@ -150,6 +159,13 @@ impl Fault {
                     ("input", &format!("udp dport {VXLAN_PORT} drop")),
                 ],
             ),
+            Self::Ipv6ForwardingOff => table(
+                world,
+                node,
+                "ipv6_forwarding_off",
+                on,
+                &[("forward", "meta nfproto ipv6 drop")],
+            ),
             Self::ForwardingOff => table(world, node, "forwarding_off", on, &[("forward", "drop")]),
             Self::MtuBlackhole(size) => table(
                 world,
@@ -158,6 +174,21 @@ impl Fault {
                 on,
                 &[("forward", &format!("meta length > {size} drop"))],
             ),
+            Self::TcpBlackhole(port) => table(
+                world,
+                node,
+                "tcp_blackhole",
+                on,
+                &[("forward", &format!("tcp dport {port} drop"))],
+            ),
+            Self::ServiceDown => {
+                let mut here = world.services.iter().filter(|s| s.node == node).peekable();
+                if here.peek().is_none() {
+                    bail!("{} has no service", n.node.name);
+                }
+                here.for_each(|s| s.switch(!on));
+                Ok(())
+            }
             Self::SysctlForwarding => {
                 n.ns.sysctl("ipv4/ip_forward", if on { "0" } else { "1" })?;
                 n.ns.sysctl("ipv6/conf/all/forwarding", if on { "0" } else { "1" })

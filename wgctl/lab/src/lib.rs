@@ -21,6 +21,7 @@ pub mod proof;
 mod report;
 mod sandbox;
 mod scenario;
+mod service;
 mod topology;
 mod wan;
 mod world;

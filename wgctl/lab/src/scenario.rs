@@ -41,6 +41,9 @@ pub struct Scenario {
     pub policy: toml::Table,
     #[serde(default)]
     pub meter: MeterSpec,
+    /// Real services on workloads, which the mesh file names as such.
+    #[serde(default, rename = "service")]
+    pub services: Vec<ServiceSpec>,
     #[serde(default, rename = "step")]
     pub steps: Vec<Step>,
     /// How long to go on measuring after the last step, at least.
@@ -137,6 +140,21 @@ pub struct MeterSpec {
     pub ipv6: bool,
 }
 
+/// An HTTP server on a node's workload.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceSpec {
+    pub node: String,
+    pub port: u16,
+    /// Ask over HTTP; without, a connect is all.
+    pub http: Option<String>,
+    /// Bytes that are sent with the request.
+    #[serde(default)]
+    pub body: u32,
+    #[serde(default)]
+    pub ipv6: bool,
+}
+
 /// Something that happens, `at` counted from the start of the measurement. Exactly one of `fault`, `command`, `wan`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -195,6 +213,8 @@ pub struct Expect {
     pub leader: Option<String>,
     /// The cause of the first failover or move is one of these.
     pub cause: Vec<String>,
+    /// The summary of the first failover or move says this.
+    pub summary: Option<String>,
     /// An event of each of these kinds happens (`fail-static`, `notice`, …).
     pub kinds: Vec<String>,
     /// At most this many packets are lost.
@@ -214,6 +234,7 @@ impl Default for Expect {
             moves: Count::Exactly(0),
             leader: None,
             cause: Vec::new(),
+            summary: None,
             kinds: Vec::new(),
             lost_max: None,
             recovers: true,

@@ -7,14 +7,14 @@
 //! ```
 
 use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, ServiceSpec};
 
 /// Bytes: MTU of the mesh, so of workloads too.
 pub const MESH_MTU: u16 = 1420;
@@ -161,6 +161,18 @@ impl Topology {
         Ok((from, to))
     }
 
+    /// The services of a scenario and their addresses.
+    pub fn services<'s>(
+        &self,
+        scenario: &'s Scenario,
+    ) -> Result<Vec<(&'s ServiceSpec, SocketAddr)>> {
+        let all = scenario.services.iter().map(|s| {
+            let node = &self.nodes[self.node(&s.node)?];
+            Ok((s, SocketAddr::new(node.pod_address(s.ipv6), s.port)))
+        });
+        all.collect()
+    }
+
     /// The mesh file. `keys` in the order of the nodes.
     pub fn mesh_toml(&self, scenario: &Scenario, keys: &[Keys]) -> Result<String> {
         let mut out = String::from("[mesh]\nname = \"lab\"\ngeneration = 1\n");
@@ -174,6 +186,15 @@ impl Topology {
             write!(out, "\n[locations.{}]\noverlay = {:?}\n", l.name, l.overlay)?;
             if !l.witnesses.is_empty() {
                 writeln!(out, "witnesses = {:?}", l.witnesses)?;
+            }
+            for (spec, address) in self.services(scenario)? {
+                if self.locations[self.nodes[self.node(&spec.node)?].location].name != l.name {
+                    continue;
+                }
+                write!(out, "[[locations.{}.services]]\naddress = \"{address}\"\n", l.name)?;
+                if let Some(path) = &spec.http {
+                    write!(out, "http = {path:?}\nbody = {}\n", spec.body)?;
+                }
             }
         }
         for (n, k) in self.nodes.iter().zip(keys) {

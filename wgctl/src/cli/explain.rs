@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::str::FromStr;
 
@@ -192,8 +193,13 @@ fn evidence(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out:
                 row(["-".into(), "-".into(), "0".into(), "0".into(), "0".into()]);
             }
             for r in &report.evidence {
+                let address = match (r.address, r.port) {
+                    (Some(ip), Some(port)) => format!(" {}", SocketAddr::new(ip, port)),
+                    (Some(ip), None) => format!(" {ip}"),
+                    _ => String::new(),
+                };
                 let target =
-                    r.target.as_ref().map_or_else(|| "all".to_owned(), ToString::to_string);
+                    r.target.as_ref().map_or("all".to_owned(), |t| format!("{t}{address}"));
                 row([
                     r.class.to_string(),
                     target,
@@ -210,7 +216,7 @@ fn evidence(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out:
 /// Why this one and not another: what the same observers said of every candidate.
 fn candidates(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out: &Output) {
     let all: BTreeSet<Slot> = e.evidence.values().flatten().map(|r| r.slot).collect();
-    if all.is_empty() {
+    if all.is_empty() && e.blocked_by.is_empty() {
         return;
     }
     let mut table = Table::new(&["CANDIDATE", "", ""]);
@@ -224,12 +230,14 @@ fn candidates(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, ou
             (true, true) => (Style::Plain, "led and leads on"),
             (true, false) => (Style::Bad, "left"),
             (false, true) => (Style::Good, "chosen"),
-            (false, false) if forwards == 0 => (Style::Dim, "not chosen: nobody saw it forward"),
-            (false, false) => {
-                (Style::Dim, "not chosen: later in the order of preference, or blocked then")
-            }
+            // Told below, with the reason that was recorded.
+            (false, false) => continue,
         };
         table.row(vec![(Style::Plain, name), (style, role.to_owned()), (Style::Dim, seen)]);
+    }
+    for (name, why) in &e.blocked_by {
+        let role = format!("not chosen: {}", why.join("; "));
+        table.row(vec![(Style::Plain, name.to_string()), (Style::Dim, role)]);
     }
     let who =
         if e.leaders_after.is_empty() { "nobody".to_owned() } else { names(&e.leaders_after) };

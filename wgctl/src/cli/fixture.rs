@@ -26,8 +26,9 @@ fn candidate(name: &str, slot: u8, leading: bool, verdict: Verdict) -> Candidate
         verdict,
         observers: (3, 3),
         rtt_ms: Some(20.14),
-        loss: 0.0,
+        loss: Some(0.0),
         path_mtu: Some(1420),
+        services: None,
         drained: false,
         blocked_by: Vec::new(),
     }
@@ -55,11 +56,12 @@ fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
 
 pub fn status() -> Status {
     let mut sick = candidate("cloud-0", 0, false, NEW_FLOW);
-    (sick.loss, sick.blocked_by) = (0.62, vec!["degraded (new-flow)".into()]);
+    (sick.loss, sick.blocked_by) = (Some(0.62), vec!["degraded (new-flow)".into()]);
     let mut drained = candidate("home-2", 2, false, Verdict::Unknown);
     drained.drained = true;
     drained.blocked_by = vec!["drained".into(), "no fresh observer".into()];
     (drained.observers, drained.rtt_ms, drained.path_mtu) = ((0, 0), None, None);
+    drained.loss = None;
     let mut cloud = location(
         "cloud",
         vec![
@@ -69,6 +71,9 @@ pub fn status() -> Status {
         ],
     );
     (cloud.epoch, cloud.cause, cloud.since) = (Epoch(2), Some(Cause::NewFlow), Some(ago(192_000)));
+    for (c, up) in cloud.candidates.iter_mut().zip([1, 2, 2]) {
+        c.services = Some((up, 2));
+    }
     let home = location(
         "home",
         vec![
@@ -99,11 +104,14 @@ fn report(slot: u8, verdict: Verdict, rows: &[(ProbeClass, u32, u32)]) -> SlotRe
         rtt: Some(Duration::from_micros(20_140)),
         loss: 0.0,
         path_mtu: Some(1420),
+        services: (0, 0),
         evidence: rows
             .iter()
             .map(|&(class, sent, lost)| EvidenceRow {
                 class,
                 target: None,
+                address: None,
+                port: None,
                 sent,
                 lost,
                 time_exceeded: 0,
@@ -142,6 +150,11 @@ pub fn failover() -> Event {
             verified: Some(ago(191_930)),
         },
         blackout: Some(Duration::from_micros(187_400)),
+        blocked_by: [(
+            "cloud-2".parse().unwrap(),
+            vec!["not seen forwarding by most observers".to_owned()],
+        )]
+        .into(),
         evidence: [
             ("home-0".parse().unwrap(), seen(Verdict::Forwarding)),
             ("home-1".parse().unwrap(), seen(Verdict::Unknown)),
@@ -164,6 +177,7 @@ pub fn drained() -> Event {
         summary: "home-2 drained".into(),
         times: EventTimes { committed: Some(ago(60_000)), ..EventTimes::default() },
         blackout: None,
+        blocked_by: Default::default(),
         evidence: Default::default(),
     }
 }

@@ -189,7 +189,7 @@ pub fn cause_in_words(cause: Cause) -> &'static str {
         Cause::Mtu => "small packets passed and large ones died on it",
         Cause::Loop => "packets through it went round in a loop",
         Cause::Partial => {
-            "some nodes could not be reached through it, though through the others they could"
+            "some nodes or services could not be reached through it, though through the others they could"
         }
         Cause::Loss => "it lost more packets than the other candidates",
         Cause::SelfReported => "it said itself that it could not relay",

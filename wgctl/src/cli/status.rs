@@ -136,25 +136,21 @@ fn render_location(l: &LocationStatus, now: WallTime, out: &Output) -> String {
         warn(&mut text, out, 2, note);
     }
 
-    let mut table = Table::new(&[
-        "CANDIDATE",
-        "SLOT",
-        "ROLE",
-        "VERDICT",
-        "OBSERVERS",
-        "RTT",
-        "LOSS",
-        "PATH MTU",
-        "BLOCKED BY",
-    ]);
+    // Only where the mesh file names services.
+    let services = l.candidates.iter().any(|c| c.services.is_some());
+    let mut header =
+        vec!["CANDIDATE", "SLOT", "ROLE", "VERDICT", "OBSERVERS", "RTT", "LOSS", "PATH MTU"];
+    header.extend(services.then_some("SERVICES"));
+    header.push("BLOCKED BY");
+    let mut table = Table::new(&header);
     for c in &l.candidates {
-        table.row(candidate_row(c));
+        table.row(candidate_row(c, services));
     }
     text.push_str(&table.render(out, 2));
     text
 }
 
-fn candidate_row(c: &CandidateStatus) -> Vec<(Style, String)> {
+fn candidate_row(c: &CandidateStatus, services: bool) -> Vec<(Style, String)> {
     let role = match (c.leading, c.drained) {
         (true, false) => (Style::Bold, "leader"),
         (true, true) => (Style::Warn, "leader, drained"),
@@ -162,18 +158,25 @@ fn candidate_row(c: &CandidateStatus) -> Vec<(Style, String)> {
         (false, true) => (Style::Warn, "drained"),
     };
     let unknown = || "-".to_owned();
-    let loss_style = if c.loss > 0.0 { Style::Warn } else { Style::Plain };
-    vec![
+    let loss_style = if c.loss.is_some_and(|l| l > 0.0) { Style::Warn } else { Style::Plain };
+    let mut row = vec![
         (Style::Plain, c.name.to_string()),
         (Style::Plain, c.slot.to_string()),
         (role.0, role.1.to_owned()),
         (verdict_style(&c.verdict), verdict(&c.verdict)),
         (Style::Plain, format!("{}/{}", c.observers.0, c.observers.1)),
         (Style::Plain, c.rtt_ms.map_or_else(unknown, |ms| format!("{ms:.1} ms"))),
-        (loss_style, format!("{:.1}%", c.loss * 100.0)),
+        (loss_style, c.loss.map_or_else(unknown, |l| format!("{:.1}%", l * 100.0))),
         (Style::Plain, c.path_mtu.map_or_else(unknown, |m| m.to_string())),
-        (Style::Warn, c.blocked_by.join("; ")),
-    ]
+    ];
+    if services {
+        let style =
+            if c.services.is_some_and(|(up, of)| up < of) { Style::Warn } else { Style::Plain };
+        let shown = c.services.map_or_else(unknown, |(up, of)| format!("{up}/{of}"));
+        row.push((style, shown));
+    }
+    row.push((Style::Warn, c.blocked_by.join("; ")));
+    row
 }
 
 fn warn(text: &mut String, out: &Output, indent: usize, message: &str) {

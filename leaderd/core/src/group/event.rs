@@ -1,13 +1,14 @@
 //! Decisions and events in words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use super::decide::Situation;
 use crate::ids::{Epoch, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::{Decision, Event, EventKind, EventTimes, LocationState};
 use crate::time::WallTime;
-use crate::verdict::{Cause, Direction, SlotReport};
+use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, SlotReport};
 
 /// Observers whose evidence an event keeps: enough to explain it, few enough to replicate.
 const MAX_WITNESSES: usize = 8;
@@ -70,7 +71,10 @@ pub(super) fn decision(
             .count()
     });
     let of = situation.observers.len();
-    let summary = summary(cause, &before, &after, accusers, of);
+    let what =
+        fallen.first().and_then(|s| what_fails(situation, *s, cause, mesh.inner.v6.is_some()));
+    let summary = summary(cause, &before, &after, (accusers, of), what);
+    let against = fallen.iter().copied().find(|s| situation.condemned(*s));
     let mut about = situation.leaders.clone();
     about.extend(leaders.iter().filter(|s| !situation.leaders.contains(s)));
     let decision = Decision { location: state.location.clone(), epoch, leaders, cause, at: now };
@@ -86,17 +90,67 @@ pub(super) fn decision(
         summary,
         times,
         blackout: None,
+        blocked_by: passed_over(situation, &about, against),
         evidence: evidence(situation, &about),
     };
     (decision, event)
+}
+
+/// Why each candidate that is not among `but` was not taken.
+fn passed_over(
+    situation: &Situation,
+    but: &[Slot],
+    against: Option<Slot>,
+) -> BTreeMap<NodeName, Vec<String>> {
+    let others = situation.candidates.iter().filter(|(s, _)| !but.contains(s));
+    let against = against.filter(|s| situation.condemned(*s));
+    let why = others.map(|(slot, facts)| {
+        let mut why = situation.blocked_by(*slot, against);
+        if why.is_empty() && facts.ejected {
+            why.push("failed a short while ago".into());
+        } else if why.is_empty() {
+            why.push("later in the order of preference".into());
+        }
+        (facts.name.clone(), why)
+    });
+    why.collect()
+}
+
+/// What exactly fails through a candidate, where the evidence is narrower than the cause.
+fn what_fails(situation: &Situation, slot: Slot, cause: Cause, dual_stack: bool) -> Option<String> {
+    let reports = situation.observers.iter().filter_map(|o| o.slot(slot));
+    let rows = reports.filter(|r| r.verdict.is_degraded()).flat_map(|r| &r.evidence);
+    let lost: Vec<&EvidenceRow> = rows.filter(|r| r.lost > 0).collect();
+    let services = || lost.iter().filter(|r| r.class == ProbeClass::Service);
+    let packets = || lost.iter().filter(|r| r.class != ProbeClass::Service);
+    // A stray packet is always lost; one target that misses them, or a good part of them all, is no stray.
+    let strays = packets().all(|r| r.target.is_none() && r.lost * 4 <= r.sent);
+    if services().next().is_some() && strays {
+        let all = services().filter_map(|r| Some(SocketAddr::new(r.address?, r.port?)));
+        let names: BTreeSet<String> = all.map(|a| a.to_string()).collect();
+        let names: Vec<String> = names.into_iter().collect();
+        return Some(format!("service {}", names.join(", ")));
+    }
+    if cause != Cause::Partial || !dual_stack {
+        return None;
+    }
+    // Workloads have both families, and those of one alone are missed.
+    let missed: BTreeSet<bool> = lost.iter().filter_map(|r| Some(r.address?.is_ipv6())).collect();
+    match missed.into_iter().collect::<Vec<_>>()[..] {
+        [v6] => {
+            let family = if v6 { "IPv6" } else { "IPv4" };
+            Some(format!("some of the nodes behind it over {family}"))
+        }
+        _ => None,
+    }
 }
 
 fn summary(
     cause: Cause,
     before: &[NodeName],
     after: &[NodeName],
-    accusers: usize,
-    of: usize,
+    (accusers, of): (usize, usize),
+    what: Option<String>,
 ) -> String {
     let (old, new) = (join(before), join(after));
     let seen = format!("{accusers} of {of} observers say so");
@@ -108,13 +162,17 @@ fn summary(
             format!("{old} answers but relays nothing: {seen}; {new} forwards and leads now")
         }
         Cause::NewFlow => format!("{old} drops new flows: {seen}; {new} forwards and leads now"),
-        Cause::Mtu => format!("{old} drops large packets: {seen}; {new} forwards and leads now"),
+        Cause::Mtu => {
+            let to = what.map(|w| format!(" of {w}")).unwrap_or_default();
+            format!("{old} drops large packets{to}: {seen}; {new} forwards and leads now")
+        }
         Cause::Loop => format!(
             "packets through {old} go round in a loop: {seen}; {new} forwards and leads now"
         ),
-        Cause::Partial => format!(
-            "{old} does not reach some of the nodes behind it: {seen}; {new} does and leads now"
-        ),
+        Cause::Partial => {
+            let what = what.unwrap_or_else(|| "some of the nodes behind it".into());
+            format!("{old} does not reach {what}: {seen}; {new} does and leads now")
+        }
         Cause::Loss => {
             format!("{old} loses more packets than its standbys: {seen}; {new} leads now")
         }
@@ -160,6 +218,9 @@ pub(super) fn notice(
         summary,
         times: EventTimes { condemned, committed: Some(now), ..Default::default() },
         blackout: None,
+        blocked_by: situation
+            .map(|s| passed_over(s, &leaders, leaders.first().copied()))
+            .unwrap_or_default(),
         evidence: situation.map(|s| evidence(s, &slots)).unwrap_or_default(),
     }
 }

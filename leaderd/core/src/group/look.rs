@@ -89,7 +89,7 @@ impl Group {
         let summary = format!(
             "the leader is at fault ({cause}) and no standby would be better: nothing was changed"
         );
-        self.log(LogLevel::Error, summary.clone(), &[("cause", cause.to_string())]);
+        self.log(LogLevel::Error, summary.clone(), &[("decision.cause", cause.to_string())]);
         let kind = EventKind::FailStatic;
         let event = event::notice(
             &self.mesh,

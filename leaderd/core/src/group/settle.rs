@@ -123,7 +123,10 @@ impl Group {
         self.told = decision.epoch;
         self.next_housekeeping = now.mono;
         let level = if event.kind == EventKind::Failover { LogLevel::Warn } else { LogLevel::Info };
-        let fields = [("epoch", decision.epoch.to_string()), ("cause", decision.cause.to_string())];
+        let fields = [
+            ("decision.epoch", decision.epoch.to_string()),
+            ("decision.cause", decision.cause.to_string()),
+        ];
         self.log(level, event.summary.clone(), &fields);
         self.outputs.push_back(GroupOutput::Decided { decision, event: Box::new(event) });
     }

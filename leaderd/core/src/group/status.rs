@@ -42,7 +42,8 @@ impl Group {
             let rtts: Vec<f64> =
                 reports.iter().filter_map(|r| r.rtt).map(|d| d.as_secs_f64() * 1e3).collect();
             let rtt_ms = (!rtts.is_empty()).then(|| rtts.iter().sum::<f64>() / rtts.len() as f64);
-            let loss = reports.iter().map(|r| r.loss).sum::<f32>() / reports.len().max(1) as f32;
+            let lost: f32 = reports.iter().map(|r| r.loss).sum();
+            let loss = (!reports.is_empty()).then(|| lost / reports.len() as f32);
             let leading = situation.leaders.contains(slot);
             let mut blocked_by = situation.blocked_by(*slot, None);
             if facts.ejected && !leading {
@@ -57,6 +58,7 @@ impl Group {
                 rtt_ms,
                 loss,
                 path_mtu: reports.iter().filter_map(|r| r.path_mtu).min(),
+                services: reports.iter().map(|r| r.services).filter(|s| s.1 > 0).min(),
                 drained: facts.drained,
                 blocked_by,
             });

@@ -1,7 +1,7 @@
 //! A mesh file read field by field: whatever was missing or wrong is `None` here and a mistake in the [`Sink`].
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -10,7 +10,9 @@ use wgctl_plan::{Family, InterfaceName, WgPublicKey};
 
 use super::diagnostic::Sink;
 use super::first_host;
-use super::model::{ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy};
+use super::model::{
+    ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay, Policy, Service,
+};
 use super::reader::{At, Bad, Section};
 use super::{policy, values};
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
@@ -20,6 +22,8 @@ const PORTS: std::ops::RangeInclusive<u64> = 1..=65535;
 /// Most reflector ports of a node.
 const MAX_PROBE_PORTS: usize = 8;
 const DEFAULT_PRIORITY: u16 = 100;
+/// Most bytes that a probe of a service sends: enough for dozens of full-size packets, and no burden to anybody.
+const MAX_SERVICE_BODY: u64 = 65_536;
 const KEYGEN: &str = "run `wgctl keygen` on that node and paste what it prints";
 
 /// A value of the file, or the default, which has no place of its own.
@@ -53,6 +57,8 @@ pub(super) struct DraftLocation {
     pub(super) overlay: Option<Overlay>,
     pub(super) vxlan_at: usize,
     pub(super) witnesses: Vec<At<NodeName>>,
+    pub(super) services: Vec<At<Service>>,
+    pub(super) reflectors: Vec<At<SocketAddr>>,
 }
 
 /// `[nodes.NAME]`
@@ -231,8 +237,28 @@ fn location(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftLocation {
         v.finish(sink);
     }
     let witnesses = s.texts("witnesses", sink, values::name).map(|w| w.value).unwrap_or_default();
+    let services = s.tables("services", sink);
+    let services = services.into_iter().filter_map(|s| service(s, sink)).collect();
+    let reflectors = s.texts("reflectors", sink, values::address_and_port);
+    let reflectors = reflectors.map(|r| r.value).unwrap_or_default();
     s.finish(sink);
-    DraftLocation { overlay, vxlan_at, witnesses }
+    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors }
+}
+
+fn service(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Option<At<Service>> {
+    s.require("address", "write its address and port: address = \"10.42.1.10:443\"", sink);
+    let address = s.text("address", sink, values::address_and_port);
+    let path = s.text("http", sink, values::http_path);
+    let body = s.number("body", 0..=MAX_SERVICE_BODY, sink);
+    if let (Some(body), false) = (&body, s.has("http")) {
+        let message = format!("`{}.body` is set, but nothing is asked over HTTP", s.path);
+        sink.push(body.at, message, "add http = \"/PATH\", or remove `body`");
+    }
+    s.finish(sink);
+    let body = body.map_or(0, |b| b.value as u32);
+    let http = path.map(|p| HttpRequest { path: p.value, body });
+    let address = address?;
+    Some(At { value: Service { address: address.value, http }, at: address.at })
 }
 
 fn node(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftNode {
@@ -276,7 +302,10 @@ impl Draft {
         let head = self.head?;
         let location = |(name, l): (LocationName, At<DraftLocation>)| {
             let witnesses = l.value.witnesses.into_iter().map(|w| w.value).collect();
-            Some((name.clone(), Location { name, overlay: l.value.overlay?, witnesses }))
+            let services = l.value.services.into_iter().map(|s| s.value).collect();
+            let reflectors = l.value.reflectors.into_iter().map(|r| r.value).collect();
+            let overlay = l.value.overlay?;
+            Some((name.clone(), Location { name, overlay, witnesses, services, reflectors }))
         };
         let node =
             |(name, n): (NodeName, At<DraftNode>)| Some((name.clone(), n.value.into_node(name)?));
@@ -298,15 +327,26 @@ impl Draft {
 }
 
 impl DraftNode {
-    fn into_node(self, name: NodeName) -> Option<Node> {
-        let prefixes: Vec<IpNet> = self.prefixes.into_iter().map(|p| p.value).collect();
-        let default = || {
-            let first = |f| prefixes.iter().find(|p| Family::of_net(p) == f).map(first_host);
-            [Family::V4, Family::V6].into_iter().filter_map(first).collect()
+    /// True for the node's probe addresses, which by default are the first of its prefixes.
+    pub(super) fn answers(&self, ip: IpAddr) -> bool {
+        let all: Vec<IpAddr> = match &self.probe_addresses {
+            Some(list) => list.iter().map(|a| a.value).collect(),
+            None => self.default_probe_addresses(),
         };
-        let probe_addresses = self
-            .probe_addresses
-            .map_or_else(default, |list| list.into_iter().map(|a| a.value).collect());
+        all.contains(&ip)
+    }
+
+    fn default_probe_addresses(&self) -> Vec<IpAddr> {
+        let first = |f| self.prefixes.iter().map(|p| p.value).find(|p| Family::of_net(p) == f);
+        [Family::V4, Family::V6].into_iter().filter_map(|f| Some(first_host(&first(f)?))).collect()
+    }
+
+    fn into_node(self, name: NodeName) -> Option<Node> {
+        let probe_addresses = match &self.probe_addresses {
+            Some(list) => list.iter().map(|a| a.value).collect(),
+            None => self.default_probe_addresses(),
+        };
+        let prefixes: Vec<IpNet> = self.prefixes.into_iter().map(|p| p.value).collect();
         Some(Node {
             name,
             index: NodeIndex(self.index?.value),

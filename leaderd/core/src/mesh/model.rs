@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -49,6 +49,28 @@ pub struct Location {
     pub overlay: Overlay,
     /// Candidates of other locations that vote here, and never lead here.
     pub witnesses: Vec<NodeName>,
+    /// Real services that are probed through every candidate.
+    pub services: Vec<Service>,
+    /// STAMP or TWAMP Light reflectors that are not ours, at workload addresses: probed without authentication.
+    pub reflectors: Vec<SocketAddr>,
+}
+
+/// A real service behind the candidates: it answers a TCP connect, or an HTTP request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Service {
+    /// Within a workload prefix of the location.
+    pub address: SocketAddr,
+    /// What is asked once it is connected; without, the connect is all.
+    pub http: Option<HttpRequest>,
+}
+
+/// An HTTP/1.1 request: `GET` without a body, `POST` with one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HttpRequest {
+    /// As on the request line: `/healthz`.
+    pub path: String,
+    /// Bytes that are sent.
+    pub body: u32,
 }
 
 /// What carries traffic between the nodes of a location.
@@ -115,6 +137,8 @@ pub struct Policy {
     pub probe_interval: Duration,
     /// The same for locations watched slowly.
     pub slow_probe_interval: Duration,
+    /// Time between two probes of each service through every slot.
+    pub service_interval: Duration,
     /// How many other locations watch each location at full rate.
     pub watchers: u8,
     /// Probes a second that one node may send, bursts included.
@@ -144,6 +168,7 @@ impl Default for Policy {
         Self {
             probe_interval: Duration::from_millis(100),
             slow_probe_interval: Duration::from_secs(2),
+            service_interval: Duration::from_secs(1),
             watchers: 3,
             probe_budget: 1000,
             min_probe_timeout: Duration::from_millis(20),
@@ -180,6 +205,11 @@ impl Mesh {
     /// The candidate in a slot of a location.
     pub fn candidate(&self, location: &LocationName, slot: Slot) -> Option<&Node> {
         self.nodes_of(location).find(|n| n.slot == Some(slot))
+    }
+
+    /// The node of a location with the workload prefix that holds an address.
+    pub fn node_behind(&self, location: &LocationName, ip: IpAddr) -> Option<&Node> {
+        self.nodes_of(location).find(|n| n.prefixes.iter().any(|p| p.contains(&ip)))
     }
 
     /// Every workload prefix of a location, in order, without doubles.

@@ -15,12 +15,18 @@ use super::model::Overlay;
 use super::reader::At;
 use crate::ids::{LocationName, NodeName};
 
+/// Most services, and most foreign reflectors, of a location.
+const MAX_SERVICES: usize = 16;
+const MAX_REFLECTORS: usize = 16;
+
 pub(super) fn check(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
     let prefixes = Prefixes::of(draft);
     prefixes.overlaps(sink);
     inner_ranges(draft, head, &prefixes, sink);
     addresses(draft, head, &prefixes, sink);
     probe_addresses(draft, sink);
+    services(draft, &prefixes, sink);
+    reflectors(draft, &prefixes, sink);
     families(draft, head, sink);
 }
 
@@ -189,6 +195,82 @@ fn probe_addresses(draft: &Draft, sink: &mut Sink<'_>) {
             have.push(family);
         }
     }
+}
+
+/// Services are workloads of the location that names them: only those are reached through its candidates.
+fn services(draft: &Draft, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
+    for (name, location) in &draft.locations {
+        let all = &location.value.services;
+        if let Some(surplus) = all.get(MAX_SERVICES) {
+            let message = format!("location {name} has more than {MAX_SERVICES} services");
+            sink.push(surplus.at, message, "name a few that stand for the others");
+        }
+        let mut once = Once::new();
+        for service in all.iter().take(MAX_SERVICES) {
+            let address = service.value.address;
+            let (what, who) = (format!("service {address}"), format!("location {name}"));
+            let key = (address, service.value.http.as_ref().map(|h| &h.path));
+            once.see(key, service.at, &what, &who, "one probe of it is enough", sink);
+            belongs(draft, prefixes, name, address.ip(), service.at, &what, sink);
+        }
+    }
+}
+
+/// Foreign reflectors stand at workload addresses too, and not where leaderd itself answers.
+fn reflectors(draft: &Draft, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
+    for (name, location) in &draft.locations {
+        let all = &location.value.reflectors;
+        if let Some(surplus) = all.get(MAX_REFLECTORS) {
+            let message = format!("location {name} has more than {MAX_REFLECTORS} reflectors");
+            sink.push(surplus.at, message, "one or two are enough");
+        }
+        let mut once = Once::new();
+        for reflector in all.iter().take(MAX_REFLECTORS) {
+            let (address, at) = (reflector.value, reflector.at);
+            let (what, who) = (format!("reflector {address}"), format!("location {name}"));
+            once.see(address, at, &what, &who, "one of it is enough", sink);
+            belongs(draft, prefixes, name, address.ip(), at, &what, sink);
+            if let Some((.., of)) = prefixes.holding(address.ip())
+                && draft.nodes.get(*of).is_some_and(|n| n.value.answers(address.ip()))
+            {
+                let message = format!("{what} is where leaderd on {} answers probes", owner(of));
+                sink.push(
+                    at,
+                    message,
+                    "remove it: that address is probed anyway, with authentication",
+                );
+            }
+        }
+    }
+}
+
+/// Complains about what a location names and has in none of its nodes' prefixes.
+fn belongs(
+    draft: &Draft,
+    prefixes: &Prefixes<'_>,
+    location: &LocationName,
+    ip: IpAddr,
+    at: usize,
+    what: &str,
+    sink: &mut Sink<'_>,
+) {
+    let of = prefixes.holding(ip).map(|(.., name)| *name);
+    let there = of.and_then(|name| draft.nodes.get(name)?.value.location.as_ref());
+    if there.is_some_and(|l| l.value == *location) {
+        return;
+    }
+    let message = format!("{what} lies in no workload prefix of location {location}");
+    let help = match there {
+        Some(other) => format!(
+            "it is behind {}, in location {}",
+            owner(of.expect("it has an owner")),
+            other.value
+        ),
+        None => {
+            "only workload addresses of the location are reached through its candidates".to_owned()
+        }
+    };
+    sink.push(at, message, help);
 }
 
 fn families(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {

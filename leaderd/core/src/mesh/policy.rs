@@ -24,6 +24,7 @@ pub(super) fn read(mut table: Section<'_, '_>, sink: &mut Sink<'_>) -> Policy {
     }
     set!(probe_interval = duration(ms(10)..=minutes(1)) as Duration);
     set!(slow_probe_interval = duration(ms(100)..=minutes(10)) as Duration);
+    set!(service_interval = duration(ms(100)..=minutes(10)) as Duration);
     set!(watchers = number(1..=15) as u8);
     set!(probe_budget = number(10..=100_000) as u32);
     set!(min_probe_timeout = duration(ms(1)..=ms(10_000)) as Duration);

@@ -59,6 +59,10 @@ impl<'a, 't> Section<'a, 't> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.is_some_and(|t| t.contains_key(key))
+    }
+
     /// Complains if the field is missing.
     pub(super) fn require(&mut self, key: &'static str, help: &str, sink: &mut Sink<'_>) {
         self.known.insert(key);
@@ -86,6 +90,33 @@ impl<'a, 't> Section<'a, 't> {
             (At { value: name, at }, section)
         });
         each.collect()
+    }
+
+    /// A list of tables, each read on its own: `key = [{ … }, { … }]` or `[[path.key]]`.
+    pub(super) fn tables(
+        &mut self,
+        key: &'static str,
+        sink: &mut Sink<'_>,
+    ) -> Vec<Section<'a, 't>> {
+        let name = self.name(key);
+        let list = self.value(key, sink, |v| {
+            v.as_array()
+                .ok_or_else(|| Bad::new(wrong_type(v, "a list"), format!("write {key} = [ … ]")))
+        });
+        let mut all = Vec::new();
+        for item in list.iter().flat_map(|l| l.value.iter()) {
+            let is_table = |v: &'a DeValue<'t>| match v.as_table() {
+                Some(_) => Ok(()),
+                None => Err(Bad::new(
+                    wrong_type(v, "a table"),
+                    format!("write {key} = [{{ … }}, {{ … }}]"),
+                )),
+            };
+            if read_value(&name, item, sink, is_table).is_some() {
+                all.push(Section::new(name.clone(), item.span().start, item, sink));
+            }
+        }
+        all
     }
 
     fn value<T>(

@@ -75,6 +75,8 @@ witnesses = ["cloud-0"]
 
 [locations.cloud]
 overlay = "vxlan"
+# Real services behind the candidates, to be asked through each of them (a TCP connect, or an HTTP request):
+# services = [{ address = "10.43.3.20:5432" }, { address = "10.43.3.21:8080", http = "/healthz", body = 4000 }]
 "#;
 
 /// The example as text; it passes [`super::parse`] with any distinct keys.

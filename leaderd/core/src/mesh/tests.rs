@@ -94,6 +94,13 @@ fn a_good_file_is_a_mesh() {
 fn every_mistake_is_named_with_its_place_and_what_to_do() {
     let k1 = key(1);
     let (k2, k103) = (key(2), key(103));
+    let many: String = (1..=17).map(|n| format!("{{ address = \"10.1.0.{n}:80\" }}, ")).collect();
+    let services = |list: &str| -> (&str, &str, &str) {
+        ("[locations.a]", "\"vxlan\"", format!("\"vxlan\"\nservices = [{list}]").leak())
+    };
+    let reflectors = |list: &str| -> (&str, &str, &str) {
+        ("[locations.a]", "\"vxlan\"", format!("\"vxlan\"\nreflectors = [{list}]").leak())
+    };
     let table: &[(&str, &str, &str)] = &[
         // Values by themselves.
         ("[mesh]", "name = \"home\"\n", ""),
@@ -157,6 +164,27 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
         ("[mesh]", "generation = 3", "generation = 3\nprobe_ports = [8620, 7946]"),
         ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nvxlan = { port = 8620 }"),
         ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nvxlan = { mtu = 1400 }"),
+        // Services.
+        ("[policy]", "\"50ms\"", "\"50ms\"\nservice_interval = \"50ms\""),
+        services("{ address = \"10.1.0.10\" }"),
+        services("{ address = \"10.1.0.10:0\" }"),
+        services("{ address = \"10.1.0.10:70000\" }"),
+        services("{ address = \"web.example.net:80\" }"),
+        services("{ adress = \"10.1.0.10:80\" }"),
+        services("{ address = \"10.2.0.10:80\" }"),
+        services("{ address = \"8.8.8.8:53\" }"),
+        services("{ address = \"10.1.0.10:80\", body = 10 }"),
+        services("{ address = \"10.1.0.10:80\", http = \"healthz\" }"),
+        services("{ address = \"10.1.0.10:80\", http = \"/a b\" }"),
+        services("{ address = \"10.1.0.10:80\", http = \"/\", body = 65537 }"),
+        services("{ address = \"10.1.0.10:80\" }, { address = \"10.1.0.10:80\" }"),
+        services("\"10.1.0.10:80\""),
+        services(&many),
+        // Foreign reflectors.
+        reflectors("\"10.1.0.77\""),
+        reflectors("\"10.2.0.77:862\""),
+        reflectors("\"10.1.0.1:862\""),
+        reflectors("\"10.1.0.77:862\", \"10.1.0.77:862\""),
     ];
     let mut shown = String::new();
     for (after, from, to) in table {
@@ -165,6 +193,35 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
         shown += &format!("{after} {from:?} → {to:?}\n{}\n\n", found.join("\n"));
     }
     insta::assert_snapshot!("mistakes", shown);
+}
+
+#[test]
+fn services_are_read_in_either_way_of_writing_them() {
+    let inline = "\"vxlan\"\nservices = [{ address = \"10.1.0.10:443\" }, \
+                  { address = \"[fd00:1::10]:80\", http = \"/healthz?deep=1\", body = 4000 }]";
+    let tables = "\"vxlan\"\n[[locations.a.services]]\naddress = \"10.1.0.10:443\"\n\
+                  [[locations.a.services]]\naddress = \"[fd00:1::10]:80\"\nhttp = \"/healthz?deep=1\"\nbody = 4000";
+    let http = HttpRequest { path: "/healthz?deep=1".into(), body: 4000 };
+    for written in [inline, tables] {
+        // The witnesses come after the tables in this file, so they go first.
+        let text = edited("[locations.a]", "witnesses = [\"b-0\"]\n", "");
+        let text = text.replacen(
+            "overlay = \"vxlan\"",
+            &format!("witnesses = [\"b-0\"]\noverlay = {written}"),
+            1,
+        );
+        let mesh = parse(&text).unwrap_or_else(|e| panic!("{e:#?}"));
+        let a: LocationName = "a".parse().unwrap();
+        assert_eq!(
+            mesh.locations[&a].services,
+            [
+                Service { address: "10.1.0.10:443".parse().unwrap(), http: None },
+                Service { address: "[fd00:1::10]:80".parse().unwrap(), http: Some(http.clone()) },
+            ]
+        );
+        let behind = mesh.node_behind(&a, "10.1.0.10".parse().unwrap()).unwrap();
+        assert_eq!(behind.name.as_str(), "a-0");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The single values of a mesh file: addresses, prefixes, keys, durations, names.
 
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use super::reader::Bad;
 
 /// Longest DNS name, in bytes (RFC 1035).
 const MAX_DNS_NAME: usize = 253;
+/// Longest path of an HTTP request, in bytes.
+const MAX_HTTP_PATH: usize = 256;
 
 pub(super) fn name<T: FromStr<Err: Display>>(text: &str) -> Result<T, Bad> {
     text.parse().map_err(|e: T::Err| Bad::new(e.to_string(), "choose another name"))
@@ -43,6 +45,30 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Bad> {
         ));
     }
     Ok(net)
+}
+
+/// An address and a port: `10.42.1.10:443`, `[fd00::10]:443`.
+pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, Bad> {
+    const HELP: &str = "write an address and a port from 1 to 65535, such as \"10.42.1.10:443\" or \"[fd42::10]:443\"";
+    let found: SocketAddr =
+        text.parse().map_err(|_| Bad::new(format!("{text:?} is no address with a port"), HELP))?;
+    if found.port() == 0 {
+        return Err(Bad::new(format!("{text:?} has port 0, on which nobody listens"), HELP));
+    }
+    address(&found.ip().to_string())?;
+    Ok(found)
+}
+
+/// The path of an HTTP request, as it stands on the request line.
+pub(super) fn http_path(text: &str) -> Result<String, Bad> {
+    let good = text.starts_with('/') && text.bytes().all(|c| c.is_ascii_graphic() && c != b'#');
+    if good && text.len() <= MAX_HTTP_PATH {
+        return Ok(text.to_owned());
+    }
+    Err(Bad::new(
+        format!("{text:?} is no path of an HTTP request"),
+        format!("write one such as \"/healthz\": visible ASCII, at most {MAX_HTTP_PATH} bytes"),
+    ))
 }
 
 /// An address, or a DNS name: letters, digits, '-' and '.', with at least one letter so that a mistyped address is not

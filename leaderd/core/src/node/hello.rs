@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
 use crate::ids::{LocationName, NodeName, Slot};
+use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
 use crate::wire::{Frame, Hello};
 
@@ -11,6 +12,8 @@ use crate::wire::{Frame, Hello};
 pub(super) const HELLO_INTERVAL: Duration = Duration::from_secs(1);
 /// After this long without a hello a node is not counted on.
 pub(super) const HELLO_STALE: Duration = Duration::from_millis(3500);
+/// Decisions of other locations in one hello.
+const MAX_REMOTE: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Heard {
@@ -18,6 +21,10 @@ pub(super) struct Heard {
     /// Smoothed round trips of the control channel to the nodes that it is up to.
     pub(super) up: BTreeMap<NodeName, Duration>,
     pub(super) last: BTreeMap<NodeName, (Instant, Hello)>,
+    /// Decisions of other locations, as a leader of this one tells a plain member: for show only.
+    pub(super) told: BTreeMap<LocationName, Decision>,
+    /// Hellos sent: whose turn it is to be told of.
+    turn: usize,
     /// When a node of the location last knew a raft leader.
     pub(super) quorum_seen: BTreeMap<LocationName, Instant>,
     /// (source, reason) → when it was last logged.
@@ -30,6 +37,8 @@ impl Heard {
             next_hello: now,
             up: BTreeMap::new(),
             last: BTreeMap::new(),
+            told: BTreeMap::new(),
+            turn: 0,
             quorum_seen: BTreeMap::new(),
             ignored_logged: BTreeMap::new(),
         }
@@ -65,6 +74,7 @@ impl Node {
 
     pub(super) fn send_hellos(&mut self, now: Now) {
         self.heard.next_hello = now.mono + HELLO_INTERVAL;
+        self.heard.turn = self.heard.turn.wrapping_add(1);
         let peers: Vec<NodeName> = self.heard.up.keys().cloned().collect();
         for peer in peers {
             let hello = self.hello(now, &peer);
@@ -103,7 +113,26 @@ impl Node {
             broken: self.facts.broken.as_ref().map(|(cause, _)| *cause),
             reaches: self.reaches(),
             digest,
+            remote: self.remote(to),
         }
+    }
+
+    /// What a leader of the location tells its plain members of others: a few at a time, in turn, so that a hello stays
+    /// small in a mesh of any size.
+    fn remote(&self, to: &NodeName) -> Vec<Decision> {
+        let member = |n: &NodeName| {
+            self.mesh.node(n).is_some_and(|n| n.location == self.location && n.slot.is_none())
+        };
+        let leads = self.mesh.node(&self.me).and_then(|n| n.slot).is_some_and(|mine| {
+            self.effective_leaders(&self.location).is_some_and(|l| l.contains(&mine))
+        });
+        if !leads || !member(to) {
+            return Vec::new();
+        }
+        let others = || self.mesh.locations.keys().filter(|l| **l != self.location);
+        let from = (self.heard.turn * MAX_REMOTE) % others().count().max(1);
+        let turn = others().cycle().skip(from).take(MAX_REMOTE.min(others().count()));
+        turn.filter_map(|l| self.known.decision(l).cloned()).collect()
     }
 
     /// Slots of this location whose candidates this node has a connection with (or is).
@@ -137,6 +166,16 @@ impl Node {
                 self.adopt(decision);
             } else {
                 self.ignored(now, from.as_str(), "decision about another's location");
+            }
+        }
+        let me = self.mesh.node(&self.me);
+        if me.is_some_and(|n| n.slot.is_none()) && location == self.location {
+            for decision in &hello.remote {
+                let newer = self.heard.told.get(&decision.location);
+                let newer = newer.is_none_or(|old| old.epoch < decision.epoch);
+                if newer && self.mesh.locations.contains_key(&decision.location) {
+                    self.heard.told.insert(decision.location.clone(), decision.clone());
+                }
             }
         }
         self.heard.last.insert(from.clone(), (now.mono, hello));

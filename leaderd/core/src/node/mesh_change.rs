@@ -68,6 +68,7 @@ impl Node {
             }
         }
         self.known.retain(&mesh);
+        self.heard.told.retain(|l, _| mesh.locations.contains_key(l));
         self.announcer.retain(&mesh);
         self.log(
             LogLevel::Info,

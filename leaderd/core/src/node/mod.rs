@@ -180,6 +180,11 @@ impl Node {
                     observer.handle_error(now, probe, error);
                 }
             }
+            Input::ProbeConnected { probe } => {
+                if let Some(observer) = &mut self.observer {
+                    observer.handle_connected(probe);
+                }
+            }
             Input::ProbeRequest { from, local, ttl, bytes } => {
                 match self.reflector.handle(now, from, local, ttl, &bytes) {
                     Ok(bytes) => {

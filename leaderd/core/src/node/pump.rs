@@ -91,8 +91,7 @@ impl Node {
             GroupOutput::NotLeader { id, request } => {
                 self.command_to_raft_leader(now, &location, id, request)
             }
-            GroupOutput::Log { level, message, mut fields } => {
-                fields.push(("location.name".into(), location.to_string()));
+            GroupOutput::Log { level, message, fields } => {
                 self.effects.push_back(Effect::Log { level, message, fields });
             }
         }

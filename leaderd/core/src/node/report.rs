@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Node;
-use crate::ids::LocationName;
+use crate::ids::{Epoch, LocationName, Slot};
 use crate::state::Event;
 use crate::status::{CandidateStatus, LocationStatus, Status};
 use crate::time::Now;
@@ -29,8 +29,9 @@ impl Node {
     }
 
     fn location_status(&self, now: Now, location: &LocationName) -> LocationStatus {
-        let decision = self.known.decision(location);
-        let leaders = self.effective_leaders(location).unwrap_or_default();
+        // A plain member takes no part in other locations' decisions, and shows what the leader of its own tells.
+        let decision = self.known.decision(location).or_else(|| self.heard.told.get(location));
+        let leaders = self.shown_leaders(location);
         let group = self.groups.get(location);
         let raft_leader_elsewhere = || {
             self.mesh
@@ -73,7 +74,7 @@ impl Node {
                 .filter_map(|s| self.mesh.candidate(location, *s))
                 .map(|n| n.name.clone())
                 .collect(),
-            epoch: self.known.epoch(location),
+            epoch: decision.map_or(Epoch(0), |d| d.epoch),
             since: decision.map(|d| d.at),
             cause: decision.map(|d| d.cause),
             frozen: group.and_then(|g| g.state().frozen),
@@ -108,9 +109,14 @@ impl Node {
         self.unobserved(location, view)
     }
 
+    fn shown_leaders(&self, location: &LocationName) -> Vec<Slot> {
+        let told = || self.heard.told.get(location).map(|d| d.leaders.clone());
+        self.effective_leaders(location).or_else(told).unwrap_or_default()
+    }
+
     /// The candidates of another location as this node alone sees them.
     fn unobserved(&self, location: &LocationName, view: Option<Report>) -> Vec<CandidateStatus> {
-        let leaders = self.effective_leaders(location).unwrap_or_default();
+        let leaders = self.shown_leaders(location);
         let mut seen: BTreeMap<_, _> =
             view.into_iter().flat_map(|r| r.slots).map(|s| (s.slot, s)).collect();
         self.mesh
@@ -126,8 +132,9 @@ impl Node {
                     observers: if report.is_some() { (1, 1) } else { (0, 0) },
                     verdict,
                     rtt_ms: report.as_ref().and_then(|r| r.rtt).map(|d| d.as_secs_f64() * 1e3),
-                    loss: report.as_ref().map_or(0.0, |r| r.loss),
+                    loss: report.as_ref().map(|r| r.loss),
                     path_mtu: report.as_ref().and_then(|r| r.path_mtu),
+                    services: report.as_ref().map(|r| r.services).filter(|s| s.1 > 0),
                     drained: false,
                     blocked_by: Vec::new(),
                 }

@@ -19,10 +19,25 @@ struct Bench {
 impl Bench {
     /// `home-0` of a mesh with the locations `cloud` (two candidates and a member) and `home`.
     fn new() -> Self {
+        Self::of("home-0", mesh(2, 1, 0))
+    }
+
+    /// The same with one candidate in `home`, the others plain members.
+    fn with_members(me: &str) -> Self {
+        let mut mesh = mesh(2, 1, 0);
+        for node in mesh.nodes.values_mut() {
+            if node.location.as_str() == "home" && node.name != name("home-0") {
+                node.slot = None;
+            }
+        }
+        Self::of(me, mesh)
+    }
+
+    fn of(me: &str, mesh: Mesh) -> Self {
         let now = Now { mono: Instant(1_000_000), wall: WallTime(1_700_000_000_000_000) };
         let config = NodeConfig {
-            mesh: Arc::new(mesh(2, 1, 0)),
-            me: name("home-0"),
+            mesh: Arc::new(mesh),
+            me: name(me),
             keys: ProbeKeys::new([7; 32]),
             restored: BTreeMap::new(),
             seed: 1,
@@ -78,6 +93,7 @@ fn hello(node: &str, raft_leader: Option<&str>) -> Frame {
         broken: None,
         reaches: vec![],
         digest: vec![],
+        remote: vec![],
     })
 }
 
@@ -198,4 +214,59 @@ fn without_a_quorum_the_node_follows_its_own_ranking_and_returns_to_a_new_decisi
     assert!(effects.iter().filter(loud).count() >= 1, "it is said loudly");
     assert!(programs(&bench.frame("cloud-1", announce(6, 1))) > 0);
     assert!(!own(&bench), "a new decision ends it");
+}
+
+#[test]
+fn a_plain_member_shows_what_a_leader_of_its_location_tells_of_others() {
+    let mut bench = Bench::with_members("home-1");
+    let tell = |from: &str, epoch, slot| {
+        let Frame::Hello(mut hello) = hello(from, None) else { unreachable!() };
+        let Frame::Announce { decision, .. } = announce(epoch, slot) else { unreachable!() };
+        hello.remote = vec![decision];
+        Frame::Hello(hello)
+    };
+    let shown = |bench: &Bench| {
+        let status = bench.node.status(bench.now);
+        let cloud = status.locations.into_iter().find(|l| l.name.as_str() == "cloud").unwrap();
+        let leading = cloud.candidates.iter().filter(|c| c.leading).count();
+        (cloud.leaders.first().map(NodeName::to_string), cloud.epoch.0, leading)
+    };
+    assert_eq!(shown(&bench), (None, 0, 0));
+    bench.frame("cloud-0", tell("cloud-0", 9, 0));
+    assert_eq!(shown(&bench), (None, 0, 0), "only its own location is heard");
+    let before = bench.node.desired().clone();
+    bench.frame("home-0", tell("home-0", 5, 1));
+    assert_eq!(shown(&bench), (Some("cloud-1".into()), 5, 1));
+    bench.frame("home-0", tell("home-0", 4, 0));
+    assert_eq!(shown(&bench), (Some("cloud-1".into()), 5, 1), "an older one changes nothing");
+    assert_eq!(*bench.node.desired(), before, "it is for show only");
+}
+
+#[test]
+fn a_leader_tells_its_members_of_other_locations() {
+    let mut bench = Bench::with_members("home-0");
+    bench.frame("cloud-0", announce(5, 1));
+    let home = Decision {
+        location: "home".parse().unwrap(),
+        epoch: Epoch(1),
+        leaders: vec![Slot(0)],
+        cause: Cause::Initial,
+        at: WallTime(0),
+    };
+    bench.frame("home-1", Frame::Announce { decision: home, event: None });
+    for peer in ["home-1", "cloud-0"] {
+        bench.feed(Input::PeerUp { node: name(peer), rtt_micros: 1000 });
+    }
+    let effects = bench.later(Duration::from_secs(2));
+    let told = |peer: &str| {
+        effects.iter().find_map(|e| match e {
+            Effect::SendFrame { to, frame } if *to == name(peer) => match &**frame {
+                Frame::Hello(h) => Some(h.remote.iter().map(|d| d.epoch.0).collect::<Vec<_>>()),
+                _ => None,
+            },
+            _ => None,
+        })
+    };
+    assert_eq!(told("home-1"), Some(vec![5]));
+    assert_eq!(told("cloud-0"), Some(vec![]), "candidates hear of it from the location itself");
 }

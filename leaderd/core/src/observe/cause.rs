@@ -92,6 +92,8 @@ impl Watch {
             EvidenceRow {
                 class,
                 target: target.map(|t| self.targets[t].node.clone()),
+                address: target.map(|t| self.targets[t].address),
+                port: None,
                 sent: of().count() as u32,
                 lost: of().filter(|o| o.outcome.is_loss()).count() as u32,
                 time_exceeded: of().filter(|o| o.outcome == Outcome::Looped).count() as u32,
@@ -104,6 +106,7 @@ impl Watch {
             rows.extend(bad.into_iter().map(|t| row(ProbeClass::NewFlow, Some(t))));
         }
         rows.retain(|r| r.sent > 0);
+        rows.extend(self.service_rows(p, from));
         rows
     }
 }

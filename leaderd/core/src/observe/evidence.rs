@@ -72,8 +72,11 @@ pub(super) struct Cell {
 #[derive(Debug)]
 pub(super) struct Target {
     pub node: NodeName,
-    pub key: WgPublicKey,
+    /// `None`: a reflector that is not ours, asked without authentication.
+    pub key: Option<WgPublicKey>,
     pub address: IpAddr,
+    /// `None`: any of the mesh's probe ports.
+    pub port: Option<u16>,
     /// Where this is the candidate's own inner address: the slot's index among the paths.
     pub relay_of: Option<usize>,
     /// Where this is a candidate's workload: the same.
@@ -90,10 +93,14 @@ pub(super) struct Target {
 
 impl Target {
     pub(super) fn replied(&mut self, sender: u32, reflector: u32, sent: Instant) {
+        self.mute = false;
+        if self.key.is_none() {
+            // Whether a foreign reflector counts what it answers, or sends our number back (RFC 8762 §4.2), is not known.
+            return;
+        }
         if self.replies.len() == REPLIES {
             self.replies.pop_front();
         }
-        self.mute = false;
         self.replies.push_back((sender, reflector, sent));
     }
 
@@ -145,6 +152,8 @@ pub(super) struct Path {
     pub rows: Vec<EvidenceRow>,
     /// Targets that a partial verdict is about.
     pub partial: Vec<usize>,
+    /// Its verdict is by what services lose, not by packets.
+    pub by_service: bool,
     /// A burst is under way.
     pub burst: Option<Instant>,
     /// The last time our own kernel refused to send on this plane.
@@ -177,6 +186,7 @@ impl Path {
             mtu_between: None,
             rows: Vec::new(),
             partial: Vec::new(),
+            by_service: false,
             burst: None,
             own_fault: None,
         }

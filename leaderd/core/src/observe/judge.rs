@@ -12,6 +12,7 @@ use crate::verdict::{Cause, ProbeClass, Verdict};
 
 use super::evidence::{Obs, Outcome};
 use super::schedule::Shot;
+use super::service::ServiceFault;
 use super::sprt;
 use super::watch::Watch;
 use super::weigh::{Sum, Weight};
@@ -94,6 +95,11 @@ impl Watch {
             judged.again = [judged.again, w.next].into_iter().flatten().min();
             let worst = w.new.worse(w.full).worse(w.target);
             let next = self.verdict(mesh, now, p, &w, worst, h);
+            let served = self.service_fault(p, h, mesh.mtu);
+            let served =
+                served.filter(|_| next == Verdict::Forwarding && !self.paths[p].by_service);
+            let next =
+                served.map_or(next, |s| Verdict::Degraded { cause: s.cause, direction: None });
             let path = &mut self.paths[p];
             let degraded = next.is_degraded();
             let lost_now = losses.iter().any(|l| l.0 == p);
@@ -107,7 +113,8 @@ impl Watch {
                 path.burst = None;
             }
             if next != path.verdict {
-                self.change(now, p, next, worst.from, &mut judged);
+                let from = served.map_or(worst.from, |s| Some(s.from));
+                self.change(now, p, next, from, served, &mut judged);
             }
             if degraded {
                 judged.shots.extend(self.search_mtu(p));
@@ -139,11 +146,12 @@ impl Watch {
             return Verdict::Unknown;
         }
         if let Verdict::Degraded { cause, .. } = path.verdict {
-            return if self.recovered(mesh, now, p, cause) {
-                Verdict::Forwarding
+            let recovered = if path.by_service {
+                self.services_recovered(now, p, mesh.policy.service_interval)
             } else {
-                path.verdict.clone()
+                self.recovered(mesh, now, p, cause)
             };
+            return if recovered { Verdict::Forwarding } else { path.verdict.clone() };
         }
         let standbys = self.paths.len() > 1;
         if worst.value >= h {
@@ -167,9 +175,12 @@ impl Watch {
         if burst_pending && speaks {
             return Verdict::Suspected;
         }
+        // With nothing behind it to be tested on, the way to the candidate itself is all that there is.
+        let alone = self.targets_of(p).is_empty();
+        let counts = |o: &Obs| o.is_fresh() || alone && o.class == ProbeClass::Relay;
         let delivered = path
             .settled_since(now - STALE)
-            .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
+            .filter(|o| counts(o) && o.outcome == Outcome::Delivered);
         if delivered.count() >= FIRST_DELIVERIES { Verdict::Forwarding } else { Verdict::Unknown }
     }
 
@@ -179,17 +190,19 @@ impl Watch {
         p: usize,
         next: Verdict,
         from: Option<Instant>,
+        served: Option<ServiceFault>,
         judged: &mut Judged,
     ) {
         let rows = if next.is_degraded() { self.rows(p, from.unwrap_or(now)) } else { Vec::new() };
         let partial = match next.cause() {
-            Some(Cause::Partial) => self.bad_targets(p, from.unwrap_or(now)).0,
+            Some(Cause::Partial) if served.is_none() => self.bad_targets(p, from.unwrap_or(now)).0,
             _ => Vec::new(),
         };
         let path = &mut self.paths[p];
         let was = std::mem::replace(&mut path.verdict, next.clone());
         path.since = now;
         (path.rows, path.partial) = (rows, partial);
+        let was_by_service = std::mem::replace(&mut path.by_service, served.is_some());
         match &next {
             Verdict::Suspected | Verdict::Degraded { .. } => {
                 let first = from.unwrap_or(now);
@@ -204,7 +217,10 @@ impl Watch {
                         .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
                     path.ok_before = ok.map(|o| o.sent).filter(|s| *s < first).max();
                 }
-                if next.cause() == Some(Cause::Mtu) {
+                if let Some(served) = served {
+                    path.suspected = served.suspected.or(path.suspected);
+                    path.ok_before = served.ok_before;
+                } else if next.cause() == Some(Cause::Mtu) {
                     let sizes = |lost: bool| {
                         path.ring.iter().filter(move |o| {
                             o.is_fresh()
@@ -229,6 +245,10 @@ impl Watch {
                 }
             }
         }
+        if was_by_service && !next.is_degraded() {
+            self.forget_services(p);
+        }
+        let path = &self.paths[p];
         judged.changed = true;
         let level =
             if next.is_degraded() || was.is_degraded() { LogLevel::Warn } else { LogLevel::Debug };

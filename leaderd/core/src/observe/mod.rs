@@ -22,6 +22,7 @@ mod new_mesh;
 mod rtt;
 mod schedule;
 mod send;
+mod service;
 mod sprt;
 #[cfg(test)]
 mod tests;
@@ -40,12 +41,13 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{LogLevel, ProbeError, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
-use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket};
+use crate::probe::stamp::{AUTHENTICATED_LEN, Ntp, ReflectorPacket};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{ProbeClass, Report, Verdict};
 
 use evidence::Outcome;
 use schedule::Shot;
+use service::ask::Asked;
 use watch::Watch;
 
 /// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
@@ -101,6 +103,10 @@ enum Timer {
     Verify(usize),
     /// A loss begins to count.
     Judge(usize),
+    /// The next service of a location.
+    Service(usize),
+    /// A service's timeout, and then the end of its grace.
+    Asked(ProbeId),
 }
 
 /// A probe on its way.
@@ -111,6 +117,7 @@ struct Flying {
     sent: Instant,
     ssid: u16,
     seq: u32,
+    stamp: Ntp,
     late: bool,
     /// Its timer.
     due: Instant,
@@ -131,6 +138,8 @@ pub struct Observer {
     by_ssid: BTreeMap<u16, (usize, usize)>,
     by_seq: BTreeMap<(u16, u32), ProbeId>,
     flying: BTreeMap<ProbeId, Flying>,
+    /// What services were asked and may still answer.
+    asked: BTreeMap<ProbeId, Asked>,
     timers: BTreeSet<(Instant, Timer)>,
     out: VecDeque<ObserverOutput>,
     next_probe: u64,
@@ -158,6 +167,7 @@ impl Observer {
             by_ssid: BTreeMap::new(),
             by_seq: BTreeMap::new(),
             flying: BTreeMap::new(),
+            asked: BTreeMap::new(),
             timers: BTreeSet::new(),
             out: VecDeque::new(),
             next_probe: 0,
@@ -183,17 +193,12 @@ impl Observer {
         }
     }
 
-    pub fn handle_reply(&mut self, now: Now, _probe: ProbeId, bytes: &[u8]) {
+    pub fn handle_reply(&mut self, now: Now, probe: ProbeId, bytes: &[u8]) {
         self.note_stall(now);
-        // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
-        // itself says which one it answers.
-        let Some(ssid) = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
+        if self.service_reply(now, probe, bytes) {
             return;
-        };
-        let Some(&(at, target)) = self.by_ssid.get(&ssid) else { return };
-        let key = self.keys.with(&self.watches[at].targets[target].key);
-        let Ok(reply) = ReflectorPacket::decode(bytes, Some(&key)) else { return };
-        let Some(&id) = self.by_seq.get(&(ssid, reply.sender_seq)) else { return };
+        }
+        let Some((id, at, target, reply)) = self.answered_by(probe, bytes) else { return };
         let Some(f) = self.take(id) else { return };
         let w = &mut self.watches[at];
         w.targets[target].replied(reply.sender_seq, reply.seq, f.sent);
@@ -217,7 +222,38 @@ impl Observer {
         }
     }
 
+    /// The probe that a packet answers, its location and target.
+    fn answered_by(
+        &mut self,
+        probe: ProbeId,
+        bytes: &[u8],
+    ) -> Option<(ProbeId, usize, usize, ReflectorPacket)> {
+        // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
+        // itself says which one it answers.
+        let foreign = self
+            .flying
+            .get(&probe)
+            .filter(|f| self.watches[f.watch].targets[f.shot.target].key.is_none());
+        if let Some(f) = foreign {
+            // Nothing but what was sent proves who answers: the number and the whole timestamp, both hard to guess.
+            // TWAMP Light does not return the session id (RFC 8762 §4.6), so the socket says whose reply it is.
+            let reply = ReflectorPacket::decode(bytes, None).ok()?;
+            let id = *self.by_seq.get(&(f.ssid, reply.sender_seq))?;
+            let genuine = self.flying.get(&id)?.stamp == reply.sender_timestamp;
+            return genuine.then_some((id, f.watch, f.shot.target, reply));
+        }
+        let ssid = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]]))?;
+        let &(at, target) = self.by_ssid.get(&ssid)?;
+        let key = self.keys.with(&self.watches[at].targets[target].key?);
+        let reply = ReflectorPacket::decode(bytes, Some(&key)).ok()?;
+        let id = *self.by_seq.get(&(ssid, reply.sender_seq))?;
+        Some((id, at, target, reply))
+    }
+
     pub fn handle_error(&mut self, now: Now, probe: ProbeId, error: ProbeError) {
+        if self.service_error(now, probe, &error) {
+            return;
+        }
         let Some(f) = self.flying.get(&probe) else { return };
         let at = f.watch;
         let target = self.watches[at].targets[f.shot.target].address;
@@ -261,6 +297,8 @@ impl Observer {
                 Timer::Report(at) => self.report(now, at),
                 Timer::Verify(at) => self.verify_tick(now, at),
                 Timer::Judge(at) => drop(dirty.insert(at)),
+                Timer::Service(at) => self.service_round(now, at),
+                Timer::Asked(id) => self.asked_timeout(now, id),
             }
         }
         // All that timed out at once is judged together.

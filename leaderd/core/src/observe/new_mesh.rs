@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use rand_chacha::rand_core::Rng;
+
 use crate::ids::LocationName;
 use crate::mesh::Mesh;
 use crate::time::Now;
 
 use super::watch::Watch;
-use super::{Observer, REPORT_EVERY, Timer};
+use super::{Observer, ObserverOutput, REPORT_EVERY, Timer};
 
 impl Observer {
     /// Takes a new mesh. What is known of a candidate that keeps its slot and key is kept.
@@ -16,6 +18,9 @@ impl Observer {
         let flying = std::mem::take(&mut self.flying);
         for (id, f) in flying {
             self.forget(id, &f);
+        }
+        for (id, _) in std::mem::take(&mut self.asked) {
+            self.emit(ObserverOutput::Forget(id));
         }
         (self.by_seq, self.by_ssid, self.by_name) = Default::default();
         self.timers.clear();
@@ -35,6 +40,9 @@ impl Observer {
             if watch.paths.is_empty() {
                 continue;
             }
+            for foreign in watch.targets.iter_mut().filter(|t| t.key.is_none()) {
+                foreign.seq = self.rng.next_u32();
+            }
             if let Some(old) = old.remove(location) {
                 watch.inherit(old);
             }
@@ -50,6 +58,10 @@ impl Observer {
             watch.next_report = report;
             self.timers.insert((watch.next_round, Timer::Round(at)));
             self.timers.insert((report, Timer::Report(at)));
+            if let Some(interval) = watch.service_interval(&mesh) {
+                watch.next_service = now.mono + self.fraction(interval);
+                self.timers.insert((watch.next_service, Timer::Service(at)));
+            }
             if let Some(v) = watch.verify.as_ref() {
                 self.timers.insert((v.next, Timer::Verify(at)));
             }

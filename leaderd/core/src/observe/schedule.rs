@@ -47,12 +47,18 @@ impl Watch {
         let mut shots = Vec::new();
         let full = n.is_multiple_of(CYCLE);
         let class = if full { ProbeClass::FullSize } else { ProbeClass::NewFlow };
+        // Each class counts for itself, so that each comes to every target whatever their number.
+        let turn = if full { n / CYCLE } else { n - n / CYCLE - 1 };
         let drawn = rng.next_u32();
         let quarantined = n.is_multiple_of(REVISIT);
         let troubled = self.paths.iter().any(|p| p.verdict != Verdict::Forwarding);
         for p in 0..self.paths.len() {
             let targets = self.targets_of(p);
-            let Some(target) = pick(&targets, n + n / CYCLE, &self.rotation) else { continue };
+            let Some(target) = pick(&targets, turn, &self.rotation) else {
+                // Nothing behind it to be tested on.
+                shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p, n), None));
+                continue;
+            };
             shots.push(self.shot(mesh, class, p, target, Some(drawn)));
             if quarantined && let Some(dead) = self.dead_target(p, n / REVISIT) {
                 shots.push(self.shot(mesh, ProbeClass::NewFlow, p, dead, None));
@@ -63,7 +69,7 @@ impl Watch {
                 shots.push(self.shot(mesh, ProbeClass::PinnedFlow, p, target, None));
             }
             if n % CYCLE == 2 || troubled {
-                shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p), None));
+                shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p, n), None));
             }
             // What failed is asked more often, so that its recovery is seen.
             match &self.paths[p].verdict {
@@ -119,7 +125,7 @@ impl Watch {
                 let few = &all[..all.len().min(PINNED_TARGETS)];
                 shots.push(self.shot(mesh, ProbeClass::PinnedFlow, p, few[i % few.len()], None));
             }
-            shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p), None));
+            shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p, i as u64), None));
         }
         let mut order = main_targets.clone();
         order.sort_unstable();
@@ -142,7 +148,8 @@ impl Watch {
                     shots.push(self.shot(mesh, class, k, *t, size));
                 }
             }
-            shots.push(self.shot(mesh, ProbeClass::Relay, k, self.relay_of(k), None));
+            let relay = self.relay_of(k, self.round);
+            shots.push(self.shot(mesh, ProbeClass::Relay, k, relay, None));
         }
         self.paths[p].burst = Some(now);
         shots
@@ -188,7 +195,6 @@ impl Watch {
 }
 
 /// The round's target for a slot: all slots agree on it, but for the one whose own workload it is.
-/// `round` counts on by one more every cycle, so that no class stays with one target.
 fn pick(targets: &[usize], round: u64, rotation: &[usize]) -> Option<usize> {
     if rotation.is_empty() {
         return targets.get(round as usize % targets.len().max(1)).copied();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand_chacha::rand_core::Rng;
 
 use crate::io::{Flow, ProbeId, ProbeSend};
-use crate::probe::stamp::SenderPacket;
+use crate::probe::stamp::{Ntp, SenderPacket};
 use crate::time::{Instant, Now};
 use crate::verdict::ProbeClass;
 
@@ -55,14 +55,20 @@ impl Observer {
         let pinned = shot.class == ProbeClass::PinnedFlow;
         // A long-lived flow keeps its five-tuple; the others try every port.
         let port = if pinned { 0 } else { id.0 as usize % mesh.probe_ports.len() };
-        let packet = SenderPacket { seq, timestamp: now.wall.into(), ssid: target.ssid };
-        let key = self.keys.with(&target.key);
+        let mut stamp: Ntp = now.wall.into();
+        if target.key.is_none() {
+            // Below the microsecond, so that nobody who knows the time knows the stamp.
+            stamp.0 ^= u64::from(self.rng.next_u32() & 0xfff);
+        }
+        let packet = SenderPacket { seq, timestamp: stamp, ssid: target.ssid };
+        let key = target.key.map(|k| self.keys.with(&k));
         let payload =
-            packet.encode(Some(&key), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
+            packet.encode(key.as_ref(), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
         let flow = match shot.path {
             Some(p) if pinned => Flow::Pinned(u32::from(target.ssid) << 8 | p as u32),
             _ => Flow::Fresh,
         };
+        let port = target.port.unwrap_or(mesh.probe_ports[port]);
         let (address, ssid) = (target.address, target.ssid);
         let least = mesh.policy.min_probe_timeout;
         let timeout = match shot.path {
@@ -91,6 +97,7 @@ impl Observer {
                 sent: now.mono,
                 ssid,
                 seq,
+                stamp,
                 late: false,
                 due,
                 stretched: false,
@@ -101,10 +108,11 @@ impl Observer {
             class: shot.class,
             via,
             source,
-            target: SocketAddr::new(address, mesh.probe_ports[port]),
+            target: SocketAddr::new(address, port),
             flow,
             dont_fragment: shot.class == ProbeClass::FullSize,
             payload,
+            http: None,
         }));
     }
 

@@ -13,6 +13,9 @@ use crate::verdict::{Cause, Direction};
 
 mod calm;
 mod detection;
+mod families;
+mod foreign;
+mod service;
 mod upkeep;
 
 pub(super) const fn ms(n: u64) -> Duration {
@@ -27,6 +30,8 @@ pub(super) enum Fate {
     /// It arrives, and the answer is lost.
     LostBack,
     Fails(ProbeError, Duration),
+    /// A service's TCP connect passes after this time, and nothing after it.
+    Connects(Duration),
 }
 
 /// A probe, in the words of the test.
@@ -35,6 +40,7 @@ pub(super) struct Seen<'a> {
     pub via: Option<u8>,
     /// Name of the node that is to answer.
     pub target: &'a str,
+    pub address: SocketAddr,
     /// Bytes, headers included.
     pub size: usize,
     pub at: Duration,
@@ -52,20 +58,30 @@ impl Seen<'_> {
     }
 }
 
-type Answer = (ProbeId, Result<Vec<u8>, ProbeError>);
+/// What comes back to the observer.
+enum Answer {
+    Reply(Vec<u8>),
+    Error(ProbeError),
+    Connected,
+}
 
 pub(super) struct World<'n> {
     pub observer: Observer,
     mesh: Arc<Mesh>,
     reflectors: BTreeMap<NodeName, Reflector>,
     network: Box<dyn FnMut(&Seen<'_>) -> Fate + 'n>,
-    events: BTreeMap<(Instant, u64), Answer>,
+    events: BTreeMap<(Instant, u64), (ProbeId, Answer)>,
     rng: ChaCha8Rng,
+    /// What a reflector that is not ours answers to a request.
+    pub foreign: fn(&[u8]) -> Vec<u8>,
     pub now: Instant,
     count: u64,
     pub sent: Vec<Instant>,
+    /// Bytes that services answer.
+    pub answer: u32,
     pub reports: Vec<(Instant, Report)>,
     pub verified: Vec<(Epoch, Option<Duration>)>,
+    pub logs: Vec<String>,
 }
 
 /// `nodes`: name, location, slot.
@@ -92,6 +108,8 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             name: location.clone(),
             overlay: Overlay::Direct,
             witnesses: vec![],
+            services: vec![],
+            reflectors: vec![],
         });
         let node = Node {
             name: name.clone(),
@@ -164,11 +182,14 @@ impl<'n> World<'n> {
             network: Box::new(network),
             events: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(seed ^ 0xfeed),
+            foreign: foreign::twamp_light,
             now: Instant(0),
             count: 0,
             sent: vec![],
+            answer: 200,
             reports: vec![],
             verified: vec![],
+            logs: vec![],
         }
     }
 
@@ -193,8 +214,9 @@ impl<'n> World<'n> {
             let now = self.clock();
             match self.events.first_entry().filter(|e| e.key().0 <= next) {
                 Some(e) => match e.remove() {
-                    (id, Ok(bytes)) => self.observer.handle_reply(now, id, &bytes),
-                    (id, Err(error)) => self.observer.handle_error(now, id, error),
+                    (id, Answer::Reply(bytes)) => self.observer.handle_reply(now, id, &bytes),
+                    (id, Answer::Error(error)) => self.observer.handle_error(now, id, error),
+                    (id, Answer::Connected) => self.observer.handle_connected(id),
                 },
                 None => self.observer.handle_timeout(now),
             }
@@ -215,19 +237,24 @@ impl<'n> World<'n> {
                 ObserverOutput::Verified { epoch, blackout, .. } => {
                     self.verified.push((epoch, blackout))
                 }
-                ObserverOutput::Forget(_) | ObserverOutput::Log { .. } => {}
+                ObserverOutput::Log { message, .. } => self.logs.push(message),
+                ObserverOutput::Forget(_) => {}
             }
         }
     }
 
     fn carry(&mut self, p: ProbeSend) {
         self.sent.push(self.now);
-        let target = self.mesh.node_by_address(p.target.ip()).unwrap().0.name.clone();
+        let cloud = "cloud".parse().unwrap();
+        let by_address = self.mesh.node_by_address(p.target.ip()).map(|(n, _)| n);
+        let target = by_address.or(self.mesh.node_behind(&cloud, p.target.ip())).unwrap();
+        let target = target.name.clone();
         let random = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         let seen = Seen {
             class: p.class,
             via: p.via.map(|s| s.0),
             target: target.as_str(),
+            address: p.target,
             size: p.payload.len() + 28,
             at: self.now.since(Instant(0)),
             random,
@@ -236,7 +263,15 @@ impl<'n> World<'n> {
         let from = SocketAddr::new(p.source, 40_000);
         let (after, result) = match fate {
             Fate::Lost => return,
-            Fate::Fails(error, after) => (after, Err(error)),
+            Fate::Fails(error, after) => (after, Answer::Error(error)),
+            Fate::Connects(after) => (after, Answer::Connected),
+            Fate::Back(rtt) if p.class == ProbeClass::Service => {
+                (rtt, Answer::Reply(self.answer.to_be_bytes().into()))
+            }
+            Fate::LostBack if p.class == ProbeClass::Service => return,
+            Fate::Back(rtt) if self.mesh.locations[&cloud].reflectors.contains(&p.target) => {
+                (rtt, Answer::Reply((self.foreign)(&p.payload)))
+            }
             Fate::Back(_) | Fate::LostBack => {
                 let now = self.clock();
                 let bytes = self
@@ -245,7 +280,7 @@ impl<'n> World<'n> {
                     .unwrap()
                     .handle(now, from, p.target, 62, &p.payload);
                 match fate {
-                    Fate::Back(rtt) => (rtt, Ok(bytes.expect("the reflector answers"))),
+                    Fate::Back(rtt) => (rtt, Answer::Reply(bytes.expect("the reflector answers"))),
                     _ => return,
                 }
             }

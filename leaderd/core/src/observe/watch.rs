@@ -11,6 +11,7 @@ use crate::verdict::{ProbeClass, Report, SlotReport};
 
 use super::evidence::{Cell, LOSS_GAIN, Outcome, Path, Target};
 use super::rtt::Rtt;
+use super::service::ServiceWatch;
 use super::sprt;
 use super::verify::Verify;
 
@@ -49,7 +50,7 @@ impl Bursts {
 pub(super) struct Watch {
     pub location: LocationName,
     /// This node's location is one of those that watch it at full rate.
-    full_rate: bool,
+    pub full_rate: bool,
     raised_until: Instant,
     pub epoch: Epoch,
     pub leaders: Vec<Slot>,
@@ -63,6 +64,10 @@ pub(super) struct Watch {
     pub next_round: Instant,
     pub next_report: Instant,
     pub next_judge: Option<Instant>,
+    pub services: Vec<ServiceWatch>,
+    pub next_service: Instant,
+    /// Rounds over services so far.
+    pub service_turn: usize,
     pub report_seq: u64,
     pub bursts: Bursts,
     /// Nothing at all comes back through any slot.
@@ -90,11 +95,12 @@ impl Watch {
             candidates.iter().map(|(s, n)| Path::new(*s, n.wireguard_key, now)).collect();
         let index = |n: &Node| n.slot.and_then(|s| candidates.keys().position(|k| *k == s));
         let mut targets = Vec::new();
-        let mut add = |n: &Node, address: IpAddr, relay_of, candidate| {
+        let mut add = |n: &Node, address: IpAddr, relay_of, candidate, foreign: Option<u16>| {
             targets.push(Target {
                 node: n.name.clone(),
-                key: n.wireguard_key,
+                key: foreign.is_none().then_some(n.wireguard_key),
                 address,
+                port: foreign,
                 relay_of,
                 candidate,
                 ssid: ssid(),
@@ -110,14 +116,25 @@ impl Watch {
         for n in nodes {
             for address in &n.probe_addresses {
                 if address.is_ipv4() || mesh.inner.v6.is_some() {
-                    add(n, *address, None, index(n));
+                    add(n, *address, None, index(n), None);
                 }
             }
         }
-        // Everybody's `wgl{j}` of slot j answers at the address of *this* node's slot there.
+        for reflector in mesh.locations.get(location).iter().flat_map(|l| &l.reflectors) {
+            if let Some(n) = mesh.node_behind(location, reflector.ip()) {
+                add(n, reflector.ip(), None, index(n), Some(reflector.port()));
+            }
+        }
+        // Everybody's `wgl{j}` of slot j answers at the address of *this* node's slot there; over IPv6 too where the
+        // workloads of both ends have it.
         if let Some(mine) = me.slot {
+            let has_v6 = |l| mesh.prefixes_of(l).iter().any(|p| p.addr().is_ipv6());
+            let both = has_v6(location) && has_v6(&me.location);
             for (p, n) in candidates.values().enumerate() {
-                add(n, mesh.inner4(n, mine).into(), Some(p), None);
+                add(n, mesh.inner4(n, mine).into(), Some(p), None, None);
+                if let Some(v6) = mesh.inner6(n, mine).filter(|_| both) {
+                    add(n, v6.into(), Some(p), None, None);
+                }
             }
         }
         let cells = vec![vec![Cell::default(); targets.len()]; paths.len()];
@@ -135,6 +152,9 @@ impl Watch {
             next_round: now,
             next_report: now,
             next_judge: None,
+            services: Vec::new(),
+            next_service: now,
+            service_turn: 0,
             report_seq: 0,
             bursts: Bursts::full(now),
             dark: false,
@@ -145,6 +165,7 @@ impl Watch {
             verify: None,
         };
         watch.rotate();
+        watch.services = Self::services_of(mesh, &watch, now);
         watch
     }
 
@@ -193,6 +214,8 @@ impl Watch {
             .collect();
         self.rotation =
             if alive.is_empty() { all.iter().filter(workload).copied().collect() } else { alive };
+        // One family after the other: a slot that leaves out its own candidate then takes the next of the same family.
+        self.rotation.sort_by_key(|t| self.targets[*t].address.is_ipv6());
     }
 
     /// Workload targets that slot `p` can be tested on: not its own; only quarantined ones if there are no others.
@@ -217,11 +240,11 @@ impl Watch {
         dead.get(n as usize % dead.len().max(1)).copied()
     }
 
-    pub(super) fn relay_of(&self, p: usize) -> usize {
-        self.targets
-            .iter()
-            .position(|t| t.relay_of == Some(p))
-            .expect("every path has its relay target")
+    /// The candidate's own address; where it has one of each family they take turns.
+    pub(super) fn relay_of(&self, p: usize, turn: u64) -> usize {
+        let all: Vec<usize> =
+            (0..self.targets.len()).filter(|t| self.targets[*t].relay_of == Some(p)).collect();
+        all[turn as usize % all.len()]
     }
 
     /// A path's first sign of life: what was sent before it says nothing, neither of loss nor of time, as WireGuard keeps
@@ -373,7 +396,7 @@ impl Watch {
     }
 
     pub(super) fn report(&self, me: &NodeName, now: Now, abstains: bool) -> Report {
-        let slot = |p: &Path| SlotReport {
+        let slot = |(n, p): (usize, &Path)| SlotReport {
             slot: p.slot,
             verdict: p.verdict.clone(),
             first_loss: p.first_loss.map(|t| now.wall_at(t)),
@@ -382,6 +405,7 @@ impl Watch {
             rtt: p.rtt.smoothed(),
             loss: p.shown_loss as f32,
             path_mtu: p.path_mtu,
+            services: self.services_up(n),
             evidence: p.rows.clone(),
         };
         Report {
@@ -391,7 +415,7 @@ impl Watch {
             epoch: self.epoch,
             abstains,
             full_rate: self.full_rate,
-            slots: self.paths.iter().map(slot).collect(),
+            slots: self.paths.iter().enumerate().map(slot).collect(),
         }
     }
 }

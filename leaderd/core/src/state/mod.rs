@@ -85,6 +85,9 @@ pub struct Event {
     pub times: EventTimes,
     /// Measured by as-workload probes: last delivered before, to first delivered after.
     pub blackout: Option<Duration>,
+    /// Why the other candidates were passed over, in words; the leaders before and after are not among them, but for an event
+    /// that changed nothing.
+    pub blocked_by: BTreeMap<NodeName, Vec<String>>,
     /// What the observers saw, by observer.
     pub evidence: BTreeMap<NodeName, Vec<SlotReport>>,
 }

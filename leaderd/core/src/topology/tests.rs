@@ -51,7 +51,13 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
         }
         locations.insert(
             location.clone(),
-            Location { name: location, overlay: overlay.clone(), witnesses: Vec::new() },
+            Location {
+                name: location,
+                overlay: overlay.clone(),
+                witnesses: vec![],
+                services: vec![],
+                reflectors: vec![],
+            },
         );
     }
     Mesh {

@@ -97,6 +97,12 @@ impl Session {
                 format!("cause {cause}, expected {}", e.cause.join(" or ")),
             );
         }
+        if let Some(words) = &e.summary {
+            let mut moved =
+                self.news(location).filter(|e| e.kind == "failover" || e.kind == "move");
+            let said = moved.next().map_or("nothing", |e| e.summary.as_str());
+            must(said.contains(words.as_str()), format!("{said:?} does not say {words:?}"));
+        }
         for kind in &e.kinds {
             must(self.count(location, kind) > 0, format!("no event of kind {kind}"));
         }

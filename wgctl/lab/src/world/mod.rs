@@ -25,6 +25,7 @@ use crate::faults::{Fault, vxlan_flow_chain};
 use crate::ns::{Namespace, feed};
 use crate::sandbox::LabDir;
 use crate::scenario::Scenario;
+use crate::service::LabService;
 use crate::topology::{Keys, MESH_MTU, Node, Topology};
 use crate::wan::{Port, Wan, open_tun};
 
@@ -36,6 +37,7 @@ pub struct World {
     pub topology: Topology,
     pub nodes: Vec<LabNode>,
     pub wan: Wan,
+    pub services: Vec<LabService>,
     pub dir: PathBuf,
     leaderd: Option<PathBuf>,
     /// Faults at work: node and fault.
@@ -91,8 +93,22 @@ impl World {
         for (n, k) in nodes.iter().zip(&keys) {
             write_keys(n, k)?;
         }
+        let mut services = Vec::new();
+        for (spec, address) in topology.services(scenario)? {
+            let node = topology.node(&spec.node)?;
+            services.push(LabService::start(&nodes[node].pod, node, address)?);
+        }
         let scenario = scenario.clone();
-        Ok(Self { scenario, topology, nodes, wan, dir, leaderd, active: Mutex::new(Vec::new()) })
+        Ok(Self {
+            scenario,
+            topology,
+            nodes,
+            wan,
+            services,
+            dir,
+            leaderd,
+            active: Mutex::new(Vec::new()),
+        })
     }
 
     pub fn inject(&self, node: usize, name: &str, arg: Option<&str>) -> Result<()> {

@@ -36,6 +36,7 @@ fn view(number: usize, word: &str) -> ObserverView {
         rtt: None,
         loss: 0.0,
         path_mtu: None,
+        services: (0, 0),
         evidence: Vec::new(),
     });
     ObserverView { observer: format!("o-{number}").parse().unwrap(), slots: slots.collect() }

@@ -63,6 +63,17 @@ fn a_standby_that_does_not_forward_is_passed_over() {
     c.run(2000);
     c.condemn(0, &["home-0", "home-1", "home-2"]);
     c.until(200, "failover to the third", |c| c.all_follow(2));
+    let told = [(name("cloud-1"), vec!["not seen forwarding by most observers".to_owned()])];
+    assert_eq!(c.event().blocked_by, told.into(), "the event keeps why");
+}
+
+#[test]
+fn of_two_that_forward_the_one_passed_over_was_merely_later_in_the_order() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 5);
+    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.until(200, "failover", |c| c.all_follow(1));
+    let told = [(name("cloud-2"), vec!["later in the order of preference".to_owned()])];
+    assert_eq!(c.event().blocked_by, told.into());
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         name: n.parse().unwrap(),
         overlay: Overlay::External,
         witnesses,
+        services: vec![],
+        reflectors: vec![],
     };
     let mut nodes = BTreeMap::new();
     let mut add = |n: String, location: &str, index: u16, slot: Option<Slot>| {
@@ -310,6 +312,7 @@ impl Cluster {
                     .map(|(s, _)| s)
                     .collect(),
                 digest: Vec::new(),
+                remote: Vec::new(),
             };
             for to in nodes.iter().filter(|n| *n != from) {
                 if !self.cut.contains(&(from.clone(), to.clone())) {
@@ -345,9 +348,12 @@ impl Cluster {
                     rtt: Some(Duration::from_millis(20)),
                     loss: 0.0,
                     path_mtu: Some(1420),
+                    services: (0, 0),
                     evidence: vec![EvidenceRow {
                         class: ProbeClass::NewFlow,
                         target: None,
+                        address: None,
+                        port: None,
                         sent: 4,
                         lost,
                         time_exceeded: 0,

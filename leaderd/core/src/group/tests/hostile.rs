@@ -134,6 +134,7 @@ fn write_the_corpus() {
         broken: None,
         reaches: vec![crate::ids::Slot(1)],
         digest: Vec::new(),
+        remote: Vec::new(),
     });
     let messages = [
         ("append", append),

@@ -80,6 +80,18 @@ fn idle_rate_and_memory_stay_small() {
 }
 
 #[test]
+fn a_single_candidate_with_nothing_else_behind_it_is_forwarding_while_its_tunnel_answers() {
+    let nodes = &CLOUD[..2];
+    let mut world = World::new(mesh(nodes), 2, |p: &Seen<'_>| {
+        if p.at > Duration::from_secs(20) { Fate::Lost } else { Fate::Back(ms(20)) }
+    });
+    world.run_until(Duration::from_secs(15));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+    world.run_until(Duration::from_secs(25));
+    assert_ne!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
+
+#[test]
 fn a_member_observes_nothing() {
     let mesh = Arc::new(mesh(CLOUD_AND_MEMBERS));
     let now = Now::default();

@@ -36,6 +36,7 @@ fn decide(expected: u64, epoch: u64, slot: u8, at: u64, cause: Cause) -> Command
             times: EventTimes { condemned: Some(at), ..Default::default() },
             blackout: None,
             evidence: Default::default(),
+            blocked_by: Default::default(),
         }),
     }
 }
