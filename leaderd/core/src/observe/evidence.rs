@@ -212,7 +212,6 @@ impl Path {
     /// A reply came after its timeout.
     pub(super) fn late(&mut self, now: Instant, rtt: Duration) {
         self.rtt.sample(rtt);
-        self.rtt.late();
         self.late = Some(Late::again(self.late, now, rtt));
     }
 
