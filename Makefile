@@ -6,12 +6,13 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench deps lint fmt clippy doc unit simulation sim fuzz lab scenarios bad-input audit clean
+.PHONY: help demo test bench deps lint fmt clippy doc unit simulation sim story fuzz lab scenarios bad-input audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
 	@echo 'make test    format, lints, docs, unit and property tests, virtual time, fuzz corpus, lab scenarios'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
+	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
@@ -51,6 +52,10 @@ simulation: sim
 # Scenarios in virtual time, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
 sim: deps
 	SIM_SEEDS="$(SEEDS)" cargo test --locked --profile lab -p tests --test virtual_time --test explore
+
+# What was broken, who could have carried traffic, who led, what the daemons said.
+story:
+	@cargo run --quiet --locked --profile lab -p tests --bin story -- "$(OF)"
 
 # A minute for each target; needs a nightly compiler and cargo-fuzz.
 fuzz:

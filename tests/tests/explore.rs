@@ -1,4 +1,5 @@
-//! Random worlds, random faults: the reference model must find nothing. `make sim SEEDS=1000..1200` runs chosen seeds.
+//! Random worlds, random faults: the reference model must find nothing. `make sim SEEDS=1000..1200` runs chosen seeds,
+//! and `make story OF=…` gives the account of one that failed.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -8,9 +9,7 @@ use tests::sim::explore::Case;
 
 /// Seeds of an ordinary test run start here …
 const FIRST_SEED: u64 = 1;
-/// … and end here at the latest: these have been tried, so an ordinary run checks for regressions. `SIM_SEEDS` explores.
-const LAST_SEED: u64 = 45;
-/// … and it takes this long, unless `SIM_SEEDS` names the seeds.
+/// … and go on for this long, unless `SIM_SEEDS` names the seeds.
 const TIME: Duration = Duration::from_secs(25);
 
 fn regressions() -> PathBuf {
@@ -62,18 +61,13 @@ fn what_once_failed_holds() {
 #[test]
 fn no_seed_breaks_a_promise() {
     let chosen = seeds();
-    let range = chosen.clone().unwrap_or(FIRST_SEED..LAST_SEED + 1);
+    let range = chosen.clone().unwrap_or(FIRST_SEED..u64::MAX);
     let started = Instant::now();
     let mut failed = Vec::new();
     let mut ran = 0;
     for seed in range {
         if chosen.is_none() && started.elapsed() > TIME {
             break;
-        }
-        let known = regressions().join(format!("open/seed-{seed}.json"));
-        if chosen.is_none() && known.exists() {
-            println!("seed {seed} breaks a promise, as is known: {}", known.display());
-            continue;
         }
         ran += 1;
         let case = Case::of_seed(seed);
@@ -88,9 +82,6 @@ fn no_seed_breaks_a_promise() {
             serde_json::to_string(&small).expect("plain data"),
             outcome.violations
         );
-        if std::env::var_os("SIM_STORY").is_some() {
-            println!("{}", outcome.story.join("\n"));
-        }
         failed.push(format!("{seed}: {}", outcome.violations.first().cloned().unwrap_or(kind)));
     }
     println!("explored {ran} seeds in {:?}, {} failed", started.elapsed(), failed.len());

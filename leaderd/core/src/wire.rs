@@ -45,7 +45,8 @@ pub enum Frame {
     },
     /// Every second, to every node that one has a connection with.
     Hello(Hello),
-    /// A report, ack or verification that reached a candidate, passed on to a raft leader without tunnels of its own.
+    /// A report, ack or verification that reached a candidate, passed on to a raft leader that may not hear it itself: one
+    /// without tunnels here (a member, a witness), or one whose tunnel the observer does not call well.
     Relayed {
         from: NodeName,
         frame: Box<Frame>,

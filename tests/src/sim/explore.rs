@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::Policy;
+use leaderd_core::time::Instant;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,7 @@ pub struct Outcome {
     pub violations: Vec<String>,
     /// Number and hash of all inputs.
     pub digest: (u64, u64),
+    /// What happened, in order: `***` what was broken and mended, `===` what the model knows, and what the daemons log.
     pub story: Vec<String>,
 }
 
@@ -107,8 +109,9 @@ impl Case {
             model.run(&mut world, Duration::from_millis(u64::from(at - so_far)));
             so_far = at;
             world.fault(&planned.node, &planned.fault, on);
-            story
-                .push((world.now().mono, format!("*** {} {:?} {on}", planned.node, planned.fault)));
+            let begins = if on { "begins" } else { "ends" };
+            let what = format!("*** {} {:?} {begins}", planned.node, planned.fault);
+            story.push((world.now().mono, what));
         }
         // Faults of one kind may have overlapped on one node: now all is mended.
         for planned in &self.faults {
@@ -119,11 +122,13 @@ impl Case {
         for line in &world.log {
             story.push((line.at, format!("{} {:?} {}", line.node, line.level, line.text)));
         }
+        story.extend(model.notes.into_iter().map(|(at, what)| (at, format!("=== {what}"))));
         story.sort_by_key(|(at, _)| *at);
+        let line = |(at, text): (Instant, String)| format!("{:10.3} {text}", at.0 as f64 / 1e6);
         Outcome {
             violations: model.violations,
             digest: world.input_digest(),
-            story: story.into_iter().map(|(at, text)| format!("{at:?} {text}")).collect(),
+            story: story.into_iter().map(line).collect(),
         }
     }
 

@@ -18,8 +18,7 @@ const TROUBLE_FOR: Duration = Duration::from_secs(1);
 const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
 /// Claims about epochs further ahead than this are nonsense.
 const MAX_EPOCH_JUMP: u64 = 1 << 32;
-
-/// A write that the disk has not confirmed for so long means that it is full or broken.
+/// A disk that for so long confirms none of the writes that wait for it is full or broken.
 const DISK_STUCK: Duration = Duration::from_secs(2);
 
 impl Group {
@@ -167,15 +166,23 @@ impl Group {
         };
         // A raft leader whose disk takes no writes sends heartbeats and can commit nothing.
         let stuck = self.unwritten.is_some_and(|(_, since)| now.mono.since(since) > DISK_STUCK);
-        if !leads(&self.me) && !stuck {
+        // One whose tunnels are dead hears observers only through others, and announces to nobody far away.
+        let condemned = |name: &NodeName| {
+            let found = situation.candidates.iter().find(|(_, c)| c.name == *name);
+            !situation.observers.is_empty() && found.is_some_and(|(s, _)| situation.condemned(*s))
+        };
+        if !leads(&self.me) && !stuck && !condemned(&self.me) {
             return;
         }
         // The order of `voters_of` is candidates, members, witnesses.
         for name in &self.voters {
             let broken =
                 situation.candidates.values().any(|c| c.name == *name && c.broken.is_some());
-            let usable =
-                *name != self.me && !leads(name) && !broken && self.ledger.is_up(now.mono, name);
+            let usable = *name != self.me
+                && !leads(name)
+                && !broken
+                && !condemned(name)
+                && self.ledger.is_up(now.mono, name);
             if usable && self.raft.transfer(u64::from(self.mesh.nodes[name].index.0)) {
                 return;
             }

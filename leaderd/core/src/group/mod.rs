@@ -100,7 +100,7 @@ pub struct Group {
     ledger: Ledger,
     started: Instant,
     next_look: Instant,
-    /// The oldest write that the disk has not confirmed, and since when.
+    /// Writes wait for the disk: the newest of them, and since when it has confirmed none.
     unwritten: Option<(u64, Instant)>,
     next_housekeeping: Instant,
     /// (index, term) of a proposed decision that is not applied yet.
@@ -269,7 +269,8 @@ impl Group {
     }
 
     pub fn handle_persisted(&mut self, now: Now, ticket: u64) {
-        self.unwritten = self.unwritten.filter(|(oldest, _)| *oldest > ticket);
+        let waiting = self.unwritten.filter(|(newest, _)| *newest > ticket);
+        self.unwritten = waiting.map(|(newest, _)| (newest, now.mono));
         self.raft.handle_persisted(ticket);
         self.settle(now);
     }

@@ -71,7 +71,8 @@ impl Group {
                 }
             }
             LogEvent::Persist { ticket, write } => {
-                self.unwritten.get_or_insert((ticket, now.mono));
+                let since = self.unwritten.map_or(now.mono, |(_, since)| since);
+                self.unwritten = Some((ticket, since));
                 self.outputs.push_back(GroupOutput::Persist { ticket, write })
             }
             LogEvent::Applied { index, term, applied } => {

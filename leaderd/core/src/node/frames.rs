@@ -7,6 +7,7 @@ use crate::ids::{LocationName, NodeName};
 use crate::io::{Effect, LogLevel, Persist};
 use crate::state::{Decision, Event};
 use crate::time::{Duration, Now};
+use crate::verdict::{SlotReport, Verdict};
 use crate::wire::Frame;
 
 /// An ignored source is logged once in this time.
@@ -36,9 +37,8 @@ impl Node {
             }
             Frame::Hello(hello) => self.handle_hello(now, &from, hello),
             Frame::Relayed { from: origin, frame } => {
-                let same_location =
-                    self.mesh.node(&from).is_some_and(|n| n.location == self.location);
-                if same_location {
+                let about = observed(&frame);
+                if self.mesh.node(&from).is_some_and(|n| about == Some(&n.location)) {
                     self.handle_observation(now, &origin, *frame, false);
                 } else {
                     self.ignored(now, from.as_str(), "frame relayed from another location");
@@ -54,17 +54,13 @@ impl Node {
 
     /// What observers tell a location. `first_hand`: from the observer itself, so it may have to be passed on.
     fn handle_observation(&mut self, now: Now, from: &NodeName, frame: Frame, first_hand: bool) {
-        let location = match &frame {
-            Frame::Report(report) if report.observer != *from => {
-                self.ignored(now, from.as_str(), "report in another's name");
-                return;
-            }
-            Frame::Report(report) => report.location.clone(),
-            Frame::Ack { location, .. } | Frame::Verified { location, .. } => location.clone(),
-            _ => {
-                self.ignored(now, from.as_str(), "frame that may not be relayed");
-                return;
-            }
+        if matches!(&frame, Frame::Report(report) if report.observer != *from) {
+            self.ignored(now, from.as_str(), "report in another's name");
+            return;
+        }
+        let Some(location) = observed(&frame).cloned() else {
+            self.ignored(now, from.as_str(), "frame that may not be relayed");
+            return;
         };
         let Some(group) = self.groups.get_mut(&location) else {
             self.ignored(now, from.as_str(), "observation about a group that this node is not in");
@@ -89,15 +85,28 @@ impl Node {
         if let Frame::Ack { epoch, .. } = &frame {
             self.announcer.acked(&location, *epoch, from);
         }
-        // Observers reach candidates only. A raft leader that is a plain member hears of it through us.
         let raft_leader = self.groups.get(&location).and_then(|g| g.raft_leader().cloned());
         if first_hand
             && location == self.location
             && let Some(raft_leader) = raft_leader
             && raft_leader != self.me
-            && self.mesh.node(&raft_leader).is_some_and(|n| n.slot.is_none())
+            && !self.hears_itself(&raft_leader, &frame)
         {
             self.send(&raft_leader, Frame::Relayed { from: from.clone(), frame: Box::new(frame) });
+        }
+    }
+
+    /// Observers reach a location's candidates only. A raft leader that is a plain member or a witness hears of it through
+    /// us, and so does one whose own tunnel the observer does not call well.
+    fn hears_itself(&self, raft_leader: &NodeName, frame: &Frame) -> bool {
+        let node = self.mesh.node(raft_leader).filter(|n| n.location == self.location);
+        let Some(slot) = node.and_then(|n| n.slot) else { return false };
+        match frame {
+            Frame::Report(report) => {
+                let reached = |s: &SlotReport| s.slot == slot && s.verdict == Verdict::Forwarding;
+                report.slots.iter().any(reached)
+            }
+            _ => true,
         }
     }
 
@@ -256,5 +265,14 @@ impl Node {
                 [("source", source), ("reason", reason.to_owned())],
             );
         }
+    }
+}
+
+/// The location that an observer's frame is about.
+fn observed(frame: &Frame) -> Option<&LocationName> {
+    match frame {
+        Frame::Report(report) => Some(&report.location),
+        Frame::Ack { location, .. } | Frame::Verified { location, .. } => Some(location),
+        _ => None,
     }
 }

@@ -8,7 +8,7 @@ use crate::io::LogLevel;
 use crate::state::Decision;
 use crate::time::Duration;
 use crate::time::WallTime;
-use crate::verdict::Cause;
+use crate::verdict::{Cause, Report, SlotReport, Verdict};
 use crate::wire::{Frame, Hello};
 
 struct Bench {
@@ -153,6 +153,81 @@ fn frames_in_anothers_name_or_of_strangers_are_counted() {
     ] {
         assert_eq!(bench.counted(what), count, "{what}: {:?}", bench.node.counters());
     }
+}
+
+/// What home-1 sees of the cloud's slots.
+fn report(verdicts: &[Verdict]) -> Frame {
+    let slot = |(n, verdict): (usize, &Verdict)| SlotReport {
+        slot: Slot(n as u8),
+        verdict: verdict.clone(),
+        first_loss: None,
+        suspected: None,
+        since: WallTime(0),
+        rtt: None,
+        loss: 0.0,
+        path_mtu: None,
+        evidence: vec![],
+    };
+    Frame::Report(Report {
+        observer: name("home-1"),
+        location: "cloud".parse().unwrap(),
+        seq: 1,
+        epoch: Epoch(0),
+        abstains: false,
+        full_rate: true,
+        slots: verdicts.iter().enumerate().map(slot).collect(),
+    })
+}
+
+fn relayed_to(effects: &[Effect]) -> Vec<&str> {
+    let relayed = |frame: &Frame| matches!(frame, Frame::Relayed { .. });
+    let to = effects.iter().filter_map(|e| match e {
+        Effect::SendFrame { to, frame } if relayed(frame) => Some(to.as_str()),
+        _ => None,
+    });
+    to.collect()
+}
+
+#[test]
+fn a_report_goes_on_to_a_raft_leader_that_may_not_hear_it_itself() {
+    let down = Verdict::Degraded { cause: Cause::TunnelDown, direction: None };
+    let well = Verdict::Forwarding;
+    for (raft_leader, slot_1, expected) in [
+        ("cloud-1", &well, vec![]),
+        ("cloud-1", &down, vec!["cloud-1"]),
+        ("cloud-1", &Verdict::Unknown, vec!["cloud-1"]),
+        ("home-0", &well, vec!["home-0"]),
+    ] {
+        let mut bench = Bench::of("cloud-0", mesh(2, 0, 1));
+        let id = |n: &str| u64::from(bench.node.mesh.nodes[&name(n)].index.0);
+        let mut heartbeat = raft::eraftpb::Message::default();
+        heartbeat.set_msg_type(raft::eraftpb::MessageType::MsgHeartbeat);
+        (heartbeat.from, heartbeat.to, heartbeat.term) = (id(raft_leader), id("cloud-0"), 5);
+        let message = protobuf::Message::write_to_bytes(&heartbeat).unwrap();
+        let location = "cloud".parse().unwrap();
+        bench.frame(raft_leader, Frame::Raft { location, message });
+        let effects = bench.frame("home-1", report(&[well.clone(), slot_1.clone()]));
+        assert_eq!(relayed_to(&effects), expected, "{raft_leader}, {slot_1:?}");
+    }
+}
+
+#[test]
+fn a_witness_hears_observers_through_the_candidates_of_its_location_and_nobody_else() {
+    let mut bench = Bench::of("home-0", mesh(2, 0, 1));
+    let relayed = |name: &str| Frame::Relayed {
+        from: name.parse().unwrap(),
+        frame: Box::new(report(&[Verdict::Forwarding, Verdict::Forwarding])),
+    };
+    bench.frame("home-2", relayed("home-1"));
+    assert_eq!(bench.counted("ignored.frame-relayed-from-another-location"), 1);
+    let ignored = |bench: &Bench| {
+        let counters = bench.node.counters();
+        counters.iter().filter(|(k, _)| k.starts_with("ignored")).map(|(_, n)| n).sum::<u64>()
+    };
+    bench.frame("cloud-1", relayed("home-1"));
+    assert_eq!(ignored(&bench), 1);
+    bench.frame("cloud-1", relayed("home-2"));
+    assert_eq!(bench.counted("ignored.report-in-another's-name"), 1);
 }
 
 #[test]

@@ -8,6 +8,9 @@ use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass};
 use super::evidence::{Obs, Outcome};
 use super::watch::Watch;
 
+/// A path that passes one new flow in so many, or more, is lossy rather than broken.
+const LOSSY: usize = 8;
+
 impl Watch {
     /// Targets that only fail, and targets that pass, since `from`.
     pub(super) fn bad_targets(&self, p: usize, from: Instant) -> (Vec<usize>, Vec<usize>, bool) {
@@ -53,7 +56,7 @@ impl Watch {
         if !bad.is_empty() && !good.is_empty() && !mixed {
             return (Cause::Partial, direction);
         }
-        if passed.len() * 4 > fresh.len() {
+        if passed.len() * LOSSY > fresh.len() {
             return (Cause::Loss, direction);
         }
         let relay = (count(ProbeClass::Relay, false), count(ProbeClass::Relay, true));

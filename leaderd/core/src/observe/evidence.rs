@@ -20,6 +20,8 @@ use super::rtt::{Late, Rtt};
 const RING: usize = 160;
 /// Replies remembered per target, to find the direction of loss.
 const REPLIES: usize = 64;
+/// Losses further apart than this are two pieces of bad luck: five rounds.
+const LOSSY_GAP: Duration = Duration::from_millis(500);
 /// Gain of the share of loss that is shown and compared: about ten seconds of rounds.
 pub(super) const LOSS_GAIN: f64 = 1.0 / 128.0;
 
@@ -145,6 +147,8 @@ pub(super) struct Path {
     pub loss: f64,
     /// CUSUM of the test for steady loss.
     pub steady: f64,
+    /// The first and the last of the latest losses of new flows, no two of them further apart than `LOSSY_GAP`.
+    pub lossy: Option<(Instant, Instant)>,
     pub path_mtu: Option<u16>,
     /// While the MTU is being looked for: the largest size that passed and the smallest that was lost.
     pub mtu_between: Option<(u16, u16)>,
@@ -182,6 +186,7 @@ impl Path {
             shown_loss: 0.0,
             loss: 0.0,
             steady: 0.0,
+            lossy: None,
             path_mtu: None,
             mtu_between: None,
             rows: Vec::new(),
@@ -190,6 +195,20 @@ impl Path {
             burst: None,
             own_fault: None,
         }
+    }
+
+    /// A new flow that was sent then is lost.
+    pub(super) fn lossy_at(&mut self, sent: Instant) {
+        let near = |(_, last): &(Instant, Instant)| sent.since(*last) <= LOSSY_GAP;
+        self.lossy = Some(match self.lossy.filter(near) {
+            Some((first, last)) => (first.min(sent), last.max(sent)),
+            None => (sent, sent),
+        });
+    }
+
+    /// How long it has been losing new flows again and again.
+    pub(super) fn lossy_for(&self) -> Duration {
+        self.lossy.map_or(Duration::ZERO, |(first, last)| last.since(first))
     }
 
     /// A reply came within its timeout.

@@ -30,6 +30,9 @@ const FIRST_DELIVERIES: usize = 3;
 const DARK: Duration = Duration::from_millis(300);
 /// A path through which nothing has come yet is given two tries at WireGuard's handshake (`REKEY_TIMEOUT` is 5 s).
 const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
+/// Losses among deliveries may all be of one short burst on one link, and then they are not independent, as the tests take
+/// them to be, however many were counted. So they must go on for so long.
+const BROWNOUT: Duration = Duration::from_secs(1);
 /// Evidence older than this no longer makes a path 'forwarding'.
 const STALE: Duration = Duration::from_secs(10);
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
@@ -157,11 +160,14 @@ impl Watch {
         if worst.value >= h {
             let from = worst.from.unwrap_or(now);
             let (cause, direction) = self.classify(p, from);
-            return Verdict::Degraded { cause, direction };
+            if cause != Cause::Loss || path.lossy_for() >= BROWNOUT {
+                return Verdict::Degraded { cause, direction };
+            }
         }
         if standbys
             && w.next.is_none()
             && path.steady >= h
+            && path.lossy_for() >= BROWNOUT
             && path.loss > mesh.policy.loss_threshold
         {
             let from = now - STALE;

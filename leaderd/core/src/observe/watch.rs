@@ -334,8 +334,11 @@ impl Watch {
                 if let Some(mtu) = mtu.filter(|m| *m < obs.size) {
                     path.path_mtu = Some(mtu);
                 }
-                if obs.is_fresh() && !quarantined && elsewhere_alive {
-                    test(path, true);
+                if obs.is_fresh() && !quarantined {
+                    path.lossy_at(obs.sent);
+                    if elsewhere_alive {
+                        test(path, true);
+                    }
                 }
                 if obs.class != ProbeClass::Relay && !quarantined {
                     self.fresh_losses.push((p, obs.class, obs.target, obs.sent));

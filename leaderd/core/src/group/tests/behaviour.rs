@@ -152,6 +152,23 @@ fn a_crashed_raft_leader_is_replaced_within_a_second_or_so() {
 }
 
 #[test]
+fn a_raft_leader_whose_tunnels_are_dead_hands_over_to_one_that_reaches_the_world() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 44);
+    let cut = c.raft_leader().unwrap();
+    let slot = c.mesh.nodes[&cut].slot.unwrap();
+    for observer in c.observers.clone() {
+        let verdict = Verdict::Degraded { cause: Cause::TunnelDown, direction: None };
+        c.verdicts.insert((observer, slot), verdict);
+    }
+    c.report_now();
+    let other = name(if cut == name("cloud-1") { "cloud-2" } else { "cloud-1" });
+    c.until(3000, "hand-over", |c| c.raft_leader().as_ref() == Some(&other));
+    c.run(10_000);
+    assert_eq!(c.raft_leader(), Some(other), "it stays there");
+    assert!(c.all_follow(0));
+}
+
+#[test]
 fn decisions_drains_and_freezes_survive_a_restart_of_everybody() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 11);
     assert!(done(&c.command(AdminRequest::Promote { node: name("cloud-1"), force: false })));

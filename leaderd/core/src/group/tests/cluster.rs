@@ -1,6 +1,6 @@
 //! A location's groups in virtual time, with a network that delays, loses and cuts, and disks that outlive crashes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -116,6 +116,8 @@ pub struct Cluster {
     pub loss_percent: u32,
     /// Pairs of nodes cut off from each other.
     pub cut: BTreeSet<(NodeName, NodeName)>,
+    /// Disks that take no more writes, and what waits for them.
+    pub hung: BTreeMap<NodeName, VecDeque<(u64, Persist)>>,
     /// What observers see: verdict by (observer, slot); forwarding if absent.
     pub verdicts: BTreeMap<(NodeName, Slot), Verdict>,
     pub observers: Vec<NodeName>,
@@ -146,6 +148,7 @@ impl Cluster {
             delay_ms: (1, 2),
             loss_percent: 0,
             cut: BTreeSet::new(),
+            hung: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             observers: (0..3).map(|i| name(&format!("home-{i}"))).collect(),
             broken: BTreeMap::new(),
@@ -191,6 +194,16 @@ impl Cluster {
         *self.lives.get_mut(node).unwrap() += 1;
     }
 
+    /// A disk that hangs takes its oldest write after all; false if none waits.
+    pub fn write_one(&mut self, node: &NodeName) -> bool {
+        let Some((ticket, write)) = self.hung.get_mut(node).and_then(VecDeque::pop_front) else {
+            return false;
+        };
+        let life = self.lives[node];
+        self.happen(Due::Persisted { node: node.clone(), ticket, write, life });
+        true
+    }
+
     fn random(&mut self, below: u64) -> u64 {
         self.rng.next_u64() % below.max(1)
     }
@@ -210,6 +223,9 @@ impl Cluster {
                         let life = self.lives.get(&to).copied().unwrap_or(0);
                         self.push(delay, Due::Raft { from: node.clone(), to, message, life });
                     }
+                }
+                GroupOutput::Persist { ticket, write } if self.hung.contains_key(node) => {
+                    self.hung.get_mut(node).unwrap().push_back((ticket, write));
                 }
                 GroupOutput::Persist { ticket, write } => {
                     let life = self.lives[node];
@@ -476,12 +492,18 @@ impl Cluster {
         cluster
     }
 
-    pub fn command(&mut self, request: AdminRequest) -> AdminResponse {
+    /// Asks the raft leader for something, and does not wait for the answer.
+    pub fn ask(&mut self, request: &AdminRequest) -> u64 {
         let id = self.replies.len() as u64 + 100;
         let leader = self.raft_leader().expect("a raft leader");
         let now = self.now();
-        self.groups.get_mut(&leader).unwrap().handle_command(now, id, &request);
+        self.groups.get_mut(&leader).unwrap().handle_command(now, id, request);
         self.drain(&leader);
+        id
+    }
+
+    pub fn command(&mut self, request: AdminRequest) -> AdminResponse {
+        let id = self.ask(&request);
         self.until(11_000, "an answer", |c| c.replies.iter().any(|(i, _)| *i == id));
         self.replies.last().unwrap().1.clone()
     }

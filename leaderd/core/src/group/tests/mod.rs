@@ -1,3 +1,4 @@
 mod behaviour;
 pub(crate) mod cluster;
+mod disk;
 mod hostile;

@@ -58,6 +58,19 @@ fn a_brownout_that_begins_suddenly_condemns_nobody() {
 }
 
 #[test]
+fn a_short_burst_of_loss_on_one_path_condemns_nobody() {
+    // The weather of one link is no fault of the candidate behind it.
+    for seed in 0..8 {
+        let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
+            let bad = p.at.as_secs() >= 20 && p.at.as_millis() % 20_000 < 700;
+            if bad && p.via == Some(0) && p.random < 0.4 { Fate::Lost } else { back(p) }
+        });
+        world.run_until(Duration::from_secs(120));
+        world.nobody_was_condemned();
+    }
+}
+
+#[test]
 fn slow_and_jittery_paths_condemn_nobody() {
     for seed in 0..2 {
         let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {

@@ -1,8 +1,10 @@
 //! The reference: what must hold, from the true state of the world, written without looking at how the cores decide.
 //!
-//! [`Model::quality`] says of every candidate whether it could have carried traffic between the nodes that are well
+//! [`truth::quality`] says of every candidate whether it could have carried traffic between the nodes that are well
 //! themselves. `after_step` looks at the core that ran last (its decisions), `tick` at the whole world.
 //! What is broken goes to `violations`, one sentence each, its kind before the colon.
+
+pub mod truth;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,8 +17,8 @@ use leaderd_core::time::Instant;
 use leaderd_core::verdict::Cause;
 
 use super::World;
-use super::link::Loss;
 use super::path::Fate;
+use truth::{Quality, has_observers, has_quorum, is_provable, slowest_round_trip, some_dead};
 
 /// How often the whole world is looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -28,22 +30,14 @@ const BOUND: Duration = Duration::from_secs(3);
 const STALE: Duration = Duration::from_secs(4);
 /// A failover may answer trouble that lies this far back.
 const MEMORY: Duration = Duration::from_secs(15);
+/// What is wrong is told so many times; the first says enough.
+const MAX_VIOLATIONS: usize = 20;
 /// Knowing that a candidate is broken takes this long, at short round trips.
 const KNOWN_BROKEN: Duration = Duration::from_secs(1);
 
-/// What a candidate's relay is worth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Quality {
-    /// All traffic of the healthy passes.
-    Good,
-    /// Some of it does, or nobody is there to use it.
-    Grey,
-    /// None does.
-    Broken,
-}
-
 #[derive(Clone, Copy, Debug, Default)]
 struct History {
+    quality: Option<Quality>,
     last_not_good: Option<Instant>,
     broken_since: Option<Instant>,
     good_since: Option<Instant>,
@@ -54,6 +48,8 @@ struct History {
 #[derive(Debug, Default)]
 pub struct Model {
     pub violations: Vec<String>,
+    /// What changed in the true state of the world, for people.
+    pub notes: Vec<(Instant, String)>,
     /// All decisions that any core ever knew.
     pub decisions: BTreeMap<(LocationName, Epoch), (Instant, Decision)>,
     applied: BTreeMap<NodeName, (u32, BTreeMap<LocationName, Epoch>)>,
@@ -84,9 +80,14 @@ impl Model {
     }
 
     fn violated(&mut self, world: &World, what: String) {
-        if self.violations.len() < 20 {
+        if self.violations.len() < MAX_VIOLATIONS {
+            self.note(world, format!("VIOLATION {what}"));
             self.violations.push(format!("{what} (at {:?})", world.now().mono));
         }
+    }
+
+    fn note(&mut self, world: &World, what: String) {
+        self.notes.push((world.now().mono, what));
     }
 
     /// The latest decision of a location.
@@ -130,6 +131,13 @@ impl Model {
                 }
                 Some(_) => {}
                 None => {
+                    let Decision { location, epoch, leaders, cause, .. } = &decision;
+                    let leaders: Vec<String> = leaders.iter().map(ToString::to_string).collect();
+                    let what = format!(
+                        "{location} is led by {}: {cause}, {epoch:?}, first known to {name}",
+                        leaders.join(",")
+                    );
+                    self.note(world, what);
                     self.decided(world, &decision);
                     self.decisions.insert(key, (world.now().mono, decision));
                 }
@@ -176,8 +184,13 @@ impl Model {
     fn tick(&mut self, world: &World) {
         let now = world.now().mono;
         for node in world.mesh.nodes.values().filter(|n| n.slot.is_some()) {
-            let quality = self.quality(world, node);
+            let quality = truth::quality(world, node);
+            let before = self.histories.get(&node.name).and_then(|h| h.quality);
+            if before != Some(quality) && (before.is_some() || quality != Quality::Good) {
+                self.note(world, format!("{} is {quality:?}", node.name));
+            }
             let h = self.histories.entry(node.name.clone()).or_default();
+            h.quality = Some(quality);
             match quality {
                 Quality::Good => {
                     h.good_since.get_or_insert(now);
@@ -230,8 +243,13 @@ impl Model {
             && has_quorum(world, location)
             && has_observers(world, location);
         if !owed {
-            self.owed_since.remove(location);
+            if self.owed_since.remove(location).is_some() {
+                self.note(world, format!("{location} is owed nothing more"));
+            }
             return;
+        }
+        if !self.owed_since.contains_key(location) {
+            self.note(world, format!("{location} is owed another leader"));
         }
         let since = *self.owed_since.entry(location.clone()).or_insert(now);
         let since = since.max(world.fault_changed);
@@ -335,129 +353,4 @@ impl Model {
             }
         }
     }
-
-    /// Could this candidate have carried the traffic of those who are well?
-    pub fn quality(&self, world: &World, c: &Node) -> Quality {
-        let remotes: Vec<&Node> = world
-            .mesh
-            .nodes
-            .values()
-            .filter(|o| {
-                let f = &world.faults[&o.name];
-                o.slot.is_some()
-                    && o.location != c.location
-                    && !f.crashed
-                    && !f.wan_cut
-                    && !f.wireguard_down
-            })
-            .collect();
-        let targets: Vec<&Node> = world
-            .mesh
-            .nodes_of(&c.location)
-            .filter(|t| {
-                let f = &world.faults[&t.name];
-                t.name != c.name && !f.crashed && !f.lan_cut && !f.vxlan_all && !f.vxlan_new_flows
-            })
-            .collect();
-        let (mut of, mut pass) = (0, 0);
-        for o in &remotes {
-            for t in &targets {
-                of += 1;
-                pass += u32::from(
-                    crosses_wan(world, o, c) && relays(world, c) && crosses_lan(world, c, t),
-                );
-            }
-        }
-        let dead = world.faults[&c.name].crashed;
-        match (of, pass) {
-            (0, _) if dead => Quality::Broken,
-            (0, _) => Quality::Grey,
-            (_, 0) => Quality::Broken,
-            (of, pass) if of == pass && world.faults[&c.name].wan_loss < 0.02 => Quality::Good,
-            _ => Quality::Grey,
-        }
-    }
-}
-
-/// A fault can be told from a dead target only where another candidate reaches what this one does not.
-fn is_provable(world: &World, c: &Node) -> bool {
-    let passes = |o: &Node, c: &Node, t: &Node| {
-        crosses_wan(world, o, c) && relays(world, c) && crosses_lan(world, c, t)
-    };
-    let others = || world.mesh.nodes_of(&c.location).filter(|n| n.name != c.name);
-    let observers =
-        world.mesh.nodes.values().filter(|o| o.slot.is_some() && o.location != c.location);
-    observers.filter(|o| world.is_awake(&o.name)).all(|o| {
-        others().filter(|t| !world.faults[&t.name].crashed).any(|t| {
-            let mut controls = others().filter(|k| k.slot.is_some() && k.name != t.name);
-            !passes(o, c, t) && controls.any(|k| passes(o, k, t))
-        })
-    })
-}
-
-fn crosses_wan(world: &World, o: &Node, c: &Node) -> bool {
-    let f = &world.faults[&c.name];
-    let cut = |a: &Node, b: &Node| world.cuts.contains(&(a.name.clone(), b.name.clone()));
-    !f.crashed && !f.wan_cut && !f.wireguard_down && !cut(o, c) && !cut(c, o)
-}
-
-fn relays(world: &World, c: &Node) -> bool {
-    let f = &world.faults[&c.name];
-    !f.forwarding_off && !f.route_loop && f.mtu.is_none_or(|m| m >= world.mesh.mtu)
-}
-
-fn crosses_lan(world: &World, c: &Node, t: &Node) -> bool {
-    let (f, g) = (&world.faults[&c.name], &world.faults[&t.name]);
-    let cut = |a: &Node, b: &Node| world.cuts.contains(&(a.name.clone(), b.name.clone()));
-    !f.vxlan_all
-        && !f.vxlan_new_flows
-        && !f.lan_cut
-        && !g.lan_cut
-        && !g.vxlan_all
-        && !g.vxlan_new_flows
-        && !f.ghosts.contains(&t.name)
-        && !g.ghosts.contains(&c.name)
-        && !cut(c, t)
-        && !cut(t, c)
-}
-
-/// Most voters are awake and reach one of their own, both ways.
-fn has_quorum(world: &World, location: &LocationName) -> bool {
-    let voters = world.mesh.voters_of(location);
-    let joined = |a: &NodeName, b: &NodeName| {
-        a == b || (world.is_awake(b) && world.control_passes(a, b) && world.control_passes(b, a))
-    };
-    voters.iter().filter(|v| world.is_awake(v)).any(|v| {
-        let with = voters.iter().filter(|u| joined(v, u)).count();
-        // A raft leader that observers cannot reach is not much use.
-        with * 2 > voters.len() && world.mesh.nodes[v].location == *location
-    })
-}
-
-/// Somebody who is well watches the location, and nobody who is not has a say.
-fn has_observers(world: &World, location: &LocationName) -> bool {
-    let others =
-        || world.mesh.nodes.values().filter(|o| o.slot.is_some() && o.location != *location);
-    let well = |o: &&Node| {
-        let f = &world.faults[&o.name];
-        world.is_awake(&o.name) && !f.wan_cut && !f.wireguard_down
-    };
-    let lossy = others().any(|o| world.faults[&o.name].wan_loss > 0.05);
-    others().any(|o| well(&o)) && !lossy && world.cuts.is_empty()
-}
-
-fn some_dead(world: &World) -> bool {
-    world.mesh.nodes.values().any(|n| {
-        let f = &world.faults[&n.name];
-        !world.is_awake(&n.name) || f.wan_cut || f.lan_cut || f.wireguard_down
-    })
-}
-
-fn slowest_round_trip(world: &World) -> Duration {
-    let links = world.config.links.iter().map(|(_, _, l)| l).chain([&world.config.wan]);
-    let cost = |l: &super::Link| {
-        let repeat = if l.loss == Loss::NONE { 1 } else { 3 };
-        (l.latency + l.jitter) * 2 * repeat
-    };
-    links.map(cost).max().unwrap_or_default()
 }
