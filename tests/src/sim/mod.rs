@@ -13,6 +13,7 @@ pub mod meshes;
 pub mod meter;
 pub mod model;
 pub mod path;
+mod recording;
 pub mod world;
 
 pub use faults::{Fault, Faults};

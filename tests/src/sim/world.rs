@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use wgctl_plan::Network;
 
 use super::path::{Fate, Packet, Terrain};
+use super::recording::Recording;
 use super::{Faults, Link};
 
 /// How often broken and healed control connections are looked for.
@@ -112,6 +113,7 @@ pub struct World {
     next_check: Instant,
     inputs: u64,
     digest: u64,
+    pub(super) recording: Recording,
 }
 
 impl std::fmt::Debug for World {
@@ -144,6 +146,7 @@ impl World {
             next_check: start,
             inputs: 0,
             digest: 0xcbf2_9ce4_8422_2325,
+            recording: Recording::default(),
             config,
         };
         for (name, secret) in secrets {
@@ -205,9 +208,11 @@ impl World {
             resolved: BTreeMap::new(),
             lan_device: "eth0".parse().ok(),
         };
+        self.recording.start(&config, now);
         node.core = Some(Node::new(config, now).expect("the node is in the mesh"));
         self.tell_local(name);
         self.drain(name);
+        self.recording.done(name, 0);
     }
 
     /// Ends a daemon; the kernel goes on.
@@ -271,10 +276,14 @@ impl World {
             for b in bytes {
                 self.digest = (self.digest ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
             }
+            self.recording.input(name, now, &input, core.forged_packets());
             core.handle_input(now, input);
         }
         self.touched = Some(name.clone());
         self.drain(name);
+        if let Some(core) = self.nodes.get(name).and_then(|n| n.core.as_ref()) {
+            self.recording.done(name, core.forged_packets());
+        }
     }
 
     /// Lets time pass.
@@ -373,6 +382,7 @@ impl World {
         while let Some(effect) =
             self.nodes.get_mut(name).and_then(|n| n.core.as_mut()?.poll_effect())
         {
+            self.recording.effect(name, &effect);
             match effect {
                 Effect::SendProbe(probe) => self.send_probe(name, *probe),
                 Effect::ForgetProbe { .. } | Effect::AdminReply { .. } => {}

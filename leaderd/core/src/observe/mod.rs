@@ -40,7 +40,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{LogLevel, ProbeError, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
-use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket};
+use crate::probe::stamp::{AUTHENTICATED_LEN, ReflectorPacket, StampError};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{ProbeClass, Report, Verdict};
 
@@ -137,6 +137,8 @@ pub struct Observer {
     refilled: Instant,
     /// Rounds left out for want of budget.
     skipped: u64,
+    /// Replies whose HMAC was wrong.
+    forged: u64,
 }
 
 impl Observer {
@@ -160,6 +162,7 @@ impl Observer {
             tokens: 0.0,
             refilled: now.mono,
             skipped: 0,
+            forged: 0,
         };
         observer.set_mesh(now, mesh);
         observer
@@ -185,7 +188,13 @@ impl Observer {
         };
         let Some(&(at, target)) = self.by_ssid.get(&ssid) else { return };
         let key = self.keys.with(&self.watches[at].targets[target].key);
-        let Ok(reply) = ReflectorPacket::decode(bytes, Some(&key)) else { return };
+        let reply = match ReflectorPacket::decode(bytes, Some(&key)) {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.forged += u64::from(error == StampError::BadHmac);
+                return;
+            }
+        };
         let Some(&id) = self.by_seq.get(&(ssid, reply.sender_seq)) else { return };
         let Some(f) = self.take(id) else { return };
         let w = &mut self.watches[at];
@@ -291,6 +300,11 @@ impl Observer {
         let forwards =
             |s: &Slot| w.paths.iter().any(|p| p.slot == *s && p.verdict == Verdict::Forwarding);
         self.mesh.ranking(location).into_iter().find(forwards)
+    }
+
+    /// Replies since the start whose HMAC was wrong.
+    pub fn forged_replies(&self) -> u64 {
+        self.forged
     }
 
     /// Rounds left out since the start because the probe budget was spent.

@@ -38,6 +38,8 @@ pub struct World {
     pub wan: Wan,
     pub dir: PathBuf,
     leaderd: Option<PathBuf>,
+    /// Daemons that start record themselves.
+    pub record: bool,
     /// Faults at work: node and fault.
     active: Mutex<Vec<(usize, String, Fault)>>,
 }
@@ -57,6 +59,9 @@ impl LabNode {
     }
     pub fn log(&self) -> PathBuf {
         self.dir.join("leaderd.log")
+    }
+    pub fn recording(&self) -> PathBuf {
+        self.dir.join("leaderd.recording")
     }
     pub fn pod_address(&self, ipv6: bool) -> IpAddr {
         self.node.pod_address(ipv6)
@@ -92,7 +97,8 @@ impl World {
             write_keys(n, k)?;
         }
         let scenario = scenario.clone();
-        Ok(Self { scenario, topology, nodes, wan, dir, leaderd, active: Mutex::new(Vec::new()) })
+        let active = Mutex::new(Vec::new());
+        Ok(Self { scenario, topology, nodes, wan, dir, leaderd, record: false, active })
     }
 
     pub fn inject(&self, node: usize, name: &str, arg: Option<&str>) -> Result<()> {
