@@ -88,7 +88,8 @@ fn write_the_corpus_of_recordings() {
     let mut records = Vec::new();
     flate2::read::GzDecoder::new(&whole[line..]).read_to_end(&mut records).expect("gzip");
     write("records", &records[..records.len().min(6_000)]);
-    let mut gzip = flate2::write::GzEncoder::new(whole[..line].to_vec(), flate2::Compression::best());
+    let mut gzip =
+        flate2::write::GzEncoder::new(whole[..line].to_vec(), flate2::Compression::best());
     gzip.write_all(&u32::MAX.to_le_bytes()).expect("memory takes everything");
     write("longest-length", &gzip.finish().expect("memory takes everything"));
 }

@@ -1,16 +1,19 @@
-//! Random worlds, random faults: the reference model must find nothing. `make sim SEEDS=1000..1200` runs chosen seeds.
+//! Random worlds, random faults: the reference model must find nothing. `make sim SEEDS=1000..1200` runs chosen seeds;
+//! those from a million on draw more ([`RICHER`]).
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use tests::sim::explore::Case;
+use tests::sim::explore::{Case, RICHER};
 
 /// Seeds of an ordinary test run start here …
 const FIRST_SEED: u64 = 1;
 /// … and end here at the latest: these have been tried, so an ordinary run checks for regressions. `SIM_SEEDS` explores.
 const LAST_SEED: u64 = 45;
-/// … and it takes this long, unless `SIM_SEEDS` names the seeds.
+/// The same of the richer worlds, in which the mesh file changes as well.
+const LAST_RICHER: u64 = RICHER + 30;
+/// … and each kind takes this long, unless `SIM_SEEDS` names the seeds.
 const TIME: Duration = Duration::from_secs(25);
 
 fn regressions() -> PathBuf {
@@ -61,8 +64,20 @@ fn what_once_failed_holds() {
 
 #[test]
 fn no_seed_breaks_a_promise() {
+    explore(FIRST_SEED..LAST_SEED + 1);
+}
+
+#[test]
+fn no_seed_breaks_a_promise_while_the_mesh_file_changes() {
+    if seeds().is_none() {
+        explore(RICHER..LAST_RICHER + 1);
+    }
+}
+
+/// These seeds, for as long as an ordinary run may take; or those of `SIM_SEEDS`, all of them.
+fn explore(range: Range<u64>) {
     let chosen = seeds();
-    let range = chosen.clone().unwrap_or(FIRST_SEED..LAST_SEED + 1);
+    let range = chosen.clone().unwrap_or(range);
     let started = Instant::now();
     let mut failed = Vec::new();
     let mut ran = 0;

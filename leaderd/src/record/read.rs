@@ -17,7 +17,9 @@ pub enum ReadError {
     Open { path: PathBuf, source: std::io::Error },
     #[error("no recording of leaderd: it does not begin with \"{MAGIC}\"")]
     NotARecording,
-    #[error("a recording of format {found}; this leaderd reads format {VERSION}: use the one that recorded it")]
+    #[error(
+        "a recording of format {found}; this leaderd reads format {VERSION}: use the one that recorded it"
+    )]
     Version { found: String },
     #[error("cut off before its header was whole: nothing can be run again")]
     NoHeader,

@@ -124,7 +124,8 @@ impl Recorder {
             old.push(".old");
             std::fs::rename(path, old)?;
         }
-        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let file =
+            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         Self::start(BufWriter::new(file), header, LIMITS)
     }
 
@@ -341,7 +342,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("full");
         let file = File::create(&path).unwrap();
-        let mut recorder = Recorder::start(file, &header(), Limits { file: 100, ..LIMITS }).unwrap();
+        let mut recorder =
+            Recorder::start(file, &header(), Limits { file: 100, ..LIMITS }).unwrap();
         feed(&mut recorder, 0, 1);
         recorder.finished.recv().unwrap();
         assert_eq!(count(&path).1, Tail::Ended(Ended::Full));

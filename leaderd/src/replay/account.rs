@@ -77,7 +77,9 @@ pub struct Entry {
 #[serde(tag = "what", rename_all = "kebab-case")]
 pub enum What {
     /// Something came in that is not of every second.
-    Input { text: String },
+    Input {
+        text: String,
+    },
     /// The node knows a new decision. `came_with`: the input that brought it.
     Decision {
         location: LocationName,
@@ -88,8 +90,16 @@ pub enum What {
         came_with: String,
     },
     /// The kernel is to look different. `changes` are the first of so `many`.
-    Network { revision: u64, many: usize, changes: Vec<String> },
-    Log { level: LogLevel, message: String, fields: Vec<(String, String)> },
+    Network {
+        revision: u64,
+        many: usize,
+        changes: Vec<String>,
+    },
+    Log {
+        level: LogLevel,
+        message: String,
+        fields: Vec<(String, String)>,
+    },
 }
 
 impl Account {
@@ -129,10 +139,9 @@ impl Account {
         let tell = match input {
             Input::PeerUp { node, .. } => self.up.insert(node.clone()),
             Input::PeerDown { node } => self.up.remove(node),
-            Input::Local(_)
-            | Input::Admin { .. }
-            | Input::MeshChanged(_)
-            | Input::Resolved(_) => true,
+            Input::Local(_) | Input::Admin { .. } | Input::MeshChanged(_) | Input::Resolved(_) => {
+                true
+            }
             Input::Programmed { error, .. } => error.is_some(),
             _ => false,
         };

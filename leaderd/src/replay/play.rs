@@ -29,11 +29,19 @@ pub enum Outcome {
     AsRecorded,
     Diverged(Box<Divergence>),
     /// The file is damaged from here on; up to here all was as recorded.
-    Damaged { why: String },
+    Damaged {
+        why: String,
+    },
     /// The core panicked at this input; up to here all was as recorded.
-    Panicked { record: u64, input: String, message: String },
+    Panicked {
+        record: u64,
+        input: String,
+        message: String,
+    },
     /// This core does not start from what the recorded one started from.
-    Refused { why: String },
+    Refused {
+        why: String,
+    },
 }
 
 /// The first input that another effect came of.

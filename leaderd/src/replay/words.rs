@@ -123,7 +123,8 @@ fn event(text: &mut String, e: &Event) {
                     format!("{}{to} {} of {} lost", r.class, r.lost, r.sent)
                 })
                 .collect();
-            let rows = if rows.is_empty() { String::new() } else { format!(": {}", rows.join(", ")) };
+            let rows =
+                if rows.is_empty() { String::new() } else { format!(": {}", rows.join(", ")) };
             let _ = writeln!(text, "  {observer} saw slot {} {verdict}{rows}", report.slot);
         }
     }

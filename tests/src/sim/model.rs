@@ -101,7 +101,7 @@ impl Model {
         self.decisions.iter().filter(|((l, _), (_, d))| l == location && moved(d)).count() as u32
     }
 
-    fn after_step(&mut self, world: &World) {
+    pub(super) fn after_step(&mut self, world: &World) {
         let Some(name) = world.touched.clone() else { return };
         let Some(core) = world.core(&name) else { return };
         let life = world.life(&name);
@@ -336,6 +336,16 @@ impl Model {
         }
     }
 
+    /// All have the newest mesh file.
+    pub fn check_generations(&mut self, world: &World) {
+        for name in world.mesh.nodes.keys() {
+            let has = world.core(name).map(|c| c.mesh().generation);
+            if has != Some(world.mesh.generation) {
+                self.violated(world, format!("half rolled out: {name} has {has:?}"));
+            }
+        }
+    }
+
     /// Could this candidate have carried the traffic of those who are well?
     pub fn quality(&self, world: &World, c: &Node) -> Quality {
         let remotes: Vec<&Node> = world
@@ -369,6 +379,10 @@ impl Model {
             }
         }
         let dead = world.faults[&c.name].crashed;
+        if world.is_parted() {
+            // Whose file is old knows some nodes or keys not yet: nobody carries all of it.
+            return Quality::Grey;
+        }
         match (of, pass) {
             (0, _) if dead => Quality::Broken,
             (0, _) => Quality::Grey,
@@ -459,5 +473,6 @@ fn slowest_round_trip(world: &World) -> Duration {
         let repeat = if l.loss == Loss::NONE { 1 } else { 3 };
         (l.latency + l.jitter) * 2 * repeat
     };
-    links.map(cost).max().unwrap_or_default()
+    let slower = world.faults.values().map(|f| f.wan_delay * 4).max();
+    links.map(cost).max().unwrap_or_default() + slower.unwrap_or_default()
 }

@@ -69,8 +69,8 @@ pub struct LogLine {
 
 pub(super) struct SimNode {
     pub core: Option<Node>,
-    secret: [u8; 32],
-    store: BTreeMap<LocationName, Restored>,
+    pub secret: [u8; 32],
+    pub store: BTreeMap<LocationName, Restored>,
     /// Counts restarts: what was on its way to an earlier life is dropped.
     pub life: u32,
     pub paused: bool,
@@ -78,6 +78,20 @@ pub(super) struct SimNode {
     pub up: BTreeMap<NodeName, (Instant, u32)>,
     /// Its entry in `World::timers`.
     due: Option<Instant>,
+}
+
+impl SimNode {
+    pub fn new(secret: [u8; 32]) -> Self {
+        Self {
+            core: None,
+            secret,
+            store: BTreeMap::new(),
+            life: 0,
+            paused: false,
+            up: BTreeMap::new(),
+            due: None,
+        }
+    }
 }
 
 pub(super) enum Happening {
@@ -114,6 +128,10 @@ pub struct World {
     inputs: u64,
     digest: u64,
     pub(super) recording: Recording,
+    /// The mesh file of each node, once one has changed; before, all have `mesh`.
+    pub(super) files: BTreeMap<NodeName, Arc<Mesh>>,
+    /// When the last change of the mesh file will have reached everybody and been measured.
+    pub(super) parted_until: Instant,
 }
 
 impl std::fmt::Debug for World {
@@ -147,19 +165,12 @@ impl World {
             inputs: 0,
             digest: 0xcbf2_9ce4_8422_2325,
             recording: Recording::default(),
+            files: BTreeMap::new(),
+            parted_until: start,
             config,
         };
         for (name, secret) in secrets {
-            let node = SimNode {
-                core: None,
-                secret: *secret,
-                store: BTreeMap::new(),
-                life: 0,
-                paused: false,
-                up: BTreeMap::new(),
-                due: None,
-            };
-            world.nodes.insert(name.clone(), node);
+            world.nodes.insert(name.clone(), SimNode::new(*secret));
         }
         let names: Vec<NodeName> = world.nodes.keys().cloned().collect();
         for name in names {
@@ -200,7 +211,7 @@ impl World {
         node.life += 1;
         node.up.clear();
         let config = NodeConfig {
-            mesh: self.mesh.clone(),
+            mesh: self.files.get(name).unwrap_or(&self.mesh).clone(),
             me: name.clone(),
             keys: ProbeKeys::new(node.secret),
             restored: node.store.clone(),
@@ -247,15 +258,6 @@ impl World {
     pub fn lose_disk(&mut self, name: &NodeName) {
         if let Some(node) = self.nodes.get_mut(name) {
             node.store.clear();
-        }
-    }
-
-    /// Gives these nodes a new mesh file; daemons that start later find it as well.
-    pub fn roll_out(&mut self, mesh: Mesh, to: &[NodeName]) {
-        self.mesh = Arc::new(mesh);
-        for name in to {
-            let mesh = Box::new((*self.mesh).clone());
-            self.input(name, Input::MeshChanged(mesh));
         }
     }
 
@@ -365,6 +367,11 @@ impl World {
             }
             Happening::Write { ticket, location, write } => {
                 store(node.store.entry(location).or_default(), *write);
+                if self.faults[name].disk_crash {
+                    // On disk, and the one who asked for it will never know.
+                    self.crash(name, true);
+                    return;
+                }
                 self.later(SYNCED, name, Happening::Input(Input::Persisted { ticket }));
                 return;
             }

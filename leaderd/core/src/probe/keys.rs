@@ -50,9 +50,7 @@ impl HmacKey {
     /// Compares in constant time.
     pub(super) fn verify(&self, text: &[u8], tag: &[u8]) -> bool {
         match &self.0 {
-            Some(key) => {
-                tag.len() == TAG_LEN && mac(key, text).verify_truncated_left(tag).is_ok()
-            }
+            Some(key) => tag.len() == TAG_LEN && mac(key, text).verify_truncated_left(tag).is_ok(),
             None => tag == REDACTED,
         }
     }

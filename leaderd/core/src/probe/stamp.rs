@@ -266,7 +266,8 @@ mod tests {
 
     #[test]
     fn a_redacted_packet_needs_no_key_and_stays_right_or_wrong() {
-        let (key, none) = (HmacKey::new([1; 32]), ProbeKeys::redacted().with(&WgPublicKey([9; 32])));
+        let (key, none) =
+            (HmacKey::new([1; 32]), ProbeKeys::redacted().with(&WgPublicKey([9; 32])));
         let signed = packet().encode(Some(&key), 300);
         assert!(SenderPacket::decode(&signed, Some(&none)).is_err());
         let redacted = |authentic| {
@@ -275,10 +276,7 @@ mod tests {
             bytes
         };
         assert_eq!(SenderPacket::decode(&redacted(true), Some(&none)), Ok(packet()));
-        assert_eq!(
-            SenderPacket::decode(&redacted(false), Some(&none)),
-            Err(StampError::BadHmac)
-        );
+        assert_eq!(SenderPacket::decode(&redacted(false), Some(&none)), Err(StampError::BadHmac));
         assert_eq!(packet().encode(Some(&none), 300), redacted(true));
         assert!(SenderPacket::decode(&redacted(true), Some(&key)).is_err(), "no true key takes it");
         redact(&mut [0; AUTHENTICATED_LEN - 1], true);
