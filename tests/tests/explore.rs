@@ -74,6 +74,33 @@ fn no_seed_breaks_a_promise_while_the_mesh_file_changes() {
     }
 }
 
+#[test]
+fn the_richer_worlds_draw_all_kinds_of_trouble() {
+    let cases: Vec<String> = (RICHER..RICHER + 200)
+        .map(|seed| serde_json::to_string(&Case::of_seed(seed)).expect("plain data"))
+        .collect();
+    for kind in [
+        "AddMember",
+        "AddCandidate",
+        "GiveSlot",
+        "RotateKey",
+        "ProbeInterval",
+        "HoldDown",
+        "DiskCrash",
+        "DiskLoss",
+        "DaemonKill",
+        "DaemonPause",
+        "OneWay",
+        "WanLatency",
+        "MtuBlackhole",
+        "\"duplicate\":0.01,\"reorder\":0.02",
+        "\"late_ms\":{\"",
+    ] {
+        let drawn = cases.iter().filter(|c| c.contains(kind)).count();
+        assert!(drawn >= 5, "{kind}: {drawn} of {}", cases.len());
+    }
+}
+
 /// These seeds, for as long as an ordinary run may take; or those of `SIM_SEEDS`, all of them.
 fn explore(range: Range<u64>) {
     let chosen = seeds();
