@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench deps lint fmt clippy doc unit simulation sim story fuzz lab scenarios bad-input audit clean
+.PHONY: help demo test bench deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -14,6 +14,7 @@ help:
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
+	@echo 'make recording  tests/fixtures/*.recording anew, after what a core decides or records was changed'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
 
@@ -45,9 +46,9 @@ doc:
 unit:
 	cargo test --locked --workspace --exclude tests
 
-# The mesh in virtual time, and the fuzzer's corpus: all of package tests but what needs the lab.
+# The mesh in virtual time, recordings, and the fuzzer's corpus: all of package tests but what needs the lab.
 simulation: sim
-	cargo test --locked -p tests --lib --bins --test corpus
+	cargo test --locked -p tests --lib --bins --test corpus --test replay
 
 # Scenarios in virtual time, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
 sim: deps
@@ -56,6 +57,10 @@ sim: deps
 # What was broken, who could have carried traffic, who led, what the daemons said.
 story:
 	@cargo run --quiet --locked --profile lab -p tests --bin story -- "$(OF)"
+
+# A real failover in the lab, recorded: what `make test` replays.
+recording: lab
+	tests/record "$(LAB)" "$(TARGET)/recording"
 
 # A minute for each target; needs a nightly compiler and cargo-fuzz.
 fuzz:

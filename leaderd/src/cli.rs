@@ -23,6 +23,10 @@ Examples:
       Run with everything in the present directory, and metrics.
   LEADERD_LOG=leaderd=debug leaderd run --log json
       Log more, as JSON.
+  leaderd run --record /var/log/leaderd.recording
+      Keep all that the core is told and what it wants done. Holds no keys; mode 0600.
+  leaderd replay /var/log/leaderd.recording
+      What the daemon decided, when and why; and does this core do the same again?
   leaderd cleanup
       After the daemon was stopped for good: remove its interfaces, routes and nexthops.
 
@@ -33,6 +37,8 @@ Ask a running daemon with wgctl.";
 pub enum Verb {
     /// Run the daemon of this node.
     Run(RunArgs),
+    /// Run the core again over a recording: what was decided, when and why, and whether it does the same again.
+    Replay(ReplayArgs),
     /// Remove everything that leaderd made in the kernel. Traffic through the mesh stops.
     Cleanup,
     /// Forget the store: the node rejoins its location as new. The daemon must be stopped.
@@ -62,10 +68,34 @@ pub struct RunArgs {
     /// How to log; what to log is said by LEADERD_LOG (such as info, or leaderd=debug).
     #[arg(long, value_enum, default_value = "text")]
     pub log: LogFormat,
-    /// Record all inputs of the core to this file.
+    /// Record all inputs and outputs of the core to this file, for `leaderd replay`. One that is there is kept as FILE.old.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 }
+
+#[derive(Args, Debug)]
+#[command(after_help = REPLAY_EXAMPLES)]
+pub struct ReplayArgs {
+    /// What `leaderd run --record FILE` wrote. It needs nothing else: no mesh file, no store, no keys, no root.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Print log lines of level DEBUG as well.
+    #[arg(long)]
+    pub debug: bool,
+}
+
+const REPLAY_EXAMPLES: &str = "\
+Examples:
+  leaderd replay leaderd.recording
+      The account of the daemon, then 'as recorded', or the first output that is another.
+  leaderd replay --json leaderd.recording | jq '.account.entries[] | select(.what == \"decision\")'
+      Every decision that the node came to know, and the input that brought it.
+
+Exit status: 0 all as recorded (if only up to where the recording is cut off), 1 not so, or damaged, or the core
+panicked, 2 no recording that this leaderd reads.";
 
 #[derive(Args, Debug)]
 pub struct ResetArgs {

@@ -119,6 +119,7 @@ impl Engine {
         tokio::pin!(stop);
         self.peers_changed();
         self.drain();
+        self.recorded(0);
         loop {
             for _ in 0..MAX_IMMEDIATE {
                 let Some(input) = self.immediate.pop_front() else { break };
@@ -150,8 +151,9 @@ impl Engine {
 
     fn handle(&mut self, input: Input) {
         let now = self.clock.now();
+        let forged = self.node.forged_packets();
         if let Some(recorder) = &mut self.shells.recorder {
-            recorder.record(now, &input);
+            recorder.input(now, &input);
         }
         if let Input::Programmed { error: None, .. } = input {
             self.ready = true;
@@ -162,6 +164,14 @@ impl Engine {
             self.peers_changed();
         }
         self.drain();
+        self.recorded(forged);
+    }
+
+    /// All that came of an input was carried out. `forged`: what [`Node::forged_packets`] was before it.
+    fn recorded(&mut self, forged: u64) {
+        if let Some(recorder) = &mut self.shells.recorder {
+            recorder.done(self.node.forged_packets() == forged);
+        }
     }
 
     fn peers_changed(&mut self) {
@@ -174,6 +184,9 @@ impl Engine {
 
     fn drain(&mut self) {
         while let Some(effect) = self.node.poll_effect() {
+            if let Some(recorder) = &mut self.shells.recorder {
+                recorder.effect(&effect);
+            }
             match effect {
                 Effect::SendProbe(probe) => self.immediate.extend(self.shells.probes.send(&probe)),
                 Effect::ForgetProbe { probe } => self.shells.probes.forget(probe),

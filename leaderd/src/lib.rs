@@ -15,6 +15,7 @@ pub mod network;
 pub mod probes;
 pub mod record;
 pub mod reload;
+pub mod replay;
 pub mod resolve;
 pub mod run;
 pub mod secrets;

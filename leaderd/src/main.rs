@@ -8,6 +8,7 @@ use leaderd::cli::{Cli, Verb};
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Run(args) => leaderd::run::run(args),
+        Verb::Replay(args) => leaderd::replay::run(&args),
         Verb::Cleanup => cleanup(),
         Verb::Reset(args) => leaderd::store::reset(&args.state).map_err(Into::into).map(|was| {
             let dir = args.state.display();

@@ -99,7 +99,7 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
         None => None,
         Some(path) => {
             let header = record::Header {
-                version: record::VERSION,
+                leaderd: env!("CARGO_PKG_VERSION").to_owned(),
                 mesh: (*mesh).clone(),
                 me: me.clone(),
                 restored: restored.clone(),

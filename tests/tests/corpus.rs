@@ -56,3 +56,40 @@ fn write_the_corpus_of_store_records() {
     seed("snapshot-without-state", Restored { snapshot: no_snapshot, ..log.clone() });
     seed("decision", Restored { decision: Some(vec![1, 2, 3]), ..log });
 }
+
+/// Short recordings, whole and not: `cargo test -p tests --test corpus write_the_corpus -- --ignored`.
+#[test]
+#[ignore = "writes files"]
+fn write_the_corpus_of_recordings() {
+    use std::io::{Read, Write};
+    use std::time::Duration;
+
+    use leaderd_core::mesh::Policy;
+    use tests::sim::meshes::{Site, mesh_of};
+    use tests::sim::{World, WorldConfig};
+
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/recording");
+    let (mesh, secrets) = mesh_of(&[Site::new("a", 1, 1), Site::new("b", 1, 0)], Policy::default());
+    let mut world = World::new(mesh, &secrets, WorldConfig::default());
+    world.record(&"a-0".parse().expect("a name"));
+    world.run_for(Duration::from_millis(400));
+    let whole = world.recorded();
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(dir.join(name), bytes).expect("a directory that can be written");
+    };
+    write("whole", &whole);
+    write("cut", &whole[..whole.len() / 2]);
+    let line = whole.iter().position(|b| *b == b'\n').expect("a line") + 1;
+    write("another-version", &[b"leaderd recording 99\n", &whole[line..]].concat());
+    let mut damaged = whole.clone();
+    damaged[line + 40] ^= 0x55;
+    write("damaged", &damaged);
+    // Without the compression the fuzzer gets further.
+    let mut records = Vec::new();
+    flate2::read::GzDecoder::new(&whole[line..]).read_to_end(&mut records).expect("gzip");
+    write("records", &records[..records.len().min(6_000)]);
+    let mut gzip =
+        flate2::write::GzEncoder::new(whole[..line].to_vec(), flate2::Compression::best());
+    gzip.write_all(&u32::MAX.to_le_bytes()).expect("memory takes everything");
+    write("longest-length", &gzip.finish().expect("memory takes everything"));
+}

@@ -1,6 +1,7 @@
 //! Frames of the control channel (QUIC), between authenticated nodes. Encoded with postcard behind a version byte.
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
@@ -49,6 +50,7 @@ pub enum Frame {
     /// without tunnels here (a member, a witness), or one whose tunnel the observer does not call well.
     Relayed {
         from: NodeName,
+        #[serde(deserialize_with = "relayable")]
         frame: Box<Frame>,
     },
     /// An operator's command for another location, and its answer.
@@ -60,6 +62,32 @@ pub enum Frame {
         id: u64,
         response: AdminResponse,
     },
+}
+
+/// The frames that are relayed, at their places in [`Frame`]. Frames within frames would be read by recursion, and a
+/// peer could nest them until the stack is used up: nothing else may stand in a [`Frame::Relayed`].
+#[derive(Deserialize)]
+enum Relayable {
+    Raft,
+    Report(Report),
+    Announce,
+    Ack { location: LocationName, epoch: Epoch, programmed_at: WallTime },
+    Verified { location: LocationName, epoch: Epoch, at: WallTime, blackout_micros: Option<u64> },
+}
+
+fn relayable<'de, D: Deserializer<'de>>(from: D) -> Result<Box<Frame>, D::Error> {
+    Ok(Box::new(match Relayable::deserialize(from)? {
+        Relayable::Report(report) => Frame::Report(report),
+        Relayable::Ack { location, epoch, programmed_at } => {
+            Frame::Ack { location, epoch, programmed_at }
+        }
+        Relayable::Verified { location, epoch, at, blackout_micros } => {
+            Frame::Verified { location, epoch, at, blackout_micros }
+        }
+        Relayable::Raft | Relayable::Announce => {
+            return Err(D::Error::custom("a frame that is not relayed"));
+        }
+    }))
 }
 
 /// 'I am alive, and this is what I know.'
@@ -128,5 +156,29 @@ impl Frame {
             },
             Some((&version, _)) => Err(FrameError::Version(version)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_relayed_within_relayed_frames_are_refused_however_deep() {
+        let name = |s: &str| -> NodeName { s.parse().unwrap() };
+        let ack = Frame::Ack {
+            location: "cloud".parse().unwrap(),
+            epoch: Epoch(1),
+            programmed_at: WallTime(2),
+        };
+        let relayed = Frame::Relayed { from: name("cloud-1"), frame: Box::new(ack) };
+        assert_eq!(Frame::decode(&relayed.encode()), Ok(relayed.clone()));
+        let twice = Frame::Relayed { from: name("cloud-1"), frame: Box::new(relayed) };
+        assert_eq!(Frame::decode(&twice.encode()), Err(FrameError::Malformed));
+        let mut deep = vec![FRAME_VERSION];
+        while deep.len() < MAX_FRAME - 3 {
+            deep.extend([6, 1, b'a']);
+        }
+        assert_eq!(Frame::decode(&deep), Err(FrameError::Malformed));
     }
 }

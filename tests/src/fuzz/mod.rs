@@ -4,10 +4,12 @@
 
 mod frame;
 mod mesh_file;
+mod recording;
 mod store;
 
 pub use frame::frame;
 pub use mesh_file::mesh_file;
+pub use recording::recording;
 pub use store::{store_file, store_record};
 
 use leaderd_core::admin::AdminRequest;
@@ -18,10 +20,11 @@ use leaderd_core::probe::stamp::{ERROR_ESTIMATE, ReflectorPacket, SenderPacket};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
     ("admin", admin),
     ("frame", frame),
     ("mesh_file", mesh_file),
+    ("recording", recording),
     ("stamp", stamp),
     ("store_file", store_file),
     ("store_record", store_record),

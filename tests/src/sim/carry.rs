@@ -165,7 +165,10 @@ impl World {
     /// True if frames pass from one node to the other, one way.
     pub(super) fn control_passes(&self, a: &NodeName, b: &NodeName) -> bool {
         let alive = |n: &NodeName| !self.faults[n].crashed && self.nodes[n].core.is_some();
-        if !alive(a) || !alive(b) || self.cuts.contains(&(a.clone(), b.clone())) {
+        if !alive(a) || !alive(b) || !self.know_each_other(a, b) {
+            return false;
+        }
+        if self.cuts.contains(&(a.clone(), b.clone())) {
             return false;
         }
         let (fa, fb) = (&self.faults[a], &self.faults[b]);

@@ -1,9 +1,10 @@
 //! Worlds and faults drawn from seeds; what fails is made small and kept as a file.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::ids::NodeName;
-use leaderd_core::mesh::Policy;
+use leaderd_core::mesh::{Mesh, Policy};
 use leaderd_core::time::Instant;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::link::draw;
 use super::meshes::{Site, mesh_of};
 use super::model::Model;
+use super::rollout::{Change, RollOut};
 use super::{Fault, Link, Loss, World, WorldConfig};
 
 /// Nothing is broken before: the first decisions are taken in peace.
@@ -21,6 +23,10 @@ const SETTLE: Duration = Duration::from_secs(45);
 const CALM: Duration = Duration::from_secs(10);
 /// Faults begin within this.
 const TROUBLED_MS: u32 = 40_000;
+/// Seeds from here on draw more: changes of the mesh file that reach some nodes late, crashes between a write and its
+/// acknowledgement, slower WANs, other MTUs, a LAN that duplicates and reorders. The worlds of smaller seeds stay as they
+/// are, so that their numbers go on naming what they named.
+pub const RICHER: u64 = 1_000_000;
 /// Runs that making a failure small may cost.
 const MAX_SHRINKS: u32 = 200;
 
@@ -30,6 +36,8 @@ pub struct Case {
     pub sites: Vec<Site>,
     pub config: WorldConfig,
     pub faults: Vec<Planned>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub roll_outs: Vec<RollOut>,
 }
 
 /// A fault, when it comes and how long it stays.
@@ -39,6 +47,13 @@ pub struct Planned {
     pub for_ms: u32,
     pub node: NodeName,
     pub fault: Fault,
+}
+
+/// Something that a case does to the world.
+#[derive(Debug)]
+enum Moment<'a> {
+    Fault(&'a Planned, bool),
+    RollOut(&'a RollOut),
 }
 
 /// What came of a run.
@@ -89,7 +104,51 @@ impl Case {
                 }
             })
             .collect();
-        Self { sites, config, faults }
+        let mut case = Self { sites, config, faults, roll_outs: Vec::new() };
+        if seed >= RICHER {
+            case.enrich(rng, &names);
+        }
+        case
+    }
+
+    fn enrich(&mut self, rng: &mut ChaCha8Rng, names: &[&NodeName]) {
+        (self.config.lan.duplicate, self.config.lan.reorder) =
+            [(0.0, 0.0), (0.01, 0.02)][pick(rng, 2)];
+        for planned in &mut self.faults {
+            match pick(rng, 8) {
+                0 | 1 => planned.fault = Fault::DiskCrash,
+                2 => planned.fault = Fault::WanLatency(20 + rng.next_u32() % 180),
+                3 => planned.fault = Fault::MtuBlackhole(600 + (rng.next_u32() % 800) as u16),
+                _ => {}
+            }
+        }
+        for _ in 0..1 + pick(rng, 2) {
+            let name = names[pick(rng, names.len())].clone();
+            let site = &self.sites[pick(rng, self.sites.len())];
+            let location = site.name.parse().expect("a name");
+            let change = match pick(rng, 6) {
+                0 => Change::AddMember(location),
+                1 => Change::AddCandidate(location),
+                2 => match site.members {
+                    0 => Change::AddCandidate(location),
+                    _ => {
+                        let member = format!("{}-{}", site.name, site.candidates);
+                        Change::GiveSlot(member.parse().expect("a name"))
+                    }
+                },
+                3 | 4 => Change::RotateKey(name),
+                _ => match pick(rng, 2) {
+                    0 => Change::ProbeInterval(50 + rng.next_u32() % 400),
+                    _ => Change::HoldDown(rng.next_u32() % 20),
+                },
+            };
+            let late = names.iter().filter_map(|n| {
+                let most = [0, 300, 3_000, 20_000][pick(rng, 4)];
+                (most > 0).then(|| ((*n).clone(), rng.next_u32() % most))
+            });
+            let late_ms = late.collect();
+            self.roll_outs.push(RollOut { at_ms: rng.next_u32() % TROUBLED_MS, change, late_ms });
+        }
     }
 
     pub fn run(&self) -> Outcome {
@@ -97,21 +156,50 @@ impl Case {
         let mut world = World::new(mesh, &secrets, self.config.clone());
         let mut model = Model::default();
         let mut story = Vec::new();
-        let mut moments: Vec<(u32, bool, &Planned)> = Vec::new();
+        let mut moments: Vec<(u32, Moment<'_>)> = Vec::new();
         for planned in &self.faults {
-            moments.push((planned.at_ms, true, planned));
-            moments.push((planned.at_ms + planned.for_ms, false, planned));
+            moments.push((planned.at_ms, Moment::Fault(planned, true)));
+            moments.push((planned.at_ms + planned.for_ms, Moment::Fault(planned, false)));
         }
-        moments.sort_by_key(|(at, on, _)| (*at, *on));
+        moments.extend(self.roll_outs.iter().map(|r| (r.at_ms, Moment::RollOut(r))));
+        // What ends at a time is done before what begins.
+        moments.sort_by_key(|(at, what)| (*at, !matches!(what, Moment::Fault(_, false))));
+        let mut files: Vec<(u32, NodeName, Arc<Mesh>)> = Vec::new();
         model.run(&mut world, PEACE);
         let mut so_far = 0;
-        for (at, on, planned) in moments {
+        let mut moments = moments.into_iter().peekable();
+        loop {
+            files.sort_by_key(|(at, ..)| std::cmp::Reverse(*at));
+            let file = files.last().map(|(at, ..)| *at);
+            let Some(at) = file.into_iter().chain(moments.peek().map(|(at, _)| *at)).min() else {
+                break;
+            };
             model.run(&mut world, Duration::from_millis(u64::from(at - so_far)));
             so_far = at;
-            world.fault(&planned.node, &planned.fault, on);
-            let begins = if on { "begins" } else { "ends" };
-            let what = format!("*** {} {:?} {begins}", planned.node, planned.fault);
-            story.push((world.now().mono, what));
+            if file == Some(at) {
+                let (_, name, mesh) = files.pop().expect("it is the next");
+                story.push((world.now().mono, format!("*** {name} gets {:?}", mesh.generation)));
+                world.deliver(&name, &mesh);
+                continue;
+            }
+            let (_, moment) = moments.next().expect("it is the next");
+            match moment {
+                Moment::Fault(planned, on) => {
+                    let begins = if on { "begins" } else { "ends" };
+                    let what = format!("*** {} {:?} {begins}", planned.node, planned.fault);
+                    story.push((world.now().mono, what));
+                    world.fault(&planned.node, &planned.fault, on);
+                }
+                Moment::RollOut(r) => {
+                    story.push((world.now().mono, format!("*** {:?}", r.change)));
+                    let last = r.late_ms.values().max().copied().unwrap_or(0);
+                    let last = Duration::from_millis(last.into());
+                    let Some(mesh) = world.change_mesh(&r.change, last) else { continue };
+                    files.extend(mesh.nodes.keys().map(|n| {
+                        (at + r.late_ms.get(n).copied().unwrap_or(0), n.clone(), mesh.clone())
+                    }));
+                }
+            }
         }
         // Faults of one kind may have overlapped on one node: now all is mended.
         for planned in &self.faults {
@@ -119,6 +207,7 @@ impl Case {
         }
         model.run(&mut world, SETTLE);
         model.check_convergence(&world, CALM);
+        model.check_generations(&world);
         for line in &world.log {
             story.push((line.at, format!("{} {:?} {}", line.node, line.level, line.text)));
         }
@@ -155,6 +244,20 @@ impl Case {
             let mut case = self.clone();
             case.faults.remove(n);
             all.push(case);
+        }
+        for n in 0..self.roll_outs.len() {
+            let mut case = self.clone();
+            case.roll_outs.remove(n);
+            all.push(case);
+            if !self.roll_outs[n].late_ms.is_empty() {
+                let mut case = self.clone();
+                case.roll_outs[n].late_ms.clear();
+                all.push(case);
+            }
+        }
+        let lan = WorldConfig::default().lan;
+        if self.config.lan != lan {
+            all.push(Self { config: WorldConfig { lan, ..self.config.clone() }, ..self.clone() });
         }
         let plain = Link::of(Duration::from_millis(10));
         if self.config.wan != plain {

@@ -35,6 +35,8 @@ pub struct Faults {
     pub wan_delay: Duration,
     /// No packets to and from nodes of the same location.
     pub lan_cut: bool,
+    /// The machine goes off as soon as something was written to its disk, before the daemon hears of it.
+    pub disk_crash: bool,
 }
 
 /// One thing that can be broken, and mended.
@@ -43,6 +45,8 @@ pub enum Fault {
     NodeCrash,
     /// The machine is off, and comes back with an empty store.
     DiskLoss,
+    /// The machine goes off between a write to its disk and the acknowledgement.
+    DiskCrash,
     VxlanNewFlows,
     VxlanAll,
     FdbGhost(NodeName),
@@ -97,6 +101,12 @@ impl World {
                 self.crash(node, on);
                 if on {
                     self.lose_disk(node);
+                }
+            }
+            Fault::DiskCrash => {
+                f.disk_crash = on;
+                if !on && f.crashed {
+                    self.crash(node, false);
                 }
             }
             Fault::DaemonKill if on => self.kill_daemon(node),

@@ -71,29 +71,55 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
         );
         for n in 0..site.candidates + site.members {
             index += 1;
-            let name: NodeName = format!("{}-{n}", site.name).parse().expect("a name");
-            let mut secret = [0u8; 32];
-            secret[..2].copy_from_slice(&index.to_be_bytes());
-            secret[2] = 1;
-            let (site_number, n8) = (site_number as u8 + 1, n as u8);
-            let node = Node {
-                name: name.clone(),
-                index: NodeIndex(index),
-                location: location.clone(),
-                slot: (n < site.candidates).then_some(Slot(n8)),
-                priority: 100,
-                endpoint: (n < site.candidates)
-                    .then(|| Host::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, site_number, n8 + 1)))),
-                address: IpAddr::V4(Ipv4Addr::new(192, 168, site_number, n8 + 1)),
-                device: None,
-                prefixes: vec![format!("10.{site_number}.{n}.0/24").parse().expect("a prefix")],
-                probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, site_number, n8, 1))],
-                wireguard_key: ProbeKeys::new(secret).public(),
-                control_key: ControlPublicKey(secret),
-            };
+            let secret = secret_of(index, 1);
+            let slot = (n < site.candidates).then_some(Slot(n as u8));
+            let number = site_number as u8 + 1;
+            let node = node_of(&location, number, n as u8, NodeIndex(index), slot, secret);
+            let name = node.name.clone();
             mesh.nodes.insert(name.clone(), node);
             secrets.insert(name, secret);
         }
     }
     (mesh, secrets)
+}
+
+/// Node `n` of a site; its addresses follow from the site's number and its own.
+pub(super) fn node_of(
+    location: &LocationName,
+    site_number: u8,
+    n: u8,
+    index: NodeIndex,
+    slot: Option<Slot>,
+    secret: [u8; 32],
+) -> Node {
+    let address = IpAddr::V4(Ipv4Addr::new(192, 168, site_number, n + 1));
+    Node {
+        name: format!("{location}-{n}").parse().expect("a name"),
+        index,
+        location: location.clone(),
+        slot,
+        priority: 100,
+        endpoint: slot.map(|_| endpoint_of(address)),
+        address,
+        device: None,
+        prefixes: vec![format!("10.{site_number}.{n}.0/24").parse().expect("a prefix")],
+        probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, site_number, n, 1))],
+        wireguard_key: ProbeKeys::new(secret).public(),
+        control_key: ControlPublicKey(secret),
+    }
+}
+
+/// What a node with this LAN address is reached by from elsewhere.
+pub(super) fn endpoint_of(address: IpAddr) -> Host {
+    let IpAddr::V4(v4) = address else { unreachable!("the simulator's LANs are IPv4") };
+    let [_, _, site_number, n] = v4.octets();
+    Host::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, site_number, n)))
+}
+
+/// The secret of a node: another one each `time`.
+pub(super) fn secret_of(index: u16, time: u8) -> [u8; 32] {
+    let mut secret = [0u8; 32];
+    secret[..2].copy_from_slice(&index.to_be_bytes());
+    secret[2] = time;
+    secret
 }

@@ -6,6 +6,8 @@
 //! traffic, and holds the cores to it. [`explore`] draws worlds and faults from seeds and makes what fails small.
 
 mod carry;
+#[cfg(test)]
+mod checks;
 pub mod explore;
 pub mod faults;
 pub mod link;
@@ -13,6 +15,8 @@ pub mod meshes;
 pub mod meter;
 pub mod model;
 pub mod path;
+mod recording;
+pub mod rollout;
 pub mod world;
 
 pub use faults::{Fault, Faults};

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use wgctl_plan::Network;
 
 use super::path::{Fate, Packet, Terrain};
+use super::recording::Recording;
 use super::{Faults, Link};
 
 /// How often broken and healed control connections are looked for.
@@ -68,8 +69,8 @@ pub struct LogLine {
 
 pub(super) struct SimNode {
     pub core: Option<Node>,
-    secret: [u8; 32],
-    store: BTreeMap<LocationName, Restored>,
+    pub secret: [u8; 32],
+    pub store: BTreeMap<LocationName, Restored>,
     /// Counts restarts: what was on its way to an earlier life is dropped.
     pub life: u32,
     pub paused: bool,
@@ -77,6 +78,20 @@ pub(super) struct SimNode {
     pub up: BTreeMap<NodeName, (Instant, u32)>,
     /// Its entry in `World::timers`.
     due: Option<Instant>,
+}
+
+impl SimNode {
+    pub fn new(secret: [u8; 32]) -> Self {
+        Self {
+            core: None,
+            secret,
+            store: BTreeMap::new(),
+            life: 0,
+            paused: false,
+            up: BTreeMap::new(),
+            due: None,
+        }
+    }
 }
 
 pub(super) enum Happening {
@@ -112,6 +127,11 @@ pub struct World {
     next_check: Instant,
     inputs: u64,
     digest: u64,
+    pub(super) recording: Recording,
+    /// The mesh file of each node, once one has changed; before, all have `mesh`.
+    pub(super) files: BTreeMap<NodeName, Arc<Mesh>>,
+    /// When the last change of the mesh file will have reached everybody and been measured.
+    pub(super) parted_until: Instant,
 }
 
 impl std::fmt::Debug for World {
@@ -144,19 +164,13 @@ impl World {
             next_check: start,
             inputs: 0,
             digest: 0xcbf2_9ce4_8422_2325,
+            recording: Recording::default(),
+            files: BTreeMap::new(),
+            parted_until: start,
             config,
         };
         for (name, secret) in secrets {
-            let node = SimNode {
-                core: None,
-                secret: *secret,
-                store: BTreeMap::new(),
-                life: 0,
-                paused: false,
-                up: BTreeMap::new(),
-                due: None,
-            };
-            world.nodes.insert(name.clone(), node);
+            world.nodes.insert(name.clone(), SimNode::new(*secret));
         }
         let names: Vec<NodeName> = world.nodes.keys().cloned().collect();
         for name in names {
@@ -197,7 +211,7 @@ impl World {
         node.life += 1;
         node.up.clear();
         let config = NodeConfig {
-            mesh: self.mesh.clone(),
+            mesh: self.files.get(name).unwrap_or(&self.mesh).clone(),
             me: name.clone(),
             keys: ProbeKeys::new(node.secret),
             restored: node.store.clone(),
@@ -205,9 +219,11 @@ impl World {
             resolved: BTreeMap::new(),
             lan_device: "eth0".parse().ok(),
         };
+        self.recording.start(&config, now);
         node.core = Some(Node::new(config, now).expect("the node is in the mesh"));
         self.tell_local(name);
         self.drain(name);
+        self.recording.done(name, 0);
     }
 
     /// Ends a daemon; the kernel goes on.
@@ -245,15 +261,6 @@ impl World {
         }
     }
 
-    /// Gives these nodes a new mesh file; daemons that start later find it as well.
-    pub fn roll_out(&mut self, mesh: Mesh, to: &[NodeName]) {
-        self.mesh = Arc::new(mesh);
-        for name in to {
-            let mesh = Box::new((*self.mesh).clone());
-            self.input(name, Input::MeshChanged(mesh));
-        }
-    }
-
     /// What the shell sees of its own kernel, soon.
     pub(super) fn tell_local(&mut self, name: &NodeName) {
         let down = self.faults[name].wireguard_down;
@@ -271,10 +278,14 @@ impl World {
             for b in bytes {
                 self.digest = (self.digest ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
             }
+            self.recording.input(name, now, &input, core.forged_packets());
             core.handle_input(now, input);
         }
         self.touched = Some(name.clone());
         self.drain(name);
+        if let Some(core) = self.nodes.get(name).and_then(|n| n.core.as_ref()) {
+            self.recording.done(name, core.forged_packets());
+        }
     }
 
     /// Lets time pass.
@@ -356,6 +367,11 @@ impl World {
             }
             Happening::Write { ticket, location, write } => {
                 store(node.store.entry(location).or_default(), *write);
+                if self.faults[name].disk_crash {
+                    // On disk, and the one who asked for it will never know.
+                    self.crash(name, true);
+                    return;
+                }
                 self.later(SYNCED, name, Happening::Input(Input::Persisted { ticket }));
                 return;
             }
@@ -373,6 +389,7 @@ impl World {
         while let Some(effect) =
             self.nodes.get_mut(name).and_then(|n| n.core.as_mut()?.poll_effect())
         {
+            self.recording.effect(name, &effect);
             match effect {
                 Effect::SendProbe(probe) => self.send_probe(name, *probe),
                 Effect::ForgetProbe { .. } | Effect::AdminReply { .. } => {}

@@ -108,6 +108,9 @@ struct RunArgs {
     /// Keep mesh file and daemon logs of each run in this directory
     #[arg(long)]
     logs: Option<PathBuf>,
+    /// Keep a recording of each daemon there as well, for `leaderd replay`
+    #[arg(long, requires = "logs")]
+    record: bool,
 }
 
 /// Runs a verb. Must be called before the program has a second thread.
@@ -211,7 +214,7 @@ fn run_scenario(args: &RunArgs) -> Result<ExitCode> {
     for number in 1..=args.runs {
         let logs = args.logs.as_ref().map(|d| d.join(format!("{}-{number}", scenario.name)));
         eprintln!("{} run {number} of {}", scenario.name, args.runs);
-        let (backend, result) = play::once(&scenario, &leaderd, logs.as_deref())?;
+        let (backend, result) = play::once(&scenario, &leaderd, logs.as_deref(), args.record)?;
         report.add(backend, result);
         if report.failed() > 0 && !args.keep_going {
             break;

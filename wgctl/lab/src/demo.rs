@@ -47,7 +47,7 @@ pub fn demo(logs: Option<&Path>) -> Result<ExitCode> {
         println!(
             "Starting. Two meters will send 1,000 packets a second each way between pods on onprem-2 and cloud-2."
         );
-        let mut session = Session::start(&scenario, dir, leaderd)?;
+        let mut session = Session::start(&scenario, dir, leaderd, false)?;
         let told = tell(&mut session);
         if let Some(logs) = logs {
             session.world.save_logs(&logs)?;

@@ -172,7 +172,11 @@ impl Node {
             Input::Timeout => self.handle_timeout(now),
             Input::ProbeReply { probe, bytes } => {
                 if let Some(observer) = &mut self.observer {
+                    let before = observer.forged_replies();
                     observer.handle_reply(now, probe, &bytes);
+                    if observer.forged_replies() > before {
+                        self.count("probes.replies.bad-hmac");
+                    }
                 }
             }
             Input::ProbeError { probe, error } => {
@@ -255,6 +259,15 @@ impl Node {
     /// Counts since start, by dotted name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         self.counters.clone()
+    }
+
+    /// Probe packets since start, of either direction, whose HMAC was wrong. A recorder asks before and after an input: it
+    /// is to keep whether a packet was authentic, and not the HMAC.
+    pub fn forged_packets(&self) -> u64 {
+        ["probes.rejected.bad-hmac", "probes.replies.bad-hmac"]
+            .iter()
+            .filter_map(|what| self.counters.get(*what))
+            .sum()
     }
 
     fn handle_timeout(&mut self, now: Now) {

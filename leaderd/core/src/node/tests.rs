@@ -165,6 +165,7 @@ fn report(verdicts: &[Verdict]) -> Frame {
         since: WallTime(0),
         rtt: None,
         loss: 0.0,
+        services: (0, 0),
         path_mtu: None,
         evidence: vec![],
     };

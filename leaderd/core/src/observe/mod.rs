@@ -41,7 +41,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{LogLevel, ProbeError, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
-use crate::probe::stamp::{AUTHENTICATED_LEN, Ntp, ReflectorPacket};
+use crate::probe::stamp::{AUTHENTICATED_LEN, Ntp, ReflectorPacket, StampError};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{ProbeClass, Report, Verdict};
 
@@ -151,6 +151,8 @@ pub struct Observer {
     stalled: Instant,
     /// Rounds left out for want of budget.
     skipped: u64,
+    /// Replies whose HMAC was wrong.
+    forged: u64,
 }
 
 impl Observer {
@@ -176,6 +178,7 @@ impl Observer {
             refilled: now.mono,
             stalled: Instant::default(),
             skipped: 0,
+            forged: 0,
         };
         observer.set_mesh(now, mesh);
         observer
@@ -245,7 +248,13 @@ impl Observer {
         let ssid = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]]))?;
         let &(at, target) = self.by_ssid.get(&ssid)?;
         let key = self.keys.with(&self.watches[at].targets[target].key?);
-        let reply = ReflectorPacket::decode(bytes, Some(&key)).ok()?;
+        let reply = match ReflectorPacket::decode(bytes, Some(&key)) {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.forged += u64::from(error == StampError::BadHmac);
+                return None;
+            }
+        };
         let id = *self.by_seq.get(&(ssid, reply.sender_seq))?;
         Some((id, at, target, reply))
     }
@@ -330,6 +339,11 @@ impl Observer {
         let forwards =
             |s: &Slot| w.paths.iter().any(|p| p.slot == *s && p.verdict == Verdict::Forwarding);
         self.mesh.ranking(location).into_iter().find(forwards)
+    }
+
+    /// Replies since the start whose HMAC was wrong.
+    pub fn forged_replies(&self) -> u64 {
+        self.forged
     }
 
     /// Rounds left out since the start because the probe budget was spent.

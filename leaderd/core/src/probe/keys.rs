@@ -1,6 +1,9 @@
 //! Keys of the probes: one for every pair of nodes, from the same X25519 keys that WireGuard uses.
 //!
 //! `key(a, b) = HMAC-SHA256(DH(a, b), "leaderd stamp v1")`: both ends compute it, nobody else can, nothing is exchanged.
+//!
+//! A recording of a node holds no key. The core runs it again with [`ProbeKeys::redacted`], which takes and gives the tags
+//! that [`super::stamp::redact`] left in the place of the true ones.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,9 +17,16 @@ use zeroize::{Zeroize, ZeroizeOnDrop};
 /// Separates these keys from anything else ever derived from the same secret.
 const LABEL: &[u8] = b"leaderd stamp v1";
 
-/// Key that authenticates probes between two nodes.
+/// Octets of a tag: HMAC-SHA-256 truncated to 128 bits (RFC 8762 §4.4).
+pub(super) const TAG_LEN: usize = 16;
+/// Stands for a tag that was right, in a recording.
+pub(super) const REDACTED: [u8; TAG_LEN] = [0; TAG_LEN];
+/// Stands for one that was wrong.
+pub(super) const REDACTED_FORGERY: [u8; TAG_LEN] = [0xff; TAG_LEN];
+
+/// Key that authenticates probes between two nodes; without one only redacted tags are right.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
-pub struct HmacKey([u8; 32]);
+pub struct HmacKey(Option<[u8; 32]>);
 
 impl fmt::Debug for HmacKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -26,34 +36,37 @@ impl fmt::Debug for HmacKey {
 
 impl HmacKey {
     pub const fn new(key: [u8; 32]) -> Self {
-        Self(key)
+        Self(Some(key))
     }
 
-    /// HMAC-SHA-256 truncated to 128 bits (RFC 8762 §4.4).
-    pub(super) fn tag(&self, text: &[u8]) -> [u8; 16] {
-        let full = self.mac(text).finalize().into_bytes();
-        let mut tag = [0; 16];
-        tag.copy_from_slice(&full[..16]);
+    pub(super) fn tag(&self, text: &[u8]) -> [u8; TAG_LEN] {
+        let Some(key) = &self.0 else { return REDACTED };
+        let full = mac(key, text).finalize().into_bytes();
+        let mut tag = [0; TAG_LEN];
+        tag.copy_from_slice(&full[..TAG_LEN]);
         tag
     }
 
     /// Compares in constant time.
     pub(super) fn verify(&self, text: &[u8], tag: &[u8]) -> bool {
-        tag.len() == 16 && self.mac(text).verify_truncated_left(tag).is_ok()
+        match &self.0 {
+            Some(key) => tag.len() == TAG_LEN && mac(key, text).verify_truncated_left(tag).is_ok(),
+            None => tag == REDACTED,
+        }
     }
+}
 
-    fn mac(&self, text: &[u8]) -> Hmac<Sha256> {
-        let mut mac =
-            Hmac::<Sha256>::new_from_slice(&self.0).expect("HMAC takes a key of any length");
-        mac.update(text);
-        mac
-    }
+fn mac(key: &[u8; 32], text: &[u8]) -> Hmac<Sha256> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes a key of any length");
+    mac.update(text);
+    mac
 }
 
 /// The secret of this node, and the keys made from it.
 #[derive(Clone)]
 pub struct ProbeKeys {
-    secret: StaticSecret,
+    /// `None`: packets are redacted, as a recording has them.
+    secret: Option<StaticSecret>,
     /// At most one per node of the mesh (callers only ask for nodes that are in it).
     cache: BTreeMap<WgPublicKey, HmacKey>,
 }
@@ -67,13 +80,20 @@ impl fmt::Debug for ProbeKeys {
 impl ProbeKeys {
     /// From the X25519 secret of this node (the file `wireguard.key`).
     pub fn new(mut secret: [u8; 32]) -> Self {
-        let keys = Self { secret: StaticSecret::from(secret), cache: BTreeMap::new() };
+        let keys = Self { secret: Some(StaticSecret::from(secret)), cache: BTreeMap::new() };
         secret.zeroize();
         keys
     }
 
+    /// No keys, to run a recording again: only packets that [`super::stamp::redact`] found authentic are so here, and
+    /// what is sent carries the redacted tag. Never for a node that has sockets.
+    pub const fn redacted() -> Self {
+        Self { secret: None, cache: BTreeMap::new() }
+    }
+
+    /// All zeros if redacted.
     pub fn public(&self) -> WgPublicKey {
-        WgPublicKey(PublicKey::from(&self.secret).to_bytes())
+        WgPublicKey(self.secret.as_ref().map(|s| PublicKey::from(s).to_bytes()).unwrap_or_default())
     }
 
     /// The key shared with a peer; computed once.
@@ -81,11 +101,12 @@ impl ProbeKeys {
         if let Some(key) = self.cache.get(peer) {
             return key.clone();
         }
-        let shared = self.secret.diffie_hellman(&PublicKey::from(peer.0));
+        let Some(secret) = &self.secret else { return HmacKey(None) };
+        let shared = secret.diffie_hellman(&PublicKey::from(peer.0));
         let mut mac = Hmac::<Sha256>::new_from_slice(shared.as_bytes())
             .expect("HMAC takes a key of any length");
         mac.update(LABEL);
-        let key = HmacKey(mac.finalize().into_bytes().into());
+        let key = HmacKey(Some(mac.finalize().into_bytes().into()));
         self.cache.insert(*peer, key.clone());
         key
     }

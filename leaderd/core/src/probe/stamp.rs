@@ -6,7 +6,7 @@
 
 use crate::time::WallTime;
 
-use super::keys::HmacKey;
+use super::keys::{HmacKey, REDACTED, REDACTED_FORGERY};
 
 /// Octets of an authenticated test packet without TLVs, either direction (RFC 8762 §4.2.2, §4.3.2).
 pub const AUTHENTICATED_LEN: usize = 112;
@@ -162,6 +162,14 @@ impl ReflectorPacket {
     }
 }
 
+/// Takes the HMAC out of an authenticated packet of either direction, for a recording, and leaves whether it was right.
+/// See [`super::keys::ProbeKeys::redacted`].
+pub fn redact(bytes: &mut [u8], authentic: bool) {
+    if let Some(tag) = bytes.get_mut(HMAC_AT..AUTHENTICATED_LEN) {
+        tag.copy_from_slice(if authentic { &REDACTED } else { &REDACTED_FORGERY });
+    }
+}
+
 fn sign(b: &mut [u8], key: Option<&HmacKey>) {
     if let Some(key) = key {
         let tag = key.tag(&b[..HMAC_AT]);
@@ -197,6 +205,9 @@ fn flag_tlvs(mut rest: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use wgctl_plan::WgPublicKey;
+
+    use super::super::keys::ProbeKeys;
     use super::*;
 
     fn packet() -> SenderPacket {
@@ -251,6 +262,24 @@ mod tests {
             SenderPacket::decode(&bytes, Some(&HmacKey::new([2; 32]))),
             Err(StampError::BadHmac)
         );
+    }
+
+    #[test]
+    fn a_redacted_packet_needs_no_key_and_stays_right_or_wrong() {
+        let (key, none) =
+            (HmacKey::new([1; 32]), ProbeKeys::redacted().with(&WgPublicKey([9; 32])));
+        let signed = packet().encode(Some(&key), 300);
+        assert!(SenderPacket::decode(&signed, Some(&none)).is_err());
+        let redacted = |authentic| {
+            let mut bytes = signed.clone();
+            redact(&mut bytes, authentic);
+            bytes
+        };
+        assert_eq!(SenderPacket::decode(&redacted(true), Some(&none)), Ok(packet()));
+        assert_eq!(SenderPacket::decode(&redacted(false), Some(&none)), Err(StampError::BadHmac));
+        assert_eq!(packet().encode(Some(&none), 300), redacted(true));
+        assert!(SenderPacket::decode(&redacted(true), Some(&key)).is_err(), "no true key takes it");
+        redact(&mut [0; AUTHENTICATED_LEN - 1], true);
     }
 
     #[test]

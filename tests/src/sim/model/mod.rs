@@ -102,7 +102,7 @@ impl Model {
         self.decisions.iter().filter(|((l, _), (_, d))| l == location && moved(d)).count() as u32
     }
 
-    fn after_step(&mut self, world: &World) {
+    pub(super) fn after_step(&mut self, world: &World) {
         let Some(name) = world.touched.clone() else { return };
         let Some(core) = world.core(&name) else { return };
         let life = world.life(&name);
@@ -350,6 +350,16 @@ impl Model {
             if let Some(l) = fallback {
                 let what = format!("still in fallback: {from} about {}", l.name);
                 self.violated(world, what);
+            }
+        }
+    }
+
+    /// All have the newest mesh file.
+    pub fn check_generations(&mut self, world: &World) {
+        for name in world.mesh.nodes.keys() {
+            let has = world.core(name).map(|c| c.mesh().generation);
+            if has != Some(world.mesh.generation) {
+                self.violated(world, format!("half rolled out: {name} has {has:?}"));
             }
         }
     }

@@ -52,6 +52,10 @@ pub fn quality(world: &World, c: &Node) -> Quality {
         }
     }
     let dead = world.faults[&c.name].crashed;
+    if world.is_parted() {
+        // Whose file is old knows some nodes or keys not yet: nobody carries all of it.
+        return Quality::Grey;
+    }
     match (of, pass) {
         (0, _) if dead => Quality::Broken,
         (0, _) => Quality::Grey,
@@ -141,5 +145,6 @@ pub(super) fn slowest_round_trip(world: &World) -> Duration {
         let repeat = if l.loss == Loss::NONE { 1 } else { 3 };
         (l.latency + l.jitter) * 2 * repeat
     };
-    links.map(cost).max().unwrap_or_default()
+    let slower = world.faults.values().map(|f| f.wan_delay * 4).max();
+    links.map(cost).max().unwrap_or_default() + slower.unwrap_or_default()
 }

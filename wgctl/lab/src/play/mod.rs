@@ -42,14 +42,19 @@ pub fn once(
     scenario: &Scenario,
     leaderd: &Path,
     logs: Option<&Path>,
+    record: bool,
 ) -> Result<(String, RunResult)> {
     let dir = LabDir::create(&format!("{}-{}", scenario.name, std::process::id()))?;
     let (scenario, leaderd, logs) = (scenario.clone(), leaderd.to_owned(), logs.map(PathBuf::from));
     let (code, out) = run_inside(&dir, move |dir, mut pipe| {
-        let mut session = Session::start(&scenario, dir, leaderd)?;
+        let mut session = Session::start(&scenario, dir, leaderd, record)?;
         let played = session.play();
         let result = played.unwrap_or_else(|e| RunResult::broken(format!("{e:#}")));
         if let Some(logs) = logs {
+            if record {
+                // A daemon that stops ends its recording.
+                session.world.stop_daemons()?;
+            }
             session.world.save_logs(&logs)?;
         }
         let played = Played { backend: session.backend(), result };
@@ -83,8 +88,16 @@ pub struct Session {
 }
 
 impl Session {
-    pub fn start(scenario: &Scenario, dir: &LabDir, leaderd: PathBuf) -> Result<Self> {
-        let world = Arc::new(World::build(scenario, dir, Some(leaderd))?);
+    /// `record`: every daemon records itself.
+    pub fn start(
+        scenario: &Scenario,
+        dir: &LabDir,
+        leaderd: PathBuf,
+        record: bool,
+    ) -> Result<Self> {
+        let mut world = World::build(scenario, dir, Some(leaderd))?;
+        world.record = record;
+        let world = Arc::new(world);
         let listener = UnixListener::bind(dir.control_socket()).context("control socket")?;
         let server = Arc::clone(&world);
         std::thread::spawn(move || control::serve(listener, server));

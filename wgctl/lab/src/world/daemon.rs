@@ -14,6 +14,8 @@ use crate::admin::{self, Status};
 
 /// Until every node knows every leader. Generous: userspace WireGuard and Raft start together on a busy machine.
 const READY: Duration = Duration::from_secs(60);
+/// A daemon that is asked to stop has this long; then it is killed.
+const STOP: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
 
 /// `$LEADERD_BIN`, else next to this program, else in `$PATH`.
@@ -51,9 +53,11 @@ impl World {
             bail!("leaderd on {} is running already", n.node.name);
         }
         let log = OpenOptions::new().create(true).append(true).open(n.log())?;
+        let record = self.record.then(|| ["--record".into(), n.recording().into_os_string()]);
         let child =
             n.ns.command(leaderd)
                 .arg("run")
+                .args(record.into_iter().flatten())
                 .arg("--mesh")
                 .arg(self.dir.join("mesh.toml"))
                 .args(["--node", &n.node.name])
@@ -88,6 +92,22 @@ impl World {
         let _ = child.kill();
         child.wait().context("wait")?;
         Ok(())
+    }
+
+    /// Asks all daemons to stop, and waits until they have.
+    pub fn stop_daemons(&self) -> Result<()> {
+        for pid in (0..self.nodes.len()).filter_map(|n| self.daemon_pid(n)) {
+            // A paused one hears of the end only when it goes on.
+            for signal in [Signal::SIGTERM, Signal::SIGCONT] {
+                kill(Pid::from_raw(pid as i32), signal).context("kill")?;
+            }
+        }
+        let deadline = Instant::now() + STOP;
+        let runs = |n: usize| self.daemon_pid(n).is_some();
+        while (0..self.nodes.len()).any(runs) && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+        }
+        (0..self.nodes.len()).try_for_each(|n| self.kill_daemon(n))
     }
 
     pub fn pause_daemon(&self, node: usize, pause: bool) -> Result<()> {
@@ -129,12 +149,13 @@ impl World {
         all[all.len().saturating_sub(lines)..].join("\n")
     }
 
-    /// Copies all logs to a directory of the host, and the mesh file (public keys only).
+    /// Copies all logs and recordings to a directory of the host, and the mesh file (public keys only).
     pub fn save_logs(&self, to: &std::path::Path) -> Result<()> {
         std::fs::create_dir_all(to)?;
         std::fs::copy(self.dir.join("mesh.toml"), to.join("mesh.toml"))?;
         for n in &self.nodes {
             let _ = std::fs::copy(n.log(), to.join(format!("{}.log", n.node.name)));
+            let _ = std::fs::copy(n.recording(), to.join(format!("{}.recording", n.node.name)));
         }
         Ok(())
     }

@@ -40,6 +40,8 @@ pub struct World {
     pub services: Vec<LabService>,
     pub dir: PathBuf,
     leaderd: Option<PathBuf>,
+    /// Daemons that start record themselves.
+    pub record: bool,
     /// Faults at work: node and fault.
     active: Mutex<Vec<(usize, String, Fault)>>,
 }
@@ -59,6 +61,9 @@ impl LabNode {
     }
     pub fn log(&self) -> PathBuf {
         self.dir.join("leaderd.log")
+    }
+    pub fn recording(&self) -> PathBuf {
+        self.dir.join("leaderd.recording")
     }
     pub fn pod_address(&self, ipv6: bool) -> IpAddr {
         self.node.pod_address(ipv6)
@@ -107,6 +112,7 @@ impl World {
             services,
             dir,
             leaderd,
+            record: false,
             active: Mutex::new(Vec::new()),
         })
     }

@@ -1,0 +1,191 @@
+//! The judge is judged: worlds that are wrong on purpose, and the model must say so, each in its own words.
+
+use std::time::Duration;
+
+use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
+use leaderd_core::io::{Input, LogLevel};
+use leaderd_core::mesh::Policy;
+use leaderd_core::state::Decision;
+use leaderd_core::verdict::Cause;
+use leaderd_core::wire::Frame;
+use wgctl_plan::Network;
+
+use super::meshes::{Site, mesh_of};
+use super::model::Model;
+use super::rollout::Change;
+use super::world::LogLine;
+use super::{Fault, World, WorldConfig};
+
+fn name(s: &str) -> NodeName {
+    s.parse().expect("a name")
+}
+
+fn secs(s: u64) -> Duration {
+    Duration::from_secs(s)
+}
+
+/// A world in which all is well, and its judge.
+fn calm() -> (World, Model) {
+    let sites = [Site::new("cloud", 2, 1), Site::new("home", 3, 0)];
+    let (mesh, secrets) = mesh_of(&sites, Policy::default());
+    let mut world = World::new(mesh, &secrets, WorldConfig::default());
+    let mut model = Model::default();
+    model.run(&mut world, secs(30));
+    model.check_convergence(&world, secs(5));
+    model.check_generations(&world);
+    assert_eq!(model.violations, Vec::<String>::new());
+    (world, model)
+}
+
+fn says(model: &Model, kind: &str) {
+    let said = model.violations.iter().any(|v| v.starts_with(kind));
+    assert!(said, "not {kind:?} but {:#?}", model.violations);
+}
+
+/// `cloud-0` announces what nobody decided.
+fn announce(world: &mut World, model: &mut Model, to: &str, epoch: u64, slot: u8, cause: Cause) {
+    let location: LocationName = "cloud".parse().expect("a name");
+    let at = world.now().wall;
+    let decision = Decision { location, epoch: Epoch(epoch), leaders: vec![Slot(slot)], cause, at };
+    let frame = Box::new(Frame::Announce { decision, event: None });
+    world.input(&name(to), Input::Frame { from: name("cloud-0"), frame });
+    // The input went past the model's own stepping.
+    model.after_step(world);
+}
+
+#[test]
+fn two_decisions_in_one_epoch_are_seen() {
+    let (mut world, mut model) = calm();
+    announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
+    announce(&mut world, &mut model, "home-1", 50, 1, Cause::Promoted);
+    says(&model, "two decisions in one epoch");
+}
+
+#[test]
+fn a_node_that_goes_back_to_a_lower_epoch_is_seen() {
+    let (mut world, mut model) = calm();
+    announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
+    assert_eq!(model.violations, Vec::<String>::new());
+    // It loses its memory, and nobody says that it was restarted.
+    let life = world.life(&name("home-0"));
+    world.kill_daemon(&name("home-0"));
+    world.lose_disk(&name("home-0"));
+    world.start_daemon(&name("home-0"));
+    world.nodes.get_mut(&name("home-0")).expect("a node").life = life;
+    announce(&mut world, &mut model, "home-0", 3, 0, Cause::Promoted);
+    says(&model, "lower epoch");
+}
+
+#[test]
+fn a_loop_is_seen() {
+    let (mut world, mut model) = calm();
+    // Members send what is for elsewhere to the leader; now the leader sends it back to the member.
+    let leader = name("cloud-0");
+    let kernel: &mut Network = world.kernels.get_mut(&leader).expect("a kernel");
+    let route_to = |kernel: &Network, prefix: &str| {
+        let prefix = prefix.parse().expect("a prefix");
+        kernel.routes.iter().find(|(k, _)| k.prefix == prefix).map(|(k, v)| (k.clone(), v.clone()))
+    };
+    let (_, to_member) = route_to(kernel, "10.1.2.0/24").expect("a route to cloud-2");
+    let (elsewhere, _) = route_to(kernel, "10.2.0.0/24").expect("a route to home-0");
+    kernel.routes.insert(elsewhere, to_member);
+    model.run(&mut world, Duration::from_millis(500));
+    says(&model, "loop");
+}
+
+#[test]
+fn a_promotion_of_what_is_known_to_be_broken_is_seen() {
+    let (mut world, mut model) = calm();
+    world.fault(&name("cloud-1"), &Fault::ForwardingOff, true);
+    model.run(&mut world, secs(5));
+    assert_eq!(model.violations, Vec::<String>::new());
+    announce(&mut world, &mut model, "home-0", 50, 1, Cause::NewFlow);
+    says(&model, "promoted a broken candidate");
+    says(&model, "needless failover");
+}
+
+#[test]
+fn a_candidate_that_broke_just_now_may_be_promoted() {
+    let (mut world, mut model) = calm();
+    world.fault(&name("cloud-0"), &Fault::ForwardingOff, true);
+    world.fault(&name("cloud-1"), &Fault::ForwardingOff, true);
+    model.run(&mut world, Duration::from_millis(40));
+    announce(&mut world, &mut model, "home-0", 50, 1, Cause::NewFlow);
+    assert_eq!(model.violations, Vec::<String>::new());
+}
+
+#[test]
+fn nodes_that_do_not_agree_and_decisions_without_end_are_seen() {
+    let (mut world, mut model) = calm();
+    announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
+    model.check_convergence(&world, secs(5));
+    says(&model, "not converged");
+    says(&model, "restless");
+}
+
+#[test]
+fn traffic_that_does_not_pass_in_the_end_is_seen() {
+    let (mut world, mut model) = calm();
+    world.fault(&name("home-2"), &Fault::WanCut, true);
+    world.fault(&name("home-2"), &Fault::LanCut, true);
+    model.check_convergence(&world, secs(5));
+    says(&model, "no way");
+}
+
+#[test]
+fn a_node_that_goes_on_following_its_own_ranking_is_seen() {
+    let (mut world, mut model) = calm();
+    for node in ["cloud-1", "cloud-2"] {
+        world.fault(&name(node), &Fault::DaemonKill, true);
+    }
+    model.run(&mut world, secs(60));
+    model.check_convergence(&world, secs(5));
+    says(&model, "still in fallback");
+}
+
+#[test]
+fn an_error_in_a_log_is_seen_and_one_that_a_fault_explains_is_not() {
+    let (mut world, mut model) = calm();
+    let line = |world: &World, text: &str| LogLine {
+        at: world.now().mono,
+        node: name("home-0"),
+        level: LogLevel::Error,
+        text: text.to_owned(),
+    };
+    world.fault(&name("home-1"), &Fault::DaemonPause, true);
+    world.log.push(line(&world, "no quorum: following this node's own ranking"));
+    model.run(&mut world, Duration::from_millis(100));
+    assert_eq!(model.violations, Vec::<String>::new());
+    world.log.push(line(&world, "the core's parts keep each other busy"));
+    model.run(&mut world, Duration::from_millis(100));
+    says(&model, "unexpected error");
+}
+
+#[test]
+fn a_mesh_file_that_never_reaches_a_node_is_seen() {
+    let (mut world, mut model) = calm();
+    let mesh = world.change_mesh(&Change::HoldDown(7), secs(0)).expect("a change");
+    for node in mesh.nodes.keys().filter(|n| n.as_str() != "home-1") {
+        world.deliver(node, &mesh);
+    }
+    model.run(&mut world, secs(5));
+    model.check_generations(&world);
+    says(&model, "half rolled out");
+    assert_eq!(model.violations.len(), 1, "only the one: {:?}", model.violations);
+}
+
+#[test]
+fn a_crash_between_a_write_and_its_acknowledgement_happens_there() {
+    let (mut world, mut model) = calm();
+    let node = name("home-0");
+    let disk = |world: &World| format!("{:?}", world.nodes[&name("home-0")].store);
+    let before = disk(&world);
+    world.fault(&node, &Fault::DiskCrash, true);
+    announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
+    world.run_for(Duration::from_millis(10));
+    assert!(world.faults[&node].crashed, "it crashed");
+    assert_ne!(disk(&world), before, "after the write");
+    world.fault(&node, &Fault::DiskCrash, false);
+    let decision = world.core(&node).and_then(|c| c.decision(&"cloud".parse().expect("a name")));
+    assert_eq!(decision.map(|d| d.epoch), Some(Epoch(50)), "it is back with what it wrote");
+}

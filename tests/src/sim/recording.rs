@@ -1,0 +1,80 @@
+//! Recording a node of a [`World`], as `leaderd run --record` does.
+
+use leaderd::record::{Ended, FileWriter, Header, Tape};
+use leaderd_core::ids::NodeName;
+use leaderd_core::io::{Effect, Input};
+use leaderd_core::node::NodeConfig;
+use leaderd_core::time::Now;
+
+use super::World;
+
+/// What is recorded of one node.
+#[derive(Debug, Default)]
+pub(super) struct Recording {
+    node: Option<NodeName>,
+    /// There is one from when the node was started.
+    file: Option<FileWriter<Vec<u8>>>,
+    tape: Tape,
+    /// What the core had counted before the input.
+    forged: u64,
+}
+
+impl Recording {
+    fn is_of(&self, node: &NodeName) -> bool {
+        self.file.is_some() && self.node.as_ref() == Some(node)
+    }
+
+    /// A daemon starts.
+    pub(super) fn start(&mut self, config: &NodeConfig, now: Now) {
+        if self.node.as_ref() != Some(&config.me) {
+            return;
+        }
+        let header = Header {
+            leaderd: "simulated".to_owned(),
+            mesh: (*config.mesh).clone(),
+            me: config.me.clone(),
+            restored: config.restored.clone(),
+            seed: config.seed,
+            resolved: config.resolved.clone(),
+            lan_device: config.lan_device.as_ref().map(ToString::to_string),
+            now,
+        };
+        self.file = Some(FileWriter::new(Vec::new(), &header).expect("plain data"));
+        self.forged = 0;
+    }
+
+    pub(super) fn input(&mut self, node: &NodeName, now: Now, input: &Input, forged: u64) {
+        if self.is_of(node) {
+            self.tape.input(now, input);
+            self.forged = forged;
+        }
+    }
+
+    pub(super) fn effect(&mut self, node: &NodeName, effect: &Effect) {
+        if self.is_of(node) {
+            self.tape.effect(effect);
+        }
+    }
+
+    /// All effects of the input were told.
+    pub(super) fn done(&mut self, node: &NodeName, forged: u64) {
+        if let Some(file) = self.file.as_mut().filter(|_| self.node.as_ref() == Some(node)) {
+            file.record(&self.tape.record(forged == self.forged)).expect("plain data");
+        }
+    }
+}
+
+impl World {
+    /// Starts a node's daemon anew, from what its disk holds, and records it from then on.
+    pub fn record(&mut self, node: &NodeName) {
+        self.kill_daemon(node);
+        self.recording = Recording { node: Some(node.clone()), ..Recording::default() };
+        self.start_daemon(node);
+    }
+
+    /// Ends the recording, and gives the bytes of its file.
+    pub fn recorded(&mut self) -> Vec<u8> {
+        let file = std::mem::take(&mut self.recording).file.expect("a node is recorded");
+        file.finish(Ended::Stopped).expect("memory takes everything")
+    }
+}

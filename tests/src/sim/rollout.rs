@@ -1,0 +1,173 @@
+//! Changes of the mesh file while the mesh runs: every node gets the new file in its own time, some late.
+//!
+//! The world's own `mesh` is what is true: it changes when a roll-out begins. A new node starts when its file comes, and a
+//! node whose key is rotated is restarted with it at once, as operators do; the others take the file live.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use leaderd_core::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
+use leaderd_core::io::Input;
+use leaderd_core::mesh::Mesh;
+use leaderd_core::probe::keys::ProbeKeys;
+use serde::{Deserialize, Serialize};
+use wgctl_plan::Network;
+
+use super::meshes::{endpoint_of, node_of, secret_of};
+use super::world::{Happening, SimNode, World};
+use super::{Fault, Faults};
+
+/// Until all that a roll-out moved has been measured anew.
+const MEASURED: Duration = Duration::from_secs(6);
+
+/// What is changed in the mesh file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Change {
+    /// A node without a slot comes to this location; it may vote.
+    AddMember(LocationName),
+    /// One with the next free slot.
+    AddCandidate(LocationName),
+    /// A member becomes a candidate.
+    GiveSlot(NodeName),
+    /// The node has another WireGuard key.
+    RotateKey(NodeName),
+    /// Milliseconds between two rounds of probes.
+    ProbeInterval(u32),
+    /// Least seconds between two automatic failovers.
+    HoldDown(u32),
+}
+
+/// A change, when it comes, and who gets it how much later (the others at once). Milliseconds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RollOut {
+    pub at_ms: u32,
+    pub change: Change,
+    pub late_ms: BTreeMap<NodeName, u32>,
+}
+
+impl Change {
+    /// The next file, and the secrets of the nodes that have a new one. `None`: there is nothing to change.
+    pub fn apply(&self, old: &Mesh) -> Option<(Mesh, BTreeMap<NodeName, [u8; 32]>)> {
+        let mut mesh = old.clone();
+        let mut secrets = BTreeMap::new();
+        mesh.generation = Generation(old.generation.0 + 1);
+        mesh.hash = [mesh.generation.0 as u8; 32];
+        match self {
+            Self::AddMember(location) => add(&mut mesh, &mut secrets, location, false)?,
+            Self::AddCandidate(location) => add(&mut mesh, &mut secrets, location, true)?,
+            Self::GiveSlot(name) => {
+                let slot = next_slot(&mesh, &mesh.nodes.get(name)?.location);
+                let node = mesh.nodes.get_mut(name).filter(|n| n.slot.is_none())?;
+                node.slot = Some(slot);
+                node.endpoint = Some(endpoint_of(node.address));
+            }
+            Self::RotateKey(name) => {
+                let node = mesh.nodes.get_mut(name)?;
+                let secret = secret_of(node.index.0, mesh.generation.0 as u8);
+                node.wireguard_key = ProbeKeys::new(secret).public();
+                secrets.insert(name.clone(), secret);
+            }
+            Self::ProbeInterval(ms) => {
+                mesh.policy.probe_interval = Duration::from_millis((*ms).into());
+            }
+            Self::HoldDown(secs) => mesh.policy.hold_down = Duration::from_secs((*secs).into()),
+        }
+        Some((mesh, secrets))
+    }
+
+    /// Some nodes cannot reach others through it before all have the file.
+    fn parts_nodes(&self) -> bool {
+        !matches!(self, Self::ProbeInterval(_) | Self::HoldDown(_))
+    }
+}
+
+fn next_slot(mesh: &Mesh, location: &LocationName) -> Slot {
+    Slot(mesh.candidates_of(location).keys().next_back().map_or(0, |s| s.0 + 1))
+}
+
+fn add(
+    mesh: &mut Mesh,
+    secrets: &mut BTreeMap<NodeName, [u8; 32]>,
+    location: &LocationName,
+    candidate: bool,
+) -> Option<()> {
+    let slot = next_slot(mesh, location);
+    let site = mesh.locations.keys().position(|l| l == location)?;
+    let number = mesh.nodes_of(location).count() as u8;
+    let index = NodeIndex(mesh.nodes.values().map(|n| n.index.0).max()? + 1);
+    // The sites' numbers are in their addresses, in the order in which they were given.
+    let known = mesh.nodes_of(location).find_map(|n| match n.address {
+        std::net::IpAddr::V4(v4) => Some(v4.octets()[2]),
+        std::net::IpAddr::V6(_) => None,
+    });
+    let secret = secret_of(index.0, 1);
+    let site_number = known.unwrap_or(site as u8 + 1);
+    let slot = candidate.then_some(slot);
+    let node = node_of(location, site_number, number, index, slot, secret);
+    secrets.insert(node.name.clone(), secret);
+    mesh.nodes.insert(node.name.clone(), node);
+    Some(())
+}
+
+impl World {
+    /// The true mesh changes. Gives the new file, to be [`deliver`](World::deliver)ed to each node.
+    /// `last`: when all will have it.
+    pub fn change_mesh(&mut self, change: &Change, last: Duration) -> Option<Arc<Mesh>> {
+        let (mesh, secrets) = change.apply(&self.mesh)?;
+        for name in self.nodes.keys() {
+            self.files.entry(name.clone()).or_insert_with(|| self.mesh.clone());
+        }
+        self.mesh = Arc::new(mesh);
+        self.fault_changed = self.now().mono;
+        if change.parts_nodes() {
+            self.parted_until = self.parted_until.max(self.now().mono + last + MEASURED);
+        }
+        for (name, secret) in secrets {
+            match self.nodes.get_mut(&name) {
+                Some(node) => {
+                    node.secret = secret;
+                    self.files.insert(name.clone(), self.mesh.clone());
+                    if self.core(&name).is_some() {
+                        self.fault(&name, &Fault::DaemonKill, true);
+                        self.fault(&name, &Fault::DaemonKill, false);
+                    }
+                }
+                None => {
+                    self.faults.insert(name.clone(), Faults::default());
+                    self.kernels.insert(name.clone(), Network::default());
+                    self.nodes.insert(name.clone(), SimNode::new(secret));
+                }
+            }
+        }
+        Some(self.mesh.clone())
+    }
+
+    /// A node finds a new file. An older one than it has is left aside, as by the daemon.
+    pub fn deliver(&mut self, name: &NodeName, mesh: &Arc<Mesh>) {
+        let known = self.files.get(name).map(|m| m.generation);
+        if known.is_some_and(|g| g >= mesh.generation) {
+            return;
+        }
+        self.files.insert(name.clone(), mesh.clone());
+        self.fault_changed = self.now().mono;
+        if self.core(name).is_some() {
+            let input = Input::MeshChanged(Box::new((**mesh).clone()));
+            self.later(Duration::ZERO, name, Happening::Input(input));
+        } else if known.is_none() {
+            self.start_daemon(name);
+        }
+    }
+
+    /// Both have a file with the other in it; else their keys do not fit.
+    pub(super) fn know_each_other(&self, a: &NodeName, b: &NodeName) -> bool {
+        let knows =
+            |a: &NodeName, b: &NodeName| self.files.get(a).is_none_or(|m| m.nodes.contains_key(b));
+        knows(a, b) && knows(b, a)
+    }
+
+    /// A change of the mesh file has not reached everybody, or did so just now.
+    pub fn is_parted(&self) -> bool {
+        self.now().mono < self.parted_until
+    }
+}
