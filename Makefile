@@ -6,13 +6,14 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench deps lint fmt clippy doc unit simulation sim fuzz lab scenarios bad-input audit clean
+.PHONY: help demo test bench bench-sim deps lint fmt clippy doc unit simulation sim fuzz lab scenarios bad-input audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
 	@echo 'make test    format, lints, docs, unit and property tests, virtual time, fuzz corpus, lab scenarios'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
+	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (20 minutes; QUICK=1: two)'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
 
@@ -26,6 +27,10 @@ test: deps lint unit simulation scenarios bad-input
 
 bench: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench -- $(RUNS)
+
+# Figures and pictures from virtual time: PART=detection, scale or election alone.
+bench-sim:
+	cargo run --locked --profile lab -p tests --bin bench_sim -- $(if $(QUICK),--quick) $(PART)
 
 deps:
 	@tests/setup

@@ -32,7 +32,8 @@ impl Site {
 }
 
 /// The mesh of these sites, all with VXLAN overlays, and every node's secret.
-/// Nodes are called `{site}-{n}`, candidates first; node n of site s has the workload prefix 10.{s}.{n}.0/24.
+/// Nodes are called `{site}-{n}`, candidates first; node n of site s has the workload prefix 10.{s}.{n}.0/24
+/// (in meshes of 255 sites or more 10.{i}.0/24, with i the two bytes of its index).
 pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8; 32]>) {
     let mut mesh = Mesh {
         name: "sim".to_owned(),
@@ -67,19 +68,25 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
             let mut secret = [0u8; 32];
             secret[..2].copy_from_slice(&index.to_be_bytes());
             secret[2] = 1;
-            let (site_number, n8) = (site_number as u8 + 1, n as u8);
+            // Two bytes that no other node has.
+            let (a, b) = if sites.len() < 255 {
+                (site_number as u8 + 1, n as u8)
+            } else {
+                ((index >> 8) as u8, index as u8)
+            };
+            let last = b.wrapping_add(1);
             let node = Node {
                 name: name.clone(),
                 index: NodeIndex(index),
                 location: location.clone(),
-                slot: (n < site.candidates).then_some(Slot(n8)),
+                slot: (n < site.candidates).then_some(Slot(n as u8)),
                 priority: 100,
                 endpoint: (n < site.candidates)
-                    .then(|| Host::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, site_number, n8 + 1)))),
-                address: IpAddr::V4(Ipv4Addr::new(192, 168, site_number, n8 + 1)),
+                    .then(|| Host::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, a, last)))),
+                address: IpAddr::V4(Ipv4Addr::new(192, 168, a, last)),
                 device: None,
-                prefixes: vec![format!("10.{site_number}.{n}.0/24").parse().expect("a prefix")],
-                probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, site_number, n8, 1))],
+                prefixes: vec![format!("10.{a}.{b}.0/24").parse().expect("a prefix")],
+                probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, a, b, 1))],
                 wireguard_key: ProbeKeys::new(secret).public(),
                 control_key: ControlPublicKey(secret),
             };
