@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use crate::time::Instant;
+
 /// Before any reply: RFC 6298 says 1 s, but a first round trip of over a second is no loss here.
 const INITIAL: f64 = 3_000_000.0;
 /// Longest timeout, µs.
@@ -17,6 +19,37 @@ const BETA_DOWN: f64 = 1.0 / 64.0;
 /// Largest factor that late replies bring, and replies in time after which it halves.
 const MAX_BACKOFF: f64 = 4.0;
 const CALM: u32 = 64;
+
+/// For so long after a reply that came late, no loss counts before it has had as much time.
+const LATE_FOR: Duration = Duration::from_secs(5);
+/// Replies in time to later probes, after which that is over: the delay has gone, or the timeout has followed it.
+const LATE_UNTIL: u32 = 3;
+
+/// Replies of a path came after their timeouts: it may have become slower all at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Late {
+    at: Instant,
+    rtt: Duration,
+    in_time: u32,
+}
+
+impl Late {
+    /// One more late reply.
+    pub(super) fn again(before: Option<Self>, now: Instant, rtt: Duration) -> Self {
+        let recent = before.and_then(|l| l.patience(now)).unwrap_or_default();
+        Self { at: now, rtt: rtt.max(recent), in_time: 0 }
+    }
+
+    /// A reply in time.
+    pub(super) fn in_time(&mut self, sent: Instant) {
+        self.in_time += u32::from(sent > self.at);
+    }
+
+    /// The longest round trip seen, while it matters.
+    pub(super) fn patience(&self, now: Instant) -> Option<Duration> {
+        (now.since(self.at) < LATE_FOR && self.in_time < LATE_UNTIL).then_some(self.rtt)
+    }
+}
 
 /// Round trips of one path, in µs.
 #[derive(Debug, Clone)]
@@ -73,6 +106,23 @@ impl Rtt {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_late_reply_is_remembered_until_others_come_in_time() {
+        let ms = Duration::from_millis;
+        let at = |n| Instant(0) + ms(n);
+        let mut late = Late::again(None, at(1000), ms(300));
+        assert_eq!(late.patience(at(1100)), Some(ms(300)));
+        late = Late::again(Some(late), at(1200), ms(90));
+        assert_eq!(late.patience(at(1300)), Some(ms(300)), "the longest of them");
+        assert_eq!(late.patience(at(7000)), None);
+        for sent in [1100, 1150, 1190, 1300, 1400] {
+            late.in_time(at(sent));
+        }
+        assert!(late.patience(at(1500)).is_some(), "only probes sent later say anything");
+        late.in_time(at(1500));
+        assert_eq!(late.patience(at(1600)), None);
+    }
 
     #[test]
     fn a_steady_path_has_a_short_timeout_and_a_jittery_one_a_long_one() {
