@@ -13,7 +13,7 @@ help:
 	@echo 'make test    format, lints, docs, unit and property tests, virtual time, fuzz corpus, lab scenarios'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
-	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (20 minutes; QUICK=1: two)'
+	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
 

@@ -115,7 +115,7 @@ pub fn skies() -> Vec<Sky> {
 }
 
 pub fn count(effort: Effort) -> Vec<Counted> {
-    let seconds = effort.pick(2400, 60);
+    let seconds = effort.pick(900, 60);
     in_parallel("false failovers, counted", &skies(), |sky| count_one(*sky, seconds))
 }
 
@@ -138,7 +138,7 @@ fn mean_length(alarms: &[Alarm]) -> f64 {
 }
 
 pub fn weigh(effort: Effort) -> Vec<Weighed> {
-    let windows = effort.pick(400, 16);
+    let windows = effort.pick(200, 16);
     let independent = |sky: &Sky| matches!(sky.loss, Loss::Independent(_));
     let jobs: Vec<(Sky, u64)> = skies()
         .into_iter()
@@ -200,7 +200,7 @@ fn summary(sky: Sky, windows: &[Option<(f64, f64)>]) -> Weighed {
 }
 
 pub fn detect(effort: Effort) -> Vec<Detection> {
-    let faults = effort.pick(100, 4);
+    let faults = effort.pick(50, 4);
     let mut jobs = Vec::new();
     let losses = LOSSES.map(Loss::Independent).into_iter().chain([Loss::Bursts(0.02)]);
     for loss in losses {

@@ -59,7 +59,7 @@ pub fn measure(size: Size, effort: Effort) -> Cost {
         (0..size.locations).map(|i| Site::new(&format!("l{i}"), 3, size.members)).collect();
     let (mesh, secrets) = mesh_of(&sites, Policy::default());
     let here: LocationName = "l0".parse().expect("a name");
-    let mut real: BTreeSet<LocationName> = watchers(&mesh, &here).into_iter().collect();
+    let mut real: BTreeSet<LocationName> = watchers(&mesh, &here, 1).into_iter().collect();
     real.insert(here.clone());
     let seconds = effort.pick(if size.locations > 300 { 10 } else { 30 }, 5);
     let mut slice = Slice::new(mesh, secrets, &real);
@@ -114,11 +114,12 @@ fn failover(slice: &mut Slice, location: &LocationName) -> Option<f64> {
     took
 }
 
-/// The locations that watch one at full rate: highest weights first, as `observe::watch` draws them.
-pub fn watchers(mesh: &Mesh, location: &LocationName) -> Vec<LocationName> {
+/// The locations that watch one at full rate (`times` 1), or those and the next: highest weights first, as `observe::watch`
+/// draws them.
+pub fn watchers(mesh: &Mesh, location: &LocationName, times: usize) -> Vec<LocationName> {
     let mut others: Vec<&LocationName> = mesh.locations.keys().filter(|l| *l != location).collect();
     others.sort_by_key(|o| std::cmp::Reverse(weight(o, location)));
-    others.into_iter().take(mesh.policy.watchers.into()).cloned().collect()
+    others.into_iter().take(times * usize::from(mesh.policy.watchers)).cloned().collect()
 }
 
 fn weight(observer: &LocationName, location: &LocationName) -> u64 {
@@ -143,7 +144,7 @@ mod tests {
         let sites: Vec<Site> = (0..12).map(|i| Site::new(&format!("l{i}"), 1, 0)).collect();
         let (mesh, secrets) = mesh_of(&sites, Policy::default());
         let here: LocationName = "l0".parse().unwrap();
-        let chosen = watchers(&mesh, &here);
+        let chosen = watchers(&mesh, &here, 1);
         let mesh = Arc::new(mesh);
         let now = Now { mono: Instant(0), wall: WallTime(0) };
         for node in mesh.nodes.values().filter(|n| n.location != here) {

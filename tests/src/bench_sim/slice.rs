@@ -23,12 +23,18 @@ use leaderd_core::verdict::{Cause, ProbeClass, Report, SlotReport, Verdict};
 use leaderd_core::wire::{Frame, Hello};
 use nix::time::{ClockId, clock_gettime};
 
+use super::scale::watchers;
+
 /// Round trips between locations and within one.
 const WAN: Duration = Duration::from_millis(20);
 const LAN: Duration = Duration::from_micros(400);
 const SYNC: Duration = Duration::from_millis(1);
 const PROGRAM: Duration = Duration::from_millis(2);
 const HELLO: Duration = Duration::from_secs(1);
+/// Most hellos of a node to others far away in a second.
+const FAR_HELLOS: usize = 64;
+/// Locations whose observers report about one although all is well, as a multiple of those that watch at full rate: two.
+const REPORTERS: usize = 2;
 const WALL: u64 = 1_800_000_000_000_000;
 
 /// What one real node did.
@@ -48,6 +54,10 @@ struct Real {
     spent: Spent,
     /// Peers that are stubs.
     stubs: Vec<NodeName>,
+    /// Whose turn it is to say hello.
+    turn: usize,
+    /// Stubs that report about this node's location: those that would watch it next (`observe::watch`).
+    deputies: Vec<NodeName>,
 }
 
 enum Happening {
@@ -127,13 +137,22 @@ impl Slice {
                 lan_device: "eth0".parse().ok(),
             };
             let core = Node::new(config, slice.now()).expect("a node of the mesh");
-            slice.real.push(Real { name, core, spent: Spent::default(), stubs: Vec::new() });
+            let spent = Spent::default();
+            let (stubs, deputies) = (Vec::new(), Vec::new());
+            slice.real.push(Real { name, core, spent, stubs, turn: 0, deputies });
         }
         for i in 0..slice.real.len() {
             let peers: Vec<NodeName> =
                 slice.real[i].core.peers().into_iter().map(|p| p.name).collect();
             slice.real[i].stubs =
                 peers.iter().filter(|p| !slice.index.contains_key(*p)).cloned().collect();
+            let node = &slice.mesh.nodes[&slice.real[i].name];
+            if node.slot.is_some() {
+                let all = watchers(&slice.mesh, &node.location, REPORTERS);
+                let is_one = |n: &&NodeName| all.contains(&slice.mesh.nodes[*n].location);
+                slice.real[i].deputies =
+                    slice.real[i].stubs.iter().filter(is_one).cloned().collect();
+            }
             for node in peers {
                 let rtt_micros = slice.rtt(i, &node).as_micros() as u64;
                 slice.input(i, Input::PeerUp { node, rtt_micros });
@@ -179,13 +198,17 @@ impl Slice {
                 Happening::Input(i, input) => self.input(i, input),
                 Happening::Hellos(i) => {
                     self.later(HELLO, Happening::Hellos(i));
-                    for stub in self.real[i].stubs.clone() {
+                    // As many as each of them sends to all, by the core's own bound (`node::hello`).
+                    let stubs = self.real[i].stubs.len();
+                    for n in 0..stubs.min(FAR_HELLOS) {
+                        let stub = self.real[i].stubs[(self.real[i].turn + n) % stubs].clone();
                         let hello = Box::new(Frame::Hello(self.stub_hello(&stub)));
-                        self.input(i, Input::Frame { from: stub.clone(), frame: hello });
-                        if let Some(report) = self.stub_report(&stub, i) {
-                            let frame = Box::new(Frame::Report(report));
-                            self.input(i, Input::Frame { from: stub, frame });
-                        }
+                        self.input(i, Input::Frame { from: stub, frame: hello });
+                    }
+                    self.real[i].turn += FAR_HELLOS;
+                    for deputy in self.real[i].deputies.clone() {
+                        let report = Box::new(Frame::Report(self.stub_report(&deputy, i)));
+                        self.input(i, Input::Frame { from: deputy, frame: report });
                     }
                 }
             }
@@ -217,12 +240,8 @@ impl Slice {
     }
 
     /// What an observer that watches slowly says of the location of a candidate: all is well.
-    fn stub_report(&self, stub: &NodeName, about: usize) -> Option<Report> {
+    fn stub_report(&self, stub: &NodeName, about: usize) -> Report {
         let node = &self.mesh.nodes[&self.real[about].name];
-        let observer = &self.mesh.nodes[stub];
-        if observer.location == node.location || node.slot.is_none() || observer.slot.is_none() {
-            return None;
-        }
         let now = self.now().wall;
         let slot = |n| SlotReport {
             slot: Slot(n),
@@ -235,7 +254,7 @@ impl Slice {
             path_mtu: Some(self.mesh.mtu),
             evidence: Vec::new(),
         };
-        Some(Report {
+        Report {
             observer: stub.clone(),
             location: node.location.clone(),
             seq: (now.0 - WALL) / 1000,
@@ -244,7 +263,7 @@ impl Slice {
             abstains: false,
             full_rate: false,
             slots: (0..3).map(slot).collect(),
-        })
+        }
     }
 
     fn input(&mut self, i: usize, input: Input) {

@@ -31,6 +31,8 @@ const DARK: Duration = Duration::from_millis(300);
 const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
 /// Evidence older than this no longer makes a path 'forwarding'.
 const STALE: Duration = Duration::from_secs(10);
+/// … nor evidence older than so many slow rounds, where that is longer.
+const STALE_ROUNDS: u32 = 5;
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
 const MTU_STEP: u16 = 8;
 
@@ -168,7 +170,7 @@ impl Watch {
             return Verdict::Suspected;
         }
         let delivered = path
-            .settled_since(now - STALE)
+            .settled_since(now - STALE.max(self.slow_interval(&mesh.policy) * STALE_ROUNDS))
             .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
         if delivered.count() >= FIRST_DELIVERIES { Verdict::Forwarding } else { Verdict::Unknown }
     }
