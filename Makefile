@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input audit clean
+.PHONY: help demo test bench bench-sim deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -14,6 +14,7 @@ help:
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
+	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
 	@echo 'make recording  tests/fixtures/*.recording anew, after what a core decides or records was changed'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
@@ -28,6 +29,10 @@ test: deps lint unit simulation scenarios bad-input
 
 bench: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench -- $(RUNS)
+
+# Figures and pictures from virtual time: PART=detection, scale or election alone.
+bench-sim:
+	cargo run --locked --profile lab -p tests --bin bench_sim -- $(if $(QUICK),--quick) $(PART)
 
 deps:
 	@tests/setup

@@ -44,7 +44,7 @@ pub enum Frame {
         at: WallTime,
         blackout_micros: Option<u64>,
     },
-    /// Every second, to every node that one has a connection with.
+    /// Every second, to every node that one has a connection with; nodes of other locations take turns where they are many.
     Hello(Hello),
     /// A report, ack or verification that reached a candidate, passed on to a raft leader that may not hear it itself: one
     /// without tunnels here (a member, a witness), or one whose tunnel the observer does not call well.

@@ -32,7 +32,8 @@ impl Site {
 }
 
 /// The mesh of these sites, all with VXLAN overlays, and every node's secret.
-/// Nodes are called `{site}-{n}`, candidates first; node n of site s has the workload prefix 10.{s}.{n}.0/24.
+/// Nodes are called `{site}-{n}`, candidates first; node n of site s has the workload prefix 10.{s}.{n}.0/24
+/// (in meshes of 255 sites or more 10.{i}.0/24, with i the two bytes of its index).
 pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8; 32]>) {
     let mut mesh = Mesh {
         name: "sim".to_owned(),
@@ -73,8 +74,13 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
             index += 1;
             let secret = secret_of(index, 1);
             let slot = (n < site.candidates).then_some(Slot(n as u8));
-            let number = site_number as u8 + 1;
-            let node = node_of(&location, number, n as u8, NodeIndex(index), slot, secret);
+            // Two bytes that no other node has.
+            let (a, b) = if sites.len() < 255 {
+                (site_number as u8 + 1, n as u8)
+            } else {
+                ((index >> 8) as u8, index as u8)
+            };
+            let node = node_of(&location, n.into(), (a, b), NodeIndex(index), slot, secret);
             let name = node.name.clone();
             mesh.nodes.insert(name.clone(), node);
             secrets.insert(name, secret);
@@ -83,16 +89,16 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
     (mesh, secrets)
 }
 
-/// Node `n` of a site; its addresses follow from the site's number and its own.
+/// Node `n` of a site; its addresses follow from two bytes that no other node has, mostly the site's number and its own.
 pub(super) fn node_of(
     location: &LocationName,
-    site_number: u8,
-    n: u8,
+    n: usize,
+    (a, b): (u8, u8),
     index: NodeIndex,
     slot: Option<Slot>,
     secret: [u8; 32],
 ) -> Node {
-    let address = IpAddr::V4(Ipv4Addr::new(192, 168, site_number, n + 1));
+    let address = IpAddr::V4(Ipv4Addr::new(192, 168, a, b.wrapping_add(1)));
     Node {
         name: format!("{location}-{n}").parse().expect("a name"),
         index,
@@ -102,8 +108,8 @@ pub(super) fn node_of(
         endpoint: slot.map(|_| endpoint_of(address)),
         address,
         device: None,
-        prefixes: vec![format!("10.{site_number}.{n}.0/24").parse().expect("a prefix")],
-        probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, site_number, n, 1))],
+        prefixes: vec![format!("10.{a}.{b}.0/24").parse().expect("a prefix")],
+        probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, a, b, 1))],
         wireguard_key: ProbeKeys::new(secret).public(),
         control_key: ControlPublicKey(secret),
     }
@@ -112,8 +118,8 @@ pub(super) fn node_of(
 /// What a node with this LAN address is reached by from elsewhere.
 pub(super) fn endpoint_of(address: IpAddr) -> Host {
     let IpAddr::V4(v4) = address else { unreachable!("the simulator's LANs are IPv4") };
-    let [_, _, site_number, n] = v4.octets();
-    Host::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, site_number, n)))
+    let [_, _, a, b] = v4.octets();
+    Host::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, a, b)))
 }
 
 /// The secret of a node: another one each `time`.

@@ -104,7 +104,7 @@ fn add(
     let secret = secret_of(index.0, 1);
     let site_number = known.unwrap_or(site as u8 + 1);
     let slot = candidate.then_some(slot);
-    let node = node_of(location, site_number, number, index, slot, secret);
+    let node = node_of(location, number.into(), (site_number, number), index, slot, secret);
     secrets.insert(node.name.clone(), secret);
     mesh.nodes.insert(node.name.clone(), node);
     Some(())

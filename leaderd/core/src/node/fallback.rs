@@ -65,6 +65,9 @@ impl Node {
             }
             let seen =
                 self.heard.quorum_seen.get(&location).copied().unwrap_or(self.fallback.started);
+            // Of a large mesh's other locations less is heard.
+            let far = location != self.location;
+            let limit = if far { limit.max(self.heard.far_round * 3) } else { limit };
             let lost = now.mono.since(seen) > limit;
             let was = self.fallback.chosen.get(&location).cloned();
             let choice = if lost { self.own_ranking(now, &location) } else { None };

@@ -15,9 +15,17 @@ pub(super) const HELLO_STALE: Duration = Duration::from_millis(3500);
 /// Decisions of other locations in one hello.
 const MAX_REMOTE: usize = 16;
 
+/// Most hellos to nodes of other locations in one interval; with more of them they take turns. What goes that way (a
+/// decision that a push has missed, the mesh file's generation, that there is a quorum) is not urgent, and would else cost
+/// each node as much as the mesh is large.
+const MAX_FAR_HELLOS: usize = 64;
+
 #[derive(Debug)]
 pub(super) struct Heard {
     pub(super) next_hello: Instant,
+    /// Whose turn it is among the nodes of other locations, and how long it takes until all have had theirs.
+    far_turn: usize,
+    pub(super) far_round: Duration,
     /// Smoothed round trips of the control channel to the nodes that it is up to.
     pub(super) up: BTreeMap<NodeName, Duration>,
     pub(super) last: BTreeMap<NodeName, (Instant, Hello)>,
@@ -35,6 +43,8 @@ impl Heard {
     pub(super) fn new(now: Instant) -> Self {
         Self {
             next_hello: now,
+            far_turn: 0,
+            far_round: HELLO_INTERVAL,
             up: BTreeMap::new(),
             last: BTreeMap::new(),
             told: BTreeMap::new(),
@@ -45,7 +55,8 @@ impl Heard {
     }
 
     pub(super) fn is_fresh(&self, node: &NodeName, now: Instant) -> bool {
-        self.last.get(node).is_some_and(|(at, _)| now.since(*at) <= HELLO_STALE)
+        let stale = HELLO_STALE.max(self.far_round * 3);
+        self.last.get(node).is_some_and(|(at, _)| now.since(*at) <= stale)
     }
 }
 
@@ -75,8 +86,7 @@ impl Node {
     pub(super) fn send_hellos(&mut self, now: Now) {
         self.heard.next_hello = now.mono + HELLO_INTERVAL;
         self.heard.turn = self.heard.turn.wrapping_add(1);
-        let peers: Vec<NodeName> = self.heard.up.keys().cloned().collect();
-        for peer in peers {
+        for peer in self.hello_turn() {
             let hello = self.hello(now, &peer);
             self.send(&peer, Frame::Hello(hello));
         }
@@ -87,6 +97,25 @@ impl Node {
                 group.handle_hello(now, &own);
             }
         }
+    }
+
+    /// Who gets a hello now: all nodes of this location and all that share a group with this node; of the others some.
+    fn hello_turn(&mut self) -> Vec<NodeName> {
+        let voters: BTreeSet<NodeName> =
+            self.groups.keys().flat_map(|location| self.mesh.voters_of(location)).collect();
+        let is_near = |n: &&NodeName| {
+            voters.contains(*n) || self.mesh.node(n).is_some_and(|n| n.location == self.location)
+        };
+        let (mut turn, far): (Vec<&NodeName>, Vec<&NodeName>) =
+            self.heard.up.keys().partition(is_near);
+        let now = far.len().min(MAX_FAR_HELLOS);
+        let from = self.heard.far_turn % far.len().max(1);
+        turn.extend(far.iter().cycle().skip(from).take(now));
+        let turn = turn.into_iter().cloned().collect();
+        let rounds = far.len().div_ceil(MAX_FAR_HELLOS).max(1) as u32;
+        self.heard.far_turn = from + now;
+        self.heard.far_round = HELLO_INTERVAL * rounds;
+        turn
     }
 
     fn hello(&self, now: Now, to: &NodeName) -> Hello {

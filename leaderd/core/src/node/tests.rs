@@ -346,3 +346,26 @@ fn a_leader_tells_its_members_of_other_locations() {
     assert_eq!(told("home-1"), Some(vec![5]));
     assert_eq!(told("cloud-0"), Some(vec![]), "candidates hear of it from the location itself");
 }
+
+#[test]
+fn of_many_nodes_elsewhere_each_gets_a_hello_in_turn_and_those_of_the_location_always() {
+    let mut bench = Bench::new();
+    // Nodes of the mesh file are few; any name will do to be sent to.
+    let far: Vec<NodeName> = (0..150).map(|n| name(&format!("far-{n}"))).collect();
+    bench.node.heard.up.extend(far.iter().map(|n| (n.clone(), Duration::from_millis(20))));
+    bench.node.heard.up.insert(name("home-1"), Duration::from_millis(1));
+    let mut heard = std::collections::BTreeMap::new();
+    for _ in 0..3 {
+        let effects = bench.later(Duration::from_secs(1));
+        let to: Vec<NodeName> = effects
+            .into_iter()
+            .filter_map(|e| match e {
+                Effect::SendFrame { to, frame } if matches!(*frame, Frame::Hello(_)) => Some(to),
+                _ => None,
+            })
+            .collect();
+        assert!(to.contains(&name("home-1")) && to.len() == 65, "{}", to.len());
+        to.into_iter().for_each(|n| *heard.entry(n).or_insert(0) += 1);
+    }
+    assert!(far.iter().all(|n| heard.contains_key(n)), "{heard:?}");
+}

@@ -35,6 +35,8 @@ const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
 const BROWNOUT: Duration = Duration::from_secs(1);
 /// Evidence older than this no longer makes a path 'forwarding'.
 const STALE: Duration = Duration::from_secs(10);
+/// … nor evidence older than so many slow rounds, where that is longer.
+const STALE_ROUNDS: u32 = 5;
 /// How far apart two sizes are when the path MTU is taken as found, in bytes.
 const MTU_STEP: u16 = 8;
 
@@ -185,7 +187,7 @@ impl Watch {
         let alone = self.targets_of(p).is_empty();
         let counts = |o: &Obs| o.is_fresh() || alone && o.class == ProbeClass::Relay;
         let delivered = path
-            .settled_since(now - STALE)
+            .settled_since(now - STALE.max(self.slow_interval(&mesh.policy) * STALE_ROUNDS))
             .filter(|o| counts(o) && o.outcome == Outcome::Delivered);
         if delivered.count() >= FIRST_DELIVERIES { Verdict::Forwarding } else { Verdict::Unknown }
     }

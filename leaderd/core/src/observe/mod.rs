@@ -456,6 +456,11 @@ impl Observer {
         let abstains = self.abstains();
         let w = &mut self.watches[at];
         self.timers.remove(&(w.next_report, Timer::Report(at)));
+        if !w.speaks() {
+            w.next_report = now.mono + REPORT_EVERY;
+            self.timers.insert((w.next_report, Timer::Report(at)));
+            return;
+        }
         w.report_seq += 1;
         let report = w.report(&self.me, now, abstains);
         let urgent = w.paths.iter().any(|p| {

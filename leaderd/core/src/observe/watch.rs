@@ -17,6 +17,9 @@ use super::verify::Verify;
 
 /// How long a location that is watched slowly is watched at full rate after a loss.
 const RAISED_FOR: Duration = Duration::from_secs(10);
+/// Locations watched slowly at `slow_probe_interval`; with more of them the interval grows, so that their rounds stay as
+/// many a second and leave the probe budget to the locations that are watched at full rate.
+const SLOW_LOCATIONS: usize = 40;
 
 /// How long nothing must have reached a target before it is taken for dead.
 const DEAD_AFTER: Duration = Duration::from_secs(1);
@@ -51,6 +54,12 @@ pub(super) struct Watch {
     pub location: LocationName,
     /// This node's location is one of those that watch it at full rate.
     pub full_rate: bool,
+    /// It is among the next few, who report as well: they stand in where those are gone.
+    deputy: bool,
+    /// The last report was of trouble.
+    told_trouble: bool,
+    /// Factor of the slow interval.
+    stretch: u32,
     raised_until: Instant,
     pub epoch: Epoch,
     pub leaders: Vec<Slot>,
@@ -137,10 +146,16 @@ impl Watch {
                 }
             }
         }
+        let rank = rank(mesh, &me.location, location);
+        let watchers = usize::from(mesh.policy.watchers);
+        let slow = mesh.locations.len().saturating_sub(1).div_ceil(SLOW_LOCATIONS).max(1);
         let cells = vec![vec![Cell::default(); targets.len()]; paths.len()];
         let mut watch = Self {
             location: location.clone(),
-            full_rate: watches(mesh, &me.location, location),
+            full_rate: rank < watchers,
+            deputy: rank < 2 * watchers,
+            told_trouble: false,
+            stretch: slow as u32,
             raised_until: now,
             epoch: Epoch::default(),
             leaders: Vec::new(),
@@ -194,8 +209,22 @@ impl Watch {
         {
             policy.probe_interval.max(least)
         } else {
-            policy.slow_probe_interval.max(least)
+            self.slow_interval(policy).max(least)
         }
+    }
+
+    /// Between two rounds over a location that is watched slowly.
+    pub(super) fn slow_interval(&self, policy: &Policy) -> Duration {
+        policy.slow_probe_interval * self.stretch
+    }
+
+    /// Is there anything to report? Of those who watch slowly nobody is counted while others watch at full rate, and all
+    /// of them reporting every second would cost each node as much as the mesh is large: so only deputies do when all is
+    /// well. Trouble is told by everyone, and its end once.
+    pub(super) fn speaks(&mut self) -> bool {
+        let trouble = self.paths.iter().any(|p| p.verdict.is_degraded());
+        let before = std::mem::replace(&mut self.told_trouble, trouble);
+        self.deputy || trouble || before
     }
 
     pub(super) fn raise(&mut self, now: Instant) {
@@ -423,15 +452,14 @@ impl Watch {
     }
 }
 
-/// Rendezvous hashing: is `observer` among the `policy.watchers` locations that watch `location` at full rate?
-fn watches(mesh: &Mesh, observer: &LocationName, location: &LocationName) -> bool {
+/// Rendezvous hashing: how many locations come before `observer` in watching `location`? The first `policy.watchers` watch it
+/// at full rate.
+fn rank(mesh: &Mesh, observer: &LocationName, location: &LocationName) -> usize {
     let mine = weight(observer, location);
-    let higher = mesh
-        .locations
+    mesh.locations
         .keys()
         .filter(|o| *o != location && *o != observer && weight(o, location) > mine)
-        .count();
-    higher < usize::from(mesh.policy.watchers)
+        .count()
 }
 
 /// FNV-1a with a finish that mixes: stable over versions and machines, unlike the standard library's hasher.

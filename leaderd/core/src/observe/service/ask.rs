@@ -47,7 +47,7 @@ impl Watch {
         let each = if self.full_rate {
             policy.service_interval
         } else {
-            policy.service_interval.max(policy.slow_probe_interval)
+            policy.service_interval.max(self.slow_interval(policy))
         };
         Some(each / count)
     }

@@ -142,3 +142,34 @@ fn the_reflector_refuses_strangers_replays_and_forgeries_and_believes_a_restart(
     assert_eq!(ask(from, &packet(5, 0)), Err(Reject::Replayed), "old, and its clock is old");
     assert_eq!(ask(from, &packet(0, 20)), Ok(300), "the sender has started again");
 }
+
+/// A mesh of so many locations with two candidates each, seen from `home-0`, for ten seconds after the first twenty.
+fn crowd(locations: usize) -> (usize, usize) {
+    let names: Vec<(String, String, u8)> = (0..locations)
+        .flat_map(|l| (0..2).map(move |n| (format!("l{l}-{n}"), format!("l{l}"), n)))
+        .collect();
+    let mut nodes = vec![("home-0", "home", Some(0))];
+    nodes.extend(names.iter().map(|(n, l, s)| (n.as_str(), l.as_str(), Some(*s))));
+    let mut world = World::new(mesh(&nodes), 2, |_: &Seen<'_>| Fate::Back(ms(20)));
+    world.run_until(ms(20_000));
+    let (sent, reports) = (world.sent.len(), world.reports.len());
+    world.run_until(ms(30_000));
+    let full = |r: &Report| r.full_rate;
+    let full: BTreeSet<&LocationName> =
+        world.reports.iter().map(|r| &r.1).filter(|r| full(r)).map(|r| &r.location).collect();
+    // What is watched at full rate differs with the names; the rest is what grows.
+    let fast = full.len() * 10 * 30;
+    for l in 0..locations {
+        assert_eq!(world.verdict(&format!("l{l}"), 0), Verdict::Forwarding, "of {locations}");
+    }
+    ((world.sent.len() - sent).saturating_sub(fast), world.reports.len() - reports)
+}
+
+#[test]
+fn in_a_large_mesh_an_observer_sends_no_more_probes_and_reports_than_in_one_of_forty_locations() {
+    let (probes, reports) = crowd(40);
+    let (more_probes, more_reports) = crowd(110);
+    assert!(more_probes <= probes * 3 / 2, "{probes} {more_probes}");
+    assert!(more_reports <= reports * 3, "{reports} {more_reports}");
+    assert!(more_reports < 110 * 10 / 3, "{more_reports}");
+}
