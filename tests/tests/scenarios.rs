@@ -133,10 +133,11 @@ fn play(bin: &Path, name: &str) -> Result<(String, String), String> {
         return Err(format!("{}\n{errors}", run["why"].as_str().unwrap_or("no reason given")));
     }
     let line = format!(
-        "{} -> {}, cause {}, blackout {} ms new, {} ms old",
+        "{} -> {}, cause {}, condemned after {} ms, blackout {} ms new, {} ms old",
         run["leader"]["before"].as_str().unwrap_or("-"),
         run["leader"]["after"].as_str().unwrap_or("-"),
         run["cause"].as_str().unwrap_or("-"),
+        run["ms"]["condemned"],
         run["blackout_ms"]["new_flows"],
         run["blackout_ms"]["established"]
     );
