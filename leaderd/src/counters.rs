@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Cheap to clone; all clones count together. Names end up in `leaderd_shell_total{name="…"}`.
+/// Cheap to clone; all clones count together. A name ends up in `leaderd_shell_NAME_total`.
 #[derive(Clone, Default, Debug)]
 pub struct Counters(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::io::{Effect, Input, LogLevel};
 use leaderd_core::node::Node;
@@ -128,7 +129,15 @@ impl Engine {
                 tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
                 () = &mut stop => return,
-                () = sleep, if deadline.is_some() => self.handle(Input::Timeout),
+                () = sleep, if deadline.is_some() => {
+                    // After a pause replies and their timeouts are due together: the replies first.
+                    if let Some(inputs) = self.shells.probes.ready().now_or_never() {
+                        for input in inputs {
+                            self.handle(input);
+                        }
+                    }
+                    self.handle(Input::Timeout);
+                }
                 Some(input) = self.inputs.recv() => self.handle(input),
                 inputs = self.shells.probes.ready() => for input in inputs {
                     self.handle(input);

@@ -26,7 +26,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const RESOLVE: Duration = Duration::from_secs(60);
 
 /// Longest mesh file, in bytes: 3,000 nodes take about 1 MiB.
-const MAX_FILE: u64 = 16 << 20;
+const MAX_FILE: u64 = leaderd_core::mesh::MAX_TEXT as u64;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MeshFileError {

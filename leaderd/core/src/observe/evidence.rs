@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use wgctl_plan::WgPublicKey;
 
@@ -13,7 +14,7 @@ use crate::io::ProbeId;
 use crate::time::Instant;
 use crate::verdict::{EvidenceRow, ProbeClass, Verdict};
 
-use super::rtt::Rtt;
+use super::rtt::{Late, Rtt};
 
 /// Probes remembered per path: over five seconds of rounds with a few bursts in them.
 const RING: usize = 160;
@@ -114,6 +115,7 @@ pub(super) struct Path {
     pub slot: Slot,
     pub key: WgPublicKey,
     pub rtt: Rtt,
+    pub late: Option<Late>,
     pub ring: VecDeque<Obs>,
     pub verdict: Verdict,
     pub since: Instant,
@@ -155,6 +157,7 @@ impl Path {
             slot,
             key,
             rtt: Rtt::new(),
+            late: None,
             ring: VecDeque::new(),
             verdict: Verdict::Unknown,
             since: now,
@@ -177,6 +180,20 @@ impl Path {
             burst: None,
             own_fault: None,
         }
+    }
+
+    /// A reply came within its timeout.
+    pub(super) fn in_time(&mut self, sent: Instant, rtt: Duration) {
+        self.rtt.sample(rtt);
+        if let Some(late) = &mut self.late {
+            late.in_time(sent);
+        }
+    }
+
+    /// A reply came after its timeout.
+    pub(super) fn late(&mut self, now: Instant, rtt: Duration) {
+        self.rtt.sample(rtt);
+        self.late = Some(Late::again(self.late, now, rtt));
     }
 
     pub(super) fn push(&mut self, obs: Obs) {

@@ -18,10 +18,6 @@ use super::weigh::{Sum, Weight};
 
 /// A suspicion that nothing new feeds is dropped after this.
 const SUSPICION: Duration = Duration::from_secs(1);
-/// Bursts back off to one per this time while they find nothing, and are free again after a calm time.
-const BURST_GAP_MIN: Duration = Duration::from_millis(100);
-const BURST_GAP_MAX: Duration = Duration::from_secs(1);
-const BURST_CALM: Duration = Duration::from_secs(10);
 /// A degraded path must work for so long, and pass so many probes of the class that failed, to be taken as recovered.
 const RECOVERY: Duration = Duration::from_secs(2);
 const RECOVERY_PROBES: usize = 10;
@@ -93,9 +89,6 @@ impl Watch {
                             >= 6
                     })
             });
-        if now.since(self.next_burst) > BURST_CALM {
-            self.burst_gap = Duration::ZERO;
-        }
         for p in 0..self.paths.len() {
             let w = self.weigh(p, now, slack, all_sick);
             judged.again = [judged.again, w.next].into_iter().flatten().min();
@@ -107,7 +100,7 @@ impl Watch {
             // A burst may be repeated at once while the evidence grows.
             let growing = worst.value >= h / 3.0
                 && path.burst.is_none_or(|b| b + path.rtt.timeout(policy.min_probe_timeout) <= now);
-            if !degraded && lost_now && !self.dark && (now >= self.next_burst || growing) {
+            if !degraded && lost_now && !self.dark && (self.bursts.left(now) || growing) {
                 judged.bursts.push(p);
             }
             if path.burst.is_some_and(|b| now.since(b) > SUSPICION) {
@@ -121,8 +114,7 @@ impl Watch {
             }
         }
         if !judged.bursts.is_empty() {
-            self.burst_gap = (self.burst_gap * 2).clamp(BURST_GAP_MIN, BURST_GAP_MAX);
-            self.next_burst = now + self.burst_gap;
+            self.bursts.spend(now);
         }
         self.uneasy = !judged.bursts.is_empty()
             || self.paths.iter().any(|p| p.burst.is_some() || p.verdict != Verdict::Forwarding);

@@ -50,8 +50,9 @@ use watch::Watch;
 
 /// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
 const GRACE: Duration = Duration::from_secs(2);
-/// After a reply that came late, no loss counts for so long before it has had as much time.
-const LATE_FOR: Duration = Duration::from_secs(5);
+/// A timer that fires so much later than it was due: this daemon did not run, and what was under way meanwhile is neither
+/// lost nor slow on that account.
+const STALL: Duration = Duration::from_millis(5);
 /// Between two reports about a location when nothing changes.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// While a leader is degraded reports are repeated this often, for so long: they may get lost.
@@ -113,6 +114,8 @@ struct Flying {
     late: bool,
     /// Its timer.
     due: Instant,
+    /// It got more time, once, because this daemon did not run when it was due.
+    stretched: bool,
 }
 
 /// Watches all other locations. `handle_*` in, then drain `poll_output`, then sleep until `poll_timeout`.
@@ -135,6 +138,8 @@ pub struct Observer {
     /// Token bucket. Half of the budget at once and half of it per second, so no second ever sees more than all of it.
     tokens: f64,
     refilled: Instant,
+    /// When this daemon last ran late.
+    stalled: Instant,
     /// Rounds left out for want of budget.
     skipped: u64,
 }
@@ -159,6 +164,7 @@ impl Observer {
             next_ssid,
             tokens: 0.0,
             refilled: now.mono,
+            stalled: Instant::default(),
             skipped: 0,
         };
         observer.set_mesh(now, mesh);
@@ -178,6 +184,7 @@ impl Observer {
     }
 
     pub fn handle_reply(&mut self, now: Now, _probe: ProbeId, bytes: &[u8]) {
+        self.note_stall(now);
         // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
         // itself says which one it answers.
         let Some(ssid) = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]])) else {
@@ -195,19 +202,12 @@ impl Observer {
             return;
         }
         let rtt = now.mono.since(f.sent);
+        let overdue = f.late || f.stretched || f.due < now.mono;
         match f.shot.path {
-            Some(p) => {
-                let path = &mut w.paths[p];
-                path.rtt.sample(rtt);
-                if f.late {
-                    path.rtt.late();
-                    let recent = w
-                        .late
-                        .filter(|l| now.mono.since(l.0) < LATE_FOR)
-                        .map_or(Duration::ZERO, |l| l.1);
-                    w.late = Some((now.mono, rtt.max(recent)));
-                }
-            }
+            // Its time says how long this daemon did not run.
+            Some(_) if overdue && f.sent < self.stalled => {}
+            Some(p) if f.late => w.paths[p].late(now.mono, rtt),
+            Some(p) => w.paths[p].in_time(f.sent, rtt),
             None => w.rtt.sample(rtt),
         }
         self.settle(now, &f, id, Outcome::Delivered, None);
@@ -243,6 +243,7 @@ impl Observer {
     }
 
     pub fn handle_timeout(&mut self, now: Now) {
+        self.note_stall(now);
         let mut dirty = BTreeSet::new();
         let mut rounds = Vec::new();
         while let Some(&(due, timer)) = self.timers.first() {
@@ -298,8 +299,22 @@ impl Observer {
         self.skipped
     }
 
+    fn note_stall(&mut self, now: Now) {
+        if self.timers.first().is_some_and(|(due, _)| *due + STALL < now.mono) {
+            self.stalled = now.mono;
+        }
+    }
+
     fn probe_timeout(&mut self, now: Now, id: ProbeId) -> Option<usize> {
         let f = self.flying.get_mut(&id)?;
+        let overdue = now.mono.since(f.due);
+        if overdue > STALL && !f.late && !f.stretched {
+            // Its reply may lie in the socket, or in another process of this machine that did not run either.
+            f.stretched = true;
+            f.due = now.mono + overdue.min(f.due.since(f.sent));
+            self.timers.insert((f.due, Timer::Probe(id)));
+            return None;
+        }
         if f.late {
             let f = self.take(id)?;
             self.forget(id, &f);

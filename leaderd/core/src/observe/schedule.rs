@@ -97,13 +97,9 @@ impl Watch {
         rng: &mut ChaCha8Rng,
     ) -> Vec<Shot> {
         let mut shots = Vec::new();
-        let mut targets = self.targets_of(p);
         let Some((failed, lost)) = self.suspicion(p) else { return shots };
-        // The target that was lost takes two of three, the others the rest.
-        targets.retain(|t| *t != lost);
-        let mut order = vec![lost, lost];
-        let mut rest = targets.iter().copied().cycle();
-        let mut next = |i: usize| if i % 3 == 2 { rest.next().unwrap_or(lost) } else { lost };
+        let main_targets = self.burst_targets(p, lost);
+        let next = |i: usize| main_targets[i % main_targets.len()];
         let main =
             if failed == ProbeClass::FullSize { ProbeClass::FullSize } else { ProbeClass::NewFlow };
         let other =
@@ -113,7 +109,6 @@ impl Watch {
             // Every other one as small as can be: if those pass, it is the size.
             let size = if i % 2 == 0 { Some(rng.next_u32()) } else { None };
             shots.push(self.shot(mesh, main, p, t, size));
-            order.push(t);
         }
         for i in 0..BURST_OTHER {
             shots.push(self.shot(mesh, other, p, next(i + 1), None));
@@ -126,6 +121,7 @@ impl Watch {
             }
             shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p), None));
         }
+        let mut order = main_targets.clone();
         order.sort_unstable();
         order.dedup();
         for k in (0..self.paths.len()).filter(|k| *k != p) {
@@ -150,6 +146,21 @@ impl Watch {
         }
         self.paths[p].burst = Some(now);
         shots
+    }
+
+    /// Which targets a burst through `p` goes to, in turn. The one that was lost takes two of three, others the rest. Only
+    /// what another path can test as well is evidence, so if the lost one is not that, others stand in for it.
+    fn burst_targets(&self, p: usize, lost: usize) -> Vec<usize> {
+        let proves = |t: &usize| !self.witnesses(p, *t).is_empty();
+        let mut others = self.targets_of(p);
+        others.retain(|t| *t != lost && proves(t));
+        if others.is_empty() {
+            vec![lost]
+        } else if proves(&lost) {
+            others.into_iter().flat_map(|other| [lost, lost, other]).collect()
+        } else {
+            others
+        }
     }
 
     /// `drawn`: a random number that chooses the size of a new flow; `None`: the smallest.

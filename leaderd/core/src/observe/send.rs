@@ -83,8 +83,19 @@ impl Observer {
         let due = now.mono + timeout;
         self.timers.insert((due, Timer::Probe(id)));
         self.by_seq.insert((ssid, seq), id);
-        self.flying
-            .insert(id, Flying { watch: at, shot, sent: now.mono, ssid, seq, late: false, due });
+        self.flying.insert(
+            id,
+            Flying {
+                watch: at,
+                shot,
+                sent: now.mono,
+                ssid,
+                seq,
+                late: false,
+                due,
+                stretched: false,
+            },
+        );
         self.emit(ObserverOutput::Send(ProbeSend {
             probe: id,
             class: shot.class,

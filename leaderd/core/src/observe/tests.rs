@@ -127,6 +127,24 @@ pub(super) const CLOUD_AND_MEMBERS: &[(&str, &str, Option<u8>)] = &[
     ("cloud-4", "cloud", None),
 ];
 
+pub(super) const PAIR_AND_MEMBER: &[(&str, &str, Option<u8>)] = &[
+    ("home-0", "home", Some(0)),
+    ("cloud-0", "cloud", Some(0)),
+    ("cloud-1", "cloud", Some(1)),
+    ("cloud-2", "cloud", None),
+];
+
+/// Workloads have IPv6 addresses as well.
+pub(super) fn dual_stack(mut mesh: Mesh) -> Mesh {
+    mesh.inner.v6 = Some("fd00:7f::/64".parse().unwrap());
+    for node in mesh.nodes.values_mut() {
+        let prefix: ipnet::Ipv6Net = format!("fd00:42:{}::/64", node.index.0).parse().unwrap();
+        node.prefixes.push(prefix.into());
+        node.probe_addresses.push(format!("fd00:42:{}::1", node.index.0).parse().unwrap());
+    }
+    mesh
+}
+
 impl<'n> World<'n> {
     pub(super) fn new(mesh: Mesh, seed: u64, network: impl FnMut(&Seen<'_>) -> Fate + 'n) -> Self {
         let mesh = Arc::new(mesh);
@@ -182,6 +200,11 @@ impl<'n> World<'n> {
             }
         }
         self.now = end;
+    }
+
+    /// The daemon does not run for so long; its timers and what arrives wait.
+    pub(super) fn pause(&mut self, length: Duration) {
+        self.now = self.now + length;
     }
 
     fn drain(&mut self) {

@@ -17,6 +17,32 @@ use super::verify::Verify;
 /// How long a location that is watched slowly is watched at full rate after a loss.
 const RAISED_FOR: Duration = Duration::from_secs(10);
 
+/// Bursts at once, and how long it takes until one more is allowed: stray losses of a lossy path must not use up what the
+/// next real fault needs, and a path that loses every tenth probe must not be flooded.
+const BURSTS: u32 = 4;
+const BURST_EVERY: Duration = Duration::from_secs(1);
+
+/// How many bursts are left: a token bucket.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bursts {
+    /// When the bucket is full again.
+    full: Instant,
+}
+
+impl Bursts {
+    pub(super) const fn full(now: Instant) -> Self {
+        Self { full: now }
+    }
+
+    pub(super) fn left(&self, now: Instant) -> bool {
+        self.full.since(now) <= BURST_EVERY * (BURSTS - 1)
+    }
+
+    pub(super) fn spend(&mut self, now: Instant) {
+        self.full = (self.full.max(now) + BURST_EVERY).min(now + BURST_EVERY * BURSTS);
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Watch {
     pub location: LocationName,
@@ -36,15 +62,11 @@ pub(super) struct Watch {
     pub next_report: Instant,
     pub next_judge: Option<Instant>,
     pub report_seq: u64,
-    /// No burst before, and how much later the one after it may come.
-    pub next_burst: Instant,
-    pub burst_gap: Duration,
+    pub bursts: Bursts,
     /// Nothing at all comes back through any slot.
     pub dark: bool,
     /// Something needs judging with every reply.
     pub uneasy: bool,
-    /// The longest round trip of a reply that came too late, and when it came.
-    pub late: Option<(Instant, Duration)>,
     /// Losses since the last judgement: (path, class, target, sent).
     pub fresh_losses: Vec<(usize, ProbeClass, usize, Instant)>,
     // As-workload probes.
@@ -112,11 +134,9 @@ impl Watch {
             next_report: now,
             next_judge: None,
             report_seq: 0,
-            next_burst: now,
-            burst_gap: Duration::ZERO,
+            bursts: Bursts::full(now),
             dark: false,
             uneasy: true,
-            late: None,
             fresh_losses: Vec::new(),
             rtt: Rtt::new(),
             as_workload_sent: 0,
@@ -212,8 +232,7 @@ impl Watch {
             path.ring.clear();
             (path.lost_in_row, path.loss, path.shown_loss, path.steady) = (0, 0.0, 0.0, 0.0);
             path.burst = None;
-            self.burst_gap = Duration::ZERO;
-            self.next_burst = now;
+            self.bursts = Bursts::full(now);
         }
         self.paths[p].woke.is_some_and(|woke| sent < woke)
     }

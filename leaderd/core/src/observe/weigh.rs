@@ -5,7 +5,6 @@ use std::time::Duration;
 use crate::time::Instant;
 use crate::verdict::ProbeClass;
 
-use super::LATE_FOR;
 use super::evidence::{Obs, Outcome};
 use super::sprt;
 use super::watch::Watch;
@@ -58,7 +57,7 @@ impl Sum {
 
 impl Watch {
     /// Where to look for signs of life of a target, other than through path `p`: (path, by its relay probes).
-    fn witnesses(&self, p: usize, t: usize) -> Vec<(usize, bool)> {
+    pub(super) fn witnesses(&self, p: usize, t: usize) -> Vec<(usize, bool)> {
         let others: Vec<_> =
             (0..self.paths.len()).filter(|k| *k != p && self.can_test(*k, t)).collect();
         if !others.is_empty() {
@@ -120,9 +119,9 @@ impl Watch {
         let witnesses: Vec<_> = (0..self.targets.len()).map(|t| self.witnesses(p, t)).collect();
         let mut per_target = vec![Sum::default(); self.targets.len()];
         let mut w = Weight::default();
-        // Where replies came late elsewhere in this location, wait as long for these.
-        let patience =
-            self.late.filter(|l| now.since(l.0) < LATE_FOR).map_or(Duration::ZERO, |l| l.1 + slack);
+        // Where replies come late elsewhere in this location, wait as long for these.
+        let late = self.paths.iter().filter_map(|p| p.late.as_ref()?.patience(now)).max();
+        let patience = late.map_or(Duration::ZERO, |rtt| rtt + slack);
         let path = &self.paths[p];
         let unanswered = |o: &&Obs| path.any_ok < Some(o.sent) && o.outcome != Outcome::Void;
         let silence = SILENCE + path.rtt.smoothed().unwrap_or_default();

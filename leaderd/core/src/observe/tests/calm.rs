@@ -83,6 +83,30 @@ fn a_sudden_second_of_delay_is_no_loss() {
 }
 
 #[test]
+fn a_pause_of_the_daemon_is_neither_loss_nor_delay() {
+    for seed in 0..10 {
+        let fault = Duration::from_secs(60);
+        let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
+            if p.at >= fault && p.behind(0) { Fate::Lost } else { back(p) }
+        });
+        let second = Duration::from_secs(1);
+        for n in 10..60 {
+            world.run_until(second * n + ms(seed * 13));
+            world.pause(ms(30 + seed * 41));
+        }
+        world.run_until(fault);
+        let calm = |s: &crate::verdict::SlotReport| {
+            matches!(s.verdict, Verdict::Forwarding | Verdict::Unknown)
+        };
+        let alarm = world.reports.iter().find(|(_, r)| !r.slots.iter().all(calm));
+        assert!(alarm.is_none(), "seed {seed}: {alarm:?}");
+        // And what comes after a pause is found as fast as ever.
+        world.run_until(fault + ms(400));
+        assert!(world.condemned(0).is_some(), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_dead_member_is_blamed_on_nobody() {
     for seed in 0..10 {
         let mut world = World::new(mesh(CLOUD_AND_MEMBERS), seed, |p: &Seen<'_>| {

@@ -9,6 +9,15 @@ fn detects(
     nodes: &[(&str, &str, Option<u8>)],
     cause: Cause,
     within: Duration,
+    fault: impl FnMut(&Seen<'_>) -> Option<Fate>,
+) -> Vec<Option<Direction>> {
+    detects_in(&|| mesh(nodes), cause, within, fault)
+}
+
+fn detects_in(
+    mesh: &dyn Fn() -> Mesh,
+    cause: Cause,
+    within: Duration,
     mut fault: impl FnMut(&Seen<'_>) -> Option<Fate>,
 ) -> Vec<Option<Direction>> {
     let mut times = Vec::new();
@@ -16,7 +25,7 @@ fn detects(
     for seed in 0..21 {
         let start = FAULT + ms(seed * 37 % 100);
         let fault = &mut fault;
-        let mut world = World::new(mesh(nodes), seed, move |p: &Seen<'_>| {
+        let mut world = World::new(mesh(), seed, move |p: &Seen<'_>| {
             let rtt = Duration::from_micros(20_000 + (p.random * 1000.0) as u64);
             let hit = if p.at >= start { fault(p) } else { None };
             hit.unwrap_or(Fate::Back(rtt))
@@ -56,6 +65,19 @@ fn a_leader_that_sends_no_new_flows_into_its_overlay_is_condemned_and_its_standb
     // Kilo #489: what leaves cloud-0 for the overlay dies, so its own workload fails to answer through the standbys.
     detects(CLOUD, Cause::NewFlow, ms(150), |p| {
         lost_if(p.is_fresh() && (p.behind(0) || p.target == "cloud-0" && p.via.is_some()))
+    });
+}
+
+#[test]
+fn with_one_member_only_its_losses_count_and_the_burst_goes_there() {
+    // A candidate's own workload cannot be tested through itself, so of all targets the member alone has a control.
+    let hit = |p: &Seen<'_>| {
+        lost_if(p.is_fresh() && (p.behind(0) || p.target == "cloud-0" && p.via.is_some()))
+    };
+    detects(PAIR_AND_MEMBER, Cause::NewFlow, ms(150), hit);
+    detects_in(&|| dual_stack(mesh(PAIR_AND_MEMBER)), Cause::NewFlow, ms(150), hit);
+    detects(PAIR_AND_MEMBER, Cause::TunnelDown, ms(250), |p| {
+        lost_if(p.via == Some(0) || p.target == "cloud-0")
     });
 }
 
@@ -170,4 +192,29 @@ fn evidence_comes_with_the_verdict() {
     assert_eq!(row(ProbeClass::PinnedFlow).lost, 0);
     assert_eq!(row(ProbeClass::Relay).lost, 0);
     assert!(slot.first_loss < slot.suspected && slot.suspected <= Some(slot.since));
+}
+
+#[test]
+fn a_second_fault_elsewhere_soon_after_the_first_is_found_as_fast() {
+    let mut times = Vec::new();
+    for seed in 0..21 {
+        let second = ms(26_000 + seed * 37 % 100);
+        let mut world = World::new(mesh(PAIR_AND_MEMBER), seed, move |p: &Seen<'_>| {
+            let sick = |slot: u8, from: Duration, until: Duration| {
+                let own = format!("cloud-{slot}");
+                (from..until).contains(&p.at)
+                    && p.is_fresh()
+                    && (p.behind(slot) || p.target == own && p.via.is_some())
+            };
+            let hit = sick(0, ms(22_000), ms(23_000)) || sick(1, second, ms(36_000));
+            if hit { Fate::Lost } else { Fate::Back(ms(20)) }
+        });
+        world.run_until(ms(25_900));
+        world.reports.clear();
+        world.run_until(ms(35_000));
+        times.push(world.condemned(1).map(|c| c.0 - second));
+    }
+    times.sort();
+    println!("second fault: {times:?}");
+    assert!(times[10].is_some_and(|t| t < ms(200)), "{times:?}");
 }
