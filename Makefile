@@ -6,11 +6,12 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-sim deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input audit clean
+.PHONY: help demo test bench bench-sim deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
-	@echo 'make test    format, lints, docs, unit and property tests, virtual time, fuzz corpus, lab scenarios'
+	@echo 'make test    format, lints, docs, unit and property tests, virtual time, fuzz corpus, lab scenarios, kernel WireGuard'
+	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
@@ -22,10 +23,10 @@ help:
 demo: lab
 	"$(LAB)/wgctl" lab demo
 
-test: deps lint unit simulation scenarios bad-input
+test: deps lint unit simulation scenarios bad-input test-kernel
 	@echo
 	@echo 'make test: all of it passed: format, clippy, docs; unit and property tests; virtual time and the fuzz corpus;'
-	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes"
+	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes; kernel WireGuard"
 
 bench: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench -- $(RUNS)
@@ -85,6 +86,10 @@ scenarios: lab
 # Damaged stores, hostile peers, live changes, on real daemons in the lab.
 bad-input: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test bad_input
+
+# Kernel WireGuard, whatever this machine's kernel has: closes with a line for each kernel.
+test-kernel: lab
+	TARGET="$(TARGET)" tests/kernel/run
 
 audit:
 	cargo deny check

@@ -3,6 +3,8 @@
 //! One after the other: they share the machine's cores, and the meters send 4,000 packets a second. Not under
 //! libtest, which would run them at once. Arguments that do not start with `-` filter by name. Programs are found in
 //! `$LEADERD_BIN_DIR`, else beside this test's target directory. What is missing is a failure, never a skip.
+//! `$LAB_BACKEND` (`kernel` or `userspace`) fails scenarios that run on another WireGuard; `$LAB_OPTIONS` is more to say to
+//! `wgctl lab run`, separated by spaces.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -118,6 +120,7 @@ fn in_path(program: &str) -> bool {
 fn play(bin: &Path, name: &str) -> Result<(String, String), String> {
     let out = Command::new(bin.join("wgctl"))
         .args(["lab", "run", name, "--json", "-"])
+        .args(std::env::var("LAB_OPTIONS").unwrap_or_default().split_whitespace())
         .env("LEADERD_BIN", bin.join("leaderd"))
         .stdin(Stdio::null())
         .output()
@@ -130,12 +133,19 @@ fn play(bin: &Path, name: &str) -> Result<(String, String), String> {
         return Err(format!("{}\n{errors}", run["why"].as_str().unwrap_or("no reason given")));
     }
     let line = format!(
-        "{} -> {}, cause {}, blackout {} ms new, {} ms old",
+        "{} -> {}, cause {}, condemned after {} ms, blackout {} ms new, {} ms old",
         run["leader"]["before"].as_str().unwrap_or("-"),
         run["leader"]["after"].as_str().unwrap_or("-"),
         run["cause"].as_str().unwrap_or("-"),
+        run["ms"]["condemned"],
         run["blackout_ms"]["new_flows"],
         run["blackout_ms"]["established"]
     );
-    Ok((report["backend"].as_str().unwrap_or("unknown").to_owned(), line))
+    let backend = report["backend"].as_str().unwrap_or("unknown");
+    match std::env::var("LAB_BACKEND") {
+        Ok(wanted) if wanted != backend => {
+            Err(format!("it ran on {backend} WireGuard, not {wanted}"))
+        }
+        _ => Ok((backend.to_owned(), line)),
+    }
 }

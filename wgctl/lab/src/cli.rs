@@ -13,7 +13,7 @@ use crate::control::{self, Reply, Request};
 use crate::faults::FAULTS;
 use crate::report::Report;
 use crate::sandbox::{LabDir, run_inside};
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Span};
 use crate::world::{World, find_leaderd, wait_ready};
 use crate::{catalog, demo, play};
 
@@ -111,6 +111,23 @@ struct RunArgs {
     /// Keep a recording of each daemon there as well, for `leaderd replay`
     #[arg(long, requires = "logs")]
     record: bool,
+    /// Time between two packets of each meter, in place of the scenario's (1ms): for slow machines
+    #[arg(long, value_name = "TIME", value_parser = meter_every)]
+    meter_every: Option<Span>,
+    /// A policy of the mesh file, in place of the scenario's, as in `--policy 'probe_interval="200ms"'`
+    #[arg(long, value_name = "KEY=VALUE", value_parser = policy)]
+    policy: Vec<toml::Table>,
+}
+
+fn meter_every(text: &str) -> Result<Span> {
+    let every = humantime::parse_duration(text)?;
+    anyhow::ensure!(!every.is_zero(), "a meter needs time between its packets");
+    Ok(Span(every))
+}
+
+/// One `key = value` of TOML.
+fn policy(text: &str) -> Result<toml::Table> {
+    toml::from_str(text).with_context(|| format!("{text:?} is not KEY=VALUE as in a mesh file"))
 }
 
 /// Runs a verb. Must be called before the program has a second thread.
@@ -208,7 +225,9 @@ fn status(name: Option<&str>, json: bool) -> Result<ExitCode> {
 }
 
 fn run_scenario(args: &RunArgs) -> Result<ExitCode> {
-    let scenario = Scenario::load(&args.scenario)?;
+    let mut scenario = Scenario::load(&args.scenario)?;
+    scenario.meter.every = args.meter_every.or(scenario.meter.every);
+    scenario.policy.extend(args.policy.iter().flatten().map(|(k, v)| (k.clone(), v.clone())));
     let leaderd = find_leaderd()?;
     let mut report = Report::new(&scenario.name);
     for number in 1..=args.runs {

@@ -15,6 +15,7 @@ mod control;
 mod demo;
 mod faults;
 mod meter;
+pub mod netem;
 mod ns;
 mod play;
 pub mod proof;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::meter::{Meter, Meters, longest_outage, wall_micros};
+use crate::meter::{Meter, Meters, TICK, longest_outage, wall_micros};
 use crate::sandbox::{LabDir, run_inside};
 use crate::scenario::Scenario;
 use crate::world::World;
@@ -85,7 +85,7 @@ fn inside(dir: &LabDir) -> Result<(Vec<Proof>, Vec<String>)> {
     let (from, to) = world.topology.metered(&scenario)?;
     let (a, b) = (&world.nodes[from], &world.nodes[to]);
     let meters =
-        Meters::start((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)), 1200)?;
+        Meters::start((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)), 1200, TICK)?;
     let mut wrong = Vec::new();
     std::thread::sleep(PHASE);
     let calm = measure(&meters);

@@ -136,6 +136,8 @@ pub struct MeterSpec {
     pub to: Option<String>,
     /// Bytes of the whole IP packet; default 128.
     pub size: Option<u16>,
+    /// Time between two packets of each meter in each direction; default 1 ms.
+    pub every: Option<Span>,
     /// Measure over IPv6.
     pub ipv6: bool,
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
+use ipnet::IpNet;
 use wgctl_plan::{InterfaceName, WgInterface, WgPeer, WgPublicKey};
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder};
 
@@ -50,7 +51,7 @@ pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Seen>> {
         });
         // A peer with many prefixes comes in several parts.
         let ips = info.config.allowed_ips.iter();
-        peer.allowed_ips.extend(ips.filter_map(|ip| ipnet::IpNet::new(ip.address, ip.cidr).ok()));
+        peer.allowed_ips.extend(ips.filter_map(|ip| IpNet::new(ip.address, ip.cidr).ok()));
     }
     Ok(Some(Seen { interface, stats }))
 }
@@ -58,6 +59,12 @@ pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Seen>> {
 mod libc_errno {
     pub(super) const ENODEV: i32 = nix::errno::Errno::ENODEV as i32;
     pub(super) const EOPNOTSUPP: i32 = nix::errno::Errno::EOPNOTSUPP as i32;
+}
+
+/// `apply` of the crate makes the link if there is none, which then has neither our alias nor our MTU: one that has gone
+/// meanwhile is an error instead, and repaired like any other drift.
+fn must_exist(name: &InterfaceName) -> io::Result<()> {
+    nix::net::if_::if_nametoindex(name.as_str()).map(drop).map_err(io::Error::from)
 }
 
 pub(super) fn set(name: &InterfaceName, settings: &Settings<'_>) -> io::Result<()> {
@@ -68,20 +75,29 @@ pub(super) fn set(name: &InterfaceName, settings: &Settings<'_>) -> io::Result<(
     if let Some(port) = settings.listen_port {
         update = update.set_listen_port(port);
     }
+    must_exist(name)?;
     update.apply(&parse(name)?, Backend::Kernel)
 }
 
 pub(super) fn set_peer(name: &InterfaceName, key: &WgPublicKey, peer: &WgPeer) -> io::Result<()> {
-    let ips: Vec<AllowedIp> = peer
-        .allowed_ips
-        .iter()
-        .map(|n| AllowedIp { address: n.addr(), cidr: n.prefix_len() })
-        .collect();
+    must_exist(name)?;
+    // One message replaces all prefixes in one go. With several, those of the later ones would be missing for a while, so
+    // what is there stays if it may.
+    let present = match peer.allowed_ips.len() > PREFIXES_PER_MESSAGE {
+        true => read(name)?.and_then(|mut seen| seen.interface.peers.remove(key)),
+        false => None,
+    };
+    let present = present.map(|p| p.allowed_ips).unwrap_or_default();
+    let (replace, add) = prefixes_to_send(&peer.allowed_ips, &present);
+    let ips: Vec<AllowedIp> =
+        add.iter().map(|n| AllowedIp { address: n.addr(), cidr: n.prefix_len() }).collect();
     let (first, rest) = ips.split_at(ips.len().min(PREFIXES_PER_MESSAGE));
     let mut config = PeerConfigBuilder::new(&Key(key.0))
-        .replace_allowed_ips()
         .set_persistent_keepalive_interval(peer.persistent_keepalive)
         .add_allowed_ips(first);
+    if replace {
+        config = config.replace_allowed_ips();
+    }
     if let Some(endpoint) = peer.endpoint {
         config = config.set_endpoint(endpoint);
     }
@@ -94,6 +110,40 @@ pub(super) fn set_peer(name: &InterfaceName, key: &WgPublicKey, peer: &WgPeer) -
     Ok(())
 }
 
+/// Whether all present prefixes must go, and which to add then. A single one cannot be taken away: Linux has
+/// `WGALLOWEDIP_F_REMOVE_ME` since 6.16 only.
+fn prefixes_to_send(
+    wanted: &BTreeSet<IpNet>,
+    present: &BTreeSet<IpNet>,
+) -> (bool, BTreeSet<IpNet>) {
+    match !present.is_empty() && present.is_subset(wanted) {
+        true => (false, wanted - present),
+        false => (true, wanted.clone()),
+    }
+}
+
 pub(super) fn remove_peer(name: &InterfaceName, key: &WgPublicKey) -> io::Result<()> {
+    must_exist(name)?;
     DeviceUpdate::new().remove_peer_by_key(&Key(key.0)).apply(&parse(name)?, Backend::Kernel)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(prefixes: &[&str]) -> BTreeSet<IpNet> {
+        prefixes.iter().map(|p| p.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn prefixes_that_stay_are_left_alone() {
+        let wanted = set(&["10.0.0.0/24", "10.0.1.0/24"]);
+        assert_eq!(prefixes_to_send(&wanted, &set(&[])), (true, wanted.clone()));
+        assert_eq!(
+            prefixes_to_send(&wanted, &set(&["10.0.0.0/24"])),
+            (false, set(&["10.0.1.0/24"]))
+        );
+        assert_eq!(prefixes_to_send(&wanted, &wanted), (false, set(&[])));
+        assert_eq!(prefixes_to_send(&wanted, &set(&["10.9.0.0/24"])), (true, wanted.clone()));
+    }
 }

@@ -1,4 +1,5 @@
-//! Two meters between the workloads of two nodes, each in both directions, 1,000 packets a second each.
+//! Two meters between the workloads of two nodes, each in both directions, 1,000 packets a second each unless the scenario says
+//! otherwise.
 //!
 //! `new flows` sends every packet from a fresh source port, so each is a flow of its own (only these die in Kilo issue
 //! #489); `established` keeps one flow. Every packet carries its stream and number; the receiver ticks it off.
@@ -20,7 +21,8 @@ use nix::sys::socket::{
 use crate::ns::Namespace;
 pub use outage::longest_outage;
 
-const TICK: Duration = Duration::from_millis(1);
+/// Time between two packets of a meter in one direction, unless the scenario says otherwise.
+pub const TICK: Duration = Duration::from_millis(1);
 /// Meter packets go to these ports.
 const PORT: [u16; 2] = [9001, 9002];
 /// Fresh source ports are taken in turn from here, so one comes back after 45 s.
@@ -74,8 +76,14 @@ fn lock(m: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
 }
 
 impl Meters {
-    /// Starts between two workloads. `size` is that of the IP packets, in bytes.
-    pub fn start(a: (&Namespace, IpAddr), b: (&Namespace, IpAddr), size: u16) -> Result<Self> {
+    /// Starts between two workloads. `size` is that of the IP packets, in bytes; one leaves `every` so long, for each meter
+    /// and direction.
+    pub fn start(
+        a: (&Namespace, IpAddr),
+        b: (&Namespace, IpAddr),
+        size: u16,
+        every: Duration,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared { stop: AtomicBool::new(false), streams: Default::default() });
         let headers = if a.1.is_ipv4() { 28 } else { 48 };
         let payload = usize::from(size).saturating_sub(headers).max(16);
@@ -88,7 +96,7 @@ impl Meters {
             let ns = ns.net_handle()?;
             let work = move || {
                 if ns.enter().is_ok() {
-                    sockets.work(&shared, direction, payload);
+                    sockets.work(&shared, direction, payload, every);
                 }
             };
             threads.push(
@@ -155,7 +163,7 @@ impl Sockets {
         Ok(Self { own, peer, one_flow, inbox: [inbox(PORT[0])?, inbox(PORT[1])?] })
     }
 
-    fn work(&self, shared: &Shared, direction: usize, payload: usize) {
+    fn work(&self, shared: &Shared, direction: usize, payload: usize, every: Duration) {
         let _ = nix::sys::prctl::set_timerslack(1);
         let mut packet = vec![0u8; payload];
         let mut next = Instant::now();
@@ -163,11 +171,11 @@ impl Sockets {
             let mut behind = 0;
             while next <= Instant::now() && behind < MAX_CATCH_UP {
                 self.send(shared, direction, &mut packet);
-                next += TICK;
+                next += every;
                 behind += 1;
             }
             if behind == MAX_CATCH_UP {
-                next = Instant::now() + TICK;
+                next = Instant::now() + every;
             }
             self.receive(shared, 1 - direction);
             thread::sleep(next.saturating_duration_since(Instant::now()));

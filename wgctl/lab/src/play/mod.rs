@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::admin::{self, Event};
 use crate::control;
-use crate::meter::{Meter, Meters, wall_micros};
+use crate::meter::{Meter, Meters, TICK, wall_micros};
 use crate::report::RunResult;
 use crate::sandbox::{LabDir, run_inside};
 use crate::scenario::{Scenario, Step};
@@ -172,6 +172,7 @@ impl Session {
             (&a.pod, a.pod_address(spec.ipv6)),
             (&b.pod, b.pod_address(spec.ipv6)),
             spec.size.unwrap_or(128),
+            spec.every.map_or(TICK, |e| e.0),
         )
     }
 

@@ -18,10 +18,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::faults::{Fault, vxlan_flow_chain};
+use crate::meter::TICK;
 use crate::ns::{Namespace, feed};
 use crate::sandbox::LabDir;
 use crate::scenario::Scenario;
@@ -83,9 +85,10 @@ impl World {
             .context("cannot build the switches")?;
         let mut nodes = Vec::new();
         let mut ports = Vec::new();
+        let every = scenario.meter.every.map_or(TICK, |e| e.0);
         for (i, node) in topology.nodes.iter().enumerate() {
             let vxlan = topology.locations[node.location].overlay == "vxlan";
-            let built = build_node(node, vxlan, dir.join(&node.name));
+            let built = build_node(node, vxlan.then(|| flow_timeout(every)), dir.join(&node.name));
             let (built, tun) = built.with_context(|| format!("cannot build node {}", node.name))?;
             nodes.push(built);
             if let (Some(tun), Some(address)) = (tun, node.wan()) {
@@ -169,9 +172,19 @@ fn switch_port(node: &Node) -> String {
     format!("lan-n{}", node.index)
 }
 
+/// Seconds for which conntrack remembers an outer VXLAN flow without packets. Meters have 1,000 new flows a second on some
+/// 28,000 outer ports; if their entries lived longer than 4 s, many a new flow would meet one and pass for an old one. Slower
+/// meters leave more time, which slower probes need: an established flow must not be forgotten between two of its packets.
+fn flow_timeout(every: Duration) -> u64 {
+    /// The kernel's own `nf_conntrack_udp_timeout`.
+    const USUAL: u64 = 30;
+    (4 * every.as_micros() as u64 / TICK.as_micros() as u64).clamp(4, USUAL)
+}
+
+/// `vxlan`: the location has that overlay, and conntrack is to remember its flows for so many seconds.
 fn build_node(
     node: &Node,
-    vxlan: bool,
+    vxlan: Option<u64>,
     dir: PathBuf,
 ) -> Result<(LabNode, Option<std::os::fd::OwnedFd>)> {
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
@@ -227,12 +240,13 @@ fn build_node(
     }
     ns.ip(&lines)?;
     pod.ip(&pod_lines)?;
-    if vxlan {
+    if let Some(timeout) = vxlan {
         // Needed before the fault to know which flows are old; see `vxlan_flow_chain`.
         ns.nft(&vxlan_flow_chain(false))?;
         ns.sysctl("netfilter/nf_conntrack_acct", "1")?;
-        ns.sysctl("netfilter/nf_conntrack_udp_timeout", "4")?;
-        ns.sysctl("netfilter/nf_conntrack_udp_timeout_stream", "4")?;
+        for setting in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+            ns.sysctl(&format!("netfilter/{setting}"), &timeout.to_string())?;
+        }
     }
     Ok((LabNode { node: node.clone(), ns, pod, dir, daemon: Mutex::new(None) }, tun))
 }
