@@ -178,18 +178,16 @@ impl Account {
                     message: message.clone(),
                     fields: fields.clone(),
                 }),
-                Effect::Program { revision, network } => {
-                    // Asked for again without a change, to bring a decision into force: not worth a line.
-                    if self.network != **network {
-                        let changes = diff_desired(&self.network, network);
-                        let first = changes.iter().take(MAX_CHANGES).map(ToString::to_string);
-                        self.tell(What::Network {
-                            revision: *revision,
-                            many: changes.len(),
-                            changes: first.collect(),
-                        });
-                        self.network = (**network).clone();
-                    }
+                // Asked for again without a change, to bring a decision into force: not worth a line.
+                Effect::Program { revision, network } if self.network != **network => {
+                    let changes = diff_desired(&self.network, network);
+                    let first = changes.iter().take(MAX_CHANGES).map(ToString::to_string);
+                    self.tell(What::Network {
+                        revision: *revision,
+                        many: changes.len(),
+                        changes: first.collect(),
+                    });
+                    self.network = (**network).clone();
                 }
                 _ => {}
             }

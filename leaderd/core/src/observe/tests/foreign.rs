@@ -64,7 +64,8 @@ fn what_only_the_leader_does_not_bring_to_the_router_condemns_it() {
 
 #[test]
 fn an_answer_with_another_number_or_timestamp_is_not_believed() {
-    let forgeries: [fn(&[u8]) -> Vec<u8>; 4] = [
+    type Forge = fn(&[u8]) -> Vec<u8>;
+    let forgeries: [Forge; 4] = [
         |request| {
             let mut reply = twamp_light(request);
             reply[27] ^= 1;
