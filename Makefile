@@ -54,7 +54,8 @@ unit:
 
 # The mesh in virtual time, recordings, and the fuzzer's corpus: all of package tests but what needs the lab.
 simulation: sim
-	cargo test --locked -p tests --lib --bins --test corpus --test replay
+	cargo test --locked --profile lab -p tests --lib
+	cargo test --locked -p tests --bins --test corpus --test replay
 
 # Scenarios in virtual time, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
 sim: deps

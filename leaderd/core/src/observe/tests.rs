@@ -243,6 +243,11 @@ impl<'n> World<'n> {
         }
     }
 
+    /// It is a reflector that runs no leaderd.
+    fn is_foreign(&self, address: SocketAddr) -> bool {
+        self.mesh.locations.values().any(|l| l.reflectors.contains(&address))
+    }
+
     fn carry(&mut self, p: ProbeSend) {
         self.sent.push(self.now);
         let cloud = "cloud".parse().unwrap();
@@ -269,7 +274,7 @@ impl<'n> World<'n> {
                 (rtt, Answer::Reply(self.answer.to_be_bytes().into()))
             }
             Fate::LostBack if p.class == ProbeClass::Service => return,
-            Fate::Back(rtt) if self.mesh.locations[&cloud].reflectors.contains(&p.target) => {
+            Fate::Back(rtt) if self.is_foreign(p.target) => {
                 (rtt, Answer::Reply((self.foreign)(&p.payload)))
             }
             Fate::Back(_) | Fate::LostBack => {
