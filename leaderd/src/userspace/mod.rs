@@ -11,6 +11,7 @@ mod tunnel;
 mod udp;
 
 use std::fs::File;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,14 +66,10 @@ async fn serve(name: &InterfaceName, background: bool) -> anyhow::Result<()> {
     })?;
     let mut link = LinkWatch::open(name).context("cannot follow the link's state")?;
     let tunnel = Arc::new(Tunnel::new(writer, reader).await?);
-    let server = Server::bind(&path)?;
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let server = bind(&path, background)?;
     tracing::info!(interface.name = %name, socket = %path.display(), "serving");
-    if background {
-        // Whoever started us has seen that we serve, and reads no further.
-        nix::unistd::dup2_stderr(File::open("/dev/null")?)?;
-    }
     tokio::select! {
         ended = server.serve(&tunnel) => ended.context("cannot accept clients")?,
         ended = follow(&mut link, &tunnel, &mtu) => {
@@ -84,6 +81,21 @@ async fn serve(name: &InterfaceName, background: bool) -> anyhow::Result<()> {
         _ = interrupt.recv() => tracing::info!("asked to stop"),
     }
     Ok(())
+}
+
+/// Makes the Unix socket. In the background, standard error is closed before it is there: whoever started us stops reading then,
+/// and to write what nobody reads would end us.
+fn bind(path: &Path, background: bool) -> anyhow::Result<Server> {
+    if !background {
+        return Server::bind(path);
+    }
+    let said = nix::unistd::dup(std::io::stderr())?;
+    nix::unistd::dup2_stderr(File::open("/dev/null")?)?;
+    let bound = Server::bind(path);
+    if bound.is_err() {
+        nix::unistd::dup2_stderr(said)?;
+    }
+    bound
 }
 
 /// Has the socket open while the link is up. Ends when the device is gone.
