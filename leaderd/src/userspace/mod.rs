@@ -47,6 +47,7 @@ const FIRST_MTU: u16 = 1420;
 
 pub fn run(args: &UserspaceArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, FILTER)?;
+    end_on_panic();
     // The socket is for its owner alone.
     umask(Mode::from_bits_truncate(0o077));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
@@ -76,7 +77,7 @@ async fn serve(name: &InterfaceName, background: bool) -> anyhow::Result<()> {
             ended.context("no more news of the link")?;
             tracing::info!(interface.name = %name, "the device is gone");
         }
-        _ = revive(&tunnel) => {}
+        ended = revive(&tunnel) => ended.context("gotatun stopped")?,
         _ = terminate.recv() => tracing::info!("asked to stop"),
         _ = interrupt.recv() => tracing::info!("asked to stop"),
     }
@@ -138,9 +139,18 @@ async fn follow(
     }
 }
 
-async fn revive(tunnel: &Tunnel) {
+async fn revive(tunnel: &Tunnel) -> std::io::Result<()> {
     loop {
         tokio::time::sleep(REVIVE).await;
-        tunnel.revive().await;
+        tunnel.revive().await?;
     }
+}
+
+/// A task that panics takes the process along: an interface that nobody reads would look alive, and stay.
+fn end_on_panic() {
+    let told = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        told(info);
+        std::process::exit(101);
+    }));
 }

@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::join_all;
+use futures_util::future::{FutureExt as _, join_all};
 use gotatun::device::configure::DeviceWrite;
 use gotatun::device::{Device, DeviceBuilder, Error, Peer};
 use gotatun::x25519::{PublicKey, StaticSecret};
@@ -37,9 +37,11 @@ const SAME_HANDSHAKE: Duration = Duration::from_millis(500);
 const SEND_HANDSHAKE: Duration = Duration::from_millis(50);
 
 /// Cheap to share; changes take turns.
-pub struct Tunnel {
+pub struct Tunnel(Mutex<State>);
+
+struct State {
     device: Device<Transports>,
-    config: Mutex<Config>,
+    config: Config,
 }
 
 impl std::fmt::Debug for Tunnel {
@@ -81,7 +83,7 @@ impl Tunnel {
             .suspended(true)
             .build()
             .await?;
-        Ok(Self { device, config: Mutex::default() })
+        Ok(Self(Mutex::new(State { device, config: Config::default() })))
     }
 
     /// The link is up or down now: opens or closes the socket. Told again, it tries again what failed.
@@ -89,33 +91,17 @@ impl Tunnel {
     /// # Errors
     /// If the port is taken: as often as it is said again that the link is up, it is tried again.
     pub async fn link(&self, up: bool) -> io::Result<()> {
-        let mut config = self.config.lock().await;
-        config.link_up = up;
-        if up && !config.listening {
-            return self.open(&mut config).await;
+        let mut state = self.0.lock().await;
+        state.config.link_up = up;
+        if up && !state.config.listening {
+            return state.open().await;
         }
-        if !up && config.listening {
-            self.remember_handshakes(&mut config).await;
-            self.device.suspend().await;
-            config.listening = false;
+        if !up && state.config.listening {
+            state.remember_handshakes().await;
+            state.device.suspend().await;
+            state.config.listening = false;
         }
         Ok(())
-    }
-
-    async fn open(&self, config: &mut Config) -> io::Result<()> {
-        let mut opened = self.device.resume().await;
-        if opened.is_ok() && config.peers.is_empty() {
-            // gotatun opens nothing for nobody. To take away what is not there makes it open.
-            opened = self.device.clear_peers().await.map(drop);
-        }
-        config.listening = opened.is_ok();
-        match opened {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                self.device.suspend().await;
-                Err(as_io(error))
-            }
-        }
     }
 
     /// Carries out a request. What is there already is left alone.
@@ -123,29 +109,31 @@ impl Tunnel {
     /// # Errors
     /// `EADDRINUSE` if the port is taken (the rest is done, and the port is tried again); what the kernel says to the fwmark.
     pub async fn set(&self, set: Set) -> io::Result<()> {
-        let mut config = self.config.lock().await;
+        let mut state = self.0.lock().await;
+        let State { device, config } = &mut *state;
         let asks_port = set.listen_port.is_some();
-        let done = self.device.write(async |device| config.apply(device, set).await).await;
+        let done = device.write(async |device| config.apply(device, set).await).await;
         let applied = match done {
             Ok(applied) => applied,
             Err(error) => {
                 // The change needed another socket, and there is none now.
-                self.device.suspend().await;
+                device.suspend().await;
                 config.listening = false;
                 Err(as_io(error))
             }
         };
         if asks_port && applied.is_ok() && config.link_up && !config.listening {
-            return self.open(&mut config).await;
+            return state.open().await;
         }
         applied
     }
 
     /// The answer to `get=1`, without its result and end.
     pub async fn get(&self) -> Zeroizing<String> {
-        let mut config = self.config.lock().await;
-        self.remember_handshakes(&mut config).await;
-        self.device
+        let mut state = self.0.lock().await;
+        state.remember_handshakes().await;
+        let State { device, config } = &*state;
+        device
             .read(async |device| {
                 // Long enough from the start: what grows leaves copies of secrets behind.
                 let prefixes = config.owners.len();
@@ -192,29 +180,53 @@ impl Tunnel {
     }
 
     /// Begins a handshake with every peer that has a keep-alive and no session, unless one is under way.
-    pub async fn revive(&self) {
-        let mut config = self.config.lock().await;
-        if !config.listening {
-            return;
+    ///
+    /// # Errors
+    /// If gotatun has stopped by itself: nothing passes any more.
+    pub async fn revive(&self) -> io::Result<()> {
+        let mut state = self.0.lock().await;
+        if state.device.wait().now_or_never().is_some() {
+            return Err(io::Error::other("the device does not read or write any more"));
         }
-        let with_session = self.remember_handshakes(&mut config).await;
-        let without: Vec<PublicKey> = (config.peers.iter())
+        if !state.config.listening {
+            return Ok(());
+        }
+        let with_session = state.remember_handshakes().await;
+        let without: Vec<PublicKey> = (state.config.peers.iter())
             .filter(|(key, peer)| peer.keepalive > 0 && !with_session.contains(*key))
             .map(|(key, _)| PublicKey::from(*key))
             .collect();
-        drop(config);
-        let handshakes = without.iter().map(|key| self.device.force_handshake(key));
+        let handshakes = without.iter().map(|key| state.device.force_handshake(key));
         let _ = tokio::time::timeout(SEND_HANDSHAKE, join_all(handshakes)).await;
+        Ok(())
+    }
+}
+
+impl State {
+    async fn open(&mut self) -> io::Result<()> {
+        let mut opened = self.device.resume().await;
+        if opened.is_ok() && self.config.peers.is_empty() {
+            // gotatun opens nothing for nobody. To take away what is not there makes it open.
+            opened = self.device.clear_peers().await.map(drop);
+        }
+        self.config.listening = opened.is_ok();
+        match opened {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.device.suspend().await;
+                Err(as_io(error))
+            }
+        }
     }
 
     /// Keeps the times of the last handshakes; gives the peers that have a session.
-    async fn remember_handshakes(&self, config: &mut Config) -> BTreeSet<Key> {
+    async fn remember_handshakes(&mut self) -> BTreeSet<Key> {
         let now = SystemTime::now();
         let mut sessions = BTreeSet::new();
         for seen in self.device.peers().await {
             let key = *seen.peer.public_key.as_bytes();
             let at = seen.stats.last_handshake.and_then(|age| now.checked_sub(age));
-            let (Some(at), Some(peer)) = (at, config.peers.get_mut(&key)) else { continue };
+            let (Some(at), Some(peer)) = (at, self.config.peers.get_mut(&key)) else { continue };
             sessions.insert(key);
             let apart = |before: SystemTime| match at.duration_since(before) {
                 Ok(later) => later,
