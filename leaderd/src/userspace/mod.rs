@@ -1,7 +1,7 @@
 //! `leaderd userspace IFACE`: WireGuard for one interface, as a process of its own that outlives the daemon.
 //!
-//! The protocol and its cryptography are gotatun's. Around it: the [`tun`] device, the [`tunnel`] with its configuration, the
-//! [`server`] that `wg` and wgctl talk to in [`request`]s. It behaves like the kernel's module where that matters to a mesh:
+//! The protocol and its cryptography are gotatun's. Around it: the `tun` device, the `tunnel` with its configuration, the
+//! `server` that `wg` and wgctl talk to in [`request`]s. It behaves like the kernel's module where that matters to a mesh:
 //! while its link is down its UDP socket is closed, and what is not changed is not touched.
 
 pub mod request;
