@@ -33,7 +33,7 @@ use crate::{log, metrics, network, reload, resolve};
 const ASKED_WRONGLY: u8 = 2;
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    log::init(args.log)?;
+    log::init(args.log, log::FILTER)?;
     let asked = (|| -> anyhow::Result<_> {
         let me = match &args.node {
             Some(name) => name.clone(),
