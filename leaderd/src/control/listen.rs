@@ -1,8 +1,12 @@
-//! Accepting: one UDP socket on all addresses, and a bound on handshakes under way.
+//! Accepting: one UDP socket on all addresses, and bounds on handshakes under way.
+//!
+//! Whoever does not prove its address (QUIC Retry) can have a few handshakes hang, and no more: from then on all must prove
+//! theirs, which costs us no memory. Whoever proves it can have few of its own hang, so that no address shuts out the others.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quinn::{Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime};
@@ -18,6 +22,9 @@ const MAX_HANDSHAKES: usize = 64;
 
 /// From this many on, a stranger must first prove its address (QUIC Retry).
 const VALIDATE_FROM: usize = 16;
+
+/// Handshakes under way of one address that was proved. A peer has one, or two when it starts anew.
+const MAX_PER_SOURCE: usize = 4;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -69,17 +76,20 @@ fn bind_all(port: u16) -> io::Result<std::net::UdpSocket> {
 
 async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     let free = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let sources = Sources::default();
     while let Some(incoming) = endpoint.accept().await {
         let under_way = MAX_HANDSHAKES - free.available_permits();
-        if under_way >= VALIDATE_FROM
-            && !incoming.remote_address_validated()
-            && incoming.may_retry()
-        {
+        let validated = incoming.remote_address_validated();
+        if under_way >= VALIDATE_FROM && !validated && incoming.may_retry() {
             shared.counters.count("handshakes_retried");
             let _ = incoming.retry();
             continue;
         }
-        let Ok(permit) = free.clone().try_acquire_owned() else {
+        // An address that may be forged is not held against whose it is.
+        let source = validated.then(|| incoming.remote_address().ip());
+        let (Ok(permit), Some(place)) =
+            (free.clone().try_acquire_owned(), sources.take_place(source))
+        else {
             shared.counters.count("handshakes_refused_by_load");
             incoming.refuse();
             continue;
@@ -87,11 +97,49 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
         let shared = shared.clone();
         tokio::spawn(async move {
             let accepted = handshake(incoming, &shared).await;
-            drop(permit);
+            drop((permit, place));
             if let Some((node, key, connection)) = accepted {
                 link::run(node, key, connection, shared).await;
             }
         });
+    }
+}
+
+/// Handshakes under way by address, of those that were proved. As many entries as handshakes, at most.
+#[derive(Clone, Default)]
+struct Sources(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+
+/// One of them, until it is dropped.
+struct Place {
+    sources: Sources,
+    ip: Option<IpAddr>,
+}
+
+impl Sources {
+    /// `None` if the address has as many as it may. Without an address nothing is counted.
+    fn take_place(&self, ip: Option<IpAddr>) -> Option<Place> {
+        if let Some(ip) = ip {
+            let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = counts.entry(ip).or_default();
+            if *count >= MAX_PER_SOURCE {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(Place { sources: self.clone(), ip })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let Some(ip) = self.ip else { return };
+        let mut counts = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&ip);
+            }
+        }
     }
 }
 
@@ -129,4 +177,24 @@ async fn handshake(
     let mut greeting = connection.open_uni().await.ok()?;
     greeting.finish().ok()?;
     Some((node, key, connection))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_few_handshakes_under_way_and_gets_its_places_back() {
+        let sources = Sources::default();
+        let (one, other) = ("192.0.2.1".parse().ok(), "192.0.2.2".parse().ok());
+        let mut places: Vec<Place> =
+            (0..MAX_PER_SOURCE).map(|_| sources.take_place(one).unwrap()).collect();
+        assert!(sources.take_place(one).is_none());
+        assert!(sources.take_place(other).is_some(), "others are not shut out");
+        assert!((0..100).all(|_| sources.take_place(None).is_some()));
+        places.pop();
+        drop(sources.take_place(one).unwrap());
+        drop(places);
+        assert!(sources.0.lock().unwrap().is_empty());
+    }
 }

@@ -11,6 +11,7 @@ use crate::probe::Reflector;
 use crate::probe::stamp::SenderPacket;
 use crate::verdict::{Cause, Direction};
 
+mod amplify;
 mod calm;
 mod detection;
 mod families;
