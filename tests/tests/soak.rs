@@ -7,8 +7,11 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
-use leaderd_core::ids::NodeName;
+use leaderd_core::admin::AdminRequest;
+use leaderd_core::ids::{LocationName, NodeName};
+use leaderd_core::io::Input;
 use leaderd_core::mesh::Policy;
+use leaderd_core::state::MAX_EVENTS;
 use tests::sim::meshes::{Site, mesh_of};
 use tests::sim::{Fault, World, WorldConfig};
 
@@ -34,9 +37,13 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Hours after which a core has everything that it ever holds, and how many `make test` runs.
+const EARLY: u32 = 2;
+const SHARE: u32 = 4;
+
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// The hour without and with trouble in it; what is broken stays broken for half a minute, so that all has moved and settled.
+/// What is broken stays broken for so long: all has moved and settled by then.
 const BROKEN: Duration = Duration::from_secs(30);
 
 /// One after the other, in every hour. None ends a daemon: a core that starts anew would be light again.
@@ -53,12 +60,35 @@ fn troubles() -> Vec<(&'static str, Fault)> {
     ]
 }
 
+/// Promotions by hand before the cores are weighed: more than they remember events (`MAX_EVENTS`), and enough for their logs to be
+/// compacted. Else they would weigh more later only because more has happened that they are to remember.
+const PROMOTIONS: u64 = 300;
+
+/// Moves leadership there and back until the whole memory of the cores is of such moves.
+fn fill_the_history(world: &mut World, cloud: &LocationName) {
+    let epoch = |w: &World| {
+        let core = w.core(&"cloud-0".parse().expect("a name")).expect("it runs");
+        core.decision(cloud).map_or(0, |d| d.epoch.0)
+    };
+    let before = epoch(world);
+    for id in 0..PROMOTIONS {
+        let node: NodeName = format!("cloud-{}", id % 2).parse().expect("a name");
+        let request = AdminRequest::Promote { node: node.clone(), force: true };
+        world.input(&node, Input::Admin { id, request });
+        world.run_for(Duration::from_secs(1));
+    }
+    let moved = epoch(world) - before;
+    assert!(moved as usize > MAX_EVENTS, "only {moved} of the promotions took place");
+    // Until probes, reports and verifications of the last one are over.
+    world.run_for(Duration::from_secs(60));
+}
+
 /// Bytes that each core holds after so long, and how many decisions the mesh has taken.
 fn weigh_after(time: Duration) -> (BTreeMap<NodeName, i64>, u64) {
     let sites = [Site::new("cloud", 2, 1), Site::new("home", 1, 0)];
     let (mesh, secrets) = mesh_of(&sites, Policy::default());
     let names: Vec<NodeName> = mesh.nodes.keys().cloned().collect();
-    let cloud = "cloud".parse().expect("a name");
+    let cloud: LocationName = "cloud".parse().expect("a name");
     let mut world = World::new(mesh, &secrets, WorldConfig::default());
     let hours = u32::try_from(time.as_secs() / HOUR.as_secs()).expect("days at most");
     let troubles = troubles();
@@ -75,6 +105,7 @@ fn weigh_after(time: Duration) -> (BTreeMap<NodeName, i64>, u64) {
         }
     }
     let epoch = world.core(&names[0]).and_then(|c| c.decision(&cloud)).map_or(0, |d| d.epoch.0);
+    fill_the_history(&mut world, &cloud);
     let weights = names
         .iter()
         .map(|name| {
@@ -104,8 +135,3 @@ fn a_day_of_trouble_leaves_the_cores_as_light_as_two_hours_of_it() {
         assert!(after <= before + before / 20, "{name} grew from {before} to {after} bytes");
     }
 }
-
-/// Hours after which a core has everything that it ever holds.
-const EARLY: u32 = 2;
-/// Hours that `make test` runs.
-const SHARE: u32 = 4;

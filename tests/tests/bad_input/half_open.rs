@@ -11,8 +11,10 @@ use nix::sys::socket::{
 };
 use quinn_proto::crypto::rustls::QuicClientConfig;
 use quinn_proto::{ClientConfig, Endpoint, EndpointConfig};
+use rustls::client::AlwaysResolvesClientRawPublicKeys;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::sign::CertifiedKey;
 use rustls::{DigitallySignedStruct, SignatureScheme};
 
 /// Different ones, made before the flood: each costs a key pair.
@@ -61,7 +63,20 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// First datagrams of so many connections, as leaderd itself would send them.
+/// A key of nobody's, so that the server goes on as with a peer. DER of PKCS #8 and of a public key (RFC 8410), as leaderd's.
+fn anybodys_key() -> Arc<CertifiedKey> {
+    let seed = [7; 32];
+    let public = ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key().to_bytes();
+    let pkcs8 =
+        [&[0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20][..], &seed]
+            .concat();
+    let spki = [&[0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0][..], &public].concat();
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8));
+    let key = rustls::crypto::ring::sign::any_supported_type(&der).expect("Ed25519");
+    Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], key))
+}
+
+/// First datagrams of so many connections, as leaderd itself would send them; every other one of a protocol that is refused.
 fn initials(target: SocketAddr) -> Vec<Vec<u8>> {
     let mut tls = rustls::ClientConfig::builder_with_provider(
         rustls::crypto::ring::default_provider().into(),
@@ -70,15 +85,19 @@ fn initials(target: SocketAddr) -> Vec<Vec<u8>> {
     .expect("TLS 1.3")
     .dangerous()
     .with_custom_certificate_verifier(Arc::new(Anybody))
-    .with_no_client_auth();
-    tls.alpn_protocols = vec![b"leaderd/1".to_vec()];
-    let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("for QUIC")));
+    .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(anybodys_key())));
+    let [ours, another] = ["leaderd/1", "another/1"].map(|protocol| {
+        tls.alpn_protocols = vec![protocol.into()];
+        let tls = QuicClientConfig::try_from(tls.clone()).expect("for QUIC");
+        ClientConfig::new(Arc::new(tls))
+    });
     let mut endpoint = Endpoint::new(Arc::new(EndpointConfig::default()), None, true, None);
     let now = Instant::now();
     (0..INITIALS)
-        .map(|_| {
+        .map(|n| {
+            let config = if n % 2 == 0 { &ours } else { &another }.clone();
             let (_, mut connection) =
-                endpoint.connect(now, config.clone(), target, "leaderd.invalid").expect("an end");
+                endpoint.connect(now, config, target, "leaderd.invalid").expect("an end");
             let mut bytes = Vec::new();
             let transmit = connection.poll_transmit(now, 1, &mut bytes).expect("an Initial");
             bytes.truncate(transmit.size);

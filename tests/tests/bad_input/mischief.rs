@@ -131,7 +131,8 @@ pub fn a_flood_while_the_leader_fails() {
     let at = daemons.iter().position(|d| d.node == "cloud-0").expect("a daemon");
     daemons.remove(at).end(&lab, "TERM");
     daemons.insert(at, lab.daemon("cloud-0", &[]));
-    wait_for("cloud-0 is let in", || story(&daemons), || connected("cloud-0") == 3.0);
+    let let_in = || lab.status("cloud-0").is_some() && connected("cloud-0") == 3.0;
+    wait_for("cloud-0 is let in", || story(&daemons), let_in);
     lab.wait_ready(&daemons);
     let leader = lab.leader("home-0", "cloud").expect("a leader").0;
     lab.fault(&leader, "vxlan-new-flows");
