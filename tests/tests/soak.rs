@@ -130,8 +130,8 @@ fn a_day_of_trouble_leaves_the_cores_as_light_as_two_hours_of_it() {
         println!("{name}: {before} bytes after {EARLY} h, {} after {hours} h", late[name]);
     }
     assert!(last > first && first > u64::from(EARLY), "leaders were replaced: {first}, {last}");
-    for (name, before) in &early {
-        let after = late[name];
-        assert!(after <= before + before / 20, "{name} grew from {before} to {after} bytes");
-    }
+    // All together: who leads a Raft group holds more than who follows, and that is not always the same one.
+    let [before, after] = [&early, &late].map(|all| all.values().sum::<i64>());
+    println!("all: {before} bytes, {after}: {:.3} times as much", after as f64 / before as f64);
+    assert!(after <= before + before / 20, "the cores grew from {before} to {after} bytes");
 }
