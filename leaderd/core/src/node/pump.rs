@@ -21,11 +21,8 @@ impl Node {
                 self.observer_said(now, output);
                 continue;
             }
-            // The name is cloned only where there is something to say: this is asked after every input.
-            let next = self.groups.iter_mut().find_map(|(l, g)| {
-                let output = g.poll_output()?;
-                Some((l.clone(), output))
-            });
+            let next =
+                self.groups.iter_mut().find_map(|(l, g)| Some((l.clone(), g.poll_output()?)));
             match next {
                 Some((location, output)) => self.group_said(now, location, output),
                 None => {
