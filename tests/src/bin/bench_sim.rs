@@ -59,7 +59,7 @@ fn main() -> Result<()> {
         let ticks = [100, 50, 30].map(Duration::from_millis);
         let fixed: Vec<_> = ticks.iter().map(|t| (*t, election::fixed(*t, seconds, 1))).collect();
         let text = report::election(ours, &fixed) + &command("election");
-        table::write_between_markers(&docs.join("bench-sim.md"), "election", &text)?;
+        table::write_between_markers(&docs.join("bench-sim.md"), "bench-sim", "election", &text)?;
         println!("{text}");
     }
     if wanted("detection") {
@@ -73,7 +73,7 @@ fn main() -> Result<()> {
             command("detection"),
         ]
         .join("\n");
-        table::write_between_markers(&docs.join("bench-sim.md"), "detection", &text)?;
+        table::write_between_markers(&docs.join("bench-sim.md"), "bench-sim", "detection", &text)?;
         let chart = report::false_failover_chart(&counted, &weighed);
         std::fs::write(docs.join("bench-sim-false-failovers.svg"), chart.svg())?;
         std::fs::write(
@@ -89,7 +89,7 @@ fn main() -> Result<()> {
             costs.push(scale::measure(size, effort));
         }
         let text = report::scale(&costs) + &command("scale");
-        table::write_between_markers(&docs.join("bench-sim.md"), "scale", &text)?;
+        table::write_between_markers(&docs.join("bench-sim.md"), "bench-sim", "scale", &text)?;
         std::fs::write(docs.join("bench-sim-scale.svg"), report::scale_chart(&costs).svg())?;
         println!("{text}");
     }
