@@ -83,14 +83,19 @@ pub fn world(
     cases: &[Case],
     idle: Option<Duration>,
     leaderd: &Path,
+    logs: Option<&Path>,
 ) -> Result<Played> {
     let dir = LabDir::create(&format!("peers-{}-{}", who.key(), std::process::id()))?;
-    let (cases, leaderd) = (cases.to_vec(), leaderd.to_owned());
+    let (cases, leaderd, logs) = (cases.to_vec(), leaderd.to_owned(), logs.map(Path::to_owned));
     let (code, out) = run_inside_as(Users::Hosts, &dir, move |dir, mut pipe| {
         let leaderd = (who == Contender::Leaderd).then_some(leaderd);
         let world = Arc::new(World::build(&scenario(128)?, dir, leaderd)?);
         let mut player = Player { who, system: who.system(run), world };
-        let played = player.play(&cases, idle)?;
+        let played = player.play(&cases, idle);
+        if let Some(logs) = logs {
+            player.save_logs(&logs)?;
+        }
+        let played = played?;
         pipe.write_all(&serde_json::to_vec(&played)?)?;
         Ok(0)
     })?;
@@ -237,6 +242,27 @@ impl Player {
             watched: (until - since) as f64 / 1e3,
         };
         Ok((outcome, undo))
+    }
+
+    /// What the programs of each node wrote.
+    fn save_logs(&self, to: &Path) -> Result<()> {
+        for n in &self.world.nodes {
+            let to = to.join(format!("{}-{}", self.who.key(), n.node.name));
+            std::fs::create_dir_all(&to)?;
+            for entry in std::fs::read_dir(&n.dir)?.flatten() {
+                let name = entry.file_name();
+                if name.to_string_lossy().ends_with(".log") {
+                    std::fs::copy(entry.path(), to.join(name))?;
+                }
+            }
+            // FRR's are in the node's own `/run`.
+            for daemon in ["bgpd", "bfdd", "zebra"] {
+                if let Ok(text) = n.ns.output("cat", &[&format!("/run/frr/{daemon}.log")]) {
+                    std::fs::write(to.join(format!("{daemon}.log")), text)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn undo(&self, (node, fault): (usize, &str)) -> Result<()> {

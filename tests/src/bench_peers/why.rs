@@ -26,7 +26,7 @@ pub fn why(case: Case) -> [&'static str; 4] {
         Case::WireguardDown => [
             "The gateway says so itself, and its daemon sets the links up again.",
             "The sessions over the tunnels end, the gateway withdraws its routes, and members use the other one; the link stays down.",
-            "Three pings of the far end fail, one a second, and the master gives up; the new one sets its own tunnel up.",
+            "The master looks at its device every second and gives up; the new one sets its own tunnel up and needs a handshake.",
             "The next application of the topology, up to 30 s later, sets the link up again.",
         ],
         Case::NodeCrash => [
@@ -38,7 +38,7 @@ pub fn why(case: Case) -> [&'static str; 4] {
         Case::WanLoss => [
             "Losses are counted and held against the standby's.",
             "Three packets in a row are lost soon; sessions come back between losses, and traffic with them.",
-            "Three pings in a row must fail, which at 64% loss of the round trip takes seconds.",
+            "Five pings in a row must fail, one a second, which at 64% loss of the round trip is a matter of luck.",
             "The node checks in, over whatever is left.",
         ],
         Case::PlannedMove => [
@@ -50,7 +50,7 @@ pub fn why(case: Case) -> [&'static str; 4] {
         Case::Brownout => [
             "The standby loses as much as the leader, so nobody would be better.",
             "Three in a row get lost now and then, and BFD compares with nothing.",
-            "Adverts stay in the location; three lost pings in a row are rare.",
+            "Adverts stay in the location; five lost pings in a row are rare.",
             "The node checks in.",
         ],
     }

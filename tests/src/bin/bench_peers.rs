@@ -1,6 +1,6 @@
 //! `make bench-peers`: leaderd beside FRR, keepalived and Kilo's rule, on real packets; writes `docs/bench-peers.md` and its picture.
 //!
-//! `bench_peers [--quick] [--runs N] [--provisional] [--docs DIR | --no-docs] [SYSTEM…] [CASE…]`, all systems and cases by default.
+//! `bench_peers [--quick] [--runs N] [--provisional] [--logs DIR] [--docs DIR | --no-docs] [SYSTEM…] [CASE…]`, all systems and cases by default.
 //! leaderd is `$LEADERD_BIN`, else beside this program. Needs root, and what `tests/setup peers` installs.
 
 use std::path::PathBuf;
@@ -14,8 +14,7 @@ use tests::bench_peers::systems::Contender;
 use tests::bench_sim::table;
 use wgctl_lab::find_leaderd;
 
-const USAGE: &str =
-    "bench_peers [--quick] [--runs N] [--provisional] [--docs DIR | --no-docs] [SYSTEM…] [CASE…]";
+const USAGE: &str = "bench_peers [--quick] [--runs N] [--provisional] [--logs DIR] [--docs DIR | --no-docs] [SYSTEM…] [CASE…]";
 /// As the markers in the file have it.
 const TOOL: &str = "bench-peers";
 /// A world that the lab could not play is built again so often: a busy machine may start daemons too slowly.
@@ -26,6 +25,7 @@ struct Wanted {
     runs: u32,
     provisional: bool,
     docs: Option<PathBuf>,
+    logs: Option<PathBuf>,
     systems: Vec<Contender>,
     cases: Vec<Case>,
 }
@@ -37,6 +37,7 @@ impl Wanted {
             runs: 0,
             provisional: false,
             docs: Some(PathBuf::from("docs")),
+            logs: None,
             systems: Vec::new(),
             cases: Vec::new(),
         };
@@ -47,6 +48,7 @@ impl Wanted {
                 ("--quick", ..) => w.quick = true,
                 ("--provisional", ..) => w.provisional = true,
                 ("--no-docs", ..) => w.docs = None,
+                ("--logs", ..) => w.logs = Some(arguments.next().context(USAGE)?.into()),
                 ("--docs", ..) => w.docs = Some(arguments.next().context(USAGE)?.into()),
                 ("--runs", ..) => {
                     w.runs = arguments.next().context(USAGE)?.parse().context(USAGE)?
@@ -102,10 +104,11 @@ fn main() -> Result<()> {
                 left.retain(|c| *c != Case::NodeCrash);
             }
             while !left.is_empty() {
+                let logs = wanted.logs.as_ref().map(|d| d.join(format!("{run}-{}", left[0].key())));
                 let mut tries = 0;
                 let played = loop {
                     tries += 1;
-                    match play::world(*who, run, &left, idle, &leaderd) {
+                    match play::world(*who, run, &left, idle, &leaderd, logs.as_deref()) {
                         Err(e) if tries < TRIES => eprintln!("  again: {e:#}"),
                         played => break played?,
                     }

@@ -2,18 +2,20 @@
 //!
 //! ```text
 //! lvx0   the location's gateway address, 100.126.{location}.250; members and the backup send what is remote there
-//! wgl0   up on the master only. Both gateways of a location have the same WireGuard key, so to the other location the peer
+//! wgl0   on the master only. Both gateways of a location have the same WireGuard key, so to the other location the peer
 //!        stays the same and only its endpoint moves: by roaming, with the new master's first handshake, and by `wg set` there
 //! ```
 //!
-//! The script that VRRP's `notify` calls takes the device up or down and sets the routes. Of the other location it asks, as over ssh
-//! (the driver does it, [`REMOTE_STEP`] later), to set the peer's endpoint on both of its gateways, which matters where both locations
-//! have moved. `nopreempt`, so that nothing moves back by itself. The master also pings the far end of the tunnel, every second,
-//! and gives up after three failures. A planned move is stopping keepalived on the master.
+//! The script that VRRP's `notify` calls makes or removes the device, as `wg-quick` does, and sets the routes. Of the other location it asks, as over ssh
+//! (the driver does it, [`REMOTE_STEP`] later), to set the peer's endpoint on both of its gateways, in its configuration and in the device, which matters where both locations
+//! have moved. `nopreempt`, so that nothing moves back by itself. The master gives up at once when its device is down, and after five
+//! failed pings of the far end, one a second: longer than the other location needs to fail over, or both would move for one
+//! fault. A planned move is stopping keepalived on the master.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -33,6 +35,8 @@ const PRIORITY: [u16; 2] = [150, 100];
 /// From the start of the notify script until the other location has new endpoints: an ssh connection at 20 ms round trip (TCP,
 /// key exchange, authentication, session: some seven round trips, and the work at both ends).
 pub const REMOTE_STEP: Duration = Duration::from_millis(300);
+/// Between the starts of two locations.
+const BETWEEN_LOCATIONS: Duration = Duration::from_millis(1500);
 const POLL: Duration = Duration::from_millis(10);
 
 #[derive(Debug)]
@@ -52,8 +56,7 @@ impl System for Keepalived {
     fn start(&mut self, world: &Arc<World>) -> Result<()> {
         overlay::set_up(world, true)?;
         for n in world.nodes.iter().filter(|n| n.node.slot.is_some()) {
-            overlay::start_tunnel(n, DEVICE, &tunnel(world, &n.node)?)?;
-            n.ns.ip(&format!("addr add {}/16 dev {DEVICE}", inner(n.node.location)))?;
+            fs::write(tunnel_file(n), tunnel(world, &n.node, &BTreeMap::new())?)?;
             script(&notify_file(n), &notify(&world.topology, n))?;
             script(&check_file(n), &check(&world.topology, n))?;
         }
@@ -61,11 +64,17 @@ impl System for Keepalived {
             let lines = by_gateway_address(&world.topology, n.node.location);
             n.ns.ip(&lines.iter().map(|l| format!("route add {l}\n")).collect::<String>())?;
         }
-        // The preferred gateways first, so that they are masters before the others listen.
+        // In a location the preferred gateway first, so that it is master before the other listens.
         let mut gateways: Vec<usize> =
             (0..world.nodes.len()).filter(|n| world.nodes[*n].node.slot.is_some()).collect();
-        gateways.sort_by_key(|n| world.nodes[*n].node.slot);
+        // One location after the other: two ends that begin the handshake in the same moment drop each other's.
+        gateways.sort_by_key(|n| (world.nodes[*n].node.location, world.nodes[*n].node.slot));
+        let mut location = 0;
         for i in gateways {
+            if world.nodes[i].node.location != location {
+                location = world.nodes[i].node.location;
+                std::thread::sleep(BETWEEN_LOCATIONS);
+            }
             let n = &world.nodes[i];
             let file = n.dir.join("keepalived.conf");
             fs::write(&file, configuration(&world.topology, n, self.advert))?;
@@ -112,6 +121,9 @@ fn notify_file(n: &LabNode) -> PathBuf {
 fn check_file(n: &LabNode) -> PathBuf {
     n.dir.join("check")
 }
+fn tunnel_file(n: &LabNode) -> PathBuf {
+    n.dir.join("wgl0.conf")
+}
 fn state_file(n: &LabNode) -> PathBuf {
     n.dir.join("vrrp-state")
 }
@@ -144,7 +156,8 @@ fn key_holder(world: &World, location: usize) -> Option<&LabNode> {
     world.nodes.iter().find(|n| n.node.location == location && n.node.slot == Some(0))
 }
 
-fn tunnel(world: &World, node: &Node) -> Result<String> {
+/// `endpoints`: by location, where its master was last, if not the preferred gateway.
+fn tunnel(world: &World, node: &Node, endpoints: &BTreeMap<usize, Ipv4Addr>) -> Result<String> {
     let own = key_holder(world, node.location).context("a location without gateways")?;
     let mut out =
         format!("[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n", overlay::secret_key(own)?);
@@ -156,7 +169,11 @@ fn tunnel(world: &World, node: &Node) -> Result<String> {
             out,
             "\n[Peer]\nPublicKey = {}\nEndpoint = {}:{PORT}\nAllowedIPs = {}/32, {}\nPersistentKeepalive = 25\n",
             far.wireguard_key,
-            far.node.wan().context("a gateway without a WAN address")?,
+            endpoints
+                .get(&l)
+                .copied()
+                .or(far.node.wan())
+                .context("a gateway without a WAN address")?,
             inner(l),
             prefixes.join(", ")
         )?;
@@ -186,11 +203,18 @@ global_defs {{
   script_user root
 }}
 
-vrrp_script tunnel {{
-  script \"{check}\"
+vrrp_script device {{
+  script \"{check} device\"
+  interval 1
+  fall 1
+  rise 2
+}}
+
+vrrp_script far_end {{
+  script \"{check} far-end\"
   interval 1
   timeout 2
-  fall 3
+  fall 5
   rise 2
 }}
 
@@ -209,7 +233,8 @@ vrrp_instance gateway {{
     {gateway}/24 dev {VXLAN_DEVICE}
   }}
   track_script {{
-    tunnel
+    device
+    far_end
   }}
   notify_master \"{notify} master\"
   notify_backup \"{notify} backup\"
@@ -242,28 +267,43 @@ fn notify(topology: &Topology, n: &LabNode) -> String {
 #!/bin/sh
 case \"$1\" in
 master)
-  ip link set {DEVICE} up
+  wireguard-go {DEVICE}
+  wg setconf {DEVICE} {tunnel}
+  ip addr add {inner}/16 dev {DEVICE}
+  ip link set {DEVICE} mtu {mtu} up
 {up}  # In place of: ssh GATEWAY wg set {DEVICE} peer OUR_KEY endpoint OUR_ADDRESS
   echo please >{asked}
   ;;
 *)
-{down}  ip link set {DEVICE} down
+{down}  ip link del {DEVICE}
   ;;
 esac
 echo \"$1\" >{state}
+echo \"$(date +%s.%N) $1\" >>{log}
 ",
+        tunnel = tunnel_file(n).display(),
+        inner = inner(location),
+        mtu = overlay::TUNNEL_MTU,
         asked = asked_file(n).display(),
         state = state_file(n).display(),
+        log = n.dir.join("notify.log").display(),
     )
 }
 
-/// Whether the tunnel works, as far as a master can tell. A backup's is down, and says nothing.
+/// Whether the device is up, or the far end answers, as far as a master can tell. A backup's is down, and says nothing.
 fn check(topology: &Topology, n: &LabNode) -> String {
     let far = (0..topology.locations.len()).filter(|l| *l != n.node.location);
     let pings: Vec<String> =
         far.map(|l| format!("ping -q -c 1 -W 1 {} >/dev/null", inner(l))).collect();
     format!(
-        "#!/bin/sh\n[ \"$(cat {} 2>/dev/null)\" = master ] || exit 0\n{}\n",
+        "\
+#!/bin/sh
+[ \"$(cat {} 2>/dev/null)\" = master ] || exit 0
+case \"$1\" in
+device) ip link show {DEVICE} up | grep -q {DEVICE} ;;
+*) {} ;;
+esac
+",
         state_file(n).display(),
         pings.join(" || ")
     )
@@ -272,6 +312,7 @@ fn check(topology: &Topology, n: &LabNode) -> String {
 /// Does what new masters ask of other locations, for as long as the lab lasts.
 fn remote_steps(world: &World) {
     let mut due: Vec<(Instant, usize)> = Vec::new();
+    let mut endpoints = BTreeMap::new();
     loop {
         for (i, n) in world.nodes.iter().enumerate() {
             if fs::remove_file(asked_file(n)).is_ok() {
@@ -284,14 +325,21 @@ fn remote_steps(world: &World) {
             let (Some(key), Some(wan)) = (key_holder(world, n.node.location), n.node.wan()) else {
                 continue;
             };
+            endpoints.insert(n.node.location, wan);
             for far in &world.nodes {
                 if far.node.location == n.node.location || far.node.slot.is_none() {
                     continue;
                 }
-                let endpoint = format!("{wan}:{PORT}");
-                let args = ["set", DEVICE, "peer", &key.wireguard_key, "endpoint", &endpoint];
-                if let Err(e) = far.ns.output("wg", &args) {
+                let file = tunnel(world, &far.node, &endpoints);
+                let set = file.and_then(|text| Ok(fs::write(tunnel_file(far), text)?));
+                if let Err(e) = set {
                     eprintln!("  remote step on {}: {e:#}", far.node.name);
+                }
+                if state(far) == "master" {
+                    let endpoint = format!("{wan}:{PORT}");
+                    let args = ["set", DEVICE, "peer", &key.wireguard_key, "endpoint", &endpoint];
+                    // It may have lost its device since: that is a fault, or a move of its own.
+                    let _ = far.ns.output("wg", &args);
                 }
             }
         }

@@ -4,7 +4,7 @@
 //! and applies the topology as it sees it. A node whose check-in is 60 s old is not ready. A location's leader is the first by name of
 //! its ready nodes, or the one with the annotation `leader`. The leader has one WireGuard peer for each other location, the others
 //! send what is remote to their leader. Applying sets links up, and replaces the WireGuard configuration where it differs. A change of an
-//! annotation is applied by all nodes, [`APPLY`] later; an old check-in is noticed at each node's own timer only.
+//! annotation is applied by all nodes, each within [`APPLY`]; an old check-in is noticed at each node's own timer only.
 //!
 //! A check-in says that the agent runs and reaches the API server, so no fault of the data path stops it. What the driver uses of the
 //! processor says nothing of Kilo.
@@ -21,8 +21,8 @@ use super::overlay;
 
 const TIMER: Duration = Duration::from_secs(30);
 const NOT_READY_AFTER: Duration = Duration::from_secs(60);
-/// From a change of annotations until both sides are reprogrammed; with real Kilo 20 to 50 ms were measured.
-const APPLY: Duration = Duration::from_millis(35);
+/// From a change of annotations until a node is reprogrammed, at least and at most: measured with real Kilo.
+const APPLY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(50)];
 const POLL: Duration = Duration::from_millis(10);
 const DEVICE: &str = "wgl0";
 const PORT: u16 = 51_820;
@@ -52,6 +52,7 @@ impl System for Kilo {
         for n in world.nodes.iter().filter(|n| n.node.slot.is_some()) {
             let key = overlay::secret_key(n)?;
             overlay::start_tunnel(n, DEVICE, &format!("[Interface]\nPrivateKey = {key}\n"))?;
+            n.ns.ip(&format!("addr add {}/16 dev {DEVICE}", inner(&n.node)))?;
         }
         let now = Instant::now();
         let mut agents: Vec<Agent> =
@@ -59,6 +60,12 @@ impl System for Kilo {
         let leaders = leaders(&world.topology, &agents, &BTreeMap::new(), now);
         for a in &mut agents {
             a.apply(world, &leaders)?;
+        }
+        // The tunnels have long been there when something happens. One end begins: of two in the same moment each drops the
+        // other's handshake, and both wait 5 s.
+        if let [Some(near), Some(far)] = leaders[..] {
+            let far = inner(&world.nodes[far].node);
+            world.nodes[near].ns.output("ping", &["-q", "-c", "3", "-W", "1", &far])?;
         }
         let (world, annotated) = (Arc::clone(world), Arc::clone(&self.annotated));
         std::thread::spawn(move || run(&world, &annotated, agents));
@@ -83,6 +90,10 @@ struct Agent {
     node: usize,
     seen: Instant,
     timer: Instant,
+    /// How long it takes to apply a change.
+    slow: Duration,
+    /// The change of annotations that it applied last.
+    applied: Option<Instant>,
     /// WireGuard configuration as it was last set.
     set: String,
 }
@@ -91,7 +102,8 @@ impl Agent {
     /// Timers of agents have nothing to do with each other: they stand anywhere, and elsewhere in the next run.
     fn new(node: usize, run: u32, now: Instant) -> Self {
         let timer = now + TIMER.mul_f64(phase(node, run));
-        Self { node, seen: now, timer, set: String::new() }
+        let slow = APPLY[0] + (APPLY[1] - APPLY[0]).mul_f64(phase(node + 7, run));
+        Self { node, seen: now, timer, slow, applied: None, set: String::new() }
     }
 
     /// Programs its own node. Does nothing on a node without power.
@@ -110,9 +122,10 @@ impl Agent {
                     .collect();
                 write!(
                     text,
-                    "\n[Peer]\nPublicKey = {}\nEndpoint = {}:{PORT}\nAllowedIPs = {}\n",
+                    "\n[Peer]\nPublicKey = {}\nEndpoint = {}:{PORT}\nAllowedIPs = {}/32, {}\n",
                     far.wireguard_key,
                     far.node.wan().context("a leader without a WAN address")?,
+                    inner(&far.node),
                     prefixes.join(", ")
                 )?;
             }
@@ -124,6 +137,11 @@ impl Agent {
         }
         n.ns.ip(&wanted.routes.iter().map(|r| format!("route replace {r}\n")).collect::<String>())
     }
+}
+
+/// A node's address in the tunnels.
+fn inner(node: &Node) -> String {
+    format!("100.125.{}.{}", node.location, node.index)
 }
 
 /// Where in its period a node's timer stands at the start, 0 to 1.
@@ -183,7 +201,6 @@ impl Wanted {
 
 /// All agents, for as long as the lab lasts.
 fn run(world: &World, annotated: &Mutex<Annotated>, mut agents: Vec<Agent>) {
-    let mut applied: Option<Instant> = None;
     loop {
         std::thread::sleep(POLL);
         let now = Instant::now();
@@ -191,10 +208,6 @@ fn run(world: &World, annotated: &Mutex<Annotated>, mut agents: Vec<Agent>) {
             let a = annotated.lock().unwrap_or_else(|e| e.into_inner());
             (a.leaders.clone(), a.changed)
         };
-        let news = changed != applied && changed.is_some_and(|at| now >= at + APPLY);
-        if news {
-            applied = changed;
-        }
         let without_power: Vec<String> = world
             .active_faults()
             .into_iter()
@@ -208,7 +221,9 @@ fn run(world: &World, annotated: &Mutex<Annotated>, mut agents: Vec<Agent>) {
                 a.timer += TIMER;
                 a.seen = now;
                 due.push(a.node);
-            } else if news {
+            }
+            if changed != a.applied && changed.is_some_and(|at| now >= at + a.slow) {
+                a.applied = changed;
                 due.push(a.node);
             }
         }
@@ -216,6 +231,7 @@ fn run(world: &World, annotated: &Mutex<Annotated>, mut agents: Vec<Agent>) {
             continue;
         }
         let leaders = leaders(&world.topology, &agents, &asked, now);
+        due.dedup();
         for node in due {
             if let Err(e) = agents[node].apply(world, &leaders) {
                 eprintln!("  Kilo's rule on {}: {e:#}", world.nodes[node].node.name);

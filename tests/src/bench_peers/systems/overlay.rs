@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use wgctl_lab::{LabNode, Node, Topology, VXLAN_DEVICE, VXLAN_PORT, World, feed};
 
 /// MTU of WireGuard over a path of 1500 bytes.
-const TUNNEL_MTU: u16 = 1420;
+pub const TUNNEL_MTU: u16 = 1420;
 const TUNNEL_STARTS_WITHIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 
