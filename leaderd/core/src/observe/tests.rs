@@ -6,10 +6,11 @@ use std::time::Duration;
 use std::net::SocketAddr;
 
 use super::*;
+use crate::io::ProbeError;
 use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
 use crate::probe::Reflector;
-use crate::probe::stamp::SenderPacket;
-use crate::verdict::{Cause, Direction};
+use crate::probe::stamp::{Ntp, SenderPacket};
+use crate::verdict::{Cause, Direction, ProbeClass};
 
 mod calm;
 mod detection;

@@ -20,6 +20,11 @@ pub enum Quality {
     Broken,
 }
 
+/// A path that becomes so much slower at once, round trip, cannot be told from a dead one until its first replies come.
+const JUMP: Duration = Duration::from_millis(120);
+/// … and all that were late are in after this.
+const JUMPED: Duration = Duration::from_secs(1);
+
 /// Could this candidate have carried the traffic of those who are well?
 pub fn quality(world: &World, c: &Node) -> Quality {
     let remotes: Vec<&Node> = world
@@ -54,6 +59,10 @@ pub fn quality(world: &World, c: &Node) -> Quality {
     let dead = world.faults[&c.name].crashed;
     if world.is_parted() {
         // Whose file is old knows some nodes or keys not yet: nobody carries all of it.
+        return Quality::Grey;
+    }
+    let slower = world.faults[&c.name].wan_delay * 2;
+    if slower > JUMP && world.now().mono.since(world.fault_changed) < JUMPED {
         return Quality::Grey;
     }
     match (of, pass) {

@@ -1,0 +1,170 @@
+//! What became of a probe: its reply, an error on the way, or its timeout and what comes after it.
+
+use crate::io::{ProbeError, ProbeId};
+use crate::probe::stamp::{Ntp, ReflectorPacket, StampError};
+use crate::time::{Instant, Now};
+use crate::verdict::ProbeClass;
+
+use super::evidence::Outcome;
+use super::schedule::Shot;
+use super::{GRACE, Observer, ObserverOutput, STALL, Timer};
+
+/// A probe on its way.
+#[derive(Debug)]
+pub(super) struct Flying {
+    pub watch: usize,
+    pub shot: Shot,
+    pub sent: Instant,
+    pub ssid: u16,
+    pub seq: u32,
+    pub stamp: Ntp,
+    pub late: bool,
+    /// Its timer.
+    pub due: Instant,
+    /// It got more time, once, because this daemon did not run when it was due.
+    pub stretched: bool,
+}
+
+impl Observer {
+    pub fn handle_reply(&mut self, now: Now, probe: ProbeId, bytes: &[u8]) {
+        self.note_stall(now);
+        if self.service_reply(now, probe, bytes) {
+            return;
+        }
+        let Some((id, at, target, reply)) = self.answered_by(probe, bytes) else { return };
+        let Some(f) = self.take(id) else { return };
+        let w = &mut self.watches[at];
+        w.targets[target].replied(reply.sender_seq, reply.seq, f.sent);
+        if f.shot.path.is_some_and(|p| w.waking(now.mono, p, f.sent)) {
+            self.forget(id, &f);
+            return;
+        }
+        let rtt = now.mono.since(f.sent);
+        let overdue = f.late || f.stretched || f.due < now.mono;
+        match f.shot.path {
+            // Its time says how long this daemon did not run.
+            Some(_) if overdue && f.sent < self.stalled => {}
+            Some(p) if f.late => w.paths[p].late(now.mono, rtt),
+            Some(p) => w.paths[p].in_time(f.sent, rtt),
+            None => w.rtt.sample(rtt),
+        }
+        self.settle(now, &f, id, Outcome::Delivered, None);
+        self.forget(id, &f);
+        if self.watches[at].uneasy {
+            self.judge(now, at);
+        }
+    }
+
+    /// The probe that a packet answers, its location and target.
+    fn answered_by(
+        &mut self,
+        probe: ProbeId,
+        bytes: &[u8],
+    ) -> Option<(ProbeId, usize, usize, ReflectorPacket)> {
+        // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
+        // itself says which one it answers.
+        let foreign = self
+            .flying
+            .get(&probe)
+            .filter(|f| self.watches[f.watch].targets[f.shot.target].key.is_none());
+        if let Some(f) = foreign {
+            // Nothing but what was sent proves who answers: the number and the whole timestamp, both hard to guess.
+            // TWAMP Light does not return the session id (RFC 8762 §4.6), so the socket says whose reply it is.
+            let reply = ReflectorPacket::decode(bytes, None).ok()?;
+            let id = *self.by_seq.get(&(f.ssid, reply.sender_seq))?;
+            let genuine = self.flying.get(&id)?.stamp == reply.sender_timestamp;
+            return genuine.then_some((id, f.watch, f.shot.target, reply));
+        }
+        let ssid = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]]))?;
+        let &(at, target) = self.by_ssid.get(&ssid)?;
+        let key = self.keys.with(&self.watches[at].targets[target].key?);
+        let reply = match ReflectorPacket::decode(bytes, Some(&key)) {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.forged += u64::from(error == StampError::BadHmac);
+                return None;
+            }
+        };
+        let id = *self.by_seq.get(&(ssid, reply.sender_seq))?;
+        Some((id, at, target, reply))
+    }
+
+    pub fn handle_error(&mut self, now: Now, probe: ProbeId, error: ProbeError) {
+        if self.service_error(now, probe, &error) {
+            return;
+        }
+        let Some(f) = self.flying.get(&probe) else { return };
+        let at = f.watch;
+        let target = self.watches[at].targets[f.shot.target].address;
+        let (outcome, mtu) = match error {
+            ProbeError::TimeExceeded { .. } => (Outcome::Looped, None),
+            // Of our own interface, or beyond the plane: in both cases a packet of this size does not pass.
+            ProbeError::TooBig { mtu, .. } => (Outcome::Lost, mtu),
+            // The target itself says that nobody listens: the path is good, its daemon is gone.
+            ProbeError::Unreachable { from } if from == Some(target) => (Outcome::Delivered, None),
+            ProbeError::Unreachable { .. } => (Outcome::Lost, None),
+            ProbeError::Local { .. } => (Outcome::Void, None),
+        };
+        if f.late && outcome != Outcome::Delivered {
+            return;
+        }
+        let Some(f) = self.take(probe) else { return };
+        if outcome == Outcome::Delivered {
+            self.watches[at].muted(f.shot.target);
+        }
+        self.settle(now, &f, probe, outcome, mtu);
+        self.forget(probe, &f);
+        self.judge(now, at);
+    }
+
+    pub(super) fn note_stall(&mut self, now: Now) {
+        if self.timers.first().is_some_and(|(due, _)| *due + STALL < now.mono) {
+            self.stalled = now.mono;
+        }
+    }
+
+    pub(super) fn probe_timeout(&mut self, now: Now, id: ProbeId) -> Option<usize> {
+        let f = self.flying.get_mut(&id)?;
+        let overdue = now.mono.since(f.due);
+        if overdue > STALL && !f.late && !f.stretched {
+            // Its reply may lie in the socket, or in another process of this machine that did not run either.
+            f.stretched = true;
+            f.due = now.mono + overdue.min(f.due.since(f.sent));
+            self.timers.insert((f.due, Timer::Probe(id)));
+            return None;
+        }
+        if f.late {
+            let f = self.take(id)?;
+            self.forget(id, &f);
+            return None;
+        }
+        f.late = true;
+        f.due = now.mono + GRACE;
+        self.timers.insert((f.due, Timer::Probe(id)));
+        let copy = Flying { ..*f };
+        self.settle(now, &copy, id, Outcome::Lost, None);
+        Some(copy.watch)
+    }
+
+    fn take(&mut self, id: ProbeId) -> Option<Flying> {
+        let f = self.flying.remove(&id)?;
+        self.by_seq.remove(&(f.ssid, f.seq));
+        self.timers.remove(&(f.due, Timer::Probe(id)));
+        Some(f)
+    }
+
+    pub(super) fn forget(&mut self, id: ProbeId, f: &Flying) {
+        if f.shot.class != ProbeClass::PinnedFlow {
+            self.emit(ObserverOutput::Forget(id));
+        }
+    }
+
+    fn settle(&mut self, now: Now, f: &Flying, id: ProbeId, outcome: Outcome, mtu: Option<u16>) {
+        let policy = &self.mesh.policy;
+        let w = &mut self.watches[f.watch];
+        match f.shot.path {
+            Some(p) => w.settle(policy, now.mono, p, id, outcome, mtu),
+            None => self.verify_settle(now, f, outcome),
+        }
+    }
+}
