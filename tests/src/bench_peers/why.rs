@@ -44,8 +44,8 @@ pub fn why(case: Case) -> [&'static str; 4] {
         Case::PlannedMove => [
             "Both gateways forward during the change: a route moves, and no tunnel does.",
             "Graceful shutdown makes the routes unattractive while the old way still forwards; no tunnel moves.",
-            "Break before make: the old tunnel goes down, and the new one needs a handshake.",
-            "Break before make: the peers are replaced on both sides, and the first handshake may wait for WireGuard's retry after 5 s.",
+            "Break before make, but quick: the old tunnel goes, the new one needs a handshake, which one side alone begins.",
+            "Break before make: the peers are replaced on both sides. Where both begin the handshake within 10 ms each drops the other's, and retries 5 s later; traffic as dense as the meters' keeps both in step. With real Kilo and less traffic 4.9 s were measured.",
         ],
         Case::Brownout => [
             "The standby loses as much as the leader, so nobody would be better.",
