@@ -3,7 +3,8 @@
 //! ```text
 //! cases ─ play (a world of the lab, one of `systems`, meters) ─ report (tables, dots)
 //!           ├ counters: packets and processor time, as the kernel counts them
-//!           └ carriers: which gateway the traffic really takes
+//!           ├ carriers: which gateway the traffic really takes
+//!           └ stalls: whether the machine kept up
 //! ```
 //!
 //! No system is asked what it did: times are the meters', moves are read from counters of the WAN devices.
@@ -14,5 +15,6 @@ pub mod counters;
 pub mod dots;
 pub mod play;
 pub mod report;
+pub mod stalls;
 pub mod systems;
 pub mod why;

@@ -15,6 +15,7 @@ use wgctl_lab::{
 use super::carriers::{Carriers, Change, moves};
 use super::cases::{Case, Deed, scenario};
 use super::counters::Cost;
+use super::stalls::Stalls;
 use super::systems::Contender;
 
 const POLL: Duration = Duration::from_millis(100);
@@ -48,6 +49,8 @@ pub struct Outcome {
     pub wrong_failovers: u64,
     /// How long it was watched.
     pub watched: f64,
+    /// The longest that a thread of the benchmark was kept waiting for a processor.
+    pub stall: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -128,6 +131,7 @@ impl Player {
             played.idle = Some(self.idle(time)?);
         }
         let carriers = Carriers::watch(&self.world)?;
+        let stalls = Stalls::watch();
         for case in cases {
             let meters = self.meters(*case)?;
             if !steady_within(&meters, STEADY_WITHIN) {
@@ -139,7 +143,7 @@ impl Player {
                 break;
             }
             std::thread::sleep(case.peace());
-            let (outcome, undo) = self.case(*case, &meters, &carriers)?;
+            let (outcome, undo) = self.case(*case, &meters, &carriers, &stalls)?;
             eprintln!("  {}", outcome.line());
             let stayed = outcome.moved.is_none() && outcome.wrong_failovers == 0;
             played.outcomes.push(outcome);
@@ -181,6 +185,7 @@ impl Player {
         case: Case,
         meters: &Meters,
         carriers: &Carriers,
+        stalls: &Stalls,
     ) -> Result<(Outcome, Option<(usize, &'static str)>)> {
         let trial = self.world.topology.location(&self.world.scenario.location)?;
         let target = carriers.leader(trial).context("nobody carries the traffic")?;
@@ -189,6 +194,7 @@ impl Player {
             node.location == trial && node.slot.is_some() && *n != target
         });
         let other = others.min().context("there is no other gateway")?;
+        stalls.longest();
         let (start, since) = (Instant::now(), wall_micros());
         let mut undo = None;
         match case.deed() {
@@ -240,6 +246,7 @@ impl Player {
             sent: tallies.map(|t| t.sent),
             wrong_failovers: moves(wrong),
             watched: (until - since) as f64 / 1e3,
+            stall: stalls.longest(),
         };
         Ok((outcome, undo))
     }
@@ -306,7 +313,7 @@ impl Outcome {
             .blackout
             .map(|b| format!("{:.0}{} ms", b.ms, if b.unfinished { ", not ended" } else { "" }));
         format!(
-            "{:<9} {:<16} moved {:<9} blackout new {new}; old {old}; lost {}/{} new, {}/{} old; wrong failovers {}; {:.1} s",
+            "{:<9} {:<16} moved {:<9} blackout new {new}; old {old}; lost {}/{} new, {}/{} old; wrong failovers {}; {:.1} s; stall {:.0} ms",
             self.who.key(),
             self.case.key(),
             self.moved.map_or_else(|| "never".into(), |ms| format!("{ms:.0} ms")),
@@ -316,6 +323,7 @@ impl Outcome {
             self.sent[1],
             self.wrong_failovers,
             self.watched / 1e3,
+            self.stall,
         )
     }
 }

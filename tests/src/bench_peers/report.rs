@@ -14,6 +14,9 @@ pub struct Results {
     pub idle: Vec<Idle>,
 }
 
+/// Milliseconds: a third of what BFD at 3 × 50 ms endures.
+const DISTURBED: f64 = 50.0;
+
 const NEW: usize = 0;
 const ESTABLISHED: usize = 1;
 
@@ -187,11 +190,23 @@ impl Results {
         table(&["fault", "leaderd", "BFD and BGP", "VRRP", "Kilo's rule"], &rows)
     }
 
+    /// Whether the machine was quiet enough, in a sentence.
+    fn stalls(&self) -> String {
+        let longest = self.outcomes.iter().map(|o| o.stall).max_by(f64::total_cmp).unwrap_or(0.0);
+        let disturbed = self.outcomes.iter().filter(|o| o.stall > DISTURBED).count();
+        format!(
+            "The machine kept a thread waiting for {longest:.0} ms at most, and for more than {DISTURBED:.0} ms in {disturbed} of {} cases \
+             (what BFD and VRRP do with short intervals in such a case says nothing of them).\n",
+            self.outcomes.len()
+        )
+    }
+
     /// Everything between the markers. `conditions` comes first.
     pub fn text(&self, conditions: &str) -> String {
         let part = |title: &str, table: String| format!("{title}\n\n{table}");
         [
             conditions.to_owned(),
+            self.stalls(),
             part(
                 "**Blackout of new flows**, p50 / max. In bold: the shortest.",
                 self.blackout_table(NEW),
@@ -290,6 +305,7 @@ mod tests {
             sent: [30_000, 30_000],
             wrong_failovers: u64::from(case == Case::Brownout && who == Contender::Bfd50),
             watched: 15_000.0,
+            stall: if who == Contender::Kilo { 60.0 } else { 3.0 },
         }
     }
 
@@ -347,6 +363,7 @@ mod tests {
         let text = results().text("conditions");
         assert!(text.starts_with("conditions\n"));
         assert!(text.contains("1 of 2, after 90 ms"), "{text}");
+        assert!(text.contains("for more than 50 ms in 1 of 7 cases"), "{text}");
         assert_eq!(results().chart().rows.len(), 1);
     }
 }
