@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-sim bench-cost soak check-service deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel audit clean
+.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -15,6 +15,7 @@ help:
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
+	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (20 minutes, root; RUNS=2, QUICK=1: less)'
 	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
 	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
 	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
@@ -33,6 +34,12 @@ test: deps lint unit simulation scenarios bad-input test-kernel
 
 bench: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench -- $(RUNS)
+
+# On a quiet machine. Needs root: FRR gives it up for a user of its own. ONLY='bfd-50 node-crash': this alone, on the terminal.
+bench-peers: lab
+	tests/setup peers
+	cargo build --locked --profile lab -p tests --bin bench_peers
+	"$(LAB)/bench_peers" $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(if $(PROVISIONAL),--provisional) $(ONLY)
 
 # Figures and pictures from virtual time: PART=detection, scale or election alone.
 bench-sim:
