@@ -6,6 +6,7 @@
 pub mod admin;
 pub mod cli;
 pub mod clock;
+pub mod confine;
 pub mod control;
 pub mod counters;
 pub mod engine;

@@ -26,7 +26,7 @@ use wgctl::wireguard::socket_of;
 use wgctl_plan::InterfaceName;
 
 use crate::cli::UserspaceArgs;
-use crate::log;
+use crate::{confine, log};
 use server::Server;
 use tunnel::Tunnel;
 
@@ -47,6 +47,7 @@ const FIRST_MTU: u16 = 1420;
 
 pub fn run(args: &UserspaceArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, FILTER)?;
+    confine::no_core_dumps()?;
     end_on_panic();
     // The socket is for its owner alone.
     umask(Mode::from_bits_truncate(0o077));

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Around what `make bench-sim` writes of one part.
-fn markers(part: &str) -> (String, String) {
+/// Around what `make BENCH` writes of one part.
+fn markers(bench: &str, part: &str) -> (String, String) {
     (
-        format!("<!-- bench-sim {part}: written by `make bench-sim` -->"),
-        format!("<!-- bench-sim {part}: end -->"),
+        format!("<!-- {bench} {part}: written by `make {bench}` -->"),
+        format!("<!-- {bench} {part}: end -->"),
     )
 }
 
@@ -34,17 +34,18 @@ pub fn short(n: f64) -> String {
 }
 
 /// What stands between a part's markers becomes this.
-pub fn between_markers(text: &str, part: &str, new: &str) -> Result<String> {
-    let (begin, end) = markers(part);
+pub fn between_markers(text: &str, bench: &str, part: &str, new: &str) -> Result<String> {
+    let (begin, end) = markers(bench, part);
     let (before, rest) = text.split_once(&begin).context("no begin marker")?;
     let (_, after) = rest.split_once(&end).context("no end marker")?;
     Ok(format!("{before}{begin}\n\n{}\n\n{end}{after}", new.trim()))
 }
 
-pub fn write_between_markers(file: &Path, part: &str, new: &str) -> Result<()> {
+pub fn write_between_markers(file: &Path, bench: &str, part: &str, new: &str) -> Result<()> {
     let what = || format!("{}, part {part}", file.display());
     let text = std::fs::read_to_string(file).with_context(what)?;
-    std::fs::write(file, between_markers(&text, part, new).with_context(what)?).with_context(what)
+    std::fs::write(file, between_markers(&text, bench, part, new).with_context(what)?)
+        .with_context(what)
 }
 
 #[cfg(test)]
@@ -53,15 +54,15 @@ mod tests {
 
     #[test]
     fn the_text_around_the_markers_stays() {
-        let (begin, end) = markers("scale");
+        let (begin, end) = markers("bench-sim", "scale");
         let old = format!("above\n{begin}\nold\n{end}\nbelow\n");
         let rows = [vec!["1".to_owned(), "2".to_owned()]];
-        let new = between_markers(&old, "scale", &table(&["a", "b"], &rows)).unwrap();
+        let new = between_markers(&old, "bench-sim", "scale", &table(&["a", "b"], &rows)).unwrap();
         assert!(new.starts_with("above\n") && new.ends_with("\nbelow\n"), "{new}");
         assert!(new.contains("| a | b |\n| --- | --- |\n| 1 | 2 |\n") && !new.contains("old"));
-        let again = |text: &str| between_markers(text, "scale", "x").unwrap();
+        let again = |text: &str| between_markers(text, "bench-sim", "scale", "x").unwrap();
         assert_eq!(again(&new), again(&old));
-        assert!(between_markers(&old, "election", "x").is_err());
+        assert!(between_markers(&old, "bench-sim", "election", "x").is_err());
     }
 
     #[test]

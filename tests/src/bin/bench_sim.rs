@@ -12,6 +12,9 @@ use anyhow::{Context, Result};
 use tests::bench_sim::scale::LIVE;
 use tests::bench_sim::{Effort, election, false_failovers, report, scale, table};
 
+/// As the markers in the file have it.
+const TOOL: &str = "bench-sim";
+
 /// Counts the bytes in use, so that one core can be weighed.
 struct Counting;
 
@@ -59,7 +62,7 @@ fn main() -> Result<()> {
         let ticks = [100, 50, 30].map(Duration::from_millis);
         let fixed: Vec<_> = ticks.iter().map(|t| (*t, election::fixed(*t, seconds, 1))).collect();
         let text = report::election(ours, &fixed) + &command("election");
-        table::write_between_markers(&docs.join("bench-sim.md"), "election", &text)?;
+        table::write_between_markers(&docs.join("bench-sim.md"), TOOL, "election", &text)?;
         println!("{text}");
     }
     if wanted("detection") {
@@ -73,7 +76,7 @@ fn main() -> Result<()> {
             command("detection"),
         ]
         .join("\n");
-        table::write_between_markers(&docs.join("bench-sim.md"), "detection", &text)?;
+        table::write_between_markers(&docs.join("bench-sim.md"), TOOL, "detection", &text)?;
         let chart = report::false_failover_chart(&counted, &weighed);
         std::fs::write(docs.join("bench-sim-false-failovers.svg"), chart.svg())?;
         std::fs::write(
@@ -89,7 +92,7 @@ fn main() -> Result<()> {
             costs.push(scale::measure(size, effort));
         }
         let text = report::scale(&costs) + &command("scale");
-        table::write_between_markers(&docs.join("bench-sim.md"), "scale", &text)?;
+        table::write_between_markers(&docs.join("bench-sim.md"), TOOL, "scale", &text)?;
         std::fs::write(docs.join("bench-sim-scale.svg"), report::scale_chart(&costs).svg())?;
         println!("{text}");
     }

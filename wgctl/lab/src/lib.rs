@@ -23,8 +23,18 @@ mod report;
 mod sandbox;
 mod scenario;
 mod service;
+pub mod system;
 mod topology;
 mod wan;
 mod world;
 
 pub use cli::{LabArgs, run};
+
+// What plays something else than scenarios is built of these: `tests`' side-by-side benchmark.
+pub use meter::{Meter, Meters, Outage, Stream, TICK, Tally, longest_outage, wall_micros};
+pub use ns::{Namespace, feed};
+pub use sandbox::{LabDir, Users, run_inside_as};
+pub use scenario::{Scenario, WanSpec};
+pub use system::System;
+pub use topology::{Node, Topology, VXLAN_DEVICE, VXLAN_PORT};
+pub use world::{LabNode, World, find_leaderd};

@@ -130,9 +130,27 @@ impl LabDir {
     }
 }
 
+/// Who the processes of a lab may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Users {
+    /// A user namespace in which there is root alone: what leaderd needs, and no privilege outside.
+    RootAlone,
+    /// The host's, so that a program can give up root for a user of its own, as FRR insists on. Needs root.
+    Hosts,
+}
+
 /// Runs `inside` as pid 1 of fresh namespaces and returns its exit code and what it wrote to the pipe.
 /// Must be called from a process with one thread.
 pub fn run_inside(
+    dir: &LabDir,
+    inside: impl FnOnce(&LabDir, fs::File) -> Result<u8>,
+) -> Result<(u8, Vec<u8>)> {
+    run_inside_as(Users::RootAlone, dir, inside)
+}
+
+/// [`run_inside`], where others than root may be needed.
+pub fn run_inside_as(
+    users: Users,
     dir: &LabDir,
     inside: impl FnOnce(&LabDir, fs::File) -> Result<u8>,
 ) -> Result<(u8, Vec<u8>)> {
@@ -147,7 +165,7 @@ pub fn run_inside(
         ForkResult::Child => {
             drop(reader);
             let _ = caught.thread_unblock();
-            let code = keeper(dir, writer, inside).unwrap_or_else(|e| {
+            let code = keeper(users, dir, writer, inside).unwrap_or_else(|e| {
                 eprintln!("wgctl lab: {e:#}");
                 1
             });
@@ -183,13 +201,14 @@ pub fn run_inside(
 }
 
 fn keeper(
+    users: Users,
     dir: &LabDir,
     pipe: OwnedFd,
     inside: impl FnOnce(&LabDir, fs::File) -> Result<u8>,
 ) -> Result<u8> {
     die_with_parent(true)?;
     let (uid, gid) = (getuid(), nix::unistd::getgid());
-    unshare_all(uid, gid)?;
+    unshare_all(users, uid, gid)?;
     // SAFETY: still a single thread.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Child => {
@@ -224,9 +243,14 @@ fn die_with_parent(parent_is_visible: bool) -> Result<()> {
     Ok(())
 }
 
-fn unshare_all(uid: Uid, gid: Gid) -> Result<()> {
+fn unshare_all(users: Users, uid: Uid, gid: Gid) -> Result<()> {
     let rest = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID;
-    match unshare(CloneFlags::CLONE_NEWUSER) {
+    let made = match users {
+        Users::RootAlone => unshare(CloneFlags::CLONE_NEWUSER),
+        Users::Hosts if geteuid().is_root() => Err(Errno::EPERM),
+        Users::Hosts => bail!("this needs root: programs in it become other users"),
+    };
+    match made {
         Ok(()) => {
             write_proc("/proc/self/setgroups", "deny")?;
             write_proc("/proc/self/uid_map", &format!("0 {uid} 1"))?;

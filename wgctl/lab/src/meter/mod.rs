@@ -19,7 +19,7 @@ use nix::sys::socket::{
 };
 
 use crate::ns::Namespace;
-pub use outage::longest_outage;
+pub use outage::{Outage, longest_outage};
 
 /// Time between two packets of a meter in one direction, unless the scenario says otherwise.
 pub const TICK: Duration = Duration::from_millis(1);

@@ -165,9 +165,7 @@ impl World {
 pub fn wait_ready(world: &World) -> Result<()> {
     let deadline = Instant::now() + READY;
     loop {
-        let missing =
-            (0..world.nodes.len()).find_map(|n| why_not_ready(world, n).map(|why| (n, why)));
-        let Some((n, why)) = missing else { return Ok(()) };
+        let Some((n, why)) = why_not_ready(world) else { return Ok(()) };
         let dead = world.daemon_pid(n).is_none();
         if dead || Instant::now() > deadline {
             bail!(
@@ -180,7 +178,12 @@ pub fn wait_ready(world: &World) -> Result<()> {
     }
 }
 
-fn why_not_ready(world: &World, node: usize) -> Option<String> {
+/// A node that [`wait_ready`] would go on waiting for, and why.
+pub fn why_not_ready(world: &World) -> Option<(usize, String)> {
+    (0..world.nodes.len()).find_map(|n| why_node_not_ready(world, n).map(|why| (n, why)))
+}
+
+fn why_node_not_ready(world: &World, node: usize) -> Option<String> {
     let status = match world.status(node) {
         Ok(s) => s,
         Err(e) => return Some(format!("{e:#}")),

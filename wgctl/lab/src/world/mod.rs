@@ -31,7 +31,7 @@ use crate::service::LabService;
 use crate::topology::{Keys, MESH_MTU, Node, Topology};
 use crate::wan::{Port, Wan, open_tun};
 
-pub use daemon::{find_leaderd, wait_ready};
+pub use daemon::{find_leaderd, wait_ready, why_not_ready};
 
 #[derive(Debug)]
 pub struct World {
@@ -54,6 +54,8 @@ pub struct LabNode {
     pub ns: Namespace,
     pub pod: Namespace,
     pub dir: PathBuf,
+    /// Public key of the node; the secret one is in `keys/wireguard.key` of its directory.
+    pub wireguard_key: String,
     daemon: Mutex<Option<Child>>,
 }
 
@@ -98,8 +100,9 @@ impl World {
         let wan = Wan::start(&scenario.wan, ports, topology.nodes.len(), topology.locations.len())?;
         let keys = topology.nodes.iter().map(|_| Keys::generate()).collect::<Result<Vec<_>>>()?;
         fs::write(dir.join("mesh.toml"), topology.mesh_toml(scenario, &keys)?)?;
-        for (n, k) in nodes.iter().zip(&keys) {
+        for (n, k) in nodes.iter_mut().zip(&keys) {
             write_keys(n, k)?;
+            n.wireguard_key = k.wireguard_public.clone();
         }
         let mut services = Vec::new();
         for (spec, address) in topology.services(scenario)? {
@@ -248,7 +251,8 @@ fn build_node(
             ns.sysctl(&format!("netfilter/{setting}"), &timeout.to_string())?;
         }
     }
-    Ok((LabNode { node: node.clone(), ns, pod, dir, daemon: Mutex::new(None) }, tun))
+    let wireguard_key = String::new();
+    Ok((LabNode { node: node.clone(), ns, pod, dir, wireguard_key, daemon: Mutex::new(None) }, tun))
 }
 
 fn write_keys(node: &LabNode, keys: &Keys) -> Result<()> {

@@ -45,26 +45,27 @@ impl World {
         feed(std::process::Command::new("ip").args(["-batch", "-"]), &line)
     }
 
+    /// Process ids of everything that runs on a node: whose network namespace is the node's.
+    pub fn processes(&self, node: usize) -> Result<Vec<i32>> {
+        let inode = self.nodes[node].ns.net_inode()?;
+        let all = fs::read_dir("/proc")?.flatten().filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse::<i32>().ok()?;
+            // Zombies have no namespace any more, so they do not count.
+            let theirs = fs::metadata(entry.path().join("ns/net")).is_ok_and(|m| m.ino() == inode);
+            (theirs && pid != 1).then_some(pid)
+        });
+        Ok(all.collect())
+    }
+
     /// SIGKILL to every process whose network namespace is the node's.
     fn kill_processes(&self, node: usize) -> Result<()> {
-        let inode = self.nodes[node].ns.net_inode()?;
         let deadline = Instant::now() + Duration::from_secs(5);
         loop {
-            let mut left = 0;
-            for entry in fs::read_dir("/proc")?.flatten() {
-                let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok())
-                else {
-                    continue;
-                };
-                // Zombies have no namespace any more, so they do not count.
-                let theirs =
-                    fs::metadata(entry.path().join("ns/net")).is_ok_and(|m| m.ino() == inode);
-                if theirs && pid != 1 {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                    left += 1;
-                }
+            let left = self.processes(node)?;
+            for pid in &left {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
             }
-            if left == 0 {
+            if left.is_empty() {
                 return Ok(());
             }
             if Instant::now() > deadline {
