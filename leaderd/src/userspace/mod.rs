@@ -78,7 +78,7 @@ async fn serve(name: &InterfaceName, background: bool) -> anyhow::Result<()> {
             ended.context("no more news of the link")?;
             tracing::info!(interface.name = %name, "the device is gone");
         }
-        ended = revive(&tunnel) => ended.context("gotatun stopped")?,
+        () = revive(&tunnel) => {}
         _ = terminate.recv() => tracing::info!("asked to stop"),
         _ = interrupt.recv() => tracing::info!("asked to stop"),
     }
@@ -140,10 +140,10 @@ async fn follow(
     }
 }
 
-async fn revive(tunnel: &Tunnel) -> std::io::Result<()> {
+async fn revive(tunnel: &Tunnel) {
     loop {
         tokio::time::sleep(REVIVE).await;
-        tunnel.revive().await?;
+        tunnel.revive().await;
     }
 }
 

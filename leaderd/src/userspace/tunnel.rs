@@ -13,7 +13,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
-use futures_util::future::{FutureExt as _, join_all};
+use futures_util::future::join_all;
 use gotatun::device::configure::DeviceWrite;
 use gotatun::device::{Device, DeviceBuilder, Error, Peer};
 use gotatun::x25519::{PublicKey, StaticSecret};
@@ -180,16 +180,10 @@ impl Tunnel {
     }
 
     /// Begins a handshake with every peer that has a keep-alive and no session, unless one is under way.
-    ///
-    /// # Errors
-    /// If gotatun has stopped by itself: nothing passes any more.
-    pub async fn revive(&self) -> io::Result<()> {
+    pub async fn revive(&self) {
         let mut state = self.0.lock().await;
-        if state.device.wait().now_or_never().is_some() {
-            return Err(io::Error::other("the device does not read or write any more"));
-        }
         if !state.config.listening {
-            return Ok(());
+            return;
         }
         let with_session = state.remember_handshakes().await;
         let without: Vec<PublicKey> = (state.config.peers.iter())
@@ -198,7 +192,6 @@ impl Tunnel {
             .collect();
         let handshakes = without.iter().map(|key| state.device.force_handshake(key));
         let _ = tokio::time::timeout(SEND_HANDSHAKE, join_all(handshakes)).await;
-        Ok(())
     }
 }
 
