@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-peers bench-sim deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel audit clean
+.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -17,6 +17,9 @@ help:
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
 	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
 	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
+	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
+	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
+	@echo 'make check-service  the systemd unit: its score, and whether daemons do with what it leaves them'
 	@echo 'make recording  tests/fixtures/*.recording anew, after what a core decides or records was changed'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
@@ -42,6 +45,10 @@ bench-peers: lab
 bench-sim:
 	cargo run --locked --profile lab -p tests --bin bench_sim -- $(if $(QUICK),--quick) $(PART)
 
+# Figures of real kernels and daemons: PART=programming, scale, throughput or times alone.
+bench-cost: lab
+	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench_cost -- $(if $(QUICK),--quick) $(PART)
+
 deps:
 	@tests/setup
 
@@ -66,7 +73,11 @@ simulation: sim
 
 # Scenarios in virtual time, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
 sim: deps
-	SIM_SEEDS="$(SEEDS)" cargo test --locked --profile lab -p tests --test virtual_time --test explore
+	SIM_SEEDS="$(SEEDS)" cargo test --locked --profile lab -p tests --test virtual_time --test explore --test soak
+
+# A day of virtual time with trouble every hour: does the memory of the cores stay flat? `make test` runs a share of it.
+soak:
+	SOAK_HOURS=24 cargo test --locked --profile lab -p tests --test soak -- --nocapture
 
 # What was broken, who could have carried traffic, who led, what the daemons said.
 story:
@@ -94,6 +105,10 @@ scenarios: lab
 # Damaged stores, hostile peers, live changes, on real daemons in the lab.
 bad-input: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test bad_input
+
+# Score of the systemd unit, and whether daemons do with what it leaves them (needs systemd's and strace's packages).
+check-service: lab
+	deploy/systemd/check "$(LAB)"
 
 # Kernel WireGuard, whatever this machine's kernel has: closes with a line for each kernel.
 test-kernel: lab

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use leaderd_core::ids::NodeName;
+use wgctl_plan::InterfaceName;
 
 use crate::log::LogFormat;
 
@@ -30,6 +31,8 @@ Examples:
   leaderd cleanup
       After the daemon was stopped for good: remove its interfaces, routes and nexthops.
 
+LEADERD_WIREGUARD=kernel, wireguard-go or leaderd says who does WireGuard; without it the first of them that is there.
+
 Exit status: 0 done, 1 it failed, 2 asked wrongly (command line, mesh file or keys).
 Ask a running daemon with wgctl.";
 
@@ -39,6 +42,8 @@ pub enum Verb {
     Run(RunArgs),
     /// Run the core again over a recording: what was decided, when and why, and whether it does the same again.
     Replay(ReplayArgs),
+    /// WireGuard for one interface, for kernels without it. `leaderd run` starts it by itself.
+    Userspace(UserspaceArgs),
     /// Remove everything that leaderd made in the kernel. Traffic through the mesh stops.
     Cleanup,
     /// Forget the store: the node rejoins its location as new. The daemon must be stopped.
@@ -72,6 +77,27 @@ pub struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
 }
+
+#[derive(Args, Debug)]
+#[command(after_help = USERSPACE_EXAMPLES)]
+pub struct UserspaceArgs {
+    /// The interface to make. It ends when this is deleted.
+    #[arg(value_name = "IFACE")]
+    pub interface: InterfaceName,
+    /// How to log; what to log is said by LEADERD_LOG [default: info,gotatun=off].
+    #[arg(long, value_enum, default_value = "text")]
+    pub log: LogFormat,
+    /// Be silent once the interface is served, for a starter that reads standard error until then.
+    #[arg(long)]
+    pub background: bool,
+}
+
+const USERSPACE_EXAMPLES: &str = "\
+Examples:
+  leaderd userspace wg0 &
+  wg set wg0 private-key wg0.key listen-port 51820 && ip link set wg0 up
+
+While the link is down the UDP port is closed. Ends on SIGTERM as well, and takes the interface along.";
 
 #[derive(Args, Debug)]
 #[command(after_help = REPLAY_EXAMPLES)]

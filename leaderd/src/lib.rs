@@ -1,11 +1,12 @@
 //! The shells around the core: clock, probes on UDP, control channel on QUIC, disk, network, admin socket, metrics.
 //!
 //! No policy lives here. [`engine`] owns the core's node, hands every input in, and every effect on to the shell that
-//! carries it out; shells never call each other.
+//! carries it out; shells never call each other. [`userspace`] is a program of its own beside the daemon.
 
 pub mod admin;
 pub mod cli;
 pub mod clock;
+pub mod confine;
 pub mod control;
 pub mod counters;
 pub mod engine;
@@ -20,3 +21,4 @@ pub mod resolve;
 pub mod run;
 pub mod secrets;
 pub mod store;
+pub mod userspace;

@@ -19,10 +19,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// What is logged unless [`FILTER_VARIABLE`] says otherwise.
+pub const FILTER: &str = "info";
+
+/// `usual` is the filter where [`FILTER_VARIABLE`] is not set.
+///
 /// # Errors
 /// If the filter in [`FILTER_VARIABLE`] is none.
-pub fn init(format: LogFormat) -> anyhow::Result<()> {
-    let filter = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| "info".to_owned());
+pub fn init(format: LogFormat, usual: &str) -> anyhow::Result<()> {
+    let filter = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| usual.to_owned());
     let filter = EnvFilter::try_new(&filter).with_context(|| {
         format!("{FILTER_VARIABLE}={filter:?} is no filter; try info, debug or leaderd=debug")
     })?;

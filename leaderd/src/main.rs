@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Run(args) => leaderd::run::run(args),
         Verb::Replay(args) => leaderd::replay::run(&args),
+        Verb::Userspace(args) => leaderd::userspace::run(&args),
         Verb::Cleanup => cleanup(),
         Verb::Reset(args) => leaderd::store::reset(&args.state).map_err(Into::into).map(|was| {
             let dir = args.state.display();

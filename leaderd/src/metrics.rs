@@ -231,7 +231,7 @@ mod tests {
             generation: Default::default(),
             mesh_hash: String::new(),
             other_generations: Default::default(),
-            backend: "userspace".into(),
+            backend: "wireguard-go".into(),
             locations: vec![location],
         };
         let snapshot = Snapshot {

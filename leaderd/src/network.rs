@@ -21,7 +21,7 @@ use crate::engine::Program;
 
 /// Keeps the kernel as it is told to.
 pub trait Steward {
-    /// `kernel` or `userspace`.
+    /// `kernel`, `wireguard-go` or `leaderd`.
     fn backend(&self) -> String;
     fn program(&mut self, network: Network) -> impl Future<Output = Result<(), String>>;
     /// Compares the kernel with the last programmed network, puts right what differs, and says what that was.
@@ -214,7 +214,7 @@ mod tests {
     }
     impl Steward for Fake {
         fn backend(&self) -> String {
-            "userspace".into()
+            "wireguard-go".into()
         }
         async fn program(&mut self, network: Network) -> Result<(), String> {
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -264,7 +264,7 @@ mod tests {
                     assert_eq!(revision, 20);
                     break;
                 }
-                Input::Local(facts) => assert_eq!(facts.backend, "userspace"),
+                Input::Local(facts) => assert_eq!(facts.backend, "wireguard-go"),
                 other => panic!("{other:?}"),
             }
         }

@@ -27,13 +27,14 @@ use crate::probes::Probes;
 use crate::record::{self, Recorder};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{log, metrics, network, reload, resolve};
+use crate::{confine, log, metrics, network, reload, resolve};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    log::init(args.log)?;
+    log::init(args.log, log::FILTER)?;
+    confine::no_core_dumps()?;
     let asked = (|| -> anyhow::Result<_> {
         let me = match &args.node {
             Some(name) => name.clone(),

@@ -3,8 +3,9 @@
 //! One after the other: they share the machine's cores, and the meters send 4,000 packets a second. Not under
 //! libtest, which would run them at once. Arguments that do not start with `-` filter by name. Programs are found in
 //! `$LEADERD_BIN_DIR`, else beside this test's target directory. What is missing is a failure, never a skip.
-//! `$LAB_BACKEND` (`kernel` or `userspace`) fails scenarios that run on another WireGuard; `$LAB_OPTIONS` is more to say to
-//! `wgctl lab run`, separated by spaces.
+//! `$LAB_BACKEND` (`kernel`, `wireguard-go` or `leaderd`) makes them run on that WireGuard, and fails those that do not; without
+//! it the scenarios of [`ALSO_ON`] are played a second time. `$LAB_OPTIONS` is more to say to `wgctl lab run`, separated by
+//! spaces.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -12,15 +13,22 @@ use std::time::Instant;
 
 use serde_json::Value;
 
+/// What is played once more with another WireGuard than the one this machine has. Setting links down is another thing where
+/// that closes the UDP port.
+const ALSO_ON: [(&str, &str); 1] = [("wireguard-down", "leaderd")];
+
 fn main() -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let listing = std::env::args().any(|a| a == "--list");
-    let names: Vec<String> = scenario_names()
-        .into_iter()
-        .filter(|n| filters.is_empty() || filters.iter().any(|f| n.contains(f.as_str())))
-        .collect();
+    let asked = std::env::var("LAB_BACKEND").ok();
+    let mut names: Vec<(String, Option<String>)> =
+        scenario_names().into_iter().map(|name| (name, asked.clone())).collect();
+    if asked.is_none() {
+        names.extend(ALSO_ON.map(|(name, on)| (name.to_owned(), Some(on.to_owned()))));
+    }
+    names.retain(|(n, _)| filters.is_empty() || filters.iter().any(|f| n.contains(f.as_str())));
     if listing {
-        names.iter().for_each(|n| println!("{n}: test"));
+        names.iter().for_each(|(name, on)| println!("{}: test", title(name, on.as_deref())));
         return ExitCode::SUCCESS;
     }
     let bin = match prerequisites() {
@@ -34,25 +42,27 @@ fn main() -> ExitCode {
     println!("\nrunning {} tests", names.len());
     let start = Instant::now();
     let (mut passed, mut again, mut backends) = (0, 0, Vec::new());
-    for name in &names {
+    for (name, on) in &names {
+        let on = on.as_deref();
+        let title = title(name, on);
         // A shared machine may starve a whole mesh of its cores for seconds. A second try is allowed, and never hidden.
-        let outcome = play(&bin, name).or_else(|first| {
+        let outcome = play(&bin, name, on).or_else(|first| {
             println!(
-                "scenario {name}: first try failed, trying again: {}",
+                "scenario {title}: first try failed, trying again: {}",
                 first.replace('\n', "\n    ")
             );
             again += 1;
-            play(&bin, name)
+            play(&bin, name, on)
         });
         match outcome {
             Ok((backend, line)) => {
                 passed += 1;
-                println!("test {name} ... ok ({line})");
+                println!("test {title} ... ok ({line})");
                 if !backends.contains(&backend) {
                     backends.push(backend);
                 }
             }
-            Err(why) => println!("test {name} ... FAILED\n    {}", why.replace('\n', "\n    ")),
+            Err(why) => println!("test {title} ... FAILED\n    {}", why.replace('\n', "\n    ")),
         }
     }
     println!(
@@ -61,6 +71,10 @@ fn main() -> ExitCode {
         names.len()
     );
     end(passed, names.len() - passed, start)
+}
+
+fn title(name: &str, on: Option<&str>) -> String {
+    on.map_or(name.to_owned(), |on| format!("{name} on {on}"))
 }
 
 fn end(passed: usize, failed: usize, start: Instant) -> ExitCode {
@@ -116,9 +130,10 @@ fn in_path(program: &str) -> bool {
         .any(|d| d.join(program).is_file())
 }
 
-/// Plays a scenario once. Ok: backend and a line about what was measured. Err: why it failed.
-fn play(bin: &Path, name: &str) -> Result<(String, String), String> {
+/// Plays a scenario once, on a certain WireGuard if one is named. Ok: backend and a line about what was measured. Err: why it failed.
+fn play(bin: &Path, name: &str, on: Option<&str>) -> Result<(String, String), String> {
     let out = Command::new(bin.join("wgctl"))
+        .envs(on.map(|on| ("LEADERD_WIREGUARD", on)))
         .args(["lab", "run", name, "--json", "-"])
         .args(std::env::var("LAB_OPTIONS").unwrap_or_default().split_whitespace())
         .env("LEADERD_BIN", bin.join("leaderd"))
@@ -142,10 +157,8 @@ fn play(bin: &Path, name: &str) -> Result<(String, String), String> {
         run["blackout_ms"]["established"]
     );
     let backend = report["backend"].as_str().unwrap_or("unknown");
-    match std::env::var("LAB_BACKEND") {
-        Ok(wanted) if wanted != backend => {
-            Err(format!("it ran on {backend} WireGuard, not {wanted}"))
-        }
+    match on {
+        Some(on) if on != backend => Err(format!("it ran on {backend} WireGuard, not {on}")),
         _ => Ok((backend.to_owned(), line)),
     }
 }

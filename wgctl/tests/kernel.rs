@@ -1,24 +1,28 @@
 //! The real kernel and real userspace WireGuard, each test in network, mount and user namespaces of its own: every test
 //! runs itself again under `unshare`.
+//!
+//! On whichever WireGuard this machine has, or the one that `LEADERD_WIREGUARD` names. `leaderd/tests/userspace.rs` has these
+//! tests as a module, and there they run on leaderd's own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use ipnet::IpNet;
 use wgctl::net::{Kernel, Scope, Steward, watch};
-use wgctl::wireguard::{Backend, PrivateKey};
+use wgctl::wireguard::{BACKEND_VARIABLE, Backend, PrivateKey, Program};
 use wgctl_plan::*;
 
 const INSIDE: &str = "WGCTL_TEST_INSIDE";
-/// Names the backend that must be used: `kernel` or `userspace`. Unset: whichever this machine has.
-const BACKEND: &str = "WGCTL_TEST_BACKEND";
+/// The program whose `userspace` is to do WireGuard: set where this file is part of leaderd's tests.
+const LEADERD: Option<&str> = option_env!("CARGO_BIN_EXE_leaderd");
 
-/// Runs `test` inside namespaces; missing tools are a failure.
-fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
+/// Runs `test` inside namespaces; missing tools are a failure. No test's name may contain another's.
+pub fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     if std::env::var_os(INSIDE).is_some() {
         sh("mount -t tmpfs none /run && mkdir -p /run/wireguard /var/run && ip link set lo up");
         sh("mountpoint -q /var/run || [ -L /var/run ] || mount --bind /run /var/run");
@@ -29,22 +33,27 @@ fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
         runtime.block_on(test());
         return;
     }
-    let status = Command::new("unshare")
+    let mut command = Command::new("unshare");
+    command
         .args(["-Urnm", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(std::env::current_exe().unwrap())
-        .args([name, "--exact", "--nocapture", "--test-threads=1"])
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare (util-linux) is needed");
+        .args([name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, "1");
+    if let Some(leaderd) = LEADERD {
+        let directory = Path::new(leaderd).parent().unwrap().display();
+        let path = std::env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{directory}:{path}")).env(BACKEND_VARIABLE, "leaderd");
+    }
+    let status = command.status().expect("unshare (util-linux) is needed");
     assert!(status.success(), "{name} failed inside its namespaces");
 }
 
-fn run(command: &str) -> Output {
+pub fn run(command: &str) -> Output {
     Command::new("sh").args(["-c", command]).output().unwrap()
 }
 
 #[track_caller]
-fn sh(command: &str) -> String {
+pub fn sh(command: &str) -> String {
     let out = run(command);
     assert!(out.status.success(), "{command}: {}", String::from_utf8_lossy(&out.stderr));
     String::from_utf8(out.stdout).unwrap()
@@ -188,8 +197,8 @@ fn two_planes() -> Network {
 async fn programmed(desired: &Network) -> Steward {
     let kernel = Kernel::open().unwrap();
     eprintln!("WireGuard backend: {}", kernel.backend());
-    if let Ok(wanted) = std::env::var(BACKEND) {
-        assert_eq!(kernel.backend().to_string(), wanted, "${BACKEND} asks for another backend");
+    if let Ok(wanted) = std::env::var(BACKEND_VARIABLE) {
+        assert_eq!(kernel.backend().to_string(), wanted, "${BACKEND_VARIABLE} asks for another");
     }
     let mut steward = Steward::new(kernel, key()).yielding_for(Duration::ZERO);
     steward.program(desired.clone()).await.unwrap();
@@ -288,9 +297,9 @@ fn a_killed_wireguard_process_is_replaced() {
         }
         // It must have left our session, so as to outlive us.
         let ours = sh("ps -o sid= -p $PPID").trim().to_owned();
-        let theirs = sh("ps -o sid= -p $(pgrep -f 'wireguard-go wg[l]0')");
+        let theirs = sh("ps -o sid= -p $(pgrep -f '(wireguard-go|userspace) wg[l]0')");
         assert_ne!(ours, theirs.trim());
-        sh("kill -9 $(pgrep -f 'wireguard-go wg[l]0')");
+        sh("kill -9 $(pgrep -f '(wireguard-go|userspace) wg[l]0')");
         tokio::time::sleep(Duration::from_millis(100)).await;
         assert!(!steward.reconcile().await.unwrap().is_empty());
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
@@ -320,7 +329,7 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
         assert_eq!(sh(look), before);
         assert!(steward.kernel().cleanup().await.unwrap().is_empty());
         tokio::time::sleep(Duration::from_millis(500)).await;
-        assert_eq!(sh("pgrep -f 'wireguard-go wg[l]' || true"), "");
+        assert_eq!(sh("pgrep -f '(wireguard-go|userspace) wg[l]' || true"), "");
         assert_eq!(sh("ls /var/run/wireguard"), "");
     });
 }
@@ -401,7 +410,11 @@ fn two_nodes_talk_and_the_counters_tell() {
         let secret = PrivateKey::from_bytes([9; 32]);
         sh(match Kernel::open().unwrap().backend() {
             Backend::Kernel => "ip link add wgx type wireguard",
-            Backend::Userspace => "wireguard-go wgx 2>/dev/null",
+            Backend::Userspace(Program::WireguardGo) => "wireguard-go wgx 2>/dev/null",
+            Backend::Userspace(Program::Leaderd) => {
+                "leaderd userspace wgx >/dev/null 2>&1 &
+                 until [ -S /run/wireguard/wgx.sock ]; do sleep 0.01; done"
+            }
         });
         sh("ip addr add 100.127.99.1/32 dev wgx && ip link set wgx up");
         std::fs::write("/run/x.key", "CQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQk=").unwrap();

@@ -98,7 +98,7 @@ pub enum ProbeError {
 pub struct LocalFacts {
     /// Set when this node knows that it cannot relay, with the reason in words.
     pub broken: Option<(Cause, String)>,
-    /// `kernel` or `userspace`.
+    /// Who does WireGuard: `kernel`, `wireguard-go` or `leaderd`.
     pub backend: String,
 }
 

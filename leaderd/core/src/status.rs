@@ -18,7 +18,7 @@ pub struct Status {
     pub mesh_hash: String,
     /// Nodes heard of that use another mesh file: name → generation.
     pub other_generations: BTreeMap<NodeName, Generation>,
-    /// `kernel` or `userspace`.
+    /// Who does WireGuard: `kernel`, `wireguard-go` or `leaderd`.
     pub backend: String,
     pub locations: Vec<LocationStatus>,
 }

@@ -1,23 +1,38 @@
-//! Accepting: one UDP socket on all addresses, and a bound on handshakes under way.
+//! Accepting: one UDP socket on all addresses, and bounds on handshakes under way.
+//!
+//! Whoever has not proved its address (QUIC Retry) shares few places with all others who have not; when those are taken, all
+//! must prove theirs, which costs us neither memory nor a key exchange. Whoever has proved it has few places of its own, so
+//! that no address shuts out the others. A handshake that fails keeps its place for a while: places bound the rate as well.
 
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nix::sys::socket::{setsockopt, sockopt};
 use quinn::{Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Shared, link, tls, transport};
 
-/// Handshakes under way at once. More are refused: a real peer comes again.
+/// Handshakes under way at once, of addresses that were proved. More are refused: a real peer comes again.
 const MAX_HANDSHAKES: usize = 64;
 
-/// From this many on, a stranger must first prove its address (QUIC Retry).
-const VALIDATE_FROM: usize = 16;
+/// Of those, of one address. A peer has one, or two when it starts anew.
+const MAX_PER_SOURCE: usize = 4;
+
+/// Handshakes under way at once, of all addresses that were not proved.
+const MAX_UNPROVED: usize = 16;
+
+/// A handshake that failed keeps its place so long from its beginning: each costs us a key exchange.
+const PENALTY: Duration = Duration::from_secs(1);
+
+/// Bytes that may wait at the socket. In a flood the kernel drops what does not fit, peers' packets as well as the others.
+const RECEIVE_BUFFER: usize = 2 << 20;
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -39,13 +54,17 @@ pub(super) fn start(port: u16, shared: Arc<Shared>) -> Result<JoinHandle<()>, Li
         ServerConfig::with_crypto(Arc::new(shared.identity.server(shared.known.clone())?));
     config
         .transport_config(transport(Duration::from_millis(100)))
-        .max_incoming(MAX_HANDSHAKES)
+        .max_incoming(MAX_UNPROVED + MAX_HANDSHAKES)
         .migration(false);
     let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => ListenError::Busy { port },
         _ => ListenError::Port { port, source },
     };
     let socket = bind_all(port).map_err(failed)?;
+    // Beyond what unprivileged programs may have; without CAP_NET_ADMIN as much as they.
+    if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
+        let _ = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER);
+    }
     let endpoint =
         Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
             .map_err(failed)?;
@@ -68,30 +87,75 @@ fn bind_all(port: u16) -> io::Result<std::net::UdpSocket> {
 }
 
 async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
-    let free = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let unproved = Arc::new(Semaphore::new(MAX_UNPROVED));
+    let proved = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let sources = Sources::default();
     while let Some(incoming) = endpoint.accept().await {
-        let under_way = MAX_HANDSHAKES - free.available_permits();
-        if under_way >= VALIDATE_FROM
-            && !incoming.remote_address_validated()
-            && incoming.may_retry()
-        {
-            shared.counters.count("handshakes_retried");
-            let _ = incoming.retry();
-            continue;
-        }
-        let Ok(permit) = free.clone().try_acquire_owned() else {
-            shared.counters.count("handshakes_refused_by_load");
-            incoming.refuse();
+        let ip = incoming.remote_address().ip();
+        let permit = if incoming.remote_address_validated() {
+            let source = sources.take_place(ip);
+            let permit = source.is_some().then(|| proved.clone().try_acquire_owned().ok());
+            permit.flatten().map(|permit| (permit, source))
+        } else {
+            unproved.clone().try_acquire_owned().ok().map(|permit| (permit, None))
+        };
+        let Some(permit) = permit else {
+            if incoming.may_retry() {
+                shared.counters.count("handshakes_retried");
+                let _ = incoming.retry();
+            } else {
+                shared.counters.count("handshakes_refused_by_load");
+                incoming.refuse();
+            }
             continue;
         };
         let shared = shared.clone();
         tokio::spawn(async move {
+            let began = Instant::now();
             let accepted = handshake(incoming, &shared).await;
+            if accepted.is_none() {
+                sleep_until(began + PENALTY).await;
+            }
             drop(permit);
             if let Some((node, key, connection)) = accepted {
                 link::run(node, key, connection, shared).await;
             }
         });
+    }
+}
+
+/// Handshakes under way by address, of those that were proved. As many entries as handshakes, at most.
+#[derive(Clone, Default)]
+struct Sources(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+
+/// One of them, until it is dropped.
+struct Place {
+    sources: Sources,
+    ip: IpAddr,
+}
+
+impl Sources {
+    /// `None` if the address has as many as it may.
+    fn take_place(&self, ip: IpAddr) -> Option<Place> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(ip).or_default();
+        if *count >= MAX_PER_SOURCE {
+            return None;
+        }
+        *count += 1;
+        Some(Place { sources: self.clone(), ip })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut counts = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.ip) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.ip);
+            }
+        }
     }
 }
 
@@ -129,4 +193,23 @@ async fn handshake(
     let mut greeting = connection.open_uni().await.ok()?;
     greeting.finish().ok()?;
     Some((node, key, connection))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_few_handshakes_under_way_and_gets_its_places_back() {
+        let sources = Sources::default();
+        let [one, other] = ["192.0.2.1", "192.0.2.2"].map(|ip| ip.parse().unwrap());
+        let mut places: Vec<Place> =
+            (0..MAX_PER_SOURCE).map(|_| sources.take_place(one).unwrap()).collect();
+        assert!(sources.take_place(one).is_none());
+        assert!(sources.take_place(other).is_some(), "others are not shut out");
+        places.pop();
+        drop(sources.take_place(one).unwrap());
+        drop(places);
+        assert!(sources.0.lock().unwrap().is_empty());
+    }
 }

@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-/// Around what `make TOOL` writes of one part.
-fn markers(tool: &str, part: &str) -> (String, String) {
+/// Around what `make BENCH` writes of one part.
+fn markers(bench: &str, part: &str) -> (String, String) {
     (
-        format!("<!-- {tool} {part}: written by `make {tool}` -->"),
-        format!("<!-- {tool} {part}: end -->"),
+        format!("<!-- {bench} {part}: written by `make {bench}` -->"),
+        format!("<!-- {bench} {part}: end -->"),
     )
 }
 
@@ -34,17 +34,17 @@ pub fn short(n: f64) -> String {
 }
 
 /// What stands between a part's markers becomes this.
-pub fn between_markers(text: &str, tool: &str, part: &str, new: &str) -> Result<String> {
-    let (begin, end) = markers(tool, part);
+pub fn between_markers(text: &str, bench: &str, part: &str, new: &str) -> Result<String> {
+    let (begin, end) = markers(bench, part);
     let (before, rest) = text.split_once(&begin).context("no begin marker")?;
     let (_, after) = rest.split_once(&end).context("no end marker")?;
     Ok(format!("{before}{begin}\n\n{}\n\n{end}{after}", new.trim()))
 }
 
-pub fn write_between_markers(file: &Path, tool: &str, part: &str, new: &str) -> Result<()> {
+pub fn write_between_markers(file: &Path, bench: &str, part: &str, new: &str) -> Result<()> {
     let what = || format!("{}, part {part}", file.display());
     let text = std::fs::read_to_string(file).with_context(what)?;
-    std::fs::write(file, between_markers(&text, tool, part, new).with_context(what)?)
+    std::fs::write(file, between_markers(&text, bench, part, new).with_context(what)?)
         .with_context(what)
 }
 
@@ -63,7 +63,6 @@ mod tests {
         let again = |text: &str| between_markers(text, "bench-sim", "scale", "x").unwrap();
         assert_eq!(again(&new), again(&old));
         assert!(between_markers(&old, "bench-sim", "election", "x").is_err());
-        assert!(between_markers(&old, "bench-peers", "scale", "x").is_err());
     }
 
     #[test]

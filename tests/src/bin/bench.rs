@@ -3,13 +3,13 @@
 //! `bench [RUNS]` (default 50), programs from `$LEADERD_BIN_DIR`, else beside this one. Never a test: figures depend
 //! on the machine.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use tests::bench_cost::daemons;
 
 /// Scenario, and p50 and p99 of the blackout of new flows to stay below (milliseconds), if there is a target.
 const SCENARIOS: &[(&str, Option<(f64, f64)>)] = &[
@@ -91,51 +91,23 @@ fn idle(bin: &Path) -> Result<bool> {
         .stderr(Stdio::null())
         .spawn()?;
     std::thread::sleep(SETTLE);
-    let before = daemons(LAB)?;
+    let before = daemons::of_lab(LAB)?;
     std::thread::sleep(MEASURE);
-    let after = daemons(LAB)?;
+    let after = daemons::of_lab(LAB)?;
     Command::new(bin.join("wgctl")).args(["lab", "down", "--name", LAB]).status()?;
     up.wait()?;
     anyhow::ensure!(!after.is_empty(), "three-locations did not come up");
     // Ticks are hundredths of a second (USER_HZ, `man 7 time`), so ticks a second are percent of a core.
-    let share =
-        |pid: &u32| Some((after[pid].0 - before.get(pid)?.0) as f64 / MEASURE.as_secs_f64());
+    let share = |pid: &u32| {
+        Some((after[pid].ticks - before.get(pid)?.ticks) as f64 / MEASURE.as_secs_f64())
+    };
     let shares: Vec<f64> = after.keys().filter_map(share).collect();
     let cpu = shares.iter().copied().fold(0.0, f64::max);
     let mean = shares.iter().sum::<f64>() / shares.len().max(1) as f64;
-    let rss = after.values().map(|(_, kib)| *kib as f64 / 1024.0).fold(0.0, f64::max);
+    let rss = after.values().map(|d| d.rss as f64 / 1024.0).fold(0.0, f64::max);
     println!(
         "\nIdle, three-locations, {} daemons: CPU mean {mean:.2}% and at most {cpu:.2}% of a core (target 1.5%), RSS at most {rss:.1} MiB (target 40 MiB)",
         after.len()
     );
     Ok(cpu <= 1.5 && rss <= 40.0)
-}
-
-/// The daemons of a lab: process id → (CPU time in ticks, resident memory in KiB).
-fn daemons(lab: &str) -> Result<BTreeMap<u32, (u64, u64)>> {
-    let mut all = BTreeMap::new();
-    for entry in std::fs::read_dir("/proc")?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else {
-            continue;
-        };
-        let read =
-            |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
-        let command = read("cmdline");
-        let mut words = command.split('\0');
-        let is_daemon =
-            words.next().is_some_and(|w| w.ends_with("leaderd")) && words.next() == Some("run");
-        if !is_daemon || !command.contains(lab) {
-            continue;
-        }
-        // Fields after the name in brackets: 12 and 13 are utime and stime (proc(5), counted from 'state' as 1).
-        let stat = read("stat");
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
-        let ticks = |i: usize| fields.get(i).and_then(|f| f.parse::<u64>().ok()).unwrap_or(0);
-        let status = read("status");
-        let rss = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok());
-        all.insert(pid, (ticks(11) + ticks(12), rss.unwrap_or(0)));
-    }
-    Ok(all)
 }

@@ -6,11 +6,13 @@ mod frame;
 mod mesh_file;
 mod recording;
 mod store;
+mod wireguard;
 
 pub use frame::frame;
 pub use mesh_file::mesh_file;
 pub use recording::recording;
 pub use store::{store_file, store_record};
+pub use wireguard::wireguard_request;
 
 use leaderd_core::admin::AdminRequest;
 use leaderd_core::probe::keys::HmacKey;
@@ -20,7 +22,7 @@ use leaderd_core::probe::stamp::{ERROR_ESTIMATE, ReflectorPacket, SenderPacket};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     ("admin", admin),
     ("frame", frame),
     ("mesh_file", mesh_file),
@@ -28,6 +30,7 @@ pub const TARGETS: [Target; 7] = [
     ("stamp", stamp),
     ("store_file", store_file),
     ("store_record", store_record),
+    ("wireguard_request", wireguard_request),
 ];
 
 /// The body of a request to the admin socket: what is understood is said again in the same words.

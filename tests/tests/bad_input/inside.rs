@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::half_open;
+
 /// Between two packets of a stream.
 const INTERVAL: Duration = Duration::from_millis(2);
 /// How long a stream waits for what is still on its way.
@@ -24,7 +26,23 @@ pub fn main(role: &str, args: &[String]) -> ExitCode {
         ("stream", [target, port, kind]) => stream(&format!("{target}:{port}"), *kind == "fresh"),
         ("hold", [address]) => hold(address),
         ("http", [socket, method, path, body]) => http(socket, method, path, body),
-        ("flood", [target, count]) => flood(target, count.parse().expect("a number")),
+        ("flood", [target, count]) => {
+            println!("ready");
+            // Slow enough for the daemon to see most of it.
+            flood(target, count, Duration::from_micros(100), || false);
+        }
+        ("noise", [target, most]) => {
+            let over = until_told();
+            let told = || over.load(Ordering::Relaxed);
+            println!("{}", flood(target, most, Duration::from_micros(300), told));
+        }
+        ("half-open", [target, most]) => {
+            let until = || {
+                let over = until_told();
+                Box::new(move || over.load(Ordering::Relaxed)) as Box<dyn Fn() -> bool>
+            };
+            println!("{}", half_open::flood(target, most.parse().expect("a number"), until));
+        }
         _ => return ExitCode::from(2),
     }
     ExitCode::SUCCESS
@@ -129,11 +147,11 @@ fn http(socket: &str, method: &str, path: &str, body: &str) {
     std::io::stdout().write_all(&answer).expect("written");
 }
 
-/// Sends datagrams of all lengths to one port: empty, noise, and what looks like STAMP, QUIC and WireGuard.
-fn flood(target: &str, count: u32) {
+/// Sends datagrams of all lengths to one port: empty, noise, and what looks like STAMP, QUIC and WireGuard. Gives how many.
+fn flood(target: &str, most: &str, interval: Duration, over: impl Fn() -> bool) -> u32 {
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
     let target: SocketAddr = target.parse().expect("an address");
-    println!("ready");
+    let most = most.parse().expect("a number");
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut noise = move || {
         state ^= state << 13;
@@ -141,10 +159,13 @@ fn flood(target: &str, count: u32) {
         state ^= state << 17;
         state
     };
-    for n in 0..count {
+    for sent in 0..most {
+        if over() {
+            return sent;
+        }
         let length = (noise() % 1400) as usize;
         let mut packet: Vec<u8> = (0..length).map(|_| noise() as u8).collect();
-        let prefix: &[u8] = match n % 4 {
+        let prefix: &[u8] = match sent % 4 {
             0 => &[],
             // Sequence number and zeroes of an authenticated STAMP request (RFC 8762, 4.2.2).
             1 => &[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
@@ -156,7 +177,7 @@ fn flood(target: &str, count: u32) {
         let n = prefix.len().min(packet.len());
         packet[..n].copy_from_slice(&prefix[..n]);
         let _ = socket.send_to(&packet, target);
-        // Slow enough for the daemon to see most of it.
-        std::thread::sleep(Duration::from_micros(100));
+        std::thread::sleep(interval);
     }
+    most
 }

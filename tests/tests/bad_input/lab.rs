@@ -186,10 +186,23 @@ impl Lab {
         self.daemon_with(node, node, &args)
     }
 
+    /// The same under another program, such as `env`.
+    pub fn daemon_under(&self, node: &str, under: &[&str], more: &[&str]) -> Daemon {
+        let args = self.run_args(node, more);
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let leaderd = self.program("leaderd");
+        let args = [&under[1..], &[leaderd.as_str()], args.as_slice()].concat();
+        self.spawn(node, node, Path::new(under[0]), &args)
+    }
+
     /// Starts a daemon on a node with exactly these arguments.
     pub fn daemon_with(&self, on: &str, node: &str, args: &[&str]) -> Daemon {
+        self.spawn(on, node, &self.bin.join("leaderd"), args)
+    }
+
+    fn spawn(&self, on: &str, node: &str, program: &Path, args: &[&str]) -> Daemon {
         let mut child = self
-            .exec(on, false, &self.bin.join("leaderd"), args)
+            .exec(on, false, program, args)
             .stderr(Stdio::piped())
             .spawn()
             .expect("wgctl lab exec");
@@ -341,6 +354,13 @@ impl Daemon {
     fn pid(&self, lab: &Lab) -> String {
         let path = format!("{}/{}/state/lock", lab.dir, self.node);
         lab.sh(&self.node, "cat $1", &[&path]).trim().to_owned()
+    }
+
+    /// A line of a file below /proc/PID, without its name.
+    pub fn proc_line(&self, lab: &Lab, file: &str, name: &str) -> String {
+        let text = lab.sh(&self.node, "cat /proc/$1/$2", &[&self.pid(lab), file]);
+        let line = text.lines().find_map(|l| l.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in {text}")).trim().to_owned()
     }
 
     pub fn signal(&self, lab: &Lab, signal: &str) {

@@ -4,7 +4,8 @@ use super::lab::{Daemon, Lab, Stream, texts, wait_for};
 
 /// The userspace WireGuard processes of a node.
 const PROCESSES: &str = "mine=$(readlink /proc/self/ns/net); for p in /proc/[0-9]*; do \
-    [ \"$(readlink $p/ns/net)\" = \"$mine\" ] && [ \"$(cat $p/comm)\" = wireguard-go ] && echo ${p#/proc/}; \
+    [ \"$(readlink $p/ns/net)\" = \"$mine\" ] || continue; \
+    case $(tr '\\0' ' ' <$p/cmdline) in *wireguard-go\\ wgl*|*userspace\\ wgl*) echo ${p#/proc/};; esac; \
     done 2>/dev/null | sort; true";
 
 /// What steers traffic on a node.

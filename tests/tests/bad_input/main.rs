@@ -4,6 +4,8 @@
 //! run them at once. Arguments that do not start with `-` filter by name. This program also runs *inside* the lab, as the
 //! traffic and the mischief of the tests (see [`inside`]). What is missing is a failure, never a skip.
 
+mod confined;
+mod half_open;
 mod inside;
 mod lab;
 mod live;
@@ -28,6 +30,12 @@ const TESTS: &[Test] = &[
         mischief::a_second_machine_with_the_same_keys,
     ),
     ("strangers_and_garbage_are_counted_and_change_nothing", mischief::strangers_and_garbage),
+    (
+        "a_flood_of_garbage_and_half_open_handshakes_does_not_stop_a_failover",
+        mischief::a_flood_while_the_leader_fails,
+    ),
+    ("the_daemon_needs_no_more_than_its_two_capabilities", confined::least_privileges),
+    ("no_log_recording_or_answer_has_a_key_in_it", confined::keys_stay_in_their_files),
     ("wrong_admin_requests_are_refused_and_two_operators_get_along", mischief::admin_requests),
     ("a_full_disk_stops_neither_forwarding_nor_probing", store::a_full_disk),
     ("a_damaged_store_is_refused_and_a_reset_node_rejoins", store::a_damaged_store),

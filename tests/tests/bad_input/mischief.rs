@@ -7,11 +7,11 @@ fn connections(daemon: &Daemon) -> usize {
     daemon.count(" connected ")
 }
 
-fn story(daemons: &[Daemon]) -> String {
+pub fn story(daemons: &[Daemon]) -> String {
     daemons.iter().map(Daemon::tail).collect()
 }
 
-fn failover_works(lab: &Lab, daemons: &[Daemon]) {
+pub fn failover_works(lab: &Lab, daemons: &[Daemon]) {
     lab.fault("cloud-0", "vxlan-new-flows");
     wait_for(
         "cloud-1 leads",
@@ -98,6 +98,57 @@ pub fn strangers_and_garbage() {
     lab.wait_ready(&daemons);
     assert_eq!(lab.leader("home-0", "cloud"), before, "{}", story(&daemons));
     failover_works(&lab, &daemons);
+}
+
+pub fn a_flood_while_the_leader_fails() {
+    let lab = Lab::up();
+    let mut daemons = lab.daemons();
+    let (_, epoch) = lab.leader("home-0", "cloud").expect("a leader");
+    let connected = |node: &str| lab.metric(node, "leaderd_peers_connected{}");
+    assert_eq!(connected("cloud-1"), 3.0);
+    // From a node and from a workload of another one, against both candidates and the observer.
+    let sources: [(&str, bool, &str); 3] = [
+        ("cloud-2", false, "10.0.0.1:7946"),
+        ("cloud-2", false, "10.0.0.2:7946"),
+        ("home-0", true, "10.42.4.1:7946"),
+    ];
+    let floods: Vec<_> = sources
+        .iter()
+        .flat_map(|(node, pod, target)| {
+            [("half-open", "100000"), ("noise", "200000")]
+                .map(|(role, most)| lab.inside(node, *pod, role, &[target, most]))
+        })
+        .collect();
+    for node in ["cloud-0", "cloud-1", "home-0"] {
+        let hangs = || lab.metric(node, "leaderd_shell_handshakes_retried_total");
+        wait_for(
+            &format!("{node} lets strangers prove their address"),
+            || story(&daemons),
+            || hangs() > 100.0,
+        );
+    }
+    // Meanwhile somebody comes anew, and has to be let in by those who are flooded.
+    let at = daemons.iter().position(|d| d.node == "cloud-0").expect("a daemon");
+    daemons.remove(at).end(&lab, "TERM");
+    daemons.insert(at, lab.daemon("cloud-0", &[]));
+    let let_in = || lab.status("cloud-0").is_some() && connected("cloud-0") == 3.0;
+    wait_for("cloud-0 is let in", || story(&daemons), let_in);
+    lab.wait_ready(&daemons);
+    let leader = lab.leader("home-0", "cloud").expect("a leader").0;
+    lab.fault(&leader, "vxlan-new-flows");
+    let moved = || lab.leader("home-0", "cloud").is_some_and(|(l, e)| l != leader && e > epoch);
+    wait_for("another one leads", || story(&daemons), moved);
+    for (flood, (_, _, target)) in floods.into_iter().zip(sources.iter().flat_map(|s| [s, s])) {
+        let sent: u32 = flood.end().trim().parse().expect("a number");
+        assert!(sent > 500, "only {sent} to {target}");
+    }
+    for daemon in &daemons {
+        let rss = daemon.proc_line(&lab, "status", "VmRSS:");
+        let kib: u64 = rss.trim_end_matches(" kB").trim().parse().expect("a number");
+        assert!(kib < 64 * 1024, "{} holds {rss}", daemon.node);
+        let lines = daemon.count("control channel: ");
+        assert!(lines < 600, "{lines} lines about strangers: {}", daemon.tail());
+    }
 }
 
 pub fn admin_requests() {

@@ -61,8 +61,14 @@ pub fn what_the_machine_lacks_is_named() {
     }
     let hide = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /dev/net && exec \"$@\"", "sh"];
     told(lab.refused_under("cloud-0", &hide, &[]), 1, &["/dev/net/tun", "modprobe tun"]);
-    let poor = ["env", "PATH=/nowhere"];
+    let poor = ["env", "PATH=/nowhere", "LEADERD_WIREGUARD=wireguard-go"];
     told(lab.refused_under("cloud-0", &poor, &[]), 1, &["no wireguard-go in PATH", "apt install"]);
+    let nobody = ["env", "LEADERD_WIREGUARD=nobody"];
+    told(
+        lab.refused_under("cloud-0", &nobody, &[]),
+        1,
+        &["LEADERD_WIREGUARD=nobody", "wireguard-go or leaderd"],
+    );
     untouched(&lab, "cloud-0");
 }
 

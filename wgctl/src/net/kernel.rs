@@ -13,7 +13,8 @@ use super::netlink::*;
 use super::observe::{self, Scope};
 use super::sysctl;
 use crate::wireguard::{
-    Backend, Holder, Missing, PeerStats, PrivateKey, Settings, holder, missing_for_userspace,
+    Backend, Holder, Missing, PeerStats, PrivateKey, Program, Settings, choose, holder,
+    missing_for_userspace, wanted,
 };
 
 /// Plans of so few changes, all netlink, are applied in place: tens of microseconds, less than a change of threads.
@@ -170,29 +171,30 @@ pub enum CleanupError {
     Apply(#[from] ApplyError),
 }
 
-/// Tries a WireGuard link of the kernel, which answers for privileges too.
+/// Tries a WireGuard link of the kernel, which answers for privileges too; then who else there is.
 fn detect(netlink: &mut Netlink) -> Result<Backend, OpenError> {
     const TRIAL: &str = "wgltrial";
     let io = |source| OpenError::Io { operation: "try a WireGuard interface", source };
     let name: InterfaceName = TRIAL.parse().expect("a short word is an interface name");
+    let wanted = wanted()?;
     let results = netlink.request(&[add_link(&name, "wireguard", None)]).map_err(io)?;
-    match results.first() {
+    let kernel = match results.first() {
         Some(Ok(())) => {
             if let Ok(message) = delete_link(&name) {
                 netlink.request(&[message]).map_err(io)?;
             }
-            Ok(Backend::Kernel)
+            true
         }
         Some(Err(failed)) if failed.errno == nix::errno::Errno::EPERM as i32 => {
-            Err(Missing::Privilege.into())
+            return Err(Missing::Privilege.into());
         }
-        Some(Err(failed)) if failed.errno == nix::errno::Errno::EEXIST as i32 => {
-            Ok(Backend::Kernel)
-        }
-        _ => match missing_for_userspace() {
-            None => Ok(Backend::Userspace),
-            Some(missing) => Err(missing.into()),
-        },
+        Some(Err(failed)) => failed.errno == nix::errno::Errno::EEXIST as i32,
+        None => false,
+    };
+    let backend = choose(wanted, kernel, Program::is_there)?;
+    match missing_for_userspace().filter(|_| backend != Backend::Kernel) {
+        None => Ok(backend),
+        Some(missing) => Err(missing.into()),
     }
 }
 
@@ -200,7 +202,7 @@ impl Inner {
     fn observe(&mut self, scope: &Scope) -> io::Result<Network> {
         let backend = self.backend;
         observe::observe(&mut self.netlink, scope, |link| match (backend, link.kind.as_str()) {
-            (Backend::Kernel, "wireguard") | (Backend::Userspace, "tun") => {
+            (Backend::Kernel, "wireguard") | (Backend::Userspace(_), "tun") => {
                 match backend.read(&link.name) {
                     Ok(seen) => seen.map(|mut s| {
                         s.interface.up = listens(backend, &link.name, s.interface.listen_port);
@@ -333,7 +335,7 @@ impl Inner {
     fn add_wireguard(&mut self, name: &InterfaceName, mtu: u32) -> io::Result<()> {
         match self.backend {
             Backend::Kernel => self.one(add_link(name, "wireguard", Some(mtu)))?,
-            Backend::Userspace => {
+            Backend::Userspace(_) => {
                 // A device of ours that nobody answers for: its process is stuck, and ends with its device.
                 if observe::links(&mut self.netlink)?.iter().any(|l| l.name == *name && l.ours) {
                     self.delete(name)?;
@@ -349,7 +351,7 @@ impl Inner {
 
     /// True for what makes a userspace process open its port.
     fn must_listen(&self, change: &Change) -> bool {
-        self.backend == Backend::Userspace && matches!(change, Change::SetUp { up: true, .. })
+        self.backend != Backend::Kernel && matches!(change, Change::SetUp { up: true, .. })
     }
 
     /// Brings up a link, and waits until its process listens if it has one: it says nothing when its port is taken (see
@@ -400,7 +402,7 @@ fn listens(backend: Backend, name: &InterfaceName, port: u16) -> bool {
     match backend {
         // The kernel refuses to bring up a link whose port is taken.
         Backend::Kernel => true,
-        Backend::Userspace => !matches!(holder(name, port), Ok(Holder::Nobody | Holder::Other)),
+        Backend::Userspace(_) => !matches!(holder(name, port), Ok(Holder::Nobody | Holder::Other)),
     }
 }
 

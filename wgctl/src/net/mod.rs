@@ -2,6 +2,7 @@
 
 mod encode;
 mod kernel;
+mod link;
 mod netlink;
 mod observe;
 mod steward;
@@ -9,6 +10,7 @@ mod sysctl;
 mod watch;
 
 pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
+pub use link::{LinkState, LinkWatch};
 pub use observe::Scope;
 pub use steward::{ProgramError, Report, Steward};
 pub use watch::{Drift, watch};

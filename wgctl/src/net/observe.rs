@@ -42,7 +42,7 @@ pub(super) struct Link {
     pub kind: String,
     pub ours: bool,
     pub(super) up: bool,
-    mtu: u32,
+    pub(super) mtu: u32,
     mac: Option<Mac>,
     data: Vec<u8>,
 }

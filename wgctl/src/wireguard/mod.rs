@@ -4,6 +4,7 @@
 //! that crate starts a process by itself when a socket is missing, waits for answers without limit, and prints to standard
 //! output (`docs/decisions/0002`).
 
+mod choice;
 mod kernel;
 mod key;
 mod listening;
@@ -13,9 +14,13 @@ mod uapi;
 use std::io;
 use std::time::SystemTime;
 
+pub use choice::{BACKEND_VARIABLE, Program};
+pub(crate) use choice::{choose, wanted};
 pub use key::{InvalidKey, PrivateKey};
 pub(crate) use listening::{Holder, holder};
-pub use process::{Missing, missing_for_userspace};
+pub use process::Missing;
+pub(crate) use process::missing_for_userspace;
+pub use uapi::socket as socket_of;
 use wgctl_plan::{InterfaceName, WgInterface, WgPeer, WgPublicKey};
 
 /// Who does WireGuard on this node.
@@ -23,15 +28,15 @@ use wgctl_plan::{InterfaceName, WgInterface, WgPeer, WgPublicKey};
 pub enum Backend {
     /// The kernel's module.
     Kernel,
-    /// A `wireguard-go` process for each interface.
-    Userspace,
+    /// A process of this program for each interface.
+    Userspace(Program),
 }
 
 impl std::fmt::Display for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Kernel => "kernel",
-            Self::Userspace => "userspace",
+            Self::Userspace(program) => program.name(),
         })
     }
 }
@@ -63,14 +68,14 @@ impl Backend {
     pub(crate) fn read(self, name: &InterfaceName) -> io::Result<Option<Seen>> {
         match self {
             Self::Kernel => kernel::read(name),
-            Self::Userspace => uapi::read(name),
+            Self::Userspace(_) => uapi::read(name),
         }
     }
 
     pub(crate) fn set(self, name: &InterfaceName, settings: &Settings<'_>) -> io::Result<()> {
         match self {
             Self::Kernel => kernel::set(name, settings),
-            Self::Userspace => uapi::set(name, settings),
+            Self::Userspace(_) => uapi::set(name, settings),
         }
     }
 
@@ -82,14 +87,14 @@ impl Backend {
     ) -> io::Result<()> {
         match self {
             Self::Kernel => kernel::set_peer(name, key, peer),
-            Self::Userspace => uapi::set_peer(name, key, peer),
+            Self::Userspace(_) => uapi::set_peer(name, key, peer),
         }
     }
 
     pub(crate) fn remove_peer(self, name: &InterfaceName, key: &WgPublicKey) -> io::Result<()> {
         match self {
             Self::Kernel => kernel::remove_peer(name, key),
-            Self::Userspace => uapi::remove_peer(name, key),
+            Self::Userspace(_) => uapi::remove_peer(name, key),
         }
     }
 
@@ -97,7 +102,7 @@ impl Backend {
     pub(crate) fn start(self, name: &InterfaceName) -> io::Result<()> {
         match self {
             Self::Kernel => Ok(()),
-            Self::Userspace => process::start(name),
+            Self::Userspace(program) => process::start(name, program),
         }
     }
 }

@@ -21,7 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 /// More than 4,000 peers with 100 prefixes each; an answer beyond is cut off and an error.
 const MAX_ANSWER: u64 = 16 << 20;
 
-pub(super) fn socket(name: &InterfaceName) -> PathBuf {
+/// Where the process of a userspace interface is to be reached.
+pub fn socket(name: &InterfaceName) -> PathBuf {
     PathBuf::from(format!("{DIRECTORY}/{name}.sock"))
 }
 

@@ -12,6 +12,7 @@ use crate::probe::Reflector;
 use crate::probe::stamp::{Ntp, SenderPacket};
 use crate::verdict::{Cause, Direction, ProbeClass};
 
+mod amplify;
 mod calm;
 mod detection;
 mod families;

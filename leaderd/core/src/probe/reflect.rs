@@ -22,7 +22,7 @@ use super::stamp::{
 /// Most sessions remembered; the one idle longest goes first. A thousand observers with a few sessions each fit.
 const MAX_SESSIONS: usize = 8192;
 /// A sender that starts again counts from zero: believed when its (authenticated) clock has moved on by so much since
-/// the newest packet of the session (NTP units: 2⁻³² s).
+/// the newest of the session (NTP units: 2⁻³² s).
 const RESTART_GAP: u64 = 1 << 32;
 
 /// Why a request is not answered.
@@ -171,7 +171,6 @@ impl Reflector {
             let shift = request.seq - session.newest;
             session.seen = session.seen.checked_shl(shift).unwrap_or(0);
             session.newest = request.seq;
-            session.newest_timestamp = session.newest_timestamp.max(request.timestamp);
         }
         let back = session.newest - request.seq;
         let known = back >= u128::BITS || session.seen & (1 << back) != 0;
@@ -181,6 +180,8 @@ impl Reflector {
             }
             *session = Session { used: session.used, ..fresh() };
         }
+        // Of one that was overtaken as well: else it could come again and pass for a restart.
+        session.newest_timestamp = session.newest_timestamp.max(request.timestamp);
         session.seen |= 1 << (session.newest - request.seq);
         self.idle.remove(&(session.used, peer, request.ssid));
         session.used = now;
