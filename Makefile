@@ -15,7 +15,7 @@ help:
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (long)'
-	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (20 minutes, root; RUNS=2, QUICK=1: less)'
+	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
 	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
 	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
 	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
