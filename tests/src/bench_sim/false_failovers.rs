@@ -6,7 +6,7 @@
 //!   upper bound of the rate (rule of three);
 //! * *weighed*: where single observers hardly ever raise an alarm, importance sampling finds how often. Now and then losses
 //!   on one observer's path to the leader are made likely for a moment; an alarm whose first loss falls into the first
-//!   [`SLOT`] of it counts by the likelihood ratio of that weather. As slots tile all time, the mean over slots is the rate.
+//!   `SLOT` of it counts by the likelihood ratio of that weather. As slots tile all time, the mean over slots is the rate.
 //!
 //! A failover needs two of three observers at once. Where each path has its own weather, observers err independently, so
 //! the rate follows from a single one's rate λ and the mean length D of its error: 3 observers · λ · 2 others · λ · D.

@@ -4,7 +4,7 @@
 //! and applies the topology as it sees it. A node whose check-in is 60 s old is not ready. A location's leader is the first by name of
 //! its ready nodes, or the one with the annotation `leader`. The leader has one WireGuard peer for each other location, the others
 //! send what is remote to their leader. Applying sets links up, and replaces the WireGuard configuration where it differs. A change of an
-//! annotation is applied by all nodes, each within [`APPLY`]; an old check-in is noticed at each node's own timer only.
+//! annotation is applied by all nodes, each within `APPLY`; an old check-in is noticed at each node's own timer only.
 //!
 //! A check-in says that the agent runs and reaches the API server, so no fault of the data path stops it. What the driver uses of the
 //! processor says nothing of Kilo.
