@@ -148,7 +148,7 @@ pub fn run_inside(
     run_inside_as(Users::RootAlone, dir, inside)
 }
 
-/// [`run_inside`], where others than root may be needed.
+/// `run_inside`, where others than root may be needed.
 pub fn run_inside_as(
     users: Users,
     dir: &LabDir,
