@@ -4,4 +4,5 @@ pub mod bench_cost;
 pub mod bench_peers;
 pub mod bench_sim;
 pub mod fuzz;
+pub mod memory;
 pub mod sim;

@@ -2,9 +2,7 @@
 //!
 //! `make test` runs a shorter share of it, `make soak` all (`SOAK_HOURS=24`).
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use leaderd_core::admin::AdminRequest;
@@ -12,28 +10,11 @@ use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::Input;
 use leaderd_core::mesh::Policy;
 use leaderd_core::state::MAX_EVENTS;
+use tests::memory::{Counting, in_use};
 use tests::sim::meshes::{Site, mesh_of};
 use tests::sim::{Fault, World, WorldConfig};
 
-/// Bytes in use. One test in this program, so all of it is that test's.
-static LIVE: AtomicI64 = AtomicI64::new(0);
-
-struct Counting;
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size() as i64, Ordering::Relaxed);
-        // SAFETY: the caller keeps `alloc`'s contract.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as i64, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
+// One test in this program, so all that is counted is that test's.
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
@@ -109,9 +90,9 @@ fn weigh_after(time: Duration) -> (BTreeMap<NodeName, i64>, u64) {
     let weights = names
         .iter()
         .map(|name| {
-            let before = LIVE.load(Ordering::Relaxed);
+            let before = in_use();
             world.kill_daemon(name);
-            (name.clone(), before - LIVE.load(Ordering::Relaxed))
+            (name.clone(), before - in_use())
         })
         .collect();
     (weights, epoch)

@@ -1,7 +1,6 @@
 //! What one node costs in meshes of growing size, from a [`Slice`] of each.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, Slot};
@@ -9,10 +8,8 @@ use leaderd_core::mesh::{Mesh, Policy};
 
 use super::slice::{Slice, Spent};
 use super::{Effort, percentile};
+use crate::memory;
 use crate::sim::meshes::{Site, mesh_of};
-
-/// Bytes in use, kept by the program's allocator.
-pub static LIVE: AtomicI64 = AtomicI64::new(0);
 
 /// From the start to the measurement: first decisions, first reports.
 const SETTLE: Duration = Duration::from_secs(15);
@@ -75,7 +72,7 @@ pub fn measure(size: Size, effort: Effort) -> Cost {
     let peers = slice.mesh.nodes.values().filter(|n| n.slot.is_some()).count() - 1
         + usize::from(size.members);
     let nodes = candidates.len() + members.len();
-    let weights = slice.weigh_candidates(|| LIVE.load(Ordering::Relaxed));
+    let weights = slice.weigh_candidates(memory::in_use);
     let each = |all: &[Spent], what: &dyn Fn(&Spent) -> f64| {
         all.iter().map(what).sum::<f64>() / all.len().max(1) as f64 / seconds as f64
     };

@@ -3,34 +3,15 @@
 //! `bench_sim [--quick] [--docs DIR] [PART…]`, parts: `detection`, `scale`, `election`; all by default. Each part stands
 //! between markers of its own file section, so one can be taken again alone.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tests::bench_sim::scale::LIVE;
 use tests::bench_sim::{Effort, election, false_failovers, report, scale, table};
+use tests::memory::Counting;
 
 /// As the markers in the file have it.
 const TOOL: &str = "bench-sim";
-
-/// Counts the bytes in use, so that one core can be weighed.
-struct Counting;
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LIVE.fetch_add(layout.size() as i64, Ordering::Relaxed);
-        // SAFETY: the caller keeps `alloc`'s contract.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        LIVE.fetch_sub(layout.size() as i64, Ordering::Relaxed);
-        // SAFETY: as above.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
