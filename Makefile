@@ -14,7 +14,7 @@ help:
 	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
-	@echo 'make bench   the figures of docs/benchmarks.md (long)'
+	@echo 'make bench   the figures of docs/benchmarks.md (hours; RUNS=10, ONLY="kilo-489 idle": less)'
 	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
 	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
 	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
@@ -32,8 +32,9 @@ test: deps lint unit simulation scenarios bad-input test-kernel
 	@echo 'make test: all of it passed: format, clippy, docs; unit and property tests; virtual time and the fuzz corpus;'
 	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes; kernel WireGuard"
 
+# ONLY: these rows, scenarios or 'idle'.
 bench: lab
-	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench -- $(RUNS)
+	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench -- $(or $(RUNS),50) $(ONLY)
 
 # On a quiet machine. Needs root: FRR gives it up for a user of its own. ONLY='bfd-50 node-crash': this alone, on the terminal.
 bench-peers: lab

@@ -183,8 +183,11 @@ pub fn claim(counted: &[Counted], weighed: &[Weighed], found: &[Detection]) -> S
                     )
                 }
                 None => {
-                    let (n, _) = ours_per_year(&sky, counted, weighed);
-                    (n < 0.01, format!("{} (counted)", short(n * 100.0)))
+                    let c = counted.iter().find(|c| c.sky == sky).expect("every sky was counted");
+                    match c.failovers {
+                        0 => (false, format!("none counted, so < {}", short(c.at_most() * 100.0))),
+                        _ => (false, format!("{} (counted)", short(c.per_year() * 100.0))),
+                    }
                 }
             };
             let bfd = model_times(&BFD_50, &sky);
@@ -196,11 +199,11 @@ pub fn claim(counted: &[Counted], weighed: &[Weighed], found: &[Detection]) -> S
             let fast = |t: (f64, f64)| t.0 <= bfd.0 && t.1 <= bfd.1;
             let mut because = Vec::new();
             if !calm {
-                because.push("a burst outlasts the probes that are to confirm the loss");
+                because.push("the hours counted are too few to prove it, or there were some");
             }
             if !fast(flows) || !fast(death) {
                 because.push(match rtt.as_millis() {
-                    0..50 => "after its first losses a path may send its next burst only some time later, and silence is given 130 ms more",
+                    0..50 => "new flows go every 100 ms where BFD sends every 50, a burst one timeout later confirms the loss, and silence is given 130 ms more",
                     _ => "a reply is waited for twice, BFD listens one way",
                 });
             }
