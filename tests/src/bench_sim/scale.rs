@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, Slot};
 use leaderd_core::mesh::{Mesh, Policy};
+use leaderd_core::observe::weight;
 
 use super::slice::{Slice, Spent};
 use super::{Effort, percentile};
@@ -117,15 +118,6 @@ pub fn watchers(mesh: &Mesh, location: &LocationName, times: usize) -> Vec<Locat
     let mut others: Vec<&LocationName> = mesh.locations.keys().filter(|l| *l != location).collect();
     others.sort_by_key(|o| std::cmp::Reverse(weight(o, location)));
     others.into_iter().take(times * usize::from(mesh.policy.watchers)).cloned().collect()
-}
-
-fn weight(observer: &LocationName, location: &LocationName) -> u64 {
-    let bytes = observer.as_str().bytes().chain([0]).chain(location.as_str().bytes());
-    let mut h = bytes
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^ (h >> 33)
 }
 
 #[cfg(test)]

@@ -50,6 +50,7 @@ use crate::verdict::{Report, Verdict};
 use flight::Flying;
 use service::ask::Asked;
 use watch::Watch;
+pub use watch::weight;
 
 /// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
 const GRACE: Duration = Duration::from_secs(2);

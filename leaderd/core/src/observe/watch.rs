@@ -318,8 +318,9 @@ fn rank(mesh: &Mesh, observer: &LocationName, location: &LocationName) -> usize 
         .count()
 }
 
-/// FNV-1a with a finish that mixes: stable over versions and machines, unlike the standard library's hasher.
-fn weight(observer: &LocationName, location: &LocationName) -> u64 {
+/// What one location weighs as a watcher of another; the heaviest watch it at full rate. FNV-1a with a finish that mixes:
+/// stable over versions and machines, unlike the standard library's hasher.
+pub fn weight(observer: &LocationName, location: &LocationName) -> u64 {
     let bytes = observer.as_str().bytes().chain([0]).chain(location.as_str().bytes());
     let mut h = bytes
         .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
