@@ -18,7 +18,6 @@ pub struct Lab {
     bin: PathBuf,
     name: String,
     up: Child,
-    _file: tempfile::TempDir,
 }
 
 impl Lab {
@@ -33,20 +32,26 @@ impl Lab {
         let dir = tempfile::tempdir()?;
         let file = dir.path().join("cost.toml");
         std::fs::write(&file, text)?;
+        // It was read long before the lab has settled.
+        Self::of(bin, &name, &file, 3 * locations as usize)
+    }
+
+    /// A scenario's mesh, by its name or file, with so many daemons. Comes back once it has settled.
+    pub fn of(bin: &Path, name: &str, scenario: &Path, daemons: usize) -> Result<Self> {
         let up = Command::new(bin.join("wgctl"))
-            .args(["lab", "up", "--name", &name])
-            .arg(&file)
+            .args(["lab", "up", "--name", name])
+            .arg(scenario)
             .env("LEADERD_BIN", bin.join("leaderd"))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .context("wgctl lab up")?;
-        let lab = Self { bin: bin.to_owned(), name, up, _file: dir };
+        let lab = Self { bin: bin.to_owned(), name: name.to_owned(), up };
         let began = Instant::now();
         std::thread::sleep(SETTLE);
         ensure!(
-            daemons::of_lab(&lab.name)?.len() as u32 == 3 * locations,
-            "the lab of {locations} locations did not come up within {:?}",
+            daemons::of_lab(name)?.len() == daemons,
+            "the lab {name} did not come up with {daemons} daemons within {:?}",
             began.elapsed()
         );
         Ok(lab)

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tests::bench_cost::daemons;
+use tests::bench_cost::lab::Lab;
 
 /// Scenario, and p50 and p99 of the blackout of new flows to stay below (milliseconds), if there is a target.
 const SCENARIOS: &[(&str, Option<(f64, f64)>)] = &[
@@ -95,21 +96,12 @@ fn row(name: &str, report: &Value, target: Option<(f64, f64)>) -> bool {
 /// What a daemon costs while nothing happens: prints a line; false if a target is missed.
 fn idle(bin: &Path) -> Result<bool> {
     const LAB: &str = "bench-idle";
-    const SETTLE: Duration = Duration::from_secs(20);
     const MEASURE: Duration = Duration::from_secs(30);
-    let mut up = Command::new(bin.join("wgctl"))
-        .args(["lab", "up", "three-locations", "--name", LAB])
-        .env("LEADERD_BIN", bin.join("leaderd"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    std::thread::sleep(SETTLE);
+    let lab = Lab::of(bin, LAB, Path::new("three-locations"), 9)?;
     let before = daemons::of_lab(LAB)?;
     std::thread::sleep(MEASURE);
     let after = daemons::of_lab(LAB)?;
-    Command::new(bin.join("wgctl")).args(["lab", "down", "--name", LAB]).status()?;
-    up.wait()?;
-    anyhow::ensure!(!after.is_empty(), "three-locations did not come up");
+    drop(lab);
     // Ticks are hundredths of a second (USER_HZ, `man 7 time`), so ticks a second are percent of a core.
     let share = |pid: &u32| {
         Some((after[pid].ticks - before.get(pid)?.ticks) as f64 / MEASURE.as_secs_f64())
