@@ -1,0 +1,134 @@
+//! What leaderd knows of a cluster. Plain data: the last good view is kept on disk, so that an API server that is away stops nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Everything read, as of about the same time.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// By name.
+    pub nodes: BTreeMap<String, ClusterNode>,
+    /// By name.
+    pub pools: BTreeMap<String, Pool>,
+    /// The object that holds the mesh file, once somebody made it.
+    pub mesh: Option<MeshObject>,
+}
+
+/// A Node, as much as matters here.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct ClusterNode {
+    pub name: String,
+    /// For changes that must not overwrite another's.
+    pub resource_version: String,
+    /// The object's, for Events about it.
+    pub uid: String,
+    /// Condition `Ready`. Shown, and never taken for forwarding.
+    pub ready: bool,
+    pub labels: BTreeMap<String, String>,
+    /// Those of `kilo.squat.ai/` and `leaderd.io/` only.
+    pub annotations: BTreeMap<String, String>,
+    pub pod_cidrs: Vec<IpNet>,
+    /// `InternalIP` addresses, in the API's order.
+    pub internal: Vec<IpAddr>,
+    /// `ExternalIP` addresses, in the API's order.
+    pub external: Vec<IpAddr>,
+    /// Condition `RelayForwarding` as it is set now: status, reason.
+    pub relay_forwarding: Option<(String, String)>,
+}
+
+/// A `LocationPool` of `leaderd.io/v1alpha1`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Pool {
+    pub name: String,
+    pub resource_version: String,
+    pub uid: String,
+    /// `metadata.generation`: which spec the status is about.
+    pub generation: i64,
+    pub spec: PoolSpec,
+    /// Its status as it is now, as the API has it: replaced only where it differs.
+    pub status: Option<serde_json::Value>,
+}
+
+/// What a person asks of a location.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct PoolSpec {
+    /// The location as Kilo names it.
+    pub location: String,
+    /// Who may lead.
+    pub candidates: CandidateRule,
+    /// Names of nodes elsewhere that vote here and never lead here.
+    pub witnesses: Vec<String>,
+    pub policy: PoolPolicy,
+    pub steering: Steering,
+    /// No automatic failover while set.
+    pub freeze: bool,
+    /// Nodes that shall not lead for now.
+    pub drained: BTreeSet<String>,
+}
+
+/// Who may lead: nodes named, and nodes selected by label. Both empty: every node of the location that can.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CandidateRule {
+    pub match_labels: BTreeMap<String, String>,
+    /// In order of preference.
+    pub names: Vec<String>,
+    /// Lower is preferred. Without: 100 for selected ones, 10, 20, … in order for those named.
+    pub priorities: BTreeMap<String, u16>,
+    /// At most so many candidates; 1 to 15. Default 3.
+    pub max: Option<u8>,
+}
+
+/// What the pool says otherwise than the mesh. Units and ranges as in the mesh file's `[policy]`.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct PoolPolicy {
+    pub probe_interval: Option<Duration>,
+    pub false_failovers_per_year: Option<f64>,
+    pub loss_threshold: Option<f64>,
+    pub fail_back: Option<bool>,
+    pub hold_down: Option<Duration>,
+    pub hold_down_max: Option<Duration>,
+    pub leaders: Option<u8>,
+}
+
+/// How a decision reaches the data path.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Steering {
+    /// Our routes.
+    #[default]
+    Native,
+    /// Kilo's annotation, with our routes only while Kilo changes.
+    Kilo,
+}
+
+/// The ConfigMap that holds the mesh file. Whoever changes it counts the generation up, with its `resourceVersion` as
+/// precondition: so all nodes run the same file, and indexes and slots are kept from the file before.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct MeshObject {
+    pub resource_version: String,
+    /// Text of `mesh.toml`.
+    pub text: String,
+}
+
+/// Annotations and labels, Kilo's and ours.
+pub mod names {
+    pub const KILO_LOCATION: &str = "kilo.squat.ai/location";
+    pub const KILO_LEADER: &str = "kilo.squat.ai/leader";
+    pub const KILO_ENDPOINT: &str = "kilo.squat.ai/endpoint";
+    pub const KILO_FORCE_ENDPOINT: &str = "kilo.squat.ai/force-endpoint";
+    pub const KILO_INTERNAL_IP: &str = "kilo.squat.ai/internal-ip";
+    /// Base64 public key of the node's `kilo0`.
+    pub const KILO_KEY: &str = "kilo.squat.ai/key";
+    /// The location where Kilo has none.
+    pub const REGION: &str = "topology.kubernetes.io/region";
+    /// Base64 X25519 public key of the node's daemon.
+    pub const WIREGUARD_KEY: &str = "leaderd.io/wireguard-key";
+    /// Base64 Ed25519 public key of the node's daemon.
+    pub const CONTROL_KEY: &str = "leaderd.io/control-key";
+    /// Epoch of the decision that last changed this node's leader annotation.
+    pub const EPOCH: &str = "leaderd.io/epoch";
+}
