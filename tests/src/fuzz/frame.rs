@@ -78,6 +78,7 @@ fn mesh() -> Arc<Mesh> {
         witnesses: Vec::new(),
         services: Vec::new(),
         reflectors: Vec::new(),
+        steering: Default::default(),
     };
     Arc::new(Mesh {
         name: "fuzz".into(),
