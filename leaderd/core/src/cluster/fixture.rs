@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use super::{CandidateRule, ClusterNode, ClusterView, MeshObject, Pool, PoolSpec, names, render};
 
 /// Settings of the tests' clusters.
-pub(super) const SETTINGS: &str = "[kubernetes]\noverlay = \"direct\"\n";
+pub(super) const SETTINGS: &str = "";
 
 /// Node number `n`, with keys, and a public endpoint in its ExternalIP.
 pub(super) fn node(n: u8, location: &str, name: &str) -> ClusterNode {
