@@ -289,11 +289,11 @@ fn carriers(draft: &Draft, sink: &mut Sink<'_>) {
         |l: &DraftLocation| l.steering.as_ref().filter(|s| s.value == Steering::Kilo).map(|s| s.at);
     for (name, location) in &draft.locations {
         if let Some(at) = kilo(&location.value)
-            && draft.policy.leaders != 1
+            && location.value.policy.as_ref().unwrap_or(&draft.policy).leaders != 1
         {
             let message =
                 format!("location {name} is steered by Kilo, which knows one leader only");
-            sink.push(at, message, "write leaders = 1 in [policy], or steering = \"native\"");
+            sink.push(at, message, "write leaders = 1 in its policy, or steering = \"native\"");
         }
     }
     for (name, node) in &draft.nodes {

@@ -113,6 +113,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             services: vec![],
             reflectors: vec![],
             steering: Default::default(),
+            policy: None,
         });
         let node = Node {
             name: name.clone(),

@@ -58,6 +58,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
                 services: vec![],
                 reflectors: vec![],
                 steering: Default::default(),
+                policy: None,
             },
         );
     }
