@@ -344,6 +344,7 @@ impl Draft {
             name: head.name?.value,
             generation: Generation(head.generation?.value),
             hash,
+            index: Default::default(),
             inner: InnerRange { v4: head.inner4.value, v6: head.inner6.map(|n| n.value) },
             base_port: head.base_port.value,
             control_port: head.control_port.value,

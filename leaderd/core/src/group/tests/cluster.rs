@@ -61,6 +61,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         name: "test".into(),
         generation: Generation(1),
         hash: [0; 32],
+        index: Default::default(),
         inner: InnerRange { v4: "100.127.0.0/16".parse().unwrap(), v6: None },
         base_port: 51900,
         control_port: 7946,
