@@ -78,6 +78,8 @@ fn mesh() -> Arc<Mesh> {
         witnesses: Vec::new(),
         services: Vec::new(),
         reflectors: Vec::new(),
+        steering: Default::default(),
+        policy: None,
     };
     Arc::new(Mesh {
         name: "fuzz".into(),

@@ -68,6 +68,8 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
                 witnesses,
                 services: vec![],
                 reflectors: vec![],
+                steering: Default::default(),
+                policy: None,
             },
         );
         for n in 0..site.candidates + site.members {

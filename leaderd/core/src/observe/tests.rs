@@ -112,6 +112,8 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             witnesses: vec![],
             services: vec![],
             reflectors: vec![],
+            steering: Default::default(),
+            policy: None,
         });
         let node = Node {
             name: name.clone(),
@@ -240,7 +242,7 @@ impl<'n> World<'n> {
                     self.verified.push((epoch, blackout))
                 }
                 ObserverOutput::Log { message, .. } => self.logs.push(message),
-                ObserverOutput::Forget(_) => {}
+                ObserverOutput::Forget(_) | ObserverOutput::Kilo { .. } => {}
             }
         }
     }
