@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
-use leaderd_core::cluster::{ClusterNode, MeshObject};
+use leaderd_core::cluster::ClusterNode;
 
 /// Key of the mesh file in its ConfigMap.
 pub const MESH_KEY: &str = "mesh.toml";
@@ -46,10 +46,9 @@ pub fn node(node: Node) -> ClusterNode {
     }
 }
 
-/// `None`: it holds no mesh file.
-pub fn mesh_object(object: ConfigMap) -> Option<MeshObject> {
-    let text = object.data?.remove(MESH_KEY)?;
-    Some(MeshObject { resource_version: object.metadata.resource_version.unwrap_or_default(), text })
+/// The mesh file that the object holds, if it holds one.
+pub fn mesh_text(object: ConfigMap) -> Option<String> {
+    object.data?.remove(MESH_KEY)
 }
 
 #[cfg(test)]
@@ -101,9 +100,8 @@ mod tests {
 
     #[test]
     fn a_config_map_without_the_key_holds_no_mesh() {
-        assert_eq!(mesh_object(ConfigMap::default()), None);
-        let object = json!({"metadata": {"resourceVersion": "3"}, "data": {"mesh.toml": "x", "other": "y"}});
-        let found = mesh_object(serde_json::from_value(object).unwrap()).unwrap();
-        assert_eq!((found.resource_version.as_str(), found.text.as_str()), ("3", "x"));
+        assert_eq!(mesh_text(ConfigMap::default()), None);
+        let object = json!({"metadata": {}, "data": {"mesh.toml": "x", "other": "y"}});
+        assert_eq!(mesh_text(serde_json::from_value(object).unwrap()).as_deref(), Some("x"));
     }
 }

@@ -224,7 +224,7 @@ impl From<LocationPoolSpec> for PoolSpec {
         let Candidates { match_labels, names, priorities, max } = spec.candidates;
         let policy = spec.policy;
         // The server has checked them. One that got past it all the same counts as not given.
-        let duration = |text: Option<String>| leaderd_core::cluster::duration(&text?);
+        let duration = |text: Option<String>| humantime::parse_duration(&text?).ok();
         Self {
             location: spec.location,
             candidates: CandidateRule {

@@ -18,6 +18,7 @@ use super::crd::LocationPool;
 pub const MESH_OBJECT: &str = "leaderd-mesh";
 
 /// One word of a watch.
+#[derive(Debug)]
 pub enum Word {
     Node(Event<Node>),
     Pool(Event<LocationPool>),
@@ -46,9 +47,12 @@ pub fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Word> {
 #[derive(Default, Debug)]
 pub struct Seen {
     pub view: ClusterView,
+    /// The object of the mesh is not there, or holds no text; the view has the last one.
+    pub mesh_lost: bool,
+    mesh_read: bool,
+    new_mesh: Option<ConfigMap>,
     nodes: List<ClusterNode>,
     pools: List<Pool>,
-    mesh: List<MeshObject>,
 }
 
 /// A list that is being read, beside the one in use: a half list is never looked at.
@@ -87,7 +91,7 @@ impl Seen {
 
     /// Everything was read at least once since the start. Before that nothing is to be written.
     pub fn is_whole(&self) -> bool {
-        self.nodes.whole && self.pools.whole && self.mesh.whole
+        self.nodes.whole && self.pools.whole && self.mesh_read
     }
 
     pub fn node(&mut self, event: Event<Node>) {
@@ -106,29 +110,33 @@ impl Seen {
         self.pools.take(event, &mut self.view.pools);
     }
 
-    /// Where the object is deleted, or has lost its text, the text that was in force stays known, without a version: it is
-    /// written again, and generations do not begin anew.
     pub fn mesh(&mut self, event: Event<ConfigMap>) {
-        let lost = |event: &Event<ConfigMap>| match event {
-            Event::Apply(o) | Event::InitApply(o) => Some(o.metadata.resource_version.clone()),
-            _ => None,
-        };
-        let version = lost(&event).flatten().unwrap_or_default();
-        let event = map(event, |o| {
-            let object = convert::mesh_object(o);
-            (String::new(), object.unwrap_or(MeshObject { resource_version: version.clone(), text: String::new() }))
-        });
-        let mut now = self.view.mesh.take().map(|m| (String::new(), m)).into_iter().collect();
-        let before: Option<MeshObject> = BTreeMap::values(&now).next().cloned();
-        self.mesh.take(event, &mut now);
-        let kept = before.map(|m| m.text).filter(|text| !text.is_empty());
-        self.view.mesh = match (now.into_values().next(), kept) {
-            (Some(object), Some(text)) if object.text.is_empty() => {
-                Some(MeshObject { text, ..object })
+        match event {
+            Event::Init => self.new_mesh = None,
+            Event::InitApply(object) => self.new_mesh = Some(object),
+            Event::InitDone => {
+                let object = self.new_mesh.take();
+                self.set_mesh(object);
+                self.mesh_read = true;
             }
-            (Some(object), _) => Some(object),
-            (None, Some(text)) => Some(MeshObject { resource_version: String::new(), text }),
+            Event::Apply(object) => self.set_mesh(Some(object)),
+            Event::Delete(_) => self.set_mesh(None),
+        }
+    }
+
+    /// Where the object was deleted, or has lost its text, the text that was in force stays known: it is written again, and
+    /// generations do not begin anew.
+    fn set_mesh(&mut self, object: Option<ConfigMap>) {
+        let before = self.view.mesh.take().map(|m| m.text);
+        let version = object.as_ref().map(|o| o.metadata.resource_version.clone().unwrap_or_default());
+        let text = object.and_then(convert::mesh_text);
+        self.mesh_lost = text.is_none();
+        self.view.mesh = match (version, text.or(before)) {
             (None, None) => None,
+            (version, text) => Some(MeshObject {
+                resource_version: version.unwrap_or_default(),
+                text: text.unwrap_or_default(),
+            }),
         };
     }
 }
@@ -140,5 +148,67 @@ fn map<A, B>(event: Event<A>, f: impl Fn(A) -> B) -> Event<B> {
         Event::Init => Event::Init,
         Event::InitApply(a) => Event::InitApply(f(a)),
         Event::InitDone => Event::InitDone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(version: &str, text: Option<&str>) -> ConfigMap {
+        let data = text.map_or(json!({}), |t| json!({ convert::MESH_KEY: t }));
+        serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "data": data})).unwrap()
+    }
+
+    fn named(name: &str) -> Node {
+        serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()
+    }
+
+    #[test]
+    fn a_half_list_is_never_looked_at() {
+        let mut seen = Seen::default();
+        for event in [Event::Init, Event::InitApply(named("a")), Event::InitApply(named("b"))] {
+            seen.node(event);
+        }
+        assert!(seen.view.nodes.is_empty());
+        seen.node(Event::InitDone);
+        assert_eq!(seen.view.nodes.len(), 2);
+        // Read anew after an outage: who went in the meantime is gone, but only once the list is whole.
+        for event in [Event::Init, Event::InitApply(named("b"))] {
+            seen.node(event);
+        }
+        assert_eq!(seen.view.nodes.len(), 2);
+        seen.node(Event::InitDone);
+        assert_eq!(seen.view.nodes.keys().collect::<Vec<_>>(), ["b"]);
+        assert!(!seen.is_whole(), "pools and the mesh were not read");
+        for event in [Event::Init, Event::InitDone] {
+            seen.pool(event);
+        }
+        for event in [Event::Init, Event::InitDone] {
+            seen.mesh(event);
+        }
+        assert!(seen.is_whole());
+    }
+
+    #[test]
+    fn a_mesh_that_was_deleted_or_emptied_stays_known_and_counts_as_lost() {
+        let mut seen = Seen::default();
+        for event in [Event::Init, Event::InitDone] {
+            seen.mesh(event);
+        }
+        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (None, true));
+        seen.mesh(Event::Apply(object("1", Some("text"))));
+        assert!(!seen.mesh_lost);
+        seen.mesh(Event::Delete(object("1", Some("text"))));
+        let kept = |version: &str| MeshObject { resource_version: version.into(), text: "text".into() };
+        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("")), true));
+        seen.mesh(Event::Apply(object("3", None)));
+        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("3")), true));
+        for event in [Event::Init, Event::InitApply(object("4", Some("text"))), Event::InitDone] {
+            seen.mesh(event);
+        }
+        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("4")), false));
     }
 }

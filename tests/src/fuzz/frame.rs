@@ -78,6 +78,7 @@ fn mesh() -> Arc<Mesh> {
         witnesses: Vec::new(),
         services: Vec::new(),
         reflectors: Vec::new(),
+        policy: None,
     };
     Arc::new(Mesh {
         name: "fuzz".into(),

@@ -68,6 +68,7 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
                 witnesses,
                 services: vec![],
                 reflectors: vec![],
+                policy: None,
             },
         );
         for n in 0..site.candidates + site.members {

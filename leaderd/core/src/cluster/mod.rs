@@ -4,9 +4,26 @@
 //!
 //! ```text
 //! nodes, pools, the mesh object → view → render → text of mesh.toml → mesh::parse, as from a file
-//!                                 view + status of this daemon → steer → changes of annotations, of pools' status
+//!                                 view + status of this daemon → tasks → Turns → changes of annotations, of pools' status, …
 //! ```
+//!
+//! A shell calls [`tasks`] whenever the view or the daemon's status changed (and at least every second), hands the list to
+//! [`Turns::due`], and carries out what that returns. A change that meets a conflict is dropped: the view that comes next says
+//! whether it is still wanted.
 
+mod rank;
+mod render;
+mod report;
+mod steer;
+mod task;
 mod view;
 
+pub use rank::turn;
+pub use render::{Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject, render};
+pub use report::{
+    Asked, CandidateReport, ClusterEvent, Condition, LastFailover, PoolStatus, commands,
+    pool_statuses,
+};
+pub use steer::{kilo_changes, uninstall_changes};
+pub use task::{Action, NodeChange, RelayForwarding, Running, Task, Turns, tasks};
 pub use view::*;

@@ -59,6 +59,7 @@ pub(super) struct DraftLocation {
     pub(super) witnesses: Vec<At<NodeName>>,
     pub(super) services: Vec<At<Service>>,
     pub(super) reflectors: Vec<At<SocketAddr>>,
+    policy: Option<Policy>,
 }
 
 /// `[nodes.NAME]`
@@ -89,7 +90,7 @@ pub(super) fn read(table: &DeTable<'_>, sink: &mut Sink<'_>) -> Draft {
     if let Some(all) = root.section("locations", sink) {
         for (name, section) in all.sections(sink) {
             let at = name.at;
-            let value = location(section, sink);
+            let value = location(section, &draft.policy, sink);
             if let Some(name) = checked_name(name, sink) {
                 draft.locations.insert(name, At { value, at });
             }
@@ -200,7 +201,7 @@ fn interface(text: &str) -> Result<InterfaceName, Bad> {
     Ok(name)
 }
 
-fn location(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftLocation {
+fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> DraftLocation {
     const HELP: &str = "write \"vxlan\" (leaderd builds it), \"direct\" (nodes reach each other's workloads over the \
                         LAN) or \"external\" (a CNI carries it)";
     s.require("overlay", HELP, sink);
@@ -241,8 +242,9 @@ fn location(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftLocation {
     let services = services.into_iter().filter_map(|s| service(s, sink)).collect();
     let reflectors = s.texts("reflectors", sink, values::address_and_port);
     let reflectors = reflectors.map(|r| r.value).unwrap_or_default();
+    let policy = s.section("policy", sink).map(|p| policy::read_of_location(p, mesh, sink));
     s.finish(sink);
-    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors }
+    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors, policy }
 }
 
 fn service(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Option<At<Service>> {
@@ -305,7 +307,9 @@ impl Draft {
             let services = l.value.services.into_iter().map(|s| s.value).collect();
             let reflectors = l.value.reflectors.into_iter().map(|r| r.value).collect();
             let overlay = l.value.overlay?;
-            Some((name.clone(), Location { name, overlay, witnesses, services, reflectors }))
+            let policy = l.value.policy;
+            let location = Location { name, overlay, witnesses, services, reflectors, policy };
+            Some((location.name.clone(), location))
         };
         let node =
             |(name, n): (NodeName, At<DraftNode>)| Some((name.clone(), n.value.into_node(name)?));

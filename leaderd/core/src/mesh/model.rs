@@ -29,6 +29,7 @@ pub struct Mesh {
     pub mtu: u16,
     /// Seconds between WireGuard keep-alives; 0 is off.
     pub keepalive: u16,
+    /// What holds where a location says nothing else; ask [`Mesh::policy_of`] about a location.
     pub policy: Policy,
     pub locations: BTreeMap<LocationName, Location>,
     pub nodes: BTreeMap<NodeName, Node>,
@@ -53,6 +54,8 @@ pub struct Location {
     pub services: Vec<Service>,
     /// STAMP or TWAMP Light reflectors that are not ours, at workload addresses: probed without authentication.
     pub reflectors: Vec<SocketAddr>,
+    /// The mesh's policy with what this location says otherwise, if it does: see [`Mesh::policy_of`].
+    pub policy: Option<Policy>,
 }
 
 /// A real service behind the candidates: it answers a TCP connect, or an HTTP request.
@@ -187,6 +190,11 @@ impl Default for Policy {
 impl Mesh {
     pub fn node(&self, name: &NodeName) -> Option<&Node> {
         self.nodes.get(name)
+    }
+
+    /// What holds for a location: its own policy, or the mesh's.
+    pub fn policy_of(&self, location: &LocationName) -> &Policy {
+        self.locations.get(location).and_then(|l| l.policy.as_ref()).unwrap_or(&self.policy)
     }
 
     /// All nodes of a location, by name.

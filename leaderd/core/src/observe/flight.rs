@@ -160,8 +160,8 @@ impl Observer {
     }
 
     fn settle(&mut self, now: Now, f: &Flying, id: ProbeId, outcome: Outcome, mtu: Option<u16>) {
-        let policy = &self.mesh.policy;
         let w = &mut self.watches[f.watch];
+        let policy = self.mesh.policy_of(&w.location);
         match f.shot.path {
             Some(p) => w.settle(policy, now.mono, p, id, outcome, mtu),
             None => self.verify_settle(now, f, outcome),

@@ -288,7 +288,7 @@ impl Observer {
     /// A location that was watched slowly and is in trouble now gets its next round soon.
     fn hurry(&mut self, now: Now, at: usize) {
         let w = &mut self.watches[at];
-        let soon = now.mono + w.interval(&self.mesh.policy, now.mono);
+        let soon = now.mono + w.interval(self.mesh.policy_of(&w.location), now.mono);
         if w.next_round > soon {
             self.timers.remove(&(w.next_round, Timer::Round(at)));
             w.next_round = soon;

@@ -112,6 +112,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             witnesses: vec![],
             services: vec![],
             reflectors: vec![],
+            policy: None,
         });
         let node = Node {
             name: name.clone(),

@@ -142,7 +142,7 @@ impl Watch {
             }
         }
         let rank = rank(mesh, &me.location, location);
-        let watchers = usize::from(mesh.policy.watchers);
+        let watchers = usize::from(mesh.policy_of(location).watchers);
         let slow = mesh.locations.len().saturating_sub(1).div_ceil(SLOW_LOCATIONS).max(1);
         let cells = vec![vec![Cell::default(); targets.len()]; paths.len()];
         let mut watch = Self {
@@ -308,7 +308,7 @@ impl Watch {
     }
 }
 
-/// Rendezvous hashing: how many locations come before `observer` in watching `location`? The first `policy.watchers` watch it
+/// Rendezvous hashing: how many locations come before `observer` in watching `location`? The first `watchers` of its policy watch it
 /// at full rate.
 fn rank(mesh: &Mesh, observer: &LocationName, location: &LocationName) -> usize {
     let mine = weight(observer, location);

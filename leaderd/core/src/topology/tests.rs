@@ -57,6 +57,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
                 witnesses: vec![],
                 services: vec![],
                 reflectors: vec![],
+                policy: None,
             },
         );
     }

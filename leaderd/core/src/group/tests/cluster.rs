@@ -26,6 +26,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         witnesses,
         services: vec![],
         reflectors: vec![],
+        policy: None,
     };
     let mut nodes = BTreeMap::new();
     let mut add = |n: String, location: &str, index: u16, slot: Option<Slot>| {
