@@ -105,7 +105,7 @@ async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let counters = Counters::default();
-    let mut cluster = kubernetes::start(config, counters.clone())?;
+    let mut cluster = kubernetes::start(config, counters.clone()).await?;
     let waiting = metrics::Waiting::serve(args.metrics).await?;
     let first = tokio::select! {
         first = cluster.first_mesh(&me, &keys) => first?,
@@ -125,11 +125,7 @@ fn asked_wrongly(error: &anyhow::Error) -> ExitCode {
 }
 
 /// `started` is handed the running daemon.
-async fn serve(
-    args: RunArgs,
-    start: Start,
-    started: impl FnOnce(Daemon),
-) -> anyhow::Result<()> {
+async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> anyhow::Result<()> {
     let Start { me, mesh: file, keys, source, counters } = start;
     let clock = Clock::default();
     let location = file.node(&me).context("this node")?.location.clone();

@@ -97,12 +97,14 @@ impl Keys {
             if let Err(error) = path.symlink_metadata()
                 && error.kind() == std::io::ErrorKind::NotFound
             {
-                make(&path, clamp).map_err(|source| SecretError::Make { path: path.clone(), source })?;
+                make(&path, clamp)
+                    .map_err(|source| SecretError::Make { path: path.clone(), source })?;
                 made = true;
             }
             read(&path)
         };
-        let keys = Self { wireguard: key(WIREGUARD_FILE, true)?, control: key(CONTROL_FILE, false)? };
+        let keys =
+            Self { wireguard: key(WIREGUARD_FILE, true)?, control: key(CONTROL_FILE, false)? };
         Ok((keys, made))
     }
 
@@ -133,7 +135,7 @@ fn make(path: &Path, clamp: bool) -> std::io::Result<()> {
         secret[31] = (secret[31] & 127) | 64;
     }
     let mut line = Zeroizing::new([b'\n'; 45]);
-    BASE64.encode_slice(&*secret, &mut line[..44]).expect("32 bytes are 44 in base64");
+    BASE64.encode_slice(*secret, &mut line[..44]).expect("32 bytes are 44 in base64");
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }

@@ -68,7 +68,10 @@ impl Contact {
         self.next_try = self.last + QUIET;
         self.backoff.reset();
         let Some(since) = self.away.take() else { return false };
-        tracing::info!(away.seconds = since.elapsed().as_secs(), "the Kubernetes API answers again");
+        tracing::info!(
+            away.seconds = since.elapsed().as_secs(),
+            "the Kubernetes API answers again"
+        );
         true
     }
 

@@ -17,9 +17,7 @@ const ANNOTATIONS: [&str; 2] = ["kilo.squat.ai/", "leaderd.io/"];
 pub fn node(node: Node) -> ClusterNode {
     let (meta, spec, status) =
         (node.metadata, node.spec.unwrap_or_default(), node.status.unwrap_or_default());
-    let condition = |kind: &str| {
-        status.conditions.iter().flatten().find(|c| c.type_ == kind)
-    };
+    let condition = |kind: &str| status.conditions.iter().flatten().find(|c| c.type_ == kind);
     let addresses = |kind: &str| -> Vec<IpAddr> {
         let all = status.addresses.iter().flatten().filter(|a| a.type_ == kind);
         all.filter_map(|a| a.address.parse().ok()).collect()
@@ -83,9 +81,18 @@ mod tests {
         let node = node(object);
         assert_eq!((node.name.as_str(), node.resource_version.as_str()), ("cloud-0", "7"));
         assert!(node.ready);
-        assert_eq!(node.annotations.keys().collect::<Vec<_>>(), ["kilo.squat.ai/leader", "leaderd.io/epoch"]);
-        assert_eq!(node.pod_cidrs, ["10.4.1.0/24".parse().unwrap(), "fd00:1::/64".parse::<ipnet::IpNet>().unwrap()]);
-        assert_eq!(node.internal, ["192.168.0.1".parse::<IpAddr>().unwrap(), "fd01::1".parse().unwrap()]);
+        assert_eq!(
+            node.annotations.keys().collect::<Vec<_>>(),
+            ["kilo.squat.ai/leader", "leaderd.io/epoch"]
+        );
+        assert_eq!(
+            node.pod_cidrs,
+            ["10.4.1.0/24".parse().unwrap(), "fd00:1::/64".parse::<ipnet::IpNet>().unwrap()]
+        );
+        assert_eq!(
+            node.internal,
+            ["192.168.0.1".parse::<IpAddr>().unwrap(), "fd01::1".parse().unwrap()]
+        );
         assert_eq!(node.external, ["203.0.113.5".parse::<IpAddr>().unwrap()]);
         assert_eq!(node.relay_forwarding, Some(("False".into(), "Degraded".into())));
     }

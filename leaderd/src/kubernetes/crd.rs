@@ -24,17 +24,13 @@ use serde_json::Value;
     doc = "Who may lead a location, and how eagerly leaderd moves its leader.",
     status = "Told",
     derive = "PartialEq",
-    printcolumn(name = "Location", type_ = "string", json_path = ".spec.location"),
-    printcolumn(name = "Leader", type_ = "string", json_path = ".status.leader"),
-    printcolumn(name = "Epoch", type_ = "integer", json_path = ".status.epoch"),
-    printcolumn(name = "Cause", type_ = "string", json_path = ".status.cause"),
-    printcolumn(name = "Since", type_ = "date", json_path = ".status.since"),
-    printcolumn(
-        name = "Ready",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Ready\")].status"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name": "Location", "type": "string", "jsonPath": ".spec.location"}"#,
+    printcolumn = r#"{"name": "Leader", "type": "string", "jsonPath": ".status.leader"}"#,
+    printcolumn = r#"{"name": "Epoch", "type": "integer", "jsonPath": ".status.epoch"}"#,
+    printcolumn = r#"{"name": "Cause", "type": "string", "jsonPath": ".status.cause"}"#,
+    printcolumn = r#"{"name": "Since", "type": "date", "jsonPath": ".status.since"}"#,
+    printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("self.steering != 'kilo' || !has(self.policy) || !has(self.policy.leaders) || self.policy.leaders == 1")
@@ -42,7 +38,10 @@ use serde_json::Value;
 pub struct LocationPoolSpec {
     /// The location: the value of the nodes' annotation kilo.squat.ai/location, else of their label
     /// topology.kubernetes.io/region. Cannot be changed.
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"))]
+    #[schemars(
+        length(min = 1, max = 63),
+        regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
+    )]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.location cannot be changed: make another pool, and delete this one"))]
     pub location: String,
     /// Who may lead. Left out: every node of the location that can.
@@ -111,7 +110,11 @@ impl JsonSchema for Told {
 #[serde(transparent)]
 #[schemars(inline)]
 pub struct LabelValue(
-    #[schemars(length(max = 63), regex(pattern = r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$"))] pub String,
+    #[schemars(
+        length(max = 63),
+        regex(pattern = r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")
+    )]
+    pub String,
 );
 
 /// What is otherwise here than in the rest of the mesh. Durations are a whole number and a unit: us, ms, s, m or h.

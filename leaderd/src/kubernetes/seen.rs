@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
-use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
 use leaderd_core::cluster::{ClusterNode, ClusterView, MeshObject, Pool};
 
@@ -19,6 +19,7 @@ pub const MESH_OBJECT: &str = "leaderd-mesh";
 
 /// One word of a watch.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // There is one at a time.
 pub enum Word {
     Node(Event<Node>),
     Pool(Event<LocationPool>),
@@ -128,7 +129,8 @@ impl Seen {
     /// generations do not begin anew.
     fn set_mesh(&mut self, object: Option<ConfigMap>) {
         let before = self.view.mesh.take().map(|m| m.text);
-        let version = object.as_ref().map(|o| o.metadata.resource_version.clone().unwrap_or_default());
+        let version =
+            object.as_ref().map(|o| o.metadata.resource_version.clone().unwrap_or_default());
         let text = object.and_then(convert::mesh_text);
         self.mesh_lost = text.is_none();
         self.view.mesh = match (version, text.or(before)) {
@@ -159,7 +161,8 @@ mod tests {
 
     fn object(version: &str, text: Option<&str>) -> ConfigMap {
         let data = text.map_or(json!({}), |t| json!({ convert::MESH_KEY: t }));
-        serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "data": data})).unwrap()
+        serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "data": data}))
+            .unwrap()
     }
 
     fn named(name: &str) -> Node {
@@ -202,7 +205,8 @@ mod tests {
         seen.mesh(Event::Apply(object("1", Some("text"))));
         assert!(!seen.mesh_lost);
         seen.mesh(Event::Delete(object("1", Some("text"))));
-        let kept = |version: &str| MeshObject { resource_version: version.into(), text: "text".into() };
+        let kept =
+            |version: &str| MeshObject { resource_version: version.into(), text: "text".into() };
         assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("")), true));
         seen.mesh(Event::Apply(object("3", None)));
         assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("3")), true));
