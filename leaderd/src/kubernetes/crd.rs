@@ -259,3 +259,110 @@ impl From<LocationPoolSpec> for PoolSpec {
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    const COMMITTED: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/leaderd/crds/locationpools.yaml");
+
+    #[test]
+    fn the_definition_in_the_chart_is_the_one_that_is_printed() {
+        let committed = std::fs::read_to_string(COMMITTED).unwrap();
+        assert!(
+            committed == yaml().unwrap(),
+            "run: leaderd crd > deploy/helm/leaderd/crds/locationpools.yaml"
+        );
+    }
+
+    #[test]
+    fn what_is_printed_is_the_definition() {
+        let read: Value = serde_saphyr::from_str(&yaml().unwrap()).unwrap();
+        assert_eq!(serde_json::from_value::<CustomResourceDefinition>(read).unwrap(), definition());
+    }
+
+    /// The server refuses rules over what has no bound, and knows neither Rust's formats nor `null` as a default.
+    #[test]
+    fn everything_in_the_spec_is_bounded() {
+        fn walk(schema: &Value, at: &str, found: &mut Vec<String>) {
+            let Value::Object(fields) = schema else { return };
+            let has = |key: &str| fields.contains_key(key);
+            match fields.get("type").and_then(Value::as_str) {
+                Some("array") if !has("maxItems") => found.push(format!("{at}: maxItems")),
+                Some("string") if !has("maxLength") && !has("enum") => {
+                    found.push(format!("{at}: maxLength"));
+                }
+                Some("integer" | "number") if !has("maximum") => {
+                    found.push(format!("{at}: maximum"))
+                }
+                Some("object") if has("additionalProperties") && !has("maxProperties") => {
+                    found.push(format!("{at}: maxProperties"));
+                }
+                _ => {}
+            }
+            if has("nullable") || fields.get("default").is_some_and(Value::is_null) {
+                found.push(format!("{at}: null"));
+            }
+            for inner in ["items", "additionalProperties"] {
+                if let Some(inner) = fields.get(inner) {
+                    walk(inner, at, found);
+                }
+            }
+            for (name, property) in
+                fields.get("properties").and_then(Value::as_object).into_iter().flatten()
+            {
+                walk(property, &format!("{at}.{name}"), found);
+            }
+        }
+        let crd = serde_json::to_value(definition()).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+        let mut found = Vec::new();
+        walk(&schema["spec"], "spec", &mut found);
+        assert_eq!(found, [""; 0]);
+        assert!(
+            !schema["status"].to_string().contains("\"default\""),
+            "a status is never filled up"
+        );
+    }
+
+    #[test]
+    fn a_pool_says_what_its_object_says() {
+        let object: LocationPool = serde_json::from_value(json!({
+            "apiVersion": "leaderd.io/v1alpha1", "kind": "LocationPool",
+            "metadata": {"name": "cloud", "resourceVersion": "9", "uid": "u", "generation": 4},
+            "spec": {
+                "location": "cloud",
+                "candidates": {"matchLabels": {"relay": "yes"}, "names": ["b", "a"], "priorities": {"a": 5}, "max": 2},
+                "witnesses": ["home-0"],
+                "policy": {"probeInterval": "250us", "holdDown": "2m", "holdDownMax": "1h", "failBack": true, "lossThreshold": 0.5},
+                "steering": "kilo", "freeze": true, "drained": ["a"],
+            },
+            "status": {"epoch": 3, "of a newer leaderd": {}},
+        }))
+        .unwrap();
+        let pool = Pool::from(object);
+        assert_eq!((pool.name.as_str(), pool.generation, pool.uid.as_str()), ("cloud", 4, "u"));
+        assert_eq!(pool.spec.candidates.names, ["b", "a"]);
+        assert_eq!(pool.spec.candidates.match_labels["relay"], "yes");
+        assert_eq!((pool.spec.candidates.priorities["a"], pool.spec.candidates.max), (5, Some(2)));
+        assert_eq!(pool.spec.policy.probe_interval, Some(Duration::from_micros(250)));
+        assert_eq!(pool.spec.policy.hold_down, Some(Duration::from_secs(120)));
+        assert_eq!(pool.spec.policy.hold_down_max, Some(Duration::from_secs(3600)));
+        assert_eq!((pool.spec.policy.fail_back, pool.spec.policy.leaders), (Some(true), None));
+        assert_eq!(pool.spec.steering, Steering::Kilo);
+        assert!(pool.spec.freeze && pool.spec.drained.contains("a"));
+        assert_eq!(pool.status.unwrap()["of a newer leaderd"], json!({}), "kept as it is");
+    }
+
+    #[test]
+    fn a_pool_of_which_only_the_location_is_said_has_the_defaults() {
+        let spec: LocationPoolSpec = serde_json::from_value(json!({"location": "cloud"})).unwrap();
+        let wanted = PoolSpec { location: "cloud".into(), ..PoolSpec::default() };
+        assert_eq!(PoolSpec::from(spec), wanted);
+    }
+}

@@ -44,9 +44,6 @@ pub fn waits_for(
     if let Some(message) = about(&Subject::Settings).or_else(|| about(&Subject::Mesh)) {
         return message;
     }
-    if seen.view.pools.is_empty() {
-        return "a LocationPool for its location".to_owned();
-    }
     match in_force.map(|mesh| mesh.node(me)) {
         None => "a mesh in ConfigMap leaderd-mesh".to_owned(),
         Some(None) => "a mesh that this node is in".to_owned(),
