@@ -11,6 +11,7 @@ pub mod confine;
 pub mod control;
 pub mod counters;
 pub mod engine;
+pub mod kilo;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod log;

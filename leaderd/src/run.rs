@@ -22,13 +22,14 @@ use crate::clock::Clock;
 use crate::control::Control;
 use crate::counters::Counters;
 use crate::engine::{Engine, MAX_INPUTS, MAX_REQUESTS, Shells};
+use crate::kilo::KiloNames;
 use crate::network::KernelSteward;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{confine, log, metrics, network, reload, resolve};
+use crate::{confine, kilo, log, metrics, network, reload, resolve};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -39,6 +40,7 @@ struct Start {
     mesh: Mesh,
     keys: Keys,
     source: MeshSource,
+    kilo_names: watch::Receiver<KiloNames>,
     counters: Counters,
 }
 
@@ -48,7 +50,6 @@ pub struct Daemon {
     pub asker: Asker,
     /// See [`Shells::decided`].
     pub decided: watch::Receiver<u64>,
-    pub inputs: mpsc::Sender<Input>,
 }
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
@@ -80,7 +81,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     runtime.block_on(async {
         let source = MeshSource::File(MeshFile::new(args.mesh.clone()));
-        let start = Start { me, mesh, keys, source, counters: Counters::default() };
+        // Nobody tells a daemon without Kubernetes whose keys Kilo's peers are.
+        let (_, kilo_names) = watch::channel(KiloNames::new());
+        let start = Start { me, mesh, keys, source, kilo_names, counters: Counters::default() };
         serve(args, start, |_| {}).await
     })?;
     Ok(ExitCode::SUCCESS)
@@ -114,7 +117,8 @@ async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     waiting.end().await;
     let source = MeshSource::Cluster(cluster.meshes());
-    let start = Start { me, mesh: first, keys, source, counters };
+    let kilo_names = cluster.kilo_names();
+    let start = Start { me, mesh: first, keys, source, kilo_names, counters };
     serve(args, start, |daemon| cluster.attach(daemon)).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -126,7 +130,7 @@ fn asked_wrongly(error: &anyhow::Error) -> ExitCode {
 
 /// `started` is handed the running daemon.
 async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> anyhow::Result<()> {
-    let Start { me, mesh: file, keys, source, counters } = start;
+    let Start { me, mesh: file, keys, source, kilo_names, counters } = start;
     let clock = Clock::default();
     let location = file.node(&me).context("this node")?.location.clone();
     tracing::info!(
@@ -175,6 +179,8 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
             )
         }
     };
+    let (meshes, meshes_rx) = watch::channel(mesh.clone());
+    kilo::start(me.clone(), meshes_rx, kilo_names, inputs.clone())?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
         mesh,
@@ -209,13 +215,13 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         metrics::serve(address, asker.clone()).await?;
     }
     let (decided, decided_rx) = watch::channel(0);
-    started(Daemon { asker, decided: decided_rx, inputs: inputs.clone() });
+    started(Daemon { asker, decided: decided_rx });
     tokio::spawn(async move {
         if let Err(error) = reload::watch(source, me, file, resolved, inputs).await {
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
     });
-    let shells = Shells { probes, control, writer, programs, recorder, counters, decided };
+    let shells = Shells { probes, control, writer, programs, meshes, recorder, counters, decided };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {

@@ -38,10 +38,7 @@ use serde_json::Value;
 pub struct LocationPoolSpec {
     /// The location: the value of the nodes' annotation kilo.squat.ai/location, else of their label
     /// topology.kubernetes.io/region. Cannot be changed.
-    #[schemars(
-        length(min = 1, max = 63),
-        regex(pattern = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
-    )]
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spec.location cannot be changed: make another pool, and delete this one"))]
     pub location: String,
     /// Who may lead. Left out: every node of the location that can.

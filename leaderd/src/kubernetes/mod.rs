@@ -21,7 +21,6 @@ mod shell;
 pub mod uninstall;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -37,6 +36,7 @@ use wgctl_plan::WgPublicKey;
 
 use crate::cli::RunArgs;
 use crate::counters::Counters;
+use crate::kilo::KiloNames;
 use crate::run::Daemon;
 use crate::secrets::Keys;
 
@@ -106,36 +106,13 @@ fn settings(path: &std::path::Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Nodes by what Kilo knows them by.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct KiloNames {
-    /// By the public key of the node's `kilo0`, as Kilo has published it.
-    pub by_key: BTreeMap<WgPublicKey, NodeName>,
-    /// By address within the location: the node's `InternalIP` addresses, and the one that Kilo uses.
-    pub by_address: BTreeMap<IpAddr, NodeName>,
-}
-
-impl KiloNames {
-    fn of(view: &ClusterView) -> Self {
-        let mut all = Self::default();
-        for node in view.nodes.values() {
-            let Ok(name) = node.name.parse::<NodeName>() else { continue };
-            let note = |key: &str| node.annotations.get(key);
-            let key = note(names::KILO_KEY)
-                .and_then(|k| BASE64.decode(k).ok())
-                .and_then(|k| <[u8; 32]>::try_from(k).ok());
-            if let Some(key) = key {
-                all.by_key.insert(WgPublicKey(key), name.clone());
-            }
-            // With its prefix's length, as of an interface: 10.0.0.5/24.
-            let kilo =
-                note(names::KILO_INTERNAL_IP).and_then(|ip| ip.split('/').next()?.parse().ok());
-            for address in node.internal.iter().copied().chain(kilo) {
-                all.by_address.insert(address, name.clone());
-            }
-        }
-        all
-    }
+/// Whose `kilo0` has which public key, as Kilo has published it.
+fn kilo_names(view: &ClusterView) -> KiloNames {
+    let named = view.nodes.values().filter_map(|node| {
+        let key = BASE64.decode(node.annotations.get(names::KILO_KEY)?).ok()?;
+        Some((WgPublicKey(key.try_into().ok()?), node.name.parse().ok()?))
+    });
+    named.collect()
 }
 
 /// The running shell.
@@ -225,34 +202,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kilos_names_are_keys_and_addresses_and_what_is_none_is_left_out() {
-        let node = |name: &str, key: &str, kilo: &str| {
-            let annotations = [
-                (names::KILO_KEY.to_owned(), key.to_owned()),
-                (names::KILO_INTERNAL_IP.to_owned(), kilo.to_owned()),
-            ];
+    fn what_is_no_key_or_no_name_is_nobody_of_kilos() {
+        let node = |name: &str, key: &str| {
             let node = ClusterNode {
                 name: name.to_owned(),
-                annotations: annotations.into(),
-                internal: vec!["192.168.0.1".parse().unwrap()],
+                annotations: [(names::KILO_KEY.to_owned(), key.to_owned())].into(),
                 ..ClusterNode::default()
             };
             (name.to_owned(), node)
         };
-        let key = BASE64.encode([7; 32]);
-        let mut view = ClusterView {
-            nodes: [node("cloud-0", &key, "10.0.0.5/24")].into(),
-            ..ClusterView::default()
-        };
-        let me: NodeName = "cloud-0".parse().unwrap();
-        let found = KiloNames::of(&view);
-        assert_eq!(found.by_key, [(WgPublicKey([7; 32]), me.clone())].into());
-        assert_eq!(found.by_address.len(), 2);
-        assert_eq!(found.by_address[&"10.0.0.5".parse::<IpAddr>().unwrap()], me);
-        view.nodes = [node("cloud-0", "no key", "-"), node("No Name", &key, "-")].into();
-        let found = KiloNames::of(&view);
-        assert!(found.by_key.is_empty());
-        assert_eq!(found.by_address.len(), 1);
+        let (key, short) = (BASE64.encode([7; 32]), BASE64.encode([7; 31]));
+        let nodes = [
+            node("cloud-0", &key),
+            node("cloud-1", "no key"),
+            node("cloud-2", &short),
+            node("No Name", &key),
+        ];
+        let view = ClusterView { nodes: nodes.into(), ..ClusterView::default() };
+        assert_eq!(kilo_names(&view), [(WgPublicKey([7; 32]), "cloud-0".parse().unwrap())].into());
     }
 
     #[test]

@@ -20,10 +20,11 @@ use super::carry::{Call, Carrier};
 use super::contact::{CallError, Contact};
 use super::keep::Keeper;
 use super::seen::{self, Seen, Word};
-use super::{Config, KiloNames, first};
+use super::{Config, first, kilo_names};
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::engine::{COMMAND_TIMEOUT, Request};
+use crate::kilo::KiloNames;
 use crate::run::Daemon;
 
 /// How long after a change of the view it is looked at: what changes together is looked at once.
@@ -284,7 +285,7 @@ impl Shell {
 
     /// The view has changed.
     fn look(&mut self) {
-        let names = KiloNames::of(&self.seen.view);
+        let names = kilo_names(&self.seen.view);
         self.out.kilo.send_if_modified(|old| {
             let news = *old != names;
             *old = names;
@@ -367,13 +368,17 @@ impl Shell {
 
     /// The node's own annotations, which nobody else writes: put back if somebody removed them.
     fn publish_keys(&mut self) {
-        let Some(node) = self.seen.view.nodes.get(self.config.me.as_str()) else { return };
-        let own = &self.config.own;
-        if own.iter().all(|(k, v)| node.annotations.get(k) == Some(v)) || self.busy.contains(KEYS) {
+        if self.keys_are_published() != Some(false) || self.busy.contains(KEYS) {
             return;
         }
         tracing::info!(node.name = %self.config.me, "publishing the public keys of this node");
-        self.call(KEYS.to_owned(), Call::Own(own.clone()));
+        self.call(KEYS.to_owned(), Call::Own(self.config.own.clone()));
+    }
+
+    /// `None`: there is no such Node.
+    fn keys_are_published(&self) -> Option<bool> {
+        let node = self.seen.view.nodes.get(self.config.me.as_str())?;
+        Some(self.config.own.iter().all(|(k, v)| node.annotations.get(k) == Some(v)))
     }
 
     fn begin(&mut self, key: String, action: Action) {
@@ -410,6 +415,10 @@ impl Shell {
 
     /// Those that somebody at this node can do something about; pools' statuses have them all.
     fn say_problems(&mut self, rendered: &Rendered) {
+        // A cluster that leaderd comes to has no mesh before its nodes have keys: no problem of anybody's.
+        if self.keys_are_published() != Some(true) {
+            return;
+        }
         let me = self.config.me.as_str();
         let location = self
             .in_force

@@ -79,6 +79,7 @@ fn mesh() -> Arc<Mesh> {
         services: Vec::new(),
         reflectors: Vec::new(),
         policy: None,
+        steering: Default::default(),
     };
     Arc::new(Mesh {
         name: "fuzz".into(),

@@ -69,6 +69,7 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
                 services: vec![],
                 reflectors: vec![],
                 policy: None,
+                steering: Default::default(),
             },
         );
         for n in 0..site.candidates + site.members {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use crate::mesh::Steering;
+
 /// Everything read, as of about the same time.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ClusterView {
@@ -94,21 +96,9 @@ pub struct PoolPolicy {
     pub leaders: Option<u8>,
 }
 
-/// How a decision reaches the data path.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Steering {
-    /// Our routes.
-    #[default]
-    Native,
-    /// Kilo's annotation, with our routes only while Kilo changes.
-    Kilo,
-}
-
 /// The ConfigMap that holds the mesh file. Whoever changes it counts the generation up, with its `resourceVersion` as
-/// precondition: so all nodes run the same file, and indexes and slots are kept from the file before.
+/// precondition: so all nodes run the same file, and indexes and slots are kept from the file before. If the object is gone and the
+/// text is still known, it is the text with an empty `resource_version`: then it is made again as it was.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct MeshObject {
     pub resource_version: String,
@@ -118,6 +108,8 @@ pub struct MeshObject {
 
 /// Annotations and labels, Kilo's and ours.
 pub mod names {
+    /// Of all annotations that are ours.
+    pub const PREFIX: &str = "leaderd.io/";
     pub const KILO_LOCATION: &str = "kilo.squat.ai/location";
     pub const KILO_LEADER: &str = "kilo.squat.ai/leader";
     pub const KILO_ENDPOINT: &str = "kilo.squat.ai/endpoint";

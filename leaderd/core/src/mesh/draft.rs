@@ -11,7 +11,8 @@ use wgctl_plan::{Family, InterfaceName, WgPublicKey};
 use super::diagnostic::Sink;
 use super::first_host;
 use super::model::{
-    ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay, Policy, Service,
+    ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay, Policy,
+    Service, Steering,
 };
 use super::reader::{At, Bad, Section};
 use super::{policy, values};
@@ -59,7 +60,8 @@ pub(super) struct DraftLocation {
     pub(super) witnesses: Vec<At<NodeName>>,
     pub(super) services: Vec<At<Service>>,
     pub(super) reflectors: Vec<At<SocketAddr>>,
-    policy: Option<Policy>,
+    pub(super) steering: Option<At<Steering>>,
+    pub(super) policy: Option<Policy>,
 }
 
 /// `[nodes.NAME]`
@@ -203,12 +205,15 @@ fn interface(text: &str) -> Result<InterfaceName, Bad> {
 
 fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> DraftLocation {
     const HELP: &str = "write \"vxlan\" (leaderd builds it), \"direct\" (nodes reach each other's workloads over the \
-                        LAN) or \"external\" (a CNI carries it)";
+                        LAN), \"flannel\" or \"external\" (a CNI carries it)";
     s.require("overlay", HELP, sink);
     let mut vxlan_at = s.at;
     let kind = s.text("overlay", sink, |t| match t {
         "direct" => Ok(Overlay::Direct),
         "external" => Ok(Overlay::External),
+        "flannel" => {
+            Ok(Overlay::Flannel { device: "flannel.1".parse().expect("an interface name") })
+        }
         "vxlan" => {
             let device = "lvx0".parse().expect("an interface name");
             Ok(Overlay::Vxlan { device, vni: 7946, port: 4790, mtu: 1450 })
@@ -237,6 +242,26 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
         }
         v.finish(sink);
     }
+    if let Some(mut f) = s.section("flannel", sink) {
+        let name = f.text("device", sink, interface);
+        match &mut overlay {
+            Some(Overlay::Flannel { device }) => *device = name.map_or(device.clone(), |n| n.value),
+            Some(_) => {
+                let message = format!("`{}` is set, but the overlay is another", f.path);
+                sink.push(f.at, message, "remove it, or write overlay = \"flannel\"");
+            }
+            None => {}
+        }
+        f.finish(sink);
+    }
+    let steering = s.text("steering", sink, |t| match t {
+        "native" => Ok(Steering::Native),
+        "kilo" => Ok(Steering::Kilo),
+        _ => Err(Bad::new(
+            format!("{t:?} is no steering"),
+            "write \"native\" (leaderd's routes carry the workload) or \"kilo\" (Kilo does)",
+        )),
+    });
     let witnesses = s.texts("witnesses", sink, values::name).map(|w| w.value).unwrap_or_default();
     let services = s.tables("services", sink);
     let services = services.into_iter().filter_map(|s| service(s, sink)).collect();
@@ -244,7 +269,7 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
     let reflectors = reflectors.map(|r| r.value).unwrap_or_default();
     let policy = s.section("policy", sink).map(|p| policy::read_of_location(p, mesh, sink));
     s.finish(sink);
-    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors, policy }
+    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors, steering, policy }
 }
 
 fn service(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Option<At<Service>> {
@@ -308,7 +333,9 @@ impl Draft {
             let reflectors = l.value.reflectors.into_iter().map(|r| r.value).collect();
             let overlay = l.value.overlay?;
             let policy = l.value.policy;
-            let location = Location { name, overlay, witnesses, services, reflectors, policy };
+            let steering = l.value.steering.map(|s| s.value).unwrap_or_default();
+            let location =
+                Location { name, overlay, witnesses, services, reflectors, steering, policy };
             Some((location.name.clone(), location))
         };
         let node =

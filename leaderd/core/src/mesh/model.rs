@@ -54,8 +54,22 @@ pub struct Location {
     pub services: Vec<Service>,
     /// STAMP or TWAMP Light reflectors that are not ours, at workload addresses: probed without authentication.
     pub reflectors: Vec<SocketAddr>,
+    pub steering: Steering,
     /// The mesh's policy with what this location says otherwise, if it does: see [`Mesh::policy_of`].
     pub policy: Option<Policy>,
+}
+
+/// How a decision about a location reaches the data path.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Steering {
+    /// Our routes carry the workload, always.
+    #[default]
+    Native,
+    /// Kilo carries it; our routes do while Kilo does not go through the leader, or does not get through.
+    Kilo,
 }
 
 /// A real service behind the candidates: it answers a TCP connect, or an HTTP request.
@@ -85,6 +99,9 @@ pub enum Overlay {
     Vxlan { device: InterfaceName, vni: u32, port: u16, mtu: u16 },
     /// A CNI carries it: no local routes are programmed.
     External,
+    /// Flannel's VXLAN backend carries it: no local routes are programmed, and another node is reached through the network
+    /// address of its first prefix on this device, as flannel does it.
+    Flannel { device: InterfaceName },
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -213,6 +230,12 @@ impl Mesh {
     /// The candidate in a slot of a location.
     pub fn candidate(&self, location: &LocationName, slot: Slot) -> Option<&Node> {
         self.nodes_of(location).find(|n| n.slot == Some(slot))
+    }
+
+    /// True if Kilo carries the workload between these two as well: it steers both.
+    pub fn kilo_between(&self, a: &LocationName, b: &LocationName) -> bool {
+        let kilo = |l| self.locations.get(l).is_some_and(|l| l.steering == Steering::Kilo);
+        a != b && kilo(a) && kilo(b)
     }
 
     /// The node of a location with the workload prefix that holds an address.

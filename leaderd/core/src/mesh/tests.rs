@@ -187,6 +187,16 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
         ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_budget = 500 }"),
         ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { fail_bakc = true }"),
         ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = \"eager\""),
+        // Kilo and flannel.
+        ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nsteering = \"cilo\""),
+        ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nflannel = { device = \"flannel.1\" }"),
+        ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nsteering = \"kilo\""),
+        ("[locations.a]", "\"vxlan\"", "\"flannel\""),
+        (
+            "[policy]",
+            "\"50ms\"\n[locations.a]",
+            "\"50ms\"\nleaders = 2\n[locations.a]\nsteering = \"kilo\"",
+        ),
         // Foreign reflectors.
         reflectors("\"10.1.0.77\""),
         reflectors("\"10.2.0.77:862\""),

@@ -15,6 +15,10 @@ const PROGRAM_RETRY: Duration = Duration::from_secs(1);
 impl Node {
     /// Computes the desired network and asks for it if it changed, or in any case.
     pub(super) fn reprogram(&mut self, always: bool) {
+        self.steer.touch();
+        if self.steer.waits() {
+            return;
+        }
         let leaders: BTreeMap<LocationName, Vec<Slot>> = self
             .mesh
             .locations
@@ -27,6 +31,7 @@ impl Node {
             leaders: &leaders,
             resolved: &self.resolved,
             lan_device: self.lan_device.as_ref(),
+            carried: &self.steer.carried,
         });
         if always || network != self.network {
             self.network = network;

@@ -327,7 +327,8 @@ impl Watch {
             return self.search_mtu(p);
         }
         let Some((_, target)) = self.suspicion(p) else { return Vec::new() };
-        let shot = Shot { class: ProbeClass::FullSize, path: Some(p), target, size };
+        let class = ProbeClass::FullSize;
+        let shot = Shot { class, path: Some(p), target, size, unsteered: false };
         vec![shot; 2]
     }
 }

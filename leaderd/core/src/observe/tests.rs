@@ -113,6 +113,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             services: vec![],
             reflectors: vec![],
             policy: None,
+            steering: Default::default(),
         });
         let node = Node {
             name: name.clone(),
@@ -241,7 +242,7 @@ impl<'n> World<'n> {
                     self.verified.push((epoch, blackout))
                 }
                 ObserverOutput::Log { message, .. } => self.logs.push(message),
-                ObserverOutput::Forget(_) => {}
+                ObserverOutput::Forget(_) | ObserverOutput::Kilo { .. } => {}
             }
         }
     }

@@ -9,6 +9,7 @@ use crate::time::{Instant, Now};
 use crate::verdict::{ProbeClass, Report, SlotReport};
 
 use super::evidence::{Cell, Path, Target};
+use super::kilo::KiloWay;
 use super::rtt::Rtt;
 use super::service::ServiceWatch;
 use super::verify::Verify;
@@ -84,6 +85,8 @@ pub(super) struct Watch {
     pub rtt: Rtt,
     pub as_workload_sent: u64,
     pub verify: Option<Verify>,
+    /// Kilo's way, while it is being tried.
+    pub kilo: Option<KiloWay>,
 }
 
 impl Watch {
@@ -173,6 +176,7 @@ impl Watch {
             rtt: Rtt::new(),
             as_workload_sent: 0,
             verify: None,
+            kilo: None,
         };
         watch.rotate();
         watch.services = Self::services_of(mesh, &watch, now);
@@ -194,6 +198,7 @@ impl Watch {
         self.report_seq = old.report_seq;
         self.rtt = old.rtt;
         self.verify = old.verify.map(Verify::forget_targets);
+        self.kilo = old.kilo;
     }
 
     pub(super) fn interval(&self, policy: &Policy, now: Instant) -> Duration {

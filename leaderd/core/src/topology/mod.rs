@@ -25,9 +25,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use wgctl_plan::{Family, InterfaceName, Network, Nexthop, NexthopId, RouteKey, RouteVia};
+use wgctl_plan::{Family, InterfaceName, Network, Nexthop, NexthopId, RouteKey, RouteVia, Rule};
 
-use crate::ids::{LocationName, NodeName, Slot};
+use crate::ids::{LocationName, NodeIndex, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Overlay};
 
 pub use ids::{leaders_group, location_group};
@@ -37,6 +37,25 @@ pub const ROUTE_METRIC: u32 = 76;
 
 /// Routing table `main`.
 pub const ROUTE_TABLE: u32 = 254;
+
+/// Preference of our rules: after the kernel's own for local addresses (0), before `main` (32766) and Kilo's (32764 and up).
+pub const RULE_PRIORITY: u32 = 76;
+
+/// Firewall mark of packets that go as if our rules were not there: probes of Kilo's own way.
+pub const UNSTEERED_MARK: u32 = 0x4c45;
+
+/// The routing table with our routes to a location that Kilo serves as well. They are always there; the rule that has them
+/// used comes and goes, so that stepping in and back costs one message whatever the number of prefixes.
+pub const fn steered_table(lowest: NodeIndex) -> u32 {
+    760_000 + lowest.0 as u32
+}
+
+/// The location that such a table belongs to.
+pub fn steered_location(mesh: &Mesh, table: u32) -> Option<&LocationName> {
+    mesh.locations.keys().find(|l| {
+        mesh.nodes_of(l).map(|n| n.index).min().is_some_and(|i| steered_table(i) == table)
+    })
+}
 
 /// What a node's network follows from.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +71,8 @@ pub struct TopologyInput<'a> {
     /// The device that holds this node's LAN address, as the shell found it; the mesh file's `device` wins. Without
     /// either, overlays `direct` and `external` have no routes over the LAN.
     pub lan_device: Option<&'a InterfaceName>,
+    /// Remote locations that Kilo serves as well, and to which our routes carry all the same. See [`steered_table`].
+    pub carried: &'a BTreeSet<LocationName>,
 }
 
 /// All that leaderd wants on node `me`.
@@ -139,13 +160,34 @@ impl<'a> Build<'a> {
     }
 
     fn route(&mut self, prefix: IpNet, via: RouteVia) {
-        self.route_with_metric(prefix, ROUTE_METRIC, via);
+        self.route_in(ROUTE_TABLE, prefix, ROUTE_METRIC, via);
     }
 
-    fn route_with_metric(&mut self, prefix: IpNet, metric: u32, via: RouteVia) {
-        self.net
-            .routes
-            .insert(RouteKey { table: ROUTE_TABLE, prefix: prefix.trunc(), metric }, via);
+    fn route_in(&mut self, table: u32, prefix: IpNet, metric: u32, via: RouteVia) {
+        self.net.routes.insert(RouteKey { table, prefix: prefix.trunc(), metric }, via);
+    }
+
+    /// The table for what is sent to a remote location; with the rule to it, if our routes carry there.
+    fn table_to(&mut self, location: &LocationName) -> u32 {
+        if !self.mesh().kilo_between(&self.me.location, location) {
+            return ROUTE_TABLE;
+        }
+        let Some(lowest) = self.sites[location].nodes.iter().map(|n| n.index).min() else {
+            return ROUTE_TABLE;
+        };
+        let table = steered_table(lowest);
+        if self.input.carried.contains(location) {
+            self.net.rules.insert(Rule {
+                family: Family::V4,
+                priority: RULE_PRIORITY,
+                from: None,
+                to: None,
+                iif: None,
+                unless_mark: Some(UNSTEERED_MARK),
+                table,
+            });
+        }
+        table
     }
 
     /// A group of those of `members` that exist; `None` if none does.

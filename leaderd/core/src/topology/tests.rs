@@ -58,6 +58,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
                 services: vec![],
                 reflectors: vec![],
                 policy: None,
+                steering: Default::default(),
             },
         );
     }
@@ -98,6 +99,7 @@ fn network(mesh: &Mesh, me: &str, leaders: &[(&str, &[u8])]) -> Network {
         leaders: &leaders,
         resolved: &resolved,
         lan_device: Some(&lan),
+        carried: &Default::default(),
     })
 }
 
@@ -288,6 +290,7 @@ fn odd_meshes_have_a_network_too() {
         leaders: &none,
         resolved: &resolved,
         lan_device: None,
+        carried: &Default::default(),
     };
     assert!(desired(&input).routes.is_empty(), "without a LAN device there is no way to name");
 }
@@ -305,6 +308,7 @@ fn an_endpoint_by_name_is_what_the_shell_resolved() {
             leaders: &none,
             resolved,
             lan_device: None,
+            carried: &Default::default(),
         });
         net.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([4; 32])].endpoint
     };

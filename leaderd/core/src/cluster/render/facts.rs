@@ -83,9 +83,11 @@ fn location(
 ) -> Option<LocationName> {
     match (location_of(node).map(str::parse::<LocationName>), was) {
         (Some(Ok(location)), _) => Some(location),
-        (Some(Err(e)), _) => {
-            say(format!("its location is no name of leaderd's: {e}"));
-            None
+        (Some(Err(e)), was) => {
+            let stays =
+                was.map_or("it is left out".to_owned(), |w| format!("it stays in {}", w.location));
+            say(format!("its location is no name of leaderd's, and {stays}: {e}"));
+            was.map(|w| w.location.clone())
         }
         (None, Some(was)) => {
             say(format!(

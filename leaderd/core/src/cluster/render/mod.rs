@@ -212,7 +212,7 @@ impl<'a> Draft<'a> {
             view.pools.keys().map(|n| (n.clone(), RenderedPool::default())).collect();
         for (location, pool) in &by_location {
             let place = places.get(location).cloned().unwrap_or_default();
-            unknown_drained(pool, &place, &mut problems);
+            spec_problems(pool, &place, &mut problems);
             let candidates = place.candidates.iter().map(|(node, c)| RenderedCandidate {
                 node: node.clone(),
                 slot: c.slot,
@@ -357,7 +357,13 @@ fn carried(
     });
 }
 
-fn unknown_drained(pool: &Pool, place: &Place, problems: &mut Vec<Problem>) {
+fn spec_problems(pool: &Pool, place: &Place, problems: &mut Vec<Problem>) {
+    if pool.spec.steering == Steering::Kilo && pool.spec.policy.leaders.is_some_and(|n| n != 1) {
+        let message = "spec.policy.leaders counts for nothing: Kilo knows one leader of a location; remove it, or write \
+                       steering: native";
+        problems
+            .push(Problem { subject: Subject::Pool(pool.name.clone()), message: message.into() });
+    }
     for name in &pool.spec.drained {
         if !place.candidates.keys().any(|c| c.as_str() == name) {
             let message = format!("spec.drained names {name}, which is no candidate: remove it");

@@ -286,6 +286,41 @@ fn a_pools_policy_is_its_locations_and_a_bad_one_counts_for_nothing() {
 }
 
 #[test]
+fn with_kilo_or_flannel_there_is_one_leader_and_no_ipv6() {
+    let home: LocationName = "home".parse().unwrap();
+    let view = with(&two_locations(), |v| {
+        let p = v.pools.get_mut("home").unwrap();
+        (p.spec.steering, p.spec.policy.leaders) = (Steering::Kilo, Some(2));
+        v.nodes.get_mut("home-0").unwrap().pod_cidrs.push("fd42::/64".parse().unwrap());
+    });
+    for overlay in ["flannel", "external"] {
+        let settings = format!("[policy]\nleaders = 3\n[kubernetes]\noverlay = \"{overlay}\"\n");
+        let r = render(&view, &settings);
+        let mesh = r.mesh.unwrap_or_else(|| panic!("{:#?}", r.problems));
+        assert_eq!(
+            (mesh.locations[&home].steering, mesh.policy_of(&home).leaders),
+            (Steering::Kilo, 1)
+        );
+        assert_eq!(mesh.policy.leaders, 3);
+        assert!(mesh.prefixes_of(&home).iter().all(|p| p.addr().is_ipv4()));
+        let about: Vec<&Subject> = r.problems.iter().map(|p| &p.subject).collect();
+        assert_eq!(about, [&Subject::Pool("home".into()), &Subject::Location("home".into())]);
+    }
+    // What carries both keeps both.
+    let native = with(&view, |v| {
+        v.pools.clear();
+        v.nodes.values_mut().for_each(|n| n.internal.truncate(1));
+    });
+    let mut native = native;
+    for (n, node) in native.nodes.values_mut().enumerate() {
+        node.internal = vec![format!("fd10::{}", n + 1).parse().unwrap()];
+        node.pod_cidrs = vec![format!("fd42:{n}::/64").parse().unwrap()];
+    }
+    let mesh = render(&native, "[kubernetes]\noverlay = \"direct\"\n").mesh.unwrap();
+    assert!(mesh.inner.v6.is_some() && mesh.prefixes_of(&home).iter().all(|p| p.addr().is_ipv6()));
+}
+
+#[test]
 fn every_mistake_names_its_pool_and_says_what_to_do() {
     let good = two_locations();
     let edit = |f: &dyn Fn(&mut crate::cluster::PoolSpec)| {
@@ -386,7 +421,7 @@ fn what_a_damaged_mesh_file_still_says_of_numbers_is_kept() {
 #[test]
 fn settings_are_the_meshs_and_their_mistakes_leave_the_mesh_in_force() {
     let view = two_locations();
-    let good = "[mesh]\nname = \"prod\"\nmtu = 1380\n[policy]\nwatchers = 2\n[kubernetes]\noverlay = \"direct\"\n";
+    let good = "[mesh]\nname = \"prod\"\nmtu = 1380\n[policy]\nwatchers = 2\n[kubernetes]\noverlay = \"external\"\n";
     let mesh = render(&view, good).mesh.unwrap();
     assert_eq!((mesh.name.as_str(), mesh.mtu, mesh.policy.watchers), ("prod", 1380, 2));
     let mut shown = String::new();

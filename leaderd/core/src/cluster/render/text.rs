@@ -103,10 +103,17 @@ pub(super) fn text(
             let witnesses: Vec<String> = place.witnesses.iter().map(NodeName::to_string).collect();
             w.set("witnesses", witnesses);
         }
-        let policy = match pool {
+        let mut policy = match pool {
             Some(pool) if !draft.ignored_policies.contains(name) => policy(pool),
             _ => Vec::new(),
         };
+        if steering == Steering::Kilo {
+            // Kilo knows one leader; what asks for more is a problem, told elsewhere.
+            policy.retain(|(key, _)| *key != "leaders");
+            if settings.policy.contains_key("leaders") {
+                policy.push(("leaders", Value::from(1)));
+            }
+        }
         if !policy.is_empty() {
             let pool = pool.map(|p| p.name.clone());
             let blame = Blame::Policy { location: name.clone(), pool };

@@ -27,6 +27,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         services: vec![],
         reflectors: vec![],
         policy: None,
+        steering: Default::default(),
     };
     let mut nodes = BTreeMap::new();
     let mut add = |n: String, location: &str, index: u16, slot: Option<Slot>| {
