@@ -4,5 +4,6 @@ pub mod bench_cost;
 pub mod bench_peers;
 pub mod bench_sim;
 pub mod fuzz;
+pub mod kilo;
 pub mod memory;
 pub mod sim;

@@ -25,7 +25,7 @@ const STEADY: Duration = Duration::from_secs(1);
 const STEADY_WITHIN: Duration = Duration::from_secs(30);
 const MENDED_WITHIN: Duration = Duration::from_secs(8);
 /// Packets under way: half a round trip, and room for a late thread.
-const TRANSIT: Duration = Duration::from_millis(160);
+pub const TRANSIT: Duration = Duration::from_millis(160);
 /// A case ends this long after traffic flows again by another way, unless it is played to the end.
 const CALM: Duration = Duration::from_secs(2);
 /// More packets than are under way at any time: so many missing are lost.
@@ -289,7 +289,8 @@ fn steady(meters: &Meters, window: Duration) -> bool {
     })
 }
 
-fn steady_within(meters: &Meters, patience: Duration) -> bool {
+/// Waits until the meters have been steady for a second; false when they never were.
+pub fn steady_within(meters: &Meters, patience: Duration) -> bool {
     let deadline = Instant::now() + patience;
     loop {
         if steady(meters, STEADY) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use crate::topology::{VXLAN_DEVICE, VXLAN_PORT};
+use crate::topology::Vxlan;
 use crate::world::World;
 
 /// Mark of VXLAN flows seen before the fault.
@@ -148,16 +148,16 @@ impl Fault {
     fn switch(&self, world: &World, node: usize, on: bool) -> Result<()> {
         let n = &world.nodes[node];
         match self {
-            Self::VxlanNewFlows => n.ns.nft(&vxlan_flow_chain(on)),
+            Self::VxlanNewFlows => n.ns.nft(&vxlan_flow_chain(world.vxlan(node), on)),
             Self::VxlanAll => table(
                 world,
                 node,
                 "vxlan_all",
                 on,
-                &[
-                    ("output", &format!("udp dport {VXLAN_PORT} drop")),
-                    ("input", &format!("udp dport {VXLAN_PORT} drop")),
-                ],
+                &["output", "input"]
+                    .map(|hook| (hook, format!("udp dport {} drop", world.vxlan(node).port)))
+                    .each_ref()
+                    .map(|(hook, rule)| (*hook, rule.as_str())),
             ),
             Self::Ipv6ForwardingOff => table(
                 world,
@@ -238,22 +238,21 @@ impl Fault {
 /// The chain of `vxlan-new-flows`. While the fault is off it marks the flows that have sent several packets; when it is
 /// on, what has no mark is dropped. Outer VXLAN flows are one-way and never get established for conntrack, so its
 /// states cannot tell them apart. ICMP passes always, as in the report.
-pub fn vxlan_flow_chain(on: bool) -> String {
+pub fn vxlan_flow_chain(vxlan: Vxlan, on: bool) -> String {
+    let port = vxlan.port;
     // Bits after the UDP header: VXLAN 64, Ethernet 112 (type at 96), IPv4 protocol at +72, IPv6 next header at +48.
     let icmp = "@th,224,16 0x0800 @th,312,8 1 accept\n  @th,224,16 0x86dd @th,288,8 58 accept";
     let rule = if on {
-        format!("udp dport {VXLAN_PORT} ct mark != {SEEN} drop")
+        format!("udp dport {port} ct mark != {SEEN} drop")
     } else {
-        format!(
-            "udp dport {VXLAN_PORT} ct original packets >= {ESTABLISHED_AFTER} ct mark set {SEEN}"
-        )
+        format!("udp dport {port} ct original packets >= {ESTABLISHED_AFTER} ct mark set {SEEN}")
     };
-    let icmp = icmp.replace("  @th", &format!("  udp dport {VXLAN_PORT} @th"));
+    let icmp = icmp.replace("  @th", &format!("  udp dport {port} @th"));
     format!(
         "add table inet lab_flows\nflush table inet lab_flows\ntable inet lab_flows {{\n chain untracked_in {{\n  \
          type filter hook prerouting priority raw;\n  notrack\n }}\n chain untracked_out {{\n  \
-         type filter hook output priority raw;\n  udp dport != {VXLAN_PORT} notrack\n  meta l4proto != udp notrack\n }}\n \
-         chain out {{\n  type filter hook output priority 0;\n  udp dport {VXLAN_PORT} {icmp}\n  {rule}\n }}\n}}\n"
+         type filter hook output priority raw;\n  udp dport != {port} notrack\n  meta l4proto != udp notrack\n }}\n \
+         chain out {{\n  type filter hook output priority 0;\n  udp dport {port} {icmp}\n  {rule}\n }}\n}}\n"
     )
 }
 
@@ -291,7 +290,8 @@ fn fdb_ghost(world: &World, node: usize, target: Option<&str>, on: bool) -> Resu
         .into_iter()
         .map(|p| world.nodes[p].node.lan().to_string())
         .collect();
-    let shown = n.ns.output("bridge", &["fdb", "show", "dev", VXLAN_DEVICE])?;
+    let device = world.vxlan(node).device;
+    let shown = n.ns.output("bridge", &["fdb", "show", "dev", device])?;
     let (mut lines, dead) = (String::new(), n.node.dead_lan().to_string());
     for line in shown.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -301,11 +301,7 @@ fn fdb_ghost(world: &World, node: usize, target: Option<&str>, on: bool) -> Resu
         };
         let ours = if on { wanted.iter().any(|w| w == dst) } else { false };
         if ours && words[0] != "00:00:00:00:00:00" {
-            writeln!(
-                lines,
-                "fdb replace {} dev {VXLAN_DEVICE} dst {dead} self permanent",
-                words[0]
-            )?;
+            writeln!(lines, "fdb replace {} dev {device} dst {dead} self permanent", words[0])?;
         }
     }
     if on && lines.is_empty() {
@@ -323,7 +319,8 @@ fn fdb_ghost_held(world: &World, node: usize, target: Option<&str>, on: bool) ->
         );
         for p in peers(world, node, target)? {
             let (lan, dead) = (world.nodes[p].node.lan(), n.node.dead_lan());
-            writeln!(rules, "  ip daddr {lan} udp dport {VXLAN_PORT} ip daddr set {dead}")?;
+            let port = world.vxlan(node).port;
+            writeln!(rules, "  ip daddr {lan} udp dport {port} ip daddr set {dead}")?;
         }
         rules.push_str(" }\n}\n");
     }

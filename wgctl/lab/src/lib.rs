@@ -36,5 +36,5 @@ pub use ns::{Namespace, feed};
 pub use sandbox::{LabDir, Users, run_inside_as};
 pub use scenario::{Scenario, WanSpec};
 pub use system::System;
-pub use topology::{Node, Topology, VXLAN_DEVICE, VXLAN_PORT};
-pub use world::{LabNode, World, find_leaderd};
+pub use topology::{Node, Topology, VXLAN_DEVICE, VXLAN_PORT, Vxlan};
+pub use world::{Instead, LabNode, MANAGER, World, find_leaderd, wait_ready};

@@ -66,7 +66,7 @@ fn default_within() -> Span {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocationSpec {
-    /// `vxlan` (default), `direct` or `external`.
+    /// `vxlan` (default), `flannel` (what flannel's VXLAN backend sets up, and nobody here), `direct` or `external`.
     #[serde(default = "default_overlay")]
     pub overlay: String,
     /// Nodes that may lead: `NAME-0`, `NAME-1`, …

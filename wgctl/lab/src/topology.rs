@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! LAN        10.0.{location}.{index}/24        one switch per location
+//! management 192.0.2.{index}/24                where there is such a network
 //! WAN        203.0.113.{index}/32              candidates only
 //! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1, its pod is .10
 //! ```
@@ -22,6 +23,21 @@ pub const MESH_MTU: u16 = 1420;
 pub const VXLAN_PORT: u16 = 4790;
 pub const VXLAN_DEVICE: &str = "lvx0";
 
+/// The VXLAN that joins the nodes of a location.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Vxlan {
+    pub device: &'static str,
+    /// UDP port.
+    pub port: u16,
+}
+
+impl Vxlan {
+    /// leaderd's own, and that of what is held against it.
+    pub const OWN: Self = Self { device: VXLAN_DEVICE, port: VXLAN_PORT };
+    /// That of flannel's VXLAN backend: VNI 1, on the port that Linux had first.
+    pub const FLANNEL: Self = Self { device: "flannel.1", port: 8472 };
+}
+
 #[derive(Debug)]
 pub struct Topology {
     pub locations: Vec<Location>,
@@ -33,6 +49,17 @@ pub struct Location {
     pub name: String,
     pub overlay: String,
     pub witnesses: Vec<String>,
+}
+
+impl Location {
+    /// `None`: packets go over the LAN, or nobody here knows how.
+    pub fn vxlan(&self) -> Option<Vxlan> {
+        match self.overlay.as_str() {
+            "vxlan" => Some(Vxlan::OWN),
+            "flannel" => Some(Vxlan::FLANNEL),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -52,6 +79,10 @@ impl Node {
     /// An address on the same LAN that nobody has.
     pub fn dead_lan(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 0, self.location as u8, 250)
+    }
+    /// Its address for what manages it.
+    pub fn management(&self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 0, 2, self.index as u8)
     }
     pub fn wan(&self) -> Option<Ipv4Addr> {
         self.slot.map(|_| Ipv4Addr::new(203, 0, 113, self.index as u8))

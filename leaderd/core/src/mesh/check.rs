@@ -293,11 +293,7 @@ fn carriers(draft: &Draft, sink: &mut Sink<'_>) {
         {
             let message =
                 format!("location {name} is steered by Kilo, which knows one leader only");
-            sink.push(
-                at,
-                message,
-                "write leaders = 1 in its policy or in [policy], or steering = \"native\"",
-            );
+            sink.push(at, message, "write leaders = 1 in its policy, or steering = \"native\"");
         }
     }
     for (name, node) in &draft.nodes {

@@ -332,8 +332,8 @@ impl Draft {
             let services = l.value.services.into_iter().map(|s| s.value).collect();
             let reflectors = l.value.reflectors.into_iter().map(|r| r.value).collect();
             let overlay = l.value.overlay?;
-            let policy = l.value.policy;
             let steering = l.value.steering.map(|s| s.value).unwrap_or_default();
+            let policy = l.value.policy;
             let location =
                 Location { name, overlay, witnesses, services, reflectors, steering, policy };
             Some((location.name.clone(), location))
@@ -344,6 +344,7 @@ impl Draft {
             name: head.name?.value,
             generation: Generation(head.generation?.value),
             hash,
+            index: Default::default(),
             inner: InnerRange { v4: head.inner4.value, v6: head.inner6.map(|n| n.value) },
             base_port: head.base_port.value,
             control_port: head.control_port.value,

@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use wgctl_plan::{InterfaceName, WgPublicKey};
 
+use super::index::Index;
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 
 /// A whole mesh, checked.
@@ -33,6 +34,8 @@ pub struct Mesh {
     pub policy: Policy,
     pub locations: BTreeMap<LocationName, Location>,
     pub nodes: BTreeMap<NodeName, Node>,
+    #[serde(skip)]
+    pub index: Index,
 }
 
 /// Ranges of the inner addresses (see [`Mesh::inner4`]).
@@ -215,11 +218,11 @@ impl Mesh {
     }
 
     /// All nodes of a location, by name.
-    pub fn nodes_of<'a, 'l>(
+    pub fn nodes_of<'a>(
         &'a self,
-        location: &'l LocationName,
-    ) -> impl Iterator<Item = &'a Node> + use<'a, 'l> {
-        self.nodes.values().filter(move |n| n.location == *location)
+        location: &LocationName,
+    ) -> impl Iterator<Item = &'a Node> + use<'a> {
+        self.index.location(self, location).iter().filter_map(|n| self.nodes.get(n))
     }
 
     /// The candidates of a location, by slot.
@@ -313,12 +316,10 @@ impl Mesh {
         match low {
             Some(low) => {
                 let index = NodeIndex(low & 0x0fff);
-                let node = self.nodes.values().find(|n| n.index == index)?;
+                let node = self.index.node(self, index)?;
                 Some((node, Some(Slot((low >> 12) as u8))))
             }
-            None => {
-                self.nodes.values().find(|n| n.probe_addresses.contains(&ip)).map(|n| (n, None))
-            }
+            None => self.index.probed(self, ip).map(|n| (n, None)),
         }
     }
 }

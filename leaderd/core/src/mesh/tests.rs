@@ -180,13 +180,6 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
         services("{ address = \"10.1.0.10:80\" }, { address = \"10.1.0.10:80\" }"),
         services("\"10.1.0.10:80\""),
         services(&many),
-        // A location's own policy.
-        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_interval = \"5ms\" }"),
-        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_interval = \"3s\" }"),
-        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { hold_down = \"10m\" }"),
-        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_budget = 500 }"),
-        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { fail_bakc = true }"),
-        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = \"eager\""),
         // Kilo and flannel.
         ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nsteering = \"cilo\""),
         ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nflannel = { device = \"flannel.1\" }"),
@@ -197,6 +190,13 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
             "\"50ms\"\n[locations.a]",
             "\"50ms\"\nleaders = 2\n[locations.a]\nsteering = \"kilo\"",
         ),
+        // A location's own policy.
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_interval = \"5ms\" }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_interval = \"3s\" }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { hold_down = \"10m\" }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_budget = 500 }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { fail_bakc = true }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = \"eager\""),
         // Foreign reflectors.
         reflectors("\"10.1.0.77\""),
         reflectors("\"10.2.0.77:862\""),

@@ -13,6 +13,7 @@
 //! LAN addresses.
 
 mod ids;
+mod leaders;
 mod local;
 mod tunnels;
 
@@ -31,6 +32,7 @@ use crate::ids::{LocationName, NodeIndex, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Overlay};
 
 pub use ids::{leaders_group, location_group};
+pub use leaders::change_leaders;
 
 /// Metric of our routes. Below what CNIs and DHCP use, above 0, which IPv6 would turn into 1024.
 pub const ROUTE_METRIC: u32 = 76;
@@ -133,21 +135,8 @@ impl<'a> Build<'a> {
         self.sites.keys().copied().filter(|&l| *l != self.me.location).collect()
     }
 
-    /// Who leads a location, as far as this node knows. Empty only for a location without candidates.
     fn leaders(&self, location: &LocationName) -> Vec<Slot> {
-        let Some(site) = self.sites.get(location) else { return Vec::new() };
-        let told = self.input.leaders.get(location).map_or(&[][..], Vec::as_slice);
-        let known: Vec<Slot> =
-            told.iter().copied().filter(|s| site.candidates.contains_key(s)).collect();
-        if !known.is_empty() {
-            return known;
-        }
-        site.candidates
-            .iter()
-            .min_by_key(|(slot, n)| (n.priority, **slot))
-            .map(|(slot, _)| *slot)
-            .into_iter()
-            .collect()
+        known_leaders(self.input, location)
     }
 
     /// Routes all prefixes of other locations: on a candidate into its own tunnels, on a member to its leaders.
@@ -220,6 +209,18 @@ impl<'a> Build<'a> {
         for dev in ours {
             self.net.sysctls.insert(format!("net/ipv4/conf/{dev}/rp_filter"), "2".into());
         }
+    }
+}
+
+/// Who leads a location, as far as this node knows. Empty only for a location without candidates.
+fn known_leaders(input: &TopologyInput<'_>, location: &LocationName) -> Vec<Slot> {
+    let told = input.leaders.get(location).map_or(&[][..], Vec::as_slice);
+    let is_there = |s: &Slot| input.mesh.candidate(location, *s).is_some();
+    let known: Vec<Slot> = told.iter().copied().filter(is_there).collect();
+    if known.is_empty() {
+        input.mesh.ranking(location).into_iter().take(1).collect()
+    } else {
+        known
     }
 }
 

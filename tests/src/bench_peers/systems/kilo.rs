@@ -4,7 +4,7 @@
 //! and applies the topology as it sees it. A node whose check-in is 60 s old is not ready. A location's leader is the first by name of
 //! its ready nodes, or the one with the annotation `leader`. The leader has one WireGuard peer for each other location, the others
 //! send what is remote to their leader. Applying sets links up, and replaces the WireGuard configuration where it differs. A change of an
-//! annotation is applied by all nodes, each within `APPLY`; an old check-in is noticed at each node's own timer only.
+//! annotation is applied by all nodes, each within 20 to 50 ms; an old check-in is noticed at each node's own timer only.
 //!
 //! A check-in says that the agent runs and reaches the API server, so no fault of the data path stops it. What the driver uses of the
 //! processor says nothing of Kilo.
@@ -18,11 +18,8 @@ use anyhow::{Context, Result};
 use wgctl_lab::{Node, System, Topology, VXLAN_DEVICE, World};
 
 use super::overlay;
+use crate::kilo::rules::{CHECK_IN, NOT_READY_AFTER, phase, slowness};
 
-const TIMER: Duration = Duration::from_secs(30);
-const NOT_READY_AFTER: Duration = Duration::from_secs(60);
-/// From a change of annotations until a node is reprogrammed, at least and at most: measured with real Kilo.
-const APPLY: [Duration; 2] = [Duration::from_millis(20), Duration::from_millis(50)];
 const POLL: Duration = Duration::from_millis(10);
 const DEVICE: &str = "wgl0";
 const PORT: u16 = 51_820;
@@ -101,8 +98,8 @@ struct Agent {
 impl Agent {
     /// Timers of agents have nothing to do with each other: they stand anywhere, and elsewhere in the next run.
     fn new(node: usize, run: u32, now: Instant) -> Self {
-        let timer = now + TIMER.mul_f64(phase(node, run));
-        let slow = APPLY[0] + (APPLY[1] - APPLY[0]).mul_f64(phase(node + 7, run));
+        let timer = now + CHECK_IN.mul_f64(phase(node, run));
+        let slow = slowness(node, run);
         Self { node, seen: now, timer, slow, applied: None, set: String::new() }
     }
 
@@ -142,12 +139,6 @@ impl Agent {
 /// A node's address in the tunnels.
 fn inner(node: &Node) -> String {
     format!("100.125.{}.{}", node.location, node.index)
-}
-
-/// Where in its period a node's timer stands at the start, 0 to 1.
-fn phase(node: usize, run: u32) -> f64 {
-    // Multiples of the golden ratio's fraction spread evenly, whatever their number.
-    ((node as f64 + 1.0) * 0.618_034 + f64::from(run) * 0.381_966).fract()
 }
 
 /// Who leads each location, as whoever looks now sees it.
@@ -218,7 +209,7 @@ fn run(world: &World, annotated: &Mutex<Annotated>, mut agents: Vec<Agent>) {
         let mut due = Vec::new();
         for a in agents.iter_mut().filter(|a| powered(a)) {
             if now >= a.timer {
-                a.timer += TIMER;
+                a.timer += CHECK_IN;
                 a.seen = now;
                 due.push(a.node);
             }

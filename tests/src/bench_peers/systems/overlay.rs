@@ -24,7 +24,7 @@ pub fn address(node: &Node) -> Ipv4Addr {
     Ipv4Addr::new(100, 126, node.location as u8, node.index as u8)
 }
 
-fn mac(node: &Node) -> String {
+pub fn mac(node: &Node) -> String {
     format!("02:4c:45:00:00:{:02x}", node.index)
 }
 
@@ -43,16 +43,21 @@ pub fn remote_prefixes(topology: &Topology, location: usize) -> Vec<String> {
     remote.map(Node::prefix).collect()
 }
 
+/// A node that forwards.
+pub fn forwarding(n: &LabNode) -> Result<()> {
+    // Replies may come another way than requests went.
+    for conf in ["all", "default", "eth0", "pods"] {
+        n.ns.sysctl(&format!("ipv4/conf/{conf}/rp_filter"), "0")?;
+        n.ns.sysctl(&format!("ipv4/conf/{conf}/send_redirects"), "0")?;
+    }
+    n.ns.sysctl("ipv4/ip_forward", "1")
+}
+
 /// Sets the overlay up on all nodes. `routes`: and routes to the workloads of the location, as flannel's VXLAN has them.
 pub fn set_up(world: &World, routes: bool) -> Result<()> {
     for n in &world.nodes {
         let me = &n.node;
-        // Replies may come another way than requests went.
-        for conf in ["all", "default", "eth0", "pods"] {
-            n.ns.sysctl(&format!("ipv4/conf/{conf}/rp_filter"), "0")?;
-            n.ns.sysctl(&format!("ipv4/conf/{conf}/send_redirects"), "0")?;
-        }
-        n.ns.sysctl("ipv4/ip_forward", "1")?;
+        forwarding(n)?;
         let mut lines = format!(
             "link add {VXLAN_DEVICE} address {} mtu 1450 type vxlan id 7946 local {} dstport {VXLAN_PORT} nolearning\n\
              addr add {}/24 dev {VXLAN_DEVICE}\nlink set {VXLAN_DEVICE} up\n",

@@ -1,5 +1,6 @@
 //! The daemons of a world: finding the binary, starting, pausing, killing, waiting until all are ready.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -38,6 +39,13 @@ pub fn find_leaderd() -> Result<PathBuf> {
         .context("no leaderd binary: set LEADERD_BIN, or build it (`cargo build -p leaderd`)")
 }
 
+/// What a daemon is told instead of `--mesh FILE`.
+#[derive(Debug, Clone, Default)]
+pub struct Instead {
+    pub arguments: Vec<OsString>,
+    pub environment: Vec<(&'static str, OsString)>,
+}
+
 impl World {
     pub fn start_daemons(&self) -> Result<()> {
         (0..self.nodes.len()).try_for_each(|n| self.start_daemon(n))
@@ -54,12 +62,17 @@ impl World {
         }
         let log = OpenOptions::new().create(true).append(true).open(n.log())?;
         let record = self.record.then(|| ["--record".into(), n.recording().into_os_string()]);
+        let mesh = || Instead {
+            arguments: vec!["--mesh".into(), self.dir.join("mesh.toml").into_os_string()],
+            environment: Vec::new(),
+        };
+        let told = self.instead.get(node).cloned().unwrap_or_else(mesh);
         let child =
             n.ns.command(leaderd)
                 .arg("run")
                 .args(record.into_iter().flatten())
-                .arg("--mesh")
-                .arg(self.dir.join("mesh.toml"))
+                .args(told.arguments)
+                .envs(told.environment)
                 .args(["--node", &n.node.name])
                 .arg("--keys")
                 .arg(n.dir.join("keys"))

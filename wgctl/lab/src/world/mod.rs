@@ -5,11 +5,14 @@
 //!  (10.42.i.10)      (10.42.i.1)  └ wan0 (TUN) ── WAN emulator
 //! ```
 //!
+//! Where something manages the nodes (an API server), it has a network of its own, which faults leave alone: `management`.
+//!
 //! The lab sets up what a host has before leaderd comes: links, addresses, a default route for the workload. All else
 //! (forwarding, tunnels, overlay, routes) is leaderd's to do.
 
 mod daemon;
 mod fixed;
+mod management;
 mod power;
 
 use std::fs;
@@ -18,6 +21,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -28,10 +32,11 @@ use crate::ns::{Namespace, feed};
 use crate::sandbox::LabDir;
 use crate::scenario::Scenario;
 use crate::service::LabService;
-use crate::topology::{Keys, MESH_MTU, Node, Topology};
+use crate::topology::{Keys, MESH_MTU, Node, Topology, Vxlan};
 use crate::wan::{Port, Wan, open_tun};
 
-pub use daemon::{find_leaderd, wait_ready, why_not_ready};
+pub use daemon::{Instead, find_leaderd, wait_ready, why_not_ready};
+pub use management::MANAGER;
 
 #[derive(Debug)]
 pub struct World {
@@ -44,6 +49,10 @@ pub struct World {
     leaderd: Option<PathBuf>,
     /// Daemons that start record themselves.
     pub record: bool,
+    /// How daemons are started otherwise than with the world's mesh file: nothing, or one for each node.
+    pub instead: Vec<Instead>,
+    /// There is a management network.
+    managed: AtomicBool,
     /// Faults at work: node and fault.
     active: Mutex<Vec<(usize, String, Fault)>>,
 }
@@ -89,8 +98,9 @@ impl World {
         let mut ports = Vec::new();
         let every = scenario.meter.every.map_or(TICK, |e| e.0);
         for (i, node) in topology.nodes.iter().enumerate() {
-            let vxlan = topology.locations[node.location].overlay == "vxlan";
-            let built = build_node(node, vxlan.then(|| flow_timeout(every)), dir.join(&node.name));
+            let vxlan = topology.locations[node.location].vxlan();
+            let vxlan = vxlan.map(|v| (v, flow_timeout(every)));
+            let built = build_node(node, vxlan, dir.join(&node.name));
             let (built, tun) = built.with_context(|| format!("cannot build node {}", node.name))?;
             nodes.push(built);
             if let (Some(tun), Some(address)) = (tun, node.wan()) {
@@ -119,6 +129,8 @@ impl World {
             dir,
             leaderd,
             record: false,
+            instead: Vec::new(),
+            managed: AtomicBool::new(false),
             active: Mutex::new(Vec::new()),
         })
     }
@@ -160,6 +172,12 @@ impl World {
         f(&mut self.active.lock().unwrap_or_else(|e| e.into_inner()));
     }
 
+    /// The VXLAN of a node's location; leaderd's own where there is none.
+    pub fn vxlan(&self, node: usize) -> Vxlan {
+        let location = self.nodes[node].node.location;
+        self.topology.locations[location].vxlan().unwrap_or(Vxlan::OWN)
+    }
+
     /// Names of the node's `wgl` interfaces.
     pub fn planes_of(&self, node: usize) -> Result<Vec<String>> {
         let shown = self.nodes[node].ns.output("ip", &["-o", "link", "show"])?;
@@ -184,10 +202,10 @@ fn flow_timeout(every: Duration) -> u64 {
     (4 * every.as_micros() as u64 / TICK.as_micros() as u64).clamp(4, USUAL)
 }
 
-/// `vxlan`: the location has that overlay, and conntrack is to remember its flows for so many seconds.
+/// `vxlan`: the overlay of the location, and for how many seconds conntrack is to remember its flows.
 fn build_node(
     node: &Node,
-    vxlan: Option<u64>,
+    vxlan: Option<(Vxlan, u64)>,
     dir: PathBuf,
 ) -> Result<(LabNode, Option<std::os::fd::OwnedFd>)> {
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
@@ -243,9 +261,9 @@ fn build_node(
     }
     ns.ip(&lines)?;
     pod.ip(&pod_lines)?;
-    if let Some(timeout) = vxlan {
+    if let Some((vxlan, timeout)) = vxlan {
         // Needed before the fault to know which flows are old; see `vxlan_flow_chain`.
-        ns.nft(&vxlan_flow_chain(false))?;
+        ns.nft(&vxlan_flow_chain(vxlan, false))?;
         ns.sysctl("netfilter/nf_conntrack_acct", "1")?;
         for setting in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
             ns.sysctl(&format!("netfilter/{setting}"), &timeout.to_string())?;

@@ -17,6 +17,7 @@ impl World {
     pub fn crash(&self, node: usize) -> Result<()> {
         self.wan.change_uplink(node, |u| u.cut = true);
         self.lan_link(node, false)?;
+        self.management_link(node, false)?;
         self.kill_processes(node)?;
         self.kill_daemon(node)
     }
@@ -35,6 +36,7 @@ impl World {
         let _ = n.ns.output("sh", &["-c", "rm -rf /run/* /var/run/wireguard"]);
         self.wan.change_uplink(node, |u| u.cut = false);
         self.lan_link(node, true)?;
+        self.management_link(node, true)?;
         self.start_daemon(node)
     }
 

@@ -1,0 +1,74 @@
+//! leaderd on every node beside Kilo, told of the cluster: `leaderd run --kubernetes`, as its chart in `deploy/helm` says.
+//!
+//! The chart itself is applied with the real Helm and the real API server: CRD, roles, admission policy. Its DaemonSet stays an object,
+//! as nothing here starts containers; the lab starts the daemons, each in its node's namespaces, with the name and the rights of the
+//! chart's service account.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use wgctl_lab::{Instead, World};
+
+use super::api::Api;
+use super::control_plane::{ControlPlane, User};
+use super::programs::Programs;
+
+pub const NAMESPACE: &str = "leaderd";
+pub const POOLS: &str = "/apis/leaderd.io/v1alpha1/locationpools";
+
+/// Path of a pool.
+pub fn pool_path(name: &str) -> String {
+    format!("{POOLS}/{name}")
+}
+
+/// Applies the chart and a pool for each location, and says how the world's daemons are to be started.
+pub fn prepare(world: &mut World, control: &ControlPlane, programs: &Programs) -> Result<()> {
+    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    let api = control.api(User::Admin)?;
+    api.create("/api/v1/namespaces", &namespace)?;
+    control.kubectl(&["apply", "-f", "-"], &chart(programs)?)?;
+    let crd = "crd/locationpools.leaderd.io";
+    control.kubectl(&["wait", "--for=condition=established", "--timeout=60s", crd], "")?;
+    for location in &world.topology.locations {
+        create_pool(&api, &location.name, json!({"location": location.name, "steering": "kilo"}))?;
+    }
+    let settings = world.dir.join("settings.toml");
+    std::fs::write(&settings, "")?;
+    for n in &world.nodes {
+        // It makes its own.
+        std::fs::remove_dir_all(n.dir.join("keys"))?;
+        let config = n.dir.join("leaderd.kubeconfig");
+        control.write_kubeconfig(User::Leaderd, &config)?;
+        let arguments = vec!["--kubernetes".into(), "--settings".into(), settings.clone().into()];
+        let environment =
+            vec![("KUBECONFIG", config.into_os_string()), ("POD_NAMESPACE", NAMESPACE.into())];
+        world.instead.push(Instead { arguments, environment });
+    }
+    Ok(())
+}
+
+/// The chart as it is installed, with its CRD and with the admission policy that it can have.
+fn chart(programs: &Programs) -> Result<String> {
+    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/leaderd");
+    let out = Command::new(programs.kilo.join("helm"))
+        .args(["template", "leaderd"])
+        .arg(&chart)
+        .args(["--namespace", NAMESPACE, "--include-crds"])
+        .arg("--values")
+        .arg(chart.join("ci/test-values.yaml"))
+        .args(["--set", "admissionPolicy.enabled=true,monitoring.enabled=false"])
+        .env("HOME", "/nonexistent")
+        .output()
+        .context("helm")?;
+    ensure!(out.status.success(), "helm template: {}", String::from_utf8_lossy(&out.stderr).trim());
+    Ok(String::from_utf8(out.stdout)?)
+}
+
+pub fn create_pool(api: &Api, name: &str, spec: Value) -> Result<()> {
+    let pool = json!({
+        "apiVersion": "leaderd.io/v1alpha1", "kind": "LocationPool", "metadata": {"name": name}, "spec": spec,
+    });
+    api.create(POOLS, &pool).map(drop)
+}

@@ -1,0 +1,25 @@
+//! Kilo in Kubernetes, in the lab: the real etcd and kube-apiserver, and beside each node's data path a stand-in of Kilo.
+//!
+//! ```text
+//! rig ─ world of the lab (namespaces, WAN, faults, meters) with its management network
+//!   ├ programs       what `tests/kilo/build` built
+//!   ├ control_plane  etcd, kube-apiserver, who may do what ── api: HTTPS to it
+//!   ├ cluster        Node objects, as kubelet and a cloud leave them
+//!   ├ flannel        flannel.1 of each node
+//!   ├ stand_in       Kilo's agent on each node: `rules` (pure) and `device` (kilo0, routes)
+//!   └ beside         leaderd on each node, told of the cluster
+//! ```
+//!
+//! **Kilo itself is not in here.** It could not be had: the Go module proxy answers 403, 'This module version is not available',
+//! for every version of its module. [`stand_in`] says what is played instead, and by which of Kilo's rules.
+
+pub mod api;
+pub mod beside;
+pub mod cluster;
+pub mod control_plane;
+pub mod device;
+pub mod flannel;
+pub mod programs;
+pub mod rig;
+pub mod rules;
+pub mod stand_in;

@@ -1,0 +1,194 @@
+//! A cluster in the lab, built for one test and gone with it.
+
+use std::fmt;
+use std::io::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use wgctl_lab::{
+    LabDir, Meter, Meters, Scenario, TICK, Users, World, longest_outage, run_inside_as,
+    wall_micros,
+};
+
+use super::api::Api;
+use super::beside;
+use super::cluster;
+use super::control_plane::{ControlPlane, User};
+use super::flannel;
+use super::programs::Programs;
+use super::stand_in::StandIn;
+use crate::bench_peers::carriers::Carriers;
+use crate::bench_peers::play::{Blackout, TRANSIT, steady_within};
+
+/// Two locations of two gateways, which have a public endpoint, and a member, which has none. Meters run between the members.
+pub const TWO_LOCATIONS: &str = "title = \"Kilo\"\nlocation = \"cloud\"\n[locations.onprem]\noverlay = \"flannel\"\ncandidates = 2\nmembers = 1\n\
+     [locations.cloud]\noverlay = \"flannel\"\ncandidates = 2\nmembers = 1\n";
+/// Bytes of the meters' packets.
+const SIZE: u16 = 128;
+/// Until traffic flows. Two ends that begin a handshake in the same moment both wait 5 s.
+const FLOWS_WITHIN: Duration = Duration::from_secs(60);
+/// How long whatever a test waits for may take. Generous: a shared machine.
+pub const LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Everything that runs.
+#[derive(Debug)]
+pub struct Rig {
+    pub world: Arc<World>,
+    pub control: ControlPlane,
+    pub kilo: StandIn,
+    /// As administrator, from outside of all nodes.
+    pub api: Api,
+    pub programs: Programs,
+}
+
+/// Who runs beside Kilo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beside {
+    Nobody,
+    Leaderd,
+}
+
+/// Builds it in a sandbox of its own and runs `test` there, whose line about what it saw comes back. Logs are kept in `logs`, which is
+/// made anew. Must be called from a process with one thread.
+pub fn in_lab(
+    name: &str,
+    beside: Beside,
+    programs: &Programs,
+    logs: &Path,
+    test: fn(&mut Rig) -> Result<String>,
+) -> Result<String> {
+    let dir = LabDir::create(&format!("kilo-{name}-{}", std::process::id()))?;
+    let _ = std::fs::remove_dir_all(logs);
+    std::fs::create_dir_all(logs).with_context(|| logs.display().to_string())?;
+    let (code, out) = run_inside_as(Users::RootAlone, &dir, |dir, mut pipe| {
+        let said = Rig::build(beside, programs, dir).and_then(|mut rig| {
+            // A panic must not leave the sandbox: whoever called us runs in another process.
+            let tried = std::panic::AssertUnwindSafe(|| test(&mut rig));
+            let said = std::panic::catch_unwind(tried)
+                .unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked; see above")));
+            rig.save_logs(logs)?;
+            said
+        });
+        let said = said.map_err(|e| format!("{e:#}"));
+        pipe.write_all(&serde_json::to_vec(&said)?)?;
+        Ok(0)
+    })?;
+    ensure!(code == 0, "the lab ended with code {code}");
+    let said: Result<String, String> = serde_json::from_slice(&out).context("no result")?;
+    said.map_err(|why| anyhow::anyhow!("{why}\nlogs: {}", logs.display()))
+}
+
+impl Rig {
+    fn build(beside: Beside, programs: &Programs, dir: &LabDir) -> Result<Self> {
+        let scenario = Scenario::parse("kilo", TWO_LOCATIONS)?;
+        let leaderd = (beside == Beside::Leaderd).then(|| programs.leaderd.clone());
+        let mut world = World::build(&scenario, dir, leaderd)?;
+        world.manage()?;
+        let control = ControlPlane::start(programs, &world.dir.join("cluster"))?;
+        control.kubectl(&["apply", "-f", "-"], include_str!("kilo-rbac.yaml"))?;
+        let api = control.api(User::Admin)?;
+        cluster::create_nodes(&api, &world)?;
+        flannel::set_up(&world)?;
+        if beside == Beside::Leaderd {
+            beside::prepare(&mut world, &control, programs)?;
+        }
+        let world = Arc::new(world);
+        let kilo = StandIn::start(&world, &control.api(User::Kilo)?)?;
+        if beside == Beside::Leaderd {
+            world.start_daemons()?;
+        }
+        Ok(Self { world, control, kilo, api, programs: programs.clone() })
+    }
+
+    pub fn node(&self, name: &str) -> usize {
+        self.world.topology.node(name).unwrap_or_else(|e| panic!("{e:#}"))
+    }
+
+    /// Starts the meters between the members' workloads, and waits until next to nothing is lost.
+    pub fn traffic(&self) -> Result<Traffic> {
+        let (from, to) = self.world.topology.metered(&self.world.scenario)?;
+        let (a, b) = (&self.world.nodes[from], &self.world.nodes[to]);
+        let (a, b) = ((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)));
+        let traffic =
+            Traffic { meters: Meters::start(a, b, SIZE, TICK)?, carriers: Carriers::watch(&self.world)? };
+        traffic.wait_steady("at the start")?;
+        Ok(traffic)
+    }
+
+    fn save_logs(&self, to: &Path) -> Result<()> {
+        self.control.save_logs(to)?;
+        self.world.save_logs(to)
+    }
+}
+
+/// Waits until it holds. The error says what did not, and `story`.
+pub fn wait_for(
+    what: &str,
+    story: impl Fn() -> String,
+    mut holds: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    while !holds().with_context(|| what.to_owned())? {
+        if Instant::now() > deadline {
+            bail!("not within {LIMIT:?}: {what}; {}", story());
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+/// Running meters, and a watch on who carries what they send.
+#[derive(Debug)]
+pub struct Traffic {
+    meters: Meters,
+    pub carriers: Carriers,
+}
+
+/// What the meters saw: new flows, established flow; the worse direction of a blackout, both directions of counts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Account {
+    pub blackout: [Blackout; 2],
+    pub lost: [u64; 2],
+    pub sent: [u64; 2],
+}
+
+impl Traffic {
+    /// Waits until next to nothing is lost for a second.
+    pub fn wait_steady(&self, when: &str) -> Result<()> {
+        ensure!(
+            steady_within(&self.meters, FLOWS_WITHIN),
+            "traffic does not flow {when} within {FLOWS_WITHIN:?}"
+        );
+        Ok(())
+    }
+
+    /// Of what was sent from `since` (microseconds since the Unix epoch) until now. Waits for what is under way.
+    pub fn account(&self, since: u64) -> Account {
+        let until = wall_micros();
+        std::thread::sleep(TRANSIT);
+        let all = [Meter::NewFlows, Meter::Established];
+        let blackout = all.map(|m| {
+            let both = self.meters.streams(m).map(|s| longest_outage(&s, since, until));
+            let ms = both.iter().map(|o| o.length).max().unwrap_or(0) as f64 / 1e3;
+            Blackout { ms, unfinished: both.iter().any(|o| o.unfinished) }
+        });
+        let tallies = all.map(|m| self.meters.tally(m, since, until));
+        Account { blackout, lost: tallies.map(|t| t.lost), sent: tallies.map(|t| t.sent) }
+    }
+}
+
+impl fmt::Display for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, name) in ["new flows", "established flow"].into_iter().enumerate() {
+            let b = self.blackout[i];
+            let end = if b.unfinished { ", not ended" } else { "" };
+            let comma = if i > 0 { "; " } else { "" };
+            let (lost, sent) = (self.lost[i], self.sent[i]);
+            write!(f, "{comma}{name}: blackout {:.0} ms{end}, {lost} of {sent} lost", b.ms)?;
+        }
+        Ok(())
+    }
+}

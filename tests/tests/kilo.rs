@@ -1,0 +1,68 @@
+//! Kilo's stand-in in the lab against the real kube-apiserver and etcd, alone and with leaderd beside it (`make test-kilo`).
+//!
+//! One test after the other, each in a cluster of its own: they share the machine's cores. Not under libtest, since the lab forks, which
+//! needs a process with one thread. Arguments that do not start with `-` filter by name. What is missing is a failure, never a skip.
+//! Logs of etcd, the API server and the daemons are kept in `TARGET/kilo/logs`.
+
+#[path = "kilo/alone.rs"]
+mod alone;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use ::tests::kilo::programs::Programs;
+use ::tests::kilo::rig::{Beside, Rig, in_lab};
+
+type Test = (&'static str, Beside, fn(&mut Rig) -> anyhow::Result<String>);
+
+const TESTS: &[Test] = &[
+    ("kilo_alone_does_not_see_new_flows_die", Beside::Nobody, alone::new_flows_die),
+    ("kilo_alone_moves_where_it_is_told_to_and_loses_packets", Beside::Nobody, alone::a_planned_move),
+    (
+        "kilo_cuts_a_location_off_when_who_has_no_public_endpoint_is_annotated",
+        Beside::Nobody,
+        alone::a_private_leader,
+    ),
+    ("kilo_forwards_while_the_api_server_is_away", Beside::Nobody, alone::the_api_server_is_away),
+];
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
+    let chosen: Vec<&Test> = TESTS
+        .iter()
+        .filter(|(n, ..)| filters.is_empty() || filters.iter().any(|f| n.contains(f.as_str())))
+        .collect();
+    if args.iter().any(|a| a == "--list") {
+        chosen.iter().for_each(|(n, ..)| println!("{n}: test"));
+        return ExitCode::SUCCESS;
+    }
+    println!("\nrunning {} tests", chosen.len());
+    let programs = match Programs::find() {
+        Ok(programs) => programs,
+        Err(e) => {
+            println!("test prerequisites ... FAILED\n    {e:#}");
+            return ExitCode::from(101);
+        }
+    };
+    let (start, mut failed) = (Instant::now(), 0);
+    for (name, beside, test) in &chosen {
+        let began = Instant::now();
+        let logs = programs.kilo.with_file_name("logs").join(name);
+        match in_lab(name, *beside, &programs, &logs, *test) {
+            Ok(line) => println!("test {name} ... ok ({:.0} s)\n    {line}", began.elapsed().as_secs_f64()),
+            Err(e) => {
+                failed += 1;
+                println!("test {name} ... FAILED\n    {}", format!("{e:#}").replace('\n', "\n    "));
+            }
+        }
+    }
+    let word = if failed == 0 { "ok" } else { "FAILED" };
+    println!(
+        "\ntest result: {word}. {} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
+        chosen.len() - failed,
+        TESTS.len() - chosen.len(),
+        start.elapsed().as_secs_f64()
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) }
+}
