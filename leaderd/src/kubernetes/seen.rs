@@ -9,6 +9,7 @@ use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
 use leaderd_core::cluster::{ClusterNode, ClusterView, MeshObject, Pool};
+use leaderd_core::mesh;
 
 use super::backoff::Backoff;
 use super::convert;
@@ -125,13 +126,14 @@ impl Seen {
         }
     }
 
-    /// Where the object was deleted, or has lost its text, the text that was in force stays known: it is written again, and
-    /// generations do not begin anew.
+    /// Where the object was deleted, has lost its text, or holds an older mesh (made anew, or from a backup), the text that was
+    /// in force stays known: it is written again, as no daemon goes back to an older generation.
     fn set_mesh(&mut self, object: Option<ConfigMap>) {
         let before = self.view.mesh.take().map(|m| m.text);
         let version =
             object.as_ref().map(|o| o.metadata.resource_version.clone().unwrap_or_default());
-        let text = object.and_then(convert::mesh_text);
+        let newer = |text: &String| before.as_ref().is_none_or(|before| !is_older(text, before));
+        let text = object.and_then(convert::mesh_text).filter(newer);
         self.mesh_lost = text.is_none();
         self.view.mesh = match (version, text.or(before)) {
             (None, None) => None,
@@ -141,6 +143,15 @@ impl Seen {
             }),
         };
     }
+}
+
+/// Both are of one mesh, and this one's generation is lower.
+fn is_older(text: &str, than: &str) -> bool {
+    if text == than {
+        return false;
+    }
+    let (Ok(this), Ok(that)) = (mesh::parse(text), mesh::parse(than)) else { return false };
+    this.name == that.name && this.generation < that.generation
 }
 
 fn map<A, B>(event: Event<A>, f: impl Fn(A) -> B) -> Event<B> {
@@ -214,5 +225,27 @@ mod tests {
             seen.mesh(event);
         }
         assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("4")), false));
+    }
+
+    #[test]
+    fn a_mesh_of_an_older_generation_is_not_gone_back_to() {
+        let keys = |i: u8| mesh::ExampleKeys { wireguard: [i; 32], control: [100 + i; 32] };
+        let text = |generation: u32| {
+            let text = mesh::example(std::array::from_fn(|i| keys(i as u8 + 1)));
+            let text = text.replace("generation = 1", &format!("generation = {generation}"));
+            assert_eq!(mesh::parse(&text).unwrap().generation.0, u64::from(generation));
+            text
+        };
+        let mut seen = Seen::default();
+        seen.mesh(Event::Apply(object("1", Some(&text(7)))));
+        seen.mesh(Event::Apply(object("2", Some(&text(6)))));
+        let now = seen.view.mesh.clone().unwrap();
+        assert_eq!((now.resource_version.as_str(), seen.mesh_lost), ("2", true));
+        assert_eq!(now.text, text(7));
+        seen.mesh(Event::Apply(object("3", Some(&text(8)))));
+        assert!(!seen.mesh_lost);
+        // What is no mesh is for the core to say.
+        seen.mesh(Event::Apply(object("4", Some("nonsense"))));
+        assert_eq!(seen.view.mesh.clone().unwrap().text, "nonsense");
     }
 }
