@@ -97,8 +97,8 @@ pub struct PoolPolicy {
 }
 
 /// The ConfigMap that holds the mesh file. Whoever changes it counts the generation up, with its `resourceVersion` as
-/// precondition: so all nodes run the same file, and indexes and slots are kept from the file before. If the object is gone and the
-/// text is still known, it is the text with an empty `resource_version`: then it is made again as it was.
+/// precondition: so all nodes run the same file, and indexes and slots are kept from the file before. If the object is gone
+/// while its text is still known, the view keeps the text, so that numbers stay; the shell makes the object again.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct MeshObject {
     pub resource_version: String,

@@ -252,10 +252,18 @@ impl<'a> Draft<'a> {
         settings: &Settings,
     ) -> Result<(String, Mesh), Vec<Fault>> {
         let indexes = self.indexes(view, before);
+        if self.facts.is_empty() {
+            let message = "no node of the cluster is in the mesh yet: leaderd has to run there and to have published its keys, and \
+                           the node to be in a location";
+            self.problems.push(Problem { subject: Subject::Mesh, message: message.to_owned() });
+        }
         let read = |generation: u64| {
             let (text, blames) = text::text(self, settings, before, &indexes, generation);
             let faults = |found: Vec<Diagnostic>| {
-                found.into_iter().map(|d| (blames.of(d.line), d)).collect::<Vec<Fault>>()
+                let all = found.into_iter().map(|d| (blames.of(d.line), d));
+                // Of an empty mesh all but the settings' own mistakes go without saying.
+                all.filter(|(b, _)| !self.facts.is_empty() || *b == Blame::Settings)
+                    .collect::<Vec<Fault>>()
             };
             mesh::parse(&text).map(|m| (text, m)).map_err(faults)
         };
