@@ -61,12 +61,14 @@ fmt:
 
 clippy:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p leaderd --features kubernetes --all-targets -- -D warnings
 
 doc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
 
 unit:
 	cargo test --locked --workspace --exclude tests
+	cargo test --locked -p leaderd --features kubernetes --lib kubernetes
 
 # The mesh in virtual time, recordings, and the fuzzer's corpus: all of package tests but what needs the lab.
 simulation: sim

@@ -95,11 +95,7 @@ impl Api {
     }
 
     /// Lists, then watches until `on` breaks it off or something fails. The server's own end of a watch is not one.
-    pub fn follow(
-        &self,
-        path: &str,
-        mut on: impl FnMut(Change) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn follow(&self, path: &str, mut on: impl FnMut(Change) -> ControlFlow<()>) -> Result<()> {
         let list = self.get(path)?;
         let mut version = version_of(&list);
         let items = list["items"].as_array().cloned().unwrap_or_default();

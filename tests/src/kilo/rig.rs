@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use wgctl_lab::{
-    LabDir, Meter, Meters, Scenario, TICK, Users, World, longest_outage, run_inside_as,
-    wall_micros,
+    LabDir, Meter, Meters, Scenario, TICK, Users, World, longest_outage, run_inside_as, wall_micros,
 };
 
 use super::api::Api;
@@ -112,8 +111,10 @@ impl Rig {
         let (from, to) = self.world.topology.metered(&self.world.scenario)?;
         let (a, b) = (&self.world.nodes[from], &self.world.nodes[to]);
         let (a, b) = ((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)));
-        let traffic =
-            Traffic { meters: Meters::start(a, b, SIZE, TICK)?, carriers: Carriers::watch(&self.world)? };
+        let traffic = Traffic {
+            meters: Meters::start(a, b, SIZE, TICK)?,
+            carriers: Carriers::watch(&self.world)?,
+        };
         traffic.wait_steady("at the start")?;
         Ok(traffic)
     }

@@ -18,6 +18,9 @@ mod steer;
 mod task;
 mod view;
 
+#[cfg(test)]
+mod fixture;
+
 pub use rank::turn;
 pub use render::{Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject, render};
 pub use report::{

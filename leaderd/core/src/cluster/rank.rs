@@ -38,3 +38,8 @@ fn weight(key: &str, name: &str) -> u64 {
     h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
     h ^ (h >> 33)
 }
+
+/// The first of `all` by the same order.
+pub(super) fn first<'a>(all: impl Iterator<Item = &'a str>, key: &str) -> Option<&'a str> {
+    all.max_by_key(|n| (weight(key, n), *n))
+}

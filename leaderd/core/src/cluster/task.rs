@@ -144,3 +144,6 @@ impl Turns {
 
 /// After a try, the same is not tried again for so long (and this daemon's wait): the view needs time to show what was written.
 const RETRY: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests;

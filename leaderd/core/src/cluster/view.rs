@@ -97,7 +97,8 @@ pub struct PoolPolicy {
 }
 
 /// The ConfigMap that holds the mesh file. Whoever changes it counts the generation up, with its `resourceVersion` as
-/// precondition: so all nodes run the same file, and indexes and slots are kept from the file before.
+/// precondition: so all nodes run the same file, and indexes and slots are kept from the file before. If the object is gone
+/// while its text is still known, the view keeps the text, so that numbers stay; the shell makes the object again.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct MeshObject {
     pub resource_version: String,
@@ -107,6 +108,8 @@ pub struct MeshObject {
 
 /// Annotations and labels, Kilo's and ours.
 pub mod names {
+    /// Of all annotations that are ours.
+    pub const PREFIX: &str = "leaderd.io/";
     pub const KILO_LOCATION: &str = "kilo.squat.ai/location";
     pub const KILO_LEADER: &str = "kilo.squat.ai/leader";
     pub const KILO_ENDPOINT: &str = "kilo.squat.ai/endpoint";

@@ -68,6 +68,16 @@ pub fn parse(text: &str) -> Result<Mesh, Vec<Diagnostic>> {
     Err(sink.into_diagnostics())
 }
 
+pub(crate) use values::show_duration;
+
+/// A DNS name in lower case, if the text is one.
+pub(crate) fn host_name(text: &str) -> Option<String> {
+    match values::host(text) {
+        Ok(Host::Name(name)) => Some(name),
+        _ => None,
+    }
+}
+
 /// The first address of a prefix that a host may have: the network address only where there is no other.
 pub(crate) fn first_host(prefix: &IpNet) -> std::net::IpAddr {
     match prefix {

@@ -118,7 +118,7 @@ pub(super) fn parse_duration(text: &str) -> Option<Duration> {
 }
 
 /// The shortest text that [`parse_duration`] reads back.
-pub(super) fn show_duration(d: Duration) -> String {
+pub(crate) fn show_duration(d: Duration) -> String {
     let micros = d.as_micros();
     let units = [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
     match units.into_iter().find(|(size, _)| micros >= *size && micros.is_multiple_of(*size)) {

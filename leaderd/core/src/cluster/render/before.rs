@@ -1,0 +1,70 @@
+//! The mesh file before: what is pinned, and what a node said when it last said it.
+
+use std::collections::BTreeMap;
+
+use toml::{Table, Value};
+
+use super::{Problem, Subject};
+use crate::cluster::view::ClusterView;
+use crate::mesh::{self, Mesh, Node};
+
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    pub text: String,
+    /// `None` if there was none, or if it was damaged.
+    pub mesh: Option<Mesh>,
+    pub generation: u64,
+    /// By name of the node. Read even from a file that is no good mesh.
+    indexes: BTreeMap<String, u16>,
+    /// By name of the node: location and slot.
+    slots: BTreeMap<String, (String, u8)>,
+}
+
+impl Before {
+    pub fn of(view: &ClusterView, problems: &mut Vec<Problem>) -> Self {
+        let text = view.mesh.as_ref().map_or("", |m| m.text.as_str()).to_owned();
+        if text.trim().is_empty() {
+            return Self::default();
+        }
+        let mesh = mesh::parse(&text).ok();
+        if mesh.is_none() {
+            let message = "the mesh file in the cluster was damaged: it is made anew, with as many of its indexes and slots as \
+                           could be read; let nobody edit it but leaderd";
+            problems.push(Problem { subject: Subject::Mesh, message: message.to_owned() });
+        }
+        let table = text.parse::<Table>().unwrap_or_default();
+        let number = |v: &Value, key: &str| v.get(key).and_then(Value::as_integer);
+        let generation = table.get("mesh").and_then(|m| number(m, "generation")).unwrap_or(0);
+        let mut before = Self {
+            text,
+            mesh,
+            generation: u64::try_from(generation).unwrap_or(0),
+            ..Self::default()
+        };
+        for (name, node) in table.get("nodes").and_then(Value::as_table).into_iter().flatten() {
+            if let Some(index) = number(node, "index").and_then(|i| u16::try_from(i).ok()) {
+                before.indexes.insert(name.clone(), index);
+            }
+            let slot = number(node, "slot").and_then(|s| u8::try_from(s).ok());
+            if let (Some(slot), Some(location)) =
+                (slot, node.get("location").and_then(Value::as_str))
+            {
+                before.slots.insert(name.clone(), (location.to_owned(), slot));
+            }
+        }
+        before
+    }
+
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.mesh.as_ref()?.nodes.values().find(|n| n.name.as_str() == name)
+    }
+
+    /// The slot that a node had in a location.
+    pub fn slot(&self, name: &str, location: &str) -> Option<u8> {
+        self.slots.get(name).filter(|(l, _)| l == location).map(|(_, s)| *s)
+    }
+
+    pub fn index(&self, name: &str) -> Option<u16> {
+        self.indexes.get(name).copied()
+    }
+}

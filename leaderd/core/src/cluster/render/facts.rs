@@ -1,0 +1,189 @@
+//! What a Node object says, as the mesh file wants it.
+
+use std::net::IpAddr;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
+
+use super::before::Before;
+use super::{Problem, Subject};
+use crate::cluster::view::{ClusterNode, names};
+use crate::ids::{LocationName, NodeName};
+use crate::mesh::{Host, Node};
+
+/// One node of the mesh to be.
+#[derive(Clone, Debug)]
+pub(super) struct Facts {
+    pub name: NodeName,
+    pub location: LocationName,
+    pub address: IpAddr,
+    pub prefixes: Vec<IpNet>,
+    /// Where other locations reach it; or why they do not, so that it may not lead.
+    pub endpoint: Result<Host, String>,
+    /// Base64.
+    pub wireguard_key: String,
+    pub control_key: String,
+}
+
+/// The facts of a node; `None` if it stays out for now, with a problem unless it only has not published its keys yet. What it no
+/// longer says is taken from the mesh before: a node that is in the mesh does not fall out for a lost annotation.
+pub(super) fn facts(
+    node: &ClusterNode,
+    before: &Before,
+    problems: &mut Vec<Problem>,
+) -> Option<Facts> {
+    let was = before.node(&node.name);
+    let mut say = |message: String| {
+        problems.push(Problem { subject: Subject::Node(node.name.clone()), message });
+    };
+    let Ok(name) = node.name.parse::<NodeName>() else {
+        say("its name is too long for the mesh: leaderd takes up to 63 characters".to_owned());
+        return None;
+    };
+    let keys = [names::WIREGUARD_KEY, names::CONTROL_KEY].map(|k| key(node, k, &mut say));
+    let kept = was.map(|n| [STANDARD.encode(n.wireguard_key.0), STANDARD.encode(n.control_key.0)]);
+    let [wireguard_key, control_key] = match (keys, kept) {
+        ([Some(w), Some(c)], _) => [w, c],
+        (_, Some(kept)) => kept,
+        // Its daemon will publish them.
+        (_, None) => return None,
+    };
+    let location = location(node, was, &mut say)?;
+    let Some(address) = address(node, &mut say).or(was.map(|n| n.address)) else {
+        say(format!(
+            "it has no address within its location: set annotation {} or an InternalIP",
+            names::KILO_INTERNAL_IP
+        ));
+        return None;
+    };
+    let mut prefixes: Vec<IpNet> = node.pod_cidrs.iter().map(IpNet::trunc).collect();
+    if prefixes.is_empty() {
+        prefixes = was.map(|n| n.prefixes.clone()).unwrap_or_default();
+    }
+    prefixes.sort();
+    prefixes.dedup();
+    let endpoint = endpoint(node);
+    Some(Facts { name, location, address, prefixes, endpoint, wireguard_key, control_key })
+}
+
+/// The location as Kilo names it, if the node says one.
+pub(in crate::cluster) fn location_of(node: &ClusterNode) -> Option<&str> {
+    let annotation = node.annotations.get(names::KILO_LOCATION).filter(|l| !l.is_empty());
+    annotation
+        .or_else(|| node.labels.get(names::REGION))
+        .map(String::as_str)
+        .filter(|l| !l.is_empty())
+}
+
+fn location(
+    node: &ClusterNode,
+    was: Option<&Node>,
+    say: &mut impl FnMut(String),
+) -> Option<LocationName> {
+    match (location_of(node).map(str::parse::<LocationName>), was) {
+        (Some(Ok(location)), _) => Some(location),
+        (Some(Err(e)), was) => {
+            let stays =
+                was.map_or("it is left out".to_owned(), |w| format!("it stays in {}", w.location));
+            say(format!("its location is no name of leaderd's, and {stays}: {e}"));
+            was.map(|w| w.location.clone())
+        }
+        (None, Some(was)) => {
+            say(format!(
+                "it names no location any more, and stays in {}: set annotation {} again",
+                was.location,
+                names::KILO_LOCATION
+            ));
+            Some(was.location.clone())
+        }
+        (None, None) => {
+            say(format!(
+                "it is in no location, and left out: set annotation {} or label {}",
+                names::KILO_LOCATION,
+                names::REGION
+            ));
+            None
+        }
+    }
+}
+
+fn key(node: &ClusterNode, name: &str, say: &mut impl FnMut(String)) -> Option<String> {
+    let text = node.annotations.get(name)?;
+    let good = STANDARD.decode(text).is_ok_and(|k| k.len() == 32 && k != [0; 32]);
+    if !good {
+        say(format!("annotation {name} is no key: remove it, its daemon will set it again"));
+    }
+    good.then(|| text.clone())
+}
+
+fn address(node: &ClusterNode, say: &mut impl FnMut(String)) -> Option<IpAddr> {
+    // Kilo takes "-" for 'none'.
+    let told = node.annotations.get(names::KILO_INTERNAL_IP).filter(|a| !a.is_empty() && *a != "-");
+    if let Some(told) = told {
+        match told.parse::<IpNet>().map(|n| n.addr()).or_else(|_| told.parse::<IpAddr>()) {
+            Ok(ip) => return Some(ip),
+            Err(_) => say(format!(
+                "annotation {} is {told:?}: write an address with its prefix length, such as 10.0.0.5/24",
+                names::KILO_INTERNAL_IP
+            )),
+        }
+    }
+    node.internal.first().copied()
+}
+
+/// Where other locations reach the node: Kilo's annotations first, then the ExternalIP. Only what Kilo takes for public: a leader
+/// with a private endpoint cuts its location off.
+fn endpoint(node: &ClusterNode) -> Result<Host, String> {
+    let told = [names::KILO_FORCE_ENDPOINT, names::KILO_ENDPOINT];
+    let told = told.into_iter().find_map(|k| {
+        node.annotations.get(k).filter(|v| !v.is_empty() && *v != "-").map(|v| (k, v))
+    });
+    let host = match told {
+        Some((annotation, text)) => host(text).ok_or_else(|| {
+            format!(
+                "annotation {annotation} is {text:?}: write a host and a port, such as 203.0.113.7:51820 or [2001:db8::7]:51820"
+            )
+        })?,
+        None => {
+            let public = node.external.iter().copied().find(|ip| is_public(*ip));
+            Host::Ip(public.or(node.external.first().copied()).ok_or_else(|| {
+                format!(
+                    "it has no endpoint: set annotation {} to an address that other locations reach, with a port",
+                    names::KILO_FORCE_ENDPOINT
+                )
+            })?)
+        }
+    };
+    match host {
+        Host::Ip(ip) if !is_public(ip) => Err(format!(
+            "its endpoint {ip} is private, so other locations cannot reach it: set annotation {} to one that they reach",
+            names::KILO_FORCE_ENDPOINT
+        )),
+        host => Ok(host),
+    }
+}
+
+/// The host of `host:port`; IPv6 in brackets.
+fn host(text: &str) -> Option<Host> {
+    let (host, port) = text.rsplit_once(':')?;
+    port.parse::<u16>().ok().filter(|p| *p != 0)?;
+    if let Some(v6) = host.strip_prefix('[') {
+        return v6.strip_suffix(']')?.parse().ok().map(IpAddr::V6).map(Host::Ip);
+    }
+    if let Ok(v4) = host.parse() {
+        return Some(Host::Ip(IpAddr::V4(v4)));
+    }
+    crate::mesh::host_name(host).map(Host::Name)
+}
+
+/// Not of a private, link-local, loopback or unspecified range (RFC 1918, 3927, 4193, 4291).
+fn is_public(ip: IpAddr) -> bool {
+    !ip.is_unspecified()
+        && !ip.is_loopback()
+        && !ip.is_multicast()
+        && match ip {
+            IpAddr::V4(ip) => !ip.is_private() && !ip.is_link_local() && !ip.is_broadcast(),
+            IpAddr::V6(ip) => !ip.is_unique_local() && !ip.is_unicast_link_local(),
+        }
+}

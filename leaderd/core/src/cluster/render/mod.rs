@@ -1,0 +1,381 @@
+//! From the cluster to the text of `mesh.toml`.
+//!
+//! ```text
+//! nodes → facts ┐
+//! pools ────────┼→ choose (candidates, slots, witnesses) → text → mesh::parse
+//! mesh before ──┘                                           ↑ again without what was at fault, if that is new
+//! ```
+//!
+//! Indexes and slots are pinned by the mesh before. A node that is in it stays in it as long as the Node exists: what it no longer
+//! says is taken from there.
+
+mod before;
+mod choose;
+mod facts;
+mod settings;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::view::{ClusterView, Pool, Steering};
+use crate::ids::{LocationName, NodeName, Slot};
+use crate::mesh::{self, Diagnostic, Mesh};
+
+use before::Before;
+use choose::{Chooser, Place};
+use facts::Facts;
+pub(super) use facts::location_of;
+use settings::Settings;
+use text::Blame;
+
+/// What became of a view.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Rendered {
+    /// The mesh file that shall be in force: byte for byte the one before if nothing but its form would differ. `None`: no good one
+    /// can be made (the problems say why), and the one in force stays.
+    pub text: Option<String>,
+    /// `text`, read.
+    pub mesh: Option<Mesh>,
+    /// In the order of subjects. Empty: all is well.
+    pub problems: Vec<Problem>,
+    /// By name: what each pool came to.
+    pub pools: BTreeMap<String, RenderedPool>,
+}
+
+/// Something that a person should change.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Problem {
+    pub subject: Subject,
+    /// What is wrong, and what to do.
+    pub message: String,
+}
+
+/// What a problem is about.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Subject {
+    /// The settings file.
+    Settings,
+    /// The mesh object, or the mesh as a whole.
+    Mesh,
+    Pool(String),
+    Location(String),
+    Node(String),
+}
+
+/// What a pool came to.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RenderedPool {
+    /// `None` if the pool counts for nothing (no such location, or another pool has it): see the problems.
+    pub location: Option<LocationName>,
+    pub steering: Steering,
+    /// By slot.
+    pub candidates: Vec<RenderedCandidate>,
+    /// Nodes that were asked for and may not lead, by name.
+    pub refused: Vec<Refused>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RenderedCandidate {
+    pub node: NodeName,
+    pub slot: Slot,
+    pub priority: u16,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refused {
+    pub node: String,
+    pub reason: String,
+}
+
+/// The mesh file of a cluster. Deterministic: from one view every node renders the same bytes.
+///
+/// What is wrong with one node, pool or location is a problem and leaves the others be. Only what cannot be mended by leaving
+/// something new out (the settings, a node that is in the mesh) leaves the mesh in force as it is.
+pub fn render(view: &ClusterView, settings: &str) -> Rendered {
+    let mut problems = Vec::new();
+    let settings_read = settings::read(settings, &mut problems);
+    let before = Before::of(view, &mut problems);
+    let good = settings_read.is_some();
+    let settings = settings_read.unwrap_or_default();
+    let mut left_out = LeftOut::default();
+    // Each round leaves out something more, so there are only so many.
+    loop {
+        let mut draft = Draft::of(view, &before, &settings, &left_out);
+        let outcome = draft.outcome(view, &before, &settings);
+        if let Err(faults) = &outcome
+            && left_out.add(faults, &before, &mut problems)
+        {
+            continue;
+        }
+        problems.append(&mut draft.problems);
+        let pools = draft.pools;
+        let found = match outcome {
+            Ok(found) => Some(found),
+            Err(faults) => {
+                problems.extend(faults.into_iter().map(|(blame, d)| problem(&blame, &d)));
+                None
+            }
+        };
+        problems.sort();
+        problems.dedup();
+        let (text, mesh) = found.filter(|_| good).unzip();
+        return Rendered { text, mesh, problems, pools };
+    }
+}
+
+/// What is at fault, and how.
+type Fault = (Blame, Diagnostic);
+
+fn problem(blame: &Blame, d: &Diagnostic) -> Problem {
+    let subject = match blame {
+        Blame::Settings => Subject::Settings,
+        Blame::Whole => Subject::Mesh,
+        Blame::Policy { pool: Some(pool), .. } => Subject::Pool(pool.clone()),
+        Blame::Location(l) | Blame::Policy { location: l, .. } => Subject::Location(l.to_string()),
+        Blame::Node(n) => Subject::Node(n.to_string()),
+    };
+    let message =
+        if d.help.is_empty() { d.message.clone() } else { format!("{}: {}", d.message, d.help) };
+    Problem { subject, message }
+}
+
+/// What was left out, as the mesh file was no good with it.
+#[derive(Default)]
+struct LeftOut {
+    nodes: BTreeSet<NodeName>,
+    /// Locations whose pool's policy counts for nothing.
+    policies: BTreeSet<LocationName>,
+}
+
+impl LeftOut {
+    /// True if there was something to leave out. A node of the mesh in force never is.
+    fn add(&mut self, faults: &[Fault], before: &Before, problems: &mut Vec<Problem>) -> bool {
+        let mut more = false;
+        for (blame, diagnostic) in faults {
+            let (new, what) = match blame {
+                Blame::Node(n) if before.index(n.as_str()).is_none() => {
+                    (self.nodes.insert(n.clone()), "the node is left out")
+                }
+                Blame::Policy { location, .. } => {
+                    (self.policies.insert(location.clone()), "spec.policy counts for nothing")
+                }
+                _ => continue,
+            };
+            let mut p = problem(blame, diagnostic);
+            p.message = format!("{} ({what})", p.message);
+            problems.push(p);
+            more |= new;
+        }
+        more
+    }
+}
+
+/// The mesh to be, not yet checked.
+struct Draft<'a> {
+    facts: BTreeMap<NodeName, Facts>,
+    places: BTreeMap<LocationName, Place>,
+    by_location: BTreeMap<LocationName, &'a Pool>,
+    pools: BTreeMap<String, RenderedPool>,
+    problems: Vec<Problem>,
+    ignored_policies: BTreeSet<LocationName>,
+}
+
+impl<'a> Draft<'a> {
+    fn of(view: &'a ClusterView, before: &Before, settings: &Settings, left_out: &LeftOut) -> Self {
+        let mut problems = Vec::new();
+        let facts = view.nodes.values().filter_map(|n| facts::facts(n, before, &mut problems));
+        let mut facts: BTreeMap<NodeName, Facts> = facts
+            .filter(|f| !left_out.nodes.contains(&f.name))
+            .map(|f| (f.name.clone(), f))
+            .collect();
+        let by_location = pools_by_location(view, &facts, &mut problems);
+        let steering =
+            |l: &LocationName| by_location.get(l).map_or(settings.steering, |p| p.spec.steering);
+        carried(&mut facts, before, settings, steering, &mut problems);
+        let locations: BTreeSet<LocationName> =
+            facts.values().map(|f| f.location.clone()).collect();
+        let mut chooser = Chooser {
+            view,
+            before,
+            facts: &facts,
+            taken: BTreeMap::new(),
+            problems: &mut problems,
+        };
+        let mut places: BTreeMap<LocationName, Place> = locations
+            .into_iter()
+            .map(|l| (l.clone(), chooser.place(&l, by_location.get(&l).copied())))
+            .collect();
+        let mut pools: BTreeMap<String, RenderedPool> =
+            view.pools.keys().map(|n| (n.clone(), RenderedPool::default())).collect();
+        for (location, pool) in &by_location {
+            let place = places.get(location).cloned().unwrap_or_default();
+            spec_problems(pool, &place, &mut problems);
+            let candidates = place.candidates.iter().map(|(node, c)| RenderedCandidate {
+                node: node.clone(),
+                slot: c.slot,
+                priority: c.priority,
+            });
+            let mut candidates: Vec<_> = candidates.collect();
+            candidates.sort_by_key(|c| c.slot);
+            let steering = pool.spec.steering;
+            let found = RenderedPool {
+                location: Some(location.clone()),
+                steering,
+                candidates,
+                refused: place.refused,
+            };
+            pools.insert(pool.name.clone(), found);
+        }
+        if places.len() > 1 {
+            places.retain(|_, p| !p.candidates.is_empty());
+            facts.retain(|_, f| places.contains_key(&f.location));
+        }
+        choose::witnesses(&mut places, &by_location, before, &mut problems);
+        Self {
+            facts,
+            places,
+            by_location,
+            pools,
+            problems,
+            ignored_policies: left_out.policies.clone(),
+        }
+    }
+
+    /// The text and what it says: the one before, byte for byte, if that says the same.
+    fn outcome(
+        &mut self,
+        view: &ClusterView,
+        before: &Before,
+        settings: &Settings,
+    ) -> Result<(String, Mesh), Vec<Fault>> {
+        let indexes = self.indexes(view, before);
+        if self.facts.is_empty() {
+            let message = "no node of the cluster is in the mesh yet: leaderd has to run there and to have published its keys, and \
+                           the node to be in a location";
+            self.problems.push(Problem { subject: Subject::Mesh, message: message.to_owned() });
+        }
+        let read = |generation: u64| {
+            let (text, blames) = text::text(self, settings, before, &indexes, generation);
+            let faults = |found: Vec<Diagnostic>| {
+                let all = found.into_iter().map(|d| (blames.of(d.line), d));
+                // Of an empty mesh all but the settings' own mistakes go without saying.
+                all.filter(|(b, _)| !self.facts.is_empty() || *b == Blame::Settings)
+                    .collect::<Vec<Fault>>()
+            };
+            mesh::parse(&text).map(|m| (text, m)).map_err(faults)
+        };
+        let (text, mesh) = read(before.generation.max(1))?;
+        let Some(was) = &before.mesh else {
+            return if before.generation == 0 {
+                Ok((text, mesh))
+            } else {
+                read(before.generation + 1)
+            };
+        };
+        let (generation, hash) = (was.generation, was.hash);
+        if *was == (Mesh { generation, hash, ..mesh }) {
+            return Ok((before.text.clone(), was.clone()));
+        }
+        read(before.generation + 1)
+    }
+
+    /// An index stays with its node as long as that exists in the cluster, in the mesh or not; new nodes get the lowest that is
+    /// free, by name.
+    fn indexes(&mut self, view: &ClusterView, before: &Before) -> BTreeMap<NodeName, u16> {
+        let mut used: BTreeSet<u16> = view.nodes.keys().filter_map(|n| before.index(n)).collect();
+        let mut all = BTreeMap::new();
+        let mut next = 1u16;
+        for name in self.facts.keys() {
+            let index = before.index(name.as_str()).unwrap_or_else(|| {
+                while !used.insert(next) {
+                    next += 1;
+                }
+                next
+            });
+            all.insert(name.clone(), index);
+        }
+        all
+    }
+}
+
+/// The pool of each location. Of two the first by name counts.
+fn pools_by_location<'a>(
+    view: &'a ClusterView,
+    facts: &BTreeMap<NodeName, Facts>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<LocationName, &'a Pool> {
+    let mut all: BTreeMap<LocationName, &Pool> = BTreeMap::new();
+    for pool in view.pools.values() {
+        let asked = &pool.spec.location;
+        let location = asked.parse::<LocationName>();
+        let there = location.ok().filter(|l| facts.values().any(|f| f.location == *l));
+        let message = match there {
+            None => format!(
+                "spec.location is {asked:?}, where no node of the mesh is: correct it, or see that leaderd runs on nodes there"
+            ),
+            Some(location) => match all.get(&location) {
+                Some(other) => format!(
+                    "location {location} has pool {} already, so this one counts for nothing: remove one of them",
+                    other.name
+                ),
+                None => {
+                    all.insert(location, pool);
+                    continue;
+                }
+            },
+        };
+        problems.push(Problem { subject: Subject::Pool(pool.name.clone()), message });
+    }
+    all
+}
+
+/// Takes away what the CNI or Kilo does not carry, and nodes that flannel does not reach.
+fn carried(
+    facts: &mut BTreeMap<NodeName, Facts>,
+    before: &Before,
+    settings: &Settings,
+    steering: impl Fn(&LocationName) -> Steering,
+    problems: &mut Vec<Problem>,
+) {
+    let flannel = settings.overlay == "flannel";
+    for f in facts.values_mut() {
+        let by = match steering(&f.location) {
+            _ if flannel => "flannel",
+            Steering::Kilo => "Kilo",
+            Steering::Native => continue,
+        };
+        let all = f.prefixes.len();
+        f.prefixes.retain(|p| p.addr().is_ipv4());
+        if f.prefixes.len() < all {
+            let message =
+                format!("IPv6 pod CIDRs are left out of the mesh: {by} carries IPv4 only");
+            problems.push(Problem { subject: Subject::Location(f.location.to_string()), message });
+        }
+    }
+    facts.retain(|name, f| {
+        let stays = !flannel || !f.prefixes.is_empty() || before.index(name.as_str()).is_some();
+        if !stays {
+            let message = "it has no IPv4 pod CIDR yet, by which flannel would reach it, and is left out: see                            spec.podCIDRs of the Node";
+            problems.push(Problem { subject: Subject::Node(name.to_string()), message: message.into() });
+        }
+        stays
+    });
+}
+
+fn spec_problems(pool: &Pool, place: &Place, problems: &mut Vec<Problem>) {
+    if pool.spec.steering == Steering::Kilo && pool.spec.policy.leaders.is_some_and(|n| n != 1) {
+        let message = "spec.policy.leaders counts for nothing: Kilo knows one leader of a location; remove it, or write \
+                       steering: native";
+        problems
+            .push(Problem { subject: Subject::Pool(pool.name.clone()), message: message.into() });
+    }
+    for name in &pool.spec.drained {
+        if !place.candidates.keys().any(|c| c.as_str() == name) {
+            let message = format!("spec.drained names {name}, which is no candidate: remove it");
+            problems.push(Problem { subject: Subject::Pool(pool.name.clone()), message });
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! `settings.toml`: what a person says of the mesh as a whole. Its tables are the mesh file's, and one of Kubernetes' own.
+
+use toml::{Table, Value};
+
+use super::{Problem, Subject};
+use crate::cluster::view::Steering;
+
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    /// `[mesh]`, without generation.
+    pub mesh: Table,
+    /// `[policy]`
+    pub policy: Table,
+    /// What carries traffic between the nodes of each location.
+    pub overlay: String,
+    /// Of locations without a pool.
+    pub steering: Steering,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let mut mesh = Table::new();
+        mesh.insert("name".into(), "kubernetes".into());
+        let (overlay, steering) = ("flannel".to_owned(), Steering::Native);
+        Self { mesh, policy: Table::new(), overlay, steering }
+    }
+}
+
+/// Overlays that a cluster may have. Not `vxlan`: the CNI has one already.
+const OVERLAYS: [&str; 3] = ["flannel", "direct", "external"];
+
+/// The settings; every mistake goes to `problems`, and then nothing comes of them.
+pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Option<Settings> {
+    let mut wrong = Vec::new();
+    let settings = match text.parse::<Table>() {
+        Ok(table) => tables(table, &mut wrong),
+        Err(e) => {
+            let at = e.span().map_or(0, |s| s.start);
+            let line = text.get(..at).unwrap_or(text).matches('\n').count() + 1;
+            let what = e.message().replace('\n', ", ");
+            wrong.push(format!("line {line}: this is no TOML: {what}; see https://toml.io"));
+            Settings::default()
+        }
+    };
+    let good = wrong.is_empty();
+    problems
+        .extend(wrong.into_iter().map(|message| Problem { subject: Subject::Settings, message }));
+    good.then_some(settings)
+}
+
+fn tables(table: Table, wrong: &mut Vec<String>) -> Settings {
+    let mut settings = Settings::default();
+    for (name, value) in table {
+        let Value::Table(mut value) = value else {
+            wrong.push(format!(
+                "`{name}` is no table: write [mesh], [policy] and [kubernetes] only"
+            ));
+            continue;
+        };
+        match name.as_str() {
+            "mesh" => {
+                if value.remove("generation").is_some() {
+                    wrong.push("`mesh.generation`: remove it, leaderd counts by itself".to_owned());
+                }
+                settings.mesh.extend(value);
+            }
+            "policy" => settings.policy = value,
+            "kubernetes" => kubernetes(value, &mut settings, wrong),
+            "locations" | "nodes" => wrong.push(format!(
+                "[{name}] does not belong here: it follows from the cluster's nodes and from LocationPools; remove it"
+            )),
+            _ => wrong.push(format!("unknown table [{name}]: known are [mesh], [policy] and [kubernetes]")),
+        }
+    }
+    settings
+}
+
+fn kubernetes(table: Table, settings: &mut Settings, wrong: &mut Vec<String>) {
+    for (key, value) in table {
+        match (key.as_str(), value.as_str()) {
+            ("overlay", Some(o)) if OVERLAYS.contains(&o) => settings.overlay = o.to_owned(),
+            ("overlay", _) => {
+                wrong.push(format!(
+                    "`kubernetes.overlay`: write one of \"{}\"",
+                    OVERLAYS.join("\", \"")
+                ));
+            }
+            ("steering", Some("native")) => settings.steering = Steering::Native,
+            ("steering", Some("kilo")) => settings.steering = Steering::Kilo,
+            ("steering", _) => {
+                wrong.push("`kubernetes.steering`: write \"native\" or \"kilo\"".to_owned());
+            }
+            _ => wrong.push(format!(
+                "unknown field `kubernetes.{key}`: known are `overlay` and `steering`"
+            )),
+        }
+    }
+}

@@ -1,0 +1,579 @@
+use proptest::prelude::*;
+
+use super::super::fixture::*;
+use super::super::view::{MeshObject, names};
+use super::*;
+
+fn text_of(view: &ClusterView) -> String {
+    let r = render(view, SETTINGS);
+    r.text.unwrap_or_else(|| panic!("{:#?}", r.problems))
+}
+
+fn mesh_of(view: &ClusterView) -> Mesh {
+    render(view, SETTINGS).mesh.expect("the cluster has a mesh")
+}
+
+fn problems(view: &ClusterView) -> Vec<String> {
+    let show = |p: &Problem| format!("{:?}: {}", p.subject, p.message);
+    render(view, SETTINGS).problems.iter().map(show).collect()
+}
+
+fn with(view: &ClusterView, change: impl FnOnce(&mut ClusterView)) -> ClusterView {
+    let mut view = view.clone();
+    change(&mut view);
+    view
+}
+
+fn slots(mesh: &Mesh, location: &str) -> Vec<(u8, String)> {
+    let location = location.parse().unwrap();
+    mesh.candidates_of(&location).iter().map(|(s, n)| (s.0, n.name.to_string())).collect()
+}
+
+#[test]
+fn a_cluster_renders_to_a_mesh_file() {
+    let view = two_locations();
+    assert_eq!(problems(&view), [""; 0]);
+    insta::assert_snapshot!("mesh", text_of(&view));
+    let r = render(&view, SETTINGS);
+    let pool = &r.pools["home"];
+    let candidates: Vec<_> =
+        pool.candidates.iter().map(|c| (c.slot.0, c.node.as_str(), c.priority)).collect();
+    assert_eq!(candidates, [(0, "home-1", 10), (1, "home-0", 20)]);
+    assert_eq!(mesh::parse(&r.text.unwrap()).unwrap(), r.mesh.unwrap());
+}
+
+#[test]
+fn the_text_stays_byte_for_byte_until_something_else_is_meant() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let first = text_of(&view);
+    assert_eq!(first, view.mesh.as_ref().unwrap().text);
+    // What the mesh file does not say changes nothing.
+    view.nodes.get_mut("home-0").unwrap().ready = false;
+    view.nodes.get_mut("home-0").unwrap().labels.insert("x".into(), "y".into());
+    assert_eq!(text_of(&view), first);
+    // Nor does another way of writing the same.
+    let other = first.replace("[mesh]", "# a comment\n[mesh]");
+    view.mesh.as_mut().unwrap().text.clone_from(&other);
+    assert_eq!(text_of(&view), other);
+    let more = with(&view, |v| {
+        let n = node(9, "home", "home-9");
+        v.nodes.insert(n.name.clone(), n);
+    });
+    assert_eq!(mesh_of(&more).generation.0, 2);
+    assert_eq!(
+        mesh_of(&more).hash,
+        <[u8; 32]>::from(<sha2::Sha256 as sha2::Digest>::digest(text_of(&more)))
+    );
+}
+
+#[test]
+fn indexes_and_slots_stay_with_their_nodes() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let index =
+        |v: &ClusterView, n: &str| mesh_of(v).nodes[&n.parse::<NodeName>().unwrap()].index.0;
+    let before = index(&view, "home-2");
+    // A name that sorts first takes nobody's number, and nobody's slot.
+    let first = node(20, "cloud", "a-new-one");
+    view.nodes.insert(first.name.clone(), first);
+    settle(&mut view);
+    assert_eq!((index(&view, "a-new-one"), index(&view, "home-2")), (7, before));
+    assert_eq!(
+        slots(&mesh_of(&view), "cloud"),
+        [(0, "cloud-0"), (1, "cloud-1"), (2, "a-new-one")].map(|(s, n)| (s, n.to_owned()))
+    );
+    // With its Node a number goes, and the next new one gets it.
+    let gone = index(&view, "cloud-0");
+    view.nodes.remove("cloud-0");
+    settle(&mut view);
+    let last = node(21, "cloud", "z");
+    view.nodes.insert(last.name.clone(), last);
+    settle(&mut view);
+    assert_eq!(index(&view, "z"), gone);
+    assert_eq!(
+        slots(&mesh_of(&view), "cloud"),
+        [(0, "z"), (1, "cloud-1"), (2, "a-new-one")].map(|(s, n)| (s, n.to_owned()))
+    );
+}
+
+#[test]
+fn a_node_that_no_longer_says_what_it_said_stays_in_the_mesh_as_it_was() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let was = text_of(&view);
+    let n = view.nodes.get_mut("home-1").unwrap();
+    n.annotations.clear();
+    n.internal.clear();
+    n.pod_cidrs.clear();
+    assert_eq!(text_of(&view), was);
+    assert!(
+        problems(&view)[0].contains("home-1\"): it names no location any more"),
+        "{:?}",
+        problems(&view)
+    );
+    // A new one that says as little is left out.
+    let empty = ClusterNode { name: "new".into(), ..ClusterNode::default() };
+    view.nodes.insert("new".into(), empty);
+    assert_eq!(text_of(&view), was);
+}
+
+use super::super::view::ClusterNode;
+
+#[test]
+fn a_candidate_without_a_public_endpoint_is_refused_and_never_annotated_for_kilo() {
+    for (annotation, value, why) in [
+        (names::KILO_FORCE_ENDPOINT, "10.1.2.3:51820", "is private"),
+        (names::KILO_ENDPOINT, "192.168.7.7:51820", "is private"),
+        (names::KILO_ENDPOINT, "[fd00::7]:51820", "is private"),
+        (names::KILO_ENDPOINT, "[fe80::7]:51820", "is private"),
+        (names::KILO_ENDPOINT, "203.0.113.7", "write a host and a port"),
+        (names::KILO_ENDPOINT, "2001:db8::7:51820:x", "write a host and a port"),
+    ] {
+        let view = with(&two_locations(), |v| {
+            annotate(v.nodes.get_mut("home-1").unwrap(), annotation, value)
+        });
+        let r = render(&view, SETTINGS);
+        let pool = &r.pools["home"];
+        assert_eq!(pool.refused.len(), 1, "{value}");
+        assert!(
+            pool.refused[0].node == "home-1" && pool.refused[0].reason.contains(why),
+            "{:?}",
+            pool.refused
+        );
+        assert_eq!(slots(&r.mesh.unwrap(), "home"), [(0, "home-0".to_owned())]);
+        assert!(r.problems.iter().any(|p| p.subject == Subject::Pool("home".into())));
+    }
+    let none = with(&two_locations(), |v| v.nodes.get_mut("home-1").unwrap().external.clear());
+    assert!(render(&none, SETTINGS).pools["home"].refused[0].reason.contains("it has no endpoint"));
+}
+
+#[test]
+fn endpoints_are_kilos_first_and_the_external_address_last() {
+    let endpoint = |annotations: &[(&str, &str)]| {
+        let view = with(&two_locations(), |v| {
+            for (k, a) in annotations {
+                annotate(v.nodes.get_mut("home-1").unwrap(), k, a);
+            }
+        });
+        mesh_of(&view).nodes[&"home-1".parse::<NodeName>().unwrap()].endpoint.clone().unwrap()
+    };
+    let ip = |t: &str| mesh::Host::Ip(t.parse().unwrap());
+    let (force, kilo) = (names::KILO_FORCE_ENDPOINT, names::KILO_ENDPOINT);
+    assert_eq!(endpoint(&[]), ip("203.0.113.2"));
+    assert_eq!(endpoint(&[(kilo, "198.51.100.1:51820")]), ip("198.51.100.1"));
+    assert_eq!(
+        endpoint(&[(kilo, "198.51.100.1:1"), (force, "[2001:db8::1]:2")]),
+        ip("2001:db8::1")
+    );
+    assert_eq!(
+        endpoint(&[(force, "Relay.Example.NET:51820")]),
+        mesh::Host::Name("relay.example.net".into())
+    );
+}
+
+#[test]
+fn addresses_and_locations_are_kilos_first() {
+    let view = with(&two_locations(), |v| {
+        let n = v.nodes.get_mut("home-2").unwrap();
+        annotate(n, names::KILO_INTERNAL_IP, "10.0.4.77/24");
+        n.annotations.remove(names::KILO_LOCATION);
+        n.labels.insert(names::REGION.into(), "home".into());
+    });
+    let mesh = mesh_of(&view);
+    let n = &mesh.nodes[&"home-2".parse::<NodeName>().unwrap()];
+    assert_eq!((n.address.to_string(), n.location.as_str()), ("10.0.4.77".to_owned(), "home"));
+}
+
+#[test]
+fn a_new_node_that_would_spoil_the_mesh_is_left_out_and_an_old_one_keeps_it_as_it_is() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let was = text_of(&view);
+    let mut clash = node(30, "home", "clash");
+    clash.internal = view.nodes["home-0"].internal.clone();
+    let fine = node(31, "home", "fine");
+    view.nodes.insert("clash".into(), clash);
+    view.nodes.insert("fine".into(), fine);
+    let r = render(&view, SETTINGS);
+    let mesh = r.mesh.expect("it goes on without the one");
+    assert!(
+        mesh.nodes.keys().any(|n| n.as_str() == "fine")
+            && mesh.nodes.keys().all(|n| n.as_str() != "clash")
+    );
+    assert!(
+        r.problems
+            .iter()
+            .any(|p| p.subject == Subject::Node("clash".into()) && p.message.contains("left out")),
+        "{:?}",
+        r.problems
+    );
+    view.nodes.remove("clash");
+    view.nodes.remove("fine");
+    assert_eq!(text_of(&view), was);
+    // Now two of the mesh in force.
+    view.nodes.get_mut("home-2").unwrap().internal = view.nodes["home-0"].internal.clone();
+    let r = render(&view, SETTINGS);
+    assert_eq!((r.text, r.mesh), (None, None));
+    assert!(matches!(&r.problems[0].subject, Subject::Node(_)), "{:?}", r.problems);
+}
+
+#[test]
+fn a_location_that_nobody_can_lead_keeps_its_candidates_and_a_new_one_waits_outside() {
+    let mut view = two_locations();
+    settle(&mut view);
+    for n in ["home-0", "home-1", "home-2"] {
+        view.nodes.get_mut(n).unwrap().external.clear();
+    }
+    assert_eq!(
+        slots(&mesh_of(&view), "home"),
+        [(0, "home-1".to_owned()), (1, "home-0".to_owned())]
+    );
+    let mut alone = node(40, "attic", "attic-0");
+    alone.external.clear();
+    view.nodes.insert("attic-0".into(), alone);
+    let r = render(&view, SETTINGS);
+    assert!(r.mesh.unwrap().locations.keys().all(|l| l.as_str() != "attic"));
+    let about = |p: &&Problem| p.subject == Subject::Location("attic".into());
+    assert!(r.problems.iter().find(about).unwrap().message.contains("left out of the mesh"));
+}
+
+#[test]
+fn two_voters_get_a_third_from_elsewhere_that_stays_while_it_can() {
+    let mut view = two_locations();
+    view.nodes.remove("home-2");
+    let witness = |v: &ClusterView| {
+        mesh_of(v).locations[&"home".parse::<LocationName>().unwrap()].witnesses.clone()
+    };
+    settle(&mut view);
+    let first = witness(&view);
+    assert_eq!(first.len(), 1);
+    for n in 0..6 {
+        let other = node(60 + n, "cloud", &format!("cloud-{n}-b"));
+        view.nodes.insert(other.name.clone(), other);
+        settle(&mut view);
+        assert_eq!(witness(&view), first);
+    }
+    view.nodes.remove(first[0].as_str());
+    assert!(witness(&view).len() == 1 && witness(&view) != first);
+    // A pool's word goes before.
+    let named =
+        with(&view, |v| v.pools.get_mut("home").unwrap().spec.witnesses = vec!["cloud-1".into()]);
+    assert_eq!(witness(&named), ["cloud-1".parse().unwrap()]);
+}
+
+#[test]
+fn a_pools_policy_is_its_locations_and_a_bad_one_counts_for_nothing() {
+    use std::time::Duration;
+    let home: LocationName = "home".parse().unwrap();
+    let view = with(&two_locations(), |v| {
+        let p = &mut v.pools.get_mut("home").unwrap().spec.policy;
+        (p.fail_back, p.probe_interval) = (Some(true), Some(Duration::from_millis(250)));
+    });
+    let mesh = mesh_of(&view);
+    assert!(mesh.policy_of(&home).fail_back && !mesh.policy.fail_back);
+    assert_eq!(mesh.policy_of(&home).probe_interval, Duration::from_millis(250));
+    let bad =
+        with(&view, |v| v.pools.get_mut("home").unwrap().spec.policy.loss_threshold = Some(7.0));
+    assert_eq!(mesh_of(&bad).policy_of(&home), &mesh.policy);
+    assert!(
+        problems(&bad)[0].starts_with(
+            "Pool(\"home\"): `locations.home.policy.loss_threshold`: 7 is out of range"
+        ),
+        "{:?}",
+        problems(&bad)
+    );
+}
+
+#[test]
+fn with_kilo_or_flannel_there_is_one_leader_and_no_ipv6() {
+    let home: LocationName = "home".parse().unwrap();
+    let view = with(&two_locations(), |v| {
+        let p = v.pools.get_mut("home").unwrap();
+        (p.spec.steering, p.spec.policy.leaders) = (Steering::Kilo, Some(2));
+        v.nodes.get_mut("home-0").unwrap().pod_cidrs.push("fd42::/64".parse().unwrap());
+    });
+    for overlay in ["flannel", "external"] {
+        let settings = format!("[policy]\nleaders = 3\n[kubernetes]\noverlay = \"{overlay}\"\n");
+        let r = render(&view, &settings);
+        let mesh = r.mesh.unwrap_or_else(|| panic!("{:#?}", r.problems));
+        assert_eq!(
+            (mesh.locations[&home].steering, mesh.policy_of(&home).leaders),
+            (Steering::Kilo, 1)
+        );
+        assert_eq!(mesh.policy.leaders, 3);
+        assert!(mesh.prefixes_of(&home).iter().all(|p| p.addr().is_ipv4()));
+        let about: Vec<&Subject> = r.problems.iter().map(|p| &p.subject).collect();
+        assert_eq!(about, [&Subject::Pool("home".into()), &Subject::Location("home".into())]);
+    }
+    // What carries both keeps both.
+    let native = with(&view, |v| {
+        v.pools.clear();
+        v.nodes.values_mut().for_each(|n| n.internal.truncate(1));
+    });
+    let mut native = native;
+    for (n, node) in native.nodes.values_mut().enumerate() {
+        node.internal = vec![format!("fd10::{}", n + 1).parse().unwrap()];
+        node.pod_cidrs = vec![format!("fd42:{n}::/64").parse().unwrap()];
+    }
+    let mesh = render(&native, "[kubernetes]\noverlay = \"direct\"\n").mesh.unwrap();
+    assert!(mesh.inner.v6.is_some() && mesh.prefixes_of(&home).iter().all(|p| p.addr().is_ipv6()));
+}
+
+#[test]
+fn every_mistake_names_its_pool_and_says_what_to_do() {
+    let good = two_locations();
+    let edit = |f: &dyn Fn(&mut crate::cluster::PoolSpec)| {
+        with(&good, |v| f(&mut v.pools.get_mut("home").unwrap().spec))
+    };
+    let table: Vec<(&str, ClusterView)> = vec![
+        ("location", edit(&|s| s.location = "hoem".into())),
+        ("a node that is not there", edit(&|s| s.candidates.names.push("home-7".into()))),
+        ("a node of elsewhere", edit(&|s| s.candidates.names.push("cloud-0".into()))),
+        ("fewer than named", edit(&|s| s.candidates.max = Some(1))),
+        ("no candidate at all", edit(&|s| s.candidates.max = Some(0))),
+        (
+            "labels of nobody",
+            edit(&|s| s.candidates.match_labels = [("a".into(), "b".into())].into()),
+        ),
+        ("priority of nobody", edit(&|s| s.candidates.priorities = [("home-2".into(), 5)].into())),
+        ("drained nobody", edit(&|s| s.drained = ["home-2".into()].into())),
+        ("a witness of its own", edit(&|s| s.witnesses = vec!["home-2".into()])),
+        ("a witness twice", edit(&|s| s.witnesses = vec!["cloud-0".into(), "cloud-0".into()])),
+        (
+            "two pools",
+            with(&good, |v| {
+                v.pools.insert("other".into(), pool("other", "home", &[]));
+            }),
+        ),
+        (
+            "no keys yet",
+            with(&good, |v| {
+                v.nodes.get_mut("home-1").unwrap().annotations.remove(names::CONTROL_KEY);
+            }),
+        ),
+        (
+            "a bad key",
+            with(&good, |v| {
+                annotate(v.nodes.get_mut("home-2").unwrap(), names::CONTROL_KEY, "AAAA")
+            }),
+        ),
+        (
+            "no location",
+            with(&good, |v| {
+                v.nodes.get_mut("home-2").unwrap().annotations.remove(names::KILO_LOCATION);
+            }),
+        ),
+        (
+            "a location that is no name",
+            with(&good, |v| {
+                annotate(v.nodes.get_mut("home-2").unwrap(), names::KILO_LOCATION, "My Home")
+            }),
+        ),
+        (
+            "a bad internal IP",
+            with(&good, |v| {
+                annotate(v.nodes.get_mut("home-2").unwrap(), names::KILO_INTERNAL_IP, "here")
+            }),
+        ),
+        (
+            "one endpoint for two",
+            with(&good, |v| {
+                v.nodes.get_mut("home-0").unwrap().external = vec!["203.0.113.2".parse().unwrap()]
+            }),
+        ),
+        (
+            "a damaged mesh file",
+            with(&good, |v| {
+                v.mesh = Some(MeshObject {
+                    resource_version: "1".into(),
+                    text: "[mesh]\ngeneration = 8\n[nodes.home-0]\nindex = 40\n".into(),
+                })
+            }),
+        ),
+    ];
+    let mut shown = String::new();
+    for (what, view) in table {
+        shown += &format!("{what}\n  {}\n\n", problems(&view).join("\n  "));
+        assert!(render(&view, SETTINGS).mesh.is_some(), "{what}");
+    }
+    insta::assert_snapshot!("problems", shown);
+}
+
+#[test]
+fn what_a_damaged_mesh_file_still_says_of_numbers_is_kept() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let text = text_of(&view)
+        .replace("base_port", "base_prot")
+        .replace("[mesh]", "[mesh]\nfrobnicate = 1");
+    view.mesh.as_mut().unwrap().text = text.replace("generation = 1", "generation = 41");
+    let was: Vec<_> = mesh_of(&with(&view, |v| v.mesh = None))
+        .nodes
+        .into_iter()
+        .map(|(n, d)| (n, d.index, d.slot))
+        .collect();
+    let mesh = mesh_of(&view);
+    assert_eq!(mesh.generation.0, 42);
+    assert_eq!(mesh.nodes.into_iter().map(|(n, d)| (n, d.index, d.slot)).collect::<Vec<_>>(), was);
+}
+
+#[test]
+fn settings_are_the_meshs_and_their_mistakes_leave_the_mesh_in_force() {
+    let view = two_locations();
+    let good = "[mesh]\nname = \"prod\"\nmtu = 1380\n[policy]\nwatchers = 2\n[kubernetes]\noverlay = \"external\"\n";
+    let mesh = render(&view, good).mesh.unwrap();
+    assert_eq!((mesh.name.as_str(), mesh.mtu, mesh.policy.watchers), ("prod", 1380, 2));
+    let mut shown = String::new();
+    for bad in [
+        "[mesh]\ngeneration = 3\n",
+        "[mesh]\nmtu = 5\n",
+        "[mesh]\nmtuu = 5\n",
+        "[policy]\nwatchers = \"many\"\n",
+        "[locations.home]\noverlay = \"direct\"\n",
+        "[nodes.x]\n",
+        "[kubernetes]\noverlay = \"vxlan\"\n",
+        "[kubernetes]\nsteering = \"both\"\n",
+        "[kubernetes]\nfoo = 1\n",
+        "[surprise]\n",
+        "mesh = 3\n",
+        "[mesh\n",
+    ] {
+        let settings = if bad.contains("[kubernetes]") || bad == "[mesh\n" {
+            bad.to_owned()
+        } else {
+            format!("{bad}{SETTINGS}")
+        };
+        let r = render(&view, &settings);
+        assert_eq!(r.text, None, "{bad}");
+        let all: Vec<_> = r
+            .problems
+            .iter()
+            .filter(|p| p.subject == Subject::Settings)
+            .map(|p| p.message.as_str())
+            .collect();
+        assert!(!all.is_empty(), "{bad}: {:?}", r.problems);
+        shown += &format!("{bad:?}\n  {}\n", all.join("\n  "));
+    }
+    insta::assert_snapshot!("settings", shown);
+}
+
+/// What may happen to a cluster.
+#[derive(Clone, Debug)]
+enum Step {
+    Join { n: u8, location: u8, endpoint: u8, keys: bool },
+    Leave(u8),
+    Pool { location: u8, names: Vec<u8>, max: Option<u8> },
+    NoPool(u8),
+    Endpoint(u8, u8),
+    Move(u8, u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let n = || 0..14u8;
+    prop_oneof![
+        4 => (n(), 0..4u8, 0..6u8, prop::bool::weighted(0.9))
+            .prop_map(|(n, location, endpoint, keys)| Step::Join { n, location, endpoint, keys }),
+        2 => n().prop_map(Step::Leave),
+        2 => (0..4u8, prop::collection::vec(n(), 0..4), prop::option::of(0..5u8))
+            .prop_map(|(location, names, max)| Step::Pool { location, names, max }),
+        1 => (0..4u8).prop_map(Step::NoPool),
+        1 => (n(), 0..6u8).prop_map(|(n, e)| Step::Endpoint(n, e)),
+        1 => (n(), 0..4u8).prop_map(|(n, l)| Step::Move(n, l)),
+    ]
+}
+
+/// Public, private, missing, no endpoint at all, a name, and one that another node has too.
+fn set_endpoint(node: &mut ClusterNode, n: u8, kind: u8) {
+    node.annotations.remove(names::KILO_FORCE_ENDPOINT);
+    node.external.clear();
+    match kind {
+        0 | 1 => node.external = vec![format!("203.0.113.{}", n + 1).parse().unwrap()],
+        2 => annotate(node, names::KILO_FORCE_ENDPOINT, &format!("10.9.9.{n}:51820")),
+        3 => {}
+        4 => annotate(node, names::KILO_FORCE_ENDPOINT, &format!("n{n}.example.net:51820")),
+        _ => annotate(node, names::KILO_FORCE_ENDPOINT, "198.51.100.1:51820"),
+    }
+}
+
+fn take(view: &mut ClusterView, step: &Step) {
+    let location = |l: u8| ["aa", "b", "ccc", "dddd"][usize::from(l)];
+    let name = |n: u8| format!("node-{n}");
+    match step {
+        Step::Join { n, location: l, endpoint, keys } => {
+            let mut new = node(n + 1, location(*l), &name(*n));
+            set_endpoint(&mut new, *n, *endpoint);
+            if !keys {
+                new.annotations.remove(names::WIREGUARD_KEY);
+            }
+            view.nodes.insert(new.name.clone(), new);
+        }
+        Step::Leave(n) => {
+            view.nodes.remove(&name(*n));
+        }
+        Step::Pool { location: l, names, max } => {
+            let list: Vec<String> = names.iter().map(|n| name(*n)).collect();
+            let list: Vec<&str> = list.iter().map(String::as_str).collect();
+            let mut p = pool(location(*l), location(*l), &list);
+            p.spec.candidates.max = *max;
+            view.pools.insert(p.name.clone(), p);
+        }
+        Step::NoPool(l) => {
+            view.pools.remove(location(*l));
+        }
+        Step::Endpoint(n, kind) => {
+            if let Some(node) = view.nodes.get_mut(&name(*n)) {
+                set_endpoint(node, *n, *kind);
+            }
+        }
+        Step::Move(n, l) => {
+            if let Some(node) = view.nodes.get_mut(&name(*n)) {
+                annotate(node, names::KILO_LOCATION, location(*l));
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    /// Whatever happens to a cluster: what is rendered is a mesh, the same for everybody, settles at once, and leaves every node
+    /// its numbers.
+    #[test]
+    fn numbers_stay_and_the_text_settles(steps in prop::collection::vec(step(), 1..24)) {
+        let mut view = ClusterView::default();
+        for step in &steps {
+            take(&mut view, step);
+            let r = render(&view, SETTINGS);
+            prop_assert_eq!(&r, &render(&view.clone(), SETTINGS));
+            let Some(text) = r.text else {
+                // Nothing there yet, or nothing that could be a mesh: then somebody is told.
+                prop_assert!(!r.problems.is_empty());
+                continue;
+            };
+            let mesh = mesh::parse(&text).expect("what is rendered is a mesh");
+            if let Some(before) = view.mesh.as_ref().and_then(|m| mesh::parse(&m.text).ok()) {
+                prop_assert!(mesh.generation == before.generation && text == view.mesh.as_ref().unwrap().text
+                    || mesh.generation.0 == before.generation.0 + 1);
+                for (name, node) in &mesh.nodes {
+                    let Some(was) = before.nodes.get(name) else {
+                        let kept = before.nodes.values().any(|n| n.index == node.index && view.nodes.contains_key(n.name.as_str()));
+                        prop_assert!(!kept, "{} has the index of a node that is still there", name);
+                        continue;
+                    };
+                    prop_assert_eq!(node.index, was.index);
+                    if let (Some(now), Some(then), true) = (node.slot, was.slot, node.location == was.location) {
+                        prop_assert_eq!(now, then);
+                    }
+                }
+            }
+            for pool in r.pools.values() {
+                for c in &pool.candidates {
+                    prop_assert_eq!(mesh.nodes[&c.node].slot, Some(c.slot));
+                }
+            }
+            view.mesh = Some(MeshObject { resource_version: "1".into(), text: text.clone() });
+            prop_assert_eq!(render(&view, SETTINGS).text, Some(text));
+        }
+    }
+}

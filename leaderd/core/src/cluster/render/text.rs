@@ -1,0 +1,173 @@
+//! The mesh file's text, and which object of the cluster each line of it is from.
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write};
+
+use toml::Value;
+
+use super::Draft;
+use super::before::Before;
+use super::settings::Settings;
+use crate::cluster::view::{Pool, PoolPolicy, Steering};
+use crate::ids::{LocationName, NodeName};
+use crate::mesh::{Host, show_duration};
+
+/// What a mistake in the text is to be blamed on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Blame {
+    Settings,
+    Location(LocationName),
+    Policy { location: LocationName, pool: Option<String> },
+    Node(NodeName),
+    Whole,
+}
+
+/// By first line, from 1.
+#[derive(Debug, Default)]
+pub(super) struct Blames(BTreeMap<usize, Blame>);
+
+impl Blames {
+    pub fn of(&self, line: usize) -> Blame {
+        self.0.range(..=line).next_back().map_or(Blame::Whole, |(_, b)| b.clone())
+    }
+}
+
+const HEAD: &str = "# Made by leaderd from the cluster's Nodes and LocationPools, and made again when those change: do not edit.\n\
+                    # Indexes and slots are kept from this text: do not remove it either.\n";
+
+/// What IPv6 pods need, where the settings do not say.
+const INNER6: &str = "fd4c:eade:0:1::/112";
+
+#[derive(Default)]
+struct Writer {
+    text: String,
+    blames: Blames,
+}
+
+impl Writer {
+    fn table(&mut self, blame: Blame, header: impl Display) {
+        let line = self.text.matches('\n').count() + 2;
+        self.blames.0.insert(line, blame);
+        let _ = write!(self.text, "\n[{header}]\n");
+    }
+
+    fn set(&mut self, key: &str, value: impl Into<Value>) {
+        let _ = writeln!(self.text, "{} = {}", toml_key(key), value.into());
+    }
+}
+
+/// Bare where TOML allows that.
+fn toml_key(name: &str) -> String {
+    let bare = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+    if !name.is_empty() && name.chars().all(bare) {
+        name.to_owned()
+    } else {
+        Value::from(name).to_string()
+    }
+}
+
+pub(super) fn text(
+    draft: &Draft<'_>,
+    settings: &Settings,
+    before: &Before,
+    indexes: &BTreeMap<NodeName, u16>,
+    generation: u64,
+) -> (String, Blames) {
+    let mut w = Writer::default();
+    w.text.push_str(HEAD);
+    w.table(Blame::Settings, "mesh");
+    w.set("generation", i64::try_from(generation).unwrap_or(i64::MAX));
+    let v6 = draft.facts.values().flat_map(|f| &f.prefixes).any(|p| p.addr().is_ipv6());
+    if v6 && !settings.mesh.contains_key("inner_cidr6") {
+        w.set("inner_cidr6", INNER6);
+    }
+    for (key, value) in &settings.mesh {
+        w.set(key, value.clone());
+    }
+    if !settings.policy.is_empty() {
+        w.table(Blame::Settings, "policy");
+        for (key, value) in &settings.policy {
+            w.set(key, value.clone());
+        }
+    }
+    for (name, place) in &draft.places {
+        let pool = draft.by_location.get(name).copied();
+        let header = format!("locations.{}", toml_key(name.as_str()));
+        w.table(Blame::Location(name.clone()), &header);
+        w.set("overlay", settings.overlay.as_str());
+        let steering = pool.map_or(settings.steering, |p| p.spec.steering);
+        if steering == Steering::Kilo {
+            w.set("steering", "kilo");
+        }
+        if !place.witnesses.is_empty() {
+            let witnesses: Vec<String> = place.witnesses.iter().map(NodeName::to_string).collect();
+            w.set("witnesses", witnesses);
+        }
+        let mut policy = match pool {
+            Some(pool) if !draft.ignored_policies.contains(name) => policy(pool),
+            _ => Vec::new(),
+        };
+        if steering == Steering::Kilo {
+            // Kilo knows one leader; what asks for more is a problem, told elsewhere.
+            policy.retain(|(key, _)| *key != "leaders");
+            if settings.policy.contains_key("leaders") {
+                policy.push(("leaders", Value::from(1)));
+            }
+        }
+        if !policy.is_empty() {
+            let pool = pool.map(|p| p.name.clone());
+            let blame = Blame::Policy { location: name.clone(), pool };
+            w.table(blame, format!("{header}.policy"));
+            policy.into_iter().for_each(|(key, value)| w.set(key, value));
+        }
+    }
+    // New ones last: of two that clash the later one is blamed, and left out.
+    let mut nodes: Vec<_> = draft.facts.iter().collect();
+    nodes.sort_by_key(|(name, _)| (before.index(name.as_str()).is_none(), *name));
+    for (name, facts) in nodes {
+        w.table(Blame::Node(name.clone()), format!("nodes.{}", toml_key(name.as_str())));
+        w.set("location", facts.location.as_str());
+        w.set("index", i64::from(indexes[name]));
+        let candidate = draft.places.get(&facts.location).and_then(|p| p.candidates.get(name));
+        if let Some(candidate) = candidate {
+            w.set("slot", i64::from(candidate.slot.0));
+            w.set("priority", i64::from(candidate.priority));
+            let endpoint = match &candidate.endpoint {
+                Host::Ip(ip) => ip.to_string(),
+                Host::Name(name) => name.clone(),
+            };
+            w.set("endpoint", endpoint);
+        }
+        w.set("address", facts.address.to_string());
+        w.set("prefixes", facts.prefixes.iter().map(|p| p.to_string()).collect::<Vec<_>>());
+        w.set("wireguard_key", facts.wireguard_key.as_str());
+        w.set("control_key", facts.control_key.as_str());
+    }
+    (w.text, w.blames)
+}
+
+/// What a pool says of policy, as fields of `[locations.NAME.policy]`.
+fn policy(pool: &Pool) -> Vec<(&'static str, Value)> {
+    let PoolPolicy {
+        probe_interval,
+        false_failovers_per_year,
+        loss_threshold,
+        fail_back,
+        hold_down,
+        hold_down_max,
+        leaders,
+    } = &pool.spec.policy;
+    let duration = |key, d: &Option<std::time::Duration>| d.map(|d| (key, show_duration(d).into()));
+    [
+        duration("probe_interval", probe_interval),
+        false_failovers_per_year.map(|n| ("false_failovers_per_year", n.into())),
+        loss_threshold.map(|n| ("loss_threshold", n.into())),
+        fail_back.map(|f| ("fail_back", f.into())),
+        duration("hold_down", hold_down),
+        duration("hold_down_max", hold_down_max),
+        leaders.map(|n| ("leaders", i64::from(n).into())),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

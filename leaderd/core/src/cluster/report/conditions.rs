@@ -1,0 +1,150 @@
+//! The conditions of a pool, as `metav1.Condition`s: their times move only when their status does.
+
+use super::{Condition, DEGRADED, FORWARDING, PoolStatus, rfc3339};
+use crate::cluster::render::RenderedPool;
+use crate::cluster::steer::{Steered, steered};
+use crate::cluster::view::{ClusterView, Pool, Steering, names};
+use crate::status::LocationStatus;
+use crate::time::WallTime;
+
+/// Status, reason, message.
+type Verdict = (&'static str, &'static str, String);
+
+/// Ready, Steered, Quorum, Degraded; of `status`, all else is filled in.
+pub(super) fn all(
+    view: &ClusterView,
+    pool: &Pool,
+    found: &RenderedPool,
+    known: Option<&LocationStatus>,
+    before: &PoolStatus,
+    status: &PoolStatus,
+    now: WallTime,
+) -> Vec<Condition> {
+    let kept = |kind: &str| before.conditions.iter().find(|c| c.kind == kind);
+    let mut all = Vec::new();
+    let mut push = |kind: &str, verdict: Option<Verdict>| {
+        let was = kept(kind);
+        let (is, reason, message) = match (verdict, was) {
+            (Some((s, r, m)), _) => (s.to_owned(), r.to_owned(), m),
+            // Not known here: as it was.
+            (None, Some(was)) => (was.status.clone(), was.reason.clone(), was.message.clone()),
+            (None, None) => (
+                "Unknown".into(),
+                "NotYetKnown".into(),
+                "no daemon of the location has told yet".into(),
+            ),
+        };
+        let since = was.filter(|w| w.status == is).map(|w| w.last_transition_time.clone());
+        all.push(Condition {
+            kind: kind.to_owned(),
+            status: is,
+            reason,
+            message,
+            last_transition_time: since.unwrap_or_else(|| rfc3339(now)),
+            observed_generation: pool.generation,
+        });
+    };
+    push("Ready", ready(found, known, status));
+    push("Steered", known.map(|l| follows(view, found, l)));
+    push("Quorum", known.and_then(quorum));
+    push("Degraded", known.map(|_| degraded(status)));
+    all
+}
+
+fn ready(
+    found: &RenderedPool,
+    known: Option<&LocationStatus>,
+    status: &PoolStatus,
+) -> Option<Verdict> {
+    if found.location.is_none() {
+        let why = status.problems.first().cloned();
+        let message = why.unwrap_or_else(|| "the pool names no location of the mesh".to_owned());
+        return Some(("False", "Refused", message));
+    }
+    known?;
+    let Some(leader) = &status.leader else {
+        return Some(("False", "NoLeader", "nobody was elected yet".to_owned()));
+    };
+    let about = status.candidates.iter().find(|c| c.node == *leader);
+    Some(match about.filter(|c| c.verdict == DEGRADED) {
+        Some(c) => {
+            let cause = c.cause.as_deref().unwrap_or("cause unknown");
+            (
+                "False",
+                "LeaderDegraded",
+                format!("{leader} leads, but does not forward well ({cause})"),
+            )
+        }
+        None => ("True", "Leading", format!("{leader} leads")),
+    })
+}
+
+fn follows(view: &ClusterView, found: &RenderedPool, l: &LocationStatus) -> Verdict {
+    if found.steering == Steering::Native {
+        return ("True", "Native", "leaderd's routes carry the workload".to_owned());
+    }
+    let annotation = names::KILO_LEADER;
+    match steered(view, l) {
+        Steered::Done(node) => ("True", "Annotated", format!("Kilo is told that {node} leads")),
+        Steered::Pending => {
+            ("False", "Pending", "annotations of Kilo's are still to be changed".to_owned())
+        }
+        Steered::Undecided => {
+            ("Unknown", "Undecided", "no decision is in force to tell Kilo".to_owned())
+        }
+        Steered::Gone(node) => {
+            ("False", "NodeGone", format!("{node} leads, but is no node of the cluster any more"))
+        }
+        Steered::ByHand(nodes) => {
+            let nodes = nodes.join(", ");
+            let message = format!(
+                "annotation {annotation} of {nodes} was set by hand, and is left alone: Kilo may follow it and not the decision; \
+                 remove it to let leaderd steer"
+            );
+            ("False", "AnnotatedByHand", message)
+        }
+        Steered::Newer { node, epoch } => {
+            let message = format!(
+                "{node} shows epoch {epoch}, the decision is {}: if leaderd's stores were reset, remove annotation {} of {node}",
+                l.epoch,
+                names::EPOCH
+            );
+            ("False", "NewerEpoch", message)
+        }
+    }
+}
+
+fn quorum(l: &LocationStatus) -> Option<Verdict> {
+    if l.fallback || l.quorum == Some(false) {
+        let message =
+            "most voters of the location are out of reach: nothing can be decided".to_owned();
+        return Some(("False", "Lost", message));
+    }
+    l.quorum.map(|_| ("True", "Reached", "most voters of the location are in touch".to_owned()))
+}
+
+fn degraded(status: &PoolStatus) -> Verdict {
+    let candidates = || status.candidates.iter().filter(|c| c.refused.is_none());
+    let fault = |c: &super::CandidateReport| {
+        format!("{} ({})", c.node, c.cause.as_deref().unwrap_or("cause unknown"))
+    };
+    let sick: Vec<_> = candidates().filter(|c| c.verdict == DEGRADED).collect();
+    let standbys: Vec<_> = candidates().filter(|c| !c.leading).collect();
+    let healthy = standbys.iter().any(|c| c.verdict == FORWARDING && c.blocked_by.is_empty());
+    let all: Vec<String> = sick.iter().map(|c| fault(c)).collect();
+    if sick.iter().any(|c| c.leading) {
+        let reason = if healthy { "LeaderDegraded" } else { "FailStatic" };
+        let then =
+            if healthy { "" } else { "; no standby is known to do better, so nothing moves" };
+        return ("True", reason, format!("degraded: {}{then}", all.join(", ")));
+    }
+    if !sick.is_empty() {
+        return ("True", "StandbyDegraded", format!("degraded: {}", all.join(", ")));
+    }
+    if !standbys.is_empty() && !healthy {
+        let message =
+            "no standby could take over: see what blocks each, under candidates".to_owned();
+        return ("True", "NoStandby", message);
+    }
+    ("False", "Healthy", "no candidate is known to be degraded".to_owned())
+}
