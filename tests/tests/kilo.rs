@@ -17,7 +17,11 @@ type Test = (&'static str, Beside, fn(&mut Rig) -> anyhow::Result<String>);
 
 const TESTS: &[Test] = &[
     ("kilo_alone_does_not_see_new_flows_die", Beside::Nobody, alone::new_flows_die),
-    ("kilo_alone_moves_where_it_is_told_to_and_loses_packets", Beside::Nobody, alone::a_planned_move),
+    (
+        "kilo_alone_moves_where_it_is_told_to_and_loses_packets",
+        Beside::Nobody,
+        alone::a_planned_move,
+    ),
     (
         "kilo_cuts_a_location_off_when_who_has_no_public_endpoint_is_annotated",
         Beside::Nobody,
@@ -50,10 +54,15 @@ fn main() -> ExitCode {
         let began = Instant::now();
         let logs = programs.kilo.with_file_name("logs").join(name);
         match in_lab(name, *beside, &programs, &logs, *test) {
-            Ok(line) => println!("test {name} ... ok ({:.0} s)\n    {line}", began.elapsed().as_secs_f64()),
+            Ok(line) => {
+                println!("test {name} ... ok ({:.0} s)\n    {line}", began.elapsed().as_secs_f64())
+            }
             Err(e) => {
                 failed += 1;
-                println!("test {name} ... FAILED\n    {}", format!("{e:#}").replace('\n', "\n    "));
+                println!(
+                    "test {name} ... FAILED\n    {}",
+                    format!("{e:#}").replace('\n', "\n    ")
+                );
             }
         }
     }

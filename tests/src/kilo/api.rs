@@ -18,7 +18,8 @@ const SILENCE: Duration = Duration::from_secs(25);
 /// The server ends a watch after so long, and it is asked again.
 const WATCH: Duration = Duration::from_secs(20);
 
-/// Who asks, and whom. Sockets are of the network namespace of the calling thread.
+/// Who asks, and whom. A connection is of the network namespace of the thread that first needed it, and clones share them: whoever is
+/// in a namespace of their own needs an `Api` of their own.
 #[derive(Clone, Debug)]
 pub struct Api {
     agent: Agent,
@@ -95,11 +96,7 @@ impl Api {
     }
 
     /// Lists, then watches until `on` breaks it off or something fails. The server's own end of a watch is not one.
-    pub fn follow(
-        &self,
-        path: &str,
-        mut on: impl FnMut(Change) -> ControlFlow<()>,
-    ) -> Result<()> {
+    pub fn follow(&self, path: &str, mut on: impl FnMut(Change) -> ControlFlow<()>) -> Result<()> {
         let list = self.get(path)?;
         let mut version = version_of(&list);
         let items = list["items"].as_array().cloned().unwrap_or_default();

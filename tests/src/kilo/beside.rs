@@ -25,7 +25,8 @@ pub fn pool_path(name: &str) -> String {
 
 /// Applies the chart and a pool for each location, and says how the world's daemons are to be started.
 pub fn prepare(world: &mut World, control: &ControlPlane, programs: &Programs) -> Result<()> {
-    let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
+    let namespace =
+        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
     let api = control.api(User::Admin)?;
     api.create("/api/v1/namespaces", &namespace)?;
     control.kubectl(&["apply", "-f", "-"], &chart(programs)?)?;

@@ -131,7 +131,8 @@ impl ControlPlane {
     }
 
     fn ready(&mut self) -> Result<()> {
-        let chain = fs::read_to_string(self.dir.join("certs/apiserver.crt")).context("no certificate yet")?;
+        let chain = fs::read_to_string(self.dir.join("certs/apiserver.crt"))
+            .context("no certificate yet")?;
         // Its own first, then that of the authority it made for it.
         let ca = chain.rfind("-----BEGIN").context("no certificate yet")?;
         self.ca = chain[ca..].to_owned();

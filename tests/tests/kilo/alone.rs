@@ -35,7 +35,10 @@ pub fn new_flows_die(rig: &mut Rig) -> Result<String> {
     let [new, old] = account.blackout;
     ensure!(new.unfinished, "new flows went through again: {account}");
     ensure!(new.ms > LOOK.as_secs_f64() * 1e3 - 2000.0, "new flows went on for long: {account}");
-    ensure!(old.ms < 1000.0, "the established flow died as well, so this is another fault: {account}");
+    ensure!(
+        old.ms < 1000.0,
+        "the established flow died as well, so this is another fault: {account}"
+    );
     carries(rig, &traffic, leader, "after it")?;
     let moves = rig.kilo.applied_since(since);
     ensure!(moves.is_empty(), "Kilo's stand-in changed something: {moves:?}");
