@@ -6,11 +6,11 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-kilo audit clean
+.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-kilo audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
-	@echo 'make test    format, lints, docs, unit and property tests, virtual time, fuzz corpus, lab scenarios, kernel WireGuard'
+	@echo 'make test    format, lints, docs, Kubernetes manifests, unit and property tests, virtual time, fuzz corpus, lab scenarios, kernel WireGuard'
 	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine'
 	@echo 'make test-kilo  Kubernetes: the real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo, leaderd beside it'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
@@ -21,6 +21,7 @@ help:
 	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
 	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
 	@echo 'make check-service  the systemd unit: its score, and whether daemons do with what it leaves them'
+	@echo 'make check-deploy  the Helm chart, plain manifests, alert rules and dashboard: sound, and in agreement'
 	@echo 'make recording  tests/fixtures/*.recording anew, after what a core decides or records was changed'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
@@ -28,9 +29,9 @@ help:
 demo: lab
 	"$(LAB)/wgctl" lab demo
 
-test: deps lint unit simulation scenarios bad-input test-kernel
+test: deps lint check-deploy unit simulation scenarios bad-input test-kernel
 	@echo
-	@echo 'make test: all of it passed: format, clippy, docs; unit and property tests; virtual time and the fuzz corpus;'
+	@echo 'make test: all of it passed: format, clippy, docs; Kubernetes manifests; unit and property tests; virtual time and the fuzz corpus;'
 	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes; kernel WireGuard"
 
 # ONLY: these rows, scenarios or 'idle'.
@@ -111,6 +112,10 @@ bad-input: lab
 # Score of the systemd unit, and whether daemons do with what it leaves them (needs systemd's and strace's packages).
 check-service: lab
 	deploy/systemd/check "$(LAB)"
+
+# Manifests for Kubernetes. helm and kubectl come from PATH, or Go builds them.
+check-deploy: deps
+	TARGET="$(TARGET)" deploy/check
 
 # Kernel WireGuard, whatever this machine's kernel has: closes with a line for each kernel.
 test-kernel: lab

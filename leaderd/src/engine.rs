@@ -4,11 +4,13 @@
 //! drops or supersedes when full. Both clocks are read once per input.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::io::{Effect, Input};
+use leaderd_core::mesh::Mesh;
 use leaderd_core::node::Node;
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
@@ -74,6 +76,8 @@ pub struct Shells {
     pub control: Control,
     pub writer: Writer,
     pub programs: watch::Sender<Program>,
+    /// The mesh in force, for whoever has to know.
+    pub meshes: watch::Sender<Arc<Mesh>>,
     pub recorder: Option<Recorder>,
     pub counters: Counters,
 }
@@ -176,6 +180,7 @@ impl Engine {
 
     fn peers_changed(&mut self) {
         let mesh = self.node.mesh().clone();
+        self.shells.meshes.send_replace(mesh.clone());
         self.shells.control.set_peers(&self.node.peers());
         if let Err(error) = self.shells.probes.set_ports(&mesh.probe_ports) {
             tracing::error!(%error, "the new probe ports are not in use: the old ones stay");

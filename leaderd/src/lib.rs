@@ -10,6 +10,7 @@ pub mod confine;
 pub mod control;
 pub mod counters;
 pub mod engine;
+pub mod kilo;
 pub mod log;
 pub mod metrics;
 pub mod network;

@@ -222,6 +222,7 @@ mod tests {
             fallback: false,
             candidates: vec![],
             next: None,
+            carried: None,
             notes: vec![],
         };
         let status = Status {

@@ -22,12 +22,13 @@ use crate::clock::Clock;
 use crate::control::Control;
 use crate::counters::Counters;
 use crate::engine::{Engine, MAX_INPUTS, MAX_REQUESTS, Shells};
+use crate::kilo::KiloNames;
 use crate::network::KernelSteward;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{confine, log, metrics, network, reload, resolve};
+use crate::{confine, kilo, log, metrics, network, reload, resolve};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -115,6 +116,10 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
             )
         }
     };
+    let (meshes, meshes_rx) = watch::channel(mesh.clone());
+    // Nobody tells a daemon without Kubernetes whose keys Kilo's peers are.
+    let (_, names) = watch::channel(KiloNames::new());
+    kilo::start(me.clone(), meshes_rx, names, inputs.clone())?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
         mesh,
@@ -153,7 +158,7 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
     });
-    let shells = Shells { probes, control, writer, programs, recorder, counters };
+    let shells = Shells { probes, control, writer, programs, meshes, recorder, counters };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {

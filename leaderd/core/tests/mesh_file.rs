@@ -89,6 +89,7 @@ fn a_thousand_locations_of_three_candidates_are_a_mesh_too() {
         leaders: &leaders,
         resolved: &resolved,
         lan_device: None,
+        carried: &Default::default(),
     });
     assert!(net.wireguard.values().all(|w| w.peers.len() == 999));
     // One group and as many routes per remote location as it has prefixes and candidates.

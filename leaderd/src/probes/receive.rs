@@ -146,6 +146,7 @@ mod tests {
             probe: ProbeId(id),
             class: ProbeClass::NewFlow,
             via: None,
+            unsteered: false,
             source,
             target,
             flow,

@@ -182,6 +182,7 @@ pub fn kind(input: &Input) -> &'static str {
         Input::Admin { .. } => "commands",
         Input::Resolved(_) => "endpoints resolved",
         Input::MeshChanged(_) => "mesh files",
+        Input::Kilo(_) => "what Kilo does",
     }
 }
 
@@ -212,6 +213,10 @@ pub fn input(input: &Input) -> String {
         Input::Admin { request, .. } => format!("command {request:?}"),
         Input::Resolved(names) => format!("{} endpoints resolved", names.len()),
         Input::MeshChanged(mesh) => format!("mesh file of generation {}", mesh.generation),
+        Input::Kilo(facts) => {
+            let ways = facts.ways.iter().map(|(l, n)| format!("to {l} through {n}"));
+            format!("Kilo goes {}", ways.collect::<Vec<_>>().join(", "))
+        }
     }
 }
 

@@ -78,11 +78,14 @@ fn mesh() -> Arc<Mesh> {
         witnesses: Vec::new(),
         services: Vec::new(),
         reflectors: Vec::new(),
+        steering: Default::default(),
+        policy: None,
     };
     Arc::new(Mesh {
         name: "fuzz".into(),
         generation: Generation(1),
         hash: [0; 32],
+        index: Default::default(),
         inner: InnerRange { v4: "100.127.0.0/16".parse().expect("a range"), v6: None },
         base_port: 51900,
         control_port: 7946,

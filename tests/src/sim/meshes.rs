@@ -39,6 +39,7 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
         name: "sim".to_owned(),
         generation: Generation(1),
         hash: [7; 32],
+        index: Default::default(),
         inner: InnerRange { v4: "100.127.0.0/16".parse().expect("a prefix"), v6: None },
         base_port: 51_900,
         control_port: 7946,
@@ -68,6 +69,8 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
                 witnesses,
                 services: vec![],
                 reflectors: vec![],
+                steering: Default::default(),
+                policy: None,
             },
         );
         for n in 0..site.candidates + site.members {

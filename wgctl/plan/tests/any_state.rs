@@ -91,6 +91,7 @@ fn rule() -> impl Strategy<Value = Rule> {
         from: None,
         to: None,
         iif: None,
+        unless_mark: None,
         table: 100,
     })
 }

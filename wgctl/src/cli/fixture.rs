@@ -50,6 +50,7 @@ fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
             .find(|c| !c.leading && c.verdict == Verdict::Forwarding)
             .map(|c| c.name.clone()),
         candidates,
+        carried: None,
         notes: Vec::new(),
     }
 }

@@ -166,6 +166,7 @@ fn summary(mesh: &Mesh) -> Summary {
                 Overlay::Direct => "direct",
                 Overlay::Vxlan { .. } => "vxlan",
                 Overlay::External => "external",
+                Overlay::Flannel { .. } => "flannel",
             },
             candidates,
             members: mesh.nodes_of(name).count() - candidates,

@@ -75,16 +75,18 @@ pub const FRA_DST: u16 = 1;
 pub const FRA_SRC: u16 = 2;
 pub const FRA_IIFNAME: u16 = 3;
 pub const FRA_PRIORITY: u16 = 6;
+pub const FRA_FWMARK: u16 = 10;
 pub const FRA_TABLE: u16 = 15;
 pub const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
+pub const FIB_RULE_INVERT: u32 = 2;
 const RT_SCOPE_NOWHERE: u8 = 255;
 const RT_SCOPE_LINK: u8 = 253;
 
 /// What our devices are marked with, so that they are known after a restart.
 pub const ALIAS: &str = "leaderd";
 
-fn bytes(ip: &IpAddr) -> Vec<u8> {
+pub fn address_bytes(ip: &IpAddr) -> Vec<u8> {
     match ip {
         IpAddr::V4(ip) => ip.octets().to_vec(),
         IpAddr::V6(ip) => ip.octets().to_vec(),
@@ -131,7 +133,7 @@ pub fn add_vxlan(name: &InterfaceName, vxlan: &Vxlan) -> Message {
                 let local =
                     if vxlan.local.is_ipv4() { IFLA_VXLAN_LOCAL } else { IFLA_VXLAN_LOCAL6 };
                 m.attr_u32(IFLA_VXLAN_ID, vxlan.vni)
-                    .attr(local, &bytes(&vxlan.local))
+                    .attr(local, &address_bytes(&vxlan.local))
                     .attr(IFLA_VXLAN_LEARNING, &[0])
                     .attr(IFLA_VXLAN_PORT, &vxlan.port.to_be_bytes())
             })
@@ -151,7 +153,7 @@ fn address(kind: u16, flags: u16, name: &InterfaceName, address: &IpNet) -> io::
     let nodad = if address.addr().is_ipv6() { IFA_F_NODAD } else { 0 };
     let mut header = vec![family(Family::of_net(address)), address.prefix_len(), nodad, 0];
     header.extend_from_slice(&index(name)?.to_ne_bytes());
-    let ip = bytes(&address.addr());
+    let ip = address_bytes(&address.addr());
     Ok(Message::new(kind, flags, &header).attr(IFA_LOCAL, &ip).attr(IFA_ADDRESS, &ip))
 }
 
@@ -176,7 +178,7 @@ fn nexthop(id: u32, nexthop: &Nexthop) -> io::Result<Message> {
     Ok(match nexthop {
         Nexthop::Device { dev, .. } => message.attr_u32(NHA_OIF, index(dev)?),
         Nexthop::Gateway { dev, gateway, .. } => {
-            message.attr_u32(NHA_OIF, index(dev)?).attr(NHA_GATEWAY, &bytes(gateway))
+            message.attr_u32(NHA_OIF, index(dev)?).attr(NHA_GATEWAY, &address_bytes(gateway))
         }
         Nexthop::Blackhole { .. } => message.attr(NHA_BLACKHOLE, &[]),
         Nexthop::Group { members } => {
@@ -212,7 +214,7 @@ fn route(kind: u16, flags: u16, key: &RouteKey, via: Option<&RouteVia>) -> io::R
     ];
     header.extend_from_slice(&(if onlink { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
     let message = Message::new(kind, flags, &header)
-        .attr(RTA_DST, &bytes(&key.prefix.network()))
+        .attr(RTA_DST, &address_bytes(&key.prefix.network()))
         .attr_u32(RTA_TABLE, key.table)
         .attr_u32(RTA_PRIORITY, key.metric);
     Ok(match via {
@@ -221,12 +223,12 @@ fn route(kind: u16, flags: u16, key: &RouteKey, via: Option<&RouteVia>) -> io::R
         Some(RouteVia::Device { dev, source }) => {
             let message = message.attr_u32(RTA_OIF, index(dev)?);
             match source {
-                Some(source) => message.attr(RTA_PREFSRC, &bytes(source)),
+                Some(source) => message.attr(RTA_PREFSRC, &address_bytes(source)),
                 None => message,
             }
         }
         Some(RouteVia::Gateway { dev, gateway, .. }) => {
-            message.attr_u32(RTA_OIF, index(dev)?).attr(RTA_GATEWAY, &bytes(gateway))
+            message.attr_u32(RTA_OIF, index(dev)?).attr(RTA_GATEWAY, &address_bytes(gateway))
         }
     })
 }
@@ -244,16 +246,20 @@ fn rule(kind: u16, flags: u16, rule: &Rule) -> Message {
         0,
         FR_ACT_TO_TBL,
     ];
-    header.extend_from_slice(&[0; 4]);
+    let invert = if rule.unless_mark.is_some() { FIB_RULE_INVERT } else { 0 };
+    header.extend_from_slice(&invert.to_ne_bytes());
     let mut message = Message::new(kind, flags, &header)
         .attr_u32(FRA_PRIORITY, rule.priority)
         .attr_u32(FRA_TABLE, rule.table)
         .attr(FRA_PROTOCOL, &[ROUTE_PROTOCOL]);
     if let Some(to) = rule.to {
-        message = message.attr(FRA_DST, &bytes(&to.network()));
+        message = message.attr(FRA_DST, &address_bytes(&to.network()));
     }
     if let Some(from) = rule.from {
-        message = message.attr(FRA_SRC, &bytes(&from.network()));
+        message = message.attr(FRA_SRC, &address_bytes(&from.network()));
+    }
+    if let Some(mark) = rule.unless_mark {
+        message = message.attr_u32(FRA_FWMARK, mark);
     }
     match &rule.iif {
         Some(iif) => message.attr_str(FRA_IIFNAME, iif.as_str()),
@@ -281,17 +287,17 @@ pub fn encode(change: &Change) -> io::Result<Option<Message>> {
         Change::RemoveAddress { name, address: a } => address(RTM_DELADDR, 0, name, a)?,
         Change::SetNeighbour { dev, address, mac } => {
             Message::new(RTM_NEWNEIGH, SET, &neighbour_header(family(Family::of(address)), dev, 0)?)
-                .attr(NDA_DST, &bytes(address))
+                .attr(NDA_DST, &address_bytes(address))
                 .attr(NDA_LLADDR, &mac.0)
         }
         Change::RemoveNeighbour { dev, address } => {
             Message::new(RTM_DELNEIGH, 0, &neighbour_header(family(Family::of(address)), dev, 0)?)
-                .attr(NDA_DST, &bytes(address))
+                .attr(NDA_DST, &address_bytes(address))
         }
         Change::SetFdb { dev, mac, endpoint } => {
             Message::new(RTM_NEWNEIGH, SET, &neighbour_header(AF_BRIDGE, dev, NTF_SELF)?)
                 .attr(NDA_LLADDR, &mac.0)
-                .attr(NDA_DST, &bytes(endpoint))
+                .attr(NDA_DST, &address_bytes(endpoint))
         }
         Change::RemoveFdb { dev, mac } => {
             Message::new(RTM_DELNEIGH, 0, &neighbour_header(AF_BRIDGE, dev, NTF_SELF)?)

@@ -8,9 +8,11 @@ mod observe;
 mod steward;
 mod sysctl;
 mod watch;
+mod way;
 
 pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
 pub use link::{LinkState, LinkWatch};
 pub use observe::Scope;
 pub use steward::{ProgramError, Report, Steward};
 pub use watch::{Drift, watch};
+pub use way::{Way, Ways};

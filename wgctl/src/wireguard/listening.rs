@@ -20,7 +20,7 @@ pub(crate) enum Holder {
     /// The process of the interface.
     Itself,
     Other,
-    /// `/proc` does not tell (it is of another PID namespace).
+    /// `/proc` does not tell (it is of another PID namespace, or hides it).
     Unknown,
 }
 
@@ -37,14 +37,25 @@ pub(crate) fn holder(name: &InterfaceName, port: u16) -> io::Result<Holder> {
     };
     let pid = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?.pid();
     let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(Holder::Unknown) };
-    let own =
-        entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).any(|target| {
+    // A process that keeps no core dumps hides from root without CAP_SYS_PTRACE, as in a container, what its descriptors are.
+    let mut hidden = false;
+    let own = entries.flatten().any(|entry| match fs::read_link(entry.path()) {
+        Ok(target) => {
             let inode = target
                 .to_str()
                 .and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
             inode.is_some_and(|inode: u64| inodes.contains(&inode))
-        });
-    Ok(if own { Holder::Itself } else { Holder::Other })
+        }
+        Err(error) => {
+            hidden |= error.kind() == io::ErrorKind::PermissionDenied;
+            false
+        }
+    });
+    Ok(match (own, hidden) {
+        (true, _) => Holder::Itself,
+        (false, true) => Holder::Unknown,
+        (false, false) => Holder::Other,
+    })
 }
 
 fn inodes_of(port: u16) -> io::Result<BTreeSet<u64>> {

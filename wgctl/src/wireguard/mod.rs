@@ -11,6 +11,7 @@ mod listening;
 mod process;
 mod uapi;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::SystemTime;
 
@@ -61,6 +62,15 @@ pub(crate) struct Seen {
 pub(crate) struct Settings<'a> {
     pub key: Option<&'a PrivateKey>,
     pub listen_port: Option<u16>,
+}
+
+/// The peers of an interface that need not be ours, whoever serves it. `None` if nobody does.
+pub fn peers(name: &InterfaceName) -> io::Result<Option<BTreeMap<WgPublicKey, WgPeer>>> {
+    let seen = match uapi::read(name)? {
+        Some(seen) => Some(seen),
+        None => kernel::read(name)?,
+    };
+    Ok(seen.map(|s| s.interface.peers))
 }
 
 impl Backend {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use crate::mesh::Steering;
+
 /// Everything read, as of about the same time.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct ClusterView {
@@ -92,19 +94,6 @@ pub struct PoolPolicy {
     pub hold_down: Option<Duration>,
     pub hold_down_max: Option<Duration>,
     pub leaders: Option<u8>,
-}
-
-/// How a decision reaches the data path.
-#[derive(
-    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Steering {
-    /// Our routes.
-    #[default]
-    Native,
-    /// Kilo's annotation, with our routes only while Kilo changes.
-    Kilo,
 }
 
 /// The ConfigMap that holds the mesh file. Whoever changes it counts the generation up, with its `resourceVersion` as

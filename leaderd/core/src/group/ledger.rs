@@ -241,6 +241,7 @@ impl Ledger {
         me: &NodeName,
     ) -> Situation {
         let location = &state.location;
+        let policy = mesh.policy_of(location);
         let ranking = mesh.ranking(location);
         let observers = self.observers(now.mono);
         let mut candidates = BTreeMap::new();
@@ -259,7 +260,7 @@ impl Ledger {
                 self.hellos.get(&node.name).and_then(|h| h.value.broken)
             };
             let ejected = state
-                .ejection(&node.name, &mesh.policy)
+                .ejection(&node.name, policy)
                 .is_some_and(|(at, hold)| self.left(now, at, hold) > Duration::ZERO);
             candidates.insert(
                 slot,
@@ -274,10 +275,8 @@ impl Ledger {
                 },
             );
         }
-        let hold = state
-            .hold_down(&mesh.policy)
-            .map(|(at, hold)| self.left(now, at, hold))
-            .unwrap_or_default();
+        let hold =
+            state.hold_down(policy).map(|(at, hold)| self.left(now, at, hold)).unwrap_or_default();
         Situation {
             ranking,
             candidates,
@@ -288,9 +287,9 @@ impl Ledger {
             frozen: self.is_frozen(now, state),
             hold_down: hold,
             up_for: now.mono.since(self.started),
-            daemon_dead_after: mesh.policy.daemon_dead_after,
-            fail_back: mesh.policy.fail_back,
-            want: usize::from(mesh.policy.leaders.max(1)),
+            daemon_dead_after: policy.daemon_dead_after,
+            fail_back: policy.fail_back,
+            want: usize::from(policy.leaders.max(1)),
         }
     }
 

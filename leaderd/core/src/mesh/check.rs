@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::diagnostic::Sink;
-use super::draft::{Draft, DraftNode, Head};
-use super::model::{Host, Overlay};
+use super::draft::{Draft, DraftLocation, DraftNode, Head};
+use super::model::{Host, Overlay, Steering};
 use super::places;
 use super::reader::At;
 use super::values::nearest;
@@ -37,6 +37,7 @@ pub(super) fn check(draft: &Draft, sink: &mut Sink<'_>) {
         places::check(draft, head, sink);
     }
     devices(draft, sink);
+    carriers(draft, sink);
 }
 
 /// Complains about every value that occurred before, naming the line where.
@@ -278,6 +279,44 @@ fn devices(draft: &Draft, sink: &mut Sink<'_>) {
             let message =
                 format!("device {} of node {name} is the VXLAN overlay's name", device.value);
             sink.push(device.at, message, "name the LAN device, such as \"eth0\"");
+        }
+    }
+}
+
+/// What Kilo and flannel can carry.
+fn carriers(draft: &Draft, sink: &mut Sink<'_>) {
+    let kilo =
+        |l: &DraftLocation| l.steering.as_ref().filter(|s| s.value == Steering::Kilo).map(|s| s.at);
+    for (name, location) in &draft.locations {
+        if let Some(at) = kilo(&location.value)
+            && location.value.policy.as_ref().unwrap_or(&draft.policy).leaders != 1
+        {
+            let message =
+                format!("location {name} is steered by Kilo, which knows one leader only");
+            sink.push(at, message, "write leaders = 1 in its policy, or steering = \"native\"");
+        }
+    }
+    for (name, node) in &draft.nodes {
+        let node = &node.value;
+        let Some(at) = node.location.as_ref() else { continue };
+        let Some(location) = draft.locations.get(&at.value) else { continue };
+        let flannel = matches!(location.value.overlay, Some(Overlay::Flannel { .. }));
+        let carrier = match (flannel, kilo(&location.value)) {
+            (true, _) => "flannel",
+            (_, Some(_)) => "Kilo",
+            _ => continue,
+        };
+        for prefix in node.prefixes.iter().filter(|p| p.value.addr().is_ipv6()) {
+            let message = format!(
+                "prefix {} of {} is IPv6, which {carrier} does not carry",
+                prefix.value,
+                owner(name)
+            );
+            sink.push(prefix.at, message, "leave it out: the mesh then carries IPv4 only");
+        }
+        if flannel && node.prefixes.is_empty() {
+            let message = format!("{} has no prefix, by which flannel would reach it", owner(name));
+            sink.push(at.at, message, "write its pod CIDR: prefixes = [\"10.42.1.0/24\"]");
         }
     }
 }

@@ -11,7 +11,8 @@ use wgctl_plan::{Family, InterfaceName, WgPublicKey};
 use super::diagnostic::Sink;
 use super::first_host;
 use super::model::{
-    ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay, Policy, Service,
+    ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay, Policy,
+    Service, Steering,
 };
 use super::reader::{At, Bad, Section};
 use super::{policy, values};
@@ -59,6 +60,8 @@ pub(super) struct DraftLocation {
     pub(super) witnesses: Vec<At<NodeName>>,
     pub(super) services: Vec<At<Service>>,
     pub(super) reflectors: Vec<At<SocketAddr>>,
+    pub(super) steering: Option<At<Steering>>,
+    pub(super) policy: Option<Policy>,
 }
 
 /// `[nodes.NAME]`
@@ -89,7 +92,7 @@ pub(super) fn read(table: &DeTable<'_>, sink: &mut Sink<'_>) -> Draft {
     if let Some(all) = root.section("locations", sink) {
         for (name, section) in all.sections(sink) {
             let at = name.at;
-            let value = location(section, sink);
+            let value = location(section, &draft.policy, sink);
             if let Some(name) = checked_name(name, sink) {
                 draft.locations.insert(name, At { value, at });
             }
@@ -200,14 +203,17 @@ fn interface(text: &str) -> Result<InterfaceName, Bad> {
     Ok(name)
 }
 
-fn location(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftLocation {
+fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> DraftLocation {
     const HELP: &str = "write \"vxlan\" (leaderd builds it), \"direct\" (nodes reach each other's workloads over the \
-                        LAN) or \"external\" (a CNI carries it)";
+                        LAN), \"flannel\" or \"external\" (a CNI carries it)";
     s.require("overlay", HELP, sink);
     let mut vxlan_at = s.at;
     let kind = s.text("overlay", sink, |t| match t {
         "direct" => Ok(Overlay::Direct),
         "external" => Ok(Overlay::External),
+        "flannel" => {
+            Ok(Overlay::Flannel { device: "flannel.1".parse().expect("an interface name") })
+        }
         "vxlan" => {
             let device = "lvx0".parse().expect("an interface name");
             Ok(Overlay::Vxlan { device, vni: 7946, port: 4790, mtu: 1450 })
@@ -236,13 +242,34 @@ fn location(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftLocation {
         }
         v.finish(sink);
     }
+    if let Some(mut f) = s.section("flannel", sink) {
+        let name = f.text("device", sink, interface);
+        match &mut overlay {
+            Some(Overlay::Flannel { device }) => *device = name.map_or(device.clone(), |n| n.value),
+            Some(_) => {
+                let message = format!("`{}` is set, but the overlay is another", f.path);
+                sink.push(f.at, message, "remove it, or write overlay = \"flannel\"");
+            }
+            None => {}
+        }
+        f.finish(sink);
+    }
+    let steering = s.text("steering", sink, |t| match t {
+        "native" => Ok(Steering::Native),
+        "kilo" => Ok(Steering::Kilo),
+        _ => Err(Bad::new(
+            format!("{t:?} is no steering"),
+            "write \"native\" (leaderd's routes carry the workload) or \"kilo\" (Kilo does)",
+        )),
+    });
     let witnesses = s.texts("witnesses", sink, values::name).map(|w| w.value).unwrap_or_default();
     let services = s.tables("services", sink);
     let services = services.into_iter().filter_map(|s| service(s, sink)).collect();
     let reflectors = s.texts("reflectors", sink, values::address_and_port);
     let reflectors = reflectors.map(|r| r.value).unwrap_or_default();
+    let policy = s.section("policy", sink).map(|p| policy::read_of_location(p, mesh, sink));
     s.finish(sink);
-    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors }
+    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors, steering, policy }
 }
 
 fn service(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Option<At<Service>> {
@@ -305,7 +332,11 @@ impl Draft {
             let services = l.value.services.into_iter().map(|s| s.value).collect();
             let reflectors = l.value.reflectors.into_iter().map(|r| r.value).collect();
             let overlay = l.value.overlay?;
-            Some((name.clone(), Location { name, overlay, witnesses, services, reflectors }))
+            let steering = l.value.steering.map(|s| s.value).unwrap_or_default();
+            let policy = l.value.policy;
+            let location =
+                Location { name, overlay, witnesses, services, reflectors, steering, policy };
+            Some((location.name.clone(), location))
         };
         let node =
             |(name, n): (NodeName, At<DraftNode>)| Some((name.clone(), n.value.into_node(name)?));
@@ -313,6 +344,7 @@ impl Draft {
             name: head.name?.value,
             generation: Generation(head.generation?.value),
             hash,
+            index: Default::default(),
             inner: InnerRange { v4: head.inner4.value, v6: head.inner6.map(|n| n.value) },
             base_port: head.base_port.value,
             control_port: head.control_port.value,

@@ -9,6 +9,7 @@
 mod check;
 mod diagnostic;
 mod draft;
+mod index;
 mod model;
 mod places;
 mod policy;
@@ -23,6 +24,7 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 pub use diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
+pub use index::Index;
 pub use model::*;
 pub use template::{EXAMPLE_NODES, ExampleKeys, example};
 

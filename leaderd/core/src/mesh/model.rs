@@ -9,6 +9,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use wgctl_plan::{InterfaceName, WgPublicKey};
 
+use super::index::Index;
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 
 /// A whole mesh, checked.
@@ -29,9 +30,12 @@ pub struct Mesh {
     pub mtu: u16,
     /// Seconds between WireGuard keep-alives; 0 is off.
     pub keepalive: u16,
+    /// What holds where a location says nothing else; ask [`Mesh::policy_of`] about a location.
     pub policy: Policy,
     pub locations: BTreeMap<LocationName, Location>,
     pub nodes: BTreeMap<NodeName, Node>,
+    #[serde(skip)]
+    pub index: Index,
 }
 
 /// Ranges of the inner addresses (see [`Mesh::inner4`]).
@@ -53,6 +57,22 @@ pub struct Location {
     pub services: Vec<Service>,
     /// STAMP or TWAMP Light reflectors that are not ours, at workload addresses: probed without authentication.
     pub reflectors: Vec<SocketAddr>,
+    pub steering: Steering,
+    /// The mesh's policy with what this location says otherwise, if it does: see [`Mesh::policy_of`].
+    pub policy: Option<Policy>,
+}
+
+/// How a decision about a location reaches the data path.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Steering {
+    /// Our routes carry the workload, always.
+    #[default]
+    Native,
+    /// Kilo carries it; our routes do while Kilo does not go through the leader, or does not get through.
+    Kilo,
 }
 
 /// A real service behind the candidates: it answers a TCP connect, or an HTTP request.
@@ -82,6 +102,9 @@ pub enum Overlay {
     Vxlan { device: InterfaceName, vni: u32, port: u16, mtu: u16 },
     /// A CNI carries it: no local routes are programmed.
     External,
+    /// Flannel's VXLAN backend carries it: no local routes are programmed, and another node is reached through the network
+    /// address of its first prefix on this device, as flannel does it.
+    Flannel { device: InterfaceName },
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -189,12 +212,17 @@ impl Mesh {
         self.nodes.get(name)
     }
 
+    /// What holds for a location: its own policy, or the mesh's.
+    pub fn policy_of(&self, location: &LocationName) -> &Policy {
+        self.locations.get(location).and_then(|l| l.policy.as_ref()).unwrap_or(&self.policy)
+    }
+
     /// All nodes of a location, by name.
-    pub fn nodes_of<'a, 'l>(
+    pub fn nodes_of<'a>(
         &'a self,
-        location: &'l LocationName,
-    ) -> impl Iterator<Item = &'a Node> + use<'a, 'l> {
-        self.nodes.values().filter(move |n| n.location == *location)
+        location: &LocationName,
+    ) -> impl Iterator<Item = &'a Node> + use<'a> {
+        self.index.location(self, location).iter().filter_map(|n| self.nodes.get(n))
     }
 
     /// The candidates of a location, by slot.
@@ -205,6 +233,12 @@ impl Mesh {
     /// The candidate in a slot of a location.
     pub fn candidate(&self, location: &LocationName, slot: Slot) -> Option<&Node> {
         self.nodes_of(location).find(|n| n.slot == Some(slot))
+    }
+
+    /// True if Kilo carries the workload between these two as well: it steers both.
+    pub fn kilo_between(&self, a: &LocationName, b: &LocationName) -> bool {
+        let kilo = |l| self.locations.get(l).is_some_and(|l| l.steering == Steering::Kilo);
+        a != b && kilo(a) && kilo(b)
     }
 
     /// The node of a location with the workload prefix that holds an address.
@@ -282,12 +316,10 @@ impl Mesh {
         match low {
             Some(low) => {
                 let index = NodeIndex(low & 0x0fff);
-                let node = self.nodes.values().find(|n| n.index == index)?;
+                let node = self.index.node(self, index)?;
                 Some((node, Some(Slot((low >> 12) as u8))))
             }
-            None => {
-                self.nodes.values().find(|n| n.probe_addresses.contains(&ip)).map(|n| (n, None))
-            }
+            None => self.index.probed(self, ip).map(|n| (n, None)),
         }
     }
 }

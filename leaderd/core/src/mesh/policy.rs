@@ -1,4 +1,4 @@
-//! The `[policy]` table: defaults of [`Policy`], each field within its range.
+//! The `[policy]` tables, the mesh's and those of locations: each field within its range, and a default where it is missing.
 
 use std::time::Duration;
 
@@ -13,43 +13,62 @@ const fn minutes(n: u64) -> Duration {
     Duration::from_secs(60 * n)
 }
 
+macro_rules! set {
+    ($table:ident, $sink:ident, $policy:ident.$field:ident = $read:ident($range:expr) as $ty:ty) => {
+        if let Some(found) = $table.$read(stringify!($field), $range, $sink) {
+            $policy.$field = found.value as $ty;
+        }
+    };
+}
+
+/// `[policy]`
 pub(super) fn read(mut table: Section<'_, '_>, sink: &mut Sink<'_>) -> Policy {
     let mut policy = Policy::default();
-    macro_rules! set {
-        ($field:ident = $read:ident($range:expr) as $ty:ty) => {
-            if let Some(found) = table.$read(stringify!($field), $range, sink) {
-                policy.$field = found.value as $ty;
-            }
-        };
+    set!(table, sink, policy.probe_budget = number(10..=100_000) as u32);
+    set!(table, sink, policy.min_probe_timeout = duration(ms(1)..=ms(10_000)) as Duration);
+    common(table, policy, sink)
+}
+
+/// `[locations.NAME.policy]`: what it says goes before the mesh's. What one node may send, and how long it waits at least, is not a
+/// location's to say.
+pub(super) fn read_of_location(
+    mut table: Section<'_, '_>,
+    mesh: &Policy,
+    sink: &mut Sink<'_>,
+) -> Policy {
+    for field in ["probe_budget", "min_probe_timeout"] {
+        if let Some(at) = table.at_of(field) {
+            let message = format!("`{}.{field}`: this is the same for all locations", table.path);
+            sink.push(at, message, "write it into [policy]");
+        }
     }
-    set!(probe_interval = duration(ms(10)..=minutes(1)) as Duration);
-    set!(slow_probe_interval = duration(ms(100)..=minutes(10)) as Duration);
-    set!(service_interval = duration(ms(100)..=minutes(10)) as Duration);
-    set!(watchers = number(1..=15) as u8);
-    set!(probe_budget = number(10..=100_000) as u32);
-    set!(min_probe_timeout = duration(ms(1)..=ms(10_000)) as Duration);
-    set!(false_failovers_per_year = float(0.000_001..=1000.0) as f64);
-    set!(loss_threshold = float(0.01..=1.0) as f64);
-    set!(hold_down = duration(ms(0)..=minutes(60)) as Duration);
-    set!(hold_down_max = duration(ms(1)..=minutes(24 * 60)) as Duration);
-    set!(daemon_dead_after = duration(ms(1_000)..=minutes(60)) as Duration);
-    set!(quorum_lost_after = duration(ms(1_000)..=minutes(60)) as Duration);
-    set!(leaders = number(1..=15) as u8);
+    common(table, mesh.clone(), sink)
+}
+
+fn common(mut table: Section<'_, '_>, mut policy: Policy, sink: &mut Sink<'_>) -> Policy {
+    set!(table, sink, policy.probe_interval = duration(ms(10)..=minutes(1)) as Duration);
+    set!(table, sink, policy.slow_probe_interval = duration(ms(100)..=minutes(10)) as Duration);
+    set!(table, sink, policy.service_interval = duration(ms(100)..=minutes(10)) as Duration);
+    set!(table, sink, policy.watchers = number(1..=15) as u8);
+    set!(table, sink, policy.false_failovers_per_year = float(0.000_001..=1000.0) as f64);
+    set!(table, sink, policy.loss_threshold = float(0.01..=1.0) as f64);
+    set!(table, sink, policy.hold_down = duration(ms(0)..=minutes(60)) as Duration);
+    set!(table, sink, policy.hold_down_max = duration(ms(1)..=minutes(24 * 60)) as Duration);
+    set!(table, sink, policy.daemon_dead_after = duration(ms(1_000)..=minutes(60)) as Duration);
+    set!(table, sink, policy.quorum_lost_after = duration(ms(1_000)..=minutes(60)) as Duration);
+    set!(table, sink, policy.leaders = number(1..=15) as u8);
     if let Some(found) = table.flag("fail_back", sink) {
         policy.fail_back = found.value;
     }
-    let at = table.at;
+    let (at, path) = (table.at, table.path.clone());
     if policy.slow_probe_interval < policy.probe_interval {
-        let message = "`policy.slow_probe_interval` is shorter than `policy.probe_interval`";
-        sink.push(
-            at,
-            message.into(),
-            "locations watched slowly are probed less often: make it longer",
-        );
+        let message =
+            format!("`{path}.slow_probe_interval` is shorter than `{path}.probe_interval`");
+        sink.push(at, message, "locations watched slowly are probed less often: make it longer");
     }
     if policy.hold_down_max < policy.hold_down {
-        let message = "`policy.hold_down_max` is shorter than `policy.hold_down`";
-        sink.push(at, message.into(), "it bounds the hold-down once it has grown: make it longer");
+        let message = format!("`{path}.hold_down_max` is shorter than `{path}.hold_down`");
+        sink.push(at, message, "it bounds the hold-down once it has grown: make it longer");
     }
     table.finish(sink);
     policy

@@ -63,6 +63,12 @@ impl<'a, 't> Section<'a, 't> {
         self.table.is_some_and(|t| t.contains_key(key))
     }
 
+    /// Where a field stands that this table does not have, or has already read; it counts as known then.
+    pub(super) fn at_of(&mut self, key: &'static str) -> Option<usize> {
+        self.known.insert(key);
+        self.table?.get_key_value(key).map(|(k, _)| k.span().start)
+    }
+
     /// Complains if the field is missing.
     pub(super) fn require(&mut self, key: &'static str, help: &str, sink: &mut Sink<'_>) {
         self.known.insert(key);

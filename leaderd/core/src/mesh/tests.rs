@@ -180,6 +180,23 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
         services("{ address = \"10.1.0.10:80\" }, { address = \"10.1.0.10:80\" }"),
         services("\"10.1.0.10:80\""),
         services(&many),
+        // Kilo and flannel.
+        ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nsteering = \"cilo\""),
+        ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nflannel = { device = \"flannel.1\" }"),
+        ("[locations.a]", "\"vxlan\"", "\"vxlan\"\nsteering = \"kilo\""),
+        ("[locations.a]", "\"vxlan\"", "\"flannel\""),
+        (
+            "[policy]",
+            "\"50ms\"\n[locations.a]",
+            "\"50ms\"\nleaders = 2\n[locations.a]\nsteering = \"kilo\"",
+        ),
+        // A location's own policy.
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_interval = \"5ms\" }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_interval = \"3s\" }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { hold_down = \"10m\" }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_budget = 500 }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { fail_bakc = true }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = \"eager\""),
         // Foreign reflectors.
         reflectors("\"10.1.0.77\""),
         reflectors("\"10.2.0.77:862\""),
@@ -193,6 +210,30 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
         shown += &format!("{after} {from:?} → {to:?}\n{}\n\n", found.join("\n"));
     }
     insta::assert_snapshot!("mistakes", shown);
+}
+
+#[test]
+fn what_a_location_says_of_its_policy_goes_before_the_mesh_and_the_rest_stays() {
+    let text = edited(
+        "[locations.b]",
+        "\"direct\"",
+        "\"direct\"\n[locations.b.policy]\nfail_back = true\nhold_down = \"3s\"\nleaders = 2",
+    );
+    let mesh = parse(&text).unwrap_or_else(|e| panic!("{e:#?}"));
+    let [a, b, nowhere] = ["a", "b", "c"].map(|l| l.parse::<LocationName>().unwrap());
+    assert_eq!(
+        *mesh.policy_of(&b),
+        Policy {
+            probe_interval: Duration::from_millis(50),
+            fail_back: true,
+            hold_down: Duration::from_secs(3),
+            leaders: 2,
+            ..Policy::default()
+        }
+    );
+    assert_eq!(mesh.policy_of(&a), &mesh.policy);
+    assert_eq!(mesh.policy_of(&nowhere), &mesh.policy);
+    assert_eq!(mesh.locations[&a].policy, None);
 }
 
 #[test]

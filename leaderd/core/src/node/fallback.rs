@@ -52,7 +52,6 @@ impl Node {
 
     pub(super) fn check_fallback(&mut self, now: Now) {
         self.fallback.next_check = now.mono + CHECK_INTERVAL;
-        let limit = self.mesh.policy.quorum_lost_after;
         let locations: Vec<LocationName> = self.mesh.locations.keys().cloned().collect();
         let mut changed = false;
         for location in locations {
@@ -67,6 +66,7 @@ impl Node {
                 self.heard.quorum_seen.get(&location).copied().unwrap_or(self.fallback.started);
             // Of a large mesh's other locations less is heard.
             let far = location != self.location;
+            let limit = self.mesh.policy_of(&location).quorum_lost_after;
             let limit = if far { limit.max(self.heard.far_round * 3) } else { limit };
             let lost = now.mono.since(seen) > limit;
             let was = self.fallback.chosen.get(&location).cloned();

@@ -154,7 +154,7 @@ impl Node {
         let bytes = postcard::to_allocvec(&decision).expect("a decision is plain data");
         self.persist(location, None, Persist { decision: Some(bytes), ..Persist::default() });
         // Always asked for, even if nothing changes in the kernel: the answer brings the decision into force.
-        self.reprogram(true);
+        self.reprogram_leaders(&decision.location);
     }
 
     /// A decision is in this node's kernel.

@@ -45,6 +45,7 @@ impl Node {
             (_, false) => self.observer = None,
         }
         self.reflector.set_mesh(mesh.clone());
+        self.steer.set_mesh(&mesh, &self.location);
         self.groups.retain(|location, _| mesh.locations.contains_key(location));
         for location in mesh.locations.keys() {
             if let Some(group) = self.groups.get_mut(location) {

@@ -15,6 +15,7 @@ mod peers;
 mod program;
 mod pump;
 mod report;
+mod steer;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -38,6 +39,7 @@ use fallback::Fallback;
 use hello::Heard;
 use known::Known;
 pub use peers::{Peer, PeerAddress};
+use steer::Steer;
 
 /// What a node is made from.
 #[derive(Debug)]
@@ -84,6 +86,7 @@ pub struct Node {
     fallback: Fallback,
     forwards: Forwards,
     facts: LocalFacts,
+    steer: Steer,
     /// The groups that this node leads (Raft), to notice when it begins to.
     raft_leading: BTreeSet<LocationName>,
 
@@ -136,6 +139,7 @@ impl Node {
         let reflector = Reflector::new(mesh.clone(), me.clone(), keys.clone());
 
         let mut this = Self {
+            steer: Steer::new(&mesh, &location),
             heard: Heard::new(now.mono),
             fallback: Fallback::new(now.mono),
             mesh,
@@ -217,8 +221,10 @@ impl Node {
                 }
             }
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
+            Input::Kilo(facts) => self.kilo_facts(facts),
         }
         self.pump(now);
+        self.steer(now);
     }
 
     /// The next thing to do, if any.
@@ -237,6 +243,7 @@ impl Node {
                 Some(self.fallback.next_check),
                 self.forwards.poll_timeout(),
                 self.program_retry,
+                self.steer.poll_timeout(),
             ])
             .flatten()
             .min()

@@ -13,31 +13,64 @@ use super::Node;
 const PROGRAM_RETRY: Duration = Duration::from_secs(1);
 
 impl Node {
-    /// Computes the desired network and asks for it if it changed, or in any case.
+    /// Computes the whole desired network and asks for it if it changed, or in any case.
     pub(super) fn reprogram(&mut self, always: bool) {
+        self.steer.touch();
+        if self.steer.waits() {
+            return;
+        }
         let leaders: BTreeMap<LocationName, Vec<Slot>> = self
             .mesh
             .locations
             .keys()
             .filter_map(|l| Some((l.clone(), self.effective_leaders(l)?)))
             .collect();
-        let network = topology::desired(&TopologyInput {
-            mesh: &self.mesh,
-            me: &self.me,
-            leaders: &leaders,
-            resolved: &self.resolved,
-            lan_device: self.lan_device.as_ref(),
-        });
+        let network = topology::desired(&self.topology_input(&leaders));
         if always || network != self.network {
             self.network = network;
-            self.revision += 1;
-            self.program_retry = None;
-            self.effects.push_back(Effect::Program {
-                revision: self.revision,
-                network: Box::new(self.network.clone()),
-            });
+            self.ask_for_network();
         }
         self.known.programming(self.revision);
+    }
+
+    /// The same where nothing but the leaders of one location changed: no more work in a large mesh than in a small one.
+    pub(super) fn reprogram_leaders(&mut self, location: &LocationName) {
+        self.steer.touch();
+        if self.steer.waits() {
+            return;
+        }
+        let leaders = self.effective_leaders(location).map(|l| (location.clone(), l));
+        let leaders = leaders.into_iter().collect();
+        let mut network = std::mem::take(&mut self.network);
+        let input = self.topology_input(&leaders);
+        let done = topology::change_leaders(&mut network, &input, location);
+        self.network = network;
+        if !done {
+            return self.reprogram(true);
+        }
+        self.ask_for_network();
+        self.known.programming(self.revision);
+    }
+
+    fn topology_input<'a>(
+        &'a self,
+        leaders: &'a BTreeMap<LocationName, Vec<Slot>>,
+    ) -> TopologyInput<'a> {
+        TopologyInput {
+            mesh: &self.mesh,
+            me: &self.me,
+            leaders,
+            resolved: &self.resolved,
+            lan_device: self.lan_device.as_ref(),
+            carried: &self.steer.carried,
+        }
+    }
+
+    fn ask_for_network(&mut self) {
+        self.revision += 1;
+        self.program_retry = None;
+        let network = Box::new(self.network.clone());
+        self.effects.push_back(Effect::Program { revision: self.revision, network });
     }
 
     pub(super) fn programmed(&mut self, now: Now, revision: u64, error: Option<String>) {

@@ -67,6 +67,10 @@ impl Node {
         {
             notes.push(format!("this node cannot relay ({cause}): {why}"));
         }
+        let carried = self.steer.carries(location);
+        if carried == Some(true) {
+            notes.push("leaderd's routes carry the workload: Kilo does not go through the leader yet, or does not get through".to_owned());
+        }
         LocationStatus {
             name: location.clone(),
             leaders: leaders
@@ -83,6 +87,7 @@ impl Node {
             fallback,
             candidates,
             next,
+            carried,
             notes,
         }
     }

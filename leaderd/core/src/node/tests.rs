@@ -1,5 +1,7 @@
 //! One node, fed by hand: whom it believes, what it counts, and where an operator's command goes.
 
+mod steer;
+
 use super::*;
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::group::tests::cluster::{mesh, name};
@@ -34,11 +36,15 @@ impl Bench {
     }
 
     fn of(me: &str, mesh: Mesh) -> Self {
+        Self::with_key(me, mesh, [7; 32])
+    }
+
+    fn with_key(me: &str, mesh: Mesh, key: [u8; 32]) -> Self {
         let now = Now { mono: Instant(1_000_000), wall: WallTime(1_700_000_000_000_000) };
         let config = NodeConfig {
             mesh: Arc::new(mesh),
             me: name(me),
-            keys: ProbeKeys::new([7; 32]),
+            keys: ProbeKeys::new(key),
             restored: BTreeMap::new(),
             seed: 1,
             resolved: BTreeMap::new(),

@@ -160,10 +160,11 @@ impl Observer {
     }
 
     fn settle(&mut self, now: Now, f: &Flying, id: ProbeId, outcome: Outcome, mtu: Option<u16>) {
-        let policy = &self.mesh.policy;
         let w = &mut self.watches[f.watch];
+        let policy = self.mesh.policy_of(&w.location);
         match f.shot.path {
             Some(p) => w.settle(policy, now.mono, p, id, outcome, mtu),
+            None if f.shot.unsteered => self.kilo_settle(f, outcome),
             None => self.verify_settle(now, f, outcome),
         }
     }

@@ -67,7 +67,7 @@ impl Watch {
     }
 
     pub(super) fn judge(&mut self, mesh: &Mesh, now: Instant) -> Judged {
-        let policy = &mesh.policy;
+        let policy = mesh.policy_of(&self.location);
         let h = sprt::threshold(policy.probe_interval, policy.false_failovers_per_year);
         let slack = policy.probe_interval / 2;
         let mut judged = Judged::default();
@@ -152,7 +152,7 @@ impl Watch {
         }
         if let Verdict::Degraded { cause, .. } = path.verdict {
             let recovered = if path.by_service {
-                self.services_recovered(now, p, mesh.policy.service_interval)
+                self.services_recovered(now, p, mesh.policy_of(&self.location).service_interval)
             } else {
                 self.recovered(mesh, now, p, cause)
             };
@@ -170,7 +170,7 @@ impl Watch {
             && w.next.is_none()
             && path.steady >= h
             && path.lossy_for() >= BROWNOUT
-            && path.loss > mesh.policy.loss_threshold
+            && path.loss > mesh.policy_of(&self.location).loss_threshold
         {
             let from = now - STALE;
             return Verdict::Degraded { cause: Cause::Loss, direction: self.direction(from) };
@@ -187,7 +187,9 @@ impl Watch {
         let alone = self.targets_of(p).is_empty();
         let counts = |o: &Obs| o.is_fresh() || alone && o.class == ProbeClass::Relay;
         let delivered = path
-            .settled_since(now - STALE.max(self.slow_interval(&mesh.policy) * STALE_ROUNDS))
+            .settled_since(
+                now - STALE.max(self.slow_interval(mesh.policy_of(&self.location)) * STALE_ROUNDS),
+            )
             .filter(|o| counts(o) && o.outcome == Outcome::Delivered);
         if delivered.count() >= FIRST_DELIVERIES { Verdict::Forwarding } else { Verdict::Unknown }
     }
@@ -283,7 +285,7 @@ impl Watch {
             return false;
         }
         if cause == Cause::Loss {
-            return path.loss < mesh.policy.loss_threshold / 2.0;
+            return path.loss < mesh.policy_of(&self.location).loss_threshold / 2.0;
         }
         let concerns = |o: &&Obs| match cause {
             // Not the smaller ones that look for the MTU.
@@ -325,7 +327,8 @@ impl Watch {
             return self.search_mtu(p);
         }
         let Some((_, target)) = self.suspicion(p) else { return Vec::new() };
-        let shot = Shot { class: ProbeClass::FullSize, path: Some(p), target, size };
+        let class = ProbeClass::FullSize;
+        let shot = Shot { class, path: Some(p), target, size, unsteered: false };
         vec![shot; 2]
     }
 }

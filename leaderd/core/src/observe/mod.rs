@@ -19,6 +19,7 @@ mod cause;
 mod evidence;
 mod flight;
 mod judge;
+mod kilo;
 mod new_mesh;
 mod rtt;
 mod schedule;
@@ -89,6 +90,11 @@ pub enum ObserverOutput {
         at: WallTime,
         blackout: Option<Duration>,
     },
+    /// Kilo's way to this location, which is being tried, passes now, or no longer does.
+    Kilo {
+        location: LocationName,
+        passes: bool,
+    },
     Log {
         level: LogLevel,
         message: String,
@@ -103,6 +109,7 @@ enum Timer {
     Round(usize),
     Report(usize),
     Verify(usize),
+    Kilo(usize),
     /// A loss begins to count.
     Judge(usize),
     /// The next service of a location.
@@ -200,6 +207,7 @@ impl Observer {
                 Timer::Round(at) => rounds.push(at),
                 Timer::Report(at) => self.report(now, at),
                 Timer::Verify(at) => self.verify_tick(now, at),
+                Timer::Kilo(at) => self.kilo_tick(now, at),
                 Timer::Judge(at) => drop(dirty.insert(at)),
                 Timer::Service(at) => self.service_round(now, at),
                 Timer::Asked(id) => self.asked_timeout(now, id),
@@ -226,6 +234,14 @@ impl Observer {
     pub fn view(&self, now: Now, location: &LocationName) -> Option<Report> {
         let w = &self.watches[*self.by_name.get(location)?];
         Some(w.report(&self.me, now, self.abstains()))
+    }
+
+    /// This node's own evidence says that the candidate in this slot forwards.
+    pub fn forwards(&self, location: &LocationName, slot: Slot) -> bool {
+        self.by_name.get(location).is_some_and(|&at| {
+            let mut paths = self.watches[at].paths.iter();
+            paths.any(|p| p.slot == slot && p.verdict == Verdict::Forwarding)
+        })
     }
 
     /// Whom this node would choose by its own evidence: the first of the ranking that forwards.
@@ -288,7 +304,7 @@ impl Observer {
     /// A location that was watched slowly and is in trouble now gets its next round soon.
     fn hurry(&mut self, now: Now, at: usize) {
         let w = &mut self.watches[at];
-        let soon = now.mono + w.interval(&self.mesh.policy, now.mono);
+        let soon = now.mono + w.interval(self.mesh.policy_of(&w.location), now.mono);
         if w.next_round > soon {
             self.timers.remove(&(w.next_round, Timer::Round(at)));
             w.next_round = soon;

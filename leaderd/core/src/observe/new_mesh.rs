@@ -51,7 +51,7 @@ impl Observer {
                 self.by_ssid.insert(ssid, (at, target));
             }
             self.by_name.insert(location.clone(), at);
-            let interval = watch.interval(&mesh.policy, now.mono);
+            let interval = watch.interval(mesh.policy_of(&watch.location), now.mono);
             // Observers are out of phase, so that together they look more often.
             watch.next_round = now.mono + self.fraction(interval);
             let report = now.mono + self.fraction(REPORT_EVERY);
@@ -64,6 +64,9 @@ impl Observer {
             }
             if let Some(v) = watch.verify.as_ref() {
                 self.timers.insert((v.next, Timer::Verify(at)));
+            }
+            if let Some(k) = watch.kilo.as_ref() {
+                self.timers.insert((k.next, Timer::Kilo(at)));
             }
             self.watches.push(watch);
         }

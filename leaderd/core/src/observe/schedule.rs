@@ -38,6 +38,8 @@ pub(super) struct Shot {
     pub target: usize,
     /// Bytes, headers included.
     pub size: u16,
+    /// Kilo's way, not ours.
+    pub unsteered: bool,
 }
 
 impl Watch {
@@ -89,7 +91,7 @@ impl Watch {
         if n % CYCLE == 3
             && let Some(target) = self.next_as_workload()
         {
-            shots.push(self.as_workload(mesh, target));
+            shots.push(self.as_workload(target));
         }
         shots
     }
@@ -190,7 +192,7 @@ impl Watch {
             }
             _ => least,
         };
-        Shot { class, path: Some(p), target, size }
+        Shot { class, path: Some(p), target, size, unsteered: false }
     }
 }
 

@@ -18,7 +18,7 @@ impl Observer {
     pub(super) fn round(&mut self, now: Now, at: usize) {
         let mesh = self.mesh.clone();
         let w = &mut self.watches[at];
-        let interval = w.interval(&mesh.policy, now.mono);
+        let interval = w.interval(mesh.policy_of(&w.location), now.mono);
         let shots = w.round(&mesh, &mut self.rng);
         let jitter = self.fraction(interval / 10);
         let w = &mut self.watches[at];
@@ -107,6 +107,7 @@ impl Observer {
             probe: id,
             class: shot.class,
             via,
+            unsteered: shot.unsteered,
             source,
             target: SocketAddr::new(address, port),
             flow,

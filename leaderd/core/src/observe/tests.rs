@@ -92,6 +92,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
         name: "test".into(),
         generation: crate::ids::Generation(1),
         hash: [0; 32],
+        index: Default::default(),
         inner: InnerRange { v4: "100.127.0.0/16".parse().unwrap(), v6: None },
         base_port: 51900,
         control_port: 7946,
@@ -112,6 +113,8 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             witnesses: vec![],
             services: vec![],
             reflectors: vec![],
+            steering: Default::default(),
+            policy: None,
         });
         let node = Node {
             name: name.clone(),
@@ -240,7 +243,7 @@ impl<'n> World<'n> {
                     self.verified.push((epoch, blackout))
                 }
                 ObserverOutput::Log { message, .. } => self.logs.push(message),
-                ObserverOutput::Forget(_) => {}
+                ObserverOutput::Forget(_) | ObserverOutput::Kilo { .. } => {}
             }
         }
     }

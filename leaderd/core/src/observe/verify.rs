@@ -7,7 +7,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::ids::{Epoch, Slot};
-use crate::mesh::Mesh;
 use crate::time::{Instant, Now};
 use crate::verdict::ProbeClass;
 
@@ -72,15 +71,14 @@ impl Watch {
         self.rotation.get(self.as_workload_sent as usize % self.rotation.len().max(1)).copied()
     }
 
-    pub(super) fn as_workload(&self, _mesh: &Mesh, target: usize) -> Shot {
+    pub(super) fn as_workload(&self, target: usize) -> Shot {
         let size = smallest(self.targets[target].address.is_ipv6());
-        Shot { class: ProbeClass::AsWorkload, path: None, target, size }
+        Shot { class: ProbeClass::AsWorkload, path: None, target, size, unsteered: false }
     }
 }
 
 impl Observer {
     pub(super) fn verify_tick(&mut self, now: Now, at: usize) {
-        let mesh = self.mesh.clone();
         let w = &mut self.watches[at];
         let targets = w.rotation.clone();
         let Some(v) = w.verify.as_mut() else { return };
@@ -92,7 +90,7 @@ impl Observer {
         v.sent += 1;
         v.next = now.mono + EVERY;
         self.timers.insert((v.next, Timer::Verify(at)));
-        let shot = w.as_workload(&mesh, target);
+        let shot = w.as_workload(target);
         if self.spend(now.mono, 1) {
             self.send(now, at, shot);
         }

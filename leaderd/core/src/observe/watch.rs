@@ -9,6 +9,7 @@ use crate::time::{Instant, Now};
 use crate::verdict::{ProbeClass, Report, SlotReport};
 
 use super::evidence::{Cell, Path, Target};
+use super::kilo::KiloWay;
 use super::rtt::Rtt;
 use super::service::ServiceWatch;
 use super::verify::Verify;
@@ -84,6 +85,8 @@ pub(super) struct Watch {
     pub rtt: Rtt,
     pub as_workload_sent: u64,
     pub verify: Option<Verify>,
+    /// Kilo's way, while it is being tried.
+    pub kilo: Option<KiloWay>,
 }
 
 impl Watch {
@@ -142,7 +145,7 @@ impl Watch {
             }
         }
         let rank = rank(mesh, &me.location, location);
-        let watchers = usize::from(mesh.policy.watchers);
+        let watchers = usize::from(mesh.policy_of(location).watchers);
         let slow = mesh.locations.len().saturating_sub(1).div_ceil(SLOW_LOCATIONS).max(1);
         let cells = vec![vec![Cell::default(); targets.len()]; paths.len()];
         let mut watch = Self {
@@ -173,6 +176,7 @@ impl Watch {
             rtt: Rtt::new(),
             as_workload_sent: 0,
             verify: None,
+            kilo: None,
         };
         watch.rotate();
         watch.services = Self::services_of(mesh, &watch, now);
@@ -194,6 +198,7 @@ impl Watch {
         self.report_seq = old.report_seq;
         self.rtt = old.rtt;
         self.verify = old.verify.map(Verify::forget_targets);
+        self.kilo = old.kilo;
     }
 
     pub(super) fn interval(&self, policy: &Policy, now: Instant) -> Duration {
@@ -308,7 +313,7 @@ impl Watch {
     }
 }
 
-/// Rendezvous hashing: how many locations come before `observer` in watching `location`? The first `policy.watchers` watch it
+/// Rendezvous hashing: how many locations come before `observer` in watching `location`? The first `watchers` of its policy watch it
 /// at full rate.
 fn rank(mesh: &Mesh, observer: &LocationName, location: &LocationName) -> usize {
     let mine = weight(observer, location);

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use wgctl_plan::{Family, InterfaceName, Mac, Nexthop, RouteVia, Vxlan};
 
 use super::ids::{candidate_nexthop, leaders_group};
-use super::{Build, host, inner, slot_range};
+use super::{Build, ROUTE_METRIC, host, inner, slot_range};
 use crate::ids::{NodeIndex, Slot};
 use crate::mesh::{Node, Overlay};
 
@@ -44,7 +44,7 @@ impl<'a> Build<'a> {
             }
         }
         for other in &others {
-            if *self.overlay() != Overlay::External {
+            if !matches!(self.overlay(), Overlay::External | Overlay::Flannel { .. }) {
                 self.local_prefixes(other);
             }
             self.way_to_candidate(other);
@@ -93,6 +93,10 @@ impl<'a> Build<'a> {
             Overlay::Vxlan { device, .. } => {
                 Some((device.clone(), inner(self.mesh(), other, Slot::OVERLAY, family)?))
             }
+            Overlay::Flannel { device } => {
+                let prefix = other.prefixes.iter().find(|p| Family::of_net(p) == family)?;
+                Some((device.clone(), prefix.network()))
+            }
             Overlay::Direct | Overlay::External => {
                 let dev = self.me.device.as_ref().or(self.input.lan_device)?;
                 (Family::of(&other.address) == family).then(|| (dev.clone(), other.address))
@@ -107,9 +111,10 @@ impl<'a> Build<'a> {
             let members = leaders.iter().map(|&s| candidate_nexthop(s, family));
             let Some(id) = self.group(leaders_group(family), members) else { continue };
             for location in self.other_locations() {
+                let table = self.table_to(location);
                 for prefix in self.sites[location].prefixes.clone() {
                     if Family::of_net(&prefix) == family {
-                        self.route(prefix, RouteVia::Nexthop(id));
+                        self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop(id));
                     }
                 }
             }

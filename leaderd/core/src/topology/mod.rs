@@ -13,6 +13,7 @@
 //! LAN addresses.
 
 mod ids;
+mod leaders;
 mod local;
 mod tunnels;
 
@@ -25,18 +26,38 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use wgctl_plan::{Family, InterfaceName, Network, Nexthop, NexthopId, RouteKey, RouteVia};
+use wgctl_plan::{Family, InterfaceName, Network, Nexthop, NexthopId, RouteKey, RouteVia, Rule};
 
-use crate::ids::{LocationName, NodeName, Slot};
+use crate::ids::{LocationName, NodeIndex, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Overlay};
 
 pub use ids::{leaders_group, location_group};
+pub use leaders::change_leaders;
 
 /// Metric of our routes. Below what CNIs and DHCP use, above 0, which IPv6 would turn into 1024.
 pub const ROUTE_METRIC: u32 = 76;
 
 /// Routing table `main`.
 pub const ROUTE_TABLE: u32 = 254;
+
+/// Preference of our rules: after the kernel's own for local addresses (0), before `main` (32766) and Kilo's (32764 and up).
+pub const RULE_PRIORITY: u32 = 76;
+
+/// Firewall mark of packets that go as if our rules were not there: probes of Kilo's own way.
+pub const UNSTEERED_MARK: u32 = 0x4c45;
+
+/// The routing table with our routes to a location that Kilo serves as well. They are always there; the rule that has them
+/// used comes and goes, so that stepping in and back costs one message whatever the number of prefixes.
+pub const fn steered_table(lowest: NodeIndex) -> u32 {
+    760_000 + lowest.0 as u32
+}
+
+/// The location that such a table belongs to.
+pub fn steered_location(mesh: &Mesh, table: u32) -> Option<&LocationName> {
+    mesh.locations.keys().find(|l| {
+        mesh.nodes_of(l).map(|n| n.index).min().is_some_and(|i| steered_table(i) == table)
+    })
+}
 
 /// What a node's network follows from.
 #[derive(Debug, Clone, Copy)]
@@ -52,6 +73,8 @@ pub struct TopologyInput<'a> {
     /// The device that holds this node's LAN address, as the shell found it; the mesh file's `device` wins. Without
     /// either, overlays `direct` and `external` have no routes over the LAN.
     pub lan_device: Option<&'a InterfaceName>,
+    /// Remote locations that Kilo serves as well, and to which our routes carry all the same. See [`steered_table`].
+    pub carried: &'a BTreeSet<LocationName>,
 }
 
 /// All that leaderd wants on node `me`.
@@ -112,21 +135,8 @@ impl<'a> Build<'a> {
         self.sites.keys().copied().filter(|&l| *l != self.me.location).collect()
     }
 
-    /// Who leads a location, as far as this node knows. Empty only for a location without candidates.
     fn leaders(&self, location: &LocationName) -> Vec<Slot> {
-        let Some(site) = self.sites.get(location) else { return Vec::new() };
-        let told = self.input.leaders.get(location).map_or(&[][..], Vec::as_slice);
-        let known: Vec<Slot> =
-            told.iter().copied().filter(|s| site.candidates.contains_key(s)).collect();
-        if !known.is_empty() {
-            return known;
-        }
-        site.candidates
-            .iter()
-            .min_by_key(|(slot, n)| (n.priority, **slot))
-            .map(|(slot, _)| *slot)
-            .into_iter()
-            .collect()
+        known_leaders(self.input, location)
     }
 
     /// Routes all prefixes of other locations: on a candidate into its own tunnels, on a member to its leaders.
@@ -139,13 +149,34 @@ impl<'a> Build<'a> {
     }
 
     fn route(&mut self, prefix: IpNet, via: RouteVia) {
-        self.route_with_metric(prefix, ROUTE_METRIC, via);
+        self.route_in(ROUTE_TABLE, prefix, ROUTE_METRIC, via);
     }
 
-    fn route_with_metric(&mut self, prefix: IpNet, metric: u32, via: RouteVia) {
-        self.net
-            .routes
-            .insert(RouteKey { table: ROUTE_TABLE, prefix: prefix.trunc(), metric }, via);
+    fn route_in(&mut self, table: u32, prefix: IpNet, metric: u32, via: RouteVia) {
+        self.net.routes.insert(RouteKey { table, prefix: prefix.trunc(), metric }, via);
+    }
+
+    /// The table for what is sent to a remote location; with the rule to it, if our routes carry there.
+    fn table_to(&mut self, location: &LocationName) -> u32 {
+        if !self.mesh().kilo_between(&self.me.location, location) {
+            return ROUTE_TABLE;
+        }
+        let Some(lowest) = self.sites[location].nodes.iter().map(|n| n.index).min() else {
+            return ROUTE_TABLE;
+        };
+        let table = steered_table(lowest);
+        if self.input.carried.contains(location) {
+            self.net.rules.insert(Rule {
+                family: Family::V4,
+                priority: RULE_PRIORITY,
+                from: None,
+                to: None,
+                iif: None,
+                unless_mark: Some(UNSTEERED_MARK),
+                table,
+            });
+        }
+        table
     }
 
     /// A group of those of `members` that exist; `None` if none does.
@@ -178,6 +209,18 @@ impl<'a> Build<'a> {
         for dev in ours {
             self.net.sysctls.insert(format!("net/ipv4/conf/{dev}/rp_filter"), "2".into());
         }
+    }
+}
+
+/// Who leads a location, as far as this node knows. Empty only for a location without candidates.
+fn known_leaders(input: &TopologyInput<'_>, location: &LocationName) -> Vec<Slot> {
+    let told = input.leaders.get(location).map_or(&[][..], Vec::as_slice);
+    let is_there = |s: &Slot| input.mesh.candidate(location, *s).is_some();
+    let known: Vec<Slot> = told.iter().copied().filter(is_there).collect();
+    if known.is_empty() {
+        input.mesh.ranking(location).into_iter().take(1).collect()
+    } else {
+        known
     }
 }
 

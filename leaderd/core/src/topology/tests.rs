@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use proptest::prelude::*;
@@ -7,9 +7,14 @@ use wgctl_plan::{
 };
 
 use super::walk::{Beliefs, World};
-use super::{ROUTE_METRIC, ROUTE_TABLE, TopologyInput, desired, leaders_group, location_group};
+use super::{
+    ROUTE_METRIC, ROUTE_TABLE, TopologyInput, change_leaders, desired, leaders_group,
+    location_group,
+};
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
-use crate::mesh::{ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy};
+use crate::mesh::{
+    ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy, Steering,
+};
 
 /// A location to be: its overlay, how many candidates, how many members.
 type Shape = (Overlay, usize, usize);
@@ -57,6 +62,8 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
                 witnesses: vec![],
                 services: vec![],
                 reflectors: vec![],
+                steering: Default::default(),
+                policy: None,
             },
         );
     }
@@ -64,6 +71,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
         name: "test".into(),
         generation: Generation(1),
         hash: [0; 32],
+        index: Default::default(),
         inner: InnerRange {
             v4: "100.127.0.0/16".parse().unwrap(),
             v6: v6.then(|| "fd4c:eade:0:1::/112".parse().unwrap()),
@@ -97,6 +105,7 @@ fn network(mesh: &Mesh, me: &str, leaders: &[(&str, &[u8])]) -> Network {
         leaders: &leaders,
         resolved: &resolved,
         lan_device: Some(&lan),
+        carried: &Default::default(),
     })
 }
 
@@ -287,6 +296,7 @@ fn odd_meshes_have_a_network_too() {
         leaders: &none,
         resolved: &resolved,
         lan_device: None,
+        carried: &Default::default(),
     };
     assert!(desired(&input).routes.is_empty(), "without a LAN device there is no way to name");
 }
@@ -304,6 +314,7 @@ fn an_endpoint_by_name_is_what_the_shell_resolved() {
             leaders: &none,
             resolved,
             lan_device: None,
+            carried: &Default::default(),
         });
         net.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([4; 32])].endpoint
     };
@@ -336,6 +347,41 @@ fn workloads(node: &Node) -> Vec<IpAddr> {
 }
 
 proptest! {
+    /// Also where Kilo steers, and where nothing can be reached.
+    #[test]
+    fn a_change_of_leaders_alone_comes_to_the_same_as_the_whole_network(
+        shapes in shapes(), v6: bool, kilo: bool, lan: bool,
+        before in proptest::collection::vec(any::<u8>(), 1..64),
+        after in proptest::collection::vec(any::<u8>(), 1..64),
+    ) {
+        let mut mesh = mesh(&shapes, v6);
+        if kilo {
+            mesh.locations.values_mut().for_each(|l| l.steering = Steering::Kilo);
+        }
+        let (resolved, device) = (BTreeMap::new(), "eth0".parse().unwrap());
+        let carried: BTreeSet<_> = mesh.locations.keys().cloned().collect();
+        let (before, after) = (beliefs(&mesh, &before), beliefs(&mesh, &after));
+        for me in mesh.nodes.keys() {
+            for location in mesh.locations.keys() {
+                let old = before[me].clone();
+                let mut leaders = old.clone();
+                leaders.insert(location.clone(), after[me][location].clone());
+                let lan_device = lan.then_some(&device);
+                let input = |leaders| {
+                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, carried: &carried }
+                };
+                let mut net = desired(&input(&old));
+                let whole = desired(&input(&leaders));
+                let told = change_leaders(&mut net, &input(&leaders), location);
+                let group = location_group(&mesh, location, Family::V4);
+                prop_assert!(told || !whole.nexthops.contains_key(&group.unwrap()), "too simply");
+                if told {
+                    prop_assert_eq!(&net, &whole);
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_packet_arrives_without_a_loop_whatever_the_nodes_believe(
         shapes in shapes(), v6: bool, bits in proptest::collection::vec(any::<u8>(), 1..64)

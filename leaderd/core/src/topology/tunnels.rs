@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use wgctl_plan::{Family, Nexthop, RouteVia, WgInterface, WgPeer};
 
 use super::ids::{plane_nexthop, remote_group};
-use super::{Build, ROUTE_METRIC, host, inner};
+use super::{Build, ROUTE_METRIC, ROUTE_TABLE, host, inner};
 use crate::ids::Slot;
 use crate::mesh::{Host, Node, plane};
 
@@ -79,6 +79,7 @@ impl<'a> Build<'a> {
             let slots: Vec<Slot> = site.candidates.keys().copied().collect();
             let prefixes = site.prefixes.clone();
             let Some(lowest) = site.nodes.iter().map(|n| n.index).min() else { continue };
+            let table = self.table_to(location);
             for &family in self.families() {
                 let mine: Vec<IpNet> =
                     prefixes.iter().copied().filter(|p| Family::of_net(p) == family).collect();
@@ -91,7 +92,7 @@ impl<'a> Build<'a> {
                     continue;
                 };
                 for prefix in mine {
-                    self.route(prefix, RouteVia::Nexthop(id));
+                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop(id));
                     if family == Family::V6 {
                         self.probe_routes6(prefix, &slots);
                     }
@@ -105,7 +106,7 @@ impl<'a> Build<'a> {
     fn probe_routes6(&mut self, prefix: IpNet, slots: &[Slot]) {
         for &slot in slots {
             let via = RouteVia::Device { dev: plane(slot), source: None };
-            self.route_with_metric(prefix, ROUTE_METRIC + 1 + u32::from(slot.0), via);
+            self.route_in(ROUTE_TABLE, prefix, ROUTE_METRIC + 1 + u32::from(slot.0), via);
         }
     }
 }

@@ -253,7 +253,7 @@ impl Model {
         }
         let since = *self.owed_since.entry(location.clone()).or_insert(now);
         let since = since.max(world.fault_changed);
-        let policy = &world.mesh.policy;
+        let policy = world.mesh.policy_of(location);
         let failovers = self.failovers(location).min(20);
         let hold =
             (policy.hold_down * 2u32.pow(failovers.saturating_sub(1))).min(policy.hold_down_max);

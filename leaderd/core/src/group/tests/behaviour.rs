@@ -435,6 +435,22 @@ fn the_preferred_candidate_comes_back_only_if_the_policy_says_so() {
 }
 
 #[test]
+fn a_location_goes_by_its_own_policy_and_not_by_the_meshs() {
+    for own in [false, true] {
+        let mut mesh = mesh(3, 0, 0);
+        mesh.policy.fail_back = !own;
+        let policy = crate::mesh::Policy { fail_back: own, ..mesh.policy.clone() };
+        mesh.locations.values_mut().for_each(|l| l.policy = Some(policy.clone()));
+        let mut c = Cluster::settled(mesh, 24);
+        c.condemn(0, &["home-0", "home-1", "home-2"]);
+        c.run(1000);
+        c.heal();
+        c.run(30_000);
+        assert_eq!(c.all_follow(0), own);
+    }
+}
+
+#[test]
 fn several_leaders_shrink_and_grow_with_health() {
     let mut mesh = mesh(3, 0, 0);
     mesh.policy.leaders = 2;

@@ -26,6 +26,8 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         witnesses,
         services: vec![],
         reflectors: vec![],
+        steering: Default::default(),
+        policy: None,
     };
     let mut nodes = BTreeMap::new();
     let mut add = |n: String, location: &str, index: u16, slot: Option<Slot>| {
@@ -59,6 +61,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         name: "test".into(),
         generation: Generation(1),
         hash: [0; 32],
+        index: Default::default(),
         inner: InnerRange { v4: "100.127.0.0/16".parse().unwrap(), v6: None },
         base_port: 51900,
         control_port: 7946,

@@ -43,7 +43,7 @@ impl Watch {
     /// Time between two rounds over the services of this location, one service each.
     pub(in super::super) fn service_interval(&self, mesh: &Mesh) -> Option<Duration> {
         let count = u32::try_from(self.services.len()).ok().filter(|n| *n > 0)?;
-        let policy = &mesh.policy;
+        let policy = mesh.policy_of(&self.location);
         let each = if self.full_rate {
             policy.service_interval
         } else {
@@ -138,6 +138,7 @@ impl Observer {
                 probe: id,
                 class: ProbeClass::Service,
                 via: Some(slots[path]),
+                unsteered: false,
                 source,
                 target: service.service.address,
                 flow: Flow::Fresh,
@@ -229,7 +230,7 @@ impl Observer {
 
     fn answered(&mut self, now: Now, a: Asked, outcome: Outcome) {
         let h = {
-            let policy = &self.mesh.policy;
+            let policy = self.mesh.policy_of(&self.watches[a.watch].location);
             sprt::threshold(policy.probe_interval, policy.false_failovers_per_year)
         };
         let w = &mut self.watches[a.watch];

@@ -80,6 +80,24 @@ fn idle_rate_and_memory_stay_small() {
 }
 
 #[test]
+fn a_location_is_watched_as_often_as_its_own_policy_says() {
+    let sent = |interval: Option<Duration>| {
+        let mut mesh = mesh(CLOUD_AND_MEMBERS);
+        let policy = mesh.policy.clone();
+        let cloud = mesh.locations.get_mut(&"cloud".parse().unwrap()).expect("it is there");
+        cloud.policy = interval.map(|i| crate::mesh::Policy { probe_interval: i, ..policy });
+        let mut world = World::new(mesh, 2, |_: &Seen<'_>| Fate::Back(ms(20)));
+        world.run_until(Duration::from_secs(60));
+        world.sent.len()
+    };
+    let (seldom, as_the_mesh, often) = (sent(Some(ms(400))), sent(None), sent(Some(ms(50))));
+    assert!(
+        seldom * 3 < as_the_mesh && as_the_mesh * 3 < often * 2,
+        "{seldom} {as_the_mesh} {often}"
+    );
+}
+
+#[test]
 fn a_single_candidate_with_nothing_else_behind_it_is_forwarding_while_its_tunnel_answers() {
     let nodes = &CLOUD[..2];
     let mut world = World::new(mesh(nodes), 2, |p: &Seen<'_>| {
