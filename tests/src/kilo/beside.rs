@@ -31,12 +31,14 @@ pub fn prepare(world: &mut World, control: &ControlPlane, programs: &Programs) -
     api.create("/api/v1/namespaces", &namespace)?;
     // As `helm install` does: definitions first.
     let definitions = chart().join("crds");
-    control.kubectl(&["apply", "-f", definitions.to_str().context("a path that is no text")?], "")?;
+    control
+        .kubectl(&["apply", "-f", definitions.to_str().context("a path that is no text")?], "")?;
     let crd = "crd/locationpools.leaderd.io";
     control.kubectl(&["wait", "--for=condition=established", "--timeout=60s", crd], "")?;
     let pools = world.topology.locations.iter().map(|l| format!("pools.{0}.location={0}", l.name));
-    let values: Vec<String> =
-        pools.chain(["image.repository=leaderd".into(), "admissionPolicy.enabled=true".into()]).collect();
+    let values: Vec<String> = pools
+        .chain(["image.repository=leaderd".into(), "admissionPolicy.enabled=true".into()])
+        .collect();
     control.kubectl(&["apply", "-f", "-"], &render(programs, &values.join(","))?)?;
     let of_chart = api.get("/api/v1/namespaces/leaderd/configmaps/leaderd-settings")?;
     let settings = world.dir.join("settings.toml");

@@ -47,6 +47,8 @@ pub struct Rig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beside {
     Nobody,
+    /// leaderd's chart is installed, and no daemon runs.
+    Chart,
     Leaderd,
 }
 
@@ -91,7 +93,7 @@ impl Rig {
         let api = control.api(User::Admin)?;
         cluster::create_nodes(&api, &world)?;
         flannel::set_up(&world)?;
-        if beside == Beside::Leaderd {
+        if beside != Beside::Nobody {
             beside::prepare(&mut world, &control, programs)?;
         }
         let world = Arc::new(world);
