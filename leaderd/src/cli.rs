@@ -46,6 +46,12 @@ pub enum Verb {
     Userspace(UserspaceArgs),
     /// Remove everything that leaderd made in the kernel. Traffic through the mesh stops.
     Cleanup,
+    /// Print the definition of LocationPool, for `kubectl apply -f -`.
+    #[cfg(feature = "kubernetes")]
+    Crd,
+    /// Remove from the cluster what leaderd wrote: annotations, condition RelayForwarding and the mesh. Pools stay.
+    #[cfg(feature = "kubernetes")]
+    Uninstall(Namespace),
     /// Forget the store: the node rejoins its location as new. The daemon must be stopped.
     Reset(ResetArgs),
 }
@@ -55,9 +61,20 @@ pub struct RunArgs {
     /// The mesh file.
     #[arg(long, value_name = "FILE", default_value = "/etc/leaderd/mesh.toml")]
     pub mesh: PathBuf,
-    /// This node's name in the mesh file [default: the host's name].
-    #[arg(long, value_name = "NAME")]
+    /// This node's name in the mesh [default: the host's name].
+    #[arg(long, value_name = "NAME", env = "NODE_NAME")]
     pub node: Option<NodeName>,
+    /// Take the mesh from the cluster that this node is in, and tell there what is decided. Keys that are missing are made.
+    #[cfg(feature = "kubernetes")]
+    #[arg(long, conflicts_with = "mesh")]
+    pub kubernetes: bool,
+    /// What the cluster does not say of the mesh: tables [mesh] and [policy] as in a mesh file. It may be missing.
+    #[cfg(feature = "kubernetes")]
+    #[arg(long, value_name = "FILE", default_value = "/etc/leaderd/settings.toml")]
+    pub settings: PathBuf,
+    #[cfg(feature = "kubernetes")]
+    #[command(flatten)]
+    pub namespace: Namespace,
     /// Directory with wireguard.key and control.key.
     #[arg(long, value_name = "DIR", default_value = "/etc/leaderd/keys")]
     pub keys: PathBuf,
@@ -76,6 +93,15 @@ pub struct RunArgs {
     /// Record all inputs and outputs of the core to this file, for `leaderd replay`. One that is there is kept as FILE.old.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
+}
+
+/// Where leaderd lives in the cluster.
+#[cfg(feature = "kubernetes")]
+#[derive(Args, Clone, Debug)]
+pub struct Namespace {
+    /// The daemon's own namespace: its mesh is kept there, in ConfigMap leaderd-mesh.
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "leaderd")]
+    pub namespace: String,
 }
 
 #[derive(Args, Debug)]

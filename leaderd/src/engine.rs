@@ -80,6 +80,8 @@ pub struct Shells {
     pub meshes: watch::Sender<Arc<Mesh>>,
     pub recorder: Option<Recorder>,
     pub counters: Counters,
+    /// Counted up when what this node makes of a decision may have changed, for those who would else ask all the time.
+    pub decided: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
@@ -202,6 +204,7 @@ impl Engine {
                 }
                 Effect::Program { revision, network } => {
                     self.shells.programs.send_replace(Some((revision, network)));
+                    self.shells.decided.send_modify(|n| *n += 1);
                 }
                 Effect::AdminReply { id, response } => {
                     if let Some((_, waiting)) = self.commands.remove(&id) {

@@ -1,7 +1,8 @@
 //! The shells around the core: clock, probes on UDP, control channel on QUIC, disk, network, admin socket, metrics.
 //!
 //! No policy lives here. [`engine`] owns the core's node, hands every input in, and every effect on to the shell that
-//! carries it out; shells never call each other. [`userspace`] is a program of its own beside the daemon.
+//! carries it out; shells never call each other. [`userspace`] is a program of its own beside the daemon. With feature
+//! `kubernetes` there is one shell more, which reads the cluster and tells it what is decided.
 
 pub mod admin;
 pub mod cli;
@@ -11,6 +12,8 @@ pub mod control;
 pub mod counters;
 pub mod engine;
 pub mod kilo;
+#[cfg(feature = "kubernetes")]
+pub mod kubernetes;
 pub mod log;
 pub mod metrics;
 pub mod network;

@@ -22,15 +22,23 @@ pub enum LogFormat {
 /// What is logged unless [`FILTER_VARIABLE`] says otherwise.
 pub const FILTER: &str = "info";
 
+/// It logs every request that fails as an error; an API server that is away is told once, and by us.
+const KUBE: &str = "kube_client";
+
 /// `usual` is the filter where [`FILTER_VARIABLE`] is not set.
 ///
 /// # Errors
 /// If the filter in [`FILTER_VARIABLE`] is none.
 pub fn init(format: LogFormat, usual: &str) -> anyhow::Result<()> {
     let filter = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| usual.to_owned());
+    let silent = if filter.contains(KUBE) { None } else { Some(format!("{KUBE}=off")) };
     let filter = EnvFilter::try_new(&filter).with_context(|| {
         format!("{FILTER_VARIABLE}={filter:?} is no filter; try info, debug or leaderd=debug")
     })?;
+    let filter = match silent {
+        Some(silent) => filter.add_directive(silent.parse()?),
+        None => filter,
+    };
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),

@@ -11,6 +11,10 @@ fn main() -> ExitCode {
         Verb::Replay(args) => leaderd::replay::run(&args),
         Verb::Userspace(args) => leaderd::userspace::run(&args),
         Verb::Cleanup => cleanup(),
+        #[cfg(feature = "kubernetes")]
+        Verb::Crd => leaderd::kubernetes::print_crd(),
+        #[cfg(feature = "kubernetes")]
+        Verb::Uninstall(args) => leaderd::kubernetes::uninstall::run(&args),
         Verb::Reset(args) => leaderd::store::reset(&args.state).map_err(Into::into).map(|was| {
             let dir = args.state.display();
             println!(

@@ -33,6 +33,35 @@ pub async fn serve(address: SocketAddr, asker: Asker) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// While a daemon waits for its first mesh: it lives, and is not ready.
+#[cfg(feature = "kubernetes")]
+#[derive(Debug)]
+pub struct Waiting(Option<tokio::task::JoinHandle<()>>);
+
+#[cfg(feature = "kubernetes")]
+impl Waiting {
+    pub async fn serve(address: Option<SocketAddr>) -> anyhow::Result<Self> {
+        let Some(address) = address else { return Ok(Self(None)) };
+        let routes = Router::new().route("/healthz", get(|| async { "ok\n" })).fallback(|| async {
+            (StatusCode::SERVICE_UNAVAILABLE, "this node is in no mesh yet: see the log\n")
+        });
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot serve metrics on {address}; use another --metrics"))?;
+        Ok(Self(Some(tokio::spawn(async move {
+            let _ = axum::serve(listener, routes).await;
+        }))))
+    }
+
+    /// Gives the address back.
+    pub async fn end(self) {
+        if let Some(task) = self.0 {
+            task.abort();
+            let _ = task.await;
+        }
+    }
+}
+
 pub(crate) fn routes() -> Router<Asker> {
     Router::new()
         .route("/metrics", get(metrics))

@@ -1,4 +1,4 @@
-//! A changed mesh file is applied live: on SIGHUP, or when the file is seen to have changed.
+//! A changed mesh file is applied live: on SIGHUP, or when it is seen to have changed. It comes from a [`MeshSource`].
 //!
 //! A file with mistakes, of an older generation, or in which this node is no longer the same, is told in the log and
 //! left aside: the daemon goes on with what it has.
@@ -8,14 +8,18 @@ use std::io::Read as _;
 use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+#[cfg(feature = "kubernetes")]
+use std::sync::Arc;
 use std::time::Duration;
 
-use leaderd_core::ids::NodeName;
+use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::Input;
-use leaderd_core::mesh::Mesh;
+use leaderd_core::mesh::{Mesh, Steering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+#[cfg(feature = "kubernetes")]
+use tokio::sync::watch;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 
 use crate::resolve::resolve;
 
@@ -36,6 +40,12 @@ pub enum MeshFileError {
     TooLong { path: PathBuf },
     #[error("mesh file {} has mistakes:\n{}", path.display(), mistakes.join("\n"))]
     Mistakes { path: PathBuf, mistakes: Vec<String> },
+    #[error(
+        "mesh file {}: location {location} is steered by Kilo, whose leaders only `leaderd run --kubernetes` can tell and change; \
+         write steering = \"native\"",
+        path.display()
+    )]
+    Kilo { path: PathBuf, location: LocationName },
 }
 
 /// Reads and checks the mesh file.
@@ -48,10 +58,14 @@ pub fn read(path: &Path) -> Result<Mesh, MeshFileError> {
     if text.len() as u64 > MAX_FILE {
         return Err(MeshFileError::TooLong { path: path.to_owned() });
     }
-    leaderd_core::mesh::parse(&text).map_err(|mistakes| MeshFileError::Mistakes {
+    let mesh = leaderd_core::mesh::parse(&text).map_err(|mistakes| MeshFileError::Mistakes {
         path: path.to_owned(),
         mistakes: mistakes.iter().map(|m| format!("{}:{m}", path.display())).collect(),
-    })
+    })?;
+    match mesh.locations.values().find(|l| l.steering == Steering::Kilo) {
+        Some(l) => Err(MeshFileError::Kilo { path: path.to_owned(), location: l.name.clone() }),
+        None => Ok(mesh),
+    }
 }
 
 /// Why a good file is not taken while the daemon runs.
@@ -86,59 +100,127 @@ pub fn refusal(old: &Mesh, new: &Mesh, me: &NodeName) -> Option<String> {
     None
 }
 
+/// Where meshes come from while the daemon runs. Whatever it is, a mesh that is not good is told and left aside.
+#[derive(Debug)]
+pub enum MeshSource {
+    File(MeshFile),
+    /// The cluster's mesh object, read and checked where the cluster is watched.
+    #[cfg(feature = "kubernetes")]
+    Cluster(watch::Receiver<Option<Arc<Mesh>>>),
+}
+
+impl std::fmt::Display for MeshSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(file) => write!(f, "{}", file.path.display()),
+            #[cfg(feature = "kubernetes")]
+            Self::Cluster(_) => f.write_str("the cluster"),
+        }
+    }
+}
+
+/// A mesh file that is looked at.
+#[derive(Debug)]
+pub struct MeshFile {
+    path: PathBuf,
+    seen: Option<(u64, i64, i64, u64)>,
+    looks: Interval,
+}
+
+impl MeshFile {
+    /// From what `path` is now: changes since then are seen.
+    pub fn new(path: PathBuf) -> Self {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { seen: stamp(&path), path, looks }
+    }
+}
+
+impl MeshSource {
+    /// The next mesh to look at. Cancelling it loses nothing.
+    async fn next(&mut self) -> anyhow::Result<Result<Mesh, MeshFileError>> {
+        match self {
+            Self::File(file) => loop {
+                file.looks.tick().await;
+                let now = stamp(&file.path);
+                if now != file.seen {
+                    file.seen = now;
+                    return Ok(read(&file.path));
+                }
+            },
+            #[cfg(feature = "kubernetes")]
+            Self::Cluster(meshes) => loop {
+                meshes.changed().await?;
+                if let Some(mesh) = &*meshes.borrow_and_update() {
+                    return Ok(Ok((**mesh).clone()));
+                }
+            },
+        }
+    }
+
+    /// The mesh as it is now, because somebody asked (SIGHUP).
+    fn now(&mut self) -> Option<Result<Mesh, MeshFileError>> {
+        match self {
+            Self::File(file) => {
+                file.seen = stamp(&file.path);
+                Some(read(&file.path))
+            }
+            #[cfg(feature = "kubernetes")]
+            Self::Cluster(meshes) => meshes.borrow().as_deref().cloned().map(Ok),
+        }
+    }
+}
+
 /// Watches until the engine is gone.
 pub async fn watch(
-    path: PathBuf,
+    mut source: MeshSource,
     me: NodeName,
     mut mesh: Mesh,
     mut resolved: BTreeMap<String, IpAddr>,
     inputs: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut looks = interval(LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = stamp(&path);
-    let mut resolved_at = Instant::now();
+    let mut names = interval_at(Instant::now() + RESOLVE, RESOLVE);
+    names.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let asked = tokio::select! {
-            Some(()) = hangup.recv() => true,
-            _ = looks.tick() => false,
-        };
-        let now = stamp(&path);
-        if asked || now != seen {
-            seen = now;
-            match read(&path) {
-                Err(error) => tracing::error!(%error, "the mesh file is not applied"),
-                Ok(new) if new.hash == mesh.hash => {
-                    if asked {
-                        tracing::info!("the mesh file has not changed");
-                    }
+        let (found, asked) = tokio::select! {
+            Some(()) = hangup.recv() => match source.now() {
+                Some(found) => (found, true),
+                None => continue,
+            },
+            found = source.next() => (found?, false),
+            _ = names.tick() => {
+                let new = resolve(&mesh, &resolved).await;
+                if new != resolved {
+                    tracing::info!(endpoints = ?new, "endpoints have other addresses now");
+                    resolved = new;
+                    inputs.send(Input::Resolved(resolved.clone())).await?;
                 }
-                Ok(new) => match refusal(&mesh, &new, &me) {
-                    Some(why) => tracing::error!(reason = why, "the mesh file is not applied"),
-                    None => {
-                        if new.generation == mesh.generation {
-                            tracing::warn!(mesh.generation = %new.generation, "the mesh file changed, and its generation did not");
-                        }
-                        tracing::info!(mesh.generation = %new.generation, "applying the changed mesh file");
-                        mesh = new;
-                        resolved = resolve(&mesh, &resolved).await;
-                        resolved_at = Instant::now();
-                        // First the names, so that the new nodes have addresses at once.
-                        inputs.send(Input::Resolved(resolved.clone())).await?;
-                        inputs.send(Input::MeshChanged(Box::new(mesh.clone()))).await?;
+                continue;
+            }
+        };
+        match found {
+            Err(error) => tracing::error!(%error, "the mesh file is not applied"),
+            Ok(new) if new.hash == mesh.hash => {
+                if asked {
+                    tracing::info!("the mesh file has not changed");
+                }
+            }
+            Ok(new) => match refusal(&mesh, &new, &me) {
+                Some(why) => tracing::error!(reason = why, "the mesh file is not applied"),
+                None => {
+                    if new.generation == mesh.generation {
+                        tracing::warn!(mesh.generation = %new.generation, "the mesh file changed, and its generation did not");
                     }
-                },
-            }
-        }
-        if resolved_at.elapsed() > RESOLVE {
-            let new = resolve(&mesh, &resolved).await;
-            resolved_at = Instant::now();
-            if new != resolved {
-                tracing::info!(endpoints = ?new, "endpoints have other addresses now");
-                resolved = new;
-                inputs.send(Input::Resolved(resolved.clone())).await?;
-            }
+                    tracing::info!(mesh.generation = %new.generation, "applying the changed mesh file");
+                    mesh = new;
+                    resolved = resolve(&mesh, &resolved).await;
+                    names.reset();
+                    // First the names, so that the new nodes have addresses at once.
+                    inputs.send(Input::Resolved(resolved.clone())).await?;
+                    inputs.send(Input::MeshChanged(Box::new(mesh.clone()))).await?;
+                }
+            },
         }
     }
 }

@@ -26,6 +26,7 @@ use crate::kilo::KiloNames;
 use crate::network::KernelSteward;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
+use crate::reload::{MeshFile, MeshSource};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
 use crate::{confine, kilo, log, metrics, network, reload, resolve};
@@ -33,14 +34,35 @@ use crate::{confine, kilo, log, metrics, network, reload, resolve};
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
 
+/// What a daemon starts with.
+struct Start {
+    me: NodeName,
+    mesh: Mesh,
+    keys: Keys,
+    source: MeshSource,
+    kilo_names: watch::Receiver<KiloNames>,
+    counters: Counters,
+}
+
+/// Handles to the running daemon, for a shell that lives on a thread of its own.
+#[derive(Clone, Debug)]
+pub struct Daemon {
+    pub asker: Asker,
+    /// See [`Shells::decided`].
+    pub decided: watch::Receiver<u64>,
+}
+
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, log::FILTER)?;
     confine::no_core_dumps()?;
-    let asked = (|| -> anyhow::Result<_> {
-        let me = match &args.node {
-            Some(name) => name.clone(),
-            None => host_name()?,
-        };
+    raise_descriptors();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    #[cfg(feature = "kubernetes")]
+    if args.kubernetes {
+        return runtime.block_on(run_in_cluster(args));
+    }
+    let asked = || -> anyhow::Result<_> {
+        let me = node_name(&args)?;
         let mesh = reload::read(&args.mesh)?;
         let node = mesh.node(&me).with_context(|| {
             let names: Vec<&str> = mesh.nodes.keys().map(NodeName::as_str).collect();
@@ -52,28 +74,69 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         })?;
         let keys = Keys::load(&args.keys, node)?;
         Ok((me, mesh, keys))
-    })();
-    let (me, mesh, keys) = match asked {
-        Ok(asked) => asked,
-        Err(error) => {
-            eprintln!("leaderd: {error:#}");
-            return Ok(ExitCode::from(ASKED_WRONGLY));
-        }
     };
-    raise_descriptors();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(args, me, mesh, keys))?;
+    let (me, mesh, keys) = match asked() {
+        Ok(asked) => asked,
+        Err(error) => return Ok(asked_wrongly(&error)),
+    };
+    runtime.block_on(async {
+        let source = MeshSource::File(MeshFile::new(args.mesh.clone()));
+        // Nobody tells a daemon without Kubernetes whose keys Kilo's peers are.
+        let (_, kilo_names) = watch::channel(KiloNames::new());
+        let start = Start { me, mesh, keys, source, kilo_names, counters: Counters::default() };
+        serve(args, start, |_| {}).await
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::Result<()> {
-    let clock = Clock::default();
+/// As a node of a Kubernetes cluster: the mesh is the cluster's, and what is decided is told there.
+#[cfg(feature = "kubernetes")]
+async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
+    use crate::kubernetes;
+    let asked = || -> anyhow::Result<_> {
+        let me = node_name(&args)?;
+        let (keys, made) = Keys::load_or_make(&args.keys)?;
+        if made {
+            tracing::info!(keys = %args.keys.display(), "made the keys of this node");
+        }
+        Ok((kubernetes::Config::new(&args, &me, &keys)?, me, keys))
+    };
+    let (config, me, keys) = match asked() {
+        Ok(asked) => asked,
+        Err(error) => return Ok(asked_wrongly(&error)),
+    };
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let counters = Counters::default();
+    let mut cluster = kubernetes::start(config, counters.clone()).await?;
+    let waiting = metrics::Waiting::serve(args.metrics).await?;
+    let first = tokio::select! {
+        first = cluster.first_mesh(&me, &keys) => first?,
+        _ = terminate.recv() => return Ok(ExitCode::SUCCESS),
+        _ = interrupt.recv() => return Ok(ExitCode::SUCCESS),
+    };
+    waiting.end().await;
+    let source = MeshSource::Cluster(cluster.meshes());
+    let kilo_names = cluster.kilo_names();
+    let start = Start { me, mesh: first, keys, source, kilo_names, counters };
+    serve(args, start, |daemon| cluster.attach(daemon)).await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn asked_wrongly(error: &anyhow::Error) -> ExitCode {
+    eprintln!("leaderd: {error:#}");
+    ExitCode::from(ASKED_WRONGLY)
+}
+
+/// `started` is handed the running daemon.
+async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> anyhow::Result<()> {
+    let Start { me, mesh: file, keys, source, kilo_names, counters } = start;
+    let clock = Clock::default();
     let location = file.node(&me).context("this node")?.location.clone();
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"), mesh.name = file.name, mesh.generation = %file.generation,
         mesh.hash = hex(&file.hash[..8]), node.name = %me, location.name = %location,
-        mesh.file = %args.mesh.display(), state = %args.state.display(), admin = %args.admin.display(),
+        mesh.source = %source, state = %args.state.display(), admin = %args.admin.display(),
         metrics = ?args.metrics, control.port = file.control_port, probe.ports = ?file.probe_ports,
         policy = ?file.policy, "starting"
     );
@@ -117,9 +180,7 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
-    // Nobody tells a daemon without Kubernetes whose keys Kilo's peers are.
-    let (_, names) = watch::channel(KiloNames::new());
-    kilo::start(me.clone(), meshes_rx, names, inputs.clone())?;
+    kilo::start(me.clone(), meshes_rx, kilo_names, inputs.clone())?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
         mesh,
@@ -151,14 +212,16 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
     let asker = Asker(asker);
     admin.serve(asker.clone());
     if let Some(address) = args.metrics {
-        metrics::serve(address, asker).await?;
+        metrics::serve(address, asker.clone()).await?;
     }
+    let (decided, decided_rx) = watch::channel(0);
+    started(Daemon { asker, decided: decided_rx });
     tokio::spawn(async move {
-        if let Err(error) = reload::watch(args.mesh, me, file, resolved, inputs).await {
+        if let Err(error) = reload::watch(source, me, file, resolved, inputs).await {
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
     });
-    let shells = Shells { probes, control, writer, programs, meshes, recorder, counters };
+    let shells = Shells { probes, control, writer, programs, meshes, recorder, counters, decided };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {
@@ -170,6 +233,14 @@ async fn serve(args: RunArgs, me: NodeName, file: Mesh, keys: Keys) -> anyhow::R
     Engine::new(node, clock, shells, inputs_rx, requests).run(stop).await;
     tracing::info!("stopped; forwarding stays as it is");
     Ok(())
+}
+
+/// What --node says, else the host's name.
+fn node_name(args: &RunArgs) -> anyhow::Result<NodeName> {
+    match &args.node {
+        Some(name) => Ok(name.clone()),
+        None => host_name(),
+    }
 }
 
 fn host_name() -> anyhow::Result<NodeName> {

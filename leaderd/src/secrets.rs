@@ -1,8 +1,8 @@
 //! Key files: read once, refused if others may read them, compared with what the mesh file says of this node.
 
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -13,6 +13,11 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 /// A key file is 45 bytes; a longer one is something else.
 const MAX_KEY_FILE: u64 = 1024;
+
+/// File of the X25519 secret, for WireGuard and for probes.
+const WIREGUARD_FILE: &str = "wireguard.key";
+/// File of the Ed25519 seed, for the control channel.
+const CONTROL_FILE: &str = "control.key";
 
 /// 32 secret bytes. No `Debug`, zeroed on drop.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
@@ -48,6 +53,8 @@ impl std::fmt::Debug for Keys {
 pub enum SecretError {
     #[error("key file {}: {source}; make keys with `wgctl keygen --out {}`", path.display(), dir.display())]
     Read { path: PathBuf, dir: PathBuf, source: std::io::Error },
+    #[error("cannot make key file {}: {source}", path.display())]
+    Make { path: PathBuf, source: std::io::Error },
     #[error("key file {} may be read by others (mode {mode:04o}); run: chmod 600 {}", path.display(), path.display())]
     Mode { path: PathBuf, mode: u32 },
     #[error("key file {} holds no key: base64 of 32 bytes and a newline is wanted", .0.display())]
@@ -62,7 +69,7 @@ pub enum SecretError {
 impl Keys {
     /// Reads `wireguard.key` and `control.key` of `dir`, and holds them against the node's public keys.
     pub fn load(dir: &Path, node: &Node) -> Result<Self, SecretError> {
-        let (wireguard_path, control_path) = (dir.join("wireguard.key"), dir.join("control.key"));
+        let (wireguard_path, control_path) = (dir.join(WIREGUARD_FILE), dir.join(CONTROL_FILE));
         let keys = Self { wireguard: read(&wireguard_path)?, control: read(&control_path)? };
         let check = |path: &Path, field: &'static str, found: [u8; 32], expected: [u8; 32]| {
             if found == expected {
@@ -81,6 +88,31 @@ impl Keys {
         Ok(keys)
     }
 
+    /// Reads both keys of `dir`, and makes those that are not there: for a node that says its public keys itself. The second
+    /// value is true if one was made.
+    pub fn load_or_make(dir: &Path) -> Result<(Self, bool), SecretError> {
+        let mut made = false;
+        let mut key = |name: &str, clamp: bool| {
+            let path = dir.join(name);
+            if let Err(error) = path.symlink_metadata()
+                && error.kind() == std::io::ErrorKind::NotFound
+            {
+                make(&path, clamp)
+                    .map_err(|source| SecretError::Make { path: path.clone(), source })?;
+                made = true;
+            }
+            read(&path)
+        };
+        let keys =
+            Self { wireguard: key(WIREGUARD_FILE, true)?, control: key(CONTROL_FILE, false)? };
+        Ok((keys, made))
+    }
+
+    /// These are the keys whose public halves the mesh names.
+    pub fn are_of(&self, node: &Node) -> bool {
+        self.wireguard_public() == node.wireguard_key && self.control_public() == node.control_key
+    }
+
     pub fn wireguard_public(&self) -> WgPublicKey {
         let secret = x25519_dalek::StaticSecret::from(*self.wireguard.expose());
         WgPublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
@@ -91,6 +123,31 @@ impl Keys {
             ed25519_dalek::SigningKey::from_bytes(self.control.expose()).verifying_key().to_bytes(),
         )
     }
+}
+
+/// A fresh key in a file that was never readable by others, nor half written under this name.
+fn make(path: &Path, clamp: bool) -> std::io::Result<()> {
+    let mut secret = Zeroizing::new([0; 32]);
+    getrandom::fill(&mut *secret).map_err(|e| std::io::Error::other(e.to_string()))?;
+    if clamp {
+        // As `wg genkey` does (RFC 7748 §5), so that all tools show the same key.
+        secret[0] &= 248;
+        secret[31] = (secret[31] & 127) | 64;
+    }
+    let mut line = Zeroizing::new([b'\n'; 45]);
+    BASE64.encode_slice(*secret, &mut line[..44]).expect("32 bytes are 44 in base64");
+    if let Some(dir) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    let beside = path.with_extension("key.new");
+    match std::fs::remove_file(&beside) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    file.write_all(&*line)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)
 }
 
 fn read(path: &Path) -> Result<Secret, SecretError> {
@@ -130,6 +187,31 @@ mod tests {
         assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
         write(&path, &format!("{}\n", BASE64.encode([7; 32])), 0o600);
         assert_eq!(read(&path).ok().unwrap().expose(), &[7; 32]);
+    }
+
+    #[test]
+    fn keys_that_are_missing_are_made_once_and_for_their_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let keys = dir.path().join("keys");
+        let (first, made) = Keys::load_or_make(&keys).unwrap();
+        assert!(made);
+        for name in [WIREGUARD_FILE, CONTROL_FILE] {
+            let mode = std::fs::metadata(keys.join(name)).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o600, "{name}");
+        }
+        assert_eq!(std::fs::metadata(&keys).unwrap().permissions().mode() & 0o777, 0o700);
+        // A crash between the two leaves one: it is kept.
+        std::fs::remove_file(keys.join(CONTROL_FILE)).unwrap();
+        let (second, made) = Keys::load_or_make(&keys).unwrap();
+        assert!(made);
+        assert_eq!(first.wireguard_public(), second.wireguard_public());
+        assert_ne!(first.control_public(), second.control_public());
+        let (third, made) = Keys::load_or_make(&keys).unwrap();
+        assert!(!made);
+        assert_eq!(second.control_public(), third.control_public());
+        // One that is there and no key is told, never replaced.
+        write(&keys.join(CONTROL_FILE), "mine", 0o600);
+        assert!(matches!(Keys::load_or_make(&keys), Err(SecretError::Malformed(_))));
     }
 
     #[test]

@@ -1,0 +1,300 @@
+//! One request for each thing that is to be done in the cluster. Every version that is given is a precondition: who comes second
+//! gets a conflict, and looks again.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::api::core::v1::{ConfigMap, Node, ObjectReference};
+use k8s_openapi::api::events::v1::Event;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
+use kube::core::ApiResource;
+use kube::{Client, Resource as _};
+use leaderd_core::cluster::{Action, ClusterEvent, ClusterView, PoolStatus, RelayForwarding};
+use leaderd_core::ids::NodeName;
+use serde_json::{Value, json};
+
+use super::COMPONENT;
+use super::contact::{CallError, call};
+use super::convert::{CONDITION, MESH_KEY};
+use super::crd::LocationPool;
+use super::seen::MESH_OBJECT;
+
+/// Events about objects without a namespace go here, as those of Kubernetes itself do.
+const EVENTS: &str = "default";
+
+/// Longest text of an Event, in bytes (validation of events.k8s.io/v1).
+const MAX_NOTE: usize = 1024;
+
+/// Where and as whom requests are made.
+#[derive(Clone)]
+pub struct Carrier {
+    pub client: Client,
+    pub namespace: String,
+    pub me: NodeName,
+}
+
+/// What is asked of the API, complete: no view is looked at while it is under way.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Call {
+    /// Is the server there? Cheap, and allowed to every daemon.
+    Beat,
+    Own(BTreeMap<String, String>),
+    Mesh {
+        resource_version: Option<String>,
+        text: String,
+    },
+    Node {
+        node: String,
+        status: bool,
+        patch: Value,
+    },
+    Pool {
+        pool: String,
+        resource_version: String,
+        status: Box<PoolStatus>,
+        events: Vec<Event>,
+    },
+}
+
+impl Call {
+    /// `None` for what is not asked of the API.
+    pub fn of(action: Action, view: &ClusterView, me: &NodeName) -> Option<Self> {
+        Some(match action {
+            Action::Mesh { resource_version, text } => Self::Mesh { resource_version, text },
+            Action::Annotate(change) => Self::Node {
+                patch: json!({"metadata": {
+                    "resourceVersion": change.resource_version,
+                    "annotations": change.annotations,
+                }}),
+                node: change.node,
+                status: false,
+            },
+            Action::RelayForwarding { node, resource_version, condition } => {
+                let before = view.nodes.get(&node).and_then(|n| n.relay_forwarding.as_ref());
+                let before = before.map(|(status, _)| status.as_str());
+                let patch =
+                    condition_patch(Some(&resource_version), before, condition, Timestamp::now());
+                Self::Node { node, status: true, patch }
+            }
+            Action::PoolStatus { pool, resource_version, status, events } => {
+                let events = events.into_iter().map(|e| event(e, view, me, Timestamp::now()));
+                Self::Pool { pool, resource_version, status, events: events.collect() }
+            }
+            Action::Command(_) => return None,
+        })
+    }
+
+    /// For the log.
+    pub fn what(&self) -> &'static str {
+        match self {
+            Self::Beat => "get of this node",
+            Self::Own(_) => "public keys of this node",
+            Self::Mesh { .. } => "ConfigMap leaderd-mesh",
+            Self::Node { status: false, .. } => "annotations of a node",
+            Self::Node { status: true, .. } => "condition of a node",
+            Self::Pool { .. } => "status of a LocationPool",
+        }
+    }
+}
+
+impl Carrier {
+    /// Done once this returns, or not at all.
+    pub async fn carry_out(&self, call_: Call) -> Result<(), CallError> {
+        let post = PostParams::default();
+        let nodes = || Api::<Node>::all(self.client.clone());
+        match call_ {
+            Call::Beat => call(nodes().get_metadata(self.me.as_str())).await.map(drop),
+            Call::Own(annotations) => {
+                let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
+                call(nodes().patch_metadata(self.me.as_str(), &PatchParams::default(), &patch))
+                    .await
+                    .map(drop)
+            }
+            Call::Mesh { resource_version, text } => {
+                let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
+                let object = mesh_object(resource_version.clone(), text);
+                match resource_version {
+                    None => call(api.create(&post, &object)).await.map(drop),
+                    Some(_) => call(api.replace(MESH_OBJECT, &post, &object)).await.map(drop),
+                }
+            }
+            Call::Node { node, status: false, patch } => {
+                let patch = Patch::Merge(patch);
+                call(nodes().patch_metadata(&node, &PatchParams::default(), &patch)).await.map(drop)
+            }
+            Call::Node { node, status: true, patch } => {
+                let patch = Patch::Strategic(patch);
+                call(nodes().patch_status(&node, &PatchParams::default(), &patch)).await.map(drop)
+            }
+            Call::Pool { pool, resource_version, status, events } => {
+                let kind = ApiResource::erase::<LocationPool>(&());
+                let api = Api::<DynamicObject>::all_with(self.client.clone(), &kind);
+                // A replacement, as a merge would keep what is no longer said. The spec is not touched through `status`.
+                let mut object = DynamicObject::new(&pool, &kind).data(json!({ "status": status }));
+                object.metadata.resource_version = Some(resource_version);
+                call(api.replace_status(&pool, &post, &object)).await?;
+                let api = Api::<Event>::namespaced(self.client.clone(), EVENTS);
+                for event in &events {
+                    call(api.create(&post, event)).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn mesh_object(resource_version: Option<String>, text: String) -> ConfigMap {
+    let label = ("app.kubernetes.io/managed-by".to_owned(), COMPONENT.to_owned());
+    ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(MESH_OBJECT.to_owned()),
+            resource_version,
+            labels: Some([label].into()),
+            ..ObjectMeta::default()
+        },
+        data: Some([(MESH_KEY.to_owned(), text)].into()),
+        ..ConfigMap::default()
+    }
+}
+
+/// A strategic merge patch of a node's status: other conditions stay as they are. `before`: the condition's status now.
+pub fn condition_patch(
+    resource_version: Option<&str>,
+    before: Option<&str>,
+    condition: Option<RelayForwarding>,
+    now: Timestamp,
+) -> Value {
+    let condition = match condition {
+        None => json!({"type": CONDITION, "$patch": "delete"}),
+        Some(RelayForwarding { status, reason, message }) => {
+            let mut condition = json!({
+                "type": CONDITION, "status": status, "reason": reason, "message": message,
+                "lastHeartbeatTime": Time(now),
+            });
+            if before != Some(status) {
+                condition["lastTransitionTime"] = json!(Time(now));
+            }
+            condition
+        }
+    };
+    let mut patch = json!({"status": {"conditions": [condition]}});
+    if let Some(version) = resource_version {
+        patch["metadata"] = json!({ "resourceVersion": version });
+    }
+    patch
+}
+
+fn event(event: ClusterEvent, view: &ClusterView, me: &NodeName, now: Timestamp) -> Event {
+    let related = event.node.map(|name| ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Node".into()),
+        uid: view.nodes.get(&name).map(|n| n.uid.clone()),
+        name: Some(name),
+        ..ObjectReference::default()
+    });
+    let mut note = event.message;
+    if note.len() > MAX_NOTE {
+        let end = (0..=MAX_NOTE - '…'.len_utf8()).rev().find(|i| note.is_char_boundary(*i));
+        note.truncate(end.unwrap_or(0));
+        note.push('…');
+    }
+    Event {
+        metadata: ObjectMeta {
+            generate_name: Some(format!("{}.", event.pool)),
+            namespace: Some(EVENTS.to_owned()),
+            ..ObjectMeta::default()
+        },
+        regarding: Some(ObjectReference {
+            api_version: Some(LocationPool::api_version(&()).into()),
+            kind: Some(LocationPool::kind(&()).into()),
+            name: Some(event.pool),
+            uid: Some(event.pool_uid),
+            ..ObjectReference::default()
+        }),
+        related,
+        event_time: Some(MicroTime(now)),
+        type_: Some(if event.warning { "Warning" } else { "Normal" }.into()),
+        action: Some(event.reason.clone()),
+        reason: Some(event.reason),
+        note: Some(note),
+        reporting_controller: Some(COMPONENT.to_owned()),
+        reporting_instance: Some(me.to_string()),
+        ..Event::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use leaderd_core::cluster::NodeChange;
+
+    use super::*;
+
+    fn me() -> NodeName {
+        "cloud-0".parse().unwrap()
+    }
+
+    #[test]
+    fn annotations_are_set_and_removed_under_the_version_that_was_seen() {
+        let change = NodeChange {
+            node: "cloud-1".into(),
+            resource_version: "12".into(),
+            annotations: [("a".to_owned(), Some("x".to_owned())), ("b".to_owned(), None)].into(),
+            why: String::new(),
+        };
+        let Some(Call::Node { node, status, patch }) =
+            Call::of(Action::Annotate(change), &ClusterView::default(), &me())
+        else {
+            panic!()
+        };
+        assert_eq!((node.as_str(), status), ("cloud-1", false));
+        let wanted =
+            json!({"metadata": {"resourceVersion": "12", "annotations": {"a": "x", "b": null}}});
+        assert_eq!(patch, wanted);
+    }
+
+    #[test]
+    fn a_condition_says_when_its_status_changed_and_only_then() {
+        let now: Timestamp = "2026-05-01T10:00:00Z".parse().unwrap();
+        let condition = RelayForwarding {
+            status: "False",
+            reason: "Degraded".into(),
+            message: "new flows die".into(),
+        };
+        let moved = condition_patch(Some("3"), Some("True"), Some(condition.clone()), now);
+        assert_eq!(moved["metadata"]["resourceVersion"], "3");
+        assert_eq!(moved["status"]["conditions"][0]["lastTransitionTime"], "2026-05-01T10:00:00Z");
+        let same = condition_patch(None, Some("False"), Some(condition), now);
+        assert!(same.get("metadata").is_none());
+        assert!(same["status"]["conditions"][0].get("lastTransitionTime").is_none());
+        let gone = condition_patch(None, Some("False"), None, now);
+        assert_eq!(gone["status"]["conditions"], json!([{"type": CONDITION, "$patch": "delete"}]));
+    }
+
+    #[test]
+    fn an_event_is_about_its_pool_and_a_text_that_is_too_long_is_cut() {
+        let told = ClusterEvent {
+            pool: "cloud".into(),
+            pool_uid: "u".into(),
+            node: Some("cloud-1".into()),
+            warning: true,
+            reason: "Failover".into(),
+            message: "ü".repeat(MAX_NOTE),
+        };
+        let event = event(told, &ClusterView::default(), &me(), Timestamp::now());
+        let regarding = event.regarding.unwrap();
+        assert_eq!(
+            (
+                regarding.api_version.as_deref(),
+                regarding.kind.as_deref(),
+                regarding.name.as_deref()
+            ),
+            (Some("leaderd.io/v1alpha1"), Some("LocationPool"), Some("cloud"))
+        );
+        assert_eq!(event.related.unwrap().name.as_deref(), Some("cloud-1"));
+        assert_eq!(event.type_.as_deref(), Some("Warning"));
+        assert_eq!(event.reporting_controller.as_deref(), Some("leaderd"));
+        let note = event.note.unwrap();
+        assert!(note.len() <= MAX_NOTE && note.ends_with('…'), "{} bytes", note.len());
+    }
+}

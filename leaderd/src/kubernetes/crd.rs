@@ -1,0 +1,365 @@
+//! The custom resource `LocationPool`: what a person asks of a location, and what leaderd tells of it.
+//!
+//! The API server checks everything that can be checked without looking at nodes, so that a mistake is told to whoever makes
+//! it, at once. Every list, map and text is bounded: the server refuses rules (CEL) whose cost it cannot bound.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::{CustomResource, CustomResourceExt, KubeSchema};
+use leaderd_core::cluster::{CandidateRule, Pool, PoolPolicy, PoolSpec, PoolStatus, Steering};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// What a person asks of one location.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
+#[kube(
+    group = "leaderd.io",
+    version = "v1alpha1",
+    kind = "LocationPool",
+    plural = "locationpools",
+    shortname = "lp",
+    category = "leaderd",
+    doc = "Who may lead a location, and how eagerly leaderd moves its leader.",
+    status = "Told",
+    derive = "PartialEq",
+    printcolumn = r#"{"name": "Location", "type": "string", "jsonPath": ".spec.location"}"#,
+    printcolumn = r#"{"name": "Leader", "type": "string", "jsonPath": ".status.leader"}"#,
+    printcolumn = r#"{"name": "Epoch", "type": "integer", "jsonPath": ".status.epoch"}"#,
+    printcolumn = r#"{"name": "Cause", "type": "string", "jsonPath": ".status.cause"}"#,
+    printcolumn = r#"{"name": "Since", "type": "date", "jsonPath": ".status.since"}"#,
+    printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.steering != 'kilo' || !has(self.policy) || !has(self.policy.leaders) || self.policy.leaders == 1")
+    .message("spec.policy.leaders: Kilo knows one leader of a location: leave it out, or set spec.steering to native"))]
+pub struct LocationPoolSpec {
+    /// The location: the value of the nodes' annotation kilo.squat.ai/location, else of their label
+    /// topology.kubernetes.io/region. Cannot be changed.
+    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("spec.location cannot be changed: make another pool, and delete this one"))]
+    pub location: String,
+    /// Who may lead. Left out: every node of the location that can.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub candidates: Candidates,
+    /// Nodes of other locations that vote here and never lead here. For locations with fewer than three nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4), inner(length(min = 1, max = 63)))]
+    #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, x == y))").message("spec.witnesses: a node is named twice"))]
+    pub witnesses: Vec<String>,
+    /// What is otherwise here than in the rest of the mesh.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub policy: Policy,
+    /// native: leaderd's own routes carry the workload. kilo: Kilo's do, and leaderd tells Kilo who leads.
+    #[serde(default)]
+    pub steering: SteeringKind,
+    /// No automatic failover while true.
+    #[serde(default)]
+    pub freeze: bool,
+    /// Nodes that shall not lead for now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, x == y))").message("spec.drained: a node is named twice"))]
+    pub drained: Vec<String>,
+}
+
+/// Who may lead: nodes named, and nodes selected by label.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct Candidates {
+    /// Nodes of the location with all of these labels.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub match_labels: BTreeMap<String, LabelValue>,
+    /// Nodes by name, the preferred one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    #[x_kube(validation = Rule::new("self.all(x, self.exists_one(y, x == y))").message("spec.candidates.names: a node is named twice"))]
+    pub names: Vec<String>,
+    /// Lower is preferred. Without: 100 for nodes selected by label, 10, 20, … for those named.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
+    pub priorities: BTreeMap<String, u16>,
+    /// At most so many candidates; 3 without it. Every candidate costs one more tunnel on every node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 15))]
+    pub max: Option<u8>,
+}
+
+/// The status: of the shape of [`PoolStatus`], and kept as it is, so that one that a newer leaderd wrote can be read.
+#[derive(Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
+#[serde(transparent)]
+pub struct Told(pub Value);
+
+impl JsonSchema for Told {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        PoolStatus::schema_name()
+    }
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        PoolStatus::json_schema(generator)
+    }
+}
+
+/// The value of a label.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
+#[serde(transparent)]
+#[schemars(inline)]
+pub struct LabelValue(
+    #[schemars(
+        length(max = 63),
+        regex(pattern = r"^([A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)?$")
+    )]
+    pub String,
+);
+
+/// What is otherwise here than in the rest of the mesh. Durations are a whole number and a unit: us, ms, s, m or h.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!has(self.holdDown) || !has(self.holdDownMax) || duration(self.holdDownMax) >= duration(self.holdDown)")
+    .message("spec.policy.holdDownMax is shorter than spec.policy.holdDown: it bounds the hold-down once it has grown"))]
+pub struct Policy {
+    /// Time between two rounds of probes over all candidates, 10ms to 1m. 100ms without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), regex(pattern = r"^[0-9]{1,9}(us|ms|s|m|h)$"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('10ms') && duration(self) <= duration('1m')")
+        .message("spec.policy.probeInterval is out of range: 10ms to 1m"))]
+    pub probe_interval: Option<String>,
+    /// Accepted false failovers per year, 0.000001 to 1000. 0.01 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.000_001, max = 1000.0))]
+    pub false_failovers_per_year: Option<f64>,
+    /// Steady loss above which a leader counts as degraded when its standbys lose less, 0.01 to 1. 0.2 without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.01, max = 1.0))]
+    pub loss_threshold: Option<f64>,
+    /// Go back to the preferred candidate by itself once it forwards again. false without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fail_back: Option<bool>,
+    /// Least time between two automatic failovers, 0s to 1h; it doubles with each recent one. 1s without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), regex(pattern = r"^[0-9]{1,9}(us|ms|s|m|h)$"))]
+    #[x_kube(validation = Rule::new("duration(self) <= duration('1h')")
+        .message("spec.policy.holdDown is out of range: 0s to 1h"))]
+    pub hold_down: Option<String>,
+    /// Upper bound of the grown hold-down, 1ms to 24h. 5m without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 20), regex(pattern = r"^[0-9]{1,9}(us|ms|s|m|h)$"))]
+    #[x_kube(validation = Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('24h')")
+        .message("spec.policy.holdDownMax is out of range: 1ms to 24h"))]
+    pub hold_down_max: Option<String>,
+    /// How many leaders at once, 1 to 15; more than one share the traffic. 1 without it. With steering kilo: 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 15))]
+    pub leaders: Option<u8>,
+}
+
+/// How a decision reaches the data path.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[serde(rename_all = "lowercase")]
+#[schemars(inline)]
+pub enum SteeringKind {
+    #[default]
+    Native,
+    Kilo,
+}
+
+/// The definition as it is applied.
+pub fn definition() -> CustomResourceDefinition {
+    let mut crd = LocationPool::crd();
+    for version in &mut crd.spec.versions {
+        let Some(schema) = &mut version.schema else { continue };
+        let mut json = serde_json::to_value(&*schema).expect("a schema is JSON");
+        plain(&mut json, false);
+        *schema = serde_json::from_value(json).expect("a schema without null is one");
+    }
+    crd
+}
+
+/// What Rust's types say of `Option` and of numbers is left out: the server drops a field that is `null` before it looks at it,
+/// and knows none of Rust's formats. Defaults stay only in the spec, where a person reads them: a status is never filled up.
+fn plain(schema: &mut Value, in_status: bool) {
+    match schema {
+        Value::Object(fields) => {
+            fields.remove("nullable");
+            let unknown = |f: &Value| f.as_str().is_some_and(|f| f.starts_with("uint"));
+            if fields.get("format").is_some_and(unknown) {
+                fields.remove("format");
+            }
+            if in_status || fields.get("default").is_some_and(Value::is_null) {
+                fields.remove("default");
+            }
+            for (name, field) in fields.iter_mut() {
+                plain(field, in_status || name == "status");
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| plain(item, in_status)),
+        _ => {}
+    }
+}
+
+/// What `leaderd crd` prints.
+pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
+    let text = serde_saphyr::to_string(&definition())?;
+    Ok(format!("# Made by `leaderd crd`.\n{text}"))
+}
+
+impl From<LocationPool> for Pool {
+    fn from(pool: LocationPool) -> Self {
+        let meta = pool.metadata;
+        Self {
+            name: meta.name.unwrap_or_default(),
+            resource_version: meta.resource_version.unwrap_or_default(),
+            uid: meta.uid.unwrap_or_default(),
+            generation: meta.generation.unwrap_or_default(),
+            spec: pool.spec.into(),
+            status: pool.status.map(|s| s.0),
+        }
+    }
+}
+
+impl From<LocationPoolSpec> for PoolSpec {
+    fn from(spec: LocationPoolSpec) -> Self {
+        let Candidates { match_labels, names, priorities, max } = spec.candidates;
+        let policy = spec.policy;
+        // The server has checked them. One that got past it all the same counts as not given.
+        let duration = |text: Option<String>| humantime::parse_duration(&text?).ok();
+        Self {
+            location: spec.location,
+            candidates: CandidateRule {
+                match_labels: match_labels.into_iter().map(|(k, v)| (k, v.0)).collect(),
+                names,
+                priorities,
+                max,
+            },
+            witnesses: spec.witnesses,
+            policy: PoolPolicy {
+                probe_interval: duration(policy.probe_interval),
+                false_failovers_per_year: policy.false_failovers_per_year,
+                loss_threshold: policy.loss_threshold,
+                fail_back: policy.fail_back,
+                hold_down: duration(policy.hold_down),
+                hold_down_max: duration(policy.hold_down_max),
+                leaders: policy.leaders,
+            },
+            steering: match spec.steering {
+                SteeringKind::Native => Steering::Native,
+                SteeringKind::Kilo => Steering::Kilo,
+            },
+            freeze: spec.freeze,
+            drained: spec.drained.into_iter().collect(),
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    const COMMITTED: &str =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/helm/leaderd/crds/locationpools.yaml");
+
+    #[test]
+    fn the_definition_in_the_chart_is_the_one_that_is_printed() {
+        let committed = std::fs::read_to_string(COMMITTED).unwrap();
+        assert!(
+            committed == yaml().unwrap(),
+            "run: leaderd crd > deploy/helm/leaderd/crds/locationpools.yaml"
+        );
+    }
+
+    #[test]
+    fn what_is_printed_is_the_definition() {
+        let read: Value = serde_saphyr::from_str(&yaml().unwrap()).unwrap();
+        assert_eq!(serde_json::from_value::<CustomResourceDefinition>(read).unwrap(), definition());
+    }
+
+    /// The server refuses rules over what has no bound, and knows neither Rust's formats nor `null` as a default.
+    #[test]
+    fn everything_in_the_spec_is_bounded() {
+        fn walk(schema: &Value, at: &str, found: &mut Vec<String>) {
+            let Value::Object(fields) = schema else { return };
+            let has = |key: &str| fields.contains_key(key);
+            match fields.get("type").and_then(Value::as_str) {
+                Some("array") if !has("maxItems") => found.push(format!("{at}: maxItems")),
+                Some("string") if !has("maxLength") && !has("enum") => {
+                    found.push(format!("{at}: maxLength"));
+                }
+                Some("integer" | "number") if !has("maximum") => {
+                    found.push(format!("{at}: maximum"))
+                }
+                Some("object") if has("additionalProperties") && !has("maxProperties") => {
+                    found.push(format!("{at}: maxProperties"));
+                }
+                _ => {}
+            }
+            if has("nullable") || fields.get("default").is_some_and(Value::is_null) {
+                found.push(format!("{at}: null"));
+            }
+            for inner in ["items", "additionalProperties"] {
+                if let Some(inner) = fields.get(inner) {
+                    walk(inner, at, found);
+                }
+            }
+            for (name, property) in
+                fields.get("properties").and_then(Value::as_object).into_iter().flatten()
+            {
+                walk(property, &format!("{at}.{name}"), found);
+            }
+        }
+        let crd = serde_json::to_value(definition()).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
+        let mut found = Vec::new();
+        walk(&schema["spec"], "spec", &mut found);
+        assert_eq!(found, [""; 0]);
+        assert!(
+            !schema["status"].to_string().contains("\"default\""),
+            "a status is never filled up"
+        );
+    }
+
+    #[test]
+    fn a_pool_says_what_its_object_says() {
+        let object: LocationPool = serde_json::from_value(json!({
+            "apiVersion": "leaderd.io/v1alpha1", "kind": "LocationPool",
+            "metadata": {"name": "cloud", "resourceVersion": "9", "uid": "u", "generation": 4},
+            "spec": {
+                "location": "cloud",
+                "candidates": {"matchLabels": {"relay": "yes"}, "names": ["b", "a"], "priorities": {"a": 5}, "max": 2},
+                "witnesses": ["home-0"],
+                "policy": {"probeInterval": "250us", "holdDown": "2m", "holdDownMax": "1h", "failBack": true, "lossThreshold": 0.5},
+                "steering": "kilo", "freeze": true, "drained": ["a"],
+            },
+            "status": {"epoch": 3, "of a newer leaderd": {}},
+        }))
+        .unwrap();
+        let pool = Pool::from(object);
+        assert_eq!((pool.name.as_str(), pool.generation, pool.uid.as_str()), ("cloud", 4, "u"));
+        assert_eq!(pool.spec.candidates.names, ["b", "a"]);
+        assert_eq!(pool.spec.candidates.match_labels["relay"], "yes");
+        assert_eq!((pool.spec.candidates.priorities["a"], pool.spec.candidates.max), (5, Some(2)));
+        assert_eq!(pool.spec.policy.probe_interval, Some(Duration::from_micros(250)));
+        assert_eq!(pool.spec.policy.hold_down, Some(Duration::from_secs(120)));
+        assert_eq!(pool.spec.policy.hold_down_max, Some(Duration::from_secs(3600)));
+        assert_eq!((pool.spec.policy.fail_back, pool.spec.policy.leaders), (Some(true), None));
+        assert_eq!(pool.spec.steering, Steering::Kilo);
+        assert!(pool.spec.freeze && pool.spec.drained.contains("a"));
+        assert_eq!(pool.status.unwrap()["of a newer leaderd"], json!({}), "kept as it is");
+    }
+
+    #[test]
+    fn a_pool_of_which_only_the_location_is_said_has_the_defaults() {
+        let spec: LocationPoolSpec = serde_json::from_value(json!({"location": "cloud"})).unwrap();
+        let wanted = PoolSpec { location: "cloud".into(), ..PoolSpec::default() };
+        assert_eq!(PoolSpec::from(spec), wanted);
+    }
+}

@@ -1,0 +1,231 @@
+//! The shell between the daemon and Kubernetes: feature `kubernetes`, `leaderd run --kubernetes`.
+//!
+//! ```text
+//! watches → Seen → leaderd_core::cluster::tasks → Turns → requests to the API, commands to the daemon
+//!             └→ the mesh in force → the engine, as from a mesh file
+//! ```
+//!
+//! What is wanted is decided in [`leaderd_core::cluster`]; here it is read and carried out. All of it runs on a thread and a
+//! runtime of its own: a list of a thousand nodes is decoded without delaying a probe. An API server that is away stops
+//! nothing: the mesh in force stays, and the last view is on disk.
+
+mod backoff;
+mod carry;
+mod contact;
+mod convert;
+pub mod crd;
+mod first;
+mod keep;
+mod seen;
+mod shell;
+pub mod uninstall;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use leaderd_core::cluster::{self, ClusterView, Subject, names};
+use leaderd_core::ids::NodeName;
+use leaderd_core::mesh::Mesh;
+use tokio::sync::{mpsc, watch};
+use wgctl_plan::WgPublicKey;
+
+use crate::cli::RunArgs;
+use crate::counters::Counters;
+use crate::kilo::KiloNames;
+use crate::run::Daemon;
+use crate::secrets::Keys;
+
+/// Who says events in the cluster, and who its objects are managed by.
+const COMPONENT: &str = "leaderd";
+
+/// Longest settings file, in bytes.
+const MAX_SETTINGS: u64 = 1 << 20;
+
+/// What the shell needs to know of this node.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub me: NodeName,
+    pub namespace: String,
+    /// Text of the settings file, empty if there is none.
+    pub settings: String,
+    /// Directory that the last view is kept in.
+    pub state: PathBuf,
+    /// Annotations that this node's Node shall have: its public keys.
+    own: BTreeMap<String, String>,
+}
+
+impl Config {
+    /// # Errors
+    /// If the settings file cannot be read, or has mistakes.
+    pub fn new(args: &RunArgs, me: &NodeName, keys: &Keys) -> anyhow::Result<Self> {
+        let settings = settings(&args.settings)?;
+        let own = [
+            (names::WIREGUARD_KEY, BASE64.encode(keys.wireguard_public().0)),
+            (names::CONTROL_KEY, BASE64.encode(keys.control_public().0)),
+        ];
+        Ok(Self {
+            me: me.clone(),
+            namespace: args.namespace.namespace.clone(),
+            settings,
+            state: args.state.clone(),
+            own: own.map(|(k, v)| (k.to_owned(), v)).into(),
+        })
+    }
+}
+
+fn settings(path: &std::path::Path) -> anyhow::Result<String> {
+    use std::io::Read as _;
+    let mut text = String::new();
+    match std::fs::File::open(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(text),
+        opened => opened.and_then(|f| f.take(MAX_SETTINGS + 1).read_to_string(&mut text)),
+    }
+    .with_context(|| format!("settings file {}", path.display()))?;
+    anyhow::ensure!(
+        text.len() as u64 <= MAX_SETTINGS,
+        "settings file {} has more than {MAX_SETTINGS} bytes",
+        path.display()
+    );
+    let problems = cluster::render(&ClusterView::default(), &text).problems;
+    let mistakes: Vec<String> = problems
+        .into_iter()
+        .filter(|p| p.subject == Subject::Settings)
+        .map(|p| p.message)
+        .collect();
+    anyhow::ensure!(
+        mistakes.is_empty(),
+        "settings file {} has mistakes:\n{}",
+        path.display(),
+        mistakes.join("\n")
+    );
+    Ok(text)
+}
+
+/// Whose `kilo0` has which public key, as Kilo has published it.
+fn kilo_names(view: &ClusterView) -> KiloNames {
+    let named = view.nodes.values().filter_map(|node| {
+        let key = BASE64.decode(node.annotations.get(names::KILO_KEY)?).ok()?;
+        Some((WgPublicKey(key.try_into().ok()?), node.name.parse().ok()?))
+    });
+    named.collect()
+}
+
+/// The running shell.
+#[derive(Debug)]
+pub struct Handle {
+    meshes: watch::Receiver<Option<Arc<Mesh>>>,
+    kilo: watch::Receiver<KiloNames>,
+    daemon: mpsc::Sender<Daemon>,
+}
+
+/// Starts the shell on a thread of its own. Ends with the process.
+///
+/// # Errors
+/// If no way to the API is configured: neither a service account (in a pod) nor a kubeconfig.
+pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle> {
+    let api = api().await?;
+    let (meshes, meshes_rx) = watch::channel(None);
+    let (kilo, kilo_rx) = watch::channel(KiloNames::default());
+    let (daemon, daemon_rx) = mpsc::channel(1);
+    let out = shell::Out { meshes, kilo };
+    std::thread::Builder::new().name("kubernetes".to_owned()).spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+            runtime.block_on(async {
+                let client = kube::Client::try_from(api)?;
+                shell::Shell::new(client, config, out, counters).run(daemon_rx).await;
+                Ok(())
+            })
+        });
+        if let Err(error) = ended {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "the cluster is neither seen nor told any more"
+            );
+        }
+    })?;
+    Ok(Handle { meshes: meshes_rx, kilo: kilo_rx, daemon })
+}
+
+async fn api() -> anyhow::Result<kube::Config> {
+    kube::Config::infer().await.context(
+        "no way to the Kubernetes API: run in a pod with a service account, or set KUBECONFIG",
+    )
+}
+
+impl Handle {
+    /// Waits for a mesh that this node is in with these keys; the shell's log says what it waits for.
+    pub async fn first_mesh(&mut self, me: &NodeName, keys: &Keys) -> anyhow::Result<Mesh> {
+        loop {
+            if let Some(mesh) = &*self.meshes.borrow_and_update()
+                && mesh.node(me).is_some_and(|node| keys.are_of(node))
+            {
+                return Ok((**mesh).clone());
+            }
+            self.meshes.changed().await.context("the watch of the cluster ended")?;
+        }
+    }
+
+    /// Meshes that come after the first one.
+    pub fn meshes(&self) -> watch::Receiver<Option<Arc<Mesh>>> {
+        self.meshes.clone()
+    }
+
+    /// What Kilo's names of nodes are, as of now.
+    pub fn kilo_names(&self) -> watch::Receiver<KiloNames> {
+        self.kilo.clone()
+    }
+
+    /// The daemon runs: from now on the cluster is told what it knows.
+    pub fn attach(&self, daemon: Daemon) {
+        // The channel has room for the one that ever comes.
+        let _ = self.daemon.try_send(daemon);
+    }
+}
+
+/// `leaderd crd`.
+pub fn print_crd() -> anyhow::Result<ExitCode> {
+    use std::io::Write as _;
+    std::io::stdout().write_all(crd::yaml()?.as_bytes())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use leaderd_core::cluster::ClusterNode;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_key_or_no_name_is_nobody_of_kilos() {
+        let node = |name: &str, key: &str| {
+            let node = ClusterNode {
+                name: name.to_owned(),
+                annotations: [(names::KILO_KEY.to_owned(), key.to_owned())].into(),
+                ..ClusterNode::default()
+            };
+            (name.to_owned(), node)
+        };
+        let (key, short) = (BASE64.encode([7; 32]), BASE64.encode([7; 31]));
+        let nodes = [
+            node("cloud-0", &key),
+            node("cloud-1", "no key"),
+            node("cloud-2", &short),
+            node("No Name", &key),
+        ];
+        let view = ClusterView { nodes: nodes.into(), ..ClusterView::default() };
+        assert_eq!(kilo_names(&view), [(WgPublicKey([7; 32]), "cloud-0".parse().unwrap())].into());
+    }
+
+    #[test]
+    fn no_settings_file_is_none_and_a_directory_in_its_place_is_a_mistake() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(settings(&dir.path().join("none.toml")).unwrap(), "");
+        assert!(settings(dir.path()).is_err());
+    }
+}

@@ -1,0 +1,251 @@
+//! What the watches have told so far: the view, and whether it is whole.
+
+use std::collections::BTreeMap;
+
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use kube::runtime::WatchStreamExt as _;
+use kube::runtime::watcher::{self, Config, Event, watcher};
+use kube::{Api, Client};
+use leaderd_core::cluster::{ClusterNode, ClusterView, MeshObject, Pool};
+use leaderd_core::mesh;
+
+use super::backoff::Backoff;
+use super::convert;
+use super::crd::LocationPool;
+
+/// Name of the ConfigMap that holds the mesh file.
+pub const MESH_OBJECT: &str = "leaderd-mesh";
+
+/// One word of a watch.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // There is one at a time.
+pub enum Word {
+    Node(Event<Node>),
+    Pool(Event<LocationPool>),
+    Mesh(Event<ConfigMap>),
+    /// The watch of these went wrong, and begins anew by itself.
+    Failed(&'static str, watcher::Error),
+}
+
+/// All that is watched. Ends never; errors back off.
+pub fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Word> {
+    let nodes = watcher(Api::<Node>::all(client.clone()), Config::default().any_semantic())
+        .backoff(Backoff::default())
+        .map(|word| word.map_or_else(|e| Word::Failed("nodes", e), Word::Node));
+    let pools = watcher(Api::<LocationPool>::all(client.clone()), Config::default().any_semantic())
+        .backoff(Backoff::default())
+        .map(|word| word.map_or_else(|e| Word::Failed("locationpools", e), Word::Pool));
+    // The one object that is written with its version as precondition: the newest, and not what a cache has.
+    let own = Config::default().fields(&format!("metadata.name={MESH_OBJECT}"));
+    let mesh = watcher(Api::<ConfigMap>::namespaced(client.clone(), namespace), own)
+        .backoff(Backoff::default())
+        .map(|word| word.map_or_else(|e| Word::Failed("configmaps", e), Word::Mesh));
+    stream::select_all([nodes.boxed(), pools.boxed(), mesh.boxed()]).boxed()
+}
+
+/// The view, and what of it was read.
+#[derive(Default, Debug)]
+pub struct Seen {
+    pub view: ClusterView,
+    /// The object of the mesh is not there, or holds no text; the view has the last one.
+    pub mesh_lost: bool,
+    mesh_read: bool,
+    new_mesh: Option<ConfigMap>,
+    nodes: List<ClusterNode>,
+    pools: List<Pool>,
+}
+
+/// A list that is being read, beside the one in use: a half list is never looked at.
+#[derive(Debug)]
+struct List<T> {
+    new: BTreeMap<String, T>,
+    whole: bool,
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self { new: BTreeMap::new(), whole: false }
+    }
+}
+
+impl<T> List<T> {
+    fn take(&mut self, event: Event<(String, T)>, into: &mut BTreeMap<String, T>) {
+        match event {
+            Event::Init => self.new.clear(),
+            Event::InitApply((name, item)) => drop(self.new.insert(name, item)),
+            Event::InitDone => {
+                *into = std::mem::take(&mut self.new);
+                self.whole = true;
+            }
+            Event::Apply((name, item)) => drop(into.insert(name, item)),
+            Event::Delete((name, _)) => drop(into.remove(&name)),
+        }
+    }
+}
+
+impl Seen {
+    /// From what an earlier run kept.
+    pub fn from_kept(view: ClusterView) -> Self {
+        Self { view, ..Self::default() }
+    }
+
+    /// Everything was read at least once since the start. Before that nothing is to be written.
+    pub fn is_whole(&self) -> bool {
+        self.nodes.whole && self.pools.whole && self.mesh_read
+    }
+
+    pub fn node(&mut self, event: Event<Node>) {
+        let event = map(event, |n| {
+            let node = convert::node(n);
+            (node.name.clone(), node)
+        });
+        self.nodes.take(event, &mut self.view.nodes);
+    }
+
+    pub fn pool(&mut self, event: Event<LocationPool>) {
+        let event = map(event, |p| {
+            let pool = Pool::from(p);
+            (pool.name.clone(), pool)
+        });
+        self.pools.take(event, &mut self.view.pools);
+    }
+
+    pub fn mesh(&mut self, event: Event<ConfigMap>) {
+        match event {
+            Event::Init => self.new_mesh = None,
+            Event::InitApply(object) => self.new_mesh = Some(object),
+            Event::InitDone => {
+                let object = self.new_mesh.take();
+                self.set_mesh(object);
+                self.mesh_read = true;
+            }
+            Event::Apply(object) => self.set_mesh(Some(object)),
+            Event::Delete(_) => self.set_mesh(None),
+        }
+    }
+
+    /// Where the object was deleted, has lost its text, or holds an older mesh (made anew, or from a backup), the text that was
+    /// in force stays known: it is written again, as no daemon goes back to an older generation.
+    fn set_mesh(&mut self, object: Option<ConfigMap>) {
+        let before = self.view.mesh.take().map(|m| m.text);
+        let version =
+            object.as_ref().map(|o| o.metadata.resource_version.clone().unwrap_or_default());
+        let newer = |text: &String| before.as_ref().is_none_or(|before| !is_older(text, before));
+        let text = object.and_then(convert::mesh_text).filter(newer);
+        self.mesh_lost = text.is_none();
+        self.view.mesh = match (version, text.or(before)) {
+            (None, None) => None,
+            (version, text) => Some(MeshObject {
+                resource_version: version.unwrap_or_default(),
+                text: text.unwrap_or_default(),
+            }),
+        };
+    }
+}
+
+/// Both are of one mesh, and this one's generation is lower.
+fn is_older(text: &str, than: &str) -> bool {
+    if text == than {
+        return false;
+    }
+    let (Ok(this), Ok(that)) = (mesh::parse(text), mesh::parse(than)) else { return false };
+    this.name == that.name && this.generation < that.generation
+}
+
+fn map<A, B>(event: Event<A>, f: impl Fn(A) -> B) -> Event<B> {
+    match event {
+        Event::Apply(a) => Event::Apply(f(a)),
+        Event::Delete(a) => Event::Delete(f(a)),
+        Event::Init => Event::Init,
+        Event::InitApply(a) => Event::InitApply(f(a)),
+        Event::InitDone => Event::InitDone,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn object(version: &str, text: Option<&str>) -> ConfigMap {
+        let data = text.map_or(json!({}), |t| json!({ convert::MESH_KEY: t }));
+        serde_json::from_value(json!({"metadata": {"resourceVersion": version}, "data": data}))
+            .unwrap()
+    }
+
+    fn named(name: &str) -> Node {
+        serde_json::from_value(json!({"metadata": {"name": name}})).unwrap()
+    }
+
+    #[test]
+    fn a_half_list_is_never_looked_at() {
+        let mut seen = Seen::default();
+        for event in [Event::Init, Event::InitApply(named("a")), Event::InitApply(named("b"))] {
+            seen.node(event);
+        }
+        assert!(seen.view.nodes.is_empty());
+        seen.node(Event::InitDone);
+        assert_eq!(seen.view.nodes.len(), 2);
+        // Read anew after an outage: who went in the meantime is gone, but only once the list is whole.
+        for event in [Event::Init, Event::InitApply(named("b"))] {
+            seen.node(event);
+        }
+        assert_eq!(seen.view.nodes.len(), 2);
+        seen.node(Event::InitDone);
+        assert_eq!(seen.view.nodes.keys().collect::<Vec<_>>(), ["b"]);
+        assert!(!seen.is_whole(), "pools and the mesh were not read");
+        for event in [Event::Init, Event::InitDone] {
+            seen.pool(event);
+        }
+        for event in [Event::Init, Event::InitDone] {
+            seen.mesh(event);
+        }
+        assert!(seen.is_whole());
+    }
+
+    #[test]
+    fn a_mesh_that_was_deleted_or_emptied_stays_known_and_counts_as_lost() {
+        let mut seen = Seen::default();
+        for event in [Event::Init, Event::InitDone] {
+            seen.mesh(event);
+        }
+        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (None, true));
+        seen.mesh(Event::Apply(object("1", Some("text"))));
+        assert!(!seen.mesh_lost);
+        seen.mesh(Event::Delete(object("1", Some("text"))));
+        let kept =
+            |version: &str| MeshObject { resource_version: version.into(), text: "text".into() };
+        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("")), true));
+        seen.mesh(Event::Apply(object("3", None)));
+        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("3")), true));
+        for event in [Event::Init, Event::InitApply(object("4", Some("text"))), Event::InitDone] {
+            seen.mesh(event);
+        }
+        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("4")), false));
+    }
+
+    #[test]
+    fn a_mesh_of_an_older_generation_is_not_gone_back_to() {
+        let keys = |i: u8| mesh::ExampleKeys { wireguard: [i; 32], control: [100 + i; 32] };
+        let text = |generation: u32| {
+            let text = mesh::example(std::array::from_fn(|i| keys(i as u8 + 1)));
+            let text = text.replace("generation = 1", &format!("generation = {generation}"));
+            assert_eq!(mesh::parse(&text).unwrap().generation.0, u64::from(generation));
+            text
+        };
+        let mut seen = Seen::default();
+        seen.mesh(Event::Apply(object("1", Some(&text(7)))));
+        seen.mesh(Event::Apply(object("2", Some(&text(6)))));
+        let now = seen.view.mesh.clone().unwrap();
+        assert_eq!((now.resource_version.as_str(), seen.mesh_lost), ("2", true));
+        assert_eq!(now.text, text(7));
+        seen.mesh(Event::Apply(object("3", Some(&text(8)))));
+        assert!(!seen.mesh_lost);
+        // What is no mesh is for the core to say.
+        seen.mesh(Event::Apply(object("4", Some("nonsense"))));
+        assert_eq!(seen.view.mesh.clone().unwrap().text, "nonsense");
+    }
+}

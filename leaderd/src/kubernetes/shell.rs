@@ -1,0 +1,473 @@
+//! The loop: one word of a watch, one answer or one timer at a time. It never waits for the API: requests are under way beside
+//! it, each bounded in time, and at most one for each thing.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, FuturesUnordered};
+use leaderd_core::admin::{AdminRequest, AdminResponse};
+use leaderd_core::cluster::{self, Action, Problem, Rendered, Running, Subject, Task, Turns};
+use leaderd_core::mesh::Mesh;
+use leaderd_core::state::Event;
+use leaderd_core::status::Status;
+use tokio::sync::{mpsc, watch};
+
+use super::carry::{Call, Carrier};
+use super::contact::{CallError, Contact};
+use super::keep::Keeper;
+use super::seen::{self, Seen, Word};
+use super::{Config, first, kilo_names};
+use crate::clock::Clock;
+use crate::counters::Counters;
+use crate::engine::{COMMAND_TIMEOUT, Request};
+use crate::kilo::KiloNames;
+use crate::run::Daemon;
+
+/// How long after a change of the view it is looked at: what changes together is looked at once.
+const SETTLE: Duration = Duration::from_millis(200);
+
+/// How often the daemon is asked for its status although it did not say that something was decided.
+const POLL: Duration = Duration::from_secs(1);
+
+/// How often everything is weighed again although nothing seems to have changed.
+const ANEW: Duration = Duration::from_secs(10);
+
+/// What others are told.
+#[derive(Debug)]
+pub struct Out {
+    pub meshes: watch::Sender<Option<Arc<Mesh>>>,
+    pub kilo: watch::Sender<KiloNames>,
+}
+
+/// What came of something that was under way.
+enum Done {
+    /// The daemon's answer; `None`: it is too busy.
+    Status(Option<Box<(Status, Vec<Event>)>>),
+    Call {
+        key: String,
+        what: &'static str,
+        result: Result<(), CallError>,
+    },
+    Command {
+        key: String,
+        request: AdminRequest,
+        response: Option<AdminResponse>,
+    },
+}
+
+pub struct Shell {
+    config: Config,
+    carrier: Carrier,
+    out: Out,
+    counters: Counters,
+    clock: Clock,
+    seen: Seen,
+    contact: Contact,
+    keeper: Keeper,
+    turns: Turns,
+    daemon: Option<Daemon>,
+    under_way: FuturesUnordered<BoxFuture<'static, Done>>,
+    busy: BTreeSet<String>,
+    asking: bool,
+    /// The mesh in force, by the text that it was read from.
+    in_force: Option<(String, Option<Arc<Mesh>>)>,
+    status: Option<Box<(Status, Vec<Event>)>>,
+    /// The status changed in something that counts, or the view did, since all was weighed.
+    stale: bool,
+    weighed: Option<Instant>,
+    look_at: Option<Instant>,
+    next_turn: Option<Instant>,
+    keep_at: Option<Instant>,
+    next_poll: Instant,
+    problems: Vec<Problem>,
+    waits_for: Option<String>,
+}
+
+impl Shell {
+    /// Within a runtime.
+    pub fn new(client: kube::Client, config: Config, out: Out, counters: Counters) -> Self {
+        let (keeper, kept) = Keeper::open(&config.state);
+        let seen = kept.map_or_else(Seen::default, Seen::from_kept);
+        let carrier =
+            Carrier { client, namespace: config.namespace.clone(), me: config.me.clone() };
+        Self {
+            config,
+            carrier,
+            out,
+            contact: Contact::new(counters.clone()),
+            counters,
+            clock: Clock::default(),
+            seen,
+            keeper,
+            turns: Turns::default(),
+            daemon: None,
+            under_way: FuturesUnordered::new(),
+            busy: BTreeSet::new(),
+            asking: false,
+            in_force: None,
+            status: None,
+            stale: true,
+            weighed: None,
+            look_at: Some(Instant::now()),
+            next_turn: None,
+            keep_at: None,
+            next_poll: Instant::now(),
+            problems: Vec::new(),
+            waits_for: None,
+        }
+    }
+
+    /// Runs for ever. The daemon comes once it runs.
+    pub async fn run(mut self, mut daemons: mpsc::Receiver<Daemon>) {
+        self.take_mesh();
+        let mut words = self.watch();
+        let mut decided: Option<watch::Receiver<u64>> = None;
+        loop {
+            let wake = [self.look_at, self.next_turn, self.keep_at].into_iter().flatten();
+            let wake = wake.fold(self.next_poll.min(self.contact.next_try()), Instant::min);
+            let mut sleep = pin!(tokio::time::sleep_until(wake.into()));
+            tokio::select! {
+                Some(word) = words.next() => self.word(word),
+                Some(done) = self.under_way.next() => {
+                    if self.done(done) {
+                        words = self.watch();
+                    }
+                }
+                Some(daemon) = daemons.recv() => {
+                    decided = Some(daemon.decided.clone());
+                    self.daemon = Some(daemon);
+                    self.waits_for = None;
+                    self.ask();
+                }
+                more = changed(&mut decided) => {
+                    if !more {
+                        decided = None;
+                    }
+                    self.ask();
+                }
+                () = &mut sleep => self.timers(),
+            }
+        }
+    }
+
+    fn watch(&self) -> BoxStream<'static, Word> {
+        seen::watch(&self.carrier.client, &self.config.namespace)
+    }
+
+    fn word(&mut self, word: Word) {
+        match word {
+            Word::Node(event) => self.seen.node(event),
+            Word::Pool(event) => self.seen.pool(event),
+            Word::Mesh(event) => {
+                self.seen.mesh(event);
+                self.take_mesh();
+            }
+            Word::Failed(what, error) => return self.failed(what, error),
+        }
+        // A watch of its own accord begins anew after an outage; what else it was is for the next request to find out.
+        if !self.contact.is_away() {
+            self.contact.answered();
+        }
+        self.stale = true;
+        self.look_at.get_or_insert_with(|| Instant::now() + SETTLE);
+    }
+
+    fn failed(&mut self, what: &'static str, error: kube::runtime::watcher::Error) {
+        use kube::runtime::watcher::Error;
+        match error {
+            Error::InitialListFailed(kube::Error::Api(status))
+            | Error::WatchStartFailed(kube::Error::Api(status)) => {
+                let hint =
+                    if status.code == 404 { "; apply what `leaderd crd` prints" } else { "" };
+                self.contact.refused(what, &format!("{}{hint}", status.message));
+            }
+            Error::InitialListFailed(error) | Error::WatchStartFailed(error) => {
+                self.contact.silent(&error);
+            }
+            // The server ended a watch, or a connection broke: the watch begins anew, and tells if that fails.
+            other => tracing::debug!(what, error = %other, "a watch begins anew"),
+        }
+    }
+
+    /// The mesh that the cluster holds is in force as soon as it is seen, if it is good.
+    fn take_mesh(&mut self) {
+        let Some(object) = &self.seen.view.mesh else { return };
+        if object.text.is_empty() || self.in_force.as_ref().is_some_and(|(t, _)| *t == object.text)
+        {
+            return;
+        }
+        match leaderd_core::mesh::parse(&object.text) {
+            Ok(mesh) => {
+                let mesh = Arc::new(mesh);
+                self.in_force = Some((object.text.clone(), Some(mesh.clone())));
+                self.out.meshes.send_replace(Some(mesh));
+            }
+            Err(mistakes) => {
+                let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+                tracing::error!(
+                    error = mistakes.join("\n"),
+                    "the mesh file of the cluster has mistakes; the one in use stays"
+                );
+                let before = self.in_force.take().and_then(|(_, mesh)| mesh);
+                self.in_force = Some((object.text.clone(), before));
+            }
+        }
+    }
+
+    /// True if the watches are to begin anew.
+    fn done(&mut self, done: Done) -> bool {
+        match done {
+            Done::Status(answer) => {
+                self.asking = false;
+                if let Some(new) = answer {
+                    let news = self
+                        .status
+                        .as_ref()
+                        .is_none_or(|old| material(&old.0) != material(&new.0) || old.1 != new.1);
+                    self.stale |= news;
+                    self.status = Some(new);
+                    self.weigh();
+                }
+                false
+            }
+            Done::Call { key, what, result } => {
+                self.busy.remove(&key);
+                if key != BEAT && result.is_ok() {
+                    self.counters.count("kubernetes.writes");
+                }
+                self.contact.heard(what, result.as_ref().map(|&()| ()))
+            }
+            Done::Command { key, request, response } => {
+                self.busy.remove(&key);
+                match response {
+                    Some(AdminResponse::Done { message, .. }) => {
+                        tracing::info!(message, "a pool asked for it");
+                    }
+                    Some(AdminResponse::Refused { message }) => {
+                        tracing::warn!(request = ?request, reason = message, "what a pool asks for is refused");
+                    }
+                    None => tracing::warn!(request = ?request, "no answer to what a pool asks for"),
+                }
+                false
+            }
+        }
+    }
+
+    fn timers(&mut self) {
+        let now = Instant::now();
+        if self.contact.next_try() <= now {
+            self.contact.trying();
+            self.call(BEAT.to_owned(), Call::Beat);
+        }
+        if self.next_poll <= now {
+            self.next_poll = now + POLL;
+            self.contact.measure();
+            self.ask();
+        }
+        let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
+        if due(self.keep_at) {
+            self.keep_at = self.keeper.keep(&self.seen.view);
+        }
+        if due(self.look_at) {
+            self.look_at = None;
+            self.look();
+        }
+        if due(self.next_turn) {
+            self.next_turn = None;
+            self.stale = true;
+            self.weigh();
+        }
+    }
+
+    /// The view has changed.
+    fn look(&mut self) {
+        let names = kilo_names(&self.seen.view);
+        self.out.kilo.send_if_modified(|old| {
+            let news = *old != names;
+            *old = names;
+            news
+        });
+        if self.seen.is_whole() {
+            self.keep_at = self.keeper.keep(&self.seen.view);
+        }
+        self.weigh();
+    }
+
+    /// Asks the daemon how it stands, unless it is being asked.
+    fn ask(&mut self) {
+        let Some(daemon) = &self.daemon else { return self.weigh() };
+        if std::mem::replace(&mut self.asking, true) {
+            return;
+        }
+        let asker = daemon.asker.clone();
+        self.under_way.push(Box::pin(async move {
+            let status = asker.lookup(Request::Snapshot).await.map(|s| s.status);
+            let events = asker.lookup(Request::Events).await;
+            Done::Status(status.zip(events).map(Box::new))
+        }));
+    }
+
+    /// Finds out what is wanted, and does what is due.
+    fn weigh(&mut self) {
+        let now = Instant::now();
+        if self.weighed.is_some_and(|at| now < at + ANEW) && !self.stale {
+            return;
+        }
+        if !self.seen.is_whole() || self.contact.is_away() {
+            return self.say_what_is_missing(None);
+        }
+        self.stale = false;
+        self.weighed = Some(now);
+        self.publish_keys();
+        let in_force = self.in_force.as_ref().and_then(|(_, mesh)| mesh.clone());
+        let running = match (&self.daemon, &self.status, &in_force) {
+            (Some(_), Some(status), Some(mesh)) => {
+                Some(Running { mesh, status: &status.0, events: &status.1 })
+            }
+            _ => None,
+        };
+        let time = self.clock.now();
+        let (config, view) = (&self.config, &self.seen.view);
+        let (rendered, mut tasks) =
+            cluster::tasks(view, &config.settings, &config.me, running, time.wall);
+        tasks.extend(self.lost_mesh(&rendered));
+        self.say_problems(&rendered);
+        self.say_what_is_missing(Some(&rendered));
+        let (due, next) = self.turns.due(time.mono, tasks);
+        self.next_turn = next.map(|at| self.clock.deadline(at).into_std());
+        for Task { key, action, .. } in due {
+            if !self.busy.contains(&key) {
+                self.begin(key, action);
+            }
+        }
+    }
+
+    /// The object that holds the mesh is gone: it is written again by the one whose turn it is.
+    fn lost_mesh(&self, rendered: &Rendered) -> Option<Task> {
+        let object = self.seen.view.mesh.as_ref().filter(|_| self.seen.mesh_lost)?;
+        let text = rendered.text.clone().unwrap_or_else(|| object.text.clone());
+        if text.is_empty() {
+            return None;
+        }
+        let resource_version = Some(object.resource_version.clone()).filter(|v| !v.is_empty());
+        let nodes = self.seen.view.nodes.values();
+        let daemons = nodes
+            .filter(|n| self.config.own.keys().all(|k| n.annotations.contains_key(k)))
+            .map(|n| n.name.as_str());
+        let wait = cluster::turn(daemons, LOST, self.config.me.as_str())?;
+        Some(Task {
+            key: LOST.to_owned(),
+            wait: Duration::from_secs(1) + wait,
+            action: Action::Mesh { resource_version, text },
+        })
+    }
+
+    /// The node's own annotations, which nobody else writes: put back if somebody removed them.
+    fn publish_keys(&mut self) {
+        if self.keys_are_published() != Some(false) || self.busy.contains(KEYS) {
+            return;
+        }
+        tracing::info!(node.name = %self.config.me, "publishing the public keys of this node");
+        self.call(KEYS.to_owned(), Call::Own(self.config.own.clone()));
+    }
+
+    /// `None`: there is no such Node.
+    fn keys_are_published(&self) -> Option<bool> {
+        let node = self.seen.view.nodes.get(self.config.me.as_str())?;
+        Some(self.config.own.iter().all(|(k, v)| node.annotations.get(k) == Some(v)))
+    }
+
+    fn begin(&mut self, key: String, action: Action) {
+        if let Action::Command(request) = action {
+            let Some(daemon) = &self.daemon else { return };
+            let asker = daemon.asker.clone();
+            self.busy.insert(key.clone());
+            self.under_way.push(Box::pin(async move {
+                let command = |to| Request::Command(request.clone(), to);
+                let response = asker.ask(command, COMMAND_TIMEOUT).await;
+                Done::Command { key, request, response }
+            }));
+            return;
+        }
+        if let Action::Annotate(change) = &action {
+            tracing::info!(node.name = change.node, annotations = ?change.annotations, why = change.why, "annotating a node");
+        }
+        if let Action::Mesh { text, .. } = &action {
+            tracing::info!(bytes = text.len(), "writing the mesh file of the cluster");
+        }
+        if let Some(call) = Call::of(action, &self.seen.view, &self.config.me) {
+            self.call(key, call);
+        }
+    }
+
+    fn call(&mut self, key: String, call: Call) {
+        let (carrier, what) = (self.carrier.clone(), call.what());
+        self.busy.insert(key.clone());
+        self.under_way.push(Box::pin(async move {
+            let result = carrier.carry_out(call).await;
+            Done::Call { key, what, result }
+        }));
+    }
+
+    /// Those that somebody at this node can do something about; pools' statuses have them all.
+    fn say_problems(&mut self, rendered: &Rendered) {
+        // A cluster that leaderd comes to has no mesh before its nodes have keys: no problem of anybody's.
+        if self.keys_are_published() != Some(true) {
+            return;
+        }
+        let me = self.config.me.as_str();
+        let location = self
+            .in_force
+            .as_ref()
+            .and_then(|(_, m)| Some(m.as_ref()?.node(&self.config.me)?.location.to_string()));
+        let mine = |p: &&Problem| match &p.subject {
+            Subject::Settings | Subject::Mesh => true,
+            Subject::Node(node) => node == me,
+            Subject::Location(name) => Some(name) == location.as_ref(),
+            Subject::Pool(_) => false,
+        };
+        let now: Vec<Problem> = rendered.problems.iter().filter(mine).cloned().collect();
+        for new in now.iter().filter(|p| !self.problems.contains(p)) {
+            tracing::warn!(subject = ?new.subject, problem = new.message, "not all is well in the cluster");
+        }
+        self.problems = now;
+    }
+
+    fn say_what_is_missing(&mut self, rendered: Option<&Rendered>) {
+        if self.daemon.is_some() {
+            return;
+        }
+        let mesh = self.in_force.as_ref().and_then(|(_, mesh)| mesh.as_deref());
+        let missing = first::waits_for(&self.config, &self.seen, rendered, mesh);
+        if self.waits_for.as_ref() != Some(&missing) {
+            tracing::info!(wants = missing, "no mesh with this node yet");
+            self.waits_for = Some(missing);
+        }
+    }
+}
+
+/// Keys of what is no task of the core's.
+const BEAT: &str = "beat";
+const KEYS: &str = "keys";
+const LOST: &str = "lost-mesh";
+
+async fn changed(decided: &mut Option<watch::Receiver<u64>>) -> bool {
+    match decided {
+        Some(decided) => decided.changed().await.is_ok(),
+        None => std::future::pending().await,
+    }
+}
+
+/// The status without what moves all the time: that is weighed anew now and then.
+fn material(status: &Status) -> Status {
+    let mut status = status.clone();
+    for candidate in status.locations.iter_mut().flat_map(|l| &mut l.candidates) {
+        candidate.rtt_ms = None;
+        candidate.loss = None;
+    }
+    status
+}

@@ -1,0 +1,106 @@
+//! `leaderd uninstall`: what leaderd wrote into the cluster is removed. Pools are people's, and stay; the CRD goes by
+//! `kubectl delete`.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
+use leaderd_core::cluster::{ClusterView, uninstall_changes};
+use serde_json::json;
+
+use super::carry::condition_patch;
+use super::contact::{CallError, call};
+use super::convert;
+use super::seen::MESH_OBJECT;
+use crate::cli::Namespace;
+
+/// How often a node that somebody else changes at the same time is tried.
+const TRIES: usize = 5;
+
+/// Nodes read at once.
+const PAGE: u32 = 500;
+
+pub fn run(args: &Namespace) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(async {
+        let client = kube::Client::try_from(super::api().await?)?;
+        remove(client, &args.namespace).await
+    })?;
+    for line in &done {
+        println!("{line}");
+    }
+    if done.is_empty() {
+        println!("nothing of leaderd's was there");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was removed, one line each. The mesh goes first: a daemon that still runs must not find its node without keys in it.
+async fn remove(client: kube::Client, namespace: &str) -> anyhow::Result<Vec<String>> {
+    let mut done = Vec::new();
+    let meshes = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+    match call(meshes.delete(MESH_OBJECT, &DeleteParams::default())).await {
+        Ok(_) => done.push(format!("configmap {namespace}/{MESH_OBJECT}: deleted")),
+        Err(CallError::Kube(kube::Error::Api(status))) if status.code == 404 => {}
+        Err(error) => {
+            return Err(error).context(format!("cannot delete {namespace}/{MESH_OBJECT}"));
+        }
+    }
+    let nodes = Api::<Node>::all(client);
+    for name in names(&nodes).await? {
+        let lines = of_node(&nodes, &name).await.with_context(|| format!("node {name}"))?;
+        done.extend(lines);
+    }
+    Ok(done)
+}
+
+async fn names(nodes: &Api<Node>) -> anyhow::Result<Vec<String>> {
+    let mut page = ListParams::default().limit(PAGE);
+    let mut all = Vec::new();
+    loop {
+        let list = call(nodes.list_metadata(&page)).await.context("cannot list nodes")?;
+        all.extend(list.items.into_iter().filter_map(|n| n.metadata.name));
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => return Ok(all),
+        }
+    }
+}
+
+async fn of_node(nodes: &Api<Node>, name: &str) -> anyhow::Result<Vec<String>> {
+    let mut done = Vec::new();
+    for tried in 1.. {
+        let node = convert::node(call(nodes.get(name)).await?);
+        let condition = node.relay_forwarding.is_some();
+        let view =
+            ClusterView { nodes: [(name.to_owned(), node)].into(), ..ClusterView::default() };
+        let mut conflict = false;
+        for change in uninstall_changes(&view) {
+            let patch = Patch::Merge(json!({"metadata": {
+                "resourceVersion": change.resource_version, "annotations": change.annotations,
+            }}));
+            match call(nodes.patch_metadata(name, &PatchParams::default(), &patch)).await {
+                Ok(_) => done.extend(
+                    change
+                        .annotations
+                        .keys()
+                        .map(|key| format!("node {name}: annotation {key} removed")),
+                ),
+                Err(error) if error.is_conflict() && tried < TRIES => conflict = true,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if conflict {
+            continue;
+        }
+        if condition {
+            let patch = Patch::Strategic(condition_patch(None, None, None, Timestamp::now()));
+            call(nodes.patch_status(name, &PatchParams::default(), &patch)).await?;
+            done.push(format!("node {name}: condition {} removed", convert::CONDITION));
+        }
+        break;
+    }
+    Ok(done)
+}
