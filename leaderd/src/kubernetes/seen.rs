@@ -70,18 +70,42 @@ impl<T> Default for List<T> {
     }
 }
 
+/// Whether something is to be done about what was told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum News {
+    /// Only the version is another, as after a kubelet's report.
+    Nothing,
+    Soon,
+    AtOnce,
+}
+
 impl<T> List<T> {
-    fn take(&mut self, event: Event<(String, T)>, into: &mut BTreeMap<String, T>) {
+    /// `news` compares an object with itself before.
+    fn take(
+        &mut self,
+        event: Event<(String, T)>,
+        into: &mut BTreeMap<String, T>,
+        news: impl Fn(&T, &T) -> News,
+    ) -> News {
         match event {
             Event::Init => self.new.clear(),
             Event::InitApply((name, item)) => drop(self.new.insert(name, item)),
             Event::InitDone => {
                 *into = std::mem::take(&mut self.new);
                 self.whole = true;
+                return News::Soon;
             }
-            Event::Apply((name, item)) => drop(into.insert(name, item)),
-            Event::Delete((name, _)) => drop(into.remove(&name)),
+            Event::Apply((name, item)) => {
+                let news = into.get(&name).map_or(News::Soon, |before| news(before, &item));
+                into.insert(name, item);
+                return news;
+            }
+            Event::Delete((name, _)) => {
+                into.remove(&name);
+                return News::Soon;
+            }
         }
+        News::Nothing
     }
 }
 
@@ -96,20 +120,33 @@ impl Seen {
         self.nodes.whole && self.pools.whole && self.mesh_read
     }
 
-    pub fn node(&mut self, event: Event<Node>) {
+    pub fn node(&mut self, event: Event<Node>) -> News {
         let event = map(event, |n| {
             let node = convert::node(n);
             (node.name.clone(), node)
         });
-        self.nodes.take(event, &mut self.view.nodes);
+        self.nodes.take(event, &mut self.view.nodes, |before, now| {
+            let resource_version = now.resource_version.clone();
+            if before.annotations != now.annotations {
+                News::AtOnce
+            } else if (ClusterNode { resource_version, ..before.clone() }) == *now {
+                News::Nothing
+            } else {
+                News::Soon
+            }
+        })
     }
 
-    pub fn pool(&mut self, event: Event<LocationPool>) {
+    pub fn pool(&mut self, event: Event<LocationPool>) -> News {
         let event = map(event, |p| {
             let pool = Pool::from(p);
             (pool.name.clone(), pool)
         });
-        self.pools.take(event, &mut self.view.pools);
+        self.pools.take(event, &mut self.view.pools, |before, now| {
+            let resource_version = now.resource_version.clone();
+            let same = (Pool { resource_version, ..before.clone() }) == *now;
+            if same { News::Nothing } else { News::Soon }
+        })
     }
 
     pub fn mesh(&mut self, event: Event<ConfigMap>) {
@@ -207,6 +244,27 @@ mod tests {
     }
 
     #[test]
+    fn a_kubelets_report_is_no_news_and_an_annotation_is_news_at_once() {
+        let node = |version: &str, annotation: Option<&str>, ready: &str| -> Node {
+            serde_json::from_value(json!({
+                "metadata": {
+                    "name": "a", "resourceVersion": version,
+                    "annotations": annotation.map_or(json!({}), |a| json!({"kilo.squat.ai/leader": a})),
+                },
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .unwrap()
+        };
+        let mut seen = Seen::default();
+        assert_eq!(seen.node(Event::Apply(node("1", None, "True"))), News::Soon);
+        assert_eq!(seen.node(Event::Apply(node("2", None, "True"))), News::Nothing);
+        assert_eq!(seen.view.nodes["a"].resource_version, "2", "and is known all the same");
+        assert_eq!(seen.node(Event::Apply(node("3", Some("x"), "True"))), News::AtOnce);
+        assert_eq!(seen.node(Event::Apply(node("4", Some("x"), "False"))), News::Soon);
+        assert_eq!(seen.node(Event::Delete(node("4", Some("x"), "False"))), News::Soon);
+    }
+
+    #[test]
     fn a_mesh_that_was_deleted_or_emptied_stays_known_and_counts_as_lost() {
         let mut seen = Seen::default();
         for event in [Event::Init, Event::InitDone] {
@@ -231,7 +289,7 @@ mod tests {
     fn a_mesh_of_an_older_generation_is_not_gone_back_to() {
         let keys = |i: u8| mesh::ExampleKeys { wireguard: [i; 32], control: [100 + i; 32] };
         let text = |generation: u32| {
-            let text = mesh::example(std::array::from_fn(|i| keys(i as u8 + 1)));
+            let text = mesh::example(&std::array::from_fn(|i| keys(i as u8 + 1)));
             let text = text.replace("generation = 1", &format!("generation = {generation}"));
             assert_eq!(mesh::parse(&text).unwrap().generation.0, u64::from(generation));
             text

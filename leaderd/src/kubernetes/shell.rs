@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use super::carry::{Call, Carrier};
 use super::contact::{CallError, Contact};
 use super::keep::Keeper;
-use super::seen::{self, Seen, Word};
+use super::seen::{self, News, Seen, Word};
 use super::{Config, first, kilo_names};
 use crate::clock::Clock;
 use crate::counters::Counters;
@@ -29,6 +29,9 @@ use crate::run::Daemon;
 
 /// How long after a change of the view it is looked at: what changes together is looked at once.
 const SETTLE: Duration = Duration::from_millis(200);
+
+/// The same where an annotation changed: what was written is there, and the next step waits for that.
+const AT_ONCE: Duration = Duration::from_millis(10);
 
 /// How often the daemon is asked for its status although it did not say that something was decided.
 const POLL: Duration = Duration::from_secs(1);
@@ -47,10 +50,12 @@ pub struct Out {
 enum Done {
     /// The daemon's answer; `None`: it is too busy.
     Status(Option<Box<(Status, Vec<Event>)>>),
+    /// `then`: what was to follow once it was done.
     Call {
         key: String,
         what: &'static str,
         result: Result<(), CallError>,
+        then: Vec<Call>,
     },
     Command {
         key: String,
@@ -159,21 +164,28 @@ impl Shell {
     }
 
     fn word(&mut self, word: Word) {
-        match word {
+        let news = match word {
             Word::Node(event) => self.seen.node(event),
             Word::Pool(event) => self.seen.pool(event),
             Word::Mesh(event) => {
                 self.seen.mesh(event);
                 self.take_mesh();
+                News::Soon
             }
             Word::Failed(what, error) => return self.failed(what, error),
-        }
+        };
         // A watch of its own accord begins anew after an outage; what else it was is for the next request to find out.
         if !self.contact.is_away() {
             self.contact.answered();
         }
+        let settle = match news {
+            News::Nothing => return,
+            News::Soon => SETTLE,
+            News::AtOnce => AT_ONCE,
+        };
         self.stale = true;
-        self.look_at.get_or_insert_with(|| Instant::now() + SETTLE);
+        let at = Instant::now() + settle;
+        self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
     }
 
     fn failed(&mut self, what: &'static str, error: kube::runtime::watcher::Error) {
@@ -234,8 +246,11 @@ impl Shell {
                 }
                 false
             }
-            Done::Call { key, what, result } => {
+            Done::Call { key, what, result, then } => {
                 self.busy.remove(&key);
+                for call in then.into_iter().filter(|_| result.is_ok()) {
+                    self.call(EVENT.to_owned(), call);
+                }
                 if key != BEAT && result.is_ok() {
                     self.counters.count("kubernetes.writes");
                 }
@@ -404,12 +419,18 @@ impl Shell {
         }
     }
 
-    fn call(&mut self, key: String, call: Call) {
+    fn call(&mut self, key: String, mut call: Call) {
         let (carrier, what) = (self.carrier.clone(), call.what());
+        let then = match &mut call {
+            Call::Pool { events, .. } => {
+                events.drain(..).map(|e| Call::Event(Box::new(e))).collect()
+            }
+            _ => Vec::new(),
+        };
         self.busy.insert(key.clone());
         self.under_way.push(Box::pin(async move {
             let result = carrier.carry_out(call).await;
-            Done::Call { key, what, result }
+            Done::Call { key, what, result, then }
         }));
     }
 
@@ -454,6 +475,7 @@ impl Shell {
 const BEAT: &str = "beat";
 const KEYS: &str = "keys";
 const LOST: &str = "lost-mesh";
+const EVENT: &str = "event";
 
 async fn changed(decided: &mut Option<watch::Receiver<u64>>) -> bool {
     match decided {
