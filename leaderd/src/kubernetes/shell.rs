@@ -33,7 +33,7 @@ const SETTLE: Duration = Duration::from_millis(200);
 /// The same where an annotation changed: what was written is there, and the next step waits for that.
 const AT_ONCE: Duration = Duration::from_millis(10);
 
-/// How often the daemon is asked for its status although it did not say that something was decided.
+/// How often the daemon of a candidate is asked for its status although it did not say that something was decided.
 const POLL: Duration = Duration::from_secs(1);
 
 /// How often everything is weighed again although nothing seems to have changed.
@@ -88,6 +88,7 @@ pub struct Shell {
     next_turn: Option<Instant>,
     keep_at: Option<Instant>,
     next_poll: Instant,
+    next_ask: Instant,
     problems: Vec<Problem>,
     waits_for: Option<String>,
 }
@@ -121,6 +122,7 @@ impl Shell {
             next_turn: None,
             keep_at: None,
             next_poll: Instant::now(),
+            next_ask: Instant::now(),
             problems: Vec::new(),
             waits_for: None,
         }
@@ -281,7 +283,9 @@ impl Shell {
         if self.next_poll <= now {
             self.next_poll = now + POLL;
             self.contact.measure();
-            self.ask();
+            if self.next_ask <= now {
+                self.ask();
+            }
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(self.keep_at) {
@@ -312,8 +316,15 @@ impl Shell {
         self.weigh();
     }
 
+    /// What a member knows is told by the candidates.
+    fn is_candidate(&self) -> bool {
+        let mesh = self.in_force.as_ref().and_then(|(_, mesh)| mesh.as_ref());
+        mesh.and_then(|m| m.node(&self.config.me)).is_some_and(|me| me.slot.is_some())
+    }
+
     /// Asks the daemon how it stands, unless it is being asked.
     fn ask(&mut self) {
+        self.next_ask = Instant::now() + if self.is_candidate() { POLL } else { ANEW };
         let Some(daemon) = &self.daemon else { return self.weigh() };
         if std::mem::replace(&mut self.asking, true) {
             return;
