@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use leaderd_core::ids::NodeName;
+use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::Input;
-use leaderd_core::mesh::Mesh;
+use leaderd_core::mesh::{Mesh, Steering};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 #[cfg(feature = "kubernetes")]
@@ -40,6 +40,12 @@ pub enum MeshFileError {
     TooLong { path: PathBuf },
     #[error("mesh file {} has mistakes:\n{}", path.display(), mistakes.join("\n"))]
     Mistakes { path: PathBuf, mistakes: Vec<String> },
+    #[error(
+        "mesh file {}: location {location} is steered by Kilo, whose leaders only `leaderd run --kubernetes` can tell and change; \
+         write steering = \"native\"",
+        path.display()
+    )]
+    Kilo { path: PathBuf, location: LocationName },
 }
 
 /// Reads and checks the mesh file.
@@ -52,10 +58,14 @@ pub fn read(path: &Path) -> Result<Mesh, MeshFileError> {
     if text.len() as u64 > MAX_FILE {
         return Err(MeshFileError::TooLong { path: path.to_owned() });
     }
-    leaderd_core::mesh::parse(&text).map_err(|mistakes| MeshFileError::Mistakes {
+    let mesh = leaderd_core::mesh::parse(&text).map_err(|mistakes| MeshFileError::Mistakes {
         path: path.to_owned(),
         mistakes: mistakes.iter().map(|m| format!("{}:{m}", path.display())).collect(),
-    })
+    })?;
+    match mesh.locations.values().find(|l| l.steering == Steering::Kilo) {
+        Some(l) => Err(MeshFileError::Kilo { path: path.to_owned(), location: l.name.clone() }),
+        None => Ok(mesh),
+    }
 }
 
 /// Why a good file is not taken while the daemon runs.

@@ -6,6 +6,10 @@
 
 #[path = "kilo/alone.rs"]
 mod alone;
+#[path = "kilo/beside.rs"]
+mod beside;
+#[path = "kilo/chart.rs"]
+mod chart;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -28,6 +32,13 @@ const TESTS: &[Test] = &[
         alone::a_private_leader,
     ),
     ("kilo_forwards_while_the_api_server_is_away", Beside::Nobody, alone::the_api_server_is_away),
+    ("bad_pools_are_rejected", Beside::Chart, chart::bad_pools_are_rejected),
+    ("leaderd_may_do_no_more_than_it_needs", Beside::Chart, chart::rights_are_no_more_than_needed),
+    ("with_leaderd_new_flows_end", Beside::Leaderd, beside::new_flows_end),
+    ("planned_promotion_loses_nothing", Beside::Leaderd, beside::a_planned_promotion),
+    ("api_server_away_during_the_fault", Beside::Leaderd, beside::the_api_server_is_away),
+    ("a_person_annotates_a_node", Beside::Leaderd, beside::a_person_annotates_a_node),
+    ("pool_edited_during_failover", Beside::Leaderd, beside::a_pool_edited_during_failover),
 ];
 
 fn main() -> ExitCode {

@@ -14,6 +14,8 @@ use crate::sim::meshes::{Site, mesh_of};
 
 /// From the start to the measurement: first decisions, first reports.
 const SETTLE: Duration = Duration::from_secs(15);
+/// The first decisions come to a node from so many locations a second: it is told of no more, and hears of all in turn.
+const FIRST_DECISIONS: u64 = 15;
 
 /// One size of mesh.
 #[derive(Clone, Copy, Debug)]
@@ -61,7 +63,7 @@ pub fn measure(size: Size, effort: Effort) -> Cost {
     real.insert(here.clone());
     let seconds = effort.pick(if size.locations > 300 { 10 } else { 30 }, 5);
     let mut slice = Slice::new(mesh, secrets, &real);
-    slice.run_for(SETTLE);
+    slice.run_for(SETTLE + Duration::from_secs(size.locations as u64 / FIRST_DECISIONS));
     slice.take_spent();
     slice.run_for(Duration::from_secs(seconds));
     let (candidates, members) = slice.take_spent();

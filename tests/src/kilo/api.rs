@@ -18,7 +18,8 @@ const SILENCE: Duration = Duration::from_secs(25);
 /// The server ends a watch after so long, and it is asked again.
 const WATCH: Duration = Duration::from_secs(20);
 
-/// Who asks, and whom. Sockets are of the network namespace of the calling thread.
+/// Who asks, and whom. A connection is of the network namespace of the thread that first needed it, and clones share them: whoever is
+/// in a namespace of their own needs an `Api` of their own.
 #[derive(Clone, Debug)]
 pub struct Api {
     agent: Agent,

@@ -4,7 +4,7 @@
 //! as nothing here starts containers; the lab starts the daemons, each in its node's namespaces, with the name and the rights of the
 //! chart's service account.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -23,20 +23,26 @@ pub fn pool_path(name: &str) -> String {
     format!("{POOLS}/{name}")
 }
 
-/// Applies the chart and a pool for each location, and says how the world's daemons are to be started.
+/// Installs the chart with a pool for each location, and says how the world's daemons are to be started.
 pub fn prepare(world: &mut World, control: &ControlPlane, programs: &Programs) -> Result<()> {
+    let api = control.api(User::Admin)?;
     let namespace =
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
-    let api = control.api(User::Admin)?;
     api.create("/api/v1/namespaces", &namespace)?;
-    control.kubectl(&["apply", "-f", "-"], &chart(programs)?)?;
+    // As `helm install` does: definitions first.
+    let definitions = chart().join("crds");
+    control
+        .kubectl(&["apply", "-f", definitions.to_str().context("a path that is no text")?], "")?;
     let crd = "crd/locationpools.leaderd.io";
     control.kubectl(&["wait", "--for=condition=established", "--timeout=60s", crd], "")?;
-    for location in &world.topology.locations {
-        create_pool(&api, &location.name, json!({"location": location.name, "steering": "kilo"}))?;
-    }
+    let pools = world.topology.locations.iter().map(|l| format!("pools.{0}.location={0}", l.name));
+    let values: Vec<String> = pools
+        .chain(["image.repository=leaderd".into(), "admissionPolicy.enabled=true".into()])
+        .collect();
+    control.kubectl(&["apply", "-f", "-"], &render(programs, &values.join(","))?)?;
+    let of_chart = api.get("/api/v1/namespaces/leaderd/configmaps/leaderd-settings")?;
     let settings = world.dir.join("settings.toml");
-    std::fs::write(&settings, "")?;
+    std::fs::write(&settings, of_chart["data"]["settings.toml"].as_str().context("no settings")?)?;
     for n in &world.nodes {
         // It makes its own.
         std::fs::remove_dir_all(n.dir.join("keys"))?;
@@ -50,17 +56,16 @@ pub fn prepare(world: &mut World, control: &ControlPlane, programs: &Programs) -
     Ok(())
 }
 
-/// The chart as it is installed, with its CRD and with the admission policy that it can have.
-fn chart(programs: &Programs) -> Result<String> {
-    let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/leaderd");
+fn chart() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/helm/leaderd")
+}
+
+/// The chart's manifests with these values, as `--set` takes them.
+fn render(programs: &Programs, values: &str) -> Result<String> {
     let out = Command::new(programs.kilo.join("helm"))
         .args(["template", "leaderd"])
-        .arg(&chart)
-        .args(["--namespace", NAMESPACE, "--include-crds"])
-        .arg("--values")
-        .arg(chart.join("ci/test-values.yaml"))
-        .args(["--set", "admissionPolicy.enabled=true,monitoring.enabled=false"])
-        .env("HOME", "/nonexistent")
+        .arg(chart())
+        .args(["--namespace", NAMESPACE, "--set", values])
         .output()
         .context("helm")?;
     ensure!(out.status.success(), "helm template: {}", String::from_utf8_lossy(&out.stderr).trim());

@@ -26,7 +26,7 @@ pub const TWO_LOCATIONS: &str = "title = \"Kilo\"\nlocation = \"cloud\"\n[locati
      [locations.cloud]\noverlay = \"flannel\"\ncandidates = 2\nmembers = 1\n";
 /// Bytes of the meters' packets.
 const SIZE: u16 = 128;
-/// Until traffic flows. Two ends that begin a handshake in the same moment both wait 5 s.
+/// Until traffic flows without loss.
 const FLOWS_WITHIN: Duration = Duration::from_secs(60);
 /// How long whatever a test waits for may take. Generous: a shared machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -47,6 +47,8 @@ pub struct Rig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beside {
     Nobody,
+    /// leaderd's chart is installed, and no daemon runs.
+    Chart,
     Leaderd,
 }
 
@@ -91,11 +93,11 @@ impl Rig {
         let api = control.api(User::Admin)?;
         cluster::create_nodes(&api, &world)?;
         flannel::set_up(&world)?;
-        if beside == Beside::Leaderd {
+        if beside != Beside::Nobody {
             beside::prepare(&mut world, &control, programs)?;
         }
         let world = Arc::new(world);
-        let kilo = StandIn::start(&world, &control.api(User::Kilo)?)?;
+        let kilo = StandIn::start(&world, &control)?;
         if beside == Beside::Leaderd {
             world.start_daemons()?;
         }
@@ -110,6 +112,12 @@ impl Rig {
     pub fn traffic(&self) -> Result<Traffic> {
         let (from, to) = self.world.topology.metered(&self.world.scenario)?;
         let (a, b) = (&self.world.nodes[from], &self.world.nodes[to]);
+        let far = b.pod_address(false).to_string();
+        wait_for("a ping from workload to workload", String::new, || {
+            // One end begins: of two in the same moment each drops the other's handshake, and with steady traffic both ways they
+            // try again in the same moment, every 5 s.
+            Ok(a.pod.output("ping", &["-q", "-c", "1", "-W", "1", &far]).is_ok())
+        })?;
         let (a, b) = ((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)));
         let traffic = Traffic {
             meters: Meters::start(a, b, SIZE, TICK)?,
@@ -121,6 +129,17 @@ impl Rig {
 
     fn save_logs(&self, to: &Path) -> Result<()> {
         self.control.save_logs(to)?;
+        let shown =
+            "ip -br addr; ip rule; ip route show table all; wg show; bridge fdb; nft list ruleset";
+        for n in &self.world.nodes {
+            let text = n.ns.output("sh", &["-c", shown]).unwrap_or_else(|e| format!("{e:#}"));
+            std::fs::write(to.join(format!("{}.network", n.node.name)), text)?;
+        }
+        let objects =
+            self.control.kubectl(&["get", "nodes,locationpools,events", "-A", "-o", "yaml"], "");
+        let nodes = || self.control.kubectl(&["get", "nodes", "-o", "yaml"], "");
+        let text = objects.or_else(|_| nodes()).unwrap_or_else(|e| format!("{e:#}"));
+        std::fs::write(to.join("objects.yaml"), text)?;
         self.world.save_logs(to)
     }
 }

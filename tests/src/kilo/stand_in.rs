@@ -22,6 +22,7 @@ use wgctl_lab::{Node, World};
 
 use super::api::{Api, Change};
 use super::cluster::{NODES, annotate};
+use super::control_plane::{ControlPlane, User};
 use super::device::Device;
 use super::rules::{self, CHECK_IN, KiloNode, PORT, names};
 
@@ -49,10 +50,12 @@ pub struct Applied {
 
 impl StandIn {
     /// An agent on every node.
-    pub fn start(world: &Arc<World>, api: &Api) -> Result<Self> {
+    pub fn start(world: &Arc<World>, control: &ControlPlane) -> Result<Self> {
         let this = Self { stop: Arc::default(), applied: Arc::default() };
         for (i, n) in world.nodes.iter().enumerate() {
             let (device, key) = Device::create(n)?;
+            // Its own connections: a shared one would be of another node's network.
+            let api = control.api(User::Kilo)?;
             let nodes = Arc::new(Nodes::default());
             let (sender, changes) = channel();
             let agent = Agent {
@@ -65,7 +68,7 @@ impl StandIn {
                 stop: Arc::clone(&this.stop),
                 applied: Arc::clone(&this.applied),
             };
-            let (ns, api, stop) = (n.ns.net_handle()?, api.clone(), Arc::clone(&this.stop));
+            let (ns, stop) = (n.ns.net_handle()?, Arc::clone(&this.stop));
             spawn("kilo-watch", move || {
                 if ns.enter().is_ok() {
                     watch(&api, &nodes, &sender, &stop);

@@ -1,0 +1,208 @@
+//! leaderd beside Kilo's stand-in: the same worlds as in [`super::alone`], and what a cluster adds.
+
+use std::time::Duration;
+
+use ::tests::kilo::beside::pool_path;
+use ::tests::kilo::cluster::{annotation, node_path};
+use ::tests::kilo::rig::{Account, Rig, Traffic, wait_for};
+use ::tests::kilo::rules::names;
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use wgctl_lab::{System, system::Leaderd, wait_ready, wall_micros};
+
+use super::alone::lead;
+
+/// An established flow must have been seen to be one.
+const PEACE: Duration = Duration::from_secs(4);
+/// The location on trial.
+const LOCATION: &str = "cloud";
+/// Preference of leaderd's rules, which are there while its routes carry the workload.
+const PREFERENCE: &str = "76:";
+
+/// Issue #489 once more: leaderd moves the lead, first on its own planes, then Kilo's, and its routes step back.
+pub fn new_flows_end(rig: &mut Rig) -> Result<String> {
+    let traffic = ready(rig)?;
+    let (from, to) = pair(rig, &traffic)?;
+    let since = wall_micros();
+    rig.world.inject(from, "vxlan-new-flows", None)?;
+    let account = mended(rig, &traffic, since)?;
+    let at = wall_micros();
+    kilo_follows(rig, from, to)?;
+    traffic.wait_steady("after Kilo has followed")?;
+    let after = traffic.account(at);
+    has_event(rig, "Failover")?;
+    Ok(format!("{account}; while Kilo followed: {after}"))
+}
+
+/// Nothing is broken; an operator has leadership moved.
+pub fn a_planned_promotion(rig: &mut Rig) -> Result<String> {
+    let traffic = ready(rig)?;
+    let (from, to) = pair(rig, &traffic)?;
+    let since = wall_micros();
+    Leaderd.hand_over(&rig.world, from, to)?;
+    wait_for("the other candidate leads", String::new, || {
+        Ok(led_by(rig).as_deref() == Some(&rig.world.nodes[to].node.name))
+    })?;
+    kilo_follows(rig, from, to)?;
+    traffic.wait_steady("after the move")?;
+    let account = traffic.account(since);
+    ensure!(account.lost == [0, 0], "a planned move lost packets: {account}");
+    Ok(account.to_string())
+}
+
+/// The fault comes while nobody reaches the API server: the workload moves without it, Kilo when it is back.
+pub fn the_api_server_is_away(rig: &mut Rig) -> Result<String> {
+    let traffic = ready(rig)?;
+    let (from, to) = pair(rig, &traffic)?;
+    rig.control.stop_api_server()?;
+    let since = wall_micros();
+    rig.world.inject(from, "vxlan-new-flows", None)?;
+    let account = mended(rig, &traffic, since)?;
+    let at = wall_micros();
+    rig.control.start_api_server()?;
+    kilo_follows(rig, from, to)?;
+    traffic.wait_steady("after Kilo has followed")?;
+    Ok(format!("{account}; when the API server was back: {}", traffic.account(at)))
+}
+
+/// What cuts the location off with Kilo alone: a person annotates a node that cannot be reached. The annotation is theirs and stays,
+/// the pool says so, and leaderd's routes carry the workload till it is gone.
+pub fn a_person_annotates_a_node(rig: &mut Rig) -> Result<String> {
+    let traffic = ready(rig)?;
+    let since = wall_micros();
+    lead(rig, "cloud-2", true)?;
+    wait_for(
+        "the pool says who was annotated by hand",
+        || pool_text(rig),
+        || {
+            let steered = condition(rig, "Steered")?;
+            let message = steered["message"].as_str().unwrap_or_default();
+            Ok(steered["status"] == "False" && message.contains("cloud-2"))
+        },
+    )?;
+    traffic.wait_steady("with a leader of Kilo's that cannot be reached")?;
+    let account = traffic.account(since);
+    let node = rig.api.get(&node_path("cloud-2"))?;
+    ensure!(annotation(&node, names::LEADER).is_some(), "the person's annotation is gone");
+    lead(rig, "cloud-2", false)?;
+    wait_for(
+        "Kilo is told again",
+        || pool_text(rig),
+        || Ok(condition(rig, "Steered")?["status"] == "True"),
+    )?;
+    stepped_back(rig)?;
+    traffic.wait_steady("once the annotation is gone")?;
+    Ok(account.to_string())
+}
+
+/// A new generation of the mesh while the leader fails.
+pub fn a_pool_edited_during_failover(rig: &mut Rig) -> Result<String> {
+    let traffic = ready(rig)?;
+    let (from, to) = pair(rig, &traffic)?;
+    let since = wall_micros();
+    rig.world.inject(from, "vxlan-new-flows", None)?;
+    let edit = json!({"spec": {"policy": {"holdDown": "2s"}, "candidates": {"priorities": {"cloud-0": 30, "cloud-1": 20}}}});
+    let edited = rig.api.merge_patch(&pool_path(LOCATION), &edit)?;
+    let account = mended(rig, &traffic, since)?;
+    kilo_follows(rig, from, to)?;
+    wait_for(
+        "the pool's status is of its new spec",
+        || pool_text(rig),
+        || {
+            let pool = rig.api.get(&pool_path(LOCATION))?;
+            Ok(pool["status"]["observedGeneration"] == edited["metadata"]["generation"])
+        },
+    )?;
+    traffic.wait_steady("with the new spec")?;
+    Ok(account.to_string())
+}
+
+/// Waits until all daemons know all leaders, Kilo was told, and it is Kilo who carries the traffic.
+fn ready(rig: &Rig) -> Result<Traffic> {
+    wait_ready(&rig.world)?;
+    let leader = led_by(rig).context("nobody leads")?;
+    wait_for("Kilo is told who leads", || pool_text(rig), || annotated(rig, &leader))?;
+    stepped_back(rig)?;
+    let traffic = rig.traffic()?;
+    std::thread::sleep(PEACE);
+    Ok(traffic)
+}
+
+/// The node that leads the location on trial and carries its traffic, and the other candidate.
+fn pair(rig: &Rig, traffic: &Traffic) -> Result<(usize, usize)> {
+    let leader = rig.world.topology.node(&led_by(rig).context("nobody leads")?)?;
+    let location = rig.world.topology.location(LOCATION)?;
+    let carrier = traffic.carriers.leader(location);
+    ensure!(carrier == Some(leader), "{leader} leads, and {carrier:?} carries the traffic");
+    let other = rig
+        .world
+        .nodes_in(location)
+        .find(|n| *n != leader && rig.world.nodes[*n].node.slot.is_some());
+    Ok((leader, other.context("there is no standby")?))
+}
+
+/// New flows go through again although the fault is still there.
+fn mended(rig: &Rig, traffic: &Traffic, since: u64) -> Result<Account> {
+    let steady = traffic.wait_steady("again after the fault");
+    let account = traffic.account(since);
+    steady.with_context(|| format!("{account}; {}", pool_text(rig)))?;
+    ensure!(account.lost[0] > 0, "the fault broke nothing: {account}");
+    Ok(account)
+}
+
+/// The annotation goes from one to the other, and leaderd's routes step back.
+fn kilo_follows(rig: &Rig, from: usize, to: usize) -> Result<()> {
+    let [from, to] = [from, to].map(|n| rig.world.nodes[n].node.name.clone());
+    let follows = || Ok(annotated(rig, &to)? && !annotated(rig, &from)?);
+    wait_for("Kilo is told of the new leader", || pool_text(rig), follows)?;
+    stepped_back(rig)
+}
+
+fn annotated(rig: &Rig, node: &str) -> Result<bool> {
+    Ok(annotation(&rig.api.get(&node_path(node))?, names::LEADER).is_some())
+}
+
+/// Waits until no node sends the workload by leaderd's routes.
+fn stepped_back(rig: &Rig) -> Result<()> {
+    let carrying = || -> Result<Vec<String>> {
+        let mut all = Vec::new();
+        for n in &rig.world.nodes {
+            let rules = n.ns.output("ip", &["rule"])?;
+            if rules.lines().any(|l| l.starts_with(PREFERENCE)) {
+                all.push(n.node.name.clone());
+            }
+        }
+        Ok(all)
+    };
+    let story = || format!("leaderd still carries on {:?}", carrying().unwrap_or_default());
+    wait_for("leaderd's routes step back", story, || Ok(carrying()?.is_empty()))
+}
+
+fn led_by(rig: &Rig) -> Option<String> {
+    let location = rig.world.topology.location(LOCATION).ok()?;
+    let status = rig.world.status_in(location)?;
+    status.location(LOCATION)?.leaders.first().cloned()
+}
+
+fn condition(rig: &Rig, kind: &str) -> Result<Value> {
+    let pool = rig.api.get(&pool_path(LOCATION))?;
+    let all = pool["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    Ok(all.into_iter().find(|c| c["type"] == kind).unwrap_or_default())
+}
+
+fn pool_text(rig: &Rig) -> String {
+    rig.api.get(&pool_path(LOCATION)).map_or_else(|e| format!("{e:#}"), |p| p["status"].to_string())
+}
+
+/// leaderd told of it in an Event about the pool.
+fn has_event(rig: &Rig, reason: &str) -> Result<()> {
+    wait_for(
+        &format!("an Event {reason}"),
+        || pool_text(rig),
+        || {
+            let events = rig.api.get("/apis/events.k8s.io/v1/events")?;
+            let all = events["items"].as_array().cloned().unwrap_or_default();
+            Ok(all.iter().any(|e| e["reason"] == reason && e["regarding"]["name"] == LOCATION))
+        },
+    )
+}
