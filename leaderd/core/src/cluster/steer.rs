@@ -67,9 +67,13 @@ pub fn kilo_changes(view: &ClusterView, mesh: &Mesh, status: &Status, me: &NodeN
         if !is_kilo(mesh, &location.name) {
             continue;
         }
+        let changes = changes(view, location);
+        if changes.is_empty() {
+            continue;
+        }
         let key = format!("kilo/{}/{}", location.name, location.epoch);
         let Some(wait) = rank::turn(candidates(), &key, me.as_str()) else { continue };
-        for change in changes(view, location) {
+        for change in changes {
             // Setting and removing are two tasks, each with a turn of its own.
             let verb =
                 if change.annotations.values().any(Option::is_some) { "set" } else { "remove" };

@@ -98,6 +98,11 @@ pub fn tasks(
 /// How long a difference stands before the mesh file is written: nodes that come together are one change.
 const SETTLE: Duration = Duration::from_secs(1);
 
+/// How long a daemon with settings of an earlier revision leaves a mesh file alone that was made with later ones: while new settings
+/// are rolled out, daemons with the old and the new ones must not write in turns. They do write in the end, should nobody be left
+/// who has the new ones.
+const OUTDATED: Duration = Duration::from_secs(600);
+
 fn mesh_task(view: &ClusterView, rendered: &Rendered, me: &NodeName) -> Option<Task> {
     let text = rendered.text.as_ref()?;
     if view.mesh.as_ref().is_some_and(|m| m.text == *text) {
@@ -107,9 +112,10 @@ fn mesh_task(view: &ClusterView, rendered: &Rendered, me: &NodeName) -> Option<T
     let wait = rank::turn(daemons, "mesh", me.as_str())?;
     let resource_version =
         view.mesh.as_ref().map(|m| m.resource_version.clone()).filter(|v| !v.is_empty());
+    let settle = if rendered.outdated { OUTDATED } else { SETTLE };
     Some(Task {
         key: "mesh".into(),
-        wait: SETTLE + wait,
+        wait: settle + wait,
         action: Action::Mesh { resource_version, text: text.clone() },
     })
 }

@@ -8,12 +8,17 @@ use super::{Problem, Subject};
 use crate::cluster::view::ClusterView;
 use crate::mesh::{self, Mesh, Node};
 
+/// What the line begins with that says of which revision the settings were.
+pub(super) const REVISION: &str = "# Settings of revision ";
+
 #[derive(Debug, Default)]
 pub(super) struct Before {
     pub text: String,
     /// `None` if there was none, or if it was damaged.
     pub mesh: Option<Mesh>,
     pub generation: u64,
+    /// Of the settings that it was made with.
+    pub revision: u64,
     /// By name of the node. Read even from a file that is no good mesh.
     indexes: BTreeMap<String, u16>,
     /// By name of the node: location and slot.
@@ -32,6 +37,8 @@ impl Before {
                            could be read; let nobody edit it but leaderd";
             problems.push(Problem { subject: Subject::Mesh, message: message.to_owned() });
         }
+        let revision = text.lines().find_map(|l| l.strip_prefix(REVISION)?.trim().parse().ok());
+        let revision = revision.unwrap_or(0);
         let table = text.parse::<Table>().unwrap_or_default();
         let number = |v: &Value, key: &str| v.get(key).and_then(Value::as_integer);
         let generation = table.get("mesh").and_then(|m| number(m, "generation")).unwrap_or(0);
@@ -39,6 +46,7 @@ impl Before {
             text,
             mesh,
             generation: u64::try_from(generation).unwrap_or(0),
+            revision,
             ..Self::default()
         };
         for (name, node) in table.get("nodes").and_then(Value::as_table).into_iter().flatten() {
@@ -56,7 +64,7 @@ impl Before {
     }
 
     pub fn node(&self, name: &str) -> Option<&Node> {
-        self.mesh.as_ref()?.nodes.values().find(|n| n.name.as_str() == name)
+        self.mesh.as_ref()?.nodes.get(&name.parse().ok()?)
     }
 
     /// The slot that a node had in a location.

@@ -39,6 +39,8 @@ pub struct Rendered {
     pub text: Option<String>,
     /// `text`, read.
     pub mesh: Option<Mesh>,
+    /// The mesh file in force was made with settings of a later revision than this daemon has: it leaves it to others to write.
+    pub outdated: bool,
     /// In the order of subjects. Empty: all is well.
     pub problems: Vec<Problem>,
     /// By name: what each pool came to.
@@ -122,7 +124,8 @@ pub fn render(view: &ClusterView, settings: &str) -> Rendered {
         problems.sort();
         problems.dedup();
         let (text, mesh) = found.filter(|_| good).unzip();
-        return Rendered { text, mesh, problems, pools };
+        let outdated = settings.revision < before.revision;
+        return Rendered { text, mesh, outdated, problems, pools };
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) struct Settings {
     pub overlay: String,
     /// Of locations without a pool.
     pub steering: Steering,
+    /// Counts up with every change of the settings, if somebody counts.
+    pub revision: u64,
 }
 
 impl Default for Settings {
@@ -22,7 +24,7 @@ impl Default for Settings {
         let mut mesh = Table::new();
         mesh.insert("name".into(), "kubernetes".into());
         let (overlay, steering) = ("flannel".to_owned(), Steering::Native);
-        Self { mesh, policy: Table::new(), overlay, steering }
+        Self { mesh, policy: Table::new(), overlay, steering, revision: 0 }
     }
 }
 
@@ -90,8 +92,12 @@ fn kubernetes(table: Table, settings: &mut Settings, wrong: &mut Vec<String>) {
             ("steering", _) => {
                 wrong.push("`kubernetes.steering`: write \"native\" or \"kilo\"".to_owned());
             }
+            ("revision", _) => match value.as_integer().map(u64::try_from) {
+                Some(Ok(revision)) => settings.revision = revision,
+                _ => wrong.push("`kubernetes.revision`: write a whole number".to_owned()),
+            },
             _ => wrong.push(format!(
-                "unknown field `kubernetes.{key}`: known are `overlay` and `steering`"
+                "unknown field `kubernetes.{key}`: known are `overlay`, `steering` and `revision`"
             )),
         }
     }

@@ -435,6 +435,7 @@ fn settings_are_the_meshs_and_their_mistakes_leave_the_mesh_in_force() {
         "[kubernetes]\noverlay = \"vxlan\"\n",
         "[kubernetes]\nsteering = \"both\"\n",
         "[kubernetes]\nfoo = 1\n",
+        "[kubernetes]\nrevision = \"two\"\n",
         "[surprise]\n",
         "mesh = 3\n",
         "[mesh\n",
@@ -456,6 +457,36 @@ fn settings_are_the_meshs_and_their_mistakes_leave_the_mesh_in_force() {
         shown += &format!("{bad:?}\n  {}\n", all.join("\n  "));
     }
     insta::assert_snapshot!("settings", shown);
+}
+
+#[test]
+fn while_settings_are_rolled_out_the_old_ones_yield() {
+    let of = |revision: u64, mtu: u16| {
+        format!("[mesh]\nmtu = {mtu}\n[kubernetes]\nrevision = {revision}\n")
+    };
+    let mut view = two_locations();
+    let put = |view: &mut ClusterView, settings: &str| {
+        let text = render(view, settings).text.unwrap();
+        view.mesh = Some(MeshObject { resource_version: "1".into(), text });
+    };
+    put(&mut view, &of(4, 1420));
+    assert!(!render(&view, &of(4, 1420)).outdated && !render(&view, &of(5, 1380)).outdated);
+    put(&mut view, &of(5, 1380));
+    let old = render(&view, &of(4, 1420));
+    assert!(old.outdated && old.text.as_deref() != Some(view.mesh.as_ref().unwrap().text.as_str()));
+    let wait = |settings: &str| {
+        let (_, tasks) = crate::cluster::tasks(
+            &view,
+            settings,
+            &"home-0".parse().unwrap(),
+            None,
+            Default::default(),
+        );
+        tasks.iter().find(|t| t.key == "mesh").map(|t| t.wait)
+    };
+    assert!(wait(&of(4, 1420)) >= Some(std::time::Duration::from_secs(600)));
+    assert_eq!(wait(&of(5, 1380)), None);
+    assert!(wait(&of(6, 1400)) < Some(std::time::Duration::from_secs(5)));
 }
 
 /// What may happen to a cluster.

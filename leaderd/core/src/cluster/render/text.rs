@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 use toml::Value;
 
 use super::Draft;
-use super::before::Before;
+use super::before::{Before, REVISION};
 use super::settings::Settings;
 use crate::cluster::view::{Pool, PoolPolicy, Steering};
 use crate::ids::{LocationName, NodeName};
@@ -75,6 +75,9 @@ pub(super) fn text(
 ) -> (String, Blames) {
     let mut w = Writer::default();
     w.text.push_str(HEAD);
+    if settings.revision > 0 {
+        let _ = writeln!(w.text, "{REVISION}{}", settings.revision);
+    }
     w.table(Blame::Settings, "mesh");
     w.set("generation", i64::try_from(generation).unwrap_or(i64::MAX));
     let v6 = draft.facts.values().flat_map(|f| &f.prefixes).any(|p| p.addr().is_ipv6());

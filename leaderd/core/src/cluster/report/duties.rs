@@ -122,13 +122,17 @@ fn relay_tasks(
         }
     }
     let is_candidate = |mesh: &Mesh, n: &str| {
-        mesh.nodes.values().any(|node| node.name.as_str() == n && node.slot.is_some())
+        let node = n.parse().ok().and_then(|n| mesh.node(&n));
+        node.is_some_and(|n| n.slot.is_some())
     };
     for node in view.nodes.values().filter(|n| n.relay_forwarding.is_some()) {
         let still = is_candidate(running.mesh, &node.name)
             || rendered.mesh.as_ref().is_none_or(|m| is_candidate(m, &node.name));
-        let turn = rank::turn(daemons(view), &format!("relay/{}", node.name), me.as_str());
-        if let (false, Some(turn)) = (still, turn) {
+        if still {
+            continue;
+        }
+        let key = format!("relay/{}", node.name);
+        if let Some(turn) = rank::turn(daemons(view), &key, me.as_str()) {
             set(node, GRACE + turn, None);
         }
     }
