@@ -254,7 +254,7 @@ impl Shell {
                     self.call(EVENT.to_owned(), call);
                 }
                 if key != BEAT && result.is_ok() {
-                    self.counters.count("kubernetes.writes");
+                    self.counters.count("kubernetes_writes");
                 }
                 self.contact.heard(what, result.as_ref().map(|&()| ()))
             }
