@@ -49,12 +49,23 @@ pub fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Word> {
 #[derive(Default, Debug)]
 pub struct Seen {
     pub view: ClusterView,
-    /// The object of the mesh is not there, or holds no text; the view has the last one.
-    pub mesh_lost: bool,
+    pub held: Held,
     mesh_read: bool,
     new_mesh: Option<ConfigMap>,
     nodes: List<ClusterNode>,
     pools: List<Pool>,
+}
+
+/// How the object stands that holds the mesh. If not good, the view has the last good text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Held {
+    Good,
+    /// It is gone, empty, damaged, or older than what was in force (made anew, or from a backup): to be written again, as no
+    /// daemon goes back to an older generation.
+    #[default]
+    Lost,
+    /// It cannot be read here and has a higher generation: a newer leaderd's, to be left alone.
+    Foreign,
 }
 
 /// A list that is being read, beside the one in use: a half list is never looked at.
@@ -163,16 +174,15 @@ impl Seen {
         }
     }
 
-    /// Where the object was deleted, has lost its text, or holds an older mesh (made anew, or from a backup), the text that was
-    /// in force stays known: it is written again, as no daemon goes back to an older generation.
+    /// Where the object was deleted, or holds what no daemon would take, the text that was in force stays known.
     fn set_mesh(&mut self, object: Option<ConfigMap>) {
         let before = self.view.mesh.take().map(|m| m.text);
         let version =
             object.as_ref().map(|o| o.metadata.resource_version.clone().unwrap_or_default());
-        let newer = |text: &String| before.as_ref().is_none_or(|before| !is_older(text, before));
-        let text = object.and_then(convert::mesh_text).filter(newer);
-        self.mesh_lost = text.is_none();
-        self.view.mesh = match (version, text.or(before)) {
+        let found = object.and_then(convert::mesh_text);
+        self.held = Held::of(found.as_deref(), before.as_deref());
+        let text = if self.held == Held::Good { found } else { before.or(found) };
+        self.view.mesh = match (version, text) {
             (None, None) => None,
             (version, text) => Some(MeshObject {
                 resource_version: version.unwrap_or_default(),
@@ -182,13 +192,35 @@ impl Seen {
     }
 }
 
-/// Both are of one mesh, and this one's generation is lower.
-fn is_older(text: &str, than: &str) -> bool {
-    if text == than {
-        return false;
+impl Held {
+    fn of(found: Option<&str>, before: Option<&str>) -> Self {
+        let Some(found) = found else { return Self::Lost };
+        let before = before.and_then(|text| mesh::parse(text).ok());
+        match (mesh::parse(found), before) {
+            (_, None) => Self::Good,
+            (Ok(found), Some(before)) => {
+                let older = found.name == before.name && found.generation < before.generation;
+                if older { Self::Lost } else { Self::Good }
+            }
+            (Err(mistakes), Some(before)) => {
+                let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+                tracing::error!(
+                    error = mistakes.join("\n"),
+                    "the mesh file of the cluster has mistakes; the one in use stays"
+                );
+                let newer = generation(found).is_some_and(|g| g > before.generation.0);
+                if newer { Self::Foreign } else { Self::Lost }
+            }
+        }
     }
-    let (Ok(this), Ok(that)) = (mesh::parse(text), mesh::parse(than)) else { return false };
-    this.name == that.name && this.generation < that.generation
+}
+
+/// The generation that a text gives itself, whatever else is in it.
+fn generation(text: &str) -> Option<u64> {
+    let value = |line: &str| {
+        line.trim().strip_prefix("generation")?.trim_start().strip_prefix('=')?.trim().parse().ok()
+    };
+    text.lines().find_map(value)
 }
 
 fn map<A, B>(event: Event<A>, f: impl Fn(A) -> B) -> Event<B> {
@@ -270,19 +302,19 @@ mod tests {
         for event in [Event::Init, Event::InitDone] {
             seen.mesh(event);
         }
-        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (None, true));
+        assert_eq!((seen.view.mesh.clone(), seen.held), (None, Held::Lost));
         seen.mesh(Event::Apply(object("1", Some("text"))));
-        assert!(!seen.mesh_lost);
+        assert_eq!(seen.held, Held::Good);
         seen.mesh(Event::Delete(object("1", Some("text"))));
         let kept =
             |version: &str| MeshObject { resource_version: version.into(), text: "text".into() };
-        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("")), true));
+        assert_eq!((seen.view.mesh.clone(), seen.held), (Some(kept("")), Held::Lost));
         seen.mesh(Event::Apply(object("3", None)));
-        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("3")), true));
+        assert_eq!((seen.view.mesh.clone(), seen.held), (Some(kept("3")), Held::Lost));
         for event in [Event::Init, Event::InitApply(object("4", Some("text"))), Event::InitDone] {
             seen.mesh(event);
         }
-        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("4")), false));
+        assert_eq!((seen.view.mesh.clone(), seen.held), (Some(kept("4")), Held::Good));
     }
 
     #[test]
@@ -298,12 +330,24 @@ mod tests {
         seen.mesh(Event::Apply(object("1", Some(&text(7)))));
         seen.mesh(Event::Apply(object("2", Some(&text(6)))));
         let now = seen.view.mesh.clone().unwrap();
-        assert_eq!((now.resource_version.as_str(), seen.mesh_lost), ("2", true));
+        assert_eq!((now.resource_version.as_str(), seen.held), ("2", Held::Lost));
         assert_eq!(now.text, text(7));
         seen.mesh(Event::Apply(object("3", Some(&text(8)))));
-        assert!(!seen.mesh_lost);
-        // What is no mesh is for the core to say.
+        assert_eq!(seen.held, Held::Good);
+        // Damaged: written again. By a newer leaderd, which says what is unknown here: not fought over.
         seen.mesh(Event::Apply(object("4", Some("nonsense"))));
-        assert_eq!(seen.view.mesh.clone().unwrap().text, "nonsense");
+        assert_eq!((seen.held, seen.view.mesh.clone().unwrap().text), (Held::Lost, text(8)));
+        let newer = text(9).replace("[policy]", "[policy]\nunheard_of = true");
+        seen.mesh(Event::Apply(object("5", Some(&newer))));
+        assert_eq!((seen.held, seen.view.mesh.clone().unwrap().text), (Held::Foreign, text(8)));
+        seen.mesh(Event::Apply(object(
+            "6",
+            Some(&newer.replace("generation = 9", "generation = 8")),
+        )));
+        assert_eq!(seen.held, Held::Lost);
+        // Where nothing good was ever seen it is for the core to say.
+        let mut seen = Seen::default();
+        seen.mesh(Event::Apply(object("1", Some("nonsense"))));
+        assert_eq!((seen.held, seen.view.mesh.unwrap().text), (Held::Good, "nonsense".to_owned()));
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use super::carry::{Call, Carrier};
 use super::contact::{CallError, Contact};
 use super::keep::Keeper;
-use super::seen::{self, News, Seen, Word};
+use super::seen::{self, Held, News, Seen, Word};
 use super::{Config, first, kilo_names};
 use crate::clock::Clock;
 use crate::counters::Counters;
@@ -361,6 +361,9 @@ impl Shell {
         let (rendered, mut tasks) =
             cluster::tasks(view, &config.settings, &config.me, running, time.wall);
         tasks.extend(self.lost_mesh(&rendered));
+        if self.seen.held == Held::Foreign {
+            tasks.retain(|t| !matches!(t.action, Action::Mesh { .. }));
+        }
         self.say_problems(&rendered);
         self.say_what_is_missing(Some(&rendered));
         let (due, next) = self.turns.due(time.mono, tasks);
@@ -372,9 +375,9 @@ impl Shell {
         }
     }
 
-    /// The object that holds the mesh is gone: it is written again by the one whose turn it is.
+    /// The object that holds the mesh is gone or damaged: it is written again by the one whose turn it is.
     fn lost_mesh(&self, rendered: &Rendered) -> Option<Task> {
-        let object = self.seen.view.mesh.as_ref().filter(|_| self.seen.mesh_lost)?;
+        let object = self.seen.view.mesh.as_ref().filter(|_| self.seen.held == Held::Lost)?;
         let text = rendered.text.clone().unwrap_or_else(|| object.text.clone());
         if text.is_empty() {
             return None;
