@@ -45,7 +45,7 @@ pub enum Verb {
     /// WireGuard for one interface, for kernels without it. `leaderd run` starts it by itself.
     Userspace(UserspaceArgs),
     /// Remove everything that leaderd made in the kernel. Traffic through the mesh stops.
-    Cleanup,
+    Cleanup(CleanupArgs),
     /// Print the definition of LocationPool, for `kubectl apply -f -`.
     #[cfg(feature = "kubernetes")]
     Crd,
@@ -148,6 +148,13 @@ Examples:
 
 Exit status: 0 all as recorded (if only up to where the recording is cut off), 1 not so, or damaged, or the core
 panicked, 2 no recording that this leaderd reads.";
+
+#[derive(Args, Debug)]
+pub struct CleanupArgs {
+    /// Stay until SIGTERM or SIGINT once all of it is gone, as what runs in a pod of a DaemonSet must.
+    #[arg(long)]
+    pub stay: bool,
+}
 
 #[derive(Args, Debug)]
 pub struct ResetArgs {

@@ -27,6 +27,14 @@ pub fn no_core_dumps() -> anyhow::Result<()> {
     prctl::set_dumpable(false).context("cannot switch core dumps off")
 }
 
+/// What this process makes is nobody else's to read, whatever its starter left the mask at. Never wider than that was.
+pub fn narrow_umask() {
+    use nix::sys::stat::{Mode, umask};
+    let others = Mode::S_IRWXO | Mode::S_IWGRP;
+    let before = umask(others);
+    umask(before | others);
+}
+
 #[cfg(test)]
 mod tests {
     use nix::sys::resource::getrlimit;

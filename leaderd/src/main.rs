@@ -3,14 +3,15 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use leaderd::cli::{Cli, Verb};
+use leaderd::cli::{CleanupArgs, Cli, Verb};
+use tokio::signal::unix::{SignalKind, signal};
 
 fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::Run(args) => leaderd::run::run(args),
         Verb::Replay(args) => leaderd::replay::run(&args),
         Verb::Userspace(args) => leaderd::userspace::run(&args),
-        Verb::Cleanup => cleanup(),
+        Verb::Cleanup(args) => cleanup(&args),
         #[cfg(feature = "kubernetes")]
         Verb::Crd => leaderd::kubernetes::print_crd(),
         #[cfg(feature = "kubernetes")]
@@ -34,14 +35,25 @@ fn main() -> ExitCode {
     })
 }
 
-fn cleanup() -> anyhow::Result<ExitCode> {
+fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let removed = runtime.block_on(leaderd::network::cleanup())?;
-    for change in &removed {
-        println!("{change}");
-    }
-    if removed.is_empty() {
-        println!("nothing of leaderd's was there");
-    }
-    Ok(ExitCode::SUCCESS)
+    runtime.block_on(async {
+        // Before anything is done, so that a signal meanwhile is not the end of it.
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let removed = leaderd::network::cleanup().await?;
+        for change in &removed {
+            println!("{change}");
+        }
+        if removed.is_empty() {
+            println!("nothing of leaderd's was there");
+        }
+        if args.stay {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
 }

@@ -55,6 +55,7 @@ pub struct Daemon {
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, log::FILTER)?;
     confine::no_core_dumps()?;
+    confine::narrow_umask();
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     #[cfg(feature = "kubernetes")]

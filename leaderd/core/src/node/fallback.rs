@@ -52,25 +52,25 @@ impl Node {
 
     pub(super) fn check_fallback(&mut self, now: Now) {
         self.fallback.next_check = now.mono + CHECK_INTERVAL;
-        let locations: Vec<LocationName> = self.mesh.locations.keys().cloned().collect();
+        let mesh = self.mesh.clone();
         let mut changed = false;
-        for location in locations {
-            if location != self.location && self.observer.is_none() {
+        for location in mesh.locations.keys() {
+            if *location != self.location && self.observer.is_none() {
                 // A plain member hears nothing of other locations: its leader chooses for it.
                 continue;
             }
-            if self.groups.get(&location).is_some_and(|g| g.has_quorum(now)) {
+            if self.groups.get(location).is_some_and(|g| g.has_quorum(now)) {
                 self.heard.quorum_seen.insert(location.clone(), now.mono);
             }
             let seen =
-                self.heard.quorum_seen.get(&location).copied().unwrap_or(self.fallback.started);
+                self.heard.quorum_seen.get(location).copied().unwrap_or(self.fallback.started);
             // Of a large mesh's other locations less is heard.
-            let far = location != self.location;
-            let limit = self.mesh.policy_of(&location).quorum_lost_after;
+            let far = *location != self.location;
+            let limit = mesh.policy_of(location).quorum_lost_after;
             let limit = if far { limit.max(self.heard.far_round * 3) } else { limit };
             let lost = now.mono.since(seen) > limit;
-            let was = self.fallback.chosen.get(&location).cloned();
-            let choice = if lost { self.own_ranking(now, &location) } else { None };
+            let was = self.fallback.chosen.get(location).cloned();
+            let choice = if lost { self.own_ranking(now, location) } else { None };
             if choice == was {
                 continue;
             }
@@ -94,8 +94,8 @@ impl Node {
                 ),
             }
             match choice {
-                Some(choice) => drop(self.fallback.chosen.insert(location, choice)),
-                None => self.fallback.left(&location),
+                Some(choice) => drop(self.fallback.chosen.insert(location.clone(), choice)),
+                None => self.fallback.left(location),
             }
             changed = true;
         }

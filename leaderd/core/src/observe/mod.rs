@@ -313,7 +313,6 @@ impl Observer {
     }
 
     fn report(&mut self, now: Now, at: usize) {
-        let abstains = self.abstains();
         let w = &mut self.watches[at];
         self.timers.remove(&(w.next_report, Timer::Report(at)));
         if !w.speaks() {
@@ -321,6 +320,9 @@ impl Observer {
             self.timers.insert((w.next_report, Timer::Report(at)));
             return;
         }
+        // It looks at all locations: not for each that nothing is said of.
+        let abstains = self.abstains();
+        let w = &mut self.watches[at];
         w.report_seq += 1;
         let report = w.report(&self.me, now, abstains);
         let urgent = w.paths.iter().any(|p| {
