@@ -49,12 +49,14 @@ pub enum Call {
         status: bool,
         patch: Value,
     },
+    /// The events are for after it.
     Pool {
         pool: String,
         resource_version: String,
         status: Box<PoolStatus>,
         events: Vec<Event>,
     },
+    Event(Box<Event>),
 }
 
 impl Call {
@@ -94,6 +96,7 @@ impl Call {
             Self::Node { status: false, .. } => "annotations of a node",
             Self::Node { status: true, .. } => "condition of a node",
             Self::Pool { .. } => "status of a LocationPool",
+            Self::Event(_) => "an Event",
         }
     }
 }
@@ -127,18 +130,17 @@ impl Carrier {
                 let patch = Patch::Strategic(patch);
                 call(nodes().patch_status(&node, &PatchParams::default(), &patch)).await.map(drop)
             }
-            Call::Pool { pool, resource_version, status, events } => {
+            Call::Pool { pool, resource_version, status, events: _ } => {
                 let kind = ApiResource::erase::<LocationPool>(&());
                 let api = Api::<DynamicObject>::all_with(self.client.clone(), &kind);
                 // A replacement, as a merge would keep what is no longer said. The spec is not touched through `status`.
                 let mut object = DynamicObject::new(&pool, &kind).data(json!({ "status": status }));
                 object.metadata.resource_version = Some(resource_version);
-                call(api.replace_status(&pool, &post, &object)).await?;
+                call(api.replace_status(&pool, &post, &object)).await.map(drop)
+            }
+            Call::Event(event) => {
                 let api = Api::<Event>::namespaced(self.client.clone(), EVENTS);
-                for event in &events {
-                    call(api.create(&post, event)).await?;
-                }
-                Ok(())
+                call(api.create(&post, &event)).await.map(drop)
             }
         }
     }
@@ -201,7 +203,7 @@ fn event(event: ClusterEvent, view: &ClusterView, me: &NodeName, now: Timestamp)
     }
     Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}.", event.pool)),
+            generate_name: Some(format!("{}-", event.pool)),
             namespace: Some(EVENTS.to_owned()),
             ..ObjectMeta::default()
         },

@@ -77,7 +77,7 @@ impl Contact {
 
     /// It did not answer.
     pub fn silent(&mut self, error: &dyn std::fmt::Display) {
-        self.counters.count("kubernetes.failures");
+        self.counters.count("kubernetes_failures");
         let now = Instant::now();
         self.next_try = now + self.backoff.next().unwrap_or(QUIET);
         if self.away.is_none() {
@@ -95,7 +95,7 @@ impl Contact {
                 self.answered()
             }
             Err(error) if error.is_conflict() => {
-                self.counters.count("kubernetes.conflicts");
+                self.counters.count("kubernetes_conflicts");
                 self.answered()
             }
             Err(error) if error.was_answered() => {
@@ -110,7 +110,7 @@ impl Contact {
     }
 
     pub fn refused(&mut self, what: &'static str, why: &str) {
-        self.counters.count("kubernetes.refusals");
+        self.counters.count("kubernetes_refusals");
         if self.refused.get(what).is_none_or(|before| before != why) {
             tracing::error!(what, error = why, "the Kubernetes API refuses");
             self.refused.insert(what, why.to_owned());
@@ -133,7 +133,7 @@ impl Contact {
 
     pub fn measure(&self) {
         let micros = u64::try_from(self.last.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.counters.set("kubernetes.contact.age_micros", micros);
+        self.counters.set("kubernetes_contact_age_micros", micros);
     }
 }
 
@@ -150,14 +150,14 @@ mod tests {
             assert!(!contact.heard("keys", Err(&CallError::Timeout)));
             assert!(contact.is_away());
         }
-        assert_eq!(counters.get("kubernetes.failures"), 3);
+        assert_eq!(counters.get("kubernetes_failures"), 3);
         let forbidden = kube::core::Status::failure("no", "Forbidden").with_code(403).boxed();
         let refused = CallError::from(kube::Error::Api(forbidden));
         assert!(contact.heard("keys", Err(&refused)));
         assert!(!contact.is_away());
-        assert_eq!(counters.get("kubernetes.refusals"), 1);
+        assert_eq!(counters.get("kubernetes_refusals"), 1);
         let conflict = kube::core::Status::failure("other", "Conflict").with_code(409).boxed();
         assert!(!contact.heard("keys", Err(&CallError::from(kube::Error::Api(conflict)))));
-        assert_eq!(counters.get("kubernetes.conflicts"), 1);
+        assert_eq!(counters.get("kubernetes_conflicts"), 1);
     }
 }

@@ -49,12 +49,23 @@ pub fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Word> {
 #[derive(Default, Debug)]
 pub struct Seen {
     pub view: ClusterView,
-    /// The object of the mesh is not there, or holds no text; the view has the last one.
-    pub mesh_lost: bool,
+    pub held: Held,
     mesh_read: bool,
     new_mesh: Option<ConfigMap>,
     nodes: List<ClusterNode>,
     pools: List<Pool>,
+}
+
+/// How the object stands that holds the mesh. If not good, the view has the last good text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Held {
+    Good,
+    /// It is gone, empty, damaged, or older than what was in force (made anew, or from a backup): to be written again, as no
+    /// daemon goes back to an older generation.
+    #[default]
+    Lost,
+    /// It cannot be read here and has a higher generation: a newer leaderd's, to be left alone.
+    Foreign,
 }
 
 /// A list that is being read, beside the one in use: a half list is never looked at.
@@ -70,18 +81,42 @@ impl<T> Default for List<T> {
     }
 }
 
+/// Whether something is to be done about what was told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum News {
+    /// Only the version is another, as after a kubelet's report.
+    Nothing,
+    Soon,
+    AtOnce,
+}
+
 impl<T> List<T> {
-    fn take(&mut self, event: Event<(String, T)>, into: &mut BTreeMap<String, T>) {
+    /// `news` compares an object with itself before.
+    fn take(
+        &mut self,
+        event: Event<(String, T)>,
+        into: &mut BTreeMap<String, T>,
+        news: impl Fn(&T, &T) -> News,
+    ) -> News {
         match event {
             Event::Init => self.new.clear(),
             Event::InitApply((name, item)) => drop(self.new.insert(name, item)),
             Event::InitDone => {
                 *into = std::mem::take(&mut self.new);
                 self.whole = true;
+                return News::Soon;
             }
-            Event::Apply((name, item)) => drop(into.insert(name, item)),
-            Event::Delete((name, _)) => drop(into.remove(&name)),
+            Event::Apply((name, item)) => {
+                let news = into.get(&name).map_or(News::Soon, |before| news(before, &item));
+                into.insert(name, item);
+                return news;
+            }
+            Event::Delete((name, _)) => {
+                into.remove(&name);
+                return News::Soon;
+            }
         }
+        News::Nothing
     }
 }
 
@@ -96,20 +131,33 @@ impl Seen {
         self.nodes.whole && self.pools.whole && self.mesh_read
     }
 
-    pub fn node(&mut self, event: Event<Node>) {
+    pub fn node(&mut self, event: Event<Node>) -> News {
         let event = map(event, |n| {
             let node = convert::node(n);
             (node.name.clone(), node)
         });
-        self.nodes.take(event, &mut self.view.nodes);
+        self.nodes.take(event, &mut self.view.nodes, |before, now| {
+            let resource_version = now.resource_version.clone();
+            if before.annotations != now.annotations {
+                News::AtOnce
+            } else if (ClusterNode { resource_version, ..before.clone() }) == *now {
+                News::Nothing
+            } else {
+                News::Soon
+            }
+        })
     }
 
-    pub fn pool(&mut self, event: Event<LocationPool>) {
+    pub fn pool(&mut self, event: Event<LocationPool>) -> News {
         let event = map(event, |p| {
             let pool = Pool::from(p);
             (pool.name.clone(), pool)
         });
-        self.pools.take(event, &mut self.view.pools);
+        self.pools.take(event, &mut self.view.pools, |before, now| {
+            let resource_version = now.resource_version.clone();
+            let same = (Pool { resource_version, ..before.clone() }) == *now;
+            if same { News::Nothing } else { News::Soon }
+        })
     }
 
     pub fn mesh(&mut self, event: Event<ConfigMap>) {
@@ -126,16 +174,15 @@ impl Seen {
         }
     }
 
-    /// Where the object was deleted, has lost its text, or holds an older mesh (made anew, or from a backup), the text that was
-    /// in force stays known: it is written again, as no daemon goes back to an older generation.
+    /// Where the object was deleted, or holds what no daemon would take, the text that was in force stays known.
     fn set_mesh(&mut self, object: Option<ConfigMap>) {
         let before = self.view.mesh.take().map(|m| m.text);
         let version =
             object.as_ref().map(|o| o.metadata.resource_version.clone().unwrap_or_default());
-        let newer = |text: &String| before.as_ref().is_none_or(|before| !is_older(text, before));
-        let text = object.and_then(convert::mesh_text).filter(newer);
-        self.mesh_lost = text.is_none();
-        self.view.mesh = match (version, text.or(before)) {
+        let found = object.and_then(convert::mesh_text);
+        self.held = Held::of(found.as_deref(), before.as_deref());
+        let text = if self.held == Held::Good { found } else { before.or(found) };
+        self.view.mesh = match (version, text) {
             (None, None) => None,
             (version, text) => Some(MeshObject {
                 resource_version: version.unwrap_or_default(),
@@ -145,13 +192,35 @@ impl Seen {
     }
 }
 
-/// Both are of one mesh, and this one's generation is lower.
-fn is_older(text: &str, than: &str) -> bool {
-    if text == than {
-        return false;
+impl Held {
+    fn of(found: Option<&str>, before: Option<&str>) -> Self {
+        let Some(found) = found else { return Self::Lost };
+        let before = before.and_then(|text| mesh::parse(text).ok());
+        match (mesh::parse(found), before) {
+            (_, None) => Self::Good,
+            (Ok(found), Some(before)) => {
+                let older = found.name == before.name && found.generation < before.generation;
+                if older { Self::Lost } else { Self::Good }
+            }
+            (Err(mistakes), Some(before)) => {
+                let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
+                tracing::error!(
+                    error = mistakes.join("\n"),
+                    "the mesh file of the cluster has mistakes; the one in use stays"
+                );
+                let newer = generation(found).is_some_and(|g| g > before.generation.0);
+                if newer { Self::Foreign } else { Self::Lost }
+            }
+        }
     }
-    let (Ok(this), Ok(that)) = (mesh::parse(text), mesh::parse(than)) else { return false };
-    this.name == that.name && this.generation < that.generation
+}
+
+/// The generation that a text gives itself, whatever else is in it.
+fn generation(text: &str) -> Option<u64> {
+    let value = |line: &str| {
+        line.trim().strip_prefix("generation")?.trim_start().strip_prefix('=')?.trim().parse().ok()
+    };
+    text.lines().find_map(value)
 }
 
 fn map<A, B>(event: Event<A>, f: impl Fn(A) -> B) -> Event<B> {
@@ -207,31 +276,52 @@ mod tests {
     }
 
     #[test]
+    fn a_kubelets_report_is_no_news_and_an_annotation_is_news_at_once() {
+        let node = |version: &str, annotation: Option<&str>, ready: &str| -> Node {
+            serde_json::from_value(json!({
+                "metadata": {
+                    "name": "a", "resourceVersion": version,
+                    "annotations": annotation.map_or(json!({}), |a| json!({"kilo.squat.ai/leader": a})),
+                },
+                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+            }))
+            .unwrap()
+        };
+        let mut seen = Seen::default();
+        assert_eq!(seen.node(Event::Apply(node("1", None, "True"))), News::Soon);
+        assert_eq!(seen.node(Event::Apply(node("2", None, "True"))), News::Nothing);
+        assert_eq!(seen.view.nodes["a"].resource_version, "2", "and is known all the same");
+        assert_eq!(seen.node(Event::Apply(node("3", Some("x"), "True"))), News::AtOnce);
+        assert_eq!(seen.node(Event::Apply(node("4", Some("x"), "False"))), News::Soon);
+        assert_eq!(seen.node(Event::Delete(node("4", Some("x"), "False"))), News::Soon);
+    }
+
+    #[test]
     fn a_mesh_that_was_deleted_or_emptied_stays_known_and_counts_as_lost() {
         let mut seen = Seen::default();
         for event in [Event::Init, Event::InitDone] {
             seen.mesh(event);
         }
-        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (None, true));
+        assert_eq!((seen.view.mesh.clone(), seen.held), (None, Held::Lost));
         seen.mesh(Event::Apply(object("1", Some("text"))));
-        assert!(!seen.mesh_lost);
+        assert_eq!(seen.held, Held::Good);
         seen.mesh(Event::Delete(object("1", Some("text"))));
         let kept =
             |version: &str| MeshObject { resource_version: version.into(), text: "text".into() };
-        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("")), true));
+        assert_eq!((seen.view.mesh.clone(), seen.held), (Some(kept("")), Held::Lost));
         seen.mesh(Event::Apply(object("3", None)));
-        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("3")), true));
+        assert_eq!((seen.view.mesh.clone(), seen.held), (Some(kept("3")), Held::Lost));
         for event in [Event::Init, Event::InitApply(object("4", Some("text"))), Event::InitDone] {
             seen.mesh(event);
         }
-        assert_eq!((seen.view.mesh.clone(), seen.mesh_lost), (Some(kept("4")), false));
+        assert_eq!((seen.view.mesh.clone(), seen.held), (Some(kept("4")), Held::Good));
     }
 
     #[test]
     fn a_mesh_of_an_older_generation_is_not_gone_back_to() {
         let keys = |i: u8| mesh::ExampleKeys { wireguard: [i; 32], control: [100 + i; 32] };
         let text = |generation: u32| {
-            let text = mesh::example(std::array::from_fn(|i| keys(i as u8 + 1)));
+            let text = mesh::example(&std::array::from_fn(|i| keys(i as u8 + 1)));
             let text = text.replace("generation = 1", &format!("generation = {generation}"));
             assert_eq!(mesh::parse(&text).unwrap().generation.0, u64::from(generation));
             text
@@ -240,12 +330,24 @@ mod tests {
         seen.mesh(Event::Apply(object("1", Some(&text(7)))));
         seen.mesh(Event::Apply(object("2", Some(&text(6)))));
         let now = seen.view.mesh.clone().unwrap();
-        assert_eq!((now.resource_version.as_str(), seen.mesh_lost), ("2", true));
+        assert_eq!((now.resource_version.as_str(), seen.held), ("2", Held::Lost));
         assert_eq!(now.text, text(7));
         seen.mesh(Event::Apply(object("3", Some(&text(8)))));
-        assert!(!seen.mesh_lost);
-        // What is no mesh is for the core to say.
+        assert_eq!(seen.held, Held::Good);
+        // Damaged: written again. By a newer leaderd, which says what is unknown here: not fought over.
         seen.mesh(Event::Apply(object("4", Some("nonsense"))));
-        assert_eq!(seen.view.mesh.clone().unwrap().text, "nonsense");
+        assert_eq!((seen.held, seen.view.mesh.clone().unwrap().text), (Held::Lost, text(8)));
+        let newer = text(9).replace("[policy]", "[policy]\nunheard_of = true");
+        seen.mesh(Event::Apply(object("5", Some(&newer))));
+        assert_eq!((seen.held, seen.view.mesh.clone().unwrap().text), (Held::Foreign, text(8)));
+        seen.mesh(Event::Apply(object(
+            "6",
+            Some(&newer.replace("generation = 9", "generation = 8")),
+        )));
+        assert_eq!(seen.held, Held::Lost);
+        // Where nothing good was ever seen it is for the core to say.
+        let mut seen = Seen::default();
+        seen.mesh(Event::Apply(object("1", Some("nonsense"))));
+        assert_eq!((seen.held, seen.view.mesh.unwrap().text), (Held::Good, "nonsense".to_owned()));
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use super::carry::{Call, Carrier};
 use super::contact::{CallError, Contact};
 use super::keep::Keeper;
-use super::seen::{self, Seen, Word};
+use super::seen::{self, Held, News, Seen, Word};
 use super::{Config, first, kilo_names};
 use crate::clock::Clock;
 use crate::counters::Counters;
@@ -30,7 +30,10 @@ use crate::run::Daemon;
 /// How long after a change of the view it is looked at: what changes together is looked at once.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// How often the daemon is asked for its status although it did not say that something was decided.
+/// The same where an annotation changed: what was written is there, and the next step waits for that.
+const AT_ONCE: Duration = Duration::from_millis(10);
+
+/// How often the daemon of a candidate is asked for its status although it did not say that something was decided.
 const POLL: Duration = Duration::from_secs(1);
 
 /// How often everything is weighed again although nothing seems to have changed.
@@ -47,10 +50,12 @@ pub struct Out {
 enum Done {
     /// The daemon's answer; `None`: it is too busy.
     Status(Option<Box<(Status, Vec<Event>)>>),
+    /// `then`: what was to follow once it was done.
     Call {
         key: String,
         what: &'static str,
         result: Result<(), CallError>,
+        then: Vec<Call>,
     },
     Command {
         key: String,
@@ -83,6 +88,7 @@ pub struct Shell {
     next_turn: Option<Instant>,
     keep_at: Option<Instant>,
     next_poll: Instant,
+    next_ask: Instant,
     problems: Vec<Problem>,
     waits_for: Option<String>,
 }
@@ -116,6 +122,7 @@ impl Shell {
             next_turn: None,
             keep_at: None,
             next_poll: Instant::now(),
+            next_ask: Instant::now(),
             problems: Vec::new(),
             waits_for: None,
         }
@@ -159,21 +166,28 @@ impl Shell {
     }
 
     fn word(&mut self, word: Word) {
-        match word {
+        let news = match word {
             Word::Node(event) => self.seen.node(event),
             Word::Pool(event) => self.seen.pool(event),
             Word::Mesh(event) => {
                 self.seen.mesh(event);
                 self.take_mesh();
+                News::Soon
             }
             Word::Failed(what, error) => return self.failed(what, error),
-        }
+        };
         // A watch of its own accord begins anew after an outage; what else it was is for the next request to find out.
         if !self.contact.is_away() {
             self.contact.answered();
         }
+        let settle = match news {
+            News::Nothing => return,
+            News::Soon => SETTLE,
+            News::AtOnce => AT_ONCE,
+        };
         self.stale = true;
-        self.look_at.get_or_insert_with(|| Instant::now() + SETTLE);
+        let at = Instant::now() + settle;
+        self.look_at = Some(self.look_at.map_or(at, |before| before.min(at)));
     }
 
     fn failed(&mut self, what: &'static str, error: kube::runtime::watcher::Error) {
@@ -234,10 +248,13 @@ impl Shell {
                 }
                 false
             }
-            Done::Call { key, what, result } => {
+            Done::Call { key, what, result, then } => {
                 self.busy.remove(&key);
+                for call in then.into_iter().filter(|_| result.is_ok()) {
+                    self.call(EVENT.to_owned(), call);
+                }
                 if key != BEAT && result.is_ok() {
-                    self.counters.count("kubernetes.writes");
+                    self.counters.count("kubernetes_writes");
                 }
                 self.contact.heard(what, result.as_ref().map(|&()| ()))
             }
@@ -266,7 +283,9 @@ impl Shell {
         if self.next_poll <= now {
             self.next_poll = now + POLL;
             self.contact.measure();
-            self.ask();
+            if self.next_ask <= now {
+                self.ask();
+            }
         }
         let due = |at: Option<Instant>| at.is_some_and(|at| at <= now);
         if due(self.keep_at) {
@@ -297,8 +316,15 @@ impl Shell {
         self.weigh();
     }
 
+    /// What a member knows is told by the candidates.
+    fn is_candidate(&self) -> bool {
+        let mesh = self.in_force.as_ref().and_then(|(_, mesh)| mesh.as_ref());
+        mesh.and_then(|m| m.node(&self.config.me)).is_some_and(|me| me.slot.is_some())
+    }
+
     /// Asks the daemon how it stands, unless it is being asked.
     fn ask(&mut self) {
+        self.next_ask = Instant::now() + if self.is_candidate() { POLL } else { ANEW };
         let Some(daemon) = &self.daemon else { return self.weigh() };
         if std::mem::replace(&mut self.asking, true) {
             return;
@@ -335,6 +361,9 @@ impl Shell {
         let (rendered, mut tasks) =
             cluster::tasks(view, &config.settings, &config.me, running, time.wall);
         tasks.extend(self.lost_mesh(&rendered));
+        if self.seen.held == Held::Foreign {
+            tasks.retain(|t| !matches!(t.action, Action::Mesh { .. }));
+        }
         self.say_problems(&rendered);
         self.say_what_is_missing(Some(&rendered));
         let (due, next) = self.turns.due(time.mono, tasks);
@@ -346,9 +375,9 @@ impl Shell {
         }
     }
 
-    /// The object that holds the mesh is gone: it is written again by the one whose turn it is.
+    /// The object that holds the mesh is gone or damaged: it is written again by the one whose turn it is.
     fn lost_mesh(&self, rendered: &Rendered) -> Option<Task> {
-        let object = self.seen.view.mesh.as_ref().filter(|_| self.seen.mesh_lost)?;
+        let object = self.seen.view.mesh.as_ref().filter(|_| self.seen.held == Held::Lost)?;
         let text = rendered.text.clone().unwrap_or_else(|| object.text.clone());
         if text.is_empty() {
             return None;
@@ -404,12 +433,18 @@ impl Shell {
         }
     }
 
-    fn call(&mut self, key: String, call: Call) {
+    fn call(&mut self, key: String, mut call: Call) {
         let (carrier, what) = (self.carrier.clone(), call.what());
+        let then = match &mut call {
+            Call::Pool { events, .. } => {
+                events.drain(..).map(|e| Call::Event(Box::new(e))).collect()
+            }
+            _ => Vec::new(),
+        };
         self.busy.insert(key.clone());
         self.under_way.push(Box::pin(async move {
             let result = carrier.carry_out(call).await;
-            Done::Call { key, what, result }
+            Done::Call { key, what, result, then }
         }));
     }
 
@@ -454,6 +489,7 @@ impl Shell {
 const BEAT: &str = "beat";
 const KEYS: &str = "keys";
 const LOST: &str = "lost-mesh";
+const EVENT: &str = "event";
 
 async fn changed(decided: &mut Option<watch::Receiver<u64>>) -> bool {
     match decided {
