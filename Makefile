@@ -124,9 +124,11 @@ test-kernel: lab
 	TARGET="$(TARGET)" tests/kernel/run
 
 # Kubernetes in the lab. Not in `make test`: it needs Go, and some minutes for etcd and kube-apiserver the first time.
-test-kilo: lab
+test-kilo: deps
 	TARGET="$(TARGET)" tests/kilo/build
-	LEADERD_BIN_DIR="$(LAB)" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo test --locked --profile lab -p tests --test kilo
+	cargo build --locked --profile lab -p leaderd --features kubernetes
+	cp "$(LAB)/leaderd" "$(TARGET)/kilo/bin/"
+	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo test --locked --profile lab -p tests --test kilo
 
 audit:
 	cargo deny check

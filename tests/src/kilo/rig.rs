@@ -185,6 +185,12 @@ impl Traffic {
         Ok(())
     }
 
+    /// New flows' packets that were lost since then, those under way left out.
+    pub fn lost(&self, since: u64) -> u64 {
+        let until = wall_micros().saturating_sub(TRANSIT.as_micros() as u64);
+        self.meters.tally(Meter::NewFlows, since, until).lost
+    }
+
     /// Of what was sent from `since` (microseconds since the Unix epoch) until now. Waits for what is under way.
     pub fn account(&self, since: u64) -> Account {
         let until = wall_micros();

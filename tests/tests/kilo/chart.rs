@@ -4,7 +4,7 @@ use ::tests::kilo::api::Api;
 use ::tests::kilo::beside::{POOLS, create_pool, pool_path};
 use ::tests::kilo::cluster::{NODES, annotate, node_path};
 use ::tests::kilo::control_plane::User;
-use ::tests::kilo::rig::Rig;
+use ::tests::kilo::rig::{Rig, wait_for};
 use ::tests::kilo::rules::names;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -28,7 +28,10 @@ fn mistakes() -> Vec<(Value, &'static str)> {
         ),
         (json!({"location": "x", "policy": {"probeInterval": "1us"}}), "spec.policy.probeInterval"),
         (json!({"location": "x", "policy": {"lossThreshold": 2}}), "spec.policy.lossThreshold"),
-        (json!({"location": "x", "policy": {"falseFailoversPerYear": 0}}), "falseFailoversPerYear"),
+        (
+            json!({"location": "x", "policy": {"falseFailoversPerYear": 1e-9}}),
+            "falseFailoversPerYear",
+        ),
         (json!({"location": "x", "freeze": "yes"}), "spec.freeze"),
     ]
 }
@@ -63,9 +66,14 @@ pub fn rights_are_no_more_than_needed(rig: &mut Rig) -> Result<String> {
     leaderd.get(POOLS)?;
     annotate(&leaderd, "cloud-0", json!({"leaderd.io/epoch": "1", names::LEADER: "leaderd"}))?;
     annotate(&leaderd, "cloud-0", json!({"leaderd.io/epoch": null, names::LEADER: null}))?;
+    // The API server learns of a policy a moment after it takes it.
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    wait_for("the admission policy is in force", String::new, || {
+        Ok(leaderd.merge_patch(&node, &label).is_err())
+    })?;
     let patch = |what: Value| move |api: &Api| api.merge_patch(&node_path("cloud-0"), &what);
     let refused: Vec<(&str, Box<dyn Fn(&Api) -> Result<Value>>)> = vec![
-        ("a label of a node", Box::new(patch(json!({"metadata": {"labels": {"a": "b"}}})))),
+        ("a label of a node", Box::new(patch(json!({"metadata": {"labels": {"a": "c"}}})))),
         ("another's annotation", Box::new(patch(json!({"metadata": {"annotations": {"a": "b"}}})))),
         (
             "Kilo's endpoint",
