@@ -65,7 +65,7 @@ clippy:
 	cargo clippy --locked -p leaderd --features kubernetes --all-targets -- -D warnings
 
 doc:
-	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --features leaderd/kubernetes
 
 unit:
 	cargo test --locked --workspace --exclude tests

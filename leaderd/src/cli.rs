@@ -68,7 +68,8 @@ pub struct RunArgs {
     #[cfg(feature = "kubernetes")]
     #[arg(long, conflicts_with = "mesh")]
     pub kubernetes: bool,
-    /// What the cluster does not say of the mesh: tables [mesh] and [policy] as in a mesh file. It may be missing.
+    /// What the cluster does not say of the mesh: tables `mesh` and `policy` as in a mesh file, and `kubernetes`. It may
+    /// be missing.
     #[cfg(feature = "kubernetes")]
     #[arg(long, value_name = "FILE", default_value = "/etc/leaderd/settings.toml")]
     pub settings: PathBuf,
@@ -178,5 +179,19 @@ mod tests {
         assert_eq!(run.admin, PathBuf::from("/run/leaderd/admin.sock"));
         assert_eq!(run.state, PathBuf::from("/var/lib/leaderd"));
         assert!(Cli::try_parse_from(["leaderd", "run", "--node", "No Name"]).is_err());
+    }
+
+    #[cfg(feature = "kubernetes")]
+    #[test]
+    fn the_mesh_is_a_files_or_the_clusters() {
+        let of = |args: &[&str]| Cli::try_parse_from(["leaderd", "run"].iter().chain(args));
+        let Verb::Run(run) = of(&["--kubernetes", "--namespace", "n"]).unwrap().verb else {
+            panic!()
+        };
+        assert!(run.kubernetes);
+        assert_eq!(run.settings, PathBuf::from("/etc/leaderd/settings.toml"));
+        assert_eq!(run.namespace.namespace, "n");
+        assert!(of(&["--kubernetes", "--mesh", "mesh.toml"]).is_err());
+        assert!(Cli::try_parse_from(["leaderd", "uninstall", "--namespace", "n"]).is_ok());
     }
 }

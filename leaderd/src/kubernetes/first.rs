@@ -50,3 +50,62 @@ pub fn waits_for(
         Some(Some(_)) => "a mesh with the keys that this node has now".to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{ConfigMap, Node};
+    use kube::runtime::watcher::Event;
+    use leaderd_core::cluster::Problem;
+    use leaderd_core::mesh::{ExampleKeys, example, parse};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_said_in_the_order_in_which_it_comes() {
+        let config = Config {
+            me: "home-0".parse().unwrap(),
+            namespace: "leaderd".into(),
+            settings: String::new(),
+            state: "state".into(),
+            own: [(names::CONTROL_KEY.to_owned(), "key".to_owned())].into(),
+        };
+        let node = |annotations: serde_json::Value| -> Node {
+            let meta = json!({"name": "home-0", "annotations": annotations});
+            serde_json::from_value(json!({ "metadata": meta })).unwrap()
+        };
+        let mut seen = Seen::default();
+        let mut rendered = Rendered::default();
+        let says = |seen: &Seen, rendered: &Rendered, mesh: Option<&Mesh>, words: &str| {
+            let said = waits_for(&config, seen, Some(rendered), mesh);
+            assert!(said.contains(words), "{said:?} has no {words:?}");
+        };
+        says(&seen, &rendered, None, "were not read yet");
+        seen.node(Event::Init);
+        seen.node(Event::InitDone);
+        seen.pool(Event::Init);
+        seen.pool(Event::InitDone);
+        seen.mesh(Event::<ConfigMap>::Init);
+        seen.mesh(Event::InitDone);
+        says(&seen, &rendered, None, "a Node home-0");
+        seen.node(Event::Apply(node(json!({}))));
+        says(&seen, &rendered, None, "public keys");
+        seen.node(Event::Apply(node(json!({names::CONTROL_KEY: "key"}))));
+        says(&seen, &rendered, None, "a location");
+        seen.node(Event::Apply(node(
+            json!({names::CONTROL_KEY: "key", names::KILO_LOCATION: "home"}),
+        )));
+        says(&seen, &rendered, None, "ConfigMap");
+        let subject = Subject::Node("home-0".into());
+        rendered.problems = vec![Problem { subject, message: "no Pod CIDR".into() }];
+        says(&seen, &rendered, None, "no Pod CIDR");
+        rendered.problems.clear();
+        let keys = |i: u8| ExampleKeys { wireguard: [i; 32], control: [100 + i; 32] };
+        let text = example(&std::array::from_fn(|i| keys(i as u8 + 1)));
+        let mesh = parse(&text).unwrap();
+        says(&seen, &rendered, Some(&mesh), "with the keys");
+        let mut without = mesh;
+        without.nodes.remove(&config.me);
+        says(&seen, &rendered, Some(&without), "that this node is in");
+    }
+}
