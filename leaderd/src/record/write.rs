@@ -401,6 +401,8 @@ mod tests {
         assert!(error(&[0xff; 300]).contains("no recording of leaderd"));
         assert!(error(b"leaderd recording 99\n...").contains("format 99"));
         assert!(error(format!("{MAGIC}{VERSION}\n").as_bytes()).contains("cut off"));
-        assert!(error(format!("{MAGIC}{VERSION}\nno gzip, no gzip").as_bytes()).contains("damaged"));
+        assert!(
+            error(format!("{MAGIC}{VERSION}\nno gzip, no gzip").as_bytes()).contains("damaged")
+        );
     }
 }
