@@ -118,7 +118,8 @@ impl Meters {
         for s in &self.shared.streams[meter as usize] {
             let s = lock(s);
             let from = s.sent.partition_point(|at| *at < since);
-            let to = s.sent.partition_point(|at| *at <= until);
+            // A time that ends before it begins has no packets.
+            let to = s.sent.partition_point(|at| *at <= until).max(from);
             t.sent += (to - from) as u64;
             t.lost += s.arrived[from..to].iter().filter(|a| !**a).count() as u64;
         }
