@@ -129,10 +129,15 @@ pub struct Policy {
     /// Accepted false failovers per year, 0.000001 to 1000. 0.01 without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.000_001, max = 1000.0))]
+    // Against an integer the API server compares bounds without their fraction.
+    #[x_kube(validation = Rule::new("self >= 0.000001")
+        .message("spec.policy.falseFailoversPerYear is out of range: 0.000001 to 1000"))]
     pub false_failovers_per_year: Option<f64>,
     /// Steady loss above which a leader counts as degraded when its standbys lose less, 0.01 to 1. 0.2 without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.01, max = 1.0))]
+    #[x_kube(validation = Rule::new("self >= 0.01")
+        .message("spec.policy.lossThreshold is out of range: 0.01 to 1"))]
     pub loss_threshold: Option<f64>,
     /// Go back to the preferred candidate by itself once it forwards again. false without it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

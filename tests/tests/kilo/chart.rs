@@ -28,6 +28,11 @@ fn mistakes() -> Vec<(Value, &'static str)> {
         ),
         (json!({"location": "x", "policy": {"probeInterval": "1us"}}), "spec.policy.probeInterval"),
         (json!({"location": "x", "policy": {"lossThreshold": 2}}), "spec.policy.lossThreshold"),
+        (json!({"location": "x", "policy": {"lossThreshold": 0}}), "spec.policy.lossThreshold"),
+        (
+            json!({"location": "x", "policy": {"falseFailoversPerYear": 0}}),
+            "spec.policy.falseFailoversPerYear",
+        ),
         (
             json!({"location": "x", "policy": {"falseFailoversPerYear": 1e-9}}),
             "falseFailoversPerYear",
@@ -58,6 +63,9 @@ pub fn bad_pools_are_rejected(rig: &mut Rig) -> Result<String> {
     Ok(format!("{} mistakes refused by name", all.len()))
 }
 
+/// A request that is to be refused.
+type Request = Box<dyn Fn(&Api) -> Result<Value>>;
+
 /// The daemons' account reads Nodes and changes its own annotations of them, and nothing else.
 pub fn rights_are_no_more_than_needed(rig: &mut Rig) -> Result<String> {
     let leaderd = rig.control.api(User::Leaderd)?;
@@ -72,7 +80,7 @@ pub fn rights_are_no_more_than_needed(rig: &mut Rig) -> Result<String> {
         Ok(leaderd.merge_patch(&node, &label).is_err())
     })?;
     let patch = |what: Value| move |api: &Api| api.merge_patch(&node_path("cloud-0"), &what);
-    let refused: Vec<(&str, Box<dyn Fn(&Api) -> Result<Value>>)> = vec![
+    let refused: Vec<(&str, Request)> = vec![
         ("a label of a node", Box::new(patch(json!({"metadata": {"labels": {"a": "c"}}})))),
         ("another's annotation", Box::new(patch(json!({"metadata": {"annotations": {"a": "b"}}})))),
         (

@@ -5,9 +5,12 @@
 //! somebody writes. An older decision never undoes a newer one: every change has the node's `resourceVersion` as precondition, and
 //! where a node shows a higher epoch nothing is changed at all.
 //!
+//! None of that is done before every node has had time to hear of the decision: its own routes carry the workload while Kilo changes.
+//!
 //! An annotation without an epoch beside it was set by a person. It is left alone, and reported.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::rank;
 use super::render::location_of;
@@ -16,6 +19,10 @@ use super::view::{ClusterNode, ClusterView, names};
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::mesh::{Mesh, Steering};
 use crate::status::{LocationStatus, Status};
+
+/// How long after a decision Kilo is told of it. Kilo breaks before it makes, some 50 ms after it is told; by then every node must
+/// have heard of the decision and have its own routes carry the workload. A busy machine took 150 ms for that.
+pub(super) const HEARD_OF: Duration = Duration::from_secs(2);
 
 /// Value of the leader annotation: Kilo asks only whether it is there.
 const VALUE: &str = "leaderd";
@@ -74,11 +81,12 @@ pub fn kilo_changes(view: &ClusterView, mesh: &Mesh, status: &Status, me: &NodeN
         let key = format!("kilo/{}/{}", location.name, location.epoch);
         let Some(wait) = rank::turn(candidates(), &key, me.as_str()) else { continue };
         for change in changes {
-            // Setting and removing are two tasks, each with a turn of its own.
-            let verb =
-                if change.annotations.values().any(Option::is_some) { "set" } else { "remove" };
+            // Setting and removing are two tasks, each with a turn of its own. What is set first has waited for both.
+            let sets = change.annotations.values().any(Option::is_some);
+            let (verb, heard_of) =
+                if sets { ("set", HEARD_OF) } else { ("remove", Duration::ZERO) };
             let key = format!("{key}/{verb}/{}", change.node);
-            tasks.push(Task { key, wait, action: Action::Annotate(change) });
+            tasks.push(Task { key, wait: heard_of + wait, action: Action::Annotate(change) });
         }
     }
     tasks

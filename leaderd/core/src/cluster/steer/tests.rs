@@ -138,7 +138,7 @@ fn each_candidate_of_the_mesh_has_a_turn_of_its_own_and_members_have_none() {
         .filter(|n| n.slot.is_some())
         .map(|n| wait(n.name.as_str()).expect("a turn"))
         .collect();
-    let want = (0..5).map(|n| rank::STEP * n).collect();
+    let want = (0..5).map(|n| HEARD_OF + rank::STEP * n).collect();
     assert_eq!(waits, want);
 }
 
