@@ -74,9 +74,11 @@ pub fn rights_are_no_more_than_needed(rig: &mut Rig) -> Result<String> {
     leaderd.get(POOLS)?;
     annotate(&leaderd, "cloud-0", json!({"leaderd.io/epoch": "1", names::LEADER: "leaderd"}))?;
     annotate(&leaderd, "cloud-0", json!({"leaderd.io/epoch": null, names::LEADER: null}))?;
-    // The API server learns of a policy a moment after it takes it.
-    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    // The API server learns of a policy a moment after it takes it. Another label each time: what is there already is no change.
+    let tries = std::cell::Cell::new(0);
     wait_for("the admission policy is in force", String::new, || {
+        tries.set(tries.get() + 1);
+        let label = json!({"metadata": {"labels": {"try": tries.get().to_string()}}});
         Ok(leaderd.merge_patch(&node, &label).is_err())
     })?;
     let patch = |what: Value| move |api: &Api| api.merge_patch(&node_path("cloud-0"), &what);
