@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-kilo audit clean
+.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-kilo test-kilo-binaries bench-kilo audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -19,6 +19,7 @@ help:
 	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
 	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
 	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
+	@echo 'make bench-kilo  times beside the stand-in of Kilo, over RUNS runs'
 	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
 	@echo 'make check-service  the systemd unit: its score, and whether daemons do with what it leaves them'
 	@echo 'make check-deploy  the Helm chart, plain manifests, alert rules and dashboard: sound, and in agreement'
@@ -124,11 +125,19 @@ test-kernel: lab
 	TARGET="$(TARGET)" tests/kernel/run
 
 # Kubernetes in the lab. Not in `make test`: it needs Go, and some minutes for etcd and kube-apiserver the first time.
-test-kilo: deps
+test-kilo: test-kilo-binaries
+	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo test --locked --profile lab -p tests --test kilo -- $(ONLY)
+
+test-kilo-binaries: deps
 	TARGET="$(TARGET)" tests/kilo/build
 	cargo build --locked --profile lab -p leaderd --features kubernetes
 	cp "$(LAB)/leaderd" "$(TARGET)/kilo/bin/"
-	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo test --locked --profile lab -p tests --test kilo
+
+# What test-kilo measures, over RUNS runs each, as a table on the terminal; on a quiet machine.
+bench-kilo: test-kilo-binaries
+	export LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin"; \
+	  tests/kilo/bench "$$(cargo test --locked --profile lab -p tests --test kilo --no-run --message-format json 2>/dev/null | \
+	    jq -r 'select(.executable != null and .target.name == "kilo") | .executable')" $(or $(RUNS),10)
 
 audit:
 	cargo deny check
