@@ -370,3 +370,27 @@ fn it_ends_with_its_device_and_when_asked_and_leaves_nothing() {
         assert!(next.wait().unwrap().success());
     });
 }
+
+/// Longer than every timer of WireGuard's but those of rekeying: 5 s for a handshake, 10 s for a keep-alive, 15 s for a silent peer.
+const TIMERS: Duration = Duration::from_secs(17);
+
+#[test]
+fn it_outlives_its_timers_idle_and_with_a_peer_that_is_away() {
+    isolated("it_outlives_its_timers_idle_and_with_a_peer_that_is_away", || async {
+        let mut pair = Pair::up();
+        let before = pair.handshakes();
+        std::thread::sleep(TIMERS);
+        assert!(run("ping -c1 -W1 10.0.0.2").status.success(), "after a pause");
+        assert_eq!(pair.handshakes(), before, "the session is the same");
+        sh("ip -n far link set wgb down");
+        let away = Instant::now();
+        while away.elapsed() < TIMERS {
+            run("ping -c1 -W1 10.0.0.2");
+        }
+        sh("ip -n far link set wgb up");
+        wait_until("the tunnel works again", || run("ping -c1 -W1 10.0.0.2").status.success());
+        for child in [&mut pair.near, &mut pair.far] {
+            assert!(child.try_wait().unwrap().is_none(), "it ended");
+        }
+    });
+}
