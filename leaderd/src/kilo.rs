@@ -82,8 +82,7 @@ async fn watch(
 
 /// Kilo steers a location that this node sends to.
 pub fn steers(mesh: &Mesh, me: &NodeName) -> bool {
-    mesh.node(me)
-        .is_some_and(|me| mesh.locations.keys().any(|l| mesh.kilo_between(&me.location, l)))
+    mesh.node(me).is_some_and(|me| mesh.kilo_with(&me.location).next().is_some())
 }
 
 /// Locations with a rule of ours: where a daemon before this one was carrying.
@@ -101,7 +100,7 @@ fn look(
     let Some(me) = mesh.node(me) else { return Ok(BTreeMap::new()) };
     let mut peers: Option<BTreeMap<WgPublicKey, WgPeer>> = None;
     let mut found = BTreeMap::new();
-    for location in mesh.locations.keys().filter(|l| mesh.kilo_between(&me.location, l)) {
+    for location in mesh.kilo_with(&me.location) {
         let Some(there) = workload_of(mesh, location) else { continue };
         let Some(way) = ways.to(there, UNSTEERED_MARK)? else { continue };
         if way.dev.as_str() == DEVICE && peers.is_none() {

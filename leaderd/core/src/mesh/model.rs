@@ -241,6 +241,14 @@ impl Mesh {
         a != b && kilo(a) && kilo(b)
     }
 
+    /// The other locations to which Kilo carries from this one.
+    pub fn kilo_with<'a>(
+        &'a self,
+        location: &'a LocationName,
+    ) -> impl Iterator<Item = &'a LocationName> {
+        self.locations.keys().filter(|l| self.kilo_between(location, l))
+    }
+
     /// The node of a location with the workload prefix that holds an address.
     pub fn node_behind(&self, location: &LocationName, ip: IpAddr) -> Option<&Node> {
         self.nodes_of(location).find(|n| n.prefixes.iter().any(|p| p.contains(&ip)))

@@ -41,7 +41,7 @@ impl Steer {
     }
 
     pub(super) fn set_mesh(&mut self, mesh: &Mesh, own: &LocationName) {
-        self.pairs = mesh.locations.keys().filter(|l| mesh.kilo_between(own, l)).cloned().collect();
+        self.pairs = mesh.kilo_with(own).cloned().collect();
         self.carried.retain(|l| self.pairs.contains(l));
         self.right_since.retain(|l, _| self.pairs.contains(l));
         self.passes.retain(|l| self.pairs.contains(l));

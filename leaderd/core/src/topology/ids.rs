@@ -9,7 +9,7 @@
 
 use wgctl_plan::{Family, NEXTHOP_ID_BASE, NexthopId};
 
-use crate::ids::{LocationName, NodeIndex, Slot};
+use crate::ids::{LocationName, Slot};
 use crate::mesh::Mesh;
 
 const fn bit(family: Family) -> u32 {
@@ -35,11 +35,23 @@ pub const fn leaders_group(family: Family) -> NexthopId {
 /// On candidates: the group that leads to a remote location, through the planes of its leaders.
 /// `None` for a location without nodes.
 pub fn location_group(mesh: &Mesh, location: &LocationName, family: Family) -> Option<NexthopId> {
-    let lowest = mesh.nodes_of(location).map(|n| n.index).min()?;
-    Some(remote_group(lowest, family))
+    let lowest = lowest(mesh, location)?;
+    Some(NexthopId(NEXTHOP_ID_BASE + 0x1000 + 2 * lowest + bit(family)))
 }
 
-/// [`location_group`], given the lowest node index of the location.
-pub(super) const fn remote_group(lowest: NodeIndex, family: Family) -> NexthopId {
-    NexthopId(NEXTHOP_ID_BASE + 0x1000 + 2 * lowest.0 as u32 + bit(family))
+/// The routing table with our routes to a location that Kilo serves as well. They are always there; the rule that has them
+/// used comes and goes, so that stepping in and back costs one message whatever the number of prefixes. `None` for a location
+/// without nodes.
+pub fn steered_table(mesh: &Mesh, location: &LocationName) -> Option<u32> {
+    Some(760_000 + lowest(mesh, location)?)
+}
+
+/// The location that such a table belongs to.
+pub fn steered_location(mesh: &Mesh, table: u32) -> Option<&LocationName> {
+    mesh.locations.keys().find(|l| steered_table(mesh, l) == Some(table))
+}
+
+/// The lowest index of a location's nodes, by which its objects are numbered.
+fn lowest(mesh: &Mesh, location: &LocationName) -> Option<u32> {
+    mesh.nodes_of(location).map(|n| u32::from(n.index.0)).min()
 }

@@ -28,10 +28,10 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use wgctl_plan::{Family, InterfaceName, Network, Nexthop, NexthopId, RouteKey, RouteVia, Rule};
 
-use crate::ids::{LocationName, NodeIndex, NodeName, Slot};
+use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Overlay};
 
-pub use ids::{leaders_group, location_group};
+pub use ids::{leaders_group, location_group, steered_location, steered_table};
 pub use leaders::change_leaders;
 
 /// Metric of our routes. Below what CNIs and DHCP use, above 0, which IPv6 would turn into 1024.
@@ -45,19 +45,6 @@ pub const RULE_PRIORITY: u32 = 76;
 
 /// Firewall mark of packets that go as if our rules were not there: probes of Kilo's own way.
 pub const UNSTEERED_MARK: u32 = 0x4c45;
-
-/// The routing table with our routes to a location that Kilo serves as well. They are always there; the rule that has them
-/// used comes and goes, so that stepping in and back costs one message whatever the number of prefixes.
-pub const fn steered_table(lowest: NodeIndex) -> u32 {
-    760_000 + lowest.0 as u32
-}
-
-/// The location that such a table belongs to.
-pub fn steered_location(mesh: &Mesh, table: u32) -> Option<&LocationName> {
-    mesh.locations.keys().find(|l| {
-        mesh.nodes_of(l).map(|n| n.index).min().is_some_and(|i| steered_table(i) == table)
-    })
-}
 
 /// What a node's network follows from.
 #[derive(Debug, Clone, Copy)]
@@ -161,10 +148,7 @@ impl<'a> Build<'a> {
         if !self.mesh().kilo_between(&self.me.location, location) {
             return ROUTE_TABLE;
         }
-        let Some(lowest) = self.sites[location].nodes.iter().map(|n| n.index).min() else {
-            return ROUTE_TABLE;
-        };
-        let table = steered_table(lowest);
+        let Some(table) = steered_table(self.mesh(), location) else { return ROUTE_TABLE };
         if self.input.carried.contains(location) {
             self.net.rules.insert(Rule {
                 family: Family::V4,

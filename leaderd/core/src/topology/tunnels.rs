@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use wgctl_plan::{Family, Nexthop, RouteVia, WgInterface, WgPeer};
 
-use super::ids::{plane_nexthop, remote_group};
+use super::ids::{location_group, plane_nexthop};
 use super::{Build, ROUTE_METRIC, ROUTE_TABLE, host, inner};
 use crate::ids::Slot;
 use crate::mesh::{Host, Node, plane};
@@ -78,15 +78,14 @@ impl<'a> Build<'a> {
             let site = &self.sites[location];
             let slots: Vec<Slot> = site.candidates.keys().copied().collect();
             let prefixes = site.prefixes.clone();
-            let Some(lowest) = site.nodes.iter().map(|n| n.index).min() else { continue };
             let table = self.table_to(location);
             for &family in self.families() {
                 let mine: Vec<IpNet> =
                     prefixes.iter().copied().filter(|p| Family::of_net(p) == family).collect();
-                let id = remote_group(lowest, family);
                 if mine.is_empty() {
                     continue;
                 }
+                let Some(id) = location_group(self.mesh(), location, family) else { continue };
                 let Some(id) = self.group(id, leaders.iter().map(|&s| plane_nexthop(s, family)))
                 else {
                     continue;

@@ -361,7 +361,8 @@ fn carried(
     facts.retain(|name, f| {
         let stays = !flannel || !f.prefixes.is_empty() || before.index(name.as_str()).is_some();
         if !stays {
-            let message = "it has no IPv4 pod CIDR yet, by which flannel would reach it, and is left out: see                            spec.podCIDRs of the Node";
+            let message = "it has no IPv4 pod CIDR yet, by which flannel would reach it, and is left out: see \
+                           spec.podCIDRs of the Node";
             problems.push(Problem { subject: Subject::Node(name.to_string()), message: message.into() });
         }
         stays

@@ -4,13 +4,9 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::*;
-use crate::ids::NodeIndex;
 use crate::io::{KiloFacts, ProbeSend};
 use crate::mesh::{Overlay, Steering};
 use crate::topology::{RULE_PRIORITY, UNSTEERED_MARK, steered_table};
-
-/// Index of `cloud`'s first node.
-const CLOUD: NodeIndex = NodeIndex(1);
 
 fn kilo_mesh() -> Mesh {
     let mut mesh = mesh(2, 1, 0);
@@ -92,9 +88,9 @@ impl Beside {
 
     fn carries(&self) -> bool {
         let rules = &self.bench.node.desired().rules;
+        let table = steered_table(self.bench.node.mesh(), &"cloud".parse().unwrap()).unwrap();
         let wanted = |r: &wgctl_plan::Rule| {
-            (r.priority, r.unless_mark, r.table)
-                == (RULE_PRIORITY, Some(UNSTEERED_MARK), steered_table(CLOUD))
+            (r.priority, r.unless_mark, r.table) == (RULE_PRIORITY, Some(UNSTEERED_MARK), table)
         };
         assert!(rules.iter().all(wanted), "{rules:?}");
         !rules.is_empty()
