@@ -6,4 +6,5 @@ pub mod bench_sim;
 pub mod fuzz;
 pub mod kilo;
 pub mod memory;
+pub mod runner;
 pub mod sim;

@@ -12,77 +12,40 @@ mod beside;
 mod chart;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use ::tests::kilo::programs::Programs;
 use ::tests::kilo::rig::{Beside, Rig, in_lab};
 
-type Test = (&'static str, Beside, fn(&mut Rig) -> anyhow::Result<String>);
+type Test = (&'static str, (Beside, fn(&mut Rig) -> anyhow::Result<String>));
 
 const TESTS: &[Test] = &[
-    ("kilo_alone_does_not_see_new_flows_die", Beside::Nobody, alone::new_flows_die),
+    ("kilo_alone_does_not_see_new_flows_die", (Beside::Nobody, alone::new_flows_die)),
     (
         "kilo_alone_moves_where_it_is_told_to_and_loses_packets",
-        Beside::Nobody,
-        alone::a_planned_move,
+        (Beside::Nobody, alone::a_planned_move),
     ),
     (
         "kilo_cuts_a_location_off_when_who_has_no_public_endpoint_is_annotated",
-        Beside::Nobody,
-        alone::a_private_leader,
+        (Beside::Nobody, alone::a_private_leader),
     ),
-    ("kilo_forwards_while_the_api_server_is_away", Beside::Nobody, alone::the_api_server_is_away),
-    ("bad_pools_are_rejected", Beside::Chart, chart::bad_pools_are_rejected),
-    ("leaderd_may_do_no_more_than_it_needs", Beside::Chart, chart::rights_are_no_more_than_needed),
-    ("with_leaderd_new_flows_end", Beside::Leaderd, beside::new_flows_end),
-    ("planned_promotion_loses_nothing", Beside::Leaderd, beside::a_planned_promotion),
-    ("api_server_away_during_the_fault", Beside::Leaderd, beside::the_api_server_is_away),
-    ("a_person_annotates_a_node", Beside::Leaderd, beside::a_person_annotates_a_node),
-    ("pool_edited_during_failover", Beside::Leaderd, beside::a_pool_edited_during_failover),
+    ("kilo_forwards_while_the_api_server_is_away", (Beside::Nobody, alone::the_api_server_is_away)),
+    ("bad_pools_are_rejected", (Beside::Chart, chart::bad_pools_are_rejected)),
+    (
+        "leaderd_may_do_no_more_than_it_needs",
+        (Beside::Chart, chart::rights_are_no_more_than_needed),
+    ),
+    ("with_leaderd_new_flows_end", (Beside::Leaderd, beside::new_flows_end)),
+    ("planned_promotion_loses_nothing", (Beside::Leaderd, beside::a_planned_promotion)),
+    ("api_server_away_during_the_fault", (Beside::Leaderd, beside::the_api_server_is_away)),
+    ("a_person_annotates_a_node", (Beside::Leaderd, beside::a_person_annotates_a_node)),
+    ("pool_edited_during_failover", (Beside::Leaderd, beside::a_pool_edited_during_failover)),
 ];
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let chosen: Vec<&Test> = TESTS
-        .iter()
-        .filter(|(n, ..)| filters.is_empty() || filters.iter().any(|f| n.contains(f.as_str())))
-        .collect();
-    if args.iter().any(|a| a == "--list") {
-        chosen.iter().for_each(|(n, ..)| println!("{n}: test"));
-        return ExitCode::SUCCESS;
-    }
-    println!("\nrunning {} tests", chosen.len());
-    let programs = match Programs::find() {
-        Ok(programs) => programs,
-        Err(e) => {
-            println!("test prerequisites ... FAILED\n    {e:#}");
-            return ExitCode::from(101);
-        }
-    };
-    let (start, mut failed) = (Instant::now(), 0);
-    for (name, beside, test) in &chosen {
-        let began = Instant::now();
+    let programs = || Programs::find().map_err(|e| format!("{e:#}"));
+    ::tests::runner::run(&args, TESTS, programs, |programs, name, (beside, test)| {
         let logs = programs.kilo.with_file_name("logs").join(name);
-        match in_lab(name, *beside, &programs, &logs, *test) {
-            Ok(line) => {
-                println!("test {name} ... ok ({:.0} s)\n    {line}", began.elapsed().as_secs_f64())
-            }
-            Err(e) => {
-                failed += 1;
-                println!(
-                    "test {name} ... FAILED\n    {}",
-                    format!("{e:#}").replace('\n', "\n    ")
-                );
-            }
-        }
-    }
-    let word = if failed == 0 { "ok" } else { "FAILED" };
-    println!(
-        "\ntest result: {word}. {} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
-        chosen.len() - failed,
-        TESTS.len() - chosen.len(),
-        start.elapsed().as_secs_f64()
-    );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) }
+        in_lab(name, *beside, programs, &logs, *test).map_err(|e| format!("{e:#}"))
+    })
 }

@@ -15,7 +15,6 @@ mod store;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
-use std::time::Instant;
 
 type Test = (&'static str, fn());
 
@@ -50,34 +49,9 @@ fn main() -> ExitCode {
     if let Some(role) = args.first().and_then(|a| a.strip_prefix("inside:")) {
         return inside::main(role, &args[1..]);
     }
-    let filters: Vec<&String> = args.iter().filter(|a| !a.starts_with('-')).collect();
-    let chosen: Vec<&Test> = TESTS
-        .iter()
-        .filter(|(n, _)| filters.is_empty() || filters.iter().any(|f| n.contains(f.as_str())))
-        .collect();
-    if args.iter().any(|a| a == "--list") {
-        chosen.iter().for_each(|(n, _)| println!("{n}: test"));
-        return ExitCode::SUCCESS;
-    }
-    println!("\nrunning {} tests", chosen.len());
-    let start = Instant::now();
-    let mut failed = 0;
-    for (name, test) in &chosen {
-        let began = Instant::now();
-        match catch_unwind(AssertUnwindSafe(test)) {
-            Ok(()) => println!("test {name} ... ok ({:.1} s)", began.elapsed().as_secs_f64()),
-            Err(_) => {
-                failed += 1;
-                println!("test {name} ... FAILED");
-            }
-        }
-    }
-    let word = if failed == 0 { "ok" } else { "FAILED" };
-    println!(
-        "\ntest result: {word}. {} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out; finished in {:.2}s\n",
-        chosen.len() - failed,
-        TESTS.len() - chosen.len(),
-        start.elapsed().as_secs_f64()
-    );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(101) }
+    let nothing = || Ok(());
+    // What failed has said why.
+    ::tests::runner::run(&args, TESTS, nothing, |(), _, test| {
+        catch_unwind(AssertUnwindSafe(test)).map(|()| String::new()).map_err(|_| String::new())
+    })
 }
