@@ -25,7 +25,7 @@ pub fn kilos_agent_is_killed(rig: &mut Rig) -> Result<String> {
     rig.kilo.kill(leader);
     std::thread::sleep(LOOK);
     let away = traffic.account(since);
-    ensure!(away.lost == [0, 0], "an agent that is not there costs packets: {away}");
+    quiet(&away).context("an agent that is not there costs packets")?;
     let at = wall_micros();
     rig.kilo.launch(leader, &rig.control)?;
     leads_for_kilo(rig, leader, at)?;
@@ -84,13 +84,16 @@ pub fn a_crashed_leader_returns(rig: &mut Rig) -> Result<String> {
     let at = wall_micros();
     rig.world.boot(from)?;
     rig.kilo.boot(from, &rig.control)?;
-    wait_for("Kilo's agent on the returned node has applied", String::new, || {
-        Ok(rig.kilo.applied_since(at).iter().any(|a| a.node == from))
-    })?;
+    // Until its agent has heard of others it is alone, and leads itself: nobody else goes by that.
+    let leads = |rig: &Rig| {
+        let applied = rig.kilo.applied_since(at);
+        applied.iter().rev().find(|a| a.node == from).map(|a| a.leads)
+    };
+    wait_for("the returned node follows for Kilo", String::new, || Ok(leads(rig) == Some(false)))?;
     wait_ready(&rig.world)?;
     std::thread::sleep(LOOK);
-    let took = rig.kilo.applied_since(at).iter().any(|a| a.node == from && a.leads);
-    ensure!(!took, "the returned node led for Kilo");
+    ensure!(leads(rig) == Some(false), "the returned node leads for Kilo");
+    ensure!(!annotated(rig, &rig.world.nodes[from].node.name)?, "the returned node is annotated");
     nobody_moved(rig, to)?;
     stepped_back(rig)?;
     traffic.wait_steady("after the return")?;
@@ -103,12 +106,11 @@ pub fn a_crashed_leader_returns(rig: &mut Rig) -> Result<String> {
 /// that have checked in again, and drops the rest.
 pub fn the_api_server_is_away_for_long(rig: &mut Rig) -> Result<String> {
     let traffic = ready(rig)?;
-    let (leader, _) = pair(rig, &traffic)?;
     let since = wall_micros();
     rig.control.stop_api_server()?;
     std::thread::sleep(NOT_READY_AFTER + LOOK);
     let away = traffic.account(since);
-    ensure!(away.lost == [0, 0], "forwarding depends on the API server: {away}");
+    quiet(&away).context("forwarding depends on the API server")?;
     let at = wall_micros();
     rig.control.start_api_server()?;
     // All agents' timers come by.
@@ -127,8 +129,14 @@ pub fn the_api_server_is_away_for_long(rig: &mut Rig) -> Result<String> {
     traffic.wait_steady("after Kilo's flapping")?;
     let back = traffic.account(at);
     brief(&back)?;
-    nobody_moved(rig, leader)?;
     Ok(format!("away: {away}; back, with {} changes of Kilo's: {back}", flapped.len()))
+}
+
+/// A busy machine stalls for a moment; what depends on something that is not there ends for good.
+fn quiet(account: &Account) -> Result<()> {
+    let quiet = account.blackout.iter().all(|b| !b.unfinished && b.ms < 1000.0);
+    ensure!(quiet, "{account}");
+    Ok(())
 }
 
 fn brief(account: &Account) -> Result<()> {

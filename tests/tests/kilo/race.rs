@@ -32,9 +32,11 @@ pub fn an_older_epoch_never_undoes_a_newer_one(rig: &mut Rig) -> Result<String> 
         tries += 1;
         ensure!(tries <= TRIES, "the daemons could not be stopped before they wrote");
         let name = rig.world.nodes[to].node.name.clone();
-        Leaderd.hand_over(&rig.world, from, to)?;
+        // Refused until the other is seen to forward.
         wait_for("the other candidate leads", String::new, || {
-            Ok(led_by(rig).as_deref() == Some(&name))
+            let leads = led_by(rig).as_deref() == Some(&name);
+            let _ = leads || Leaderd.hand_over(&rig.world, from, to).is_ok();
+            Ok(leads)
         })?;
         pause(rig, true)?;
         if !annotated(rig, &name)? {
