@@ -83,7 +83,12 @@ impl Device {
             // Its routes go with it, as the kernel does that.
             None => node.ns.ip(&format!("link set {DEVICE} down"))?,
         }
-        node.ns.ip(&route_lines(&self.wanted.routes, &wanted.routes))?;
+        // What went with the link cannot be deleted, which Kilo looks at before.
+        let _ = node.ns.ip(&deletions(&self.wanted.routes, &wanted.routes));
+        // Another try, if the kernel does not take them all.
+        self.wanted = Wanted { routes: BTreeMap::new(), ..wanted.clone() };
+        let replace = |(to, how)| format!("route replace {to} {how} proto static\n");
+        node.ns.ip(&wanted.routes.iter().map(replace).collect::<String>())?;
         self.wanted = wanted.clone();
         Ok(true)
     }
@@ -91,20 +96,14 @@ impl Device {
     /// What Kilo does on SIGTERM (`--clean-up`, its default): its routes go; kilo0 stays as it is, with its peers, as
     /// `--clean-up-interface` is not its default.
     pub fn clean_up(&mut self, node: &LabNode) -> Result<()> {
-        let lines = route_lines(&self.wanted.routes, &BTreeMap::new());
+        let lines = deletions(&self.wanted.routes, &BTreeMap::new());
         self.restart();
         node.ns.ip(&lines)
     }
 }
 
 /// Kilo's routes have protocol 'static', and only those that it set go.
-fn route_lines(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> String {
-    let mut lines = String::new();
-    for to in before.keys().filter(|to| !after.contains_key(*to)) {
-        lines += &format!("route del {to} proto static\n");
-    }
-    for (to, how) in after {
-        lines += &format!("route replace {to} {how} proto static\n");
-    }
-    lines
+fn deletions(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> String {
+    let gone = before.keys().filter(|to| !after.contains_key(*to));
+    gone.map(|to| format!("route del {to} proto static\n")).collect()
 }
