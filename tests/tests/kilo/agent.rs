@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ::tests::kilo::beside::pool_path;
 use ::tests::kilo::cluster::node_path;
 use ::tests::kilo::rig::{Account, Rig, wait_for};
 use ::tests::kilo::rules::NOT_READY_AFTER;
@@ -20,6 +21,7 @@ const BRIEF: f64 = 2500.0;
 /// back, and leaderd's routes carry meanwhile.
 pub fn kilos_agent_is_killed(rig: &mut Rig) -> Result<String> {
     let traffic = ready(rig)?;
+    freeze(rig)?;
     let (leader, _) = pair(rig, &traffic)?;
     let since = wall_micros();
     rig.kilo.kill(leader);
@@ -42,6 +44,7 @@ pub fn kilos_agent_is_killed(rig: &mut Rig) -> Result<String> {
 /// leader is still sound, so leaderd's decision and mesh stay as they are, its routes carry, and step back when the agent has returned.
 pub fn kilos_agent_cleans_up(rig: &mut Rig) -> Result<String> {
     let traffic = ready(rig)?;
+    freeze(rig)?;
     let (leader, other) = pair(rig, &traffic)?;
     // As in a cluster without a cloud: only Kilo's annotation says where the node is reached.
     let name = rig.world.nodes[leader].node.name.clone();
@@ -130,6 +133,18 @@ pub fn the_api_server_is_away_for_long(rig: &mut Rig) -> Result<String> {
     let back = traffic.account(at);
     brief(&back)?;
     Ok(format!("away: {away}; back, with {} changes of Kilo's: {back}", flapped.len()))
+}
+
+/// No automatic failover: a node that a busy machine stalls looks dead, and a move for that is not what is looked at here.
+fn freeze(rig: &Rig) -> Result<()> {
+    for location in &rig.world.topology.locations {
+        let path = pool_path(&location.name);
+        rig.api.merge_patch(&path, &json!({"spec": {"freeze": true}}))?;
+        wait_for("the location is frozen", String::new, || {
+            Ok(rig.api.get(&path)?["status"]["asked"]["freeze"] == true)
+        })?;
+    }
+    Ok(())
 }
 
 /// A busy machine stalls for a moment; what depends on something that is not there ends for good.
