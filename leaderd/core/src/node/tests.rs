@@ -117,7 +117,10 @@ fn program(effects: Vec<Effect>) -> Network {
 
 #[test]
 fn a_failover_copies_nothing_but_the_nexthops() {
-    let mut bench = Bench::new();
+    let mut mesh = mesh(2, 1, 0);
+    let far = mesh.nodes.get_mut(&name("cloud-0")).unwrap();
+    far.prefixes = vec!["10.64.0.0/24".parse().unwrap(), "10.64.1.0/24".parse().unwrap()];
+    let mut bench = Bench::of("home-0", mesh);
     let before = program(bench.frame("cloud-0", announce(1, 0)));
     let after = program(bench.frame("cloud-0", announce(2, 1)));
     assert_ne!(before.nexthops, after.nexthops);
