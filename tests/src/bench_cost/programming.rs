@@ -36,6 +36,8 @@ struct Measured {
 
 /// Runs this program again in namespaces of its own (`inside programming`), and makes a table of what it found.
 pub fn compare() -> Result<String> {
+    let valgrind = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status();
+    ensure!(valgrind.is_ok_and(|s| s.success()), "valgrind is missing: it counts instructions");
     let out = Command::new("unshare")
         .args(["-Urnm", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(std::env::current_exe()?)
