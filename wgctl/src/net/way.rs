@@ -37,7 +37,7 @@ impl Ways {
     pub fn our_rules(&mut self) -> io::Result<BTreeSet<Rule>> {
         let mut network = Network::default();
         rules(&mut self.netlink, AF_INET, &mut network)?;
-        Ok(network.rules)
+        Ok(network.rules.into_inner())
     }
 
     /// The way of a packet to this address with this firewall mark (0: none); `None` if it has none.
