@@ -51,6 +51,7 @@ bench-sim:
 
 # Figures of real kernels and daemons: PART=programming, scale, throughput or times alone.
 bench-cost: lab
+	tests/setup cost
 	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench_cost -- $(if $(QUICK),--quick) $(PART)
 
 deps:
