@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-kilo test-kilo-binaries bench-kilo audit clean
+.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-binaries bench-kilo audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -22,7 +22,9 @@ help:
 	@echo 'make bench-kilo  times beside the stand-in of Kilo, over RUNS runs'
 	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
 	@echo 'make check-service  the systemd unit: its score, and whether daemons do with what it leaves them'
+	@echo 'make test-service  a real systemd runs the unit, in an emulated machine: installed, reloaded, killed, removed as the docs say'
 	@echo 'make check-deploy  the Helm chart, plain manifests, alert rules and dashboard: sound, and in agreement'
+	@echo 'make check-image  the container image, built without a registry: two containers with the rights of a Pod are a mesh (root)'
 	@echo 'make recording  tests/fixtures/*.recording anew, after what a core decides or records was changed'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
@@ -120,6 +122,20 @@ check-service: lab
 # Manifests for Kubernetes. helm and kubectl come from PATH, or Go builds them.
 check-deploy: deps
 	TARGET="$(TARGET)" deploy/check
+
+# The container image, with programs that are linked statically here: what its own build stage does with musl.
+check-image: deps
+	tests/setup image
+	mkdir -p "$(TARGET)/image"
+	cargo rustc --locked --profile lab -p leaderd --bin leaderd --features kubernetes -- -C target-feature=+crt-static
+	cp "$(LAB)/leaderd" "$(TARGET)/image/"
+	cargo rustc --locked --profile lab -p wgctl --bin wgctl -- -C target-feature=+crt-static
+	cp "$(LAB)/wgctl" "$(TARGET)/image/"
+	deploy/image-check "$(TARGET)/image"
+
+# A real systemd and the unit, in an emulated machine.
+test-service: lab
+	TARGET="$(TARGET)" tests/systemd/run "$(LAB)"
 
 # Kernel WireGuard, whatever this machine's kernel has: closes with a line for each kernel.
 test-kernel: lab

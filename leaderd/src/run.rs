@@ -231,6 +231,10 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
             _ = interrupt.recv() => {}
         }
     };
+    // All that a start can be refused for is behind us, and who asks at the admin socket is answered.
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot tell the service manager that the daemon runs");
+    }
     Engine::new(node, clock, shells, inputs_rx, requests).run(stop).await;
     tracing::info!("stopped; forwarding stays as it is");
     Ok(())

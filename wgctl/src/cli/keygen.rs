@@ -111,9 +111,7 @@ pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
             path.display()
         );
     }
-    let mut dir = DirBuilder::new();
-    dir.recursive(true).mode(0o700);
-    dir.create(&args.out)
+    make_directory(&args.out)
         .with_context(|| format!("cannot make directory {}", args.out.display()))?;
     for (path, secret) in &files {
         write_secret(path, secret, args.force)
@@ -128,6 +126,15 @@ pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
     };
     io::stdout().write_all(text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Only the last directory is its owner's alone: above it the mesh file lies, and leaderd may run as another user than who made
+/// the keys.
+fn make_directory(path: &Path) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
 /// Writes the whole file or none of it, never readable by others in between.
@@ -191,6 +198,16 @@ mod tests {
             fs::metadata(out.join(CONTROL_FILE)).unwrap().permissions().mode() & 0o7777,
             0o600
         );
+    }
+
+    #[test]
+    fn the_directory_above_the_keys_is_made_as_any_other() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("any")).unwrap();
+        run(&args(&dir.path().join("etc/keys"), false), &OUT).unwrap();
+        let mode = |name: &str| fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode("etc"), mode("any"));
+        assert_eq!(mode("etc/keys") & 0o777, 0o700);
     }
 
     #[test]
