@@ -30,10 +30,17 @@ pub fn scenario(size: u16) -> Result<Scenario> {
 pub enum Case {
     VxlanNewFlows,
     ForwardingOff,
+    SysctlForwarding,
     MtuBlackhole,
+    FdbGhostHeld,
+    RouteLoop,
+    VxlanAll,
+    LanPartition,
     WireguardDown,
+    WanCut,
     NodeCrash,
     WanLoss,
+    WanLatency,
     PlannedMove,
     Brownout,
 }
@@ -51,13 +58,20 @@ pub enum Deed {
 
 impl Case {
     /// In an order in which what may go unnoticed comes first: the next case can then be played in the same world.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 15] = [
         Self::VxlanNewFlows,
         Self::ForwardingOff,
+        Self::SysctlForwarding,
         Self::MtuBlackhole,
+        Self::FdbGhostHeld,
+        Self::RouteLoop,
+        Self::VxlanAll,
+        Self::LanPartition,
         Self::WireguardDown,
+        Self::WanCut,
         Self::NodeCrash,
         Self::WanLoss,
+        Self::WanLatency,
         Self::PlannedMove,
         Self::Brownout,
     ];
@@ -66,10 +80,17 @@ impl Case {
         match self {
             Self::VxlanNewFlows => "vxlan-new-flows",
             Self::ForwardingOff => "forwarding-off",
+            Self::SysctlForwarding => "sysctl-forwarding",
             Self::MtuBlackhole => "mtu-blackhole",
+            Self::FdbGhostHeld => "fdb-ghost-held",
+            Self::RouteLoop => "route-loop",
+            Self::VxlanAll => "vxlan-all",
+            Self::LanPartition => "lan-partition",
             Self::WireguardDown => "wireguard-down",
+            Self::WanCut => "wan-cut",
             Self::NodeCrash => "node-crash",
             Self::WanLoss => "wan-loss",
+            Self::WanLatency => "wan-latency",
             Self::PlannedMove => "planned-move",
             Self::Brownout => "brownout",
         }
@@ -77,14 +98,12 @@ impl Case {
 
     pub fn deed(self) -> Deed {
         match self {
-            Self::VxlanNewFlows => Deed::Fault("vxlan-new-flows", None),
-            Self::ForwardingOff => Deed::Fault("forwarding-off", None),
-            Self::MtuBlackhole => Deed::Fault("mtu-blackhole", Some("1000")),
-            Self::WireguardDown => Deed::Fault("wireguard-down", None),
-            Self::NodeCrash => Deed::Fault("node-crash", None),
-            Self::WanLoss => Deed::Fault("wan-loss", Some("40")),
+            Self::MtuBlackhole => Deed::Fault(self.key(), Some("1000")),
+            Self::WanLoss => Deed::Fault(self.key(), Some("40")),
+            Self::WanLatency => Deed::Fault(self.key(), Some("60")),
             Self::PlannedMove => Deed::HandOver,
             Self::Brownout => Deed::Everywhere(0.1),
+            _ => Deed::Fault(self.key(), None),
         }
     }
 
@@ -97,9 +116,22 @@ impl Case {
             Self::MtuBlackhole => {
                 "the gateway swallows packets over 1,000 bytes; the meters send 1,300"
             }
+            Self::SysctlForwarding => {
+                "another tool sets `ip_forward` of the gateway to 0, which answers for itself"
+            }
+            Self::FdbGhostHeld => {
+                "the gateway's VXLAN packets go to an address that is gone, and writing its FDB again does not help"
+            }
+            Self::RouteLoop => "packets to the nodes behind the gateway go round in a loop on it",
+            Self::VxlanAll => "no VXLAN packet leaves or enters the gateway",
+            Self::LanPartition => "the gateway's LAN cable is pulled, its uplink works",
             Self::WireguardDown => "the gateway's tunnels are set down",
+            Self::WanCut => "the gateway's uplink is cut, its LAN works",
             Self::NodeCrash => "the gateway loses power",
             Self::WanLoss => "the gateway's uplink loses 40% each way",
+            Self::WanLatency => {
+                "the gateway's uplink becomes 60 ms slower each way: nobody is to move"
+            }
             Self::PlannedMove => "an operator moves the traffic to the other gateway",
             Self::Brownout => "every path loses 10% each way: nobody is to move",
         }
@@ -117,7 +149,7 @@ impl Case {
 
     /// The whole window is played even when traffic flows again: it may go back to where it was bad.
     pub fn to_the_end(self) -> bool {
-        matches!(self, Self::WanLoss | Self::Brownout)
+        matches!(self, Self::WanLoss | Self::WanLatency | Self::Brownout)
     }
 
     /// How long a system is waited for. Kilo's rule needs minutes by design, and gets the time where it would act at all.
@@ -131,6 +163,6 @@ impl Case {
 
     /// The best a system can do is to leave everything where it is.
     pub fn is_for_nobody_to_move(self) -> bool {
-        self == Self::Brownout
+        matches!(self, Self::WanLatency | Self::Brownout)
     }
 }

@@ -17,10 +17,40 @@ pub fn why(case: Case) -> [&'static str; 4] {
             "Adverts and ping are answered by the gateway itself.",
             "The node checks in.",
         ],
+        Case::SysctlForwarding => [
+            "The gateway says so itself, and probes through it end.",
+            "BFD and BGP are spoken by the gateway itself; what it forwards is not in question.",
+            "Adverts and ping are answered by the gateway itself.",
+            "The node checks in.",
+        ],
         Case::MtuBlackhole => [
             "One class of probes is as large as the workloads' MTU and may not be fragmented.",
             "BFD packets are small, and the gateway does not forward its own.",
             "Adverts and ping are small, and the gateway does not forward its own.",
+            "The node checks in.",
+        ],
+        Case::FdbGhostHeld => [
+            "Probes to workloads die with the packets.",
+            "BFD over the overlay ends, and members use the other gateway.",
+            "The master's adverts no longer arrive, and the backup takes over.",
+            "The node checks in.",
+        ],
+        Case::RouteLoop => [
+            "Probes to workloads go round as well, and time-exceeded names the cause.",
+            "BFD and BGP are about the gateway's own addresses, which are not in the loop.",
+            "Adverts and ping are about the gateway's own addresses, which are not in the loop.",
+            "The node checks in.",
+        ],
+        Case::VxlanAll => [
+            "Probes to workloads behind the gateway end.",
+            "BFD over the overlay ends, and members use the other gateway.",
+            "Adverts no longer arrive, and the backup takes over.",
+            "The node checks in.",
+        ],
+        Case::LanPartition => [
+            "Probes to workloads behind the gateway end.",
+            "BFD over the overlay ends, and members use the other gateway.",
+            "Adverts no longer arrive, and the backup takes over.",
             "The node checks in.",
         ],
         Case::WireguardDown => [
@@ -28,6 +58,12 @@ pub fn why(case: Case) -> [&'static str; 4] {
             "The sessions over the tunnels end, the gateway withdraws its routes, and members use the other one; the link stays down.",
             "The master looks at its device every second and gives up; the new one sets its own tunnel up and needs a handshake.",
             "The next application of the topology, up to 30 s later, sets the link up again.",
+        ],
+        Case::WanCut => [
+            "Probes through the gateway end; a wholly silent path is given 130 ms more than a bad one.",
+            "The sessions over the tunnels end, the gateway withdraws its routes, and members use the other one.",
+            "The master gives up after five lost pings of the far end, one a second.",
+            "The node checks in: the driver gives it a way to the API server that no fault cuts. Without one it is leader until its check-in is 60 s old.",
         ],
         Case::NodeCrash => [
             "Probes through the gateway end, on both sides; a wholly silent path is given 130 ms more than a bad one.",
@@ -40,6 +76,12 @@ pub fn why(case: Case) -> [&'static str; 4] {
             "Three packets in a row are lost soon; sessions come back between losses, and traffic with them.",
             "Five pings in a row must fail, one a second, which at 64% loss of the round trip is a matter of luck.",
             "The node checks in, over whatever is left.",
+        ],
+        Case::WanLatency => [
+            "Slower is not broken; replies that come late count as late.",
+            "A pause of 60 ms each way is shorter than three intervals.",
+            "Pings come back later.",
+            "The node checks in.",
         ],
         Case::PlannedMove => [
             "Both gateways forward during the change: a route moves, and no tunnel does.",
