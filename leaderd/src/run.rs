@@ -22,7 +22,7 @@ use crate::clock::Clock;
 use crate::control::Control;
 use crate::counters::Counters;
 use crate::engine::{Engine, MAX_INPUTS, MAX_REQUESTS, Shells};
-use crate::kilo::KiloNames;
+use crate::kilo::KiloNodes;
 use crate::network::KernelSteward;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
@@ -40,7 +40,7 @@ struct Start {
     mesh: Mesh,
     keys: Keys,
     source: MeshSource,
-    kilo_names: watch::Receiver<KiloNames>,
+    kilo_nodes: watch::Receiver<KiloNodes>,
     counters: Counters,
 }
 
@@ -83,8 +83,8 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let source = MeshSource::File(MeshFile::new(args.mesh.clone()));
         // Nobody tells a daemon without Kubernetes whose keys Kilo's peers are.
-        let (_, kilo_names) = watch::channel(KiloNames::new());
-        let start = Start { me, mesh, keys, source, kilo_names, counters: Counters::default() };
+        let (_, kilo_nodes) = watch::channel(KiloNodes::default());
+        let start = Start { me, mesh, keys, source, kilo_nodes, counters: Counters::default() };
         serve(args, start, |_| {}).await
     })?;
     Ok(ExitCode::SUCCESS)
@@ -118,8 +118,8 @@ async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     waiting.end().await;
     let source = MeshSource::Cluster(cluster.meshes());
-    let kilo_names = cluster.kilo_names();
-    let start = Start { me, mesh: first, keys, source, kilo_names, counters };
+    let kilo_nodes = cluster.kilo_nodes();
+    let start = Start { me, mesh: first, keys, source, kilo_nodes, counters };
     serve(args, start, |daemon| cluster.attach(daemon)).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -131,7 +131,7 @@ fn asked_wrongly(error: &anyhow::Error) -> ExitCode {
 
 /// `started` is handed the running daemon.
 async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> anyhow::Result<()> {
-    let Start { me, mesh: file, keys, source, kilo_names, counters } = start;
+    let Start { me, mesh: file, keys, source, kilo_nodes, counters } = start;
     let clock = Clock::default();
     let location = file.node(&me).context("this node")?.location.clone();
     tracing::info!(
@@ -181,7 +181,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
-    kilo::start(me.clone(), meshes_rx, kilo_names, inputs.clone())?;
+    kilo::start(me.clone(), meshes_rx, kilo_nodes, inputs.clone())?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
         mesh,

@@ -5,12 +5,16 @@
 //! `--meter-every=5ms` makes the meters slower, `--moves=6` moves the stand-in alone so often. `$LEADERD_WIREGUARD` (`kernel`,
 //! `wireguard-go`) says who does WireGuard, the stand-in's and leaderd's. Logs of etcd, the API server and the daemons are kept in `TARGET/kilo/logs`.
 
+#[path = "kilo/agent.rs"]
+mod agent;
 #[path = "kilo/alone.rs"]
 mod alone;
 #[path = "kilo/beside.rs"]
 mod beside;
 #[path = "kilo/chart.rs"]
 mod chart;
+#[path = "kilo/race.rs"]
+mod race;
 
 use std::process::ExitCode;
 
@@ -40,6 +44,20 @@ const TESTS: &[Test] = &[
     ("api_server_away_during_the_fault", (Beside::Leaderd, beside::the_api_server_is_away)),
     ("a_person_annotates_a_node", (Beside::Leaderd, beside::a_person_annotates_a_node)),
     ("pool_edited_during_failover", (Beside::Leaderd, beside::a_pool_edited_during_failover)),
+    ("kilos_agent_is_killed_and_returns", (Beside::Leaderd, agent::kilos_agent_is_killed)),
+    ("kilos_agent_cleans_up_and_returns", (Beside::Leaderd, agent::kilos_agent_cleans_up)),
+    (
+        "a_crashed_leader_returns_and_does_not_lead",
+        (Beside::Leaderd, agent::a_crashed_leader_returns),
+    ),
+    (
+        "api_server_away_for_so_long_that_kilo_flaps",
+        (Beside::Leaderd, agent::the_api_server_is_away_for_long),
+    ),
+    (
+        "an_older_epoch_never_undoes_a_newer_one",
+        (Beside::Leaderd, race::an_older_epoch_never_undoes_a_newer_one),
+    ),
 ];
 
 /// Several of these in one cluster each, for a machine on which a cluster takes minutes to come up (`--together`).

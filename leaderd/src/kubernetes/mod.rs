@@ -36,7 +36,7 @@ use wgctl_plan::WgPublicKey;
 
 use crate::cli::RunArgs;
 use crate::counters::Counters;
-use crate::kilo::KiloNames;
+use crate::kilo::KiloNodes;
 use crate::run::Daemon;
 use crate::secrets::Keys;
 
@@ -106,20 +106,21 @@ fn settings(path: &std::path::Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Whose `kilo0` has which public key, as Kilo has published it.
-fn kilo_names(view: &ClusterView) -> KiloNames {
-    let named = view.nodes.values().filter_map(|node| {
+/// What Kilo has published of its nodes, and which nodes are there.
+fn kilo_nodes(view: &ClusterView) -> KiloNodes {
+    let keys = view.nodes.values().filter_map(|node| {
         let key = BASE64.decode(node.annotations.get(names::KILO_KEY)?).ok()?;
         Some((WgPublicKey(key.try_into().ok()?), node.name.parse().ok()?))
     });
-    named.collect()
+    let ready = view.nodes.values().filter(|n| n.ready).filter_map(|n| n.name.parse().ok());
+    KiloNodes { keys: keys.collect(), ready: ready.collect() }
 }
 
 /// The running shell.
 #[derive(Debug)]
 pub struct Handle {
     meshes: watch::Receiver<Option<Arc<Mesh>>>,
-    kilo: watch::Receiver<KiloNames>,
+    kilo: watch::Receiver<KiloNodes>,
     daemon: mpsc::Sender<Daemon>,
 }
 
@@ -130,7 +131,7 @@ pub struct Handle {
 pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle> {
     let api = api().await?;
     let (meshes, meshes_rx) = watch::channel(None);
-    let (kilo, kilo_rx) = watch::channel(KiloNames::default());
+    let (kilo, kilo_rx) = watch::channel(KiloNodes::default());
     let (daemon, daemon_rx) = mpsc::channel(1);
     let out = shell::Out { meshes, kilo };
     std::thread::Builder::new().name("kubernetes".to_owned()).spawn(move || {
@@ -176,8 +177,8 @@ impl Handle {
         self.meshes.clone()
     }
 
-    /// What Kilo's names of nodes are, as of now.
-    pub fn kilo_names(&self) -> watch::Receiver<KiloNames> {
+    /// What the cluster says of Kilo's nodes, as of now.
+    pub fn kilo_nodes(&self) -> watch::Receiver<KiloNodes> {
         self.kilo.clone()
     }
 
@@ -207,6 +208,7 @@ mod tests {
             let node = ClusterNode {
                 name: name.to_owned(),
                 annotations: [(names::KILO_KEY.to_owned(), key.to_owned())].into(),
+                ready: name == "cloud-0",
                 ..ClusterNode::default()
             };
             (name.to_owned(), node)
@@ -219,7 +221,10 @@ mod tests {
             node("No Name", &key),
         ];
         let view = ClusterView { nodes: nodes.into(), ..ClusterView::default() };
-        assert_eq!(kilo_names(&view), [(WgPublicKey([7; 32]), "cloud-0".parse().unwrap())].into());
+        let cloud_0: NodeName = "cloud-0".parse().unwrap();
+        let found = kilo_nodes(&view);
+        assert_eq!(found.keys, [(WgPublicKey([7; 32]), cloud_0.clone())].into());
+        assert_eq!(found.ready, [cloud_0].into());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod daemons;
 pub mod lab;
+pub mod path;
 pub mod programming;
 pub mod throughput;
 pub mod times;

@@ -13,9 +13,10 @@ use serde::{Deserialize, Serialize};
 use wgctl::net::{Kernel, Steward};
 use wgctl::wireguard::PrivateKey;
 use wgctl_plan::{
-    Family, InterfaceName, NEXTHOP_ID_BASE, Network, Nexthop, NexthopId, RouteKey, RouteVia,
+    Family, InterfaceName, NEXTHOP_ID_BASE, Network, Nexthop, NexthopId, RouteKey, RouteVia, Shared,
 };
 
+use super::path::{self, Took};
 use super::{median, millis};
 use crate::bench_sim::table::table;
 
@@ -30,10 +31,13 @@ struct Measured {
     nexthop: BTreeMap<u32, f64>,
     routes: BTreeMap<u32, f64>,
     allowed_ips: BTreeMap<u32, f64>,
+    daemon: BTreeMap<u32, Took>,
 }
 
 /// Runs this program again in namespaces of its own (`inside programming`), and makes a table of what it found.
 pub fn compare() -> Result<String> {
+    let valgrind = Command::new("valgrind").arg("--version").stdout(Stdio::null()).status();
+    ensure!(valgrind.is_ok_and(|s| s.success()), "valgrind is missing: it counts instructions");
     let out = Command::new("unshare")
         .args(["-Urnm", "--pid", "--fork", "--kill-child", "--mount-proc"])
         .arg(std::env::current_exe()?)
@@ -43,6 +47,7 @@ pub fn compare() -> Result<String> {
         .context("unshare (util-linux)")?;
     ensure!(out.status.success(), "measuring in namespaces failed");
     let found: Measured = serde_json::from_slice(&out.stdout).context("what it found")?;
+    let whole = whole(&found)?;
     let rows = PREFIXES.map(|n| {
         let (nexthop, routes, allowed) =
             (found.nexthop[&n], found.routes[&n], found.allowed_ips[&n]);
@@ -64,28 +69,69 @@ pub fn compare() -> Result<String> {
     Ok(format!(
         "From the wanted network to the kernel's (or `wireguard-go`'s) acknowledgement, medians of {MOVES} moves. The first two go \
          through the same code, leaderd's own, which compares what it wants with what it last programmed; the third is one \
-         UAPI request.\n\n{}",
+         UAPI request.\n\n{}\n{whole}",
+        table(&head, &rows)
+    ))
+}
+
+/// A failover's whole way through the daemon.
+fn whole(found: &Measured) -> Result<String> {
+    let mut counts = BTreeMap::new();
+    for n in PREFIXES {
+        counts.insert(n, path::instructions(n)?);
+    }
+    let first = PREFIXES[0];
+    let rows = PREFIXES.map(|n| {
+        let (took, least) = (found.daemon[&n], found.daemon[&first]);
+        let flat = |value: f64, least: f64| format!("({:.2}× of {first})", value / least);
+        vec![
+            n.to_string(),
+            format!("{:.3} ms", took.core),
+            format!("**{:.2} ms** {}", took.whole, flat(took.whole, least.whole)),
+            format!("{:.0} {}", counts[&n], flat(counts[&n], counts[&first])),
+        ]
+    });
+    let head = [
+        "prefixes",
+        "decision heard → core asks",
+        "decision heard → in the kernel, and the core's thread knows",
+        "instructions of ours",
+    ];
+    Ok(format!(
+        "The whole way through one daemon: the core hears a decision about another location, which has all these prefixes, and asks \
+         for a network; the network thread compares and programs it (two planes, VXLAN, userspace WireGuard with these allowed-IPs \
+         for each peer). Instructions by callgrind, without the kernel's: a busy machine does not change them.\n\n{}",
         table(&head, &rows)
     ))
 }
 
 /// In namespaces of our own: measures, and says what it found on standard output.
 pub fn inside() -> Result<()> {
+    let runtime = set_up()?;
+    let mut found = Measured::default();
+    for n in PREFIXES {
+        found.nexthop.insert(n, runtime.block_on(moves(n, by_group))?);
+        found.routes.insert(n, runtime.block_on(moves(n, by_route))?);
+        found.allowed_ips.insert(n, allowed_ips(n)?);
+        found.daemon.insert(n, runtime.block_on(path::failovers(n))?);
+    }
+    println!("{}", serde_json::to_string(&found)?);
+    Ok(())
+}
+
+/// In namespaces of our own: so many failovers, for whoever counts instructions.
+pub fn failovers(prefixes: &str, times: &str) -> Result<()> {
+    set_up()?.block_on(path::alone(prefixes.parse()?, times.parse()?))
+}
+
+fn set_up() -> Result<tokio::runtime::Runtime> {
     let setup = "mount -t tmpfs none /run && mkdir -p /run/wireguard && { mountpoint -q /var/run || [ -L /var/run ] || mount --bind /run /var/run; } \
         && ip link set lo up && for n in 0 1; do ip link add d$n type veth peer name p$n && ip link set d$n up && ip link set p$n up; done";
     ensure!(
         Command::new("sh").args(["-c", setup]).status()?.success(),
         "cannot set up the namespaces"
     );
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut found = Measured::default();
-    for n in PREFIXES {
-        found.nexthop.insert(n, runtime.block_on(moves(n, by_group))?);
-        found.routes.insert(n, runtime.block_on(moves(n, by_route))?);
-        found.allowed_ips.insert(n, allowed_ips(n)?);
-    }
-    println!("{}", serde_json::to_string(&found)?);
-    Ok(())
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
 fn prefix(n: u32) -> IpNet {
@@ -97,7 +143,7 @@ fn device(plane: u32) -> InterfaceName {
     format!("d{plane}").parse().expect("a name")
 }
 
-fn routes(n: u32, via: &RouteVia) -> BTreeMap<RouteKey, RouteVia> {
+fn routes(n: u32, via: &RouteVia) -> Shared<BTreeMap<RouteKey, RouteVia>> {
     let key = |n| RouteKey { table: 254, prefix: prefix(n), metric: 100 };
     (0..n).map(|n| (key(n), via.clone())).collect()
 }

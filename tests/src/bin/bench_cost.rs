@@ -18,6 +18,7 @@ fn main() -> Result<()> {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["inside", "programming"] => return programming::inside(),
+        ["inside", "failovers", prefixes, times] => return programming::failovers(prefixes, times),
         ["inside", role @ ..] => return throughput::inside(role),
         _ => {}
     }

@@ -11,11 +11,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use wgctl_lab::MANAGER;
 
 use super::api::Api;
 use super::programs::Programs;
+
+/// What is written down: who changed which Node, and what came of it.
+const AUDIT: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
+    {"level": "Metadata", "verbs": ["patch", "update"], "resources": [{"group": "", "resources": ["nodes"]}]},
+    {"level": "None"}]}"#;
 
 /// Until it answers. It takes 4 s on an idle machine.
 const READY: Duration = Duration::from_secs(180);
@@ -52,6 +57,14 @@ impl User {
     }
 }
 
+/// A change of a Node that was asked for: of the object, not of its status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Write {
+    pub node: String,
+    /// HTTP.
+    pub status: u64,
+}
+
 #[derive(Debug)]
 pub struct ControlPlane {
     programs: Programs,
@@ -74,6 +87,7 @@ impl ControlPlane {
             csv += &format!("{token},{name},{name},\"{groups}\"\n");
         }
         write_secret(&dir.join("tokens.csv"), &csv)?;
+        fs::write(dir.join("audit-policy.json"), AUDIT)?;
         let etcd = Command::new(programs.kilo.join("server"))
             .arg("--data-dir")
             .arg(dir.join("etcd"))
@@ -105,6 +119,9 @@ impl ControlPlane {
             .arg(path("cert-dir", &certs))
             .arg(path("token-auth-file", &self.dir.join("tokens.csv")))
             .arg("--authorization-mode=RBAC")
+            .arg(path("audit-policy-file", &self.dir.join("audit-policy.json")))
+            .arg(path("audit-log-path", &self.dir.join("audit.log")))
+            .arg("--audit-log-mode=blocking")
             .arg("--service-cluster-ip-range=10.96.0.0/16")
             .arg("--endpoint-reconciler-type=none")
             .arg("--service-account-issuer=https://kubernetes.default.svc")
@@ -145,6 +162,22 @@ impl ControlPlane {
         child.kill()?;
         child.wait()?;
         Ok(())
+    }
+
+    /// All that somebody asked to be changed about Nodes so far, in order.
+    pub fn writes(&self, user: User) -> Result<Vec<Write>> {
+        let text = fs::read_to_string(self.dir.join("audit.log")).context("audit log")?;
+        let mut all = Vec::new();
+        for line in text.lines() {
+            let event: Value = serde_json::from_str(line).context("a line of the audit log")?;
+            let object = &event["objectRef"];
+            if event["user"]["username"] == user.identity().0 && object["subresource"].is_null() {
+                let node = object["name"].as_str().unwrap_or_default().to_owned();
+                let status = event["responseStatus"]["code"].as_u64().unwrap_or(0);
+                all.push(Write { node, status });
+            }
+        }
+        Ok(all)
     }
 
     pub fn api(&self, user: User) -> Result<Api> {

@@ -7,20 +7,23 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 use wgctl_lab::LabNode;
 
-use super::rules::{DEVICE, PORT, Wanted};
+use super::rules::{DEVICE, Wanted};
 use crate::bench_peers::systems::overlay;
 
-/// What was programmed last.
+/// The kernel's side, which outlives the agent, and what the agent remembers of its own work.
 #[derive(Debug)]
 pub struct Device {
     secret: String,
+    /// Base64.
+    pub public: String,
+    /// What kilo0 has.
     configuration: String,
     wanted: Wanted,
 }
 
 impl Device {
-    /// Makes a key, which Kilo has of its own, and the device, which stays down. Also its public key.
-    pub fn create(node: &LabNode) -> Result<(Self, String)> {
+    /// Makes a key, which Kilo has of its own, and the device, which stays down.
+    pub fn create(node: &LabNode) -> Result<Self> {
         let secret = node.ns.output("wg", &["genkey"])?.trim().to_owned();
         let mut child = node
             .ns
@@ -32,13 +35,30 @@ impl Device {
             .context("wg pubkey")?;
         child.stdin.take().context("no stdin")?.write_all(secret.as_bytes())?;
         let public = String::from_utf8(child.wait_with_output()?.stdout)?.trim().to_owned();
-        let this = Self { secret, configuration: String::new(), wanted: Wanted::default() };
-        overlay::start_tunnel(node, DEVICE, &this.configuration(&Wanted::default()))?;
-        Ok((this, public))
+        let (configuration, wanted) = (String::new(), Wanted::default());
+        let mut this = Self { secret, public, configuration, wanted };
+        this.boot(node)?;
+        Ok(this)
+    }
+
+    /// The device anew, with the key that is on disk; nothing of before is left.
+    pub fn boot(&mut self, node: &LabNode) -> Result<()> {
+        self.restart();
+        self.configuration.clear();
+        let _ = node.ns.ip("route flush proto static\n");
+        overlay::start_tunnel(node, DEVICE, &self.configuration(&Wanted::default()))
+    }
+
+    /// Another agent knows nothing of the routes of the one before, and finds its configuration.
+    pub fn restart(&mut self) {
+        self.wanted = Wanted::default();
     }
 
     fn configuration(&self, wanted: &Wanted) -> String {
-        format!("[Interface]\nPrivateKey = {}\nListenPort = {PORT}\n{}", self.secret, wanted.peers)
+        format!(
+            "[Interface]\nPrivateKey = {}\nListenPort = {}\n{}",
+            self.secret, wanted.port, wanted.peers
+        )
     }
 
     /// Programs what is wanted. Says whether anything changed.
@@ -63,20 +83,27 @@ impl Device {
             // Its routes go with it, as the kernel does that.
             None => node.ns.ip(&format!("link set {DEVICE} down"))?,
         }
-        node.ns.ip(&route_lines(&self.wanted.routes, &wanted.routes))?;
+        // What went with the link cannot be deleted, which Kilo looks at before.
+        let _ = node.ns.ip(&deletions(&self.wanted.routes, &wanted.routes));
+        // Another try, if the kernel does not take them all.
+        self.wanted = Wanted { routes: BTreeMap::new(), ..wanted.clone() };
+        let replace = |(to, how)| format!("route replace {to} {how} proto static\n");
+        node.ns.ip(&wanted.routes.iter().map(replace).collect::<String>())?;
         self.wanted = wanted.clone();
         Ok(true)
+    }
+
+    /// What Kilo does on SIGTERM (`--clean-up`, its default): its routes go; kilo0 stays as it is, with its peers, as
+    /// `--clean-up-interface` is not its default.
+    pub fn clean_up(&mut self, node: &LabNode) -> Result<()> {
+        let lines = deletions(&self.wanted.routes, &BTreeMap::new());
+        self.restart();
+        node.ns.ip(&lines)
     }
 }
 
 /// Kilo's routes have protocol 'static', and only those that it set go.
-fn route_lines(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> String {
-    let mut lines = String::new();
-    for to in before.keys().filter(|to| !after.contains_key(*to)) {
-        lines += &format!("route del {to} proto static\n");
-    }
-    for (to, how) in after {
-        lines += &format!("route replace {to} {how} proto static\n");
-    }
-    lines
+fn deletions(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> String {
+    let gone = before.keys().filter(|to| !after.contains_key(*to));
+    gone.map(|to| format!("route del {to} proto static\n")).collect()
 }

@@ -19,7 +19,7 @@ const LOOK: Duration = Duration::from_secs(5);
 /// That much lost, of both directions, which a busy machine does not lose.
 const BREAKS: Duration = Duration::from_millis(10);
 /// The location on trial.
-const LOCATION: &str = "cloud";
+pub const LOCATION: &str = "cloud";
 /// Preference of leaderd's rules, which are there while its routes carry the workload.
 const PREFERENCE: &str = "76:";
 
@@ -108,7 +108,7 @@ pub fn a_person_annotates_a_node(rig: &mut Rig) -> Result<String> {
 }
 
 /// Waits until the pool says that Kilo goes by leaderd (`True`) or not, with a word of why.
-fn steered(rig: &Rig, status: &str, why: &str) -> Result<()> {
+pub fn steered(rig: &Rig, status: &str, why: &str) -> Result<()> {
     wait_for(
         &format!("the pool's Steered is {status} {why}"),
         || pool_text(rig),
@@ -143,7 +143,7 @@ pub fn a_pool_edited_during_failover(rig: &mut Rig) -> Result<String> {
 }
 
 /// Waits until all daemons know all leaders, Kilo was told, and it is Kilo who carries the traffic.
-fn ready(rig: &Rig) -> Result<Traffic> {
+pub fn ready(rig: &Rig) -> Result<Traffic> {
     wait_ready(&rig.world)?;
     let leader = led_by(rig).context("nobody leads")?;
     wait_for("Kilo is told who leads", || pool_text(rig), || annotated(rig, &leader))?;
@@ -154,7 +154,7 @@ fn ready(rig: &Rig) -> Result<Traffic> {
 }
 
 /// The node that leads the location on trial and carries its traffic, and the other candidate.
-fn pair(rig: &Rig, traffic: &Traffic) -> Result<(usize, usize)> {
+pub fn pair(rig: &Rig, traffic: &Traffic) -> Result<(usize, usize)> {
     let leader = rig.world.topology.node(&led_by(rig).context("nobody leads")?)?;
     let location = rig.world.topology.location(LOCATION)?;
     let carrier = traffic.carriers.leader(location);
@@ -167,7 +167,7 @@ fn pair(rig: &Rig, traffic: &Traffic) -> Result<(usize, usize)> {
 }
 
 /// New flows go through again although the fault is still there.
-fn mended(rig: &Rig, traffic: &Traffic, since: u64) -> Result<Account> {
+pub fn mended(rig: &Rig, traffic: &Traffic, since: u64) -> Result<Account> {
     let breaks = rig.options.packets_in(BREAKS);
     wait_for("the fault breaks something", String::new, || Ok(traffic.lost(since) > breaks))?;
     let steady = traffic.wait_steady("again after the fault");
@@ -177,34 +177,36 @@ fn mended(rig: &Rig, traffic: &Traffic, since: u64) -> Result<Account> {
 }
 
 /// The annotation goes from one to the other, and leaderd's routes step back.
-fn kilo_follows(rig: &Rig, from: usize, to: usize) -> Result<()> {
+pub fn kilo_follows(rig: &Rig, from: usize, to: usize) -> Result<()> {
     let [from, to] = [from, to].map(|n| rig.world.nodes[n].node.name.clone());
     let follows = || Ok(annotated(rig, &to)? && !annotated(rig, &from)?);
     wait_for("Kilo is told of the new leader", || pool_text(rig), follows)?;
     stepped_back(rig)
 }
 
-fn annotated(rig: &Rig, node: &str) -> Result<bool> {
+pub fn annotated(rig: &Rig, node: &str) -> Result<bool> {
     Ok(annotation(&rig.api.get(&node_path(node))?, names::LEADER).is_some())
 }
 
-/// Waits until no node sends the workload by leaderd's routes.
-fn stepped_back(rig: &Rig) -> Result<()> {
-    let carrying = || -> Result<Vec<String>> {
-        let mut all = Vec::new();
-        for n in &rig.world.nodes {
-            let rules = n.ns.output("ip", &["rule"])?;
-            if rules.lines().any(|l| l.starts_with(PREFERENCE)) {
-                all.push(n.node.name.clone());
-            }
+/// Nodes that send the workload by leaderd's routes.
+pub fn carrying(rig: &Rig) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for n in &rig.world.nodes {
+        let rules = n.ns.output("ip", &["rule"])?;
+        if rules.lines().any(|l| l.starts_with(PREFERENCE)) {
+            all.push(n.node.name.clone());
         }
-        Ok(all)
-    };
-    let story = || format!("leaderd still carries on {:?}", carrying().unwrap_or_default());
-    wait_for("leaderd's routes step back", story, || Ok(carrying()?.is_empty()))
+    }
+    Ok(all)
 }
 
-fn led_by(rig: &Rig) -> Option<String> {
+/// Waits until there are none.
+pub fn stepped_back(rig: &Rig) -> Result<()> {
+    let story = || format!("leaderd still carries on {:?}", carrying(rig).unwrap_or_default());
+    wait_for("leaderd's routes step back", story, || Ok(carrying(rig)?.is_empty()))
+}
+
+pub fn led_by(rig: &Rig) -> Option<String> {
     let location = rig.world.topology.location(LOCATION).ok()?;
     let status = rig.world.status_in(location)?;
     status.location(LOCATION)?.leaders.first().cloned()
@@ -216,7 +218,7 @@ fn condition(rig: &Rig, kind: &str) -> Result<Value> {
     Ok(all.into_iter().find(|c| c["type"] == kind).unwrap_or_default())
 }
 
-fn pool_text(rig: &Rig) -> String {
+pub fn pool_text(rig: &Rig) -> String {
     rig.api.get(&pool_path(LOCATION)).map_or_else(|e| format!("{e:#}"), |p| p["status"].to_string())
 }
 

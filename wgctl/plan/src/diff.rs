@@ -57,7 +57,8 @@ fn difference(desired: &Network, observed: &Network, endpoints: Endpoints) -> Ve
     plan.changes
 }
 
-/// The quick way of a failover: everything is equal but nexthops that can be replaced in place.
+/// The quick way of a failover: everything is equal but nexthops that can be replaced in place. Where `desired` came of a copy of
+/// `observed`, only the nexthops are looked at: the rest is shared.
 fn nexthops_only(desired: &Network, observed: &Network) -> Option<Vec<Change>> {
     let same = desired.wireguard == observed.wireguard
         && desired.vxlan == observed.vxlan
@@ -68,11 +69,17 @@ fn nexthops_only(desired: &Network, observed: &Network) -> Option<Vec<Change>> {
         && desired.rules == observed.rules
         && desired.sysctls == observed.sysctls
         && desired.nexthops.keys().eq(observed.nexthops.keys());
-    if !same || desired.nexthops.keys().any(|id| clashes(*id, desired, observed)) {
+    if !same {
         return None;
     }
-    let changed = desired.nexthops.iter().filter(|(id, n)| observed.nexthops.get(id) != Some(*n));
+    // The ids are the same, so the two go side by side.
+    let pairs = desired.nexthops.iter().zip(observed.nexthops.values());
+    let changed = pairs.filter(|((_, want), have)| want != have).map(|(want, _)| want);
     let (groups, singles): (Vec<_>, Vec<_>) = changed.partition(|(_, n)| n.is_group());
+    // One that has not changed has not changed its family either, unless a member of it did, which then clashes itself.
+    if singles.iter().chain(&groups).any(|(id, _)| clashes(**id, desired, observed)) {
+        return None;
+    }
     let set = |(id, nexthop): (&NexthopId, &Nexthop)| Change::SetNexthop {
         id: *id,
         nexthop: nexthop.clone(),

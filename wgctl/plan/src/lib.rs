@@ -10,8 +10,10 @@ mod effect;
 pub mod kernel;
 pub mod model;
 mod pairs;
+mod shared;
 
 pub use change::Change;
 pub use diff::{diff, diff_desired};
 pub use kernel::{ModelKernel, Refused};
 pub use model::*;
+pub use shared::Shared;

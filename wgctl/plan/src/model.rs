@@ -8,6 +8,8 @@ use std::str::FromStr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::shared::Shared;
+
 /// Route protocol number (rtnetlink `RTPROT_*`) that marks routes and nexthops as ours.
 /// Below 128 numbers are registered in the kernel; 76 ('L') is unused by it and by FRR, BIRD and Kilo.
 pub const ROUTE_PROTOCOL: u8 = 76;
@@ -107,30 +109,49 @@ impl fmt::Debug for Mac {
 }
 
 /// Everything leaderd owns on one node. Empty means: nothing of ours is there.
+///
+/// Copies share every part that none of them has changed ([`Shared`]): a copy, and the comparison of one with another, cost the
+/// same in a network of any size but for the parts in which they differ.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Network {
     /// WireGuard interfaces, kernel or userspace.
-    pub wireguard: BTreeMap<InterfaceName, WgInterface>,
+    pub wireguard: Shared<BTreeMap<InterfaceName, WgInterface>>,
     /// VXLAN devices.
-    pub vxlan: BTreeMap<InterfaceName, Vxlan>,
+    pub vxlan: Shared<BTreeMap<InterfaceName, Vxlan>>,
     /// Addresses on our own interfaces (those in `wireguard` and `vxlan`).
-    pub addresses: BTreeSet<(InterfaceName, IpNet)>,
+    pub addresses: Shared<BTreeSet<(InterfaceName, IpNet)>>,
     /// Forwarding-database entries of our VXLAN devices: (device, MAC) → tunnel endpoint. One endpoint per MAC.
-    #[serde(with = "crate::pairs")]
-    pub fdb: BTreeMap<(InterfaceName, Mac), IpAddr>,
+    #[serde(with = "crate::pairs::shared")]
+    pub fdb: Shared<BTreeMap<(InterfaceName, Mac), IpAddr>>,
     /// Permanent neighbour entries on our VXLAN devices: (device, address) → MAC.
-    #[serde(with = "crate::pairs")]
-    pub neighbours: BTreeMap<(InterfaceName, IpAddr), Mac>,
+    #[serde(with = "crate::pairs::shared")]
+    pub neighbours: Shared<BTreeMap<(InterfaceName, IpAddr), Mac>>,
     /// Nexthop objects and groups, all with ids that [`owns_nexthop`].
-    pub nexthops: BTreeMap<NexthopId, Nexthop>,
+    pub nexthops: Shared<BTreeMap<NexthopId, Nexthop>>,
     /// Routes with protocol [`ROUTE_PROTOCOL`]. One per (table, prefix, metric).
-    #[serde(with = "crate::pairs")]
-    pub routes: BTreeMap<RouteKey, RouteVia>,
+    #[serde(with = "crate::pairs::shared")]
+    pub routes: Shared<BTreeMap<RouteKey, RouteVia>>,
     /// Policy rules with protocol [`ROUTE_PROTOCOL`].
-    pub rules: BTreeSet<Rule>,
+    pub rules: Shared<BTreeSet<Rule>>,
     /// Sysctls we need, as path below `/proc/sys` with '/' separators → value, such as `net/ipv4/ip_forward` → `1`.
     /// Interface names may hold dots, so this is a path, not the dotted form. A difference never removes a sysctl.
-    pub sysctls: BTreeMap<String, String>,
+    pub sysctls: Shared<BTreeMap<String, String>>,
+}
+
+impl Network {
+    /// Holds those parts together with `other` that are equal in both, so that the next comparison of the two, or of their copies, need
+    /// not look into them.
+    pub fn share(&mut self, other: &Self) {
+        self.wireguard.share(&other.wireguard);
+        self.vxlan.share(&other.vxlan);
+        self.addresses.share(&other.addresses);
+        self.fdb.share(&other.fdb);
+        self.neighbours.share(&other.neighbours);
+        self.nexthops.share(&other.nexthops);
+        self.routes.share(&other.routes);
+        self.rules.share(&other.rules);
+        self.sysctls.share(&other.sysctls);
+    }
 }
 
 /// A WireGuard interface. The private key is not part of the plan: it is named by its public key.

@@ -171,6 +171,33 @@ fn run(observed: &Network, plan: &[Change]) -> Result<Network, TestCaseError> {
     Ok(kernel.network)
 }
 
+/// The same network, nothing of it shared with anybody.
+fn unshared(network: &Network) -> Network {
+    Network {
+        wireguard: Shared::new((*network.wireguard).clone()),
+        vxlan: Shared::new((*network.vxlan).clone()),
+        addresses: Shared::new((*network.addresses).clone()),
+        fdb: Shared::new((*network.fdb).clone()),
+        neighbours: Shared::new((*network.neighbours).clone()),
+        nexthops: Shared::new((*network.nexthops).clone()),
+        routes: Shared::new((*network.routes).clone()),
+        rules: Shared::new((*network.rules).clone()),
+        sysctls: Shared::new((*network.sysctls).clone()),
+    }
+}
+
+/// What a few changes make of a copy, which shares with the original what they leave alone.
+fn changed(original: &Network, history: &[Change]) -> Network {
+    let mut kernel = kernel(original.clone());
+    for change in history {
+        let _ = kernel.apply(change);
+    }
+    for w in kernel.network.wireguard.values_mut() {
+        w.public_key = Some(WgPublicKey([200; 32]));
+    }
+    kernel.network
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -233,5 +260,36 @@ proptest! {
                 prop_assert!(kernel.network.routes.contains_key(*key), "{} lost {}", change, key);
             }
         }
+    }
+
+    #[test]
+    fn the_difference_is_the_same_whether_parts_are_shared_or_not(
+        old in wanted(),
+        history in proptest::collection::vec(change(), 0..6),
+    ) {
+        let before = unshared(&old);
+        let mut new = changed(&old, &history);
+        prop_assert_eq!(&old, &before, "a change of the copy reached the original");
+        let (old_alone, new_alone) = (unshared(&old), unshared(&new));
+        prop_assert_eq!(&new, &new_alone);
+        prop_assert_eq!(new == old, new_alone == old_alone);
+        let plans = (diff(&new_alone, &old_alone), diff_desired(&old_alone, &new_alone));
+        prop_assert_eq!(&(diff(&new, &old), diff_desired(&old, &new)), &plans);
+        new.share(&old);
+        prop_assert_eq!(&new, &new_alone);
+        prop_assert_eq!(&(diff(&new, &old), diff_desired(&old, &new)), &plans);
+        let mut rejoined = new_alone;
+        rejoined.share(&old);
+        prop_assert_eq!(&(diff(&rejoined, &old), diff_desired(&old, &rejoined)), &plans);
+    }
+
+    #[test]
+    fn no_change_of_a_shared_part_is_skipped(
+        old in wanted(),
+        history in proptest::collection::vec(change(), 1..4),
+    ) {
+        let new = changed(&old, &history);
+        let reached = run(&old, &diff(&new, &old))?;
+        prop_assert_eq!(comparable(reached, &new), new);
     }
 }

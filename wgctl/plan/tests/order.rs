@@ -49,7 +49,21 @@ fn a_failover_is_one_change_whatever_the_number_of_prefixes() {
     let old = two_planes(1000);
     let mut new = old.clone();
     new.nexthops.insert(nexthop(100), Nexthop::Group { members: BTreeSet::from([nexthop(1)]) });
+    assert!(new.routes.is_same(&old.routes) && new.wireguard.is_same(&old.wireguard));
     assert_eq!(text(&diff_desired(&old, &new)), ["set nexthop L0064 group L0001"]);
+}
+
+#[test]
+fn a_group_that_stays_while_its_member_changes_family_is_made_anew() {
+    let old = two_planes(1);
+    let mut new = old.clone();
+    let other =
+        |n: u32| Nexthop::Device { dev: format!("wgl{n}").parse().unwrap(), family: Family::V6 };
+    new.nexthops.insert(nexthop(0), other(0));
+    new.routes = Shared::default();
+    let kept = Network { routes: new.routes.clone(), ..old.clone() };
+    let plan = text(&diff(&new, &kept));
+    assert!(plan.contains(&"remove nexthop L0000".to_owned()), "{plan:?}");
 }
 
 #[test]

@@ -15,4 +15,4 @@ pub use link::{LinkState, LinkWatch};
 pub use observe::Scope;
 pub use steward::{ProgramError, Report, Steward};
 pub use watch::{Drift, watch};
-pub use way::{Way, Ways};
+pub use way::{Way, WayNews, Ways};

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::IpAddr;
 
-use wgctl_plan::{Family, InterfaceName, Network, Rule};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use tokio::io::unix::AsyncFd;
+use wgctl_plan::{Family, InterfaceName, Network, ROUTE_PROTOCOL, Rule};
 
 use super::encode::*;
 use super::netlink::*;
@@ -35,7 +37,7 @@ impl Ways {
     pub fn our_rules(&mut self) -> io::Result<BTreeSet<Rule>> {
         let mut network = Network::default();
         rules(&mut self.netlink, AF_INET, &mut network)?;
-        Ok(network.rules)
+        Ok(network.rules.into_inner())
     }
 
     /// The way of a packet to this address with this firewall mark (0: none); `None` if it has none.
@@ -60,6 +62,58 @@ impl Ways {
         let name = nix::net::if_::if_indextoname(oif)?;
         let dev = name.to_string_lossy().parse().map_err(io::Error::other)?;
         Ok(Some(Way { dev, gateway: attrs.get(RTA_GATEWAY).and_then(address) }))
+    }
+}
+
+/// Tells when the way of packets may be another: others' routes and addresses came or went, or a link went up or down (the kernel
+/// does not tell of the IPv4 routes that go with a link).
+#[derive(Debug)]
+pub struct WayNews {
+    fd: AsyncFd<Socket>,
+}
+
+impl WayNews {
+    /// Within a runtime with I/O.
+    pub fn open() -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        for group in NEWS {
+            socket.add_membership(group)?;
+        }
+        socket.set_non_blocking(true)?;
+        // SAFETY: the socket owns its descriptor, gives out the same one always, and closes it when `Self` drops it.
+        Ok(Self { fd: unsafe { AsyncFd::register(socket)? } })
+    }
+
+    /// Waits for news. What is lost (a full buffer) is news as well. Losing the future loses none.
+    pub async fn next(&mut self) -> io::Result<()> {
+        loop {
+            let mut guard = self.fd.readable().await?;
+            match guard.try_io(|fd| fd.get_ref().recv_from_full()) {
+                Ok(Ok((bytes, _))) => {
+                    if split(&bytes).any(|(_, m)| is_news(&m)) {
+                        return Ok(());
+                    }
+                }
+                Ok(Err(e)) if e.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {
+                    return Ok(());
+                }
+                Ok(Err(e)) => return Err(e),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+/// RTNLGRP_LINK, IPV4_IFADDR, IPV4_ROUTE.
+const NEWS: [u32; 3] = [1, 5, 7];
+
+/// Our own routes are none: what is asked here is what would be without them.
+fn is_news(message: &Received) -> bool {
+    match message.kind {
+        RTM_NEWROUTE | RTM_DELROUTE => message.payload.get(5) != Some(&ROUTE_PROTOCOL),
+        RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR => true,
+        _ => false,
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::view::{ClusterNode, names};
+use super::view::{ClusterNode, ClusterView, names};
 
 /// Between two turns.
 pub const STEP: Duration = Duration::from_millis(200);
@@ -27,6 +27,11 @@ pub fn turn<'a>(all: impl Iterator<Item = &'a str>, key: &str, me: &str) -> Opti
 /// True if the node's daemon has published its keys.
 pub(super) fn has_daemon(node: &ClusterNode) -> bool {
     [names::WIREGUARD_KEY, names::CONTROL_KEY].iter().all(|k| node.annotations.contains_key(*k))
+}
+
+/// Names of the nodes whose daemons take turns: those that have published their keys.
+pub fn daemons(view: &ClusterView) -> impl Iterator<Item = &str> {
+    view.nodes.values().filter(|n| has_daemon(n)).map(|n| n.name.as_str())
 }
 
 /// FNV-1a with a finish that mixes, as `observe::watch` uses it: the same on every machine.

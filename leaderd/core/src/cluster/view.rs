@@ -115,6 +115,8 @@ pub mod names {
     pub const KILO_ENDPOINT: &str = "kilo.squat.ai/endpoint";
     pub const KILO_FORCE_ENDPOINT: &str = "kilo.squat.ai/force-endpoint";
     pub const KILO_INTERNAL_IP: &str = "kilo.squat.ai/internal-ip";
+    /// Goes before the one above; `-` or nothing: none.
+    pub const KILO_FORCE_INTERNAL_IP: &str = "kilo.squat.ai/force-internal-ip";
     /// Base64 public key of the node's `kilo0`.
     pub const KILO_KEY: &str = "kilo.squat.ai/key";
     /// The location where Kilo has none.

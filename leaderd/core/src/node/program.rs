@@ -25,15 +25,18 @@ impl Node {
             .keys()
             .filter_map(|l| Some((l.clone(), self.effective_leaders(l)?)))
             .collect();
-        let network = topology::desired(&self.topology_input(&leaders));
+        let mut network = topology::desired(&self.topology_input(&leaders));
         if always || network != self.network {
+            // Whoever compares it with the one before then need not look into what has stayed.
+            network.share(&self.network);
             self.network = network;
             self.ask_for_network();
         }
         self.known.programming(self.revision);
     }
 
-    /// The same where nothing but the leaders of one location changed: no more work in a large mesh than in a small one.
+    /// The same where nothing but the leaders of one location changed: no more work with many prefixes and peers than with few, as
+    /// the networks share all but their nexthops.
     pub(super) fn reprogram_leaders(&mut self, location: &LocationName) {
         self.steer.touch();
         if self.steer.waits() {

@@ -107,6 +107,48 @@ fn programs(effects: &[Effect]) -> usize {
     effects.iter().filter(|e| matches!(e, Effect::Program { .. })).count()
 }
 
+fn program(effects: Vec<Effect>) -> Network {
+    let mut networks = effects.into_iter().filter_map(|e| match e {
+        Effect::Program { network, .. } => Some(*network),
+        _ => None,
+    });
+    networks.next().expect("a network is asked for")
+}
+
+#[test]
+fn a_failover_copies_nothing_but_the_nexthops() {
+    let mut mesh = mesh(2, 1, 0);
+    let far = mesh.nodes.get_mut(&name("cloud-0")).unwrap();
+    far.prefixes = vec!["10.64.0.0/24".parse().unwrap(), "10.64.1.0/24".parse().unwrap()];
+    let mut bench = Bench::of("home-0", mesh);
+    let before = program(bench.frame("cloud-0", announce(1, 0)));
+    let after = program(bench.frame("cloud-0", announce(2, 1)));
+    assert_ne!(before.nexthops, after.nexthops);
+    assert!(before.wireguard.values().all(|w| !w.peers.is_empty()) && !before.routes.is_empty());
+    let same = [
+        after.wireguard.is_same(&before.wireguard),
+        after.vxlan.is_same(&before.vxlan),
+        after.addresses.is_same(&before.addresses),
+        after.fdb.is_same(&before.fdb),
+        after.neighbours.is_same(&before.neighbours),
+        after.routes.is_same(&before.routes),
+        after.rules.is_same(&before.rules),
+        after.sysctls.is_same(&before.sysctls),
+    ];
+    assert_eq!(same, [true; 8]);
+}
+
+#[test]
+fn a_network_computed_anew_shares_with_the_one_before_what_has_stayed() {
+    let mut bench = Bench::new();
+    let before = program(bench.frame("cloud-0", announce(1, 0)));
+    bench.node.reprogram(true);
+    let again = program(bench.effects());
+    assert_eq!(before, again);
+    assert!(again.routes.is_same(&before.routes) && again.wireguard.is_same(&before.wireguard));
+    assert!(again.nexthops.is_same(&before.nexthops));
+}
+
 fn ignored_lines(effects: &[Effect]) -> usize {
     let is = |e: &&Effect| matches!(e, Effect::Log { message, .. } if message == "ignored");
     effects.iter().filter(is).count()

@@ -6,7 +6,8 @@ use toml::{Table, Value};
 
 use super::{Problem, Subject};
 use crate::cluster::view::ClusterView;
-use crate::mesh::{self, Mesh, Node};
+use crate::ids::LocationName;
+use crate::mesh::{self, Mesh, Node, Steering};
 
 /// What the line begins with that says of which revision the settings were.
 pub(super) const REVISION: &str = "# Settings of revision ";
@@ -65,6 +66,12 @@ impl Before {
 
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.mesh.as_ref()?.nodes.get(&name.parse().ok()?)
+    }
+
+    /// Kilo steers the location.
+    pub fn is_kilos(&self, location: &LocationName) -> bool {
+        let location = self.mesh.as_ref().and_then(|m| m.locations.get(location));
+        location.is_some_and(|l| l.steering == Steering::Kilo)
     }
 
     /// The slot that a node had in a location.

@@ -50,10 +50,19 @@ pub(super) fn facts(
         (_, None) => return None,
     };
     let location = location(node, was, &mut say)?;
-    let Some(address) = address(node, &mut say).or(was.map(|n| n.address)) else {
+    let kilos = was.filter(|n| n.location == location && before.is_kilos(&location));
+    if is_alone(node) {
+        let stays = was.map_or("left out", |_| "kept as it was");
+        say(format!(
+            "Kilo takes it for a location of its own, as it has no internal address there, and it is {stays}: set annotation {}",
+            names::KILO_FORCE_INTERNAL_IP
+        ));
+        was?;
+    }
+    let Some(address) = address(node, kilos, &mut say).or(was.map(|n| n.address)) else {
         say(format!(
             "it has no address within its location: set annotation {} or an InternalIP",
-            names::KILO_INTERNAL_IP
+            names::KILO_FORCE_INTERNAL_IP
         ));
         return None;
     };
@@ -63,13 +72,13 @@ pub(super) fn facts(
     }
     prefixes.sort();
     prefixes.dedup();
-    let endpoint = endpoint(node);
+    let endpoint = endpoint(node, kilos, &mut say);
     Some(Facts { name, location, address, prefixes, endpoint, wireguard_key, control_key })
 }
 
-/// The location as Kilo names it, if the node says one.
+/// The location as Kilo names it, if the node says one. An empty annotation counts before the label, as it does with Kilo.
 pub(in crate::cluster) fn location_of(node: &ClusterNode) -> Option<&str> {
-    let annotation = node.annotations.get(names::KILO_LOCATION).filter(|l| !l.is_empty());
+    let annotation = node.annotations.get(names::KILO_LOCATION);
     annotation
         .or_else(|| node.labels.get(names::REGION))
         .map(String::as_str)
@@ -117,42 +126,71 @@ fn key(node: &ClusterNode, name: &str, say: &mut impl FnMut(String)) -> Option<S
     good.then(|| text.clone())
 }
 
-fn address(node: &ClusterNode, say: &mut impl FnMut(String)) -> Option<IpAddr> {
-    // Kilo takes "-" for 'none'.
-    let told = node.annotations.get(names::KILO_INTERNAL_IP).filter(|a| !a.is_empty() && *a != "-");
-    if let Some(told) = told {
-        match told.parse::<IpNet>().map(|n| n.addr()).or_else(|_| told.parse::<IpAddr>()) {
-            Ok(ip) => return Some(ip),
-            Err(_) => say(format!(
-                "annotation {} is {told:?}: write an address with its prefix length, such as 10.0.0.5/24",
-                names::KILO_INTERNAL_IP
+/// Kilo has said, or was told, that the node has no internal address.
+fn is_alone(node: &ClusterNode) -> bool {
+    let of = |name: &str| node.annotations.get(name).map(String::as_str);
+    let forced = of(names::KILO_FORCE_INTERNAL_IP);
+    let unforced = forced.is_none_or(|a| a.parse::<IpNet>().is_err());
+    matches!(forced, Some("" | "-")) || (unforced && of(names::KILO_INTERNAL_IP) == Some(""))
+}
+
+/// `kilos`: the node before, where Kilo steers. What Kilo's agent found out goes while it restarts, and that is no news.
+fn address(
+    node: &ClusterNode,
+    kilos: Option<&Node>,
+    say: &mut impl FnMut(String),
+) -> Option<IpAddr> {
+    for name in [names::KILO_FORCE_INTERNAL_IP, names::KILO_INTERNAL_IP] {
+        let told = node.annotations.get(name).filter(|a| !a.is_empty() && *a != "-");
+        match told.map(|t| (t, t.parse::<IpNet>())) {
+            None => {}
+            Some((_, Ok(net))) => return Some(net.addr()),
+            Some((told, Err(_))) => say(format!(
+                "annotation {name} is {told:?}: write an address with its prefix length, such as 10.0.0.5/24"
             )),
         }
     }
-    node.internal.first().copied()
+    kilos.map(|n| n.address).or_else(|| node.internal.first().copied())
 }
 
 /// Where other locations reach the node: Kilo's annotations first, then the ExternalIP. Only what Kilo takes for public: a leader
-/// with a private endpoint cuts its location off.
-fn endpoint(node: &ClusterNode) -> Result<Host, String> {
+/// with a private endpoint cuts its location off. `kilos`: as for [`address`].
+fn endpoint(
+    node: &ClusterNode,
+    kilos: Option<&Node>,
+    say: &mut impl FnMut(String),
+) -> Result<Host, String> {
     let told = [names::KILO_FORCE_ENDPOINT, names::KILO_ENDPOINT];
-    let told = told.into_iter().find_map(|k| {
+    let told = told.into_iter().filter_map(|k| {
         node.annotations.get(k).filter(|v| !v.is_empty() && *v != "-").map(|v| (k, v))
     });
-    let host = match told {
-        Some((annotation, text)) => host(text).ok_or_else(|| {
-            format!(
-                "annotation {annotation} is {text:?}: write a host and a port, such as 203.0.113.7:51820 or [2001:db8::7]:51820"
-            )
-        })?,
-        None => {
+    let (mut found, mut mistake) = (None, None);
+    for (annotation, text) in told {
+        found = host(text);
+        if found.is_some() {
+            break;
+        }
+        mistake = mistake.or(Some(format!(
+            "annotation {annotation} is {text:?}: write a host and a port, such as 203.0.113.7:51820 or [2001:db8::7]:51820"
+        )));
+    }
+    let host = match (found, mistake) {
+        (Some(host), None) => host,
+        // As Kilo does.
+        (Some(host), Some(mistake)) => {
+            say(format!("{mistake}; annotation {} counts", names::KILO_ENDPOINT));
+            host
+        }
+        (None, Some(mistake)) => return Err(mistake),
+        (None, None) => {
             let public = node.external.iter().copied().find(|ip| is_public(*ip));
-            Host::Ip(public.or(node.external.first().copied()).ok_or_else(|| {
+            let external = public.or(node.external.first().copied()).map(Host::Ip);
+            kilos.and_then(|n| n.endpoint.clone()).or(external).ok_or_else(|| {
                 format!(
                     "it has no endpoint: set annotation {} to an address that other locations reach, with a port",
                     names::KILO_FORCE_ENDPOINT
                 )
-            })?)
+            })?
         }
     };
     match host {

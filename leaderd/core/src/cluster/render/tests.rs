@@ -166,6 +166,7 @@ fn endpoints_are_kilos_first_and_the_external_address_last() {
         endpoint(&[(kilo, "198.51.100.1:1"), (force, "[2001:db8::1]:2")]),
         ip("2001:db8::1")
     );
+    assert_eq!(endpoint(&[(kilo, "198.51.100.1:1"), (force, "198.51.100.2")]), ip("198.51.100.1"));
     assert_eq!(
         endpoint(&[(force, "Relay.Example.NET:51820")]),
         mesh::Host::Name("relay.example.net".into())
@@ -183,6 +184,61 @@ fn addresses_and_locations_are_kilos_first() {
     let mesh = mesh_of(&view);
     let n = &mesh.nodes[&"home-2".parse::<NodeName>().unwrap()];
     assert_eq!((n.address.to_string(), n.location.as_str()), ("10.0.4.77".to_owned(), "home"));
+}
+
+#[test]
+fn what_kilos_agent_found_out_stays_while_it_restarts() {
+    let kilo = [names::KILO_ENDPOINT, names::KILO_INTERNAL_IP];
+    let mut view = two_locations();
+    let n = view.nodes.get_mut("home-1").unwrap();
+    n.external.clear();
+    for (name, value) in kilo.into_iter().zip(["198.51.100.1:51820", "10.0.4.77/24"]) {
+        annotate(n, name, value);
+    }
+    let cleaned_up = |view: &ClusterView| {
+        with(view, |v| {
+            let n = v.nodes.get_mut("home-1").unwrap();
+            kilo.into_iter().for_each(|k| drop(n.annotations.remove(k)));
+        })
+    };
+    // Where Kilo does not steer, it is the annotations that count, and their absence.
+    let mut native = view.clone();
+    settle(&mut native);
+    let node = |v: &ClusterView| mesh_of(v).nodes[&"home-1".parse::<NodeName>().unwrap()].clone();
+    assert_eq!(node(&native).endpoint, Some(mesh::Host::Ip("198.51.100.1".parse().unwrap())));
+    assert_eq!(node(&cleaned_up(&native)).slot, None);
+    view.pools.get_mut("home").unwrap().spec.steering = Steering::Kilo;
+    settle(&mut view);
+    assert_eq!(text_of(&cleaned_up(&view)), text_of(&view));
+    assert!(problems(&cleaned_up(&view)).is_empty(), "{:?}", problems(&cleaned_up(&view)));
+}
+
+#[test]
+fn a_node_without_an_internal_address_is_kilos_own_location_and_left_out() {
+    let (said, forced) = (names::KILO_INTERNAL_IP, names::KILO_FORCE_INTERNAL_IP);
+    let of = |view: &ClusterView, annotations: &[(&str, &str)]| {
+        let view = with(view, |v| {
+            let n = v.nodes.get_mut("home-2").unwrap();
+            annotations.iter().for_each(|(k, a)| annotate(n, k, a));
+        });
+        let node = mesh_of(&view).nodes.get(&"home-2".parse::<NodeName>().unwrap()).cloned();
+        (node.map(|n| n.address.to_string()), problems(&view).join("\n"))
+    };
+    let new = two_locations();
+    assert_eq!(
+        of(&new, &[(said, "10.0.4.7/24"), (forced, "10.0.4.9/24")]).0,
+        Some("10.0.4.9".into())
+    );
+    let (address, why) = of(&new, &[(said, "10.0.4.7/24"), (forced, "10.0.4.9")]);
+    assert_eq!(address, Some("10.0.4.7".into()), "as Kilo does, and told:");
+    assert!(why.contains("with its prefix length"), "{why}");
+    let mut old = new.clone();
+    settle(&mut old);
+    for none in [vec![(forced, "-")], vec![(forced, ""), (said, "10.0.4.7/24")], vec![(said, "")]] {
+        let (address, why) = of(&new, &none);
+        assert!(address.is_none() && why.contains("a location of its own"), "{none:?}: {why}");
+        assert!(of(&old, &none).0.is_some(), "one that is in the mesh stays");
+    }
 }
 
 #[test]

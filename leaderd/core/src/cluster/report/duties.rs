@@ -21,10 +21,6 @@ fn candidates(mesh: &Mesh) -> impl Iterator<Item = &str> {
     mesh.nodes.values().filter(|n| n.slot.is_some()).map(|n| n.name.as_str())
 }
 
-fn daemons(view: &ClusterView) -> impl Iterator<Item = &str> {
-    view.nodes.values().filter(|n| rank::has_daemon(n)).map(|n| n.name.as_str())
-}
-
 /// Statuses, conditions and Events that are to be written.
 pub(in crate::cluster) fn status_tasks(
     view: &ClusterView,
@@ -77,7 +73,7 @@ fn writer(
     let (Some(l), Some(running)) = (l, running) else {
         // Nobody decides there: all daemons see the same.
         return if lags {
-            Some(GRACE + rank::turn(daemons(view), &key, me.as_str())?)
+            Some(GRACE + rank::turn(rank::daemons(view), &key, me.as_str())?)
         } else {
             None
         };
@@ -132,7 +128,7 @@ fn relay_tasks(
             continue;
         }
         let key = format!("relay/{}", node.name);
-        if let Some(turn) = rank::turn(daemons(view), &key, me.as_str()) {
+        if let Some(turn) = rank::turn(rank::daemons(view), &key, me.as_str()) {
             set(node, GRACE + turn, None);
         }
     }

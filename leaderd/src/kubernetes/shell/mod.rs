@@ -1,5 +1,8 @@
 //! The loop: one word of a watch, one answer or one timer at a time. It never waits for the API: requests are under way beside
-//! it, each bounded in time, and at most one for each thing.
+//! it, each bounded in time, and at most one for each thing. What is done when its turn has come: `work`; what the log says: `tell`.
+
+mod tell;
+mod work;
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -10,7 +13,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, FuturesUnordered};
 use leaderd_core::admin::{AdminRequest, AdminResponse};
-use leaderd_core::cluster::{self, Action, Problem, Rendered, Running, Subject, Task, Turns};
+use leaderd_core::cluster::{Problem, Turns};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
@@ -19,12 +22,12 @@ use tokio::sync::{mpsc, watch};
 use super::carry::{Call, Carrier};
 use super::contact::{CallError, Contact};
 use super::keep::Keeper;
-use super::seen::{self, Held, News, Seen, Word};
-use super::{Config, first, kilo_names};
+use super::seen::{self, News, Seen, Word};
+use super::{Config, kilo_nodes};
 use crate::clock::Clock;
 use crate::counters::Counters;
-use crate::engine::{COMMAND_TIMEOUT, Request};
-use crate::kilo::KiloNames;
+use crate::engine::Request;
+use crate::kilo::KiloNodes;
 use crate::run::Daemon;
 
 /// How long after a change of the view it is looked at: what changes together is looked at once.
@@ -43,7 +46,7 @@ const ANEW: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Out {
     pub meshes: watch::Sender<Option<Arc<Mesh>>>,
-    pub kilo: watch::Sender<KiloNames>,
+    pub kilo: watch::Sender<KiloNodes>,
 }
 
 /// What came of something that was under way.
@@ -304,10 +307,10 @@ impl Shell {
 
     /// The view has changed.
     fn look(&mut self) {
-        let names = kilo_names(&self.seen.view);
+        let nodes = kilo_nodes(&self.seen.view);
         self.out.kilo.send_if_modified(|old| {
-            let news = *old != names;
-            *old = names;
+            let news = *old != nodes;
+            *old = nodes;
             news
         });
         if self.seen.is_whole() {
@@ -335,153 +338,6 @@ impl Shell {
             let events = asker.lookup(Request::Events).await;
             Done::Status(status.zip(events).map(Box::new))
         }));
-    }
-
-    /// Finds out what is wanted, and does what is due.
-    fn weigh(&mut self) {
-        let now = Instant::now();
-        if self.weighed.is_some_and(|at| now < at + ANEW) && !self.stale {
-            return;
-        }
-        if !self.seen.is_whole() || self.contact.is_away() {
-            return self.say_what_is_missing(None);
-        }
-        self.stale = false;
-        self.weighed = Some(now);
-        self.publish_keys();
-        let in_force = self.in_force.as_ref().and_then(|(_, mesh)| mesh.clone());
-        let running = match (&self.daemon, &self.status, &in_force) {
-            (Some(_), Some(status), Some(mesh)) => {
-                Some(Running { mesh, status: &status.0, events: &status.1 })
-            }
-            _ => None,
-        };
-        let time = self.clock.now();
-        let (config, view) = (&self.config, &self.seen.view);
-        let (rendered, mut tasks) =
-            cluster::tasks(view, &config.settings, &config.me, running, time.wall);
-        tasks.extend(self.lost_mesh(&rendered));
-        if self.seen.held == Held::Foreign {
-            tasks.retain(|t| !matches!(t.action, Action::Mesh { .. }));
-        }
-        self.say_problems(&rendered);
-        self.say_what_is_missing(Some(&rendered));
-        let (due, next) = self.turns.due(time.mono, tasks);
-        self.next_turn = next.map(|at| self.clock.deadline(at).into_std());
-        for Task { key, action, .. } in due {
-            if !self.busy.contains(&key) {
-                self.begin(key, action);
-            }
-        }
-    }
-
-    /// The object that holds the mesh is gone or damaged: it is written again by the one whose turn it is.
-    fn lost_mesh(&self, rendered: &Rendered) -> Option<Task> {
-        let object = self.seen.view.mesh.as_ref().filter(|_| self.seen.held == Held::Lost)?;
-        let text = rendered.text.clone().unwrap_or_else(|| object.text.clone());
-        if text.is_empty() {
-            return None;
-        }
-        let resource_version = Some(object.resource_version.clone()).filter(|v| !v.is_empty());
-        let nodes = self.seen.view.nodes.values();
-        let daemons = nodes
-            .filter(|n| self.config.own.keys().all(|k| n.annotations.contains_key(k)))
-            .map(|n| n.name.as_str());
-        let wait = cluster::turn(daemons, LOST, self.config.me.as_str())?;
-        Some(Task {
-            key: LOST.to_owned(),
-            wait: Duration::from_secs(1) + wait,
-            action: Action::Mesh { resource_version, text },
-        })
-    }
-
-    /// The node's own annotations, which nobody else writes: put back if somebody removed them.
-    fn publish_keys(&mut self) {
-        if self.keys_are_published() != Some(false) || self.busy.contains(KEYS) {
-            return;
-        }
-        tracing::info!(node.name = %self.config.me, "publishing the public keys of this node");
-        self.call(KEYS.to_owned(), Call::Own(self.config.own.clone()));
-    }
-
-    /// `None`: there is no such Node.
-    fn keys_are_published(&self) -> Option<bool> {
-        let node = self.seen.view.nodes.get(self.config.me.as_str())?;
-        Some(self.config.own.iter().all(|(k, v)| node.annotations.get(k) == Some(v)))
-    }
-
-    fn begin(&mut self, key: String, action: Action) {
-        if let Action::Command(request) = action {
-            let Some(daemon) = &self.daemon else { return };
-            let asker = daemon.asker.clone();
-            self.busy.insert(key.clone());
-            self.under_way.push(Box::pin(async move {
-                let command = |to| Request::Command(request.clone(), to);
-                let response = asker.ask(command, COMMAND_TIMEOUT).await;
-                Done::Command { key, request, response }
-            }));
-            return;
-        }
-        if let Action::Annotate(change) = &action {
-            tracing::info!(node.name = change.node, annotations = ?change.annotations, why = change.why, "annotating a node");
-        }
-        if let Action::Mesh { text, .. } = &action {
-            tracing::info!(bytes = text.len(), "writing the mesh file of the cluster");
-        }
-        if let Some(call) = Call::of(action, &self.seen.view, &self.config.me) {
-            self.call(key, call);
-        }
-    }
-
-    fn call(&mut self, key: String, mut call: Call) {
-        let (carrier, what) = (self.carrier.clone(), call.what());
-        let then = match &mut call {
-            Call::Pool { events, .. } => {
-                events.drain(..).map(|e| Call::Event(Box::new(e))).collect()
-            }
-            _ => Vec::new(),
-        };
-        self.busy.insert(key.clone());
-        self.under_way.push(Box::pin(async move {
-            let result = carrier.carry_out(call).await;
-            Done::Call { key, what, result, then }
-        }));
-    }
-
-    /// Those that somebody at this node can do something about; pools' statuses have them all.
-    fn say_problems(&mut self, rendered: &Rendered) {
-        // A cluster that leaderd comes to has no mesh before its nodes have keys: no problem of anybody's.
-        if self.keys_are_published() != Some(true) {
-            return;
-        }
-        let me = self.config.me.as_str();
-        let location = self
-            .in_force
-            .as_ref()
-            .and_then(|(_, m)| Some(m.as_ref()?.node(&self.config.me)?.location.to_string()));
-        let mine = |p: &&Problem| match &p.subject {
-            Subject::Settings | Subject::Mesh => true,
-            Subject::Node(node) => node == me,
-            Subject::Location(name) => Some(name) == location.as_ref(),
-            Subject::Pool(_) => false,
-        };
-        let now: Vec<Problem> = rendered.problems.iter().filter(mine).cloned().collect();
-        for new in now.iter().filter(|p| !self.problems.contains(p)) {
-            tracing::warn!(subject = ?new.subject, problem = new.message, "not all is well in the cluster");
-        }
-        self.problems = now;
-    }
-
-    fn say_what_is_missing(&mut self, rendered: Option<&Rendered>) {
-        if self.daemon.is_some() {
-            return;
-        }
-        let mesh = self.in_force.as_ref().and_then(|(_, mesh)| mesh.as_deref());
-        let missing = first::waits_for(&self.config, &self.seen, rendered, mesh);
-        if self.waits_for.as_ref() != Some(&missing) {
-            tracing::info!(wants = missing, "no mesh with this node yet");
-            self.waits_for = Some(missing);
-        }
     }
 }
 
