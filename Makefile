@@ -6,13 +6,14 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-binaries bench-kilo audit clean
+.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries bench-kilo audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
 	@echo 'make test    format, lints, docs, Kubernetes manifests, unit and property tests, virtual time, fuzz corpus, lab scenarios, kernel WireGuard'
-	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine'
+	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine (SCENARIOS=all, or names)'
 	@echo 'make test-kilo  Kubernetes: the real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo, leaderd beside it'
+	@echo 'make test-kilo-kernel  some of these with kernel WireGuard, in an emulated machine (TESTS=names)'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (hours; RUNS=10, ONLY="kilo-489 idle": less)'
@@ -137,13 +138,18 @@ check-image: deps
 test-service: lab
 	TARGET="$(TARGET)" tests/systemd/run "$(LAB)"
 
-# Kernel WireGuard, whatever this machine's kernel has: closes with a line for each kernel.
+# Kernel WireGuard, whatever this machine's kernel has: closes with a line for each kernel. SCENARIOS='dual-stack wan-cut', or `all`, in
+# place of each kernel's own.
 test-kernel: lab
-	TARGET="$(TARGET)" tests/kernel/run
+	SCENARIOS="$(SCENARIOS)" TARGET="$(TARGET)" tests/kernel/run
 
 # Kubernetes in the lab. Not in `make test`: it needs Go, and some minutes for etcd and kube-apiserver the first time.
 test-kilo: test-kilo-binaries
 	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo test --locked --profile lab -p tests --test kilo -- $(ONLY)
+
+# Some of these with kernel WireGuard, in an emulated machine. Not in `make test`: the emulated processor is slow.
+test-kilo-kernel: test-kilo-binaries
+	TESTS="$(TESTS)" TARGET="$(TARGET)" tests/kernel/run linux-image-6.12-cloud-amd64 kilo
 
 test-kilo-binaries: deps
 	TARGET="$(TARGET)" tests/kilo/build

@@ -2,7 +2,8 @@
 //!
 //! One test after the other, each in a cluster of its own: they share the machine's cores. Not under libtest, since the lab forks, which
 //! needs a process with one thread. Arguments that do not start with `-` filter by name. What is missing is a failure, never a skip.
-//! Logs of etcd, the API server and the daemons are kept in `TARGET/kilo/logs`.
+//! `--meter-every=5ms` makes the meters slower, `--moves=6` moves the stand-in alone so often. `$LEADERD_WIREGUARD` (`kernel`,
+//! `wireguard-go`) says who does WireGuard, the stand-in's and leaderd's. Logs of etcd, the API server and the daemons are kept in `TARGET/kilo/logs`.
 
 #[path = "kilo/agent.rs"]
 mod agent;
@@ -18,7 +19,7 @@ mod race;
 use std::process::ExitCode;
 
 use ::tests::kilo::programs::Programs;
-use ::tests::kilo::rig::{Beside, Rig, in_lab};
+use ::tests::kilo::rig::{Beside, Options, Rig, in_lab};
 
 type Test = (&'static str, (Beside, fn(&mut Rig) -> anyhow::Result<String>));
 
@@ -59,11 +60,32 @@ const TESTS: &[Test] = &[
     ),
 ];
 
+/// Several of these in one cluster each, for a machine on which a cluster takes minutes to come up (`--together`).
+const TOGETHER: &[Test] = &[
+    ("kilo_alone_under_a_fault_and_moved", (Beside::Nobody, alone_under_a_fault_and_moved)),
+    ("with_leaderd_promoted_and_under_a_fault", (Beside::Leaderd, promoted_and_under_a_fault)),
+];
+
+fn alone_under_a_fault_and_moved(rig: &mut Rig) -> anyhow::Result<String> {
+    let fault = alone::new_flows_die(rig)?;
+    Ok(format!("issue #489: {fault}\nmoved:\n{}", alone::a_planned_move(rig)?))
+}
+
+fn promoted_and_under_a_fault(rig: &mut Rig) -> anyhow::Result<String> {
+    let promoted = beside::a_planned_promotion(rig)?;
+    Ok(format!("promoted: {promoted}\nissue #489: {}", beside::new_flows_end(rig)?))
+}
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let programs = || Programs::find().map_err(|e| format!("{e:#}"));
-    ::tests::runner::run(&args, TESTS, programs, |programs, name, (beside, test)| {
+    let tests = if args.iter().any(|a| a == "--together") { TOGETHER } else { TESTS };
+    let common = || {
+        let options = Options::of(&args)?;
+        Ok((Programs::find()?, options))
+    };
+    let common = || common().map_err(|e: anyhow::Error| format!("{e:#}"));
+    ::tests::runner::run(&args, tests, common, |(programs, options), name, (beside, test)| {
         let logs = programs.kilo.with_file_name("logs").join(name);
-        in_lab(name, *beside, programs, &logs, *test).map_err(|e| format!("{e:#}"))
+        in_lab(name, *beside, programs, *options, &logs, *test).map_err(|e| format!("{e:#}"))
     })
 }

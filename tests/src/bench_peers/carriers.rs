@@ -13,9 +13,10 @@ use wgctl_lab::{World, wall_micros};
 use super::counters::{Devices, Packets};
 
 const EVERY: Duration = Duration::from_millis(50);
-/// A gateway carries if at least this many packets passed it in [`EVERY`]: half of what the meters send in one direction (100), and
-/// well above what any system sends for itself.
-const CARRIES: u64 = 50;
+/// A gateway carries if at least this share of what the meters send in one direction passed it in [`EVERY`].
+const CARRIES: f64 = 0.5;
+/// Meters between the same two workloads.
+const METERS: u32 = 2;
 /// Changes closer than this are one move: not every node changes its routes in the same instant.
 const ONE_MOVE: u64 = 500_000;
 
@@ -52,12 +53,23 @@ struct Shared {
 /// What was seen so far.
 #[derive(Debug, Default)]
 struct Seen {
+    /// Packets in [`EVERY`] that make a carrier.
+    enough: u64,
     /// `[in, out]` by location.
     now: Vec<[Option<usize>; 2]>,
     changes: Vec<Change>,
 }
 
 impl Seen {
+    fn of(locations: usize, tick: Duration) -> Self {
+        let sent = (EVERY * METERS).as_secs_f64() / tick.as_secs_f64();
+        Self {
+            enough: (sent * CARRIES).ceil() as u64,
+            now: vec![[None; 2]; locations],
+            changes: Vec::new(),
+        }
+    }
+
     /// `counted`: node, location and packets since the last time.
     fn look(&mut self, at: u64, counted: &[(usize, usize, Packets)]) {
         for (location, now) in self.now.iter_mut().enumerate() {
@@ -65,7 +77,9 @@ impl Seen {
                 let of = |p: Packets| if way == Way::In { p.received } else { p.sent };
                 let here = counted.iter().filter(|(_, l, _)| *l == location);
                 let most = here.map(|(n, _, p)| (of(*p), *n)).max_by_key(|(count, _)| *count);
-                let Some((_, to)) = most.filter(|(count, _)| *count >= CARRIES) else { continue };
+                let Some((_, to)) = most.filter(|(count, _)| *count >= self.enough) else {
+                    continue;
+                };
                 if let Some(from) = now.filter(|from| *from != to) {
                     self.changes.push(Change { at, location, way, from, to });
                 }
@@ -76,13 +90,14 @@ impl Seen {
 }
 
 impl Carriers {
-    pub fn watch(world: &World) -> Result<Self> {
+    /// Of meters that leave `tick` between two packets of theirs.
+    pub fn watch(world: &World, tick: Duration) -> Result<Self> {
         let mut gateways = Vec::new();
         for (i, n) in world.nodes.iter().enumerate().filter(|(_, n)| n.node.slot.is_some()) {
             gateways.push((i, n.node.location, Devices::of(&n.ns)?));
         }
         let shared = Arc::new(Shared::default());
-        lock(&shared).now = vec![[None; 2]; world.topology.locations.len()];
+        *lock(&shared) = Seen::of(world.topology.locations.len(), tick);
         let theirs = Arc::clone(&shared);
         let work = move || {
             let mut before: Vec<Packets> = gateways.iter().map(|(_, _, d)| wan(d)).collect();
@@ -147,6 +162,7 @@ pub fn moves<'c>(changes: impl Iterator<Item = &'c Change>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wgctl_lab::TICK;
 
     fn packets(received: u64, sent: u64) -> Packets {
         Packets { received, sent }
@@ -154,13 +170,21 @@ mod tests {
 
     #[test]
     fn who_carries_is_who_most_packets_pass_and_silence_changes_nothing() {
-        let mut seen = Seen { now: vec![[None; 2]], changes: Vec::new() };
+        let mut seen = Seen::of(1, TICK);
+        assert_eq!(seen.enough, 50);
         seen.look(1, &[(0, 0, packets(100, 100)), (1, 0, packets(3, 3))]);
         seen.look(2, &[(0, 0, packets(0, 2)), (1, 0, packets(1, 1))]);
         assert!(seen.changes.is_empty() && seen.now[0] == [Some(0); 2]);
         seen.look(3, &[(0, 0, packets(100, 5)), (1, 0, packets(5, 100))]);
         let one = Change { at: 3, location: 0, way: Way::Out, from: 0, to: 1 };
         assert_eq!(seen.changes, [one]);
+    }
+
+    #[test]
+    fn slower_meters_make_a_carrier_with_fewer_packets() {
+        let mut seen = Seen::of(1, 5 * TICK);
+        seen.look(1, &[(0, 0, packets(9, 20)), (1, 0, packets(8, 7))]);
+        assert_eq!(seen.now, [[None, Some(0)]]);
     }
 
     #[test]

@@ -130,7 +130,7 @@ impl Player {
             std::thread::sleep(Duration::from_secs(3));
             played.idle = Some(self.idle(time)?);
         }
-        let carriers = Carriers::watch(&self.world)?;
+        let carriers = Carriers::watch(&self.world, TICK)?;
         let stalls = Stalls::watch();
         for case in cases {
             let meters = self.meters(*case)?;

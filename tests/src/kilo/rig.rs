@@ -32,9 +32,47 @@ const FLOWS_WITHIN: Duration = Duration::from_secs(60);
 pub const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 
+/// What a run may ask for in another way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Time between two packets of each meter in each direction. A slow processor cannot send 4,000 packets a second.
+    pub meter_every: Duration,
+    /// How often Kilo's stand-in alone is told to move, one after the other.
+    pub moves: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { meter_every: TICK, moves: 1 }
+    }
+}
+
+impl Options {
+    /// From arguments: `--meter-every=5ms`, `--moves=6`. Others are somebody else's.
+    pub fn of(args: &[String]) -> Result<Self> {
+        let mut options = Self::default();
+        for arg in args {
+            if let Some(time) = arg.strip_prefix("--meter-every=") {
+                options.meter_every = humantime::parse_duration(time).context("--meter-every")?;
+                ensure!(!options.meter_every.is_zero(), "a meter needs time between its packets");
+            } else if let Some(count) = arg.strip_prefix("--moves=") {
+                options.moves = count.parse().context("--moves")?;
+                ensure!(options.moves > 0, "--moves=0 tests nothing");
+            }
+        }
+        Ok(options)
+    }
+
+    /// Packets that a meter sends in this time, both directions added up.
+    pub fn packets_in(&self, time: Duration) -> u64 {
+        2 * (time.as_nanos() / self.meter_every.as_nanos()) as u64
+    }
+}
+
 /// Everything that runs.
 #[derive(Debug)]
 pub struct Rig {
+    pub options: Options,
     pub world: Arc<World>,
     pub control: ControlPlane,
     pub kilo: StandIn,
@@ -58,6 +96,7 @@ pub fn in_lab(
     name: &str,
     beside: Beside,
     programs: &Programs,
+    options: Options,
     logs: &Path,
     test: fn(&mut Rig) -> Result<String>,
 ) -> Result<String> {
@@ -65,7 +104,7 @@ pub fn in_lab(
     let _ = std::fs::remove_dir_all(logs);
     std::fs::create_dir_all(logs).with_context(|| logs.display().to_string())?;
     let (code, out) = run_inside_as(Users::RootAlone, &dir, |dir, mut pipe| {
-        let said = Rig::build(beside, programs, dir).and_then(|mut rig| {
+        let said = Rig::build(beside, programs, options, dir).and_then(|mut rig| {
             // A panic must not leave the sandbox: whoever called us runs in another process.
             let tried = std::panic::AssertUnwindSafe(|| test(&mut rig));
             let said = std::panic::catch_unwind(tried)
@@ -83,7 +122,7 @@ pub fn in_lab(
 }
 
 impl Rig {
-    fn build(beside: Beside, programs: &Programs, dir: &LabDir) -> Result<Self> {
+    fn build(beside: Beside, programs: &Programs, options: Options, dir: &LabDir) -> Result<Self> {
         let scenario = Scenario::parse("kilo", TWO_LOCATIONS)?;
         let leaderd = (beside == Beside::Leaderd).then(|| programs.leaderd.clone());
         let mut world = World::build(&scenario, dir, leaderd)?;
@@ -101,7 +140,7 @@ impl Rig {
         if beside == Beside::Leaderd {
             world.start_daemons()?;
         }
-        Ok(Self { world, control, kilo, api, programs: programs.clone() })
+        Ok(Self { options, world, control, kilo, api, programs: programs.clone() })
     }
 
     pub fn node(&self, name: &str) -> usize {
@@ -120,8 +159,8 @@ impl Rig {
         })?;
         let (a, b) = ((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)));
         let traffic = Traffic {
-            meters: Meters::start(a, b, SIZE, TICK)?,
-            carriers: Carriers::watch(&self.world)?,
+            meters: Meters::start(a, b, SIZE, self.options.meter_every)?,
+            carriers: Carriers::watch(&self.world, self.options.meter_every)?,
         };
         traffic.wait_steady("at the start")?;
         Ok(traffic)

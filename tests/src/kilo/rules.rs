@@ -41,7 +41,8 @@ pub const APPLY: [Duration; 2] = [Duration::from_millis(20), Duration::from_mill
 pub const DEVICE: &str = "kilo0";
 pub const PORT: u16 = 51_820;
 
-/// Where in its period an agent's timer stands at the start, and how slow it is, 0 to 1: agents have nothing to do with each other.
+/// Where in its period an agent's timer stands at the start, and how slow it is, 0 to 1: agents have nothing to do with each other, and
+/// each `run` is another draw.
 pub fn phase(node: usize, run: u32) -> f64 {
     // Multiples of the golden ratio's fraction spread evenly, whatever their number.
     ((node as f64 + 1.0) * 0.618_034 + f64::from(run) * 0.381_966).fract()

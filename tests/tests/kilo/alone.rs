@@ -47,28 +47,36 @@ pub fn new_flows_die(rig: &mut Rig) -> Result<String> {
     Ok(format!("{account}; the leader stayed"))
 }
 
-/// An operator annotates the standby.
+/// An operator annotates the standby; and if more moves are asked for, takes that back, and annotates it again.
 pub fn a_planned_move(rig: &mut Rig) -> Result<String> {
     let traffic = rig.traffic()?;
-    let [from, to] = ["cloud-0", "cloud-1"].map(|n| rig.node(n));
-    carries(rig, &traffic, from, "before the move")?;
-    let since = wall_micros();
-    lead(rig, "cloud-1", true)?;
-    let location = rig.world.nodes[to].node.location;
-    let moved = || Ok(traffic.carriers.leader(location) == Some(to));
-    // Both new ends have traffic to send and begin the handshake in the same moment: each drops the other's, and both try again
-    // 5 s later, in step. It may last; then that is what Kilo's move costs.
-    if wait_for("cloud-1 carries the traffic", String::new, moved).is_err() {
-        return Ok(format!(
-            "{}: the ends of the new tunnel do not come together",
-            traffic.account(since)
-        ));
+    let candidates = ["cloud-0", "cloud-1"].map(|n| rig.node(n));
+    let mut said = Vec::new();
+    for i in 0..rig.options.moves {
+        let [from, to] = if i % 2 == 0 { candidates } else { [candidates[1], candidates[0]] };
+        carries(rig, &traffic, from, "before the move")?;
+        let since = wall_micros();
+        lead(rig, "cloud-1", i % 2 == 0)?;
+        let location = rig.world.nodes[to].node.location;
+        let moved = || Ok(traffic.carriers.leader(location) == Some(to));
+        // Both new ends have traffic to send and begin the handshake in the same moment: each drops the other's, and both try again
+        // 5 s later, in step. It may last; then that is what Kilo's move costs.
+        if wait_for("the other carries the traffic", String::new, moved).is_err() {
+            said.push(format!(
+                "{}: the ends of the new tunnel do not come together",
+                traffic.account(since)
+            ));
+            break;
+        }
+        std::thread::sleep(CALM);
+        traffic.wait_steady("after the move")?;
+        let account = traffic.account(since);
+        let lost = account.lost.iter().sum::<u64>();
+        ensure!(lost > 0, "Kilo's way breaks before it makes: {account}");
+        said.push(account.to_string());
+        std::thread::sleep(PEACE);
     }
-    std::thread::sleep(CALM);
-    traffic.wait_steady("after the move")?;
-    let account = traffic.account(since);
-    ensure!(account.lost.iter().sum::<u64>() > 0, "Kilo's way breaks before it makes: {account}");
-    Ok(account.to_string())
+    Ok(said.join("\n"))
 }
 
 /// A person annotates a node that nobody reaches from outside, as Kilo lets them.

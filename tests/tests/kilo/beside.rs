@@ -16,8 +16,8 @@ use super::alone::lead;
 const PEACE: Duration = Duration::from_secs(4);
 /// How long a way that Kilo alone would not have is looked at.
 const LOOK: Duration = Duration::from_secs(5);
-/// Packets lost, which a busy machine does not lose: 10 ms of both directions.
-const BREAKS: u64 = 20;
+/// That much lost, of both directions, which a busy machine does not lose.
+const BREAKS: Duration = Duration::from_millis(10);
 /// The location on trial.
 pub const LOCATION: &str = "cloud";
 /// Preference of leaderd's rules, which are there while its routes carry the workload.
@@ -168,7 +168,8 @@ pub fn pair(rig: &Rig, traffic: &Traffic) -> Result<(usize, usize)> {
 
 /// New flows go through again although the fault is still there.
 pub fn mended(rig: &Rig, traffic: &Traffic, since: u64) -> Result<Account> {
-    wait_for("the fault breaks something", String::new, || Ok(traffic.lost(since) > BREAKS))?;
+    let breaks = rig.options.packets_in(BREAKS);
+    wait_for("the fault breaks something", String::new, || Ok(traffic.lost(since) > breaks))?;
     let steady = traffic.wait_steady("again after the fault");
     let account = traffic.account(since);
     steady.with_context(|| format!("{account}; {}", pool_text(rig)))?;

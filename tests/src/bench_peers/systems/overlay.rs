@@ -12,6 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use wgctl::wireguard::BACKEND_VARIABLE;
 use wgctl_lab::{LabNode, Node, Topology, VXLAN_DEVICE, VXLAN_PORT, World, feed};
 
 /// MTU of WireGuard over a path of 1500 bytes.
@@ -99,9 +100,15 @@ pub fn set_up(world: &World, routes: bool) -> Result<()> {
     Ok(())
 }
 
-/// Starts a `wireguard-go` for a device, and loads a configuration of `wg setconf`. The device stays down.
+/// Makes a WireGuard device, and loads a configuration of `wg setconf`. The device stays down. It is the kernel's where that is asked
+/// for, as leaderd is asked (`LEADERD_WIREGUARD=kernel`), and takes the place of one of that name; else a `wireguard-go` serves it.
 pub fn start_tunnel(node: &LabNode, device: &str, configuration: &str) -> Result<()> {
-    node.ns.output("wireguard-go", &[device])?;
+    if std::env::var_os(BACKEND_VARIABLE).is_some_and(|asked| asked == "kernel") {
+        let _ = node.ns.ip(&format!("link del {device}\n"));
+        node.ns.ip(&format!("link add {device} type wireguard\n"))?;
+    } else {
+        node.ns.output("wireguard-go", &[device])?;
+    }
     let deadline = Instant::now() + TUNNEL_STARTS_WITHIN;
     while let Err(e) = configure_tunnel(node, device, configuration) {
         if Instant::now() > deadline {
