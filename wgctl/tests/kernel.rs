@@ -372,7 +372,8 @@ fn a_port_that_is_taken_is_an_error_and_tried_again() {
         peer.endpoint = Some("192.0.2.3:51900".parse().unwrap());
         assert!(steward.program(desired.clone()).await.is_err());
         drop(socket);
-        assert_eq!(steward.reconcile().await.unwrap().len(), 1);
+        // How much there is to do depends on whether the link was down in between, and on whether its process tried again first.
+        steward.reconcile().await.unwrap();
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
     });
 }

@@ -323,6 +323,7 @@ impl Inner {
                     (Err(e), Some(port)) if e.kind() == io::ErrorKind::AddrInUse => {
                         Err(port_taken(*port))
                     }
+                    (Ok(()), Some(port)) => self.opened(name, *port),
                     (set, _) => set,
                 }
             }
@@ -347,6 +348,15 @@ impl Inner {
             }
         }
         self.one(set_alias(name)?)
+    }
+
+    /// A process that has not yet heard that its link is up takes a port without opening it, and finds out later that it is taken.
+    fn opened(&mut self, name: &InterfaceName, port: u16) -> io::Result<()> {
+        if self.backend == Backend::Kernel || port == 0 {
+            return Ok(());
+        }
+        let up = observe::links(&mut self.netlink)?.iter().any(|l| l.name == *name && l.up);
+        if up { must_open(name, port) } else { Ok(()) }
     }
 
     /// True for what makes a userspace process open its port.
@@ -378,13 +388,7 @@ impl Inner {
             return Err(port_taken(port));
         }
         self.one(message)?;
-        match wait_listening(name, port)? {
-            true => Ok(()),
-            false if holder(name, port)? == Holder::Other => Err(port_taken(port)),
-            false => Err(io::Error::other(format!(
-                "the WireGuard process of {name} does not listen on UDP port {port}"
-            ))),
-        }
+        must_open(name, port)
     }
 
     /// A userspace process ends when its device goes.
@@ -412,6 +416,17 @@ fn port_taken(port: u16) -> io::Error {
          another base_port in the mesh file of all nodes"
     );
     io::Error::new(io::ErrorKind::AddrInUse, why)
+}
+
+/// Fails if a process whose link is up does not come to listen on its port.
+fn must_open(name: &InterfaceName, port: u16) -> io::Result<()> {
+    match wait_listening(name, port)? {
+        true => Ok(()),
+        false if holder(name, port)? == Holder::Other => Err(port_taken(port)),
+        false => Err(io::Error::other(format!(
+            "the WireGuard process of {name} does not listen on UDP port {port}"
+        ))),
+    }
 }
 
 /// Waits a little for a process to open its port: it does so when the kernel tells it that its link is up.
