@@ -336,6 +336,11 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
         assert!(!removed.is_empty());
         assert_eq!(sh(look), before);
         assert!(steward.kernel().cleanup().await.unwrap().is_empty());
+        // Made by userspace WireGuard, and whoever cleans up would use the kernel's; or its process is gone.
+        sh("ip tuntap add wgl7 mode tun && ip link set wgl7 alias leaderd");
+        let removed = steward.kernel().cleanup().await.unwrap();
+        assert_eq!(removed, [Change::DeleteLink { name: dev("wgl7") }]);
+        assert!(!sh("ip -o link show").contains("wgl7"));
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(sh("pgrep -f '(wireguard-go|userspace) wg[l]' || true"), "");
         assert_eq!(sh("ls /var/run/wireguard"), "");

@@ -136,9 +136,10 @@ impl Kernel {
     /// Removes everything that is ours; tells what it removed.
     pub async fn cleanup(&self) -> Result<Vec<Change>, CleanupError> {
         let observed = self.observe(&Scope::default()).await?;
-        let changes = diff(&Network::default(), &observed);
+        let mut changes = diff(&Network::default(), &observed);
         // Nothing is created, so no key is used.
         self.apply(&changes, &PrivateKey::from_bytes([0; 32])).await?;
+        changes.extend(self.blocking(Inner::delete_our_links).await?);
         Ok(changes)
     }
 
@@ -389,6 +390,12 @@ impl Inner {
         }
         self.one(message)?;
         must_open(name, port)
+    }
+
+    /// Devices of ours that are not the present backend's, as who cleans up may not know what made them, or whose process is stuck.
+    fn delete_our_links(&mut self) -> io::Result<Vec<Change>> {
+        let ours = observe::links(&mut self.netlink)?.into_iter().filter(|l| l.ours);
+        ours.map(|l| self.delete(&l.name).map(|()| Change::DeleteLink { name: l.name })).collect()
     }
 
     /// A userspace process ends when its device goes.
