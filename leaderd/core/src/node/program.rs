@@ -26,9 +26,9 @@ impl Node {
             .filter_map(|l| Some((l.clone(), self.effective_leaders(l)?)))
             .collect();
         let mut network = topology::desired(&self.topology_input(&leaders));
+        // Whoever compares it with the one before, as the next line does, then need not look into what has stayed.
+        network.share(&self.network);
         if always || network != self.network {
-            // Whoever compares it with the one before then need not look into what has stayed.
-            network.share(&self.network);
             self.network = network;
             self.ask_for_network();
         }
