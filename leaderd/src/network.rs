@@ -127,10 +127,8 @@ impl<S: Steward> Keeper<S> {
                 }
                 _ = looks.tick() => {
                     self.look().await;
-                    if self.steward.is_due()
-                        && let Err(error) = self.steward.reconcile().await
-                    {
-                        tracing::error!(error, "cannot set the peers' endpoints");
+                    if self.steward.is_due() {
+                        self.reconcile().await;
                     }
                 }
                 _ = reconciles.tick(), if self.programmed.is_some() => self.reconcile().await,

@@ -348,6 +348,25 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
 }
 
 #[test]
+fn what_was_put_off_is_no_repair_and_drift_in_the_same_turn_is() {
+    isolated("what_was_put_off_is_no_repair_and_drift_in_the_same_turn_is", || async {
+        let desired = two_planes();
+        let mut steward =
+            Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::from_millis(50));
+        steward.program(desired.clone()).await.unwrap();
+        assert!(sh("wg show wgl0 endpoints").contains("(none)"));
+        while !steward.is_due() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        sh("ip route del 10.42.1.0/24");
+        let repaired = steward.reconcile().await.unwrap();
+        assert!(matches!(repaired[..], [Change::AddRoute { .. }]), "{repaired:?}");
+        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        assert!(!steward.is_due());
+    });
+}
+
+#[test]
 fn a_foreign_route_in_the_way_is_named_and_the_rest_is_made() {
     isolated("a_foreign_route_in_the_way_is_named_and_the_rest_is_made", || async {
         sh("ip route add 10.42.1.0/24 via 192.0.2.2 metric 50");

@@ -1,6 +1,6 @@
 //! Keeps the network as desired: at once when the wish changes, and again whenever the kernel has drifted from it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -118,22 +118,24 @@ impl Steward {
 
     /// Removes the peers that have waited long enough for the other side in vain; the comparison that follows makes them
     /// anew, with their endpoint. Merely setting it would not do: WireGuard counts the attempts it made without one, and
-    /// waits 5 s after each.
-    async fn renew_silent_peers(&mut self) -> Result<(), ProgramError> {
-        let over: Vec<_> =
-            self.yielding.iter().filter(|(_, since)| since.elapsed() >= self.yield_for).collect();
+    /// waits 5 s after each. Gives all peers whose wait is over.
+    async fn renew_silent_peers(
+        &mut self,
+    ) -> Result<BTreeSet<(InterfaceName, WgPublicKey)>, ProgramError> {
+        let over = self.yielding.iter().filter(|(_, since)| since.elapsed() >= self.yield_for);
+        let over: BTreeSet<_> = over.map(|(id, _)| id.clone()).collect();
         if over.is_empty() {
-            return Ok(());
+            return Ok(over);
         }
         let stats = self.wireguard_stats().await?;
         let silent = over
-            .into_iter()
-            .map(|(id, _)| id)
+            .iter()
             .filter(|id| stats.get(id).is_some_and(|peer| peer.last_handshake.is_none()));
         let remove: Vec<Change> = silent
             .map(|(name, key)| Change::RemovePeer { name: name.clone(), key: *key })
             .collect();
-        Ok(self.kernel.apply(&remove, &self.key).await?)
+        self.kernel.apply(&remove, &self.key).await?;
+        Ok(over)
     }
 
     fn without_yielded(&mut self, wanted: Network) -> Network {
@@ -153,18 +155,23 @@ impl Steward {
         desired
     }
 
-    /// Looks at the kernel and repairs what differs from the desired network. Tells what it repaired.
+    /// Looks at the kernel and repairs what differs from the desired network. Tells what it repaired, which is not what it
+    /// had put off itself.
     pub async fn reconcile(&mut self) -> Result<Vec<Change>, ProgramError> {
-        self.renew_silent_peers().await?;
+        let put_off = self.renew_silent_peers().await?;
         if let Some(wanted) = self.wanted.take() {
             self.desired = Some(self.without_yielded(wanted));
         }
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
-        let changes = diff(desired, &self.observe(desired).await?);
+        let mut changes = diff(desired, &self.observe(desired).await?);
         if !changes.is_empty() {
             self.apply(&changes).await?;
         }
         self.in_place = true;
+        changes.retain(|change| match change {
+            Change::SetPeer { name, key, .. } => !put_off.contains(&(name.clone(), *key)),
+            _ => true,
+        });
         Ok(changes)
     }
 
