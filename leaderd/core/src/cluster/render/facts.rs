@@ -164,25 +164,20 @@ fn endpoint(
     let told = told.into_iter().filter_map(|k| {
         node.annotations.get(k).filter(|v| !v.is_empty() && *v != "-").map(|v| (k, v))
     });
-    let (mut found, mut mistake) = (None, None);
-    for (annotation, text) in told {
-        found = host(text);
-        if found.is_some() {
-            break;
-        }
-        mistake = mistake.or(Some(format!(
+    let mut read = told.map(|(annotation, text)| {
+        host(text).ok_or_else(|| format!(
             "annotation {annotation} is {text:?}: write a host and a port, such as 203.0.113.7:51820 or [2001:db8::7]:51820"
-        )));
-    }
-    let host = match (found, mistake) {
-        (Some(host), None) => host,
+        ))
+    });
+    let host = match (read.next(), read.next()) {
+        (Some(Ok(host)), _) => host,
         // As Kilo does.
-        (Some(host), Some(mistake)) => {
+        (Some(Err(mistake)), Some(Ok(host))) => {
             say(format!("{mistake}; annotation {} counts", names::KILO_ENDPOINT));
             host
         }
-        (None, Some(mistake)) => return Err(mistake),
-        (None, None) => {
+        (Some(Err(mistake)), _) => return Err(mistake),
+        (None, _) => {
             let public = node.external.iter().copied().find(|ip| is_public(*ip));
             let external = public.or(node.external.first().copied()).map(Host::Ip);
             kilos.and_then(|n| n.endpoint.clone()).or(external).ok_or_else(|| {
