@@ -121,15 +121,15 @@ pub struct Network {
     /// Addresses on our own interfaces (those in `wireguard` and `vxlan`).
     pub addresses: Shared<BTreeSet<(InterfaceName, IpNet)>>,
     /// Forwarding-database entries of our VXLAN devices: (device, MAC) → tunnel endpoint. One endpoint per MAC.
-    #[serde(with = "crate::pairs")]
+    #[serde(with = "crate::pairs::shared")]
     pub fdb: Shared<BTreeMap<(InterfaceName, Mac), IpAddr>>,
     /// Permanent neighbour entries on our VXLAN devices: (device, address) → MAC.
-    #[serde(with = "crate::pairs")]
+    #[serde(with = "crate::pairs::shared")]
     pub neighbours: Shared<BTreeMap<(InterfaceName, IpAddr), Mac>>,
     /// Nexthop objects and groups, all with ids that [`owns_nexthop`].
     pub nexthops: Shared<BTreeMap<NexthopId, Nexthop>>,
     /// Routes with protocol [`ROUTE_PROTOCOL`]. One per (table, prefix, metric).
-    #[serde(with = "crate::pairs")]
+    #[serde(with = "crate::pairs::shared")]
     pub routes: Shared<BTreeMap<RouteKey, RouteVia>>,
     /// Policy rules with protocol [`ROUTE_PROTOCOL`].
     pub rules: Shared<BTreeSet<Rule>>,
