@@ -20,8 +20,9 @@ use super::rtt::{Late, Rtt};
 const RING: usize = 160;
 /// Replies remembered per target, to find the direction of loss.
 const REPLIES: usize = 64;
-/// Losses further apart than this are two pieces of bad luck: five rounds.
+/// Losses further apart than this, and than so many rounds, are two pieces of bad luck.
 const LOSSY_GAP: Duration = Duration::from_millis(500);
+const LOSSY_ROUNDS: u32 = 5;
 /// Gain of the share of loss that is shown and compared: about ten seconds of rounds.
 pub(super) const LOSS_GAIN: f64 = 1.0 / 128.0;
 
@@ -94,6 +95,12 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// The same under another mesh file.
+    pub(super) fn is_same_as(&self, other: &Self) -> bool {
+        let what = |t: &Self| (t.address, t.port, t.relay_of.is_some());
+        self.node == other.node && what(self) == what(other)
+    }
+
     pub(super) fn replied(&mut self, sender: u32, reflector: u32, sent: Instant) {
         self.mute = false;
         if self.key.is_none() {
@@ -147,7 +154,7 @@ pub(super) struct Path {
     pub loss: f64,
     /// CUSUM of the test for steady loss.
     pub steady: f64,
-    /// The first and the last of the latest losses of new flows, no two of them further apart than `LOSSY_GAP`.
+    /// The first and the last of the latest losses of new flows, no two of them far apart.
     pub lossy: Option<(Instant, Instant)>,
     pub path_mtu: Option<u16>,
     /// While the MTU is being looked for: the largest size that passed and the smallest that was lost.
@@ -197,9 +204,10 @@ impl Path {
         }
     }
 
-    /// A new flow that was sent then is lost.
-    pub(super) fn lossy_at(&mut self, sent: Instant) {
-        let near = |(_, last): &(Instant, Instant)| sent.since(*last) <= LOSSY_GAP;
+    /// A new flow that was sent then is lost; `interval` is that of rounds.
+    pub(super) fn lossy_at(&mut self, sent: Instant, interval: Duration) {
+        let gap = LOSSY_GAP.max(interval * LOSSY_ROUNDS);
+        let near = |(_, last): &(Instant, Instant)| sent.since(*last) <= gap;
         self.lossy = Some(match self.lossy.filter(near) {
             Some((first, last)) => (first.min(sent), last.max(sent)),
             None => (sent, sent),

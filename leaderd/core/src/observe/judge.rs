@@ -19,8 +19,10 @@ use super::weigh::{Sum, Weight};
 
 /// A suspicion that nothing new feeds is dropped after this.
 const SUSPICION: Duration = Duration::from_secs(1);
-/// A degraded path must work for so long, and pass so many probes of the class that failed, to be taken as recovered.
+/// A degraded path must work for so long, or for so many rounds, and pass so many probes of the class that failed, to be taken
+/// as recovered.
 const RECOVERY: Duration = Duration::from_secs(2);
+const RECOVERY_ROUNDS: u32 = 12;
 const RECOVERY_PROBES: usize = 10;
 /// The same for classes and targets that are asked less often.
 const RECOVERY_FEW: usize = 3;
@@ -281,21 +283,26 @@ impl Watch {
 
     fn recovered(&self, mesh: &Mesh, now: Instant, p: usize, cause: Cause) -> bool {
         let path = &self.paths[p];
-        if now.since(path.since) < RECOVERY {
+        let policy = mesh.policy_of(&self.location);
+        let window = RECOVERY.max(policy.probe_interval * RECOVERY_ROUNDS);
+        if now.since(path.since) < window {
             return false;
         }
         if cause == Cause::Loss {
-            return path.loss < mesh.policy_of(&self.location).loss_threshold / 2.0;
+            return path.loss < policy.loss_threshold / 2.0;
         }
+        // Where all that it failed for is gone, or dead to everybody, the others decide.
+        let partial =
+            cause == Cause::Partial && path.partial.iter().any(|t| !self.targets[*t].quarantined);
         let concerns = |o: &&Obs| match cause {
             // Not the smaller ones that look for the MTU.
             Cause::Mtu => o.class == ProbeClass::FullSize && o.size >= mesh.mtu,
-            Cause::Partial => o.is_fresh() && path.partial.contains(&o.target),
+            Cause::Partial if partial => o.is_fresh() && path.partial.contains(&o.target),
             _ => o.is_fresh(),
         };
-        let few = matches!(cause, Cause::Mtu | Cause::Partial);
+        let few = cause == Cause::Mtu || partial;
         let (mut n, mut lost) = (0, 0);
-        for o in path.settled_since(now - RECOVERY).filter(concerns) {
+        for o in path.settled_since(now - window).filter(concerns) {
             // A target that nobody reaches is not this candidate's trouble.
             if o.outcome.is_loss() && self.targets[o.target].quarantined {
                 continue;

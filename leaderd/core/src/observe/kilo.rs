@@ -76,14 +76,15 @@ impl Observer {
 
     pub(super) fn kilo_tick(&mut self, now: Now, at: usize) {
         let w = &mut self.watches[at];
+        let targets = w.as_workload_targets();
         let Some(way) = w.kilo.as_mut() else { return };
         way.next = now.mono + way.every();
         self.timers.insert((way.next, Timer::Kilo(at)));
         // Nothing to try it on says nothing.
-        if w.rotation.is_empty() {
+        if targets.is_empty() {
             return;
         }
-        let target = w.rotation[way.sent % w.rotation.len()];
+        let target = targets[way.sent % targets.len()];
         way.sent += 1;
         let mut shot = w.as_workload(target);
         shot.unsteered = true;

@@ -70,6 +70,7 @@ pub(super) struct ServiceWatch {
     /// Index of the path whose own workload it is: it need not relay to it, so it is not asked through that one.
     candidate: Option<usize>,
     rounds: VecDeque<Round>,
+    since: Instant,
     /// Number of the oldest round.
     first: u64,
     /// By path: of whole exchanges, the service's own time included.
@@ -109,6 +110,7 @@ impl ServiceWatch {
             node: node.name.clone(),
             candidate,
             rounds: VecDeque::new(),
+            since: now,
             first: 0,
             rtt: vec![Rtt::new(); paths],
             answer: 0,
@@ -220,9 +222,13 @@ impl Watch {
             return false;
         }
         let stale = STALE.max(interval * 4);
-        self.services.iter().all(|s| {
+        self.services.iter().filter(|s| s.candidate != Some(p)).all(|s| {
             let recent = s.judged(p, path.any_ok).filter(|(r, _)| now.since(r.sent) < stale);
-            recent.rev().take(RECOVERY_ROUNDS).all(|(_, lost)| !lost)
+            let latest: Vec<bool> =
+                recent.rev().take(RECOVERY_ROUNDS).map(|(_, lost)| lost).collect();
+            // One that nobody reaches for long is not this candidate's trouble.
+            let enough = latest.len() == RECOVERY_ROUNDS || now.since(s.since) >= stale;
+            enough && !latest.contains(&true)
         })
     }
 

@@ -103,7 +103,7 @@ impl Watch {
                     path.path_mtu = Some(mtu);
                 }
                 if obs.is_fresh() && !quarantined {
-                    path.lossy_at(obs.sent);
+                    path.lossy_at(obs.sent, policy.probe_interval);
                     if elsewhere_alive {
                         test(path, true);
                     }

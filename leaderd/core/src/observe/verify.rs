@@ -19,7 +19,7 @@ use super::{Flying, Observer, ObserverOutput, Timer, smallest};
 const EVERY: Duration = Duration::from_millis(20);
 /// A verification that has not passed by then is given up.
 const GIVE_UP: Duration = Duration::from_secs(30);
-/// So many in a row to different targets, or all targets there are, verify a decision.
+/// So many in a row to different targets, or all targets there are, verify a decision; of both families where there are both.
 const ENOUGH: usize = 3;
 
 /// A decision that is being verified.
@@ -68,7 +68,8 @@ impl Watch {
     }
 
     pub(super) fn next_as_workload(&self) -> Option<usize> {
-        self.rotation.get(self.as_workload_sent as usize % self.rotation.len().max(1)).copied()
+        let targets = self.as_workload_targets();
+        targets.get(self.as_workload_sent as usize % targets.len().max(1)).copied()
     }
 
     pub(super) fn as_workload(&self, target: usize) -> Shot {
@@ -80,7 +81,7 @@ impl Watch {
 impl Observer {
     pub(super) fn verify_tick(&mut self, now: Now, at: usize) {
         let w = &mut self.watches[at];
-        let targets = w.rotation.clone();
+        let targets = w.as_workload_targets();
         let Some(v) = w.verify.as_mut() else { return };
         if now.mono.since(v.decided) > GIVE_UP || targets.is_empty() {
             w.verify = None;
@@ -98,7 +99,7 @@ impl Observer {
 
     pub(super) fn verify_settle(&mut self, now: Now, f: &Flying, outcome: Outcome) {
         let w = &mut self.watches[f.watch];
-        let all = w.rotation.len();
+        let all = w.as_workload_targets().len();
         let Some(v) = w.verify.as_mut().filter(|v| f.sent >= v.decided) else { return };
         if outcome != Outcome::Delivered {
             v.in_row = 0;

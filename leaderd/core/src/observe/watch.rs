@@ -81,7 +81,8 @@ pub(super) struct Watch {
     pub uneasy: bool,
     /// Losses since the last judgement: (path, class, target, sent).
     pub fresh_losses: Vec<(usize, ProbeClass, usize, Instant)>,
-    // As-workload probes.
+    // As-workload probes. This node's workloads have IPv4 addresses, and IPv6 ones.
+    speaks_ip: [bool; 2],
     pub rtt: Rtt,
     pub as_workload_sent: u64,
     pub verify: Option<Verify>,
@@ -117,7 +118,7 @@ impl Watch {
                 replies: Default::default(),
             });
         };
-        // Members first, then the candidates' own workloads. A family is tried where both ends have it.
+        // Members first, then the candidates' own workloads. Tunnels carry IPv6 where the mesh has inner addresses of it.
         let mut nodes: Vec<&Node> = mesh.nodes_of(location).collect();
         nodes.sort_by_key(|n| (n.slot, n.index));
         for n in nodes {
@@ -173,6 +174,7 @@ impl Watch {
             dark: false,
             uneasy: true,
             fresh_losses: Vec::new(),
+            speaks_ip: [false, true].map(|v6| me.probe_addresses.iter().any(|a| a.is_ipv6() == v6)),
             rtt: Rtt::new(),
             as_workload_sent: 0,
             verify: None,
@@ -185,12 +187,17 @@ impl Watch {
 
     /// Takes over what was known under the previous mesh file.
     pub(super) fn inherit(&mut self, old: Watch) {
+        let number_now = |t: &usize| {
+            let is = |n: &Target| n.is_same_as(&old.targets[*t]);
+            self.targets.iter().position(is)
+        };
         for old in old.paths {
             if let Some(path) =
                 self.paths.iter_mut().find(|p| p.slot == old.slot && p.key == old.key)
             {
-                // Its ring and its partial targets speak of the old targets by number.
-                *path = Path { ring: Default::default(), partial: Vec::new(), burst: None, ..old };
+                // Its ring speaks of the old targets by number.
+                let partial = old.partial.iter().filter_map(number_now).collect();
+                *path = Path { ring: Default::default(), partial, burst: None, ..old };
             }
         }
         self.epoch = old.epoch;
@@ -245,6 +252,27 @@ impl Watch {
             if alive.is_empty() { all.iter().filter(workload).copied().collect() } else { alive };
         // One family after the other: a slot that leaves out its own candidate then takes the next of the same family.
         self.rotation.sort_by_key(|t| self.targets[*t].address.is_ipv6());
+    }
+
+    /// Workload targets of the families that this node's own workloads have, one family in turn with the other.
+    pub(super) fn as_workload_targets(&self) -> Vec<usize> {
+        let of = |v6: bool| {
+            let is = move |t: &&usize| self.targets[**t].address.is_ipv6() == v6;
+            self.rotation
+                .iter()
+                .filter(is)
+                .copied()
+                .filter(move |_| self.speaks_ip[usize::from(v6)])
+        };
+        let (mut v4, mut v6) = (of(false), of(true));
+        let mut turns = Vec::new();
+        loop {
+            let before = turns.len();
+            turns.extend(v4.next().into_iter().chain(v6.next()));
+            if turns.len() == before {
+                return turns;
+            }
+        }
     }
 
     /// Workload targets that slot `p` can be tested on: not its own; only quarantined ones if there are no others.

@@ -71,3 +71,28 @@ fn a_leader_that_forwards_no_ipv6_is_condemned_and_the_evidence_names_it() {
         assert!(!named.is_empty() && named.iter().all(|v6| *v6 == broken_v6), "{view:?}");
     }
 }
+
+/// Does home-0 find a decision of cloud's proved within half a minute?
+fn verifies(mesh: Mesh, lost: fn(&Seen<'_>) -> bool) -> bool {
+    let mut world = World::new(mesh, 1, move |p: &Seen<'_>| {
+        if p.class == ProbeClass::AsWorkload && lost(p) { Fate::Lost } else { Fate::Back(ms(20)) }
+    });
+    world.observer.decided(world.clock(), &"cloud".parse().unwrap(), Epoch(1), &[Slot(0)]);
+    world.run_until(Duration::from_secs(29));
+    !world.verified.is_empty()
+}
+
+#[test]
+fn a_decision_is_proved_over_the_families_that_both_ends_have() {
+    for nodes in [&CLOUD[..3], CLOUD_AND_MEMBERS] {
+        let both = || super::dual_stack(mesh(nodes));
+        assert!(verifies(both(), |_| false));
+        assert!(!verifies(both(), |p| p.address.is_ipv6()), "IPv6 is dead");
+        assert!(!verifies(both(), |p| p.address.is_ipv4()), "IPv4 is dead");
+        let mut only_v4_here = both();
+        let home = only_v4_here.nodes.get_mut(&"home-0".parse::<NodeName>().unwrap()).unwrap();
+        home.prefixes.truncate(1);
+        home.probe_addresses.truncate(1);
+        assert!(verifies(only_v4_here, |p| p.address.is_ipv6()), "nothing here speaks IPv6");
+    }
+}

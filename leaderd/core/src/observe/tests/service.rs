@@ -63,6 +63,25 @@ fn a_service_that_only_the_leader_drops_condemns_it() {
 }
 
 #[test]
+fn a_new_mesh_does_not_acquit_whom_a_service_condemned() {
+    let mended = FAULT + Duration::from_secs(60);
+    let drop = move |p: &Seen<'_>| {
+        (p.at < mended && p.via == Some(0) && is_service(p, WEB)).then_some(Fate::Lost)
+    };
+    let mut world = world(with_services(None), 1, drop);
+    world.run_until(FAULT + Duration::from_secs(10));
+    assert!(world.verdict("cloud", 0).is_degraded());
+    world.observer.set_mesh(world.clock(), Arc::new(with_services(None)));
+    let reports = world.reports.len();
+    world.run_until(mended);
+    let acquitted =
+        world.reports[reports..].iter().find(|(_, r)| !r.slots[0].verdict.is_degraded());
+    assert_eq!(acquitted, None);
+    world.run_until(mended + Duration::from_secs(20));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
+
+#[test]
 fn a_service_that_is_down_condemns_nobody_and_is_said_to_be_down() {
     for seed in 0..4 {
         for refused in [false, true] {

@@ -19,6 +19,74 @@ fn a_leader_that_recovers_is_forwarding_again_but_not_at_once() {
 }
 
 #[test]
+fn a_leader_recovers_however_seldom_it_is_probed() {
+    for interval in [ms(20), ms(400), ms(3000)] {
+        let mut mesh = mesh(CLOUD);
+        mesh.policy.probe_interval = interval;
+        mesh.policy.slow_probe_interval = interval.max(mesh.policy.slow_probe_interval);
+        let (fault, end) = (Duration::from_secs(60), Duration::from_secs(160));
+        let mut world = World::new(mesh, 2, |p: &Seen<'_>| {
+            if p.at > fault && p.at < end && p.behind(0) { Fate::Lost } else { Fate::Back(ms(20)) }
+        });
+        world.run_until(end);
+        assert!(world.verdict("cloud", 0).is_degraded(), "{interval:?}");
+        world.run_until(end + interval * 30);
+        world.run_until(world.now.since(Instant(0)) + Duration::from_secs(3));
+        assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding, "{interval:?}");
+    }
+}
+
+/// cloud-0 drops what goes to cloud-3 until 30 s.
+fn partial_until_30_s<'n>() -> World<'n> {
+    let mut world = World::new(mesh(CLOUD_AND_MEMBERS), 2, |p: &Seen<'_>| {
+        let at = (20_000..30_000).contains(&p.at.as_millis());
+        if at && p.via == Some(0) && p.target == "cloud-3" {
+            Fate::Lost
+        } else {
+            Fate::Back(ms(20))
+        }
+    });
+    world.run_until(Duration::from_secs(24));
+    assert_eq!(world.verdict("cloud", 0).cause(), Some(Cause::Partial));
+    world
+}
+
+#[test]
+fn what_a_partial_verdict_is_about_outlives_a_new_mesh() {
+    let mut world = partial_until_30_s();
+    world.observer.set_mesh(world.clock(), Arc::new(mesh(CLOUD_AND_MEMBERS)));
+    for at in [26, 29] {
+        world.run_until(Duration::from_secs(at));
+        assert_eq!(world.verdict("cloud", 0).cause(), Some(Cause::Partial), "not yet mended");
+    }
+    world.run_until(Duration::from_secs(40));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
+
+#[test]
+fn a_partial_verdict_about_a_node_that_is_gone_ends() {
+    let mut world = partial_until_30_s();
+    let mut without = mesh(CLOUD_AND_MEMBERS);
+    without.nodes.remove(&"cloud-3".parse::<NodeName>().unwrap());
+    world.observer.set_mesh(world.clock(), Arc::new(without));
+    world.run_until(Duration::from_secs(29));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
+
+#[test]
+fn a_partial_verdict_about_a_node_that_nobody_reaches_any_more_ends() {
+    let mut world = World::new(mesh(CLOUD_AND_MEMBERS), 2, |p: &Seen<'_>| {
+        let from = if p.via == Some(0) { 20 } else { 25 };
+        let lost = p.at > Duration::from_secs(from) && p.target == "cloud-3";
+        if lost { Fate::Lost } else { Fate::Back(ms(20)) }
+    });
+    world.run_until(Duration::from_secs(24));
+    assert_eq!(world.verdict("cloud", 0).cause(), Some(Cause::Partial));
+    world.run_until(Duration::from_secs(40));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
+
+#[test]
 fn a_decision_is_verified_and_the_blackout_measured() {
     let mut world = World::new(mesh(CLOUD), 2, |p: &Seen<'_>| {
         // As-workload probes follow the leader: slot 0 until 30.4 s.
