@@ -20,8 +20,10 @@ const EXAMPLES: &str = "\
 Examples:
   leaderd run
       Run with /etc/leaderd/mesh.toml as the node named like this host.
-  leaderd run --mesh mesh.toml --node cloud-0 --keys keys --state state --admin admin.sock --metrics 127.0.0.1:9586
-      Run with everything in the present directory, and metrics.
+  leaderd run --mesh mesh.toml --node cloud-0 --keys keys --state state --admin admin.sock
+      Run with everything in the present directory.
+  leaderd run --metrics 127.0.0.1:9586
+      Serve /metrics, /healthz and /readyz there.
   LEADERD_LOG=leaderd=debug leaderd run --log json
       Log more, as JSON.
   leaderd run --record /var/log/leaderd.recording
@@ -147,8 +149,8 @@ Examples:
   leaderd replay --json leaderd.recording | jq '.account.entries[] | select(.what == \"decision\")'
       Every decision that the node came to know, and the input that brought it.
 
-Exit status: 0 all as recorded (if only up to where the recording is cut off), 1 not so, or damaged, or the core
-panicked, 2 no recording that this leaderd reads.";
+Exit status: 0 all as recorded (if only up to where the recording is cut off), 1 not so, or
+damaged, or the core panicked, 2 no recording that this leaderd reads.";
 
 #[derive(Args, Debug)]
 pub struct CleanupArgs {

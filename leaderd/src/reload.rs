@@ -89,7 +89,10 @@ pub fn refusal(old: &Mesh, new: &Mesh, me: &NodeName) -> Option<String> {
     let restart =
         |what: &str| Some(format!("{what} of this node changed: restart leaderd to apply it"));
     if now.location != then.location {
-        return restart("the location");
+        return Some(
+            "it moves this node to another location: stop this daemon, run `leaderd reset`, start it again"
+                .to_owned(),
+        );
     }
     if now.wireguard_key != then.wireguard_key || now.control_key != then.control_key {
         return restart("a key");

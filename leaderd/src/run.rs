@@ -125,8 +125,20 @@ async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn asked_wrongly(error: &anyhow::Error) -> ExitCode {
-    eprintln!("leaderd: {error:#}");
+    eprintln!("leaderd: {}", told(error));
     ExitCode::from(ASKED_WRONGLY)
+}
+
+/// An error with what is behind it, in one line. Some say that themselves: nothing is told twice.
+pub fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 /// `started` is handed the running daemon.

@@ -130,10 +130,15 @@ fn render(e: &Event, slots: &BTreeMap<Slot, NodeName>, now: WallTime, out: &Outp
 
 fn timeline(text: &mut String, e: &Event, out: &Output) {
     let t = &e.times;
+    let condemned = match e.kind {
+        EventKind::Failover => "a quorum of observers agreed, and saw a standby forward",
+        EventKind::FailStatic => "there was reason to move, and no standby would be better",
+        EventKind::Move | EventKind::Operator | EventKind::Notice => "there was reason to move",
+    };
     let steps = [
         (t.first_loss, "first loss", "the first probe that was lost was sent"),
         (t.suspected, "suspected", "an observer missed its reply and began a burst"),
-        (t.condemned, "condemned", "a quorum of observers agreed, and saw a standby forward"),
+        (t.condemned, "condemned", condemned),
         (t.committed, "committed", "the decision was in the replicated log"),
         (t.programmed, "programmed", "a quorum of observers had changed their route"),
         (t.verified, "verified", "as-workload probes passed again"),

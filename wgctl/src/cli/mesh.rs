@@ -16,8 +16,8 @@ use super::output::Output;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wgctl mesh init --out mesh.toml         a working example to edit
-  wgctl mesh validate mesh.toml           every mistake with its line and what to do; exit 1 if there is one")]
+  wgctl mesh init --out mesh.toml    a working example to edit
+  wgctl mesh validate mesh.toml      every mistake with its line and what to do; exit 1 if any")]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -184,9 +184,11 @@ fn summary(mesh: &Mesh) -> Summary {
 
 fn table(mesh: &Summary) -> Result<String, std::fmt::Error> {
     let Summary { name, generation, nodes, locations } = mesh;
+    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let mut text = format!(
-        "mesh {name}, generation {generation}: {} locations, {nodes} nodes, no mistakes\n",
-        locations.len()
+        "mesh {name}, generation {generation}: {}, {}, no mistakes\n",
+        count(locations.len(), "location"),
+        count(*nodes, "node")
     );
     let width = locations.iter().map(|l| l.name.len()).max().unwrap_or(0).max("LOCATION".len());
     writeln!(text, "{:width$}  OVERLAY   CANDIDATES  MEMBERS  QUORUM  VOTERS", "LOCATION")?;
