@@ -24,7 +24,8 @@ macro_rules! set {
 /// `[policy]`
 pub(super) fn read(mut table: Section<'_, '_>, sink: &mut Sink<'_>) -> Policy {
     let mut policy = Policy::default();
-    set!(table, sink, policy.probe_budget = number(10..=100_000) as u32);
+    // Half of it goes out at once, and a burst with fifteen candidates has 86 probes: of less, none would ever be sent.
+    set!(table, sink, policy.probe_budget = number(200..=100_000) as u32);
     set!(table, sink, policy.min_probe_timeout = duration(ms(1)..=ms(10_000)) as Duration);
     common(table, policy, sink)
 }
