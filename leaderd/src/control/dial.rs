@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{ClientConfig, Connection, Endpoint};
+use quinn::{ClientConfig, Connection, Endpoint, VarInt};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::tls::SERVER_NAME;
@@ -32,7 +32,10 @@ pub(super) async fn run(dial: Dial, shared: Arc<Shared>) {
         match timeout(limit, connect(&dial, source, to, &shared)).await {
             Ok(Ok(connection)) => {
                 let up = Instant::now();
-                link::run(dial.node.clone(), dial.key, connection, shared.clone()).await;
+                let _given_up = GivenUp(connection.clone());
+                // A task of its own: it tells and tidies up after the connection, also when this dialer is aborted.
+                let run = link::run(dial.node.clone(), dial.key, connection, shared.clone());
+                let _ = tokio::spawn(run).await;
                 if up.elapsed() > STABLE {
                     backoff = MIN_BACKOFF;
                 }
@@ -48,6 +51,17 @@ pub(super) async fn run(dial: Dial, shared: Arc<Shared>) {
         }
         sleep(jittered(backoff)).await;
         backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// Closes its connection when the dialer goes, which may be at any await. The peer takes no other connection of ours while
+/// it hears this one.
+struct GivenUp(Connection);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        // Does nothing to a connection that has ended.
+        self.0.close(VarInt::from_u32(0), b"its dialer was given up");
     }
 }
 

@@ -124,6 +124,31 @@ async fn a_peer_that_leaves_the_mesh_is_disconnected_and_one_that_returns_is_dia
 }
 
 #[tokio::test]
+async fn a_peer_with_another_address_is_dialed_there_and_takes_the_new_connection() {
+    let (mut a, mut b) = (end("a", 1), end("b", 2));
+    let pa = peer(&a, false);
+    b.control.set_peers(&[pa]);
+    let by = |source: [u8; 4], to: [u8; 4], b: &End| {
+        let to = SocketAddr::from((to, b.port));
+        let addresses = vec![PeerAddress { plane: None, source: Some(source.into()), to }];
+        Peer { addresses, ..peer(b, true) }
+    };
+    a.control.set_peers(&[by([127, 0, 0, 1], [127, 0, 0, 1], &b)]);
+    assert!(matches!(next(&mut a).await, Input::PeerUp { .. }));
+    assert!(matches!(next(&mut b).await, Input::PeerUp { .. }));
+
+    a.control.set_peers(&[by([127, 0, 0, 2], [127, 0, 0, 3], &b)]);
+    // PeerUp is said again and again of a connection that stays.
+    while !matches!(next(&mut a).await, Input::PeerDown { .. }) {}
+    while !matches!(next(&mut a).await, Input::PeerUp { .. }) {}
+    a.control.send(&b.name, &ack(5));
+    assert_eq!(frame(&mut b).await.1, ack(5));
+    b.control.send(&a.name, &ack(6));
+    assert_eq!(frame(&mut a).await.1, ack(6));
+    assert_eq!(b.counters.get("connections_refused_double"), 0);
+}
+
+#[tokio::test]
 async fn garbage_on_the_port_does_no_harm() {
     let (mut a, mut b) = connected_pair().await;
     let noise = UdpSocket::bind("127.0.0.1:0").unwrap();
