@@ -75,9 +75,11 @@ impl Store {
                 let last = batch.last().expect("a batch is never empty").0;
                 let writes: Vec<_> =
                     batch.into_iter().map(|(_, location, write)| (location, write)).collect();
-                if write_until_done(&mut file, &writes, &theirs, &counters) {
-                    persisted(last);
+                if !write_until_done(&mut file, &writes, &theirs, &counters) {
+                    // What came later may be smaller and fit: the log would have a gap, and the next start would be refused.
+                    return;
                 }
+                persisted(last);
             }
         })?;
         Ok(Writer { shared, thread: Some(thread) })
@@ -223,6 +225,55 @@ mod tests {
         let got = restored(dir.path());
         assert_eq!(got.snapshot, Some((4, vec![7; 100])));
         assert_eq!(got.entries.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [5, 6]);
+    }
+
+    const FULL_DISK: &str =
+        "store::writer::tests::nothing_is_written_after_a_write_that_a_full_disk_made_us_give_up";
+
+    #[test]
+    fn nothing_is_written_after_a_write_that_a_full_disk_made_us_give_up() {
+        // The limit that stands for a full disk is the whole process's: this test again, in one of its own.
+        const DIR: &str = "LEADERD_TEST_FULL_DISK";
+        if let Some(dir) = std::env::var_os(DIR) {
+            return stop_on_a_full_disk(Path::new(&dir));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let out = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", FULL_DISK, "--nocapture"])
+            .env(DIR, dir.path())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success() && said.contains("1 passed"), "{said}");
+        let got = restored(dir.path());
+        assert_eq!(got.entries.iter().map(|(i, _)| *i).collect::<Vec<_>>(), [1, 2, 3]);
+    }
+
+    /// Writes three entries; then many that do not fit, and one that would; and stops.
+    fn stop_on_a_full_disk(dir: &Path) {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        use nix::sys::signal::{SigHandler, Signal, signal};
+        write(dir, vec![entries(1..=3, 1)]);
+        // SAFETY: no handler is installed; a write beyond the limit then fails instead of ending the process.
+        unsafe { signal(Signal::SIGXFSZ, SigHandler::SigIgn) }.unwrap();
+        let store = Store::open(dir, &identity("cloud-0")).unwrap();
+        let size = std::fs::metadata(dir.join("leaderd.redb")).unwrap().len();
+        let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, size, hard).unwrap();
+        let counters = Counters::default();
+        let writer = store.start(counters.clone(), |_| {}).unwrap();
+        let big = Persist {
+            entries: (4..=5).map(|i| (i, vec![1; size as usize])).collect(),
+            ..Persist::default()
+        };
+        let location: LocationName = "cloud".parse().unwrap();
+        writer.persist(Ticket(1), location.clone(), Box::new(big));
+        while counters.get("persist_errors") == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        writer.persist(Ticket(2), location, Box::new(entries(6..=6, 1)));
+        drop(writer);
+        setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
     }
 
     #[test]
