@@ -12,6 +12,7 @@ use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use zeroize::Zeroizing;
@@ -60,7 +61,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     #[cfg(feature = "kubernetes")]
     if args.kubernetes {
-        return runtime.block_on(run_in_cluster(args));
+        return run_on(runtime, run_in_cluster(args));
     }
     let asked = || -> anyhow::Result<_> {
         let me = node_name(&args)?;
@@ -80,7 +81,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         Ok(asked) => asked,
         Err(error) => return Ok(asked_wrongly(&error)),
     };
-    runtime.block_on(async {
+    run_on(runtime, async {
         let source = MeshSource::File(MeshFile::new(args.mesh.clone()));
         // Nobody tells a daemon without Kubernetes whose keys Kilo's peers are.
         let (_, kilo_nodes) = watch::channel(KiloNodes::default());
@@ -88,6 +89,15 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         serve(args, start, |_| {}).await
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs it to its end, and leaves behind what still waits for others. A name that DNS does not answer for keeps a thread in
+/// getaddrinfo(3) for as long as it likes, and dropping the runtime would wait for that. What must be done when the daemon
+/// ends (the store's last write, the recording's) is waited for within `work`, by what it drops.
+fn run_on<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
+    let done = runtime.block_on(work);
+    runtime.shutdown_background();
+    done
 }
 
 /// As a node of a Kubernetes cluster: the mesh is the cluster's, and what is decided is told there.
@@ -277,4 +287,33 @@ fn raise_descriptors() {
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_end_does_not_wait_for_a_lookup_that_gets_no_answer() {
+        let (answer, no_answer) = std::sync::mpsc::channel::<()>();
+        let (ended, has_ended) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let done = run_on(runtime.unwrap(), async {
+                let (begun, has_begun) = tokio::sync::oneshot::channel();
+                // As `lookup_host` has it done.
+                drop(tokio::task::spawn_blocking(move || {
+                    begun.send(()).unwrap();
+                    no_answer.recv()
+                }));
+                has_begun.await.unwrap();
+                7
+            });
+            ended.send(done).unwrap();
+        });
+        assert_eq!(has_ended.recv_timeout(Duration::from_secs(30)), Ok(7));
+        drop(answer);
+    }
 }
