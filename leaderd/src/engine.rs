@@ -135,7 +135,11 @@ impl Engine {
             let sleep =
                 tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now));
             tokio::select! {
-                () = &mut stop => return,
+                () = &mut stop => {
+                    // Dropping the store's writer waits for its thread, and that may wait for room for its answer.
+                    self.inputs.close();
+                    return;
+                }
                 () = sleep, if deadline.is_some() => {
                     // After a pause replies and their timeouts are due together: the replies first.
                     if let Some(inputs) = self.shells.probes.ready().now_or_never() {
@@ -268,5 +272,91 @@ impl Engine {
             blackouts,
             failovers,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD as BASE64;
+    use leaderd_core::io::{Persist, Ticket};
+    use leaderd_core::node::NodeConfig;
+    use leaderd_core::probe::keys::ProbeKeys;
+
+    use super::*;
+    use crate::secrets::{Keys, Secret};
+    use crate::store::{Identity, Store};
+
+    /// A mesh of one node, which has nobody to send anything to; its control and probe ports are free ones.
+    fn alone(keys: &Keys) -> Mesh {
+        let free = [(); 2].map(|()| std::net::UdpSocket::bind("[::]:0").unwrap());
+        let [control, probes] = free.map(|socket| socket.local_addr().unwrap().port());
+        let text = format!(
+            "[mesh]\nname = \"alone\"\ngeneration = 1\ncontrol_port = {control}\nprobe_ports = [{probes}]\n\
+             [locations.home]\noverlay = \"direct\"\n\
+             [nodes.home-0]\nlocation = \"home\"\nindex = 1\nslot = 0\naddress = \"192.0.2.1\"\nendpoint = \"192.0.2.1\"\n\
+             prefixes = [\"10.42.1.0/24\"]\nwireguard_key = \"{}\"\ncontrol_key = \"{}\"\n",
+            BASE64.encode(keys.wireguard_public().0),
+            BASE64.encode(keys.control_public().0),
+        );
+        leaderd_core::mesh::parse(&text).unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
+    }
+
+    #[test]
+    fn it_stops_while_the_queue_of_inputs_is_full_and_the_store_waits_for_room_in_it() {
+        let (stopped, has_stopped) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.unwrap().block_on(stop_while_the_queue_is_full());
+            stopped.send(()).unwrap();
+        });
+        has_stopped.recv_timeout(Duration::from_secs(30)).expect("it stops");
+    }
+
+    async fn stop_while_the_queue_is_full() {
+        let keys = Keys { wireguard: Secret::new([1; 32]), control: Secret::new([2; 32]) };
+        let mesh = Arc::new(alone(&keys));
+        let (me, location) = ("home-0".parse().unwrap(), "home".parse().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let (clock, counters) = (Clock::default(), Counters::default());
+        let (inputs, inputs_rx) = mpsc::channel(1);
+        let control =
+            Control::start(mesh.control_port, &keys, inputs.clone(), counters.clone()).unwrap();
+        let probes = Probes::bind(&mesh.probe_ports, counters.clone()).unwrap();
+        let identity = Identity { mesh: "alone".into(), location, node: me };
+        let store = Store::open(dir.path(), &identity).unwrap();
+        let Identity { location, node: me, .. } = identity;
+        let config = NodeConfig {
+            mesh: mesh.clone(),
+            me,
+            keys: ProbeKeys::new(*keys.wireguard.expose()),
+            restored: BTreeMap::new(),
+            seed: 1,
+            resolved: BTreeMap::new(),
+            lan_device: None,
+        };
+        let node = Node::new(config, clock.now()).unwrap();
+
+        // Whoever has this place takes his time: the queue has no other.
+        let taken = inputs.clone().reserve_owned().await.unwrap();
+        let writer = store
+            .start(counters.clone(), move |ticket| {
+                let _ = inputs.blocking_send(Input::Persisted { ticket });
+            })
+            .unwrap();
+        writer.persist(Ticket(1), location, Box::<Persist>::default());
+        let shells = Shells {
+            probes,
+            control,
+            writer,
+            programs: watch::channel(None).0,
+            meshes: watch::channel(mesh).0,
+            recorder: None,
+            counters,
+            decided: watch::channel(0).0,
+        };
+        let (_asker, requests) = mpsc::channel(1);
+        Engine::new(node, clock, shells, inputs_rx, requests).run(std::future::ready(())).await;
+        drop(taken);
     }
 }
