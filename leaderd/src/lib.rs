@@ -14,6 +14,7 @@ pub mod engine;
 pub mod kilo;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
+pub mod lan;
 pub mod log;
 pub mod metrics;
 pub mod network;

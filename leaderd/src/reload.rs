@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::sync::watch;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
 
+use crate::lan::{self, LanDevice};
 use crate::resolve::resolve;
 
 /// How often the file is looked at.
@@ -174,17 +175,21 @@ impl MeshSource {
     }
 }
 
-/// Watches until the engine is gone.
+/// Watches until the engine is gone; `lan` as well, whatever the mesh comes from. `resolved` and `lan` are what the core has.
 pub async fn watch(
     mut source: MeshSource,
     me: NodeName,
     mut mesh: Mesh,
     mut resolved: BTreeMap<String, IpAddr>,
+    mut lan: LanDevice,
     inputs: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut names = interval_at(Instant::now() + RESOLVE, RESOLVE);
-    names.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut lan_looks = interval(lan::LOOK);
+    for timer in [&mut names, &mut lan_looks] {
+        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     loop {
         let (found, asked) = tokio::select! {
             Some(()) = hangup.recv() => match source.now() {
@@ -198,6 +203,14 @@ pub async fn watch(
                     tracing::info!(endpoints = ?new, "endpoints have other addresses now");
                     resolved = new;
                     inputs.send(Input::Resolved(resolved.clone())).await?;
+                }
+                continue;
+            }
+            _ = lan_looks.tick() => {
+                if lan.look(&mesh).await {
+                    let device = lan.name().map(ToString::to_string);
+                    tracing::info!(device.name = device, "this node's address is on another LAN device now");
+                    inputs.send(Input::MeshChanged(Box::new(lan.put_into(&mesh)))).await?;
                 }
                 continue;
             }
@@ -221,7 +234,8 @@ pub async fn watch(
                     names.reset();
                     // First the names, so that the new nodes have addresses at once.
                     inputs.send(Input::Resolved(resolved.clone())).await?;
-                    inputs.send(Input::MeshChanged(Box::new(mesh.clone()))).await?;
+                    lan.look(&mesh).await;
+                    inputs.send(Input::MeshChanged(Box::new(lan.put_into(&mesh)))).await?;
                 }
             },
         }
@@ -232,4 +246,38 @@ pub async fn watch(
 fn stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {
     let m = std::fs::metadata(path).ok()?;
     Some((m.ino(), m.mtime(), m.mtime_nsec(), m.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use leaderd_core::mesh::{EXAMPLE_NODES, ExampleKeys, example, parse};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_comes_after_the_start_is_told_to_the_core_with_its_device() {
+        let keys: [ExampleKeys; EXAMPLE_NODES] = std::array::from_fn(|n| ExampleKeys {
+            wireguard: [n as u8 + 1; 32],
+            control: [n as u8 + 101; 32],
+        });
+        let mut mesh = parse(&example(&keys)).unwrap();
+        let me = mesh.nodes.keys().next().unwrap().clone();
+        let node = mesh.nodes.get_mut(&me).unwrap();
+        (node.address, node.device) = ([127, 0, 0, 1].into(), None);
+        let dir = tempfile::tempdir().unwrap();
+        let source = MeshSource::File(MeshFile::new(dir.path().join("mesh.toml")));
+        // It has not looked yet: as if the address had not been there at the start.
+        let lan = LanDevice::new(me.clone());
+        let (inputs, mut received) = mpsc::channel(8);
+        let watching = watch(source, me.clone(), mesh, BTreeMap::new(), lan, inputs);
+        tokio::select! {
+            ended = watching => panic!("it ended: {ended:?}"),
+            input = received.recv() => match input {
+                Some(Input::MeshChanged(told)) => {
+                    assert_eq!(told.node(&me).unwrap().device, "lo".parse().ok());
+                }
+                other => panic!("{other:?}"),
+            },
+        }
+    }
 }

@@ -1,13 +1,11 @@
-//! DNS names of endpoints, and the LAN device of this node's address.
+//! DNS names of endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use leaderd_core::mesh::{Host, Mesh};
-use nix::ifaddrs::getifaddrs;
 use tokio::time::timeout;
-use wgctl_plan::InterfaceName;
 
 /// How long one name may take; the last known address stays in use.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,28 +39,4 @@ pub async fn resolve(mesh: &Mesh, known: &BTreeMap<String, IpAddr>) -> BTreeMap<
         chosen.map(|ip| (name.clone(), ip))
     });
     futures_util::future::join_all(lookups).await.into_iter().flatten().collect()
-}
-
-/// The device that has this address.
-pub fn device_of(address: IpAddr) -> Option<InterfaceName> {
-    getifaddrs().ok()?.find_map(|i| {
-        let storage = i.address?;
-        let ip = match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
-            (Some(v4), _) => IpAddr::V4(v4.ip()),
-            (_, Some(v6)) => IpAddr::V6(v6.ip()),
-            _ => return None,
-        };
-        (ip == address).then(|| i.interface_name.parse().ok()).flatten()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_device_of_an_address_is_found() {
-        assert_eq!(device_of("127.0.0.1".parse().unwrap()), Some("lo".parse().unwrap()));
-        assert_eq!(device_of("192.0.2.200".parse().unwrap()), None);
-    }
 }

@@ -24,6 +24,7 @@ use crate::control::Control;
 use crate::counters::Counters;
 use crate::engine::{Engine, MAX_INPUTS, MAX_REQUESTS, Shells};
 use crate::kilo::KiloNodes;
+use crate::lan::LanDevice;
 use crate::network::KernelSteward;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
@@ -173,11 +174,9 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
 
     let resolved = resolve::resolve(&file, &BTreeMap::new()).await;
     let mesh = Arc::new(file.clone());
-    let own = mesh.node(&me).context("this node")?;
-    let lan_device = own.device.clone().or_else(|| resolve::device_of(own.address));
-    if lan_device.is_none() {
-        tracing::warn!(node.address = %own.address, "no interface has this node's address");
-    }
+    let mut lan = LanDevice::new(me.clone());
+    lan.look(&mesh).await;
+    let lan_device = lan.name().cloned();
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
     let seed = u64::from_le_bytes(seed);
@@ -240,7 +239,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     let (decided, decided_rx) = watch::channel(0);
     started(Daemon { asker, decided: decided_rx });
     tokio::spawn(async move {
-        if let Err(error) = reload::watch(source, me, file, resolved, inputs).await {
+        if let Err(error) = reload::watch(source, me, file, resolved, lan, inputs).await {
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
     });

@@ -96,6 +96,34 @@ pub fn a_new_mesh_file() {
     assert!(sent > 500 && lost == 0, "{lost} of {sent} packets lost");
 }
 
+pub fn a_late_lan_address() {
+    const ADDRESS: &str = "ip -o -4 addr show dev eth0 | awk '{print $4}'";
+    let lab = Lab::up();
+    let mesh = lab.read_mesh();
+    assert!(mesh.contains("device = \"eth0\"\n") && mesh.contains("overlay = \"vxlan\""), "{mesh}");
+    let mesh = mesh.replace("device = \"eth0\"\n", "").replace("\"vxlan\"", "\"direct\"");
+    lab.write_mesh(&mesh);
+    let address = lab.sh("cloud-2", ADDRESS, &[]);
+    lab.sh(
+        "cloud-2",
+        "ip addr del $1 dev eth0; ip link add lan1 type veth peer name lan2",
+        &[address.trim()],
+    );
+    let daemon = lab.daemon("cloud-2", &[]);
+    daemon.says("no interface has this node's address");
+    let routes = |device: &str| {
+        let routes = lab.sh("cloud-2", "ip route show proto 76", &[]);
+        routes.lines().any(|r| r.starts_with("10.42.1.0/24 ") && r.contains(device))
+    };
+    wait_for("it answers", || daemon.tail(), || lab.status("cloud-2").is_some());
+    assert!(!routes("dev"), "{}", daemon.tail());
+    lab.sh("cloud-2", "ip addr add $1 dev eth0", &[address.trim()]);
+    wait_for("routes over the LAN", || daemon.tail(), || routes("dev eth0"));
+    let other = "ip link set lan1 up; ip link set lan2 up; ip addr del $1 dev eth0; ip addr add $1 dev lan1";
+    lab.sh("cloud-2", other, &[address.trim()]);
+    wait_for("routes over the other device", || daemon.tail(), || routes("dev lan1"));
+}
+
 pub fn drift_and_cleanup() {
     let lab = Lab::up();
     let mut daemons = lab.daemons();

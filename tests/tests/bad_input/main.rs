@@ -41,6 +41,7 @@ const TESTS: &[Test] = &[
     ("the_store_of_another_node_is_refused", store::a_foreign_store),
     ("a_restart_under_traffic_loses_nothing", live::a_restart_under_traffic),
     ("a_new_mesh_file_is_applied_without_loss_and_a_broken_one_is_not", live::a_new_mesh_file),
+    ("a_lan_address_that_comes_late_or_moves_is_followed", live::a_late_lan_address),
     ("drift_is_repaired_and_cleanup_leaves_what_is_not_ours", live::drift_and_cleanup),
 ];
 
