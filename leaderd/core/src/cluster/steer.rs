@@ -46,6 +46,19 @@ fn mark(node: &ClusterNode) -> Mark {
     }
 }
 
+/// True if what leaderd wrote on the node is of another location, in which it was before.
+fn is_elsewheres(node: &ClusterNode, location: &LocationName) -> bool {
+    node.annotations.get(names::LOCATION).is_some_and(|l| l != location.as_str())
+}
+
+/// What a node's annotations say of leading this location. One that leads another by our word is to be told anew, or freed.
+fn mark_in(node: &ClusterNode, location: &LocationName) -> Mark {
+    match mark(node) {
+        Mark::Ours(_) if is_elsewheres(node, location) => Mark::Ours(Epoch(0)),
+        mark => mark,
+    }
+}
+
 /// How far Kilo has been told who leads a location.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Steered {
@@ -112,7 +125,8 @@ fn elected(location: &LocationStatus) -> Option<(&NodeName, Epoch)> {
 /// The node of the location, or the elected one wherever it is now, that shows a higher epoch; with a leader annotation or without.
 fn newer(view: &ClusterView, location: &LocationStatus, epoch: Epoch) -> Option<(String, Epoch)> {
     let leader = location.leaders.first().and_then(|l| view.nodes.get(l.as_str()));
-    nodes_of(view, &location.name).chain(leader).find_map(|n| {
+    let here = nodes_of(view, &location.name).chain(leader);
+    here.filter(|n| !is_elsewheres(n, &location.name)).find_map(|n| {
         let seen = n.annotations.get(names::EPOCH)?.parse().ok().map(Epoch)?;
         (seen > epoch).then(|| (n.name.clone(), seen))
     })
@@ -125,7 +139,7 @@ fn changes(view: &ClusterView, location: &LocationStatus) -> Vec<NodeChange> {
         return Vec::new();
     }
     let Some(node) = view.nodes.get(leader.as_str()) else { return Vec::new() };
-    match mark(node) {
+    match mark_in(node, &location.name) {
         Mark::Ours(e) if e == epoch => {}
         // Somebody made it Kilo's leader already: it is not ours to sign.
         Mark::ByHand => {}
@@ -133,6 +147,7 @@ fn changes(view: &ClusterView, location: &LocationStatus) -> Vec<NodeChange> {
             let annotations = [
                 (names::KILO_LEADER.to_owned(), Some(VALUE.to_owned())),
                 (names::EPOCH.to_owned(), Some(epoch.to_string())),
+                (names::LOCATION.to_owned(), Some(location.name.to_string())),
             ];
             let why = format!("leads location {} by epoch {epoch}", location.name);
             return vec![change(node, annotations.into(), why)];
@@ -140,7 +155,7 @@ fn changes(view: &ClusterView, location: &LocationStatus) -> Vec<NodeChange> {
     }
     let others = nodes_of(view, &location.name).filter(|n| n.name != node.name);
     others
-        .filter(|n| matches!(mark(n), Mark::Ours(e) if e <= epoch))
+        .filter(|n| matches!(mark_in(n, &location.name), Mark::Ours(e) if e <= epoch))
         .map(|n| {
             let why = format!("{leader} leads location {} by epoch {epoch}", location.name);
             change(n, removal(), why)
@@ -157,9 +172,9 @@ fn change(
     NodeChange { node, resource_version, annotations, why }
 }
 
-/// Both go together: an epoch left behind would make a later annotation by hand look like ours.
+/// All go together: an epoch left behind would make a later annotation by hand look like ours.
 fn removal() -> BTreeMap<String, Option<String>> {
-    [names::KILO_LEADER, names::EPOCH].map(|k| (k.to_owned(), None)).into()
+    [names::KILO_LEADER, names::EPOCH, names::LOCATION].map(|k| (k.to_owned(), None)).into()
 }
 
 /// How far Kilo follows, for the pool's status.

@@ -127,4 +127,6 @@ pub mod names {
     pub const CONTROL_KEY: &str = "leaderd.io/control-key";
     /// Epoch of the decision that last changed this node's leader annotation.
     pub const EPOCH: &str = "leaderd.io/epoch";
+    /// Location of that decision: epochs of different locations have nothing to do with each other.
+    pub const LOCATION: &str = "leaderd.io/location";
 }

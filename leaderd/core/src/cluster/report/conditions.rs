@@ -105,7 +105,8 @@ fn follows(view: &ClusterView, found: &RenderedPool, l: &LocationStatus) -> Verd
         }
         Steered::Newer { node, epoch } => {
             let message = format!(
-                "{node} shows epoch {epoch}, the decision is {}: if leaderd's stores were reset, remove annotation {} of {node}",
+                "{node} shows epoch {epoch}, the decision is {}: if leaderd's stores were reset, or the node was in another \
+                 location, set annotation {} of {node} to 0",
                 l.epoch,
                 names::EPOCH
             );

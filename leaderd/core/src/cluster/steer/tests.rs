@@ -41,6 +41,7 @@ fn the_elected_node_is_annotated_first_and_only_then_the_others_are_freed() {
     let want = [
         (names::KILO_LEADER.to_owned(), Some("leaderd".to_owned())),
         (names::EPOCH.to_owned(), Some("3".to_owned())),
+        ("leaderd.io/location".to_owned(), Some("home".to_owned())),
     ];
     assert_eq!(first[0].annotations, want.into());
     assert_eq!(first[0].resource_version, view.nodes["home-1"].resource_version);
@@ -56,7 +57,9 @@ fn the_elected_node_is_annotated_first_and_only_then_the_others_are_freed() {
     assert_eq!(shown(&last), ["remove home-1"]);
     assert_eq!(
         last[0].annotations,
-        [names::KILO_LEADER, names::EPOCH].map(|k| (k.to_owned(), None)).into()
+        [names::KILO_LEADER, names::EPOCH, "leaderd.io/location"]
+            .map(|k| (k.to_owned(), None))
+            .into()
     );
     // The same leader by a later epoch is signed again.
     assert_eq!(shown(&changes(&view, &status("home-2", 5))), ["set home-2"]);
@@ -301,4 +304,51 @@ proptest! {
             prop_assert_eq!(mark, want, "{}", node);
         }
     }
+}
+
+#[test]
+fn epochs_of_different_locations_are_not_compared() {
+    let mut view = cluster();
+    set_by_us(&mut view, "cloud-0", "40");
+    let moved = view.nodes.get_mut("cloud-0").unwrap();
+    annotate(moved, "leaderd.io/location", "cloud");
+    annotate(moved, names::KILO_LOCATION, "home");
+    let carry_out = |view: &mut ClusterView, changes: Vec<NodeChange>| {
+        for change in changes {
+            let node = view.nodes.get_mut(&change.node).unwrap();
+            for (key, value) in change.annotations {
+                match value {
+                    Some(value) => annotate(node, &key, &value),
+                    None => drop(node.annotations.remove(&key)),
+                }
+            }
+        }
+    };
+    let three = status("home-1", 3);
+    let done = Steered::Done("home-1".parse().unwrap());
+    let before = view.clone();
+    for want in ["set home-1", "remove cloud-0"] {
+        assert_eq!(steered(&view, &three), Steered::Pending);
+        let changes = changes(&view, &three);
+        assert_eq!(shown(&changes), [want]);
+        carry_out(&mut view, changes);
+    }
+    assert_eq!(steered(&view, &three), done);
+    let left: Vec<&String> = view.nodes["cloud-0"].annotations.keys().collect();
+    assert!(left.iter().all(|k| !k.contains("leader") || k.ends_with("-key")), "{left:?}");
+    // Elected where it is now, even by a decision of the same number, it is signed anew.
+    for epoch in [39, 40] {
+        let elected = changes(&before, &status("cloud-0", epoch));
+        assert_eq!(shown(&elected), ["set cloud-0"], "{epoch}");
+    }
+    // As leaderd left it that did not say the location: the message's cure leads out of it.
+    let mut old = before;
+    old.nodes.get_mut("cloud-0").unwrap().annotations.remove("leaderd.io/location");
+    assert_eq!(steered(&old, &three), Steered::Newer { node: "cloud-0".into(), epoch: Epoch(40) });
+    annotate(old.nodes.get_mut("cloud-0").unwrap(), names::EPOCH, "0");
+    for _ in 0..2 {
+        let changes = changes(&old, &three);
+        carry_out(&mut old, changes);
+    }
+    assert_eq!(steered(&old, &three), done);
 }
