@@ -36,6 +36,7 @@ impl Node {
         let raft_leader_elsewhere = || {
             self.mesh
                 .nodes_of(location)
+                .filter(|n| self.heard.is_fresh(&n.name, now.mono))
                 .find_map(|n| self.heard.last.get(&n.name)?.1.raft_leader.clone())
         };
         let raft_leader = match group {

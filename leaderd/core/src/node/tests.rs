@@ -417,3 +417,19 @@ fn of_many_nodes_elsewhere_each_gets_a_hello_in_turn_and_those_of_the_location_a
     }
     assert!(far.iter().all(|n| heard.contains_key(n)), "{heard:?}");
 }
+
+#[test]
+fn who_a_location_said_is_its_raft_leader_is_shown_while_it_is_heard() {
+    let mut bench = Bench::new();
+    let shown = |bench: &Bench| {
+        let status = bench.node.status(bench.now);
+        let cloud = status.locations.into_iter().find(|l| l.name.as_str() == "cloud").unwrap();
+        cloud.raft_leader
+    };
+    bench.frame("cloud-0", hello("cloud-0", Some("cloud-1")));
+    assert_eq!(shown(&bench), Some(name("cloud-1")));
+    bench.later(Duration::from_secs(60));
+    assert_eq!(shown(&bench), None);
+    bench.frame("cloud-0", hello("cloud-0", Some("cloud-1")));
+    assert_eq!(shown(&bench), Some(name("cloud-1")));
+}

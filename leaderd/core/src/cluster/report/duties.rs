@@ -1,6 +1,6 @@
 //! Who writes what about a location, and what its pool has the mesh do.
 
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::{PoolStatus, events, is_voter, known, pool_statuses, status_of};
 use crate::admin::AdminRequest;
@@ -16,6 +16,10 @@ use crate::verdict::{Cause, Verdict};
 
 /// How long others leave a location's raft leader to write before the first of them does.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How long `Quorum` must have been `True` before one who hears nothing of the location says otherwise. It may be the deaf one:
+/// then whoever hears the location sets it right at once, and is not to be contradicted again and again.
+const QUIET: Duration = Duration::from_secs(300);
 
 fn candidates(mesh: &Mesh) -> impl Iterator<Item = &str> {
     mesh.nodes.values().filter(|n| n.slot.is_some()).map(|n| n.name.as_str())
@@ -38,7 +42,9 @@ pub(in crate::cluster) fn status_tasks(
         }
         let found = rendered.pools.get(&name);
         let l = found.and_then(|f| known(f, running));
-        let Some(wait) = writer(view, running, l, pool, &before, &status, me) else { continue };
+        let Some(wait) = writer(view, running, l, pool, (&before, &status), me, now) else {
+            continue;
+        };
         let events = match (l, running) {
             (Some(l), Some(r)) => events::untold(pool, &l.name, &before, &status, r.events),
             _ => Vec::new(),
@@ -63,9 +69,9 @@ fn writer(
     running: Option<Running<'_>>,
     l: Option<&LocationStatus>,
     pool: &Pool,
-    before: &PoolStatus,
-    after: &PoolStatus,
+    (before, after): (&PoolStatus, &PoolStatus),
     me: &NodeName,
+    now: WallTime,
 ) -> Option<Duration> {
     let key = format!("status/{}", pool.name);
     let asks = |s: &PoolStatus| (s.observed_generation, s.problems.clone(), s.asked.clone());
@@ -81,12 +87,21 @@ fn writer(
     if l.raft_leader.as_ref() == Some(me) {
         return Some(Duration::ZERO);
     }
-    let told =
-        |s: &PoolStatus| s.conditions.iter().any(|c| c.kind == "Quorum" && c.status == "False");
-    let no_quorum = l.raft_leader.is_none() && !told(before) && told(after);
+    let quorum = |s: &PoolStatus| s.conditions.iter().find(|c| c.kind == "Quorum").cloned();
+    let told = |s: &PoolStatus| quorum(s).is_some_and(|c| c.status == "False");
+    let long_so = quorum(before)
+        .filter(|c| c.status == "True")
+        .is_none_or(|c| age(&c.last_transition_time, now).is_none_or(|age| age > QUIET));
+    let no_quorum = l.raft_leader.is_none() && long_so && !told(before) && told(after);
     let lags = lags || before.epoch < after.epoch || no_quorum;
     let turn = rank::turn(candidates(running.mesh), &key, me.as_str())?;
     lags.then_some(GRACE + turn)
+}
+
+/// How long ago a time of RFC 3339 was; `None` if it cannot be read.
+fn age(of: &str, now: WallTime) -> Option<Duration> {
+    let at = humantime::parse_rfc3339_weak(of).ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some(Duration::from_micros(now.0).saturating_sub(at))
 }
 
 /// The condition `RelayForwarding` of candidates, by the raft leader of their location, and its removal from nodes that are none.

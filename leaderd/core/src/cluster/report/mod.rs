@@ -192,8 +192,10 @@ fn pool_status(
         };
     }
     if let Some(l) = known {
+        // Only the raft leader knows that a decision shown is none any more (as after a reset of the stores); others hear late.
+        let leads = running.is_some_and(|r| l.raft_leader.as_ref() == Some(&r.status.node));
         // Without a quorum each node has a ranking of its own: what was decided last is shown.
-        if !l.fallback && l.epoch.0 > 0 {
+        if !l.fallback && l.epoch.0 > 0 && (leads || l.epoch.0 >= before.epoch) {
             let all: Vec<String> = l.leaders.iter().map(ToString::to_string).collect();
             status.leader = all.first().cloned();
             status.leaders = if all.len() > 1 { all } else { Vec::new() };
@@ -204,7 +206,8 @@ fn pool_status(
         status.candidates = l.candidates.iter().map(|c| candidate(c, l, &before)).collect();
         let events = running.map_or(&[][..], |r| r.events);
         let here = || events.iter().filter(|e| e.location == l.name);
-        status.last_event = here().map(|e| e.seq).max().unwrap_or(before.last_event);
+        let seen = here().map(|e| e.seq).max().unwrap_or(before.last_event);
+        status.last_event = if leads { seen } else { seen.max(before.last_event) };
         let newest = here().rev().find(|e| e.kind == EventKind::Failover).map(last_failover);
         status.last_failover = newer(newest, before.last_failover.clone());
         status.asked = asked(pool, l, &before);
@@ -325,7 +328,8 @@ fn asked(pool: &Pool, l: &LocationStatus, before: &PoolStatus) -> Asked {
     let spec = &pool.spec;
     let drained = |n: &&String| {
         let there = l.candidates.iter().find(|c| c.name.as_str() == n.as_str());
-        there.is_some_and(|c| c.drained || !is_voter(l))
+        // Who is no candidate now may come back as one, and is drained still.
+        there.is_none_or(|c| c.drained || !is_voter(l))
     };
     let kept = before.asked.drained.iter().filter(drained).cloned();
     let frozen = !is_voter(l) || l.frozen == Some(None);

@@ -222,7 +222,11 @@ fn of_kilo_it_says_whether_it_was_told_and_who_stands_in_the_way() {
     assert!(steered.message.contains("home-2"), "{}", steered.message);
     w.view.nodes.get_mut("home-2").unwrap().annotations.remove(names::KILO_LEADER);
     annotate(w.view.nodes.get_mut("home-1").unwrap(), names::EPOCH, "9");
-    assert_eq!(reason(&w), "NewerEpoch");
+    let status = w.status_at(NOW);
+    let steered = condition(&status, "Steered");
+    assert_eq!(steered.reason, "NewerEpoch");
+    let cure = "set annotation leaderd.io/epoch of home-1 to 0";
+    assert!(steered.message.contains(cure), "{}", steered.message);
 }
 
 #[test]
@@ -415,6 +419,21 @@ fn a_pool_freezes_and_drains_and_undoes_only_what_it_did() {
     w.candidate("home-1").drained = false;
     assert_eq!(w.write(later(3)).asked, Asked::default());
     assert_eq!(w.commands("home-0"), []);
+    // One that is no candidate for a while, and comes back as it was.
+    spec(&mut w, false, &["home-1"]);
+    w.write(later(4));
+    w.candidate("home-1").drained = true;
+    w.write(later(5));
+    let with = w.status.clone();
+    w.home().candidates.retain(|c| c.name.as_str() != "home-1");
+    spec(&mut w, false, &[]);
+    w.write(later(6));
+    assert_eq!(w.commands("home-0"), []);
+    w.status = with;
+    w.write(later(7));
+    assert_eq!(w.commands("home-0"), undo[1..]);
+    w.candidate("home-1").drained = false;
+    assert_eq!(w.write(later(8)).asked, Asked::default());
 }
 
 #[test]
@@ -467,4 +486,26 @@ fn times_are_rfc_3339_whatever_they_are() {
         w.status_at(NOW).last_failover.unwrap().at.as_deref(),
         Some("2026-09-21T14:13:22.000Z")
     );
+}
+
+#[test]
+fn who_hears_late_takes_nothing_back_and_the_raft_leader_may() {
+    let mut w = World::new();
+    w.write(NOW);
+    let late = (w.status.clone(), w.events.clone());
+    w.fail_over();
+    let newest = w.write(later(3));
+    assert_eq!((newest.epoch, newest.last_event), (2, 2));
+    (w.status, w.events) = late;
+    w.home().raft_leader = Some("home-1".parse().unwrap());
+    let status = w.status_at(later(4));
+    assert_eq!((status.epoch, status.last_event), (2, 2));
+    assert_eq!(
+        (status.leader, status.since, status.cause),
+        (newest.leader, newest.since, newest.cause)
+    );
+    // As after a reset of the location's stores.
+    w.home().raft_leader = Some("home-0".parse().unwrap());
+    let status = w.status_at(later(4));
+    assert_eq!((status.epoch, status.last_event, status.leader.as_deref()), (1, 1, Some("home-1")));
 }

@@ -67,8 +67,8 @@ impl World {
                 let wall = WallTime(1_790_000_000_000_000 + self.now.0);
                 let (_, tasks) = tasks(&seen, "", &daemon.name, running, wall);
                 let (due, next) = daemon.turns.due(self.now, tasks);
-                // A second after a try it looks again in any case.
-                let again = (!due.is_empty()).then(|| self.now + Duration::from_secs(1));
+                // After a second it looks again in any case.
+                let again = Some(self.now + Duration::from_secs(1));
                 daemon.next = [next, again].into_iter().flatten().min();
                 let name = daemon.name.to_string();
                 for task in due {
@@ -237,4 +237,46 @@ fn what_is_not_wanted_any_more_loses_its_turn() {
     // Tried, and not again at once.
     assert_eq!(turns.due(at(800), vec![task("a", 400)]).0, []);
     assert_eq!(turns.due(at(760 + 900), vec![task("a", 400)]).0.len(), 1);
+}
+
+/// These daemons hear nothing from home, and go by their own ranking.
+fn deaf(w: &mut World, names: &[&str]) {
+    for d in w.daemons.iter_mut().filter(|d| names.contains(&d.name.as_str())) {
+        let locations = &mut d.status.as_mut().unwrap().locations;
+        let home = locations.iter_mut().find(|l| l.name.as_str() == "home").unwrap();
+        (home.quorum, home.raft_leader, home.fallback) = (None, None, true);
+    }
+}
+
+#[test]
+fn a_daemon_that_cannot_hear_a_location_does_not_call_it_dead() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let mut w = World::new(view, 2);
+    w.decided("home-1", 1);
+    deaf(&mut w, &["cloud-0"]);
+    w.run(Duration::from_secs(60));
+    assert!(w.written("status/home").len() <= 3, "{:?}", w.written("status/home"));
+}
+
+#[test]
+fn a_location_that_is_dead_is_told_dead_once_by_another() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let mut w = World::new(view, 2);
+    w.decided("home-1", 1);
+    w.run(Duration::from_secs(10));
+    let quorum = |w: &mut World| {
+        let status = w.api().pools["home"].status.clone().unwrap();
+        let all = status["conditions"].as_array().unwrap().clone();
+        let one = all.iter().find(|c| c["type"] == "Quorum").unwrap();
+        one["status"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(quorum(&mut w), "True");
+    w.daemons.iter_mut().for_each(|d| d.reaches_api = d.name.as_str().starts_with("cloud"));
+    deaf(&mut w, &["cloud-0", "cloud-1", "cloud-2"]);
+    let before = w.written("status/home").len();
+    w.run(Duration::from_secs(320));
+    assert_eq!(quorum(&mut w), "False");
+    assert_eq!(w.written("status/home").len(), before + 1, "{:?}", w.written);
 }
