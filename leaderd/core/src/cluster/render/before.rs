@@ -1,6 +1,6 @@
 //! The mesh file before: what is pinned, and what a node said when it last said it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use toml::{Table, Value};
 
@@ -20,6 +20,8 @@ pub(super) struct Before {
     pub generation: u64,
     /// Of the settings that it was made with.
     pub revision: u64,
+    /// [`Settings::mark`](super::settings::Settings::mark) of them; empty if it was made by a leaderd that did not say.
+    pub mark: String,
     /// By name of the node. Read even from a file that is no good mesh.
     indexes: BTreeMap<String, u16>,
     /// By name of the node: location and slot.
@@ -38,8 +40,9 @@ impl Before {
                            could be read; let nobody edit it but leaderd";
             problems.push(Problem { subject: Subject::Mesh, message: message.to_owned() });
         }
-        let revision = text.lines().find_map(|l| l.strip_prefix(REVISION)?.trim().parse().ok());
-        let revision = revision.unwrap_or(0);
+        let made_with = text.lines().find_map(|l| l.strip_prefix(REVISION)).unwrap_or_default();
+        let (revision, mark) = made_with.split_once(',').unwrap_or((made_with, ""));
+        let (revision, mark) = (revision.trim().parse().unwrap_or(0), mark.trim().to_owned());
         let table = text.parse::<Table>().unwrap_or_default();
         let number = |v: &Value, key: &str| v.get(key).and_then(Value::as_integer);
         let generation = table.get("mesh").and_then(|m| number(m, "generation")).unwrap_or(0);
@@ -48,6 +51,7 @@ impl Before {
             mesh,
             generation: u64::try_from(generation).unwrap_or(0),
             revision,
+            mark,
             ..Self::default()
         };
         for (name, node) in table.get("nodes").and_then(Value::as_table).into_iter().flatten() {
@@ -77,6 +81,11 @@ impl Before {
     /// The slot that a node had in a location.
     pub fn slot(&self, name: &str, location: &str) -> Option<u8> {
         self.slots.get(name).filter(|(l, _)| l == location).map(|(_, s)| *s)
+    }
+
+    /// The slots that somebody had in a location.
+    pub fn slots_in(&self, location: &str) -> BTreeSet<u8> {
+        self.slots.values().filter(|(l, _)| l == location).map(|(_, s)| *s).collect()
     }
 
     pub fn index(&self, name: &str) -> Option<u16> {

@@ -215,7 +215,11 @@ impl Chooser<'_> {
         kept
     }
 
-    /// A slot stays with its node as long as it is a candidate; new ones get the lowest that is free.
+    /// A slot stays with its node as long as it is a candidate; new ones get the lowest that are free.
+    ///
+    /// A decision names slots, so whoever took the leader's slot over would lead unseen. What was somebody's until now is
+    /// therefore given out a generation later, when that decision had to be made anew; until then the new candidate is a member. Only
+    /// where nobody else is left to lead does it not wait.
     fn slots(
         &mut self,
         location: &LocationName,
@@ -232,9 +236,12 @@ impl Chooser<'_> {
             let slot = Slot(had(&name).expect("it had one"));
             all.insert(name, Candidate { slot, priority, endpoint });
         }
-        for (name, priority, endpoint) in new {
-            // At most 15 are chosen, so one is free.
-            let Some(slot) = (0..=Slot::MAX.0).find(|s| used.insert(*s)) else { continue };
+        let was = self.before.slots_in(location.as_str());
+        let alone = all.is_empty();
+        // At most 15 are chosen, so there are enough.
+        let free = (0..=Slot::MAX.0).filter(|s| !used.contains(s)).take(new.len());
+        let free = free.filter(|s| alone || !was.contains(s));
+        for (slot, (name, priority, endpoint)) in free.zip(new) {
             all.insert(name, Candidate { slot: Slot(slot), priority, endpoint });
         }
         all

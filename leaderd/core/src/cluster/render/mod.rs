@@ -124,7 +124,7 @@ pub fn render(view: &ClusterView, settings: &str) -> Rendered {
         problems.sort();
         problems.dedup();
         let (text, mesh) = found.filter(|_| good).unzip();
-        let outdated = settings.revision < before.revision;
+        let outdated = settings.revision < before.revision && settings.mark() != before.mark;
         return Rendered { text, mesh, outdated, problems, pools };
     }
 }

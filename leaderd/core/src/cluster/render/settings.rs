@@ -1,5 +1,6 @@
 //! `settings.toml`: what a person says of the mesh as a whole. Its tables are the mesh file's, and one of Kubernetes' own.
 
+use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use super::{Problem, Subject};
@@ -25,6 +26,17 @@ impl Default for Settings {
         mesh.insert("name".into(), "kubernetes".into());
         let (overlay, steering) = ("flannel".to_owned(), Steering::Native);
         Self { mesh, policy: Table::new(), overlay, steering, revision: 0 }
+    }
+}
+
+impl Settings {
+    /// Which program with which settings, whatever their revision: a number that counts more than changes of the settings (Helm's
+    /// counts every upgrade) does not make them others.
+    pub fn mark(&self) -> String {
+        let Self { mesh, policy, overlay, steering, revision: _ } = self;
+        let digest = Sha256::digest(format!("{mesh}\n[policy]\n{policy}\n{overlay} {steering:?}"));
+        let digest: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
+        format!("{} {digest}", env!("CARGO_PKG_VERSION"))
     }
 }
 

@@ -76,7 +76,10 @@ pub(super) fn text(
     let mut w = Writer::default();
     w.text.push_str(HEAD);
     if settings.revision > 0 {
-        let _ = writeln!(w.text, "{REVISION}{}", settings.revision);
+        let mark = settings.mark();
+        // The same settings are of the later revision: those in between must not come back.
+        let at_least = if mark == before.mark { before.revision } else { 0 };
+        let _ = writeln!(w.text, "{REVISION}{}, {mark}", settings.revision.max(at_least));
     }
     w.table(Blame::Settings, "mesh");
     w.set("generation", i64::try_from(generation).unwrap_or(i64::MAX));

@@ -280,3 +280,17 @@ fn a_location_that_is_dead_is_told_dead_once_by_another() {
     assert_eq!(quorum(&mut w), "False");
     assert_eq!(w.written("status/home").len(), before + 1, "{:?}", w.written);
 }
+
+#[test]
+fn who_is_to_take_over_a_slot_gets_it_without_anything_else_happening() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let mut w = World::new(view, 2);
+    let names = ["home-2", "home-0"].map(String::from);
+    w.api().pools.get_mut("home").unwrap().spec.candidates.names = names.into();
+    w.run(Duration::from_secs(10));
+    assert_eq!((w.written("mesh").len(), w.conflicts), (2, 0), "{:?}", w.written);
+    let mesh = crate::mesh::parse(&w.api().mesh.as_ref().unwrap().text).unwrap();
+    let slot = mesh.nodes[&"home-2".parse().unwrap()].slot;
+    assert_eq!((mesh.generation.0, slot), (3, Some(crate::ids::Slot(0))));
+}

@@ -83,8 +83,8 @@ fn take(view: &mut ClusterView, step: &Step) {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
-    /// Whatever happens to a cluster: what is rendered is a mesh, the same for everybody, settles at once, and leaves every node
-    /// its numbers.
+    /// Whatever happens to a cluster: what is rendered is a mesh, the same for everybody, settles by the second time, leaves every node
+    /// its numbers, and gives nobody a slot that another had until now.
     #[test]
     fn numbers_stay_and_the_text_settles(steps in prop::collection::vec(step(), 1..24)) {
         let mut view = ClusterView::default();
@@ -101,6 +101,14 @@ proptest! {
             if let Some(before) = view.mesh.as_ref().and_then(|m| mesh::parse(&m.text).ok()) {
                 prop_assert!(mesh.generation == before.generation && text == view.mesh.as_ref().unwrap().text
                     || mesh.generation.0 == before.generation.0 + 1);
+                for location in mesh.locations.keys() {
+                    let (was, is) = (before.candidates_of(location), mesh.candidates_of(location));
+                    let stays = is.iter().any(|(s, n)| was.get(s).is_some_and(|w| w.name == n.name));
+                    for (slot, node) in is.iter().filter(|_| stays) {
+                        let other = was.get(slot).filter(|w| w.name != node.name);
+                        prop_assert!(other.is_none(), "{} takes the slot of {:?}", node.name, other);
+                    }
+                }
                 for (name, node) in &mesh.nodes {
                     let Some(was) = before.nodes.get(name) else {
                         let kept = before.nodes.values().any(|n| n.index == node.index && view.nodes.contains_key(n.name.as_str()));
@@ -118,8 +126,13 @@ proptest! {
                     prop_assert_eq!(mesh.nodes[&c.node].slot, Some(c.slot));
                 }
             }
-            view.mesh = Some(MeshObject { resource_version: "1".into(), text: text.clone() });
-            prop_assert_eq!(render(&view, SETTINGS).text, Some(text));
+            let put = |view: &mut ClusterView, text: &str| {
+                view.mesh = Some(MeshObject { resource_version: "1".into(), text: text.to_owned() });
+            };
+            put(&mut view, &text);
+            let second = render(&view, SETTINGS).text.expect("as good as the first");
+            put(&mut view, &second);
+            prop_assert_eq!(render(&view, SETTINGS).text, Some(second));
         }
     }
 }
