@@ -154,9 +154,10 @@ damaged, or the core panicked, 2 no recording that this leaderd reads.";
 
 #[derive(Args, Debug)]
 pub struct CleanupArgs {
-    /// Stay until SIGTERM or SIGINT once all of it is gone, as what runs in a pod of a DaemonSet must.
+    /// Remove nothing, and stay until SIGTERM or SIGINT: for the container of a DaemonSet's Pod, which must not end, once another
+    /// has cleaned up. It needs no rights.
     #[arg(long)]
-    pub stay: bool,
+    pub idle: bool,
 }
 
 #[derive(Args, Debug)]

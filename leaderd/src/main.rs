@@ -38,9 +38,9 @@ fn main() -> ExitCode {
 fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        // Before anything is done, so that a signal meanwhile is not the end of it.
-        let (mut terminate, mut interrupt) =
-            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        if args.idle {
+            return idle().await;
+        }
         let removed = leaderd::network::cleanup().await?;
         for change in &removed {
             println!("{change}");
@@ -48,12 +48,17 @@ fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
         if removed.is_empty() {
             println!("nothing of leaderd's was there");
         }
-        if args.stay {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-        }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+async fn idle() -> anyhow::Result<ExitCode> {
+    let (mut terminate, mut interrupt) =
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    println!("idle until SIGTERM or SIGINT");
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(ExitCode::SUCCESS)
 }
