@@ -111,6 +111,34 @@ pub fn rights_are_no_more_than_needed(rig: &mut Rig) -> Result<String> {
             }),
         ),
     ];
+    // Nothing of it is used: pools and the mesh are listed and watched, a status is replaced.
+    let event = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"generateName": "leaderd-"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "type": "Normal", "reason": "Told", "action": "Tell",
+        "reportingController": "leaderd", "reportingInstance": "cloud-0",
+        "regarding": {"kind": "Pod", "namespace": "kube-system", "name": "another"},
+    });
+    let unused: Vec<(&str, Request)> = vec![
+        (
+            "Events of another namespace",
+            Box::new(move |api: &Api| {
+                api.create("/apis/events.k8s.io/v1/namespaces/kube-system/events", &event)
+            }),
+        ),
+        ("a pool by name", Box::new(|api: &Api| api.get(&pool_path("cloud")))),
+        (
+            "a pool's status bit by bit",
+            Box::new(|api: &Api| {
+                let path = format!("{}/status", pool_path("cloud"));
+                api.merge_patch(&path, &json!({"status": {"problems": []}}))
+            }),
+        ),
+        (
+            "the mesh by name",
+            Box::new(|api: &Api| api.get("/api/v1/namespaces/leaderd/configmaps/leaderd-mesh")),
+        ),
+    ];
+    let refused: Vec<(&str, Request)> = refused.into_iter().chain(unused).collect();
     for (what, request) in &refused {
         let why = match request(&leaderd) {
             Ok(_) => anyhow::bail!("leaderd's account may touch {what}"),
