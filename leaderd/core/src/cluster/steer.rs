@@ -59,12 +59,23 @@ fn mark_in(node: &ClusterNode, location: &LocationName) -> Mark {
     }
 }
 
+/// The elected node's object, unless it says now that it is in another location: whether it leads there is for that one to say, and
+/// the two must not write in turns. One that says nothing is still where it was.
+fn node_of<'a>(
+    view: &'a ClusterView,
+    location: &LocationName,
+    leader: &NodeName,
+) -> Option<&'a ClusterNode> {
+    let node = view.nodes.get(leader.as_str())?;
+    location_of(node).is_none_or(|l| l == location.as_str()).then_some(node)
+}
+
 /// How far Kilo has been told who leads a location.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Steered {
     /// Nothing decided, or no longer by a quorum: nobody is told anything.
     Undecided,
-    /// The elected node's Node object is not there.
+    /// The elected node's Node object is not there, or in another location.
     Gone(NodeName),
     /// A node is annotated by hand.
     ByHand(Vec<String>),
@@ -122,9 +133,9 @@ fn elected(location: &LocationStatus) -> Option<(&NodeName, Epoch)> {
     (!location.fallback && location.epoch > Epoch(0)).then_some((leader, location.epoch))
 }
 
-/// The node of the location, or the elected one wherever it is now, that shows a higher epoch; with a leader annotation or without.
+/// The node of the location, or the elected one though it no longer says where it is, that shows a higher epoch; with a leader annotation or without.
 fn newer(view: &ClusterView, location: &LocationStatus, epoch: Epoch) -> Option<(String, Epoch)> {
-    let leader = location.leaders.first().and_then(|l| view.nodes.get(l.as_str()));
+    let leader = location.leaders.first().and_then(|l| node_of(view, &location.name, l));
     let here = nodes_of(view, &location.name).chain(leader);
     here.filter(|n| !is_elsewheres(n, &location.name)).find_map(|n| {
         let seen = n.annotations.get(names::EPOCH)?.parse().ok().map(Epoch)?;
@@ -138,7 +149,7 @@ fn changes(view: &ClusterView, location: &LocationStatus) -> Vec<NodeChange> {
     if newer(view, location, epoch).is_some() {
         return Vec::new();
     }
-    let Some(node) = view.nodes.get(leader.as_str()) else { return Vec::new() };
+    let Some(node) = node_of(view, &location.name, leader) else { return Vec::new() };
     match mark_in(node, &location.name) {
         Mark::Ours(e) if e == epoch => {}
         // Somebody made it Kilo's leader already: it is not ours to sign.
@@ -188,7 +199,7 @@ pub(super) fn steered(view: &ClusterView, location: &LocationStatus) -> Steered 
     if let Some((node, epoch)) = newer(view, location, epoch) {
         return Steered::Newer { node, epoch };
     }
-    if !view.nodes.contains_key(leader.as_str()) {
+    if node_of(view, &location.name, leader).is_none() {
         return Steered::Gone(leader.clone());
     }
     if changes(view, location).is_empty() {

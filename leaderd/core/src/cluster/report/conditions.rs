@@ -93,7 +93,7 @@ fn follows(view: &ClusterView, found: &RenderedPool, l: &LocationStatus) -> Verd
             ("Unknown", "Undecided", "no decision is in force to tell Kilo".to_owned())
         }
         Steered::Gone(node) => {
-            ("False", "NodeGone", format!("{node} leads, but is no node of the cluster any more"))
+            ("False", "NodeGone", format!("{node} leads, but is no node of the location any more"))
         }
         Steered::ByHand(nodes) => {
             let nodes = nodes.join(", ");

@@ -336,6 +336,12 @@ fn epochs_of_different_locations_are_not_compared() {
     assert_eq!(steered(&view, &three), done);
     let left: Vec<&String> = view.nodes["cloud-0"].annotations.keys().collect();
     assert!(left.iter().all(|k| !k.contains("leader") || k.ends_with("-key")), "{left:?}");
+    // The location that it left, and that may not know yet, does not take part.
+    let left = location_status("cloud", &["cloud-0"], 40);
+    for view in [&before, &view] {
+        assert_eq!(changes(view, &left), []);
+        assert_eq!(steered(view, &left), Steered::Gone("cloud-0".parse().unwrap()));
+    }
     // Elected where it is now, even by a decision of the same number, it is signed anew.
     for epoch in [39, 40] {
         let elected = changes(&before, &status("cloud-0", epoch));
