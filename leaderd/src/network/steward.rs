@@ -1,10 +1,12 @@
 //! The real steward: `wgctl::net`.
 
-use std::pin::Pin;
+use std::io;
+use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::stream::{self, LocalBoxStream};
 use futures_util::{Stream, StreamExt};
-use wgctl::net::{self, Drift, Kernel};
+use wgctl::net::{self, Kernel};
 use wgctl::wireguard::PrivateKey;
 use wgctl_plan::Network;
 use zeroize::Zeroizing;
@@ -12,11 +14,14 @@ use zeroize::Zeroizing;
 use super::Steward;
 use crate::secrets::Keys;
 
+/// A watch of the network that has ended is opened anew after this. It ends when the kernel refuses to go on with it, which may last.
+const REOPEN: Duration = Duration::from_secs(5);
+
 #[allow(missing_debug_implementations)]
 pub struct KernelSteward {
     steward: net::Steward,
     backend: String,
-    drift: Pin<Box<dyn Stream<Item = Drift> + Send>>,
+    drift: LocalBoxStream<'static, ()>,
 }
 
 impl KernelSteward {
@@ -27,7 +32,8 @@ impl KernelSteward {
         tracing::info!(backend, "WireGuard");
         let secret = Zeroizing::new(*keys.wireguard.expose());
         let steward = net::Steward::new(kernel, PrivateKey::from_bytes(*secret));
-        let drift = Box::pin(net::watch().await.context("cannot watch the network for changes")?);
+        let watch = net::watch().await.context("cannot watch the network for changes")?;
+        let drift = lasting(watch, REOPEN, net::watch).boxed_local();
         Ok(Self { steward, backend, drift })
     }
 }
@@ -56,15 +62,68 @@ impl Steward for KernelSteward {
     }
 
     async fn drift(&mut self) {
-        if self.drift.next().await.is_none() {
-            // The watch has ended and said why; the regular comparison goes on.
-            std::future::pending().await
-        }
+        self.drift.next().await;
     }
+}
+
+/// The news of one watch after another: when one has ended, which it logs itself, the next is opened `pause` later. That is
+/// news too, of what may have changed in between. Never ends.
+fn lasting<S: Stream>(
+    first: S,
+    pause: Duration,
+    open: impl AsyncFnMut() -> io::Result<S>,
+) -> impl Stream<Item = ()> {
+    stream::unfold((Box::pin(first), open), move |(mut watch, mut open)| async move {
+        if watch.next().await.is_some() {
+            return Some(((), (watch, open)));
+        }
+        loop {
+            tokio::time::sleep(pause).await;
+            match open().await {
+                Ok(next) => {
+                    tracing::info!("watching the network again");
+                    return Some(((), (Box::pin(next), open)));
+                }
+                Err(error) => tracing::debug!(%error, "cannot watch the network yet"),
+            }
+        }
+    })
 }
 
 /// Removes all that leaderd made in the kernel, and says what that was.
 pub async fn cleanup() -> anyhow::Result<Vec<String>> {
     let removed = Kernel::open()?.cleanup().await?;
     Ok(removed.iter().map(ToString::to_string).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    /// News so often, then the end. Panics if it is asked after its end, as the kernel's watch does.
+    fn watch(news: u32) -> impl Stream<Item = u32> {
+        stream::unfold(news, |left| async move { left.checked_sub(1).map(|left| (left, left)) })
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_ends_is_opened_anew_until_it_succeeds() {
+        let mut opened = 0;
+        let news = lasting(watch(0), Duration::from_millis(1), async || {
+            opened += 1;
+            if opened == 2 { Err(io::Error::other("no memory")) } else { Ok(watch(opened % 2)) }
+        });
+        let mut news = Box::pin(news);
+        // Nobody waits for the news in one go: the future of the first look is dropped while the watch is away.
+        let first = std::pin::pin!(news.next()).poll(&mut Context::from_waker(Waker::noop()));
+        assert_eq!(first, Poll::Pending);
+        for _ in 0..4 {
+            assert_eq!(news.next().await, Some(()));
+        }
+        drop(news);
+        // Opened (1), its news, failed (2), opened (3), its news.
+        assert_eq!(opened, 3);
+    }
 }
