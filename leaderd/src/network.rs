@@ -25,13 +25,20 @@ pub trait Steward {
     fn backend(&self) -> String;
     fn program(&mut self, network: Network) -> impl Future<Output = Result<(), String>>;
     /// Compares the kernel with the last programmed network, puts right what differs, and says what that was.
-    fn reconcile(&mut self) -> impl Future<Output = Result<Vec<String>, String>>;
+    fn reconcile(&mut self) -> impl Future<Output = Repairs>;
     /// True when something that was put off is due: call `reconcile`.
     fn is_due(&self) -> bool {
         false
     }
     /// Waits until the kernel tells of a change that may concern us. Cancel-safe.
     fn drift(&mut self) -> impl Future<Output = ()>;
+}
+
+/// What a comparison with the kernel led to. Some repairs may fail while others are made.
+#[derive(Debug, Default)]
+pub struct Repairs {
+    pub made: Vec<String>,
+    pub failed: Option<String>,
 }
 
 /// How often the node looks at its own ability to relay.
@@ -172,19 +179,17 @@ impl<S: Steward> Keeper<S> {
 
     async fn reconcile(&mut self) {
         let began = Instant::now();
-        match self.steward.reconcile().await {
-            Ok(changes) if changes.is_empty() => {}
-            Ok(changes) => {
-                self.counters.add("repairs", changes.len() as u64);
-                let took = began.elapsed();
-                for change in changes {
-                    tracing::warn!(?took, "repaired: {change}");
-                }
+        let Repairs { made, failed } = self.steward.reconcile().await;
+        if !made.is_empty() {
+            self.counters.add("repairs", made.len() as u64);
+            let took = began.elapsed();
+            for change in made {
+                tracing::warn!(?took, "repaired: {change}");
             }
-            Err(error) => {
-                self.counters.count("repair_errors");
-                tracing::error!(error, "cannot compare or repair the network");
-            }
+        }
+        if let Some(error) = failed {
+            self.counters.count("repair_errors");
+            tracing::error!(error, "cannot compare or repair the network");
         }
         self.look().await;
     }
@@ -209,6 +214,7 @@ mod tests {
     struct Fake {
         failures: u32,
         seen: mpsc::UnboundedSender<Network>,
+        repairs: Repairs,
     }
     impl Steward for Fake {
         fn backend(&self) -> String {
@@ -222,8 +228,8 @@ mod tests {
             }
             self.seen.send(network).map_err(|e| e.to_string())
         }
-        async fn reconcile(&mut self) -> Result<Vec<String>, String> {
-            Ok(vec![])
+        async fn reconcile(&mut self) -> Repairs {
+            std::mem::take(&mut self.repairs)
         }
         async fn drift(&mut self) {
             std::future::pending().await
@@ -243,7 +249,7 @@ mod tests {
         let (programs, rx) = watch::channel(None);
         let (inputs, mut told) = mpsc::channel(64);
         start(
-            move || async move { Ok(Fake { failures: 2, seen }) },
+            move || async move { Ok(Fake { failures: 2, seen, repairs: Repairs::default() }) },
             rx,
             inputs,
             Counters::default(),
@@ -268,6 +274,25 @@ mod tests {
         }
         assert_eq!(errors, 2);
         assert_eq!(programmed.recv().await.unwrap(), *marked("r20"));
+    }
+
+    #[tokio::test]
+    async fn a_repair_that_fails_in_part_counts_as_what_it_repaired_and_as_an_error() {
+        let (seen, _programmed) = mpsc::unbounded_channel();
+        let (programs, rx) = watch::channel(None);
+        let (inputs, _told) = mpsc::channel(64);
+        let counters = Counters::default();
+        let made = vec!["add route".to_owned(), "set up".to_owned()];
+        let repairs = Repairs { made, failed: Some("EEXIST".into()) };
+        let fake = Fake { failures: 0, seen, repairs };
+        start(move || async move { Ok(fake) }, rx, inputs, counters.clone()).await.unwrap();
+        programs.send_replace(Some((1, marked("r1"))));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while counters.get("repair_errors") == 0 {
+            assert!(Instant::now() < deadline, "nothing is compared");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!((counters.get("repairs"), counters.get("repair_errors")), (2, 1));
     }
 
     #[tokio::test]

@@ -382,6 +382,27 @@ fn a_foreign_route_in_the_way_is_named_and_the_rest_is_made() {
 }
 
 #[test]
+fn a_repair_that_fails_in_part_tells_what_it_repaired() {
+    isolated("a_repair_that_fails_in_part_tells_what_it_repaired", || async {
+        sh("ip route add 10.42.1.0/24 via 192.0.2.2 metric 50");
+        let mut steward =
+            Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::from_millis(50));
+        steward.program(two_planes()).await.unwrap_err();
+        while !steward.is_due() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        sh("ip route del 10.42.2.0/24");
+        let error = steward.reconcile().await.unwrap_err();
+        // Neither the route that is in the way still, nor the peers that had been put off.
+        let added = |change: &Change| change.to_string().contains("add route 10.42.2.0/24");
+        assert!(matches!(&error.repaired[..], [one] if added(one)), "{error:?}");
+        assert!(error.to_string().contains("add route 10.42.1.0/24"), "{error}");
+        assert!(sh("ip route get 10.42.2.1").contains("dev wgl0"));
+        assert!(steward.reconcile().await.unwrap_err().repaired.is_empty());
+    });
+}
+
+#[test]
 fn a_port_that_is_taken_is_an_error_and_tried_again() {
     isolated("a_port_that_is_taken_is_an_error_and_tried_again", || async {
         let socket = std::net::UdpSocket::bind("0.0.0.0:51901").unwrap();
@@ -389,7 +410,8 @@ fn a_port_that_is_taken_is_an_error_and_tried_again() {
         let mut steward = Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
         let error = steward.program(desired.clone()).await.unwrap_err().to_string();
         assert!(error.contains("port 51901") && error.contains("taken"), "{error}");
-        assert!(steward.reconcile().await.is_err());
+        let error = steward.reconcile().await.unwrap_err();
+        assert!(error.repaired.is_empty(), "{error:?}");
         // An endpoint that changes meanwhile is not forgotten, although endpoints roam.
         let peer =
             desired.wireguard.get_mut(&dev("wgl0")).unwrap().peers.values_mut().next().unwrap();

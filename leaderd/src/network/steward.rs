@@ -11,7 +11,7 @@ use wgctl::wireguard::PrivateKey;
 use wgctl_plan::Network;
 use zeroize::Zeroizing;
 
-use super::Steward;
+use super::{Repairs, Steward};
 use crate::secrets::Keys;
 
 /// A watch of the network that has ended is opened anew after this. It ends when the kernel refuses to go on with it, which may last.
@@ -52,9 +52,12 @@ impl Steward for KernelSteward {
         Ok(())
     }
 
-    async fn reconcile(&mut self) -> Result<Vec<String>, String> {
-        let changes = self.steward.reconcile().await.map_err(|e| e.to_string())?;
-        Ok(changes.iter().map(ToString::to_string).collect())
+    async fn reconcile(&mut self) -> Repairs {
+        let (repaired, failed) = match self.steward.reconcile().await {
+            Ok(repaired) => (repaired, None),
+            Err(error) => (error.repaired, Some(error.why.to_string())),
+        };
+        Repairs { made: repaired.iter().map(ToString::to_string).collect(), failed }
     }
 
     fn is_due(&self) -> bool {

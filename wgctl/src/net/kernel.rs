@@ -68,6 +68,15 @@ pub struct ApplyError {
     pub failures: Vec<Failure>,
 }
 
+impl ApplyError {
+    /// Leaves of the plan that was applied what was made.
+    pub fn retain_made(&self, plan: &mut Vec<Change>) {
+        // Both are in the same order, so that once through is enough.
+        let mut failed = self.failures.iter().peekable();
+        plan.retain(|change| failed.next_if(|failure| failure.change == *change).is_none());
+    }
+}
+
 impl fmt::Display for ApplyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Some(first) = self.failures.first() else { return f.write_str("nothing failed") };
@@ -251,6 +260,7 @@ impl Inner {
                     }
                 }
                 Err(e) => {
+                    self.flush(&mut batch, &mut failures);
                     failures.push(Failure {
                         change: change.clone(),
                         why: e.to_string(),

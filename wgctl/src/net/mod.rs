@@ -13,6 +13,6 @@ mod way;
 pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
 pub use link::{LinkState, LinkWatch};
 pub use observe::Scope;
-pub use steward::{ProgramError, Report, Steward};
+pub use steward::{ProgramError, RepairError, Report, Steward};
 pub use watch::{Drift, watch};
 pub use way::{Way, WayNews, Ways};

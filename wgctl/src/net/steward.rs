@@ -42,6 +42,22 @@ pub struct Report {
     pub changes: Vec<Change>,
 }
 
+/// A comparison that found out nothing, or a repair that failed in part.
+#[derive(Debug, thiserror::Error)]
+#[error("{why}")]
+pub struct RepairError {
+    /// What was repaired all the same.
+    pub repaired: Vec<Change>,
+    #[source]
+    pub why: ProgramError,
+}
+
+impl<E: Into<ProgramError>> From<E> for RepairError {
+    fn from(why: E) -> Self {
+        Self { repaired: Vec::new(), why: why.into() }
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
     #[error("cannot read the network: {0}")]
@@ -83,7 +99,9 @@ impl Steward {
     pub async fn program(&mut self, wanted: Network) -> Result<Report, ProgramError> {
         self.yield_to_new_peers(&wanted);
         let desired = self.without_yielded(wanted);
-        let changes = match &self.desired {
+        // Then all that differs is of no new wish: it failed before, or somebody changed it meanwhile.
+        let again = !self.in_place && self.desired.as_ref() == Some(&desired);
+        let mut changes = match &self.desired {
             Some(old) if self.in_place => diff_desired(old, &desired),
             _ => diff(&desired, &self.observe(&desired).await?),
         };
@@ -91,7 +109,16 @@ impl Steward {
         if std::mem::take(&mut self.in_place) {
             self.last_in_place = old;
         }
-        self.apply(&changes).await?;
+        let applied = self.apply(&changes).await;
+        if let Err(error) = &applied {
+            error.retain_made(&mut changes);
+        }
+        if again {
+            changes
+                .iter()
+                .for_each(|change| tracing::info!("programmed by trying again: {change}"));
+        }
+        applied?;
         Ok(Report { changes })
     }
 
@@ -157,22 +184,28 @@ impl Steward {
 
     /// Looks at the kernel and repairs what differs from the desired network. Tells what it repaired, which is not what it
     /// had put off itself.
-    pub async fn reconcile(&mut self) -> Result<Vec<Change>, ProgramError> {
+    ///
+    /// # Errors
+    /// If the kernel cannot be read, or if some repairs failed; the others are made, and told with the error.
+    pub async fn reconcile(&mut self) -> Result<Vec<Change>, RepairError> {
         let put_off = self.renew_silent_peers().await?;
         if let Some(wanted) = self.wanted.take() {
             self.desired = Some(self.without_yielded(wanted));
         }
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
         let mut changes = diff(desired, &self.observe(desired).await?);
-        if !changes.is_empty() {
-            self.apply(&changes).await?;
+        let applied = self.apply(&changes).await;
+        if let Err(error) = &applied {
+            error.retain_made(&mut changes);
         }
-        self.in_place = true;
         changes.retain(|change| match change {
             Change::SetPeer { name, key, .. } => !put_off.contains(&(name.clone(), *key)),
             _ => true,
         });
-        Ok(changes)
+        match applied {
+            Ok(()) => Ok(changes),
+            Err(error) => Err(RepairError { repaired: changes, why: error.into() }),
+        }
     }
 
     async fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
