@@ -177,6 +177,18 @@ fn a_port_that_is_taken_is_named_and_opened_when_it_is_free() {
 }
 
 #[test]
+fn a_port_that_a_request_could_not_open_is_opened_when_it_is_free() {
+    isolated("a_port_that_a_request_could_not_open_is_opened_when_it_is_free", || async {
+        let _pair = Pair::up();
+        let holder = UdpSocket::bind("0.0.0.0:51821").unwrap();
+        assert_eq!(ask("wga", "set=1\nlisten_port=51821\n\n"), "errno=-98\n\n");
+        drop(holder);
+        wait_until("it opens the port by itself", || run("ping -c1 -W1 10.0.0.2").status.success());
+        assert!(sh("wg show wga listen-port").contains("51821"));
+    });
+}
+
+#[test]
 fn a_session_survives_every_change_that_does_not_concern_it() {
     isolated("a_session_survives_every_change_that_does_not_concern_it", || async {
         let pair = Pair::up();

@@ -36,7 +36,7 @@ const FILTER: &str = "info,gotatun=off";
 /// Sealing and opening run side by side; more threads than this gain nothing with one peer at a time.
 const MAX_THREADS: usize = 4;
 
-/// A port that was taken is tried again so often.
+/// A port that is not open although the link is up is tried again so often.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Peers with a keep-alive that gotatun gave up are tried again so often.
@@ -116,7 +116,8 @@ async fn follow(
                 Some(state) => state,
                 None => return Ok(()),
             },
-            _ = retry.tick(), if said.is_some() => match last {
+            // Whoever asked for a port that was taken has been told, and does not ask again: so it is not only what failed here.
+            _ = retry.tick(), if last.is_some_and(|state| state.up) => match last {
                 Some(state) => state,
                 None => continue,
             },
