@@ -22,23 +22,25 @@ fn stderr(output: &Output) -> String {
 /// Answers one request with these bytes and gives back what was asked.
 fn serve(socket: &Path, answer: String) -> JoinHandle<String> {
     let listener = UnixListener::bind(socket).expect("a fresh path");
-    std::thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("wgctl connects");
-        let mut asked = Vec::new();
-        let mut buffer = [0; 4096];
-        // Every request here is small: head and body are there when the JSON object (or the head of a GET) is whole.
-        loop {
-            let n = stream.read(&mut buffer).expect("a request");
-            asked.extend_from_slice(&buffer[..n]);
-            let whole =
-                asked.ends_with(b"\r\n\r\n") && asked.starts_with(b"GET") || asked.ends_with(b"}");
-            if n == 0 || whole {
-                break;
-            }
+    std::thread::spawn(move || serve_one(&listener, &answer))
+}
+
+fn serve_one(listener: &UnixListener, answer: &str) -> String {
+    let (mut stream, _) = listener.accept().expect("wgctl connects");
+    let mut asked = Vec::new();
+    let mut buffer = [0; 4096];
+    // Every request here is small: head and body are there when the JSON object (or the head of a GET) is whole.
+    loop {
+        let n = stream.read(&mut buffer).expect("a request");
+        asked.extend_from_slice(&buffer[..n]);
+        let whole =
+            asked.ends_with(b"\r\n\r\n") && asked.starts_with(b"GET") || asked.ends_with(b"}");
+        if n == 0 || whole {
+            break;
         }
-        stream.write_all(answer.as_bytes()).expect("wgctl listens");
-        String::from_utf8(asked).expect("UTF-8")
-    })
+    }
+    stream.write_all(answer.as_bytes()).expect("wgctl listens");
+    String::from_utf8(asked).expect("UTF-8")
 }
 
 fn http(status: &str, body: &str) -> String {
@@ -132,4 +134,66 @@ fn a_reader_that_stops_early_is_no_error() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
+}
+
+/// A pipe that nobody reads any more.
+fn closed_pipe() -> std::io::PipeWriter {
+    std::io::pipe().unwrap().1
+}
+
+#[test]
+fn a_reader_that_stops_early_changes_no_exit_code() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wanted, mesh) = (dir.path().join("wanted.json"), dir.path().join("mesh.toml"));
+    let sysctls = [("net/ipv4/ip_forward".to_owned(), "7".to_owned())].into();
+    let network = wgctl_plan::Network { sysctls, ..Default::default() };
+    std::fs::write(&wanted, serde_json::to_vec(&network).unwrap()).unwrap();
+    std::fs::write(&mesh, "[mesh]\n").unwrap();
+    let (wanted, mesh) = (wanted.to_str().unwrap(), mesh.to_str().unwrap());
+    for (args, code) in [
+        (vec!["net", "show", "--json"], 0),
+        (vec!["net", "diff", "--desired", wanted], 1),
+        (vec!["net", "diff", "--json", "--desired", wanted], 1),
+        (vec!["net", "cleanup"], 0),
+        (vec!["mesh", "validate", mesh], 1),
+    ] {
+        let output = Command::new("unshare")
+            .args(["-Urnm", env!("CARGO_BIN_EXE_wgctl"), "--admin", "/nonexistent/admin.sock"])
+            .args(&args)
+            .stdin(Stdio::null())
+            .stdout(closed_pipe())
+            .stderr(Stdio::piped())
+            .output()
+            .expect("unshare (util-linux) is needed");
+        assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(code), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn events_of_a_location_that_is_not_there_are_asked_wrongly() {
+    let dir = tempfile::tempdir().unwrap();
+    let status = r#"{"mesh":"shop","node":"cloud-0","location":"cloud","generation":1,"mesh_hash":"00","other_generations":{},
+        "backend":"kernel","locations":[{"name":"cloud","leaders":[],"epoch":0,"since":null,"cause":null,"frozen":null,
+        "raft_leader":null,"quorum":null,"fallback":false,"candidates":[],"next":null,"notes":[]}]}"#;
+    for (n, (location, more, code)) in [
+        ("cluod", vec![], 2),
+        ("cluod", vec!["--json"], 2),
+        ("cluod", vec!["--follow"], 2),
+        ("cloud", vec![], 0),
+        ("cloud", vec!["--json"], 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let socket = dir.path().join(format!("{n}.sock"));
+        let listener = UnixListener::bind(&socket).unwrap();
+        let server = std::thread::spawn(move || {
+            [http("200 OK", "[]"), http("200 OK", status)]
+                .map(|answer| serve_one(&listener, &answer))
+        });
+        let output = wgctl(&socket, &[vec!["events", "--location", location], more].concat());
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert_eq!(stderr(&output).contains("it has cloud"), code == 2, "{}", stderr(&output));
+        assert!(server.join().unwrap()[1].starts_with("GET /v1/status"));
+    }
 }

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::client::{Client, ClientError};
 use super::output::{Output, Style, Table, measured, names, timestamp};
+use super::status::must_have;
 
 /// Between two looks with `--follow`. The admin socket is local and the answer small.
 const POLL: Duration = Duration::from_millis(500);
@@ -48,18 +49,36 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
         };
         if let Some(wanted) = &args.location {
             all.retain(|e| e.get("location").and_then(Value::as_str) == Some(wanted.as_str()));
+            must_be_there(all.is_empty(), wanted, client)?;
         }
         let skip = all.len().saturating_sub(args.limit);
         out.print_json(&all[skip..].to_vec())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let events = select(client.events()?, args);
+    let events = first(args, client)?;
     if events.is_empty() {
         eprintln!("no events yet");
     } else {
         out.print(&render(&events, out))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The events that there are, of a location that there is.
+fn first(args: &Args, client: &Client) -> anyhow::Result<Vec<Event>> {
+    let events = client.events()?;
+    if let Some(wanted) = &args.location {
+        must_be_there(events.iter().all(|e| e.location != *wanted), wanted, client)?;
+    }
+    Ok(select(events, args))
+}
+
+/// One without events may not exist. One that left the mesh still has its events.
+fn must_be_there(silent: bool, wanted: &LocationName, client: &Client) -> anyhow::Result<()> {
+    if silent {
+        must_have(&client.status()?, wanted)?;
+    }
+    Ok(())
 }
 
 fn select(mut events: Vec<Event>, args: &Args) -> Vec<Event> {
@@ -101,7 +120,7 @@ fn follow(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCode
     let mut told = Told::default();
     let mut header = true;
     let mut away = false;
-    let mut events = select(client.events()?, args);
+    let mut events = first(args, client)?;
     loop {
         for event in told.news(&events) {
             if out.json {

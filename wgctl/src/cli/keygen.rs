@@ -124,7 +124,7 @@ pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
     } else {
         format!("wireguard_key = \"{wireguard}\"\ncontrol_key = \"{control}\"\n")
     };
-    io::stdout().write_all(text.as_bytes())?;
+    out.print(&text)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -51,7 +51,7 @@ pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
 fn init(file: Option<&Path>, force: bool) -> anyhow::Result<ExitCode> {
     let text = example()?;
     let Some(file) = file else {
-        io::stdout().write_all(text.as_bytes())?;
+        Output::detect(false).print(&text)?;
         return Ok(ExitCode::SUCCESS);
     };
     let mut options = OpenOptions::new();
@@ -128,7 +128,7 @@ fn validate(file: &Path, out: &Output) -> anyhow::Result<ExitCode> {
         }
         text
     };
-    io::stdout().write_all(text.as_bytes())?;
+    out.print(&text)?;
     Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -3,7 +3,6 @@
 //! Exit codes: 0 it worked, 1 it failed (or the daemon refused), 2 it was asked wrongly.
 
 use std::fmt;
-use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -185,12 +184,6 @@ pub fn main() -> ExitCode {
     match dispatch(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
-            // `wgctl events | head`: whoever read us has seen enough.
-            if error.chain().any(|e| {
-                e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
-            }) {
-                return ExitCode::SUCCESS;
-            }
             eprintln!("wgctl: {error:#}");
             if error.is::<AskedWrongly>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }

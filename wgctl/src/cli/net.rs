@@ -57,7 +57,7 @@ pub fn run(
             let network =
                 runtime.block_on(kernel.observe(&scope)).context("cannot read the network")?;
             if out.json {
-                println!("{}", serde_json::to_string_pretty(&network)?);
+                out.print_json(&network)?;
             } else {
                 out.print(&table(&network).render(out, 0))?;
             }
@@ -86,13 +86,13 @@ pub fn run(
 
 fn print_changes(changes: &[Change], out: &Output, none: &str) -> anyhow::Result<()> {
     if out.json {
-        println!("{}", serde_json::to_string_pretty(changes)?);
-    } else if changes.is_empty() {
-        println!("{none}");
-    } else {
-        changes.iter().for_each(|change| println!("{change}"));
+        return out.print_json(&changes);
     }
-    Ok(())
+    let text = match changes {
+        [] => format!("{none}\n"),
+        changes => changes.iter().map(|change| format!("{change}\n")).collect(),
+    };
+    Ok(out.print(&text)?)
 }
 
 /// A file as written by `wgctl net show --json`.

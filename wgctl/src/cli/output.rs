@@ -51,11 +51,14 @@ impl Output {
         }
     }
 
-    /// Writes and flushes. A closed pipe is an error of kind `BrokenPipe`, not a panic as with `println!`.
+    /// Writes and flushes. A closed pipe is no error, and no panic as with `println!`: whoever read us has seen enough, and the
+    /// exit code says the same as without.
     pub fn print(&self, text: &str) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
-        stdout.flush()
+        match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            result => result,
+        }
     }
 
     pub fn print_json(&self, value: &impl Serialize) -> anyhow::Result<()> {

@@ -41,19 +41,24 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
     }
     let mut status = client.status()?;
     if let Some(wanted) = &args.location {
-        let known: Vec<LocationName> = status.locations.iter().map(|l| l.name.clone()).collect();
+        must_have(&status, wanted)?;
         status.locations.retain(|l| l.name == *wanted);
-        if status.locations.is_empty() {
-            return Err(AskedWrongly(format!(
-                "no location {wanted} in mesh {}: it has {}",
-                status.mesh,
-                names(&known)
-            ))
-            .into());
-        }
     }
     out.print(&render(&status, wall_now(), out))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether there is such a location; the error lists those that there are.
+pub fn must_have(status: &Status, wanted: &LocationName) -> Result<(), AskedWrongly> {
+    let known: Vec<&LocationName> = status.locations.iter().map(|l| &l.name).collect();
+    if known.contains(&wanted) {
+        return Ok(());
+    }
+    Err(AskedWrongly(format!(
+        "no location {wanted} in mesh {}: it has {}",
+        status.mesh,
+        names(&known)
+    )))
 }
 
 fn render(status: &Status, now: WallTime, out: &Output) -> String {
