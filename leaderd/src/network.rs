@@ -198,9 +198,6 @@ impl<S: Steward> Keeper<S> {
         let broken = self.programmed.as_ref().and_then(facts::broken);
         let facts = LocalFacts { broken, backend: self.steward.backend() };
         if self.told.as_ref() != Some(&facts) {
-            if let Some((_, why)) = &facts.broken {
-                tracing::error!(reason = why, "this node cannot relay");
-            }
             self.told = Some(facts.clone());
             let _ = self.inputs.send(Input::Local(facts)).await;
         }

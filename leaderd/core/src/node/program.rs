@@ -94,11 +94,9 @@ impl Node {
     pub(super) fn local_facts(&mut self, now: Now, facts: LocalFacts) {
         if facts.broken != self.facts.broken {
             match &facts.broken {
-                Some((cause, why)) => self.log(
-                    LogLevel::Error,
-                    "this node cannot relay",
-                    [("cause", cause.to_string()), ("why", why.clone())],
-                ),
+                Some((_, why)) => {
+                    self.log(LogLevel::Error, "this node cannot relay", [("why", why.clone())]);
+                }
                 None => self.log(LogLevel::Info, "this node can relay", []),
             }
             // Said at once, not with the next hello.
