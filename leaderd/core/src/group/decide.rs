@@ -101,14 +101,15 @@ impl Situation {
         let Some(first) = faults.first() else { return self.improve() };
         let bad = |s: &Slot| faults.iter().any(|f| f.slot == *s);
         let mut leaders: Vec<Slot> = self.leaders.iter().copied().filter(|s| !bad(s)).collect();
-        let needs_control = faults.iter().any(|f| self.condemned(f.slot));
-        for slot in self.eligible(if needs_control { Some(first.slot) } else { None }) {
+        // Of several leaders that go, one may be drained and another one condemned: who condemns is asked who is better.
+        let against = faults.iter().map(|f| f.slot).find(|s| self.condemned(*s));
+        for slot in self.eligible(against) {
             if leaders.len() < self.want && !bad(&slot) && !leaders.contains(&slot) {
                 leaders.push(slot);
             }
         }
         let cause = first.cause;
-        let helps = |s: &Slot| !needs_control || self.seen_forwarding(*s, Some(first.slot));
+        let helps = |s: &Slot| against.is_none_or(|c| self.seen_forwarding(*s, Some(c)));
         if leaders.is_empty() || !leaders.iter().any(helps) {
             return if cause == Cause::Reconfigured {
                 self.initial()
