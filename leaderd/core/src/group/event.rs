@@ -73,7 +73,10 @@ pub(super) fn decision(
     let of = situation.observers.len();
     let what =
         fallen.first().and_then(|s| what_fails(situation, *s, cause, mesh.inner.v6.is_some()));
-    let summary = summary(cause, &before, &after, (accusers, of), what);
+    // Of several leaders only those that go are to blame.
+    let gone = names(mesh, state, &fallen);
+    let old = if gone.is_empty() || cause == Cause::Promoted { &before } else { &gone };
+    let summary = summary(cause, old, &after, (accusers, of), what);
     let against = fallen.iter().copied().find(|s| situation.condemned(*s));
     let mut about = situation.leaders.clone();
     about.extend(leaders.iter().filter(|s| !situation.leaders.contains(s)));

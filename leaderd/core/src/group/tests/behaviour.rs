@@ -459,6 +459,11 @@ fn several_leaders_shrink_and_grow_with_health() {
     c.run(12_000);
     c.condemn(0, &["home-0", "home-1", "home-2"]);
     c.until(300, "the sick one is replaced", |c| c.leaders().values().all(|l| l.1 == [1, 2]));
+    let summary = c.event().summary;
+    assert!(
+        summary.starts_with("cloud-0 drops new flows"),
+        "the healthy one is not blamed: {summary}"
+    );
 }
 
 #[test]
