@@ -189,7 +189,10 @@ fn summary(
         Cause::Promoted => format!("an operator promoted {new}; {old} led before"),
         Cause::Drained => format!("{old} was drained; {new} leads now"),
         Cause::FailBack => format!("{new} forwards and is preferred to {old}: it leads now"),
-        Cause::Initial => format!("first decision: {new} leads"),
+        Cause::Initial if before.is_empty() => format!("first decision: {new} leads"),
+        Cause::Initial => format!(
+            "others know of a later decision, which this location's stores have lost: {new} leads, told again"
+        ),
         Cause::Reconfigured => {
             format!("the mesh file no longer has a leader's slot; {new} leads now")
         }

@@ -20,6 +20,8 @@ pub(super) const ALIVE: Duration = Duration::from_secs(3);
 const MAX_ALLOWANCE: Duration = Duration::from_secs(5);
 /// How long most nodes of the location must miss a leader before that counts, if there are no observers.
 const UNREACHABLE_FOR: Duration = Duration::from_millis(2500);
+/// Claims about epochs further ahead than this are nonsense, and do not hide others that are none.
+const MAX_EPOCH_JUMP: u64 = 1 << 32;
 /// Observers whose acknowledgements are remembered.
 const MAX_ACKS: usize = 1024;
 
@@ -36,8 +38,9 @@ pub(super) struct Ledger {
     down: BTreeMap<NodeName, Instant>,
     /// This node's own trouble.
     pub broken: Option<Cause>,
-    /// The highest epoch that anybody claims for this location.
-    pub highest_epoch: Epoch,
+    /// The highest epoch that anybody claims for this location, and that of the replicated state.
+    highest_epoch: Epoch,
+    epoch: Epoch,
     pub acks: BTreeMap<NodeName, WallTime>,
     pub verified: BTreeMap<NodeName, (WallTime, Option<Duration>)>,
     acks_of: Epoch,
@@ -68,6 +71,7 @@ impl Ledger {
             down: BTreeMap::new(),
             broken: None,
             highest_epoch: Epoch(0),
+            epoch: Epoch(0),
             acks: BTreeMap::new(),
             verified: BTreeMap::new(),
             acks_of: Epoch(0),
@@ -80,6 +84,7 @@ impl Ledger {
     /// Takes down when spans that the replicated state knows by the wall clock began on the monotonic one, so that a
     /// clock that is set back afterwards does not make them longer. Call it whenever the state changed.
     pub fn note_state(&mut self, now: Now, state: &LocationState) {
+        self.epoch = state.epoch();
         let times: BTreeSet<WallTime> = state.failover_times().collect();
         self.failovers_seen.retain(|at, _| times.contains(at));
         for at in times {
@@ -108,9 +113,19 @@ impl Ledger {
         span.saturating_sub(by_wall.max(by_mono))
     }
 
+    pub fn highest_epoch(&self) -> Epoch {
+        self.highest_epoch
+    }
+
+    fn claimed(&mut self, epoch: Epoch) {
+        if epoch.0.saturating_sub(self.epoch.0) < MAX_EPOCH_JUMP {
+            self.highest_epoch = self.highest_epoch.max(epoch);
+        }
+    }
+
     /// True if the observer says something new, not just the same again.
     pub fn report(&mut self, now: Instant, report: Report) -> bool {
-        self.highest_epoch = self.highest_epoch.max(report.epoch);
+        self.claimed(report.epoch);
         let newer = self.reports.get(&report.observer).is_none_or(|old| {
             // A lower number long after the last report is an observer that has started anew.
             report.seq > old.value.seq || now.since(old.at) >= REPORT_FRESH
@@ -139,7 +154,7 @@ impl Ledger {
         let local = local.is_some();
         let decided = hello.decision.as_ref().filter(|d| local && d.location == *location);
         if let Some(decision) = decided {
-            self.highest_epoch = self.highest_epoch.max(decision.epoch);
+            self.claimed(decision.epoch);
         }
         let facts = HelloFacts {
             broken: hello.broken,

@@ -16,8 +16,8 @@ const HOUSEKEEPING: Duration = Duration::from_secs(1);
 const TROUBLE_FOR: Duration = Duration::from_secs(1);
 /// Least time between two records about trouble, so that flapping evidence does not fill the events.
 const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
-/// Claims about epochs further ahead than this are nonsense.
-const MAX_EPOCH_JUMP: u64 = 1 << 32;
+/// Least time between two decisions for the sake of a claimed epoch, so that a liar does not fill the events.
+const OUTDONE_AGAIN: Duration = Duration::from_secs(10);
 /// A disk that for so long confirms none of the writes that wait for it is full or broken.
 const DISK_STUCK: Duration = Duration::from_secs(2);
 
@@ -26,7 +26,10 @@ impl Group {
     pub(super) fn look(&mut self, now: Now) {
         let mesh = self.mesh.clone();
         let situation = self.ledger.situation(now, &mesh, &self.raft.state, &self.me);
-        if self.proposed.is_none() {
+        if self.proposed.is_none() && self.is_outdone(now, &situation) {
+            let leaders = situation.leaders.clone();
+            self.propose_decision(now, &situation, leaders, (Cause::Initial, None));
+        } else if self.proposed.is_none() {
             match situation.decide() {
                 Choice::Keep => self.trouble_over(now, &situation),
                 Choice::Blocked { .. } => {}
@@ -46,14 +49,23 @@ impl Group {
         }
     }
 
-    fn next_epoch(&self) -> Epoch {
-        let epoch = self.state().epoch();
-        let claimed = self.ledger.highest_epoch;
-        if claimed.0.saturating_sub(epoch.0) < MAX_EPOCH_JUMP {
-            epoch.max(claimed).next()
-        } else {
-            epoch.next()
+    /// Somebody knows a higher epoch than the present decision has, and so obeys none of ours: the location has lost its stores, and
+    /// the claim came too late for its first decision. Then the same leaders are told again, beyond that epoch.
+    ///
+    /// Never so in one unbroken history: a settled raft leader has applied all that was ever committed, so nobody can know more,
+    /// but for its own last proposal (`proposed`) and for what has been committed without it: then it is raft leader no more, and
+    /// what it proposes comes to nothing. Whoever lies costs one event in a while, as a claim is outdone only so often.
+    fn is_outdone(&mut self, now: Now, situation: &Situation) -> bool {
+        let outdone = situation.decided && self.next_epoch() > self.state().epoch().next();
+        let recently = self.outdone_at.is_some_and(|at| now.mono.since(at) < OUTDONE_AGAIN);
+        if outdone && !recently {
+            self.outdone_at = Some(now.mono);
         }
+        outdone && !recently
+    }
+
+    fn next_epoch(&self) -> Epoch {
+        self.state().epoch().max(self.ledger.highest_epoch()).next()
     }
 
     pub(super) fn propose_decision(

@@ -124,6 +124,8 @@ pub struct Cluster {
     /// What observers see: verdict by (observer, slot); forwarding if absent.
     pub verdicts: BTreeMap<(NodeName, Slot), Verdict>,
     pub observers: Vec<NodeName>,
+    /// Epochs that observers say they know.
+    pub claims: BTreeMap<NodeName, Epoch>,
     /// Nodes whose daemon says that it cannot relay.
     pub broken: BTreeMap<NodeName, Cause>,
     seq: u64,
@@ -154,6 +156,7 @@ impl Cluster {
             hung: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             observers: (0..3).map(|i| name(&format!("home-{i}"))).collect(),
+            claims: BTreeMap::new(),
             broken: BTreeMap::new(),
             seq: 0,
             decided: Vec::new(),
@@ -384,7 +387,7 @@ impl Cluster {
                 observer: observer.clone(),
                 location: "cloud".parse().unwrap(),
                 seq: self.seq,
-                epoch: Epoch(0),
+                epoch: self.claims.get(&observer).copied().unwrap_or(Epoch(0)),
                 abstains: false,
                 full_rate: true,
                 slots: slots.collect(),
