@@ -58,6 +58,8 @@ struct HelloFacts {
     slot: Option<Slot>,
     reaches: Vec<Slot>,
     decided: bool,
+    /// The raft leader of its location, as it says.
+    raft_leader: Option<NodeName>,
     local: bool,
 }
 
@@ -160,6 +162,7 @@ impl Ledger {
             broken: hello.broken,
             slot,
             reaches: hello.reaches.clone(),
+            raft_leader: hello.raft_leader.clone(),
             decided: decided.is_some() || (local && hello.raft_leader.is_some()),
             local,
         };
@@ -231,6 +234,14 @@ impl Ledger {
             return None;
         }
         Some(1 + fresh().filter(|(n, _)| *n != me && voters.contains(n)).count())
+    }
+
+    /// Another node of the location says so.
+    pub fn is_said_to_lead(&self, now: Instant, node: &NodeName) -> bool {
+        self.hellos.iter().any(|(n, h)| {
+            let fresh = h.value.local && now.since(h.at) < ALIVE;
+            n != node && fresh && h.value.raft_leader.as_ref() == Some(node)
+        })
     }
 
     pub fn is_alive(&self, now: Instant, node: &NodeName) -> bool {

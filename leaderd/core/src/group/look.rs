@@ -167,8 +167,7 @@ impl Group {
 
     /// Voters as in the mesh file; Raft leadership off the location leader, so that losing it never costs an election.
     fn housekeeping(&mut self, now: Now, situation: &Situation) {
-        let wanted: Vec<u64> =
-            self.voters.iter().map(|n| u64::from(self.mesh.nodes[n].index.0)).collect();
+        let wanted: Vec<u64> = self.voters.iter().map(|n| super::id_of(&self.mesh, n)).collect();
         self.raft.follow_voters(&wanted);
         let leads = |name: &NodeName| {
             situation
@@ -183,19 +182,27 @@ impl Group {
             let found = situation.candidates.iter().find(|(_, c)| c.name == *name);
             !situation.observers.is_empty() && found.is_some_and(|(s, _)| situation.condemned(*s))
         };
-        if !leads(&self.me) && !stuck && !condemned(&self.me) {
+        // raft-rs leaves a raft leader that is no voter any more in place, but takes no proposals of it.
+        let leaves = !self.voters.contains(&self.me);
+        if !leaves && !leads(&self.me) && !stuck && !condemned(&self.me) {
             return;
         }
+        if self.raft.is_joint() && !stuck {
+            // New voters that have not caught up do not vote: an election now might find no winner.
+            return;
+        }
+        let broken = |name: &NodeName| {
+            situation.candidates.values().any(|c| c.name == *name && c.broken.is_some())
+        };
+        let unfit = |name: &NodeName| leads(name) || broken(name) || condemned(name);
+        let up = |name: &&NodeName| **name != self.me && self.ledger.is_up(now.mono, name);
         // The order of `voters_of` is candidates, members, witnesses.
-        for name in &self.voters {
-            let broken =
-                situation.candidates.values().any(|c| c.name == *name && c.broken.is_some());
-            let usable = *name != self.me
-                && !leads(name)
-                && !broken
-                && !condemned(name)
-                && self.ledger.is_up(now.mono, name);
-            if usable && self.raft.transfer(u64::from(self.mesh.nodes[name].index.0)) {
+        let mut heirs: Vec<&NodeName> = self.voters.iter().filter(up).collect();
+        heirs.sort_by_key(|name| unfit(name));
+        // Any voter leads Raft better than one that is none.
+        let needs_any = !self.raft.voters().contains(&super::id_of(&self.mesh, &self.me));
+        for name in heirs.into_iter().filter(|n| needs_any || !unfit(n)) {
+            if self.raft.transfer(super::id_of(&self.mesh, name)) {
                 return;
             }
         }

@@ -94,7 +94,7 @@ pub struct Group {
     location: LocationName,
     me: NodeName,
     voters: Vec<NodeName>,
-    /// Raft ids of all nodes that vote or voted here.
+    /// Raft ids of all nodes of the mesh that vote here by its file, by what Raft has committed, or did since this daemon started.
     ids: BTreeMap<u64, NodeName>,
     raft: RaftNode,
     ledger: Ledger,
@@ -140,11 +140,13 @@ impl Group {
         if !voters.contains(&me) {
             return Err(GroupError::NotVoter { node: me, location });
         }
-        let ids = ids_of(&mesh, &voters);
         let my_id = u64::from(mesh.nodes[&me].index.0);
         let genesis = LocationState::new(location.clone());
-        let voter_ids: Vec<u64> = ids.keys().copied().collect();
-        let raft = RaftNode::new(my_id, &voter_ids, &genesis, restored, seed, now.mono)?;
+        // A new group begins with the voters of the mesh file; a store may know others, which count until Raft says otherwise.
+        let mut genesis_ids: Vec<u64> = voters.iter().map(|n| id_of(&mesh, n)).collect();
+        genesis_ids.sort_unstable();
+        let raft = RaftNode::new(my_id, &genesis_ids, &genesis, restored, seed, now.mono)?;
+        let ids = ids_of(&mesh, &voters, &raft.voters());
         let mut group = Self {
             mesh,
             location,
@@ -176,7 +178,7 @@ impl Group {
     /// A new mesh file. The voters follow it by joint consensus, driven by the raft leader.
     pub fn set_mesh(&mut self, now: Now, mesh: Arc<Mesh>) {
         self.voters = mesh.voters_of(&self.location);
-        self.ids.extend(ids_of(&mesh, &self.voters));
+        self.ids.extend(ids_of(&mesh, &self.voters, &self.raft.voters()));
         self.ids.retain(|_, n| mesh.node(n).is_some());
         let ids: Vec<u64> = self.ids.keys().copied().collect();
         self.raft.forget_rtts_but(&ids);
@@ -187,12 +189,24 @@ impl Group {
         self.settle(now);
     }
 
+    /// True for nodes whose Raft messages count here: voters by the mesh file or by what Raft has committed, and those that were.
+    /// A new voter with an empty store cannot know those that voted before it came, and one of them may be the raft leader that is
+    /// to fill its store: it also hears a node of the location of which another one says that it is the raft leader. It votes for
+    /// nobody until its store is filled.
+    pub fn is_peer(&self, now: Now, node: &NodeName) -> bool {
+        let local = || self.mesh.node(node).is_some_and(|n| n.location == self.location);
+        self.ids.values().any(|n| n == node)
+            || (self.raft.is_mute() && local() && self.ledger.is_said_to_lead(now.mono, node))
+    }
+
     /// Raft bytes from an authenticated node. Anything that does not fit is counted and ignored.
     pub fn handle_raft(&mut self, now: Now, from: &NodeName, message: &[u8]) {
-        let Some(id) = self.ids.iter().find(|(_, n)| *n == from).map(|(id, _)| *id) else {
+        if !self.is_peer(now, from) {
             self.ignore(now, from, "not a voter");
             return;
-        };
+        }
+        let id = id_of(&self.mesh, from);
+        self.ids.entry(id).or_insert_with(|| from.clone());
         self.ledger.sign_of_life(now.mono, from);
         self.raft.receive(id, message);
         self.settle(now);
@@ -347,8 +361,17 @@ impl Group {
     }
 }
 
-fn ids_of(mesh: &Mesh, voters: &[NodeName]) -> BTreeMap<u64, NodeName> {
-    voters.iter().map(|n| (u64::from(mesh.nodes[n].index.0), n.clone())).collect()
+fn id_of(mesh: &Mesh, node: &NodeName) -> u64 {
+    u64::from(mesh.nodes[node].index.0)
+}
+
+/// The nodes of the mesh that vote by its file, or are among those that Raft has committed.
+fn ids_of(mesh: &Mesh, voters: &[NodeName], committed: &[u64]) -> BTreeMap<u64, NodeName> {
+    let nodes = mesh.nodes.keys().map(|n| (id_of(mesh, n), n));
+    nodes
+        .filter(|(id, n)| committed.contains(id) || voters.contains(n))
+        .map(|(id, n)| (id, n.clone()))
+        .collect()
 }
 
 #[cfg(test)]

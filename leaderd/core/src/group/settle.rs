@@ -98,6 +98,10 @@ impl Group {
                 self.tell_decision(now);
             }
             LogEvent::Voters(ids) => {
+                self.ids.extend(super::ids_of(&self.mesh, &self.voters, &ids));
+                // The next step of the change, or a raft leader that is no voter any more, does not wait.
+                self.next_housekeeping = now.mono;
+                self.look_soon(now);
                 let text = ids
                     .iter()
                     .map(|id| self.ids.get(id).map_or(id.to_string(), NodeName::to_string));

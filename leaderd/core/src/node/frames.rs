@@ -23,7 +23,8 @@ impl Node {
         }
         match frame {
             Frame::Raft { location, message } => match self.groups.get_mut(&location) {
-                Some(group) if self.mesh.voters_of(&location).contains(&from) => {
+                // Not by the mesh file alone: while its voters change, those before still count.
+                Some(group) if group.is_peer(now, &from) => {
                     group.handle_raft(now, &from, &message);
                 }
                 _ => self.ignored(

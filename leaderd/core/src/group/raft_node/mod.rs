@@ -185,6 +185,11 @@ impl RaftNode {
         all
     }
 
+    /// Two configurations vote together, until the newer one has caught up.
+    pub fn is_joint(&self) -> bool {
+        !self.raw.store().conf().voters_outgoing.is_empty()
+    }
+
     pub fn unit(&self) -> Duration {
         let slowest = self.rtts.values().filter_map(|samples| samples.iter().max()).max();
         slowest.copied().unwrap_or_default().clamp(MIN_UNIT, MAX_UNIT)
