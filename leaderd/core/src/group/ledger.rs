@@ -101,10 +101,17 @@ impl Ledger {
         }
     }
 
-    /// No automatic failover at present. A freeze with an end is over when either clock says so.
+    /// What is left of a freeze (`Some(None)`: it has no end). One with an end is over when either clock says so.
+    pub fn freeze_left(&self, now: Now, state: &LocationState) -> Option<Option<Duration>> {
+        let Some(until) = state.frozen? else { return Some(None) };
+        let by_wall = Duration::from_micros(until.0.saturating_sub(now.wall.0));
+        let by_mono = self.freeze_seen.map_or(by_wall, |(_, ends)| ends.since(now.mono));
+        Some(by_wall.min(by_mono)).filter(|left| *left > Duration::ZERO).map(Some)
+    }
+
+    /// No automatic failover at present.
     pub fn is_frozen(&self, now: Now, state: &LocationState) -> bool {
-        let over = self.freeze_seen.is_some_and(|(_, ends)| ends <= now.mono);
-        state.is_frozen(now.wall) && !over
+        self.freeze_left(now, state).is_some()
     }
 
     /// What is left of a span that began at `at`: on either clock, whichever has less.

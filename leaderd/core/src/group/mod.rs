@@ -323,6 +323,12 @@ impl Group {
         self.ids.get(&self.raft.leader())
     }
 
+    /// False once the mesh file has taken this node's vote: what the group knows then goes stale. It stays for as long as the
+    /// others have not committed that, for they may need this node's vote to do so, and for the case that the vote comes back.
+    pub fn votes(&self) -> bool {
+        self.voters.contains(&self.me) || self.raft.is_leader()
+    }
+
     pub fn is_raft_leader(&self) -> bool {
         self.raft.is_leader()
     }

@@ -7,7 +7,7 @@ use super::Group;
 use super::decide::{Choice, Situation};
 use crate::ids::{NodeName, Slot};
 use crate::status::CandidateStatus;
-use crate::time::Now;
+use crate::time::{Now, WallTime};
 use crate::verdict::{Cause, SlotReport, Verdict};
 
 impl Group {
@@ -72,9 +72,14 @@ impl Group {
         situation.eligible(None).into_iter().find(|s| !situation.leaders.contains(s))
     }
 
-    /// Why nothing moves although it should, and what else an operator should know.
+    /// The freeze in force and when it ends, by this node's wall clock; `None` once it has ended.
+    pub fn frozen(&self, now: Now) -> Option<Option<WallTime>> {
+        let ends = |left: Duration| WallTime(now.wall.0.saturating_add(left.as_micros() as u64));
+        self.ledger.freeze_left(now, self.state()).map(|left| left.map(ends))
+    }
+
+    /// What stands in the way of a decision, as far as every voter knows.
     pub fn notes(&self, now: Now) -> Vec<String> {
-        let situation = self.situation(now);
         let mut notes = Vec::new();
         if !self.has_quorum(now) {
             let (have, of) = (self.reachable_voters(now), self.voters.len());
@@ -88,14 +93,21 @@ impl Group {
                     .into(),
             );
         }
-        match self.state().frozen {
+        match self.ledger.freeze_left(now, self.state()) {
             Some(None) => notes.push("frozen until `wgctl unfreeze`: no automatic failover".into()),
-            Some(Some(until)) if now.wall < until => {
-                let left = (until.0 - now.wall.0) / 1_000_000;
+            Some(Some(left)) => {
+                let left = left.as_secs();
                 notes.push(format!("frozen for another {left} s: no automatic failover"));
             }
-            _ => {}
+            None => {}
         }
+        notes
+    }
+
+    /// Why nothing moves although it should. Only for a voter that observers report to: without them it judges otherwise.
+    pub fn notes_of_judging(&self, now: Now) -> Vec<String> {
+        let situation = self.situation(now);
+        let mut notes = Vec::new();
         match situation.decide() {
             Choice::FailStatic { cause } => {
                 notes.push(format!(

@@ -112,7 +112,7 @@ impl Node {
     fn offer_command(&mut self, now: Now, id: u64) {
         let Some(pending) = self.forwards.pending.get_mut(&id) else { return };
         pending.retry = None;
-        if let Some(group) = self.groups.get_mut(&pending.location) {
+        if let Some(group) = self.groups.get_mut(&pending.location).filter(|g| g.votes()) {
             group.handle_command(now, id, &pending.request);
             return;
         }

@@ -56,7 +56,9 @@ impl Node {
         let mut changed = false;
         for location in mesh.locations.keys() {
             if *location != self.location && self.observer.is_none() {
-                // A plain member hears nothing of other locations: its leader chooses for it.
+                // A plain member hears nothing of other locations: its leader chooses for it. It may have been a candidate.
+                changed |= self.fallback.is_active(location);
+                self.fallback.left(location);
                 continue;
             }
             if self.groups.get(location).is_some_and(|g| g.has_quorum(now)) {
@@ -135,7 +137,7 @@ impl Node {
     fn verdicts(&self, now: Now, location: &LocationName) -> BTreeMap<Slot, Verdict> {
         if *location == self.location {
             let reported =
-                self.groups.get(location).map(|g| g.candidates_status(now)).unwrap_or_default();
+                self.voting(location).map(|g| g.candidates_status(now)).unwrap_or_default();
             reported.into_iter().map(|c| (c.slot, c.verdict)).collect()
         } else {
             let view = self.observer.as_ref().and_then(|o| o.view(now, location));

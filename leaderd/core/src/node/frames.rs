@@ -130,7 +130,7 @@ impl Node {
         self.adopt(decision);
         if let Some(event) = event
             && event.location == location
-            && !self.groups.contains_key(&location)
+            && self.voting(&location).is_none()
         {
             self.known.remember_event(*event);
         }

@@ -65,6 +65,11 @@ impl Known {
         );
     }
 
+    /// The decisions that are in this node's kernel.
+    pub(super) fn in_force(&self) -> impl Iterator<Item = &Decision> {
+        self.locations.values().filter(|k| k.programmed_at.is_some()).map(|k| &k.decision)
+    }
+
     /// Someone announced a decision: returns when it was programmed if it already is, else remembers to tell.
     pub(super) fn announced(
         &mut self,

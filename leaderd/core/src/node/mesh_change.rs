@@ -34,13 +34,13 @@ impl Node {
         match (&mut self.observer, is_candidate) {
             (Some(observer), true) => observer.set_mesh(now, mesh.clone()),
             (None, true) => {
-                self.observer = Some(Observer::new(
-                    mesh.clone(),
-                    self.me.clone(),
-                    self.keys.clone(),
-                    self.seed,
-                    now,
-                ));
+                let (me, keys) = (self.me.clone(), self.keys.clone());
+                let mut observer = Observer::new(mesh.clone(), me, keys, self.seed, now);
+                // It hears only of what comes into force from now on.
+                for decision in self.known.in_force() {
+                    observer.decided(now, &decision.location, decision.epoch, &decision.leaders);
+                }
+                self.observer = Some(observer);
             }
             (_, false) => self.observer = None,
         }
@@ -69,6 +69,9 @@ impl Node {
             }
         }
         self.known.retain(&mesh);
+        // Nodes that are gone have no generation, and locations that are gone no quorum to miss.
+        self.heard.last.retain(|n, _| mesh.nodes.contains_key(n));
+        self.heard.quorum_seen.retain(|l, _| mesh.locations.contains_key(l));
         self.heard.told.retain(|l, _| mesh.locations.contains_key(l));
         self.announcer.retain(&mesh);
         self.log(

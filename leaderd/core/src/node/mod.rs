@@ -253,6 +253,11 @@ impl Node {
         &self.mesh
     }
 
+    /// The group of a location in which this node has a vote. One that it no longer votes in tells nobody anything.
+    fn voting(&self, location: &LocationName) -> Option<&Group> {
+        self.groups.get(location).filter(|g| g.votes())
+    }
+
     /// The decision that this node knows of a location.
     pub fn decision(&self, location: &LocationName) -> Option<&Decision> {
         self.known.decision(location)

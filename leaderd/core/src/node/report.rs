@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Node;
+use crate::group::Group;
 use crate::ids::{Epoch, LocationName, Slot};
 use crate::state::Event;
 use crate::status::{CandidateStatus, LocationStatus, Status};
@@ -32,7 +33,8 @@ impl Node {
         // A plain member takes no part in other locations' decisions, and shows what the leader of its own tells.
         let decision = self.known.decision(location).or_else(|| self.heard.told.get(location));
         let leaders = self.shown_leaders(location);
-        let group = self.groups.get(location);
+        let group = self.voting(location);
+        let judging = group.filter(|g| self.hears_observers(location, g));
         let raft_leader_elsewhere = || {
             self.mesh
                 .nodes_of(location)
@@ -44,7 +46,7 @@ impl Node {
             None => raft_leader_elsewhere(),
         };
         let candidates = self.candidates_status(now, location);
-        let next = match group {
+        let next = match judging {
             Some(group) => group
                 .next(now)
                 .and_then(|s| self.mesh.candidate(location, s))
@@ -56,6 +58,7 @@ impl Node {
             }),
         };
         let mut notes = group.map(|g| g.notes(now)).unwrap_or_default();
+        notes.extend(judging.map(|g| g.notes_of_judging(now)).unwrap_or_default());
         let fallback = self.fallback.is_active(location);
         if fallback {
             notes.push(
@@ -82,7 +85,7 @@ impl Node {
             epoch: decision.map_or(Epoch(0), |d| d.epoch),
             since: decision.map(|d| d.at),
             cause: decision.map(|d| d.cause),
-            frozen: group.and_then(|g| g.state().frozen),
+            frozen: group.and_then(|g| g.frozen(now)),
             raft_leader,
             quorum: group.map(|g| g.has_quorum(now)),
             fallback,
@@ -94,16 +97,10 @@ impl Node {
     }
 
     fn candidates_status(&self, now: Now, location: &LocationName) -> Vec<CandidateStatus> {
-        // Reports go to the candidates and to the raft leader; a plain member hears of them from the latter.
-        let own = *location == self.location;
-        let group = self
-            .groups
-            .get(location)
-            .filter(|g| !own || self.observer.is_some() || g.is_raft_leader());
-        if let Some(group) = group {
+        if let Some(group) = self.voting(location).filter(|g| self.hears_observers(location, g)) {
             return group.candidates_status(now);
         }
-        if own {
+        if *location == self.location {
             let digests = self.mesh.nodes_of(location).filter_map(|n| {
                 let (at, hello) = self.heard.last.get(&n.name)?;
                 (!hello.digest.is_empty()).then_some((*at, &hello.digest))
@@ -113,6 +110,12 @@ impl Node {
         }
         let view = self.observer.as_ref().and_then(|o| o.view(now, location));
         self.unobserved(location, view)
+    }
+
+    /// Reports go to the candidates and to the raft leader; a plain member hears of them from the latter, and its own group
+    /// judges nothing.
+    fn hears_observers(&self, location: &LocationName, group: &Group) -> bool {
+        *location != self.location || self.observer.is_some() || group.is_raft_leader()
     }
 
     fn shown_leaders(&self, location: &LocationName) -> Vec<Slot> {
@@ -152,10 +155,16 @@ impl Node {
     pub fn events(&self) -> Vec<Event> {
         let mut all: Vec<Event> = Vec::new();
         for location in self.mesh.locations.keys() {
-            match self.groups.get(location) {
-                Some(group) => all.extend(group.state().events.iter().cloned()),
-                None => all.extend(self.known.events(location).cloned()),
+            let kept = self.groups.get(location).into_iter().flat_map(|g| &g.state().events);
+            if self.voting(location).is_some() {
+                all.extend(kept.cloned());
+                continue;
             }
+            // What was announced, and what this node knows from when it had a vote.
+            let told: BTreeMap<_, _> =
+                self.known.events(location).map(|e| (e.seq, e.clone())).collect();
+            all.extend(kept.filter(|e| !told.contains_key(&e.seq)).cloned());
+            all.extend(told.into_values());
         }
         let when = |e: &Event| {
             e.times.condemned.or(e.times.committed).or(e.times.suspected).unwrap_or_default()

@@ -1,5 +1,6 @@
 //! One node, fed by hand: whom it believes, what it counts, and where an operator's command goes.
 
+mod change;
 mod steer;
 
 use super::*;

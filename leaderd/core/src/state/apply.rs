@@ -105,14 +105,6 @@ impl LocationState {
         self.events.iter().rev().find(|e| e.epoch == epoch && e.is_decision())
     }
 
-    pub fn is_frozen(&self, now: WallTime) -> bool {
-        match self.frozen {
-            None => false,
-            Some(None) => true,
-            Some(Some(until)) => now < until,
-        }
-    }
-
     /// When the last automatic failover was, and for how long it holds down the next one: `policy.hold_down` after the
     /// first, twice as long after each further one, at most `hold_down_max`; what has grown halves with every
     /// `hold_down_max` that passes between two failovers. Derived from events, so every raft leader agrees.

@@ -93,7 +93,7 @@ fn when_all_are_sick_the_leader_stays_and_that_is_said_once() {
     assert_eq!(c.decided.len(), failovers);
     assert_eq!(c.errors.len(), 1, "{:?}", c.errors);
     let leader = c.raft_leader().unwrap();
-    let notes = c.groups[&leader].notes(c.now());
+    let notes = c.groups[&leader].notes_of_judging(c.now());
     assert!(notes.iter().any(|n| n.contains("no standby is known to forward")), "{notes:?}");
     c.heal();
     c.run(15_000);
@@ -273,11 +273,22 @@ fn a_freeze_of_ten_minutes_ends_after_ten_minutes_though_the_clock_was_set_back(
     let location = "cloud".parse().unwrap();
     let freeze = AdminRequest::Freeze { location, duration: Some(Duration::from_secs(600)) };
     assert!(done(&c.command(freeze)));
+    // Until all have applied it.
+    c.run(1000);
     c.set_back = 3_600_000 * MS;
     c.condemn(0, &["home-0", "home-1", "home-2"]);
-    c.run(595_000);
+    c.run(594_000);
     assert!(c.all_follow(0), "frozen");
+    let shown = |c: &Cluster| {
+        let (g, now) = (&c.groups[&name("cloud-0")], c.now());
+        let noted = g.notes(now).iter().any(|n| n.contains("frozen"));
+        (g.frozen(now).map(|until| until.map(|until| until.0 - now.wall.0)), noted)
+    };
+    let (left, noted) = shown(&c);
+    assert!(left.flatten().is_some_and(|l| l < 6_000 * MS) && noted, "{left:?}");
     c.until(10_000, "failover once the freeze is over", |c| c.all_follow(1));
+    c.run(5000);
+    assert_eq!(shown(&c), (None, false));
 }
 
 #[test]

@@ -1,0 +1,206 @@
+//! The mesh file changes, or the vote goes: what a node shows, whom it believes.
+
+use super::*;
+use crate::state::{Event, EventKind};
+use crate::status::LocationStatus;
+
+fn cloud() -> LocationName {
+    "cloud".parse().unwrap()
+}
+
+fn shown(bench: &Bench) -> LocationStatus {
+    let status = bench.node.status(bench.now);
+    status.locations.into_iter().find(|l| l.name == cloud()).unwrap()
+}
+
+fn change(bench: &mut Bench, mesh: Mesh) {
+    bench.feed(Input::MeshChanged(Box::new(mesh)));
+}
+
+/// Seconds in which the cloud's nodes say that they have a raft leader.
+fn pass(bench: &mut Bench, seconds: u64) {
+    for _ in 0..seconds * 2 {
+        bench.frame("cloud-0", hello("cloud-0", Some("cloud-1")));
+        bench.later(Duration::from_millis(500));
+    }
+}
+
+fn announce_with_event(epoch: u64, slot: u8, seq: u64) -> Frame {
+    let Frame::Announce { decision, .. } = announce(epoch, slot) else { unreachable!() };
+    let event = Event {
+        seq,
+        location: cloud(),
+        kind: EventKind::Failover,
+        epoch: decision.epoch,
+        cause: Some(decision.cause),
+        direction: None,
+        leaders_before: vec![],
+        leaders_after: vec![],
+        summary: format!("event {seq}"),
+        times: Default::default(),
+        blackout: None,
+        blocked_by: Default::default(),
+        evidence: Default::default(),
+    };
+    Frame::Announce { decision, event: Some(Box::new(event)) }
+}
+
+#[test]
+fn a_node_that_votes_no_more_shows_nothing_of_its_old_group() {
+    let mut bench = Bench::of("member-0", mesh(2, 1, 0));
+    pass(&mut bench, 5);
+    assert!(shown(&bench).quorum.is_some());
+    bench.frame("cloud-0", announce_with_event(1, 0, 3));
+    assert!(bench.node.events().is_empty(), "a voter has events from its own replica");
+    change(&mut bench, mesh(3, 1, 0));
+    pass(&mut bench, 5);
+    let l = shown(&bench);
+    assert_eq!((l.quorum, &l.notes[..]), (None, &[][..]));
+    assert_eq!((l.frozen, l.raft_leader), (None, Some(name("cloud-1"))));
+    bench.frame("cloud-0", announce_with_event(2, 1, 4));
+    let events: Vec<String> = bench.node.events().into_iter().map(|e| e.summary).collect();
+    assert_eq!(events, ["event 4"]);
+    // Its commands go to the others at once.
+    bench.feed(Input::PeerUp { node: name("cloud-0"), rtt_micros: 500 });
+    let request = AdminRequest::Drain { node: name("cloud-0") };
+    let effects = bench.feed(Input::Admin { id: 1, request });
+    let asked = |e: &&Effect| matches!(e, Effect::SendFrame { frame, .. } if matches!(**frame, Frame::Forward { .. }));
+    assert_eq!(effects.iter().filter(asked).count(), 1, "{effects:?}");
+    // The vote comes back.
+    change(&mut bench, mesh(2, 1, 0));
+    assert!(shown(&bench).quorum.is_some());
+}
+
+#[test]
+fn a_voter_whose_file_is_newer_still_hears_those_that_vote_by_the_older_one() {
+    let raft = || Frame::Raft { location: cloud(), message: vec![1, 2, 3] };
+    let unknown = "ignored.Raft-message-of-a-group-that-it-or-this-node-is-not-in";
+    let mut bench = Bench::of("cloud-1", mesh(2, 1, 0));
+    bench.frame("member-0", raft());
+    change(&mut bench, mesh(3, 2, 0));
+    bench.frame("member-0", raft());
+    assert_eq!(bench.counted(unknown), 0);
+    for (nth, never_voted) in ["member-1", "home-0"].into_iter().enumerate() {
+        bench.frame(never_voted, raft());
+        assert_eq!(bench.counted(unknown), nth as u64 + 1, "{never_voted}");
+    }
+}
+
+#[test]
+fn a_node_that_left_the_mesh_is_no_longer_called_half_rolled_out() {
+    let mut bench = Bench::of("cloud-0", mesh(3, 0, 0));
+    for node in ["cloud-1", "cloud-2", "home-0"] {
+        bench.frame(node, hello(node, Some("cloud-1")));
+    }
+    let mut smaller = mesh(2, 0, 0);
+    smaller.generation = crate::ids::Generation(2);
+    smaller.locations.retain(|l, _| *l == cloud());
+    smaller.nodes.retain(|_, n| n.location == cloud());
+    change(&mut bench, smaller);
+    let others = bench.node.status(bench.now).other_generations;
+    assert_eq!(others.keys().collect::<Vec<_>>(), [&name("cloud-1")]);
+    let quorums = &bench.node.heard.quorum_seen;
+    assert_eq!(quorums.keys().collect::<Vec<_>>(), [&cloud()]);
+}
+
+#[test]
+fn a_freeze_that_has_ended_is_not_shown() {
+    // Alone in its location, it decides alone.
+    let mut bench = Bench::of("cloud-0", mesh(1, 0, 0));
+    let settle = |bench: &mut Bench| {
+        for _ in 0..100 {
+            bench.now.mono = bench.now.mono + Duration::from_millis(50);
+            let effects = bench.feed(Input::Timeout);
+            for effect in effects {
+                if let Effect::Persist { ticket, .. } = effect {
+                    bench.feed(Input::Persisted { ticket });
+                }
+            }
+            // What became durable may have asked for more to be written.
+            let last = bench.node.last_ticket;
+            bench.feed(Input::Persisted { ticket: Ticket(last) });
+        }
+    };
+    settle(&mut bench);
+    assert_eq!(shown(&bench).epoch, Epoch(1));
+    let freeze =
+        AdminRequest::Freeze { location: cloud(), duration: Some(Duration::from_secs(60)) };
+    bench.feed(Input::Admin { id: 1, request: freeze });
+    settle(&mut bench);
+    let frozen = |l: &LocationStatus| l.notes.iter().any(|n| n.contains("frozen"));
+    let l = shown(&bench);
+    assert!(l.frozen.flatten().is_some_and(|until| until > bench.now.wall) && frozen(&l));
+    // The wall clock stands still all the while.
+    bench.now.mono = bench.now.mono + Duration::from_secs(60);
+    let l = shown(&bench);
+    assert_eq!((l.frozen, frozen(&l)), (None, false));
+}
+
+#[test]
+fn a_member_that_votes_shows_what_the_raft_leader_judges() {
+    let mut bench = Bench::of("member-0", mesh(2, 1, 0));
+    // The raft leader's word: cloud-1 does not forward.
+    let table = |next: Verdict| {
+        let mut of_candidate = bench_candidates();
+        of_candidate[0].leading = true;
+        of_candidate[1].verdict = next;
+        let Frame::Hello(mut hello) = hello("cloud-1", Some("cloud-1")) else { unreachable!() };
+        hello.digest = of_candidate;
+        Frame::Hello(hello)
+    };
+    bench.frame("cloud-0", hello("cloud-0", Some("cloud-1")));
+    let broken = Verdict::Degraded { cause: Cause::Mtu, direction: None };
+    bench.frame("cloud-1", table(broken));
+    bench.frame("cloud-0", announce(1, 0));
+    let l = shown(&bench);
+    assert_eq!(l.next, None, "it is no use to name a broken one");
+    assert!(!l.notes.iter().any(|n| n.contains("no observer")), "{:?}", l.notes);
+    bench.frame("cloud-1", table(Verdict::Forwarding));
+    assert_eq!(shown(&bench).next, Some(name("cloud-1")));
+    // A candidate hears observers itself, and misses them.
+    let bench = Bench::of("cloud-0", mesh(2, 1, 0));
+    assert!(shown(&bench).notes.iter().any(|n| n.contains("no observer")));
+}
+
+fn bench_candidates() -> Vec<crate::status::CandidateStatus> {
+    let of = |slot| crate::status::CandidateStatus {
+        name: name(&format!("cloud-{slot}")),
+        slot: Slot(slot),
+        leading: false,
+        verdict: Verdict::Forwarding,
+        observers: (3, 3),
+        rtt_ms: None,
+        loss: None,
+        path_mtu: None,
+        services: None,
+        drained: false,
+        blocked_by: vec![],
+    };
+    vec![of(0), of(1)]
+}
+
+#[test]
+fn a_member_that_becomes_a_candidate_observes_with_the_decisions_it_has() {
+    let mut bench = Bench::with_members("home-1");
+    bench.frame("cloud-0", announce(5, 1));
+    let revision = bench.node.revision;
+    bench.feed(Input::Programmed { revision, error: None });
+    change(&mut bench, mesh(2, 1, 0));
+    let view = bench.node.observer.as_ref().and_then(|o| o.view(bench.now, &cloud()));
+    assert_eq!(view.map(|r| r.epoch), Some(Epoch(5)));
+}
+
+#[test]
+fn a_candidate_that_loses_its_slot_leaves_its_own_ranking_of_other_locations() {
+    let mut bench = Bench::new();
+    bench.frame("cloud-0", announce(5, 0));
+    for _ in 0..40 {
+        bench.later(Duration::from_millis(500));
+    }
+    assert!(bench.node.fallback.is_active(&cloud()));
+    let mut members = mesh(2, 1, 0);
+    members.nodes.get_mut(&name("home-0")).unwrap().slot = None;
+    change(&mut bench, members);
+    bench.later(Duration::from_millis(500));
+    assert!(!bench.node.fallback.is_active(&cloud()));
+}
