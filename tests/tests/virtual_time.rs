@@ -366,8 +366,13 @@ fn third_candidate(down: Option<&str>) -> Play {
     let mut play = Play::of(&sites, Policy::default(), WorldConfig::default());
     if let Some(down) = down {
         play.fault(down, Fault::NodeCrash, true);
+    } else {
+        play.fault("cloud-1", Fault::DaemonKill, true);
+        play.run(secs(3));
+        play.fault("cloud-1", Fault::DaemonKill, false);
     }
     play.run(secs(10));
+    assert_eq!(raft_leader(&play), "cloud-2", "the voter that drops out leads Raft");
     let change = Change::AddCandidate("cloud".parse().expect("a name"));
     let mesh = play.world.change_mesh(&change, secs(0)).expect("a change");
     for node in mesh.nodes.keys() {

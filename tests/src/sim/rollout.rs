@@ -73,7 +73,8 @@ impl Change {
             }
             Self::HoldDown(secs) => mesh.policy.hold_down = Duration::from_secs((*secs).into()),
         }
-        Some((mesh, secrets))
+        // A clone: who is where was looked up before the change.
+        Some((mesh.clone(), secrets))
     }
 
     /// Some nodes cannot reach others through it before all have the file.
