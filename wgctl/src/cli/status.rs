@@ -123,18 +123,21 @@ fn render_location(l: &LocationStatus, now: WallTime, out: &Output) -> String {
     let line: Vec<String> = raft.into_iter().chain([next]).collect();
     let _ = writeln!(text, "  {}", out.paint(Style::Dim, &line.join(", ")));
 
-    if l.quorum == Some(false) {
-        warn(&mut text, out, 2, "no quorum: nothing can be decided here now");
-    }
-    if l.fallback {
-        warn(&mut text, out, 2, "this node follows its own ranking for want of a quorum");
-    }
+    // Whatever else is wrong is among the notes; until when, only this machine's clock says.
     match l.frozen {
         None => {}
-        Some(None) => warn(&mut text, out, 2, &format!("frozen until `wgctl unfreeze {}`", l.name)),
+        Some(None) => {
+            let until = format!("frozen until `wgctl unfreeze {}`: no automatic failover", l.name);
+            warn(&mut text, out, 2, &until);
+        }
         Some(Some(until)) => {
             let left = age(between(now, until));
-            warn(&mut text, out, 2, &format!("frozen until {} ({left} left)", timestamp(until)));
+            warn(
+                &mut text,
+                out,
+                2,
+                &format!("frozen until {} ({left} left): no automatic failover", timestamp(until)),
+            );
         }
     }
     for note in &l.notes {
@@ -208,7 +211,10 @@ mod tests {
         let l = &mut status.locations[0];
         (l.quorum, l.raft_leader, l.fallback, l.next) = (Some(false), None, true, None);
         l.frozen = Some(Some(WallTime(fixture::NOW.0 + 483_000_000)));
-        l.notes = vec!["the leader is degraded and nobody eligible forwards: kept".into()];
+        l.notes = vec![
+            "no quorum: 1 of 3 voters reachable; nothing can be decided".into(),
+            "no quorum: this node follows its own ranking until the location decides again".into(),
+        ];
         status.locations[1].leaders.clear();
         insta::assert_snapshot!("status-in-trouble", render(&status, fixture::NOW, &PLAIN));
     }

@@ -93,14 +93,6 @@ impl Group {
                     .into(),
             );
         }
-        match self.ledger.freeze_left(now, self.state()) {
-            Some(None) => notes.push("frozen until `wgctl unfreeze`: no automatic failover".into()),
-            Some(Some(left)) => {
-                let left = left.as_secs();
-                notes.push(format!("frozen for another {left} s: no automatic failover"));
-            }
-            None => {}
-        }
         notes
     }
 
