@@ -88,9 +88,8 @@ fn devices_of(address: IpAddr) -> Vec<InterfaceName> {
 
 #[cfg(test)]
 mod tests {
-    use leaderd_core::mesh::{EXAMPLE_NODES, ExampleKeys, example, parse};
-
     use super::*;
+    use crate::fixture::example_mesh;
 
     fn device(name: &str) -> InterfaceName {
         name.parse().unwrap()
@@ -115,11 +114,7 @@ mod tests {
 
     #[tokio::test]
     async fn it_is_followed_and_put_into_the_mesh() {
-        let keys: [ExampleKeys; EXAMPLE_NODES] = std::array::from_fn(|n| ExampleKeys {
-            wireguard: [n as u8 + 1; 32],
-            control: [n as u8 + 101; 32],
-        });
-        let mut mesh = parse(&example(&keys)).unwrap();
+        let mut mesh = example_mesh();
         let me = mesh.nodes.keys().next().unwrap().clone();
         let set = |mesh: &mut Mesh, address: [u8; 4], device: Option<InterfaceName>| {
             let node = mesh.nodes.get_mut(&me).unwrap();

@@ -11,6 +11,8 @@ pub mod confine;
 pub mod control;
 pub mod counters;
 pub mod engine;
+#[cfg(test)]
+mod fixture;
 pub mod kilo;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;

@@ -250,17 +250,12 @@ fn stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {
 
 #[cfg(test)]
 mod tests {
-    use leaderd_core::mesh::{EXAMPLE_NODES, ExampleKeys, example, parse};
-
     use super::*;
+    use crate::fixture::example_mesh;
 
     #[tokio::test]
     async fn an_address_that_comes_after_the_start_is_told_to_the_core_with_its_device() {
-        let keys: [ExampleKeys; EXAMPLE_NODES] = std::array::from_fn(|n| ExampleKeys {
-            wireguard: [n as u8 + 1; 32],
-            control: [n as u8 + 101; 32],
-        });
-        let mut mesh = parse(&example(&keys)).unwrap();
+        let mut mesh = example_mesh();
         let me = mesh.nodes.keys().next().unwrap().clone();
         let node = mesh.nodes.get_mut(&me).unwrap();
         (node.address, node.device) = ([127, 0, 0, 1].into(), None);

@@ -240,17 +240,12 @@ mod tests {
     use std::io::BufReader;
     use std::os::unix::fs::PermissionsExt;
 
-    use leaderd_core::mesh::{EXAMPLE_NODES, ExampleKeys, example};
-
     use super::super::{Reader, Tail};
     use super::*;
+    use crate::fixture::example_mesh;
 
     fn header() -> Header {
-        let keys: [ExampleKeys; EXAMPLE_NODES] = std::array::from_fn(|n| ExampleKeys {
-            wireguard: [n as u8 + 1; 32],
-            control: [n as u8 + 101; 32],
-        });
-        let mesh = leaderd_core::mesh::parse(&example(&keys)).expect("the example is a good mesh");
+        let mesh = example_mesh();
         let me = mesh.nodes.keys().next().expect("it has nodes").clone();
         Header {
             leaderd: "test".into(),

@@ -43,15 +43,15 @@ enum Verb {
 
 pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
     match &args.verb {
-        Verb::Init { out: file, force } => init(file.as_deref(), *force),
+        Verb::Init { out: file, force } => init(file.as_deref(), *force, out),
         Verb::Validate { file } => validate(file, out),
     }
 }
 
-fn init(file: Option<&Path>, force: bool) -> anyhow::Result<ExitCode> {
+fn init(file: Option<&Path>, force: bool, out: &Output) -> anyhow::Result<ExitCode> {
     let text = example()?;
     let Some(file) = file else {
-        Output::detect(false).print(&text)?;
+        out.print(&text)?;
         return Ok(ExitCode::SUCCESS);
     };
     let mut options = OpenOptions::new();
@@ -237,13 +237,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("mesh.toml");
         std::fs::write(&file, "mine").unwrap();
-        assert!(init(Some(&file), false).unwrap_err().to_string().contains("--force"));
+        let out = Output { json: false, color: false };
+        let refused = init(Some(&file), false, &out).unwrap_err();
+        assert!(refused.to_string().contains("--force"));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
-        init(Some(&file), true).unwrap();
-        assert_eq!(
-            validate(&file, &Output { json: false, color: false }).unwrap(),
-            ExitCode::SUCCESS
-        );
+        init(Some(&file), true, &out).unwrap();
+        assert_eq!(validate(&file, &out).unwrap(), ExitCode::SUCCESS);
     }
 
     #[test]

@@ -109,10 +109,7 @@ impl Steward {
         if std::mem::take(&mut self.in_place) {
             self.last_in_place = old;
         }
-        let applied = self.apply(&changes).await;
-        if let Err(error) = &applied {
-            error.retain_made(&mut changes);
-        }
+        let applied = self.apply(&mut changes).await;
         if again {
             changes
                 .iter()
@@ -194,10 +191,7 @@ impl Steward {
         }
         let Some(desired) = &self.desired else { return Ok(Vec::new()) };
         let mut changes = diff(desired, &self.observe(desired).await?);
-        let applied = self.apply(&changes).await;
-        if let Err(error) = &applied {
-            error.retain_made(&mut changes);
-        }
+        let applied = self.apply(&mut changes).await;
         changes.retain(|change| match change {
             Change::SetPeer { name, key, .. } => !put_off.contains(&(name.clone(), *key)),
             _ => true,
@@ -208,9 +202,13 @@ impl Steward {
         }
     }
 
-    async fn apply(&mut self, changes: &[Change]) -> Result<(), ApplyError> {
+    /// Leaves of the changes what was made.
+    async fn apply(&mut self, changes: &mut Vec<Change>) -> Result<(), ApplyError> {
         self.in_place = false;
-        self.kernel.apply(changes, &self.key).await?;
+        if let Err(error) = self.kernel.apply(changes, &self.key).await {
+            error.retain_made(changes);
+            return Err(error);
+        }
         self.in_place = true;
         self.last_in_place = None;
         Ok(())

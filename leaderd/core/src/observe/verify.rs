@@ -99,7 +99,6 @@ impl Observer {
 
     pub(super) fn verify_settle(&mut self, now: Now, f: &Flying, outcome: Outcome) {
         let w = &mut self.watches[f.watch];
-        let all = w.as_workload_targets().len();
         let Some(v) = w.verify.as_mut().filter(|v| f.sent >= v.decided) else { return };
         if outcome != Outcome::Delivered {
             v.in_row = 0;
@@ -110,11 +109,13 @@ impl Observer {
         v.passed.insert(f.shot.target);
         let first = v.first_ok.map_or(f.sent, |t| t.min(f.sent));
         v.first_ok = Some(first);
-        if v.passed.len() < all && (v.in_row < ENOUGH || v.passed.len() < ENOUGH.min(all)) {
-            return;
-        }
+        let (passed, in_row) = (v.passed.len(), v.in_row);
         let blackout = v.blackout_from.map(|from| first.since(from));
         let (epoch, next) = (v.epoch, v.next);
+        let all = w.as_workload_targets().len();
+        if passed < all && (in_row < ENOUGH || passed < ENOUGH.min(all)) {
+            return;
+        }
         self.timers.remove(&(next, Timer::Verify(f.watch)));
         w.verify = None;
         let location = w.location.clone();

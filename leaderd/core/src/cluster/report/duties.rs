@@ -2,7 +2,7 @@
 
 use std::time::{Duration, UNIX_EPOCH};
 
-use super::{PoolStatus, events, is_voter, known, pool_statuses, status_of};
+use super::{Condition, PoolStatus, events, is_voter, known, pool_statuses, status_of};
 use crate::admin::AdminRequest;
 use crate::cluster::rank;
 use crate::cluster::render::Rendered;
@@ -87,7 +87,6 @@ fn writer(
     if l.raft_leader.as_ref() == Some(me) {
         return Some(Duration::ZERO);
     }
-    let quorum = |s: &PoolStatus| s.conditions.iter().find(|c| c.kind == "Quorum").cloned();
     let told = |s: &PoolStatus| quorum(s).is_some_and(|c| c.status == "False");
     let long_so = quorum(before)
         .filter(|c| c.status == "True")
@@ -96,6 +95,10 @@ fn writer(
     let lags = lags || before.epoch < after.epoch || no_quorum;
     let turn = rank::turn(candidates(running.mesh), &key, me.as_str())?;
     lags.then_some(GRACE + turn)
+}
+
+fn quorum(status: &PoolStatus) -> Option<&Condition> {
+    status.conditions.iter().find(|c| c.kind == "Quorum")
 }
 
 /// How long ago a time of RFC 3339 was; `None` if it cannot be read.
