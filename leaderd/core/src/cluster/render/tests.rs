@@ -1,4 +1,6 @@
 mod random;
+mod revisions;
+mod slots;
 
 use super::super::fixture::*;
 use super::super::view::{MeshObject, names};
@@ -64,36 +66,6 @@ fn the_text_stays_byte_for_byte_until_something_else_is_meant() {
     assert_eq!(
         mesh_of(&more).hash,
         <[u8; 32]>::from(<sha2::Sha256 as sha2::Digest>::digest(text_of(&more)))
-    );
-}
-
-#[test]
-fn indexes_and_slots_stay_with_their_nodes() {
-    let mut view = two_locations();
-    settle(&mut view);
-    let index =
-        |v: &ClusterView, n: &str| mesh_of(v).nodes[&n.parse::<NodeName>().unwrap()].index.0;
-    let before = index(&view, "home-2");
-    // A name that sorts first takes nobody's number, and nobody's slot.
-    let first = node(20, "cloud", "a-new-one");
-    view.nodes.insert(first.name.clone(), first);
-    settle(&mut view);
-    assert_eq!((index(&view, "a-new-one"), index(&view, "home-2")), (7, before));
-    assert_eq!(
-        slots(&mesh_of(&view), "cloud"),
-        [(0, "cloud-0"), (1, "cloud-1"), (2, "a-new-one")].map(|(s, n)| (s, n.to_owned()))
-    );
-    // With its Node a number goes, and the next new one gets it.
-    let gone = index(&view, "cloud-0");
-    view.nodes.remove("cloud-0");
-    settle(&mut view);
-    let last = node(21, "cloud", "z");
-    view.nodes.insert(last.name.clone(), last);
-    settle(&mut view);
-    assert_eq!(index(&view, "z"), gone);
-    assert_eq!(
-        slots(&mesh_of(&view), "cloud"),
-        [(0, "z"), (1, "cloud-1"), (2, "a-new-one")].map(|(s, n)| (s, n.to_owned()))
     );
 }
 
@@ -513,100 +485,4 @@ fn settings_are_the_meshs_and_their_mistakes_leave_the_mesh_in_force() {
         shown += &format!("{bad:?}\n  {}\n", all.join("\n  "));
     }
     insta::assert_snapshot!("settings", shown);
-}
-
-#[test]
-fn while_settings_are_rolled_out_the_old_ones_yield() {
-    let of = |revision: u64, mtu: u16| {
-        format!("[mesh]\nmtu = {mtu}\n[kubernetes]\nrevision = {revision}\n")
-    };
-    let mut view = two_locations();
-    let put = |view: &mut ClusterView, settings: &str| {
-        let text = render(view, settings).text.unwrap();
-        view.mesh = Some(MeshObject { resource_version: "1".into(), text });
-    };
-    put(&mut view, &of(4, 1420));
-    assert!(!render(&view, &of(4, 1420)).outdated && !render(&view, &of(5, 1380)).outdated);
-    put(&mut view, &of(5, 1380));
-    let old = render(&view, &of(4, 1420));
-    assert!(old.outdated && old.text.as_deref() != Some(view.mesh.as_ref().unwrap().text.as_str()));
-    let wait = |settings: &str| {
-        let (_, tasks) = crate::cluster::tasks(
-            &view,
-            settings,
-            &"home-0".parse().unwrap(),
-            None,
-            Default::default(),
-        );
-        tasks.iter().find(|t| t.key == "mesh").map(|t| t.wait)
-    };
-    assert!(wait(&of(4, 1420)) >= Some(std::time::Duration::from_secs(600)));
-    assert_eq!(wait(&of(5, 1380)), None);
-    assert!(wait(&of(6, 1400)) < Some(std::time::Duration::from_secs(5)));
-}
-
-#[test]
-fn a_slot_changes_hands_one_generation_after_it_was_given_up() {
-    let mut view = two_locations();
-    settle(&mut view);
-    let candidates = |view: &mut ClusterView, names: &[&str]| {
-        let list = names.iter().map(|n| (*n).to_owned()).collect();
-        view.pools.get_mut("home").unwrap().spec.candidates.names = list;
-    };
-    let home = |view: &ClusterView| slots(&mesh_of(view), "home");
-    let are = |list: &[(u8, &str)]| -> Vec<_> {
-        list.iter().map(|(s, n)| (*s, (*n).to_owned())).collect()
-    };
-    assert_eq!(home(&view), are(&[(0, "home-1"), (1, "home-0")]));
-    let settled = view.clone();
-    candidates(&mut view, &["home-2", "home-0"]);
-    assert_eq!(home(&view), are(&[(1, "home-0")]), "home-2 is no leader by home-1's decision");
-    assert!(mesh_of(&view).nodes.contains_key(&"home-2".parse::<NodeName>().unwrap()));
-    settle(&mut view);
-    assert_eq!(home(&view), are(&[(0, "home-2"), (1, "home-0")]));
-    settle(&mut view);
-    assert_eq!(
-        (mesh_of(&view).generation.0, render(&view, SETTINGS).text),
-        (3, Some(text_of(&view)))
-    );
-    // A slot that nobody had is given out at once, and no more slots are used for it.
-    let mut view = settled.clone();
-    let more = node(9, "home", "home-9");
-    view.nodes.insert(more.name.clone(), more);
-    candidates(&mut view, &["home-2", "home-0", "home-9"]);
-    assert_eq!(home(&view), are(&[(1, "home-0"), (2, "home-2")]));
-    settle(&mut view);
-    assert_eq!(home(&view), are(&[(0, "home-9"), (1, "home-0"), (2, "home-2")]));
-    // Nobody is left to lead in the meantime: then it cannot wait.
-    let mut view = settled;
-    candidates(&mut view, &["home-2"]);
-    assert_eq!(home(&view), are(&[(0, "home-2")]));
-}
-
-#[test]
-fn the_same_settings_of_an_earlier_revision_are_not_outdated() {
-    let of = |revision: u64, mtu: u16| {
-        format!("[mesh]\nmtu = {mtu}\n[kubernetes]\nrevision = {revision}\n")
-    };
-    let mut view = two_locations();
-    let text = render(&view, &of(5, 1420)).text.unwrap();
-    view.mesh = Some(MeshObject { resource_version: "1".into(), text });
-    let more = node(9, "home", "home-9");
-    view.nodes.insert(more.name.clone(), more);
-    let same = render(&view, &of(4, 1420));
-    assert!(!same.outdated && same.mesh.unwrap().generation.0 == 2);
-    assert!(render(&view, &of(4, 1380)).outdated);
-    assert!(!render(&view, &of(6, 1380)).outdated);
-    // What it writes does not open the door to settings in between, as after a rollback.
-    view.mesh.as_mut().unwrap().text = same.text.unwrap();
-    assert!(render(&view, &of(4, 1380)).outdated);
-    // Another program may make another file of the same settings, and one before it told no settings: as by the number alone.
-    let text = view.mesh.as_ref().unwrap().text.clone();
-    let line = text.lines().find(|l| l.starts_with("# Settings of revision 5, ")).unwrap();
-    let version = line.replace(env!("CARGO_PKG_VERSION"), "99.0.0");
-    for other in [version.as_str(), "# Settings of revision 5"] {
-        view.mesh.as_mut().unwrap().text = text.replace(line, other);
-        assert!(render(&view, &of(4, 1420)).outdated, "{other}");
-        assert!(!render(&view, &of(5, 1420)).outdated, "{other}");
-    }
 }

@@ -1,4 +1,6 @@
 mod behaviour;
+mod claims;
 pub(crate) mod cluster;
 mod disk;
 mod hostile;
+mod voters;

@@ -1,0 +1,41 @@
+//! Observers that know a later epoch than the location itself: it has lost its stores, or they lie.
+
+use super::cluster::{Cluster, mesh, name};
+use crate::ids::Epoch;
+
+/// `home-0` says that it knows this epoch of the cloud.
+fn claim(c: &mut Cluster, epoch: u64) {
+    c.claims.insert(name("home-0"), Epoch(epoch));
+    c.report_now();
+}
+
+#[test]
+fn a_location_that_has_lost_its_stores_outdoes_a_later_epoch_that_it_hears_of_late() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 27);
+    claim(&mut c, 7);
+    c.until(1000, "told again", |c| c.leaders().values().all(|l| *l == (8, vec![0])));
+    assert!(c.event().summary.contains("lost"), "{}", c.event().summary);
+    c.run(30_000);
+    assert!(c.leaders().values().all(|l| *l == (8, vec![0])), "once is enough");
+    claim(&mut c, 12);
+    c.until(1000, "another that comes later", |c| c.leaders().values().all(|l| l.0 == 13));
+}
+
+#[test]
+fn an_observer_that_claims_ever_higher_epochs_makes_few_decisions_and_moves_nobody() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 28);
+    let before = c.groups[&name("cloud-0")].state().last_seq;
+    for second in 0..60 {
+        claim(&mut c, 100 * (second + 1));
+        c.run(1000);
+    }
+    claim(&mut c, u64::MAX);
+    c.run(20_000);
+    assert!(c.all_follow(0) && c.leaders().values().all(|l| l.0 <= 6001));
+    let events = c.groups[&name("cloud-0")].state().last_seq - before;
+    assert!((1..=8).contains(&events), "{events}");
+    claim(&mut c, 10_000);
+    c.until(11_000, "nonsense hides no other claim", |c| {
+        c.leaders().values().all(|l| l.0 == 10_001)
+    });
+}
