@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries bench-kilo audit clean
+.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -20,6 +20,7 @@ help:
 	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
 	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
 	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
+	@echo 'make test-kubelet  real kubelets, containerd and runc: the image and the chart, installed, upgraded and removed as the docs say (root)'
 	@echo 'make bench-kilo  times beside the stand-in of Kilo, over RUNS runs'
 	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
 	@echo 'make check-service  the systemd unit: its score, and whether daemons do with what it leaves them'
@@ -127,14 +128,17 @@ check-deploy: deps
 	TARGET="$(TARGET)" deploy/check
 
 # The container image, with programs that are linked statically here: what its own build stage does with musl.
-check-image: deps
+check-image: image-programs
+	deploy/image-check "$(TARGET)/image"
+
+# The programs of the image, linked statically.
+image-programs: deps
 	tests/setup image
 	mkdir -p "$(TARGET)/image"
 	cargo rustc --locked --profile lab -p leaderd --bin leaderd --features kubernetes -- -C target-feature=+crt-static
 	cp "$(LAB)/leaderd" "$(TARGET)/image/"
 	cargo rustc --locked --profile lab -p wgctl --bin wgctl -- -C target-feature=+crt-static
 	cp "$(LAB)/wgctl" "$(TARGET)/image/"
-	deploy/image-check "$(TARGET)/image"
 
 # A real systemd and the unit, in an emulated machine.
 test-service: lab
@@ -148,6 +152,13 @@ test-kernel: lab
 # Kubernetes in the lab. Not in `make test`: it needs Go, and some minutes for etcd and kube-apiserver the first time.
 test-kilo: test-kilo-binaries
 	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo test --locked --profile lab -p tests --test kilo -- $(ONLY)
+
+# A cluster of two nodes with real kubelets, containerd and runc on this machine (root): the chart, as the docs install it. Not in
+# `make test`: it needs Go, and builds kubelet, controller manager and scheduler the first time.
+test-kubelet: image-programs
+	tests/setup kubelet
+	TARGET="$(TARGET)" tests/kilo/build kubelet
+	LOGS="$(TARGET)/kubelet" tests/kubelet/run "$(TARGET)/kilo/bin" "$(TARGET)/image"
 
 # Some of these with kernel WireGuard, in an emulated machine. Not in `make test`: the emulated processor is slow.
 test-kilo-kernel: test-kilo-binaries
