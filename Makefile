@@ -12,7 +12,7 @@ help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
 	@echo 'make test    format, lints, docs, Kubernetes manifests, unit and property tests, virtual time, fuzz corpus, lab scenarios, kernel WireGuard'
 	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine (SCENARIOS=all, or names)'
-	@echo 'make test-kilo  Kubernetes: the real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo, leaderd beside it'
+	@echo 'make test-kilo  Kubernetes: the real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo (KILO_KG=/path/to/kg: the real one), leaderd beside it'
 	@echo 'make test-kilo-kernel  some of these with kernel WireGuard, in an emulated machine (TESTS=names)'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
@@ -150,6 +150,7 @@ test-kernel: lab
 	SCENARIOS="$(SCENARIOS)" TARGET="$(TARGET)" tests/kernel/run
 
 # Kubernetes in the lab. Not in `make test`: it needs Go, and some minutes for etcd and kube-apiserver the first time.
+# KILO_KG=/path/to/kg: with the real Kilo agent in place of the stand-in.
 test-kilo: test-kilo-binaries
 	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo test --locked --profile lab -p tests --test kilo -- $(ONLY)
 

@@ -1,8 +1,8 @@
-//! Kilo's stand-in in the lab against the real kube-apiserver and etcd, alone and with leaderd beside it (`make test-kilo`).
+//! Kilo, or its stand-in, in the lab against the real kube-apiserver and etcd, alone and with leaderd beside it (`make test-kilo`).
 //!
 //! One test after the other, each in a cluster of its own: they share the machine's cores. Not under libtest, since the lab forks, which
 //! needs a process with one thread. Arguments that do not start with `-` filter by name. What is missing is a failure, never a skip.
-//! `--meter-every=5ms` makes the meters slower, `--moves=6` moves the stand-in alone so often. `$LEADERD_WIREGUARD` (`kernel`,
+//! `$KILO_KG` names the real Kilo agent, for whoever has it; without it the stand-in plays. `--meter-every=5ms` makes the meters slower, `--moves=6` moves the stand-in alone so often. `$LEADERD_WIREGUARD` (`kernel`,
 //! `wireguard-go`) says who does WireGuard, the stand-in's and leaderd's. Logs of etcd, the API server and the daemons are kept in `TARGET/kilo/logs`.
 
 #[path = "kilo/agent.rs"]

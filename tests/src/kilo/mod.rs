@@ -6,13 +6,14 @@
 //!   ├ control_plane  etcd, kube-apiserver, who may do what ── api: HTTPS to it
 //!   ├ cluster        Node objects, as kubelet and a cloud leave them
 //!   ├ flannel        flannel.1 of each node
-//!   ├ stand_in       Kilo's agent on each node: `rules` (pure) and `device` (kilo0, routes)
+//!   ├ agents         Kilo's agent on each node: `real`, or `stand_in` with `rules` (pure) and `device` (kilo0, routes)
 //!   └ beside         leaderd on each node, told of the cluster
 //! ```
 //!
-//! **Kilo itself is not in here.** It could not be had: the Go module proxy answers 403, 'This module version is not available',
-//! for every version of its module. [`stand_in`] says what is played instead, and by which of Kilo's rules.
+//! **Kilo itself is not in here.** Its module cannot be had from the Go module proxy, so nothing here builds it. Whoever has its agent
+//! names it by `$KILO_KG`; without that the stand-in plays, and [`stand_in`] says what, and by which of Kilo's rules.
 
+pub mod agents;
 pub mod api;
 pub mod beside;
 pub mod cluster;
@@ -20,6 +21,7 @@ pub mod control_plane;
 pub mod device;
 pub mod flannel;
 pub mod programs;
+pub mod real;
 pub mod rig;
 pub mod rules;
 pub mod stand_in;

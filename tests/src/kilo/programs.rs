@@ -4,12 +4,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 
+use super::agents::Agents;
+
 /// Where everything is that runs in the rig.
 #[derive(Clone, Debug)]
 pub struct Programs {
     /// etcd, kube-apiserver, kubectl, helm.
     pub kilo: PathBuf,
     pub leaderd: PathBuf,
+    /// The real Kilo agent, if whoever runs this has it (`$KILO_KG`).
+    pub kg: Option<PathBuf>,
 }
 
 impl Programs {
@@ -33,6 +37,10 @@ impl Programs {
         if !missing.is_empty() {
             bail!("missing: {}", missing.join("; "));
         }
-        Ok(Self { kilo: kilo.canonicalize()?, leaderd: leaderd.canonicalize()? })
+        Ok(Self {
+            kilo: kilo.canonicalize()?,
+            leaderd: leaderd.canonicalize()?,
+            kg: Agents::program()?,
+        })
     }
 }

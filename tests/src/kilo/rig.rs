@@ -11,13 +11,13 @@ use wgctl_lab::{
     LabDir, Meter, Meters, Scenario, TICK, Users, World, longest_outage, run_inside_as, wall_micros,
 };
 
+use super::agents::Agents;
 use super::api::Api;
 use super::beside;
 use super::cluster;
 use super::control_plane::{ControlPlane, User};
 use super::flannel;
 use super::programs::Programs;
-use super::stand_in::StandIn;
 use crate::bench_peers::carriers::Carriers;
 use crate::bench_peers::play::{Blackout, TRANSIT, steady_within};
 
@@ -75,7 +75,7 @@ pub struct Rig {
     pub options: Options,
     pub world: Arc<World>,
     pub control: ControlPlane,
-    pub kilo: StandIn,
+    pub kilo: Agents,
     /// As administrator, from outside of all nodes.
     pub api: Api,
     pub programs: Programs,
@@ -136,7 +136,7 @@ impl Rig {
             beside::prepare(&mut world, &control, programs)?;
         }
         let world = Arc::new(world);
-        let kilo = StandIn::start(&world, &control)?;
+        let kilo = Agents::start(programs.kg.as_deref(), &world, &control)?;
         if beside == Beside::Leaderd {
             world.start_daemons()?;
         }
@@ -179,6 +179,7 @@ impl Rig {
         let nodes = || self.control.kubectl(&["get", "nodes", "-o", "yaml"], "");
         let text = objects.or_else(|_| nodes()).unwrap_or_else(|e| format!("{e:#}"));
         std::fs::write(to.join("objects.yaml"), text)?;
+        self.kilo.save_logs(to)?;
         self.world.save_logs(to)
     }
 }

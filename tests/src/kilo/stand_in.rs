@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -32,6 +32,7 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use wgctl_lab::World;
 
+use super::agents::{Applied, locked};
 use super::api::{Api, Change};
 use super::cluster::{NODES, annotate};
 use super::control_plane::{ControlPlane, User};
@@ -50,15 +51,6 @@ pub struct StandIn {
     running: Mutex<BTreeMap<usize, Running>>,
     /// Changes that were applied, over all nodes.
     applied: Arc<Mutex<Vec<Applied>>>,
-}
-
-/// A node was reprogrammed.
-#[derive(Clone, Debug)]
-pub struct Applied {
-    /// Microseconds since the Unix epoch.
-    pub at: u64,
-    pub node: usize,
-    pub leads: bool,
 }
 
 #[derive(Debug)]
@@ -171,10 +163,6 @@ impl Drop for StandIn {
             let _ = running.words.send(Word::Kill);
         }
     }
-}
-
-fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {

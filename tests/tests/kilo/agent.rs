@@ -53,7 +53,7 @@ pub fn kilos_agent_cleans_up(rig: &mut Rig) -> Result<String> {
     std::thread::sleep(LOOK);
     let mesh = mesh_file(rig)?;
     let since = wall_micros();
-    rig.kilo.terminate(leader);
+    rig.kilo.terminate(leader)?;
     leads_for_kilo(rig, other, since)?;
     std::thread::sleep(LOOK);
     traffic.wait_steady("without Kilo's agent on the leader")?;
@@ -89,7 +89,7 @@ pub fn a_crashed_leader_returns(rig: &mut Rig) -> Result<String> {
     rig.kilo.boot(from, &rig.control)?;
     // Until its agent has heard of others it is alone, and leads itself: nobody else goes by that.
     let leads = |rig: &Rig| {
-        let applied = rig.kilo.applied_since(at);
+        let applied = rig.kilo.applied_since(at).ok()?;
         applied.iter().rev().find(|a| a.node == from).map(|a| a.leads)
     };
     wait_for("the returned node follows for Kilo", String::new, || Ok(leads(rig) == Some(false)))?;
@@ -125,7 +125,7 @@ pub fn the_api_server_is_away_for_long(rig: &mut Rig) -> Result<String> {
         Ok(nodes.iter().all(|n| seen(n) > Some(at / 1_000_000)))
     };
     wait_for("all of Kilo's agents have checked in", String::new, || all(rig))?;
-    let flapped = rig.kilo.applied_since(at);
+    let flapped = rig.kilo.applied_since(at)?;
     ensure!(flapped.len() > rig.world.nodes.len(), "Kilo's stand-in did not flap: {flapped:?}");
     std::thread::sleep(LOOK);
     stepped_back(rig)?;
@@ -163,7 +163,7 @@ fn brief(account: &Account) -> Result<()> {
 /// Kilo's stand-in has made it the leader since then.
 fn leads_for_kilo(rig: &Rig, node: usize, since: u64) -> Result<()> {
     let what = format!("{} leads for Kilo", rig.world.nodes[node].node.name);
-    let leads = || Ok(rig.kilo.applied_since(since).iter().any(|a| a.node == node && a.leads));
+    let leads = || Ok(rig.kilo.applied_since(since)?.iter().any(|a| a.node == node && a.leads));
     wait_for(&what, String::new, leads)
 }
 

@@ -40,7 +40,7 @@ pub fn new_flows_die(rig: &mut Rig) -> Result<String> {
         "the established flow died as well, so this is another fault: {account}"
     );
     carries(rig, &traffic, leader, "after it")?;
-    let moves = rig.kilo.applied_since(since);
+    let moves = rig.kilo.applied_since(since)?;
     ensure!(moves.is_empty(), "Kilo's stand-in changed something: {moves:?}");
     rig.world.undo(leader, "vxlan-new-flows")?;
     traffic.wait_steady("once the fault is undone")?;

@@ -92,7 +92,7 @@ pub fn a_person_annotates_a_node(rig: &mut Rig) -> Result<String> {
     let since = wall_micros();
     lead(rig, "cloud-0", true)?;
     wait_for("Kilo's stand-in follows the person", String::new, || {
-        Ok(rig.kilo.applied_since(since).iter().any(|a| a.leads && a.node == first))
+        Ok(rig.kilo.applied_since(since)?.iter().any(|a| a.leads && a.node == first))
     })?;
     steered(rig, "False", "cloud-0")?;
     std::thread::sleep(LOOK);

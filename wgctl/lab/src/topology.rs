@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! LAN        10.0.{location}.{index}/24        one switch per location
-//! management 192.0.2.{index}/24                where there is such a network
+//! management 172.31.254.{index}/24             where there is such a network
 //! WAN        203.0.113.{index}/32              candidates only
 //! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1, its pod is .10
 //! ```
@@ -82,7 +82,7 @@ impl Node {
     }
     /// Its address for what manages it.
     pub fn management(&self) -> Ipv4Addr {
-        Ipv4Addr::new(192, 0, 2, self.index as u8)
+        Ipv4Addr::new(172, 31, 254, self.index as u8)
     }
     pub fn wan(&self) -> Option<Ipv4Addr> {
         self.slot.map(|_| Ipv4Addr::new(203, 0, 113, self.index as u8))

@@ -1,7 +1,7 @@
 //! A network of its own for what manages the nodes, as an API server is reached in a cluster.
 //!
 //! ```text
-//! mgmt, a bridge in the lab's own network namespace: 192.0.2.254 ── mgmt0 of each node: 192.0.2.{index}
+//! mgmt, a bridge in the lab's own network namespace: 172.31.254.254 ── mgmt0 of each node: 172.31.254.{index}
 //! ```
 //!
 //! No fault of the data path cuts it. It goes with the power of a node, and where a test says so.
@@ -17,8 +17,8 @@ use super::World;
 use crate::ns::feed;
 use crate::topology::Node;
 
-/// Where servers for all nodes listen, in the lab's own network namespace.
-pub const MANAGER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+/// Where servers for all nodes listen. A private address: what Kilo takes for public it may announce as a node's endpoint. In the lab's own network namespace.
+pub const MANAGER: Ipv4Addr = Ipv4Addr::new(172, 31, 254, 254);
 const BRIDGE: &str = "mgmt";
 const DEVICE: &str = "mgmt0";
 
