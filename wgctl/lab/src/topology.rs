@@ -4,9 +4,10 @@
 //! LAN        10.0.{location}.{index}/24        one switch per location
 //! management 192.0.2.{index}/24                where there is such a network
 //! WAN        203.0.113.{index}/32              candidates only
-//! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1, its pod is .10
+//! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1 (with Cilium another), its pod is .10
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -15,6 +16,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
+use crate::cni::Cni;
+use crate::fabric::FabricKind;
 use crate::scenario::{Scenario, ServiceSpec};
 
 /// Bytes: MTU of the mesh, so of workloads too.
@@ -22,6 +25,14 @@ pub const MESH_MTU: u16 = 1420;
 /// UDP port of VXLAN in locations with that overlay (the default of the mesh file).
 pub const VXLAN_PORT: u16 = 4790;
 pub const VXLAN_DEVICE: &str = "lvx0";
+/// Bytes that VXLAN adds to an IP packet.
+pub const VXLAN_OVERHEAD: u16 = 50;
+/// What the pods of all nodes lie in, as the CNIs are told.
+pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
+
+/// Bytes. Less leaves no room for IPv6 below two tunnels.
+const MIN_LAN_MTU: u16 = 1300;
+const MAX_LAN_MTU: u16 = 9000;
 
 /// The VXLAN that joins the nodes of a location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +47,8 @@ impl Vxlan {
     pub const OWN: Self = Self { device: VXLAN_DEVICE, port: VXLAN_PORT };
     /// That of flannel's VXLAN backend: VNI 1, on the port that Linux had first.
     pub const FLANNEL: Self = Self { device: "flannel.1", port: 8472 };
+    /// That of Cilium, one device for all nodes of the cluster.
+    pub const CILIUM: Self = Self { device: "cilium_vxlan", port: 8472 };
 }
 
 #[derive(Debug)]
@@ -49,16 +62,33 @@ pub struct Location {
     pub name: String,
     pub overlay: String,
     pub witnesses: Vec<String>,
+    pub cni: Cni,
+    pub fabric: FabricKind,
+    /// Bytes.
+    pub lan_mtu: u16,
+    /// The mesh carries the nodes' own addresses too.
+    pub node_addresses: bool,
 }
 
 impl Location {
-    /// `None`: packets go over the LAN, or nobody here knows how.
+    /// What leaderd sends packets of the workload over. `None`: they go over the LAN, or nobody here knows how.
     pub fn vxlan(&self) -> Option<Vxlan> {
         match self.overlay.as_str() {
-            "vxlan" => Some(Vxlan::OWN),
+            "vxlan" | "cni" => Some(Vxlan::OWN),
             "flannel" => Some(Vxlan::FLANNEL),
             _ => None,
         }
+    }
+
+    /// UDP ports of all VXLANs on its nodes, the CNI's among them.
+    pub fn vxlan_ports(&self) -> Vec<u16> {
+        let all: BTreeSet<u16> =
+            [self.vxlan(), self.cni.vxlan()].into_iter().flatten().map(|v| v.port).collect();
+        all.into_iter().collect()
+    }
+
+    pub fn pod_mtu(&self) -> u16 {
+        self.cni.pod_mtu(self.lan_mtu)
     }
 }
 
@@ -105,6 +135,10 @@ impl Node {
     pub fn prefix(&self) -> String {
         format!("10.42.{}.0/24", self.index)
     }
+    /// MAC address of its device on a VXLAN that nobody learns in.
+    pub fn mac(&self) -> String {
+        format!("02:4c:45:00:00:{:02x}", self.index)
+    }
 }
 
 /// A node's secrets, as the key files have them. No `Debug`: they are secrets even in a lab.
@@ -140,10 +174,25 @@ impl Topology {
             if spec.candidates + spec.members == 0 {
                 bail!("location {name} has no nodes");
             }
+            if spec.dual_stack && (spec.cni != Cni::None || spec.fabric != FabricKind::Switch) {
+                bail!(
+                    "location {name}: dual_stack goes with no cni and with fabric \"switch\" only"
+                );
+            }
+            if !(MIN_LAN_MTU..=MAX_LAN_MTU).contains(&spec.lan_mtu) {
+                bail!(
+                    "location {name}: lan_mtu is {}, not {MIN_LAN_MTU} to {MAX_LAN_MTU}",
+                    spec.lan_mtu
+                );
+            }
             t.locations.push(Location {
                 name: name.clone(),
                 overlay: spec.overlay.clone(),
                 witnesses: spec.witnesses.clone(),
+                cni: spec.cni,
+                fabric: spec.fabric,
+                lan_mtu: spec.lan_mtu,
+                node_addresses: spec.node_addresses,
             });
             for n in 0..spec.candidates + spec.members {
                 t.nodes.push(Node {
@@ -215,6 +264,9 @@ impl Topology {
         }
         for l in &self.locations {
             write!(out, "\n[locations.{}]\noverlay = {:?}\n", l.name, l.overlay)?;
+            if l.node_addresses {
+                out.push_str("node_addresses = true\n");
+            }
             if !l.witnesses.is_empty() {
                 writeln!(out, "witnesses = {:?}", l.witnesses)?;
             }
