@@ -20,7 +20,7 @@ use crate::cni::Cni;
 use crate::fabric::FabricKind;
 use crate::scenario::{Scenario, ServiceSpec};
 
-/// Bytes: MTU of the mesh, so of workloads too.
+/// Bytes: MTU of the mesh at most, and of workloads.
 pub const MESH_MTU: u16 = 1420;
 /// UDP port of VXLAN in locations with that overlay (the default of the mesh file).
 pub const VXLAN_PORT: u16 = 4790;
@@ -85,10 +85,6 @@ impl Location {
         let all: BTreeSet<u16> =
             [self.vxlan(), self.cni.vxlan()].into_iter().flatten().map(|v| v.port).collect();
         all.into_iter().collect()
-    }
-
-    pub fn pod_mtu(&self) -> u16 {
-        self.cni.pod_mtu(self.lan_mtu)
     }
 }
 
@@ -211,6 +207,17 @@ impl Topology {
         Ok(t)
     }
 
+    /// MTU of the mesh: what fits into WireGuard over the WAN and into VXLAN on every LAN.
+    pub fn mesh_mtu(&self) -> u16 {
+        let lans = self.locations.iter().map(|l| l.lan_mtu - VXLAN_OVERHEAD);
+        lans.fold(MESH_MTU, u16::min)
+    }
+
+    /// MTU of the pods of a location.
+    pub fn pod_mtu(&self, location: usize) -> u16 {
+        self.locations[location].cni.pod_mtu(self.mesh_mtu())
+    }
+
     pub fn node(&self, name: &str) -> Result<usize> {
         self.nodes.iter().position(|n| n.name == name).with_context(|| {
             let names: Vec<&str> = self.nodes.iter().map(|n| n.name.as_str()).collect();
@@ -256,6 +263,9 @@ impl Topology {
     /// The mesh file. `keys` in the order of the nodes.
     pub fn mesh_toml(&self, scenario: &Scenario, keys: &[Keys]) -> Result<String> {
         let mut out = String::from("[mesh]\nname = \"lab\"\ngeneration = 1\n");
+        if self.mesh_mtu() != MESH_MTU {
+            writeln!(out, "mtu = {}", self.mesh_mtu())?;
+        }
         if self.nodes.iter().any(|n| n.dual_stack) {
             out.push_str("inner_cidr6 = \"fd4c:eade:0:1::/112\"\n");
         }

@@ -69,7 +69,7 @@ impl Datapath {
             ns.sysctl("ipv4/ip_forward", "1")?;
         }
         let location = &topology.locations[me.location];
-        let (lan_mtu, pod_mtu) = (location.lan_mtu, location.pod_mtu());
+        let (lan_mtu, pod_mtu) = (location.lan_mtu, topology.pod_mtu(me.location));
         let (host_mac, path) = (mac(1, me), bpf.net_path()?);
         // Made in the node, and moved: the outer packets stay the node's.
         ns.ip(&format!(

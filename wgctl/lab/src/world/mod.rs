@@ -262,7 +262,7 @@ fn build_node(
     }
     ns.ip(&lines)?;
     if location.cni != Cni::Cilium {
-        plug_pod(node, location, &ns, &pod)?;
+        plug_pod(topology, node, &ns, &pod)?;
     }
     let cilium = location.cni.set_up(topology, node, &ns, &pod)?;
     if !location.vxlan_ports().is_empty() {
@@ -278,8 +278,9 @@ fn build_node(
 }
 
 /// The cable between a node and its pod.
-fn plug_pod(node: &Node, location: &Location, ns: &Namespace, pod: &Namespace) -> Result<()> {
-    let (device, mtu) = (location.cni.pods_device(), location.pod_mtu());
+fn plug_pod(topology: &Topology, node: &Node, ns: &Namespace, pod: &Namespace) -> Result<()> {
+    let device = topology.locations[node.location].cni.pods_device();
+    let mtu = topology.pod_mtu(node.location);
     let mut lines = format!(
         "link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\nlink set {device} up\naddr add {}/24 dev {device}\n",
         pod.net_path()?,
