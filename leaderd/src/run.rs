@@ -31,7 +31,7 @@ use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{confine, kilo, log, metrics, network, reload, resolve};
+use crate::{addresses, confine, kilo, log, metrics, network, reload, resolve};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -202,6 +202,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
+    tokio::spawn(addresses::watch(me.clone(), meshes_rx.clone(), inputs.clone()));
     kilo::start(me.clone(), meshes_rx, kilo_nodes, inputs.clone())?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {

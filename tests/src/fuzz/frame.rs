@@ -68,6 +68,7 @@ fn mesh() -> Arc<Mesh> {
         device: None,
         prefixes: Vec::new(),
         probe_addresses: Vec::new(),
+        probe_addresses_written: false,
         wireguard_key: wgctl_plan::WgPublicKey([i; 32]),
         control_key: ControlPublicKey([i; 32]),
     };

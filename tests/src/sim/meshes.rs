@@ -113,6 +113,7 @@ pub(super) fn node_of(
         device: None,
         prefixes: vec![format!("10.{a}.{b}.0/24").parse().expect("a prefix")],
         probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, a, b, 1))],
+        probe_addresses_written: false,
         wireguard_key: ProbeKeys::new(secret).public(),
         control_key: ControlPublicKey(secret),
     }

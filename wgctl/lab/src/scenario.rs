@@ -81,6 +81,13 @@ pub struct LocationSpec {
     /// Workloads have IPv6 addresses as well.
     #[serde(default)]
     pub dual_stack: bool,
+    /// The host number of the nodes' own addresses within their prefixes, as a CNI may choose it; 0: they hold none.
+    #[serde(default = "default_node_host")]
+    pub node_host: u8,
+}
+
+fn default_node_host() -> u8 {
+    1
 }
 
 fn default_overlay() -> String {

@@ -390,6 +390,7 @@ impl DraftNode {
             device: self.device.map(|d| d.value),
             prefixes,
             probe_addresses,
+            probe_addresses_written: self.probe_addresses.is_some(),
             wireguard_key: WgPublicKey(self.wireguard_key?.value),
             control_key: ControlPublicKey(self.control_key?.value),
         })

@@ -124,9 +124,12 @@ pub struct Node {
     pub device: Option<InterfaceName>,
     /// Workload prefixes behind this node, without host bits; may be empty.
     pub prefixes: Vec<IpNet>,
-    /// Workload addresses of this node that its daemon answers probes on (at most one per family).
-    /// By default the first host address of its first prefix of each family.
+    /// Workload addresses of this node that its daemon answers probes on (at most one per family): what the mesh file says,
+    /// else what the node was told to hold ([`Mesh::with_probe_addresses`]), else, until anything is known, the first host
+    /// address of its first prefix of each family.
     pub probe_addresses: Vec<IpAddr>,
+    /// The mesh file says which: nothing is searched for, and nobody is asked.
+    pub probe_addresses_written: bool,
     /// Public half of the key for WireGuard and for probes (X25519).
     pub wireguard_key: WgPublicKey,
     /// Public half of the key for the control channel (Ed25519).
@@ -254,6 +257,32 @@ impl Mesh {
         self.nodes_of(location).find(|n| n.prefixes.iter().any(|p| p.contains(&ip)))
     }
 
+    /// This mesh with the addresses that nodes answer probes on, as far as they are known; `None` if it has them already.
+    /// What the mesh file says of a node stays, and so does what lies in none of its prefixes out of it.
+    pub fn with_probe_addresses(&self, known: &BTreeMap<NodeName, Vec<IpAddr>>) -> Option<Self> {
+        let mut other = BTreeMap::new();
+        for (name, addresses) in known {
+            let Some(node) = self.nodes.get(name).filter(|n| !n.probe_addresses_written) else {
+                continue;
+            };
+            let within = addresses.iter().copied().filter(|a| node.has_workload(*a));
+            let within: Vec<IpAddr> = within.collect();
+            if within != node.probe_addresses {
+                other.insert(name, within);
+            }
+        }
+        if other.is_empty() {
+            return None;
+        }
+        let mut mesh = self.clone();
+        for (name, addresses) in other {
+            if let Some(node) = mesh.nodes.get_mut(name) {
+                node.probe_addresses = addresses;
+            }
+        }
+        Some(mesh)
+    }
+
     /// Every workload prefix of a location, in order, without doubles.
     pub fn prefixes_of(&self, location: &LocationName) -> Vec<IpNet> {
         let mut all: Vec<IpNet> =
@@ -329,6 +358,13 @@ impl Mesh {
             }
             None => self.index.probed(self, ip).map(|n| (n, None)),
         }
+    }
+}
+
+impl Node {
+    /// True for an address within a workload prefix of this node.
+    pub fn has_workload(&self, ip: IpAddr) -> bool {
+        self.prefixes.iter().any(|p| p.contains(&ip))
     }
 }
 

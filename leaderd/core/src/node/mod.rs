@@ -4,6 +4,7 @@
 //! [`Node::poll_timeout`]. The parts never call each other: each one's outputs are carried to the next here, always in
 //! the direction probe → evidence → verdict → decision → state → topology → plan.
 
+mod addresses;
 mod admin;
 mod announce;
 mod fallback;
@@ -33,6 +34,7 @@ use crate::probe::reflect::Reflector;
 use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
 
+use addresses::Addresses;
 use admin::Forwards;
 use announce::Announcer;
 use fallback::Fallback;
@@ -69,7 +71,9 @@ pub enum NodeError {
 
 /// One daemon's core.
 pub struct Node {
+    /// With the probe addresses in it that nodes said they hold.
     mesh: Arc<Mesh>,
+    addresses: Addresses,
     me: NodeName,
     location: LocationName,
     keys: ProbeKeys,
@@ -142,6 +146,7 @@ impl Node {
             steer: Steer::new(&mesh, &location),
             heard: Heard::new(now.mono),
             fallback: Fallback::new(now.mono),
+            addresses: Addresses::new(mesh.clone()),
             mesh,
             me,
             location,
@@ -222,6 +227,7 @@ impl Node {
             }
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
             Input::Kilo(facts) => self.kilo_facts(facts),
+            Input::Addresses(held) => self.addresses_held(now, held),
         }
         self.pump(now);
         self.steer(now);
@@ -239,6 +245,7 @@ impl Node {
             .chain([
                 self.observer.as_ref().and_then(Observer::poll_timeout),
                 self.announcer.poll_timeout(),
+                self.addresses.poll_timeout(),
                 Some(self.heard.next_hello),
                 Some(self.fallback.next_check),
                 self.forwards.poll_timeout(),
@@ -293,6 +300,7 @@ impl Node {
                 group.handle_timeout(now);
             }
         }
+        self.settle_addresses(now);
         if self.heard.next_hello <= now.mono {
             self.send_hellos(now);
         }

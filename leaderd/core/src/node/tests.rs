@@ -1,5 +1,6 @@
 //! One node, fed by hand: whom it believes, what it counts, and where an operator's command goes.
 
+mod addresses;
 mod change;
 mod steer;
 

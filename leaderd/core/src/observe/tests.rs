@@ -127,6 +127,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             device: None,
             prefixes: vec![format!("10.42.{i}.0/24").parse().unwrap()],
             probe_addresses: vec![[10, 42, i, 1].into()],
+            probe_addresses_written: false,
             wireguard_key: ProbeKeys::new([i; 32]).public(),
             control_key: ControlPublicKey([i; 32]),
         };

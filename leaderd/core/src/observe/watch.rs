@@ -174,15 +174,22 @@ impl Watch {
             dark: false,
             uneasy: true,
             fresh_losses: Vec::new(),
-            speaks_ip: [false, true].map(|v6| me.probe_addresses.iter().any(|a| a.is_ipv6() == v6)),
+            speaks_ip: [false; 2],
             rtt: Rtt::new(),
             as_workload_sent: 0,
             verify: None,
             kilo: None,
         };
+        watch.speak_from(me);
         watch.rotate();
         watch.services = Self::services_of(mesh, &watch, now);
         watch
+    }
+
+    /// As-workload probes go out from this node's addresses.
+    pub(super) fn speak_from(&mut self, me: &Node) {
+        self.speaks_ip =
+            [false, true].map(|v6| me.probe_addresses.iter().any(|a| a.is_ipv6() == v6));
     }
 
     /// Takes over what was known under the previous mesh file.

@@ -49,6 +49,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
                 device: None,
                 prefixes,
                 probe_addresses: vec![format!("10.{l}.{n}.1").parse().unwrap()],
+                probe_addresses_written: false,
                 wireguard_key: WgPublicKey([index as u8; 32]),
                 control_key: ControlPublicKey([index as u8; 32]),
             };

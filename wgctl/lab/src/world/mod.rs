@@ -234,17 +234,24 @@ fn build_node(
         Some(_) => Some(ns.run(|| open_tun("wan0"))?),
         None => None,
     };
+    let gateway = node.gateway();
+    // The other way of CNIs: each node has the same address, of no prefix, on its pods' devices.
+    let (own, way) = match node.host {
+        Some(_) => (format!("addr add {gateway}/24 dev pods"), String::new()),
+        None => (
+            format!("addr add {gateway}/32 dev pods\nroute add {} dev pods", node.prefix()),
+            format!("route add {gateway} dev eth0\n"),
+        ),
+    };
     let mut lines = format!(
         "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\nlink add pods mtu {MESH_MTU} type veth peer name eth0 \
-         mtu {MESH_MTU} netns {}\nlink set pods up\naddr add {}/24 dev pods\n",
+         mtu {MESH_MTU} netns {}\nlink set pods up\n{own}\n",
         node.lan(),
         pod.net_path()?,
-        node.gateway()
     );
     let mut pod_lines = format!(
-        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\nroute add default via {}\n",
+        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\n{way}route add default via {gateway}\n",
         node.pod(),
-        node.gateway()
     );
     if let Some(wan) = node.wan() {
         lines += &format!(

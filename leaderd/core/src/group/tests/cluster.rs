@@ -42,6 +42,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
             device: None,
             prefixes: Vec::new(),
             probe_addresses: Vec::new(),
+            probe_addresses_written: false,
             wireguard_key: wgctl_plan::WgPublicKey([index as u8; 32]),
             control_key: ControlPublicKey([index as u8; 32]),
         };
