@@ -292,6 +292,17 @@ impl Mesh {
         all
     }
 
+    /// The address of a node at which other locations reach it through the mesh, if they do.
+    pub fn carried_address(&self, _node: &Node) -> Option<IpAddr> {
+        None
+    }
+
+    /// Every address at which other locations probe a node: within its prefixes, and its own where that is carried.
+    pub fn probed_at(&self, node: &Node) -> impl Iterator<Item = IpAddr> {
+        let own = self.carried_address(node).filter(|a| !node.probe_addresses.contains(a));
+        node.probe_addresses.clone().into_iter().chain(own)
+    }
+
     /// Candidates of a location in the order in which they are preferred: priority, then slot.
     pub fn ranking(&self, location: &LocationName) -> Vec<Slot> {
         let mut all: Vec<(u16, Slot)> =
@@ -341,7 +352,7 @@ impl Mesh {
         Some(Ipv6Net::new(Ipv6Addr::from(base), 116).expect("116 is a prefix length"))
     }
 
-    /// The node that an inner address or a probe address belongs to, and for inner addresses the slot of its interface.
+    /// The node that an inner address, a probe address or a carried one belongs to, and for inner addresses the slot of its interface.
     pub fn node_by_address(&self, ip: IpAddr) -> Option<(&Node, Option<Slot>)> {
         let low = match ip {
             IpAddr::V4(ip) if self.inner.v4.contains(&ip) => Some((u32::from(ip) & 0xffff) as u16),

@@ -269,7 +269,8 @@ impl Node {
     pub(super) fn address_notes(&self, location: &crate::ids::LocationName) -> Vec<String> {
         let mut notes = Vec::new();
         let unknown = |n: &&mesh::Node| {
-            !n.prefixes.is_empty() && n.probe_addresses.is_empty() && !n.probe_addresses_written
+            let none = !n.prefixes.is_empty() && self.mesh.probed_at(n).next().is_none();
+            none && !n.probe_addresses_written
         };
         let nodes: Vec<&str> =
             self.mesh.nodes_of(location).filter(unknown).map(|n| n.name.as_str()).collect();

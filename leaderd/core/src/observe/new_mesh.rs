@@ -52,7 +52,7 @@ impl Observer {
                 m.nodes_of(&location).map(|n| n.probe_addresses.clone()).collect()
             };
             if of(&old) == of(&mesh) {
-                self.watches[at].speak_from(me);
+                self.watches[at].speak_from(&mesh, me);
                 continue;
             }
             self.give_up(at);
