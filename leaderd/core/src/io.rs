@@ -81,6 +81,8 @@ pub enum Input {
     ProbeConnected {
         probe: ProbeId,
     },
+    /// The MTU of this node's LAN device is another now; `None` if there is no such device.
+    LanMtu(Option<u32>),
 }
 
 /// What Kilo does on this node, as the kernel has it, whatever Kilo means to do.

@@ -66,10 +66,11 @@ impl Node {
                     .to_owned(),
             );
         }
-        if *location == self.location
-            && let Some((cause, why)) = &self.facts.broken
-        {
-            notes.push(format!("this node cannot relay ({cause}): {why}"));
+        if *location == self.location {
+            if let Some((cause, why)) = &self.facts.broken {
+                notes.push(format!("this node cannot relay ({cause}): {why}"));
+            }
+            notes.extend(self.notes.iter().cloned());
         }
         let carried = self.steer.carries(location);
         if carried == Some(true) {

@@ -107,15 +107,8 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
         let i = i as u8 + 1;
         let location: LocationName = location.parse().unwrap();
         let name: NodeName = name.parse().unwrap();
-        mesh.locations.entry(location.clone()).or_insert(Location {
-            name: location.clone(),
-            overlay: Overlay::Direct,
-            witnesses: vec![],
-            services: vec![],
-            reflectors: vec![],
-            steering: Default::default(),
-            policy: None,
-        });
+        let new = || Location::new(location.clone(), Overlay::Direct);
+        mesh.locations.entry(location.clone()).or_insert_with(new);
         let node = Node {
             name: name.clone(),
             index: crate::ids::NodeIndex(i.into()),

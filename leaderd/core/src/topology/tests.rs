@@ -14,13 +14,14 @@ use super::{
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 use crate::mesh::{
     ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy, Steering,
+    VxlanDevice,
 };
 
 /// A location to be: its overlay, how many candidates, how many members.
 type Shape = (Overlay, usize, usize);
 
 fn vxlan() -> Overlay {
-    Overlay::Vxlan { device: "lvx0".parse().unwrap(), vni: 7946, port: 4790, mtu: 1450 }
+    Overlay::Vxlan(VxlanDevice::default())
 }
 
 /// Locations a, b, c, … of these shapes; nodes a-0, a-1, …; a-2's workload is 10.{location}.{node}.0/24.
@@ -54,18 +55,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
             };
             nodes.insert(name, node);
         }
-        locations.insert(
-            location.clone(),
-            Location {
-                name: location,
-                overlay: overlay.clone(),
-                witnesses: vec![],
-                services: vec![],
-                reflectors: vec![],
-                steering: Default::default(),
-                policy: None,
-            },
-        );
+        locations.insert(location.clone(), Location::new(location, overlay.clone()));
     }
     Mesh {
         name: "test".into(),
@@ -105,6 +95,7 @@ fn network(mesh: &Mesh, me: &str, leaders: &[(&str, &[u8])]) -> Network {
         leaders: &leaders,
         resolved: &resolved,
         lan_device: Some(&lan),
+        lan_mtu: None,
         carried: &Default::default(),
     })
 }
@@ -296,6 +287,7 @@ fn odd_meshes_have_a_network_too() {
         leaders: &none,
         resolved: &resolved,
         lan_device: None,
+        lan_mtu: None,
         carried: &Default::default(),
     };
     assert!(desired(&input).routes.is_empty(), "without a LAN device there is no way to name");
@@ -314,6 +306,7 @@ fn an_endpoint_by_name_is_what_the_shell_resolved() {
             leaders: &none,
             resolved,
             lan_device: None,
+            lan_mtu: None,
             carried: &Default::default(),
         });
         net.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([4; 32])].endpoint
@@ -368,7 +361,7 @@ proptest! {
                 leaders.insert(location.clone(), after[me][location].clone());
                 let lan_device = lan.then_some(&device);
                 let input = |leaders| {
-                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, carried: &carried }
+                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, lan_mtu: None, carried: &carried }
                 };
                 let mut net = desired(&input(&old));
                 let whole = desired(&input(&leaders));

@@ -37,6 +37,7 @@ impl<'a> World<'a> {
                     leaders,
                     resolved: &resolved,
                     lan_device: Some(&lan),
+                    lan_mtu: None,
                     carried: &Default::default(),
                 }),
             )
