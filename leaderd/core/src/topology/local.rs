@@ -148,6 +148,7 @@ impl<'a> Build<'a> {
         for &family in self.families() {
             let members = leaders.iter().map(|&s| candidate_nexthop(s, family));
             let Some(id) = self.group(leaders_group(family), members) else { continue };
+            let source = self.source(family);
             for location in self.other_locations() {
                 let prefixes = self.remote(location, family);
                 if prefixes.is_empty() {
@@ -155,7 +156,7 @@ impl<'a> Build<'a> {
                 }
                 let table = self.table_to(location, family);
                 for prefix in prefixes {
-                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop(id));
+                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop { id, source });
                 }
             }
         }

@@ -158,7 +158,15 @@ impl<'a> Build<'a> {
         known_leaders(self.input, location)
     }
 
-    /// The families that go by our routes to a location, with what of it may go by them.
+    /// What this node itself sends to other locations from: its own address, where that is carried, so that it has one identity
+    /// everywhere. The kernel takes such routes only where it has the address.
+    fn source(&self, family: Family) -> Option<IpAddr> {
+        let there = self.me.device.is_some() || self.input.lan_device.is_some();
+        let carried = self.mesh().carried_address(self.me).filter(|_| there);
+        carried.filter(|ip| Family::of(ip) == family)
+    }
+
+    /// What goes to a location by our routes.
     fn remote(&self, location: &LocationName, family: Family) -> Vec<IpNet> {
         let mine = |p: &&IpNet| Family::of_net(p) == family && !holds_underlay(&self.underlay, p);
         self.sites[location].prefixes.iter().filter(mine).copied().collect()

@@ -32,7 +32,7 @@ impl fmt::Display for Note {
             ),
             Self::Withheld { prefix } => write!(
                 f,
-                "{prefix} goes by the underlay and not by the mesh: an endpoint's name has an address in it; give the endpoint an address \
+                "{prefix} goes by the underlay and not by the mesh: an endpoint's name has an address in it, or none at all; give the endpoint an address \
                  outside of what the mesh carries"
             ),
             Self::OwnAddress { me, address, why } => {

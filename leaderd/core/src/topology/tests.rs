@@ -155,7 +155,7 @@ fn inside_a_vxlan_location_everything_goes_by_overlay_addresses() {
         ("100.127.0.0/20", Some(gateway("lvx0", "100.127.240.1"))),
         ("100.127.16.0/20", Some(gateway("lvx0", "100.127.240.2"))),
         ("100.127.240.1/32", Some(RouteVia::Device { dev: lvx0(), source: None })),
-        ("10.1.0.0/24", Some(RouteVia::Nexthop(leaders_group(Family::V4)))),
+        ("10.1.0.0/24", Some(RouteVia::Nexthop { id: leaders_group(Family::V4), source: None })),
     ];
     for (prefix, via) in table {
         assert_eq!(route(&net, prefix), via.as_ref(), "{prefix}");
@@ -177,7 +177,7 @@ fn direct_and_external_locations_use_the_lan_and_external_leaves_local_prefixes_
         );
         assert_eq!(
             route(&net, "10.1.0.0/24"),
-            Some(&RouteVia::Nexthop(leaders_group(Family::V4))),
+            Some(&RouteVia::Nexthop { id: leaders_group(Family::V4), source: None }),
             "{overlay:?}"
         );
     }

@@ -87,8 +87,9 @@ impl<'a> Build<'a> {
                     continue;
                 };
                 let table = self.table_to(location, family);
+                let source = self.source(family);
                 for prefix in mine {
-                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop(id));
+                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop { id, source });
                     if family == Family::V6 {
                         self.probe_routes6(prefix, &slots);
                     }

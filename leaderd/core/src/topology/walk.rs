@@ -97,7 +97,7 @@ impl<'a> World<'a> {
             RouteVia::Gateway { dev, gateway, .. } => {
                 self.leave(path, dev, *gateway, source, target)
             }
-            RouteVia::Nexthop(id) => {
+            RouteVia::Nexthop { id, .. } => {
                 let singles: Vec<&Nexthop> = match &net.nexthops[id] {
                     Nexthop::Group { members } => {
                         members.iter().map(|m| &net.nexthops[m]).collect()
