@@ -335,6 +335,7 @@ mod tests {
             seed: 1,
             resolved: BTreeMap::new(),
             lan_device: None,
+            lan_mtu: None,
         };
         let node = Node::new(config, clock.now()).unwrap();
 

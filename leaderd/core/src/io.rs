@@ -83,6 +83,8 @@ pub enum Input {
     },
     /// The addresses within this node's workload prefixes that this host holds. Sent once at the start, and when they change.
     Addresses(Vec<HeldAddress>),
+    /// The MTU of this node's LAN device is another now; `None` if there is no such device.
+    LanMtu(Option<u32>),
 }
 
 /// An address that this host answers at.

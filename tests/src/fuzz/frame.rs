@@ -73,15 +73,7 @@ fn mesh() -> Arc<Mesh> {
         control_key: ControlPublicKey([i; 32]),
     };
     let name: leaderd_core::ids::LocationName = "cloud".parse().expect("a name");
-    let cloud = Location {
-        name: name.clone(),
-        overlay: Overlay::External,
-        witnesses: Vec::new(),
-        services: Vec::new(),
-        reflectors: Vec::new(),
-        steering: Default::default(),
-        policy: None,
-    };
+    let cloud = Location::new(name.clone(), Overlay::External);
     Arc::new(Mesh {
         name: "fuzz".into(),
         generation: Generation(1),

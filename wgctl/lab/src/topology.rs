@@ -55,7 +55,7 @@ impl Location {
     /// `None`: packets go over the LAN, or nobody here knows how.
     pub fn vxlan(&self) -> Option<Vxlan> {
         match self.overlay.as_str() {
-            "vxlan" => Some(Vxlan::OWN),
+            "vxlan" | "cni" => Some(Vxlan::OWN),
             "flannel" => Some(Vxlan::FLANNEL),
             _ => None,
         }

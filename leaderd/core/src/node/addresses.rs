@@ -296,7 +296,7 @@ impl Node {
 fn choose(mesh: &Mesh, me: &mesh::Node, held: &[HeldAddress], in_use: &[IpAddr]) -> Vec<IpAddr> {
     let overlay = mesh.locations.get(&me.location).map(|l| &l.overlay);
     let ours = |h: &HeldAddress| {
-        let vxlan = matches!(overlay, Some(Overlay::Vxlan { device, .. }) if *device == h.device);
+        let vxlan = overlay.and_then(Overlay::vxlan).is_some_and(|v| v.device == h.device);
         vxlan || h.device.as_str().starts_with("wgl") || h.device.as_str() == "lvx0"
     };
     let rank = |h: &HeldAddress| {

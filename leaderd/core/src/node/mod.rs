@@ -56,6 +56,8 @@ pub struct NodeConfig {
     pub resolved: BTreeMap<String, IpAddr>,
     /// The device that holds this node's LAN address.
     pub lan_device: Option<InterfaceName>,
+    /// That device's MTU.
+    pub lan_mtu: Option<u32>,
 }
 
 /// Why a node cannot be made.
@@ -80,6 +82,7 @@ pub struct Node {
     seed: u64,
     resolved: BTreeMap<String, IpAddr>,
     lan_device: Option<InterfaceName>,
+    lan_mtu: Option<u32>,
 
     observer: Option<Observer>,
     reflector: Reflector,
@@ -95,6 +98,8 @@ pub struct Node {
     raft_leading: BTreeSet<LocationName>,
 
     network: Network,
+    /// What is to be known of that network; the log has it, and the status.
+    notes: Vec<String>,
     revision: u64,
     program_retry: Option<Instant>,
     persists: BTreeMap<Ticket, (LocationName, u64)>,
@@ -114,7 +119,8 @@ impl std::fmt::Debug for Node {
 
 impl Node {
     pub fn new(config: NodeConfig, now: Now) -> Result<Self, NodeError> {
-        let NodeConfig { mesh, me, keys, mut restored, seed, resolved, lan_device } = config;
+        let NodeConfig { mesh, me, keys, mut restored, seed, resolved, lan_device, lan_mtu } =
+            config;
         let Some(node) = mesh.node(&me) else { return Err(NodeError::UnknownNode(me)) };
         let location = node.location.clone();
         let is_candidate = node.slot.is_some();
@@ -154,6 +160,7 @@ impl Node {
             seed,
             resolved,
             lan_device,
+            lan_mtu,
             observer,
             reflector,
             groups,
@@ -163,6 +170,7 @@ impl Node {
             facts: LocalFacts::default(),
             raft_leading: BTreeSet::new(),
             network: Network::default(),
+            notes: Vec::new(),
             revision: 0,
             program_retry: None,
             persists: BTreeMap::new(),
@@ -228,6 +236,12 @@ impl Node {
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
             Input::Kilo(facts) => self.kilo_facts(facts),
             Input::Addresses(held) => self.addresses_held(now, held),
+            Input::LanMtu(mtu) => {
+                if self.lan_mtu != mtu {
+                    self.lan_mtu = mtu;
+                    self.reprogram(false);
+                }
+            }
         }
         self.pump(now);
         self.steer(now);

@@ -67,10 +67,11 @@ impl Node {
                     .to_owned(),
             );
         }
-        if *location == self.location
-            && let Some((cause, why)) = &self.facts.broken
-        {
-            notes.push(format!("this node cannot relay ({cause}): {why}"));
+        if *location == self.location {
+            if let Some((cause, why)) = &self.facts.broken {
+                notes.push(format!("this node cannot relay ({cause}): {why}"));
+            }
+            notes.extend(self.notes.iter().cloned());
         }
         notes.extend(self.address_notes(location));
         let carried = self.steer.carries(location);

@@ -51,6 +51,7 @@ impl Bench {
             seed: 1,
             resolved: BTreeMap::new(),
             lan_device: None,
+            lan_mtu: None,
         };
         let mut bench = Self { node: Node::new(config, now).unwrap(), now };
         bench.effects();

@@ -14,13 +14,14 @@ use super::{
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 use crate::mesh::{
     ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy, Steering,
+    VxlanDevice,
 };
 
 /// A location to be: its overlay, how many candidates, how many members.
 type Shape = (Overlay, usize, usize);
 
 fn vxlan() -> Overlay {
-    Overlay::Vxlan { device: "lvx0".parse().unwrap(), vni: 7946, port: 4790, mtu: 1450 }
+    Overlay::Vxlan(VxlanDevice::default())
 }
 
 /// Locations a, b, c, … of these shapes; nodes a-0, a-1, …; a-2's workload is 10.{location}.{node}.0/24.
@@ -55,18 +56,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
             };
             nodes.insert(name, node);
         }
-        locations.insert(
-            location.clone(),
-            Location {
-                name: location,
-                overlay: overlay.clone(),
-                witnesses: vec![],
-                services: vec![],
-                reflectors: vec![],
-                steering: Default::default(),
-                policy: None,
-            },
-        );
+        locations.insert(location.clone(), Location::new(location, overlay.clone()));
     }
     Mesh {
         name: "test".into(),
@@ -106,6 +96,7 @@ fn network(mesh: &Mesh, me: &str, leaders: &[(&str, &[u8])]) -> Network {
         leaders: &leaders,
         resolved: &resolved,
         lan_device: Some(&lan),
+        lan_mtu: None,
         carried: &Default::default(),
     })
 }
@@ -165,7 +156,7 @@ fn inside_a_vxlan_location_everything_goes_by_overlay_addresses() {
         ("100.127.0.0/20", Some(gateway("lvx0", "100.127.240.1"))),
         ("100.127.16.0/20", Some(gateway("lvx0", "100.127.240.2"))),
         ("100.127.240.1/32", Some(RouteVia::Device { dev: lvx0(), source: None })),
-        ("10.1.0.0/24", Some(RouteVia::Nexthop(leaders_group(Family::V4)))),
+        ("10.1.0.0/24", Some(RouteVia::Nexthop { id: leaders_group(Family::V4), source: None })),
     ];
     for (prefix, via) in table {
         assert_eq!(route(&net, prefix), via.as_ref(), "{prefix}");
@@ -187,7 +178,7 @@ fn direct_and_external_locations_use_the_lan_and_external_leaves_local_prefixes_
         );
         assert_eq!(
             route(&net, "10.1.0.0/24"),
-            Some(&RouteVia::Nexthop(leaders_group(Family::V4))),
+            Some(&RouteVia::Nexthop { id: leaders_group(Family::V4), source: None }),
             "{overlay:?}"
         );
     }
@@ -297,6 +288,7 @@ fn odd_meshes_have_a_network_too() {
         leaders: &none,
         resolved: &resolved,
         lan_device: None,
+        lan_mtu: None,
         carried: &Default::default(),
     };
     assert!(desired(&input).routes.is_empty(), "without a LAN device there is no way to name");
@@ -315,6 +307,7 @@ fn an_endpoint_by_name_is_what_the_shell_resolved() {
             leaders: &none,
             resolved,
             lan_device: None,
+            lan_mtu: None,
             carried: &Default::default(),
         });
         net.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([4; 32])].endpoint
@@ -369,7 +362,7 @@ proptest! {
                 leaders.insert(location.clone(), after[me][location].clone());
                 let lan_device = lan.then_some(&device);
                 let input = |leaders| {
-                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, carried: &carried }
+                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, lan_mtu: None, carried: &carried }
                 };
                 let mut net = desired(&input(&old));
                 let whole = desired(&input(&leaders));

@@ -37,6 +37,7 @@ impl<'a> World<'a> {
                     leaders,
                     resolved: &resolved,
                     lan_device: Some(&lan),
+                    lan_mtu: None,
                     carried: &Default::default(),
                 }),
             )
@@ -96,7 +97,7 @@ impl<'a> World<'a> {
             RouteVia::Gateway { dev, gateway, .. } => {
                 self.leave(path, dev, *gateway, source, target)
             }
-            RouteVia::Nexthop(id) => {
+            RouteVia::Nexthop { id, .. } => {
                 let singles: Vec<&Nexthop> = match &net.nexthops[id] {
                     Nexthop::Group { members } => {
                         members.iter().map(|m| &net.nexthops[m]).collect()
