@@ -192,7 +192,7 @@ impl Node {
         let leads = self.leads_here();
         let tells = |name: &NodeName, said: &Said| {
             let Some((location, _)) = of(name).filter(|_| name != to) else { return false };
-            let heard = said.first_hand && self.heard.is_fresh(name, now.mono);
+            let heard = said.first_hand && self.heard.hears(name, now.mono);
             let ours = *location == self.location;
             *name == self.me || heard && if far { ours } else { member && leads && !ours }
         };
@@ -241,7 +241,7 @@ impl Node {
                 continue;
             }
             let itself = self.addresses.said.get(&name).is_some_and(|s| s.first_hand);
-            if !first_hand && itself && self.heard.is_fresh(&name, now.mono) {
+            if !first_hand && itself && self.heard.hears(&name, now.mono) {
                 continue;
             }
             let of = |f| addresses.iter().filter(|a| Family::of(a) == f).count();

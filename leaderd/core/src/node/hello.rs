@@ -58,6 +58,11 @@ impl Heard {
         let stale = HELLO_STALE.max(self.far_round * 3);
         self.last.get(node).is_some_and(|(at, _)| now.since(*at) <= stale)
     }
+
+    /// True while a node can tell this one itself what it has to say.
+    pub(super) fn hears(&self, node: &NodeName, now: Instant) -> bool {
+        self.up.contains_key(node) || self.is_fresh(node, now)
+    }
 }
 
 impl Node {
