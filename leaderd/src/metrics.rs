@@ -133,6 +133,11 @@ fn registry(s: &Snapshot) -> Registry {
         "Generation of the mesh file in use",
         vec![(vec![], s.status.generation.0 as f64)],
     );
+    gauges(
+        "probe_addresses",
+        "Addresses that this node holds and is probed at; 0: none",
+        vec![(vec![], s.status.probe_addresses.len() as f64)],
+    );
     gauges("ready", "The network was programmed", vec![(vec![], flag(s.ready))]);
     gauges("peers", "Peers of the control channel", vec![(vec![], s.peers as f64)]);
     gauges("peers_connected", "Peers that are connected", vec![(vec![], s.peers_connected as f64)]);
@@ -262,6 +267,7 @@ mod tests {
             mesh_hash: String::new(),
             other_generations: Default::default(),
             backend: "wireguard-go".into(),
+            probe_addresses: vec![],
             locations: vec![location],
         };
         let snapshot = Snapshot {

@@ -166,11 +166,11 @@ fn two_planes() -> Network {
     net.nexthops.insert(id(21), Nexthop::Blackhole { family: Family::V4 });
     net.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(0)]) });
     net.nexthops.insert(id(101), Nexthop::Group { members: BTreeSet::from([id(10), id(11)]) });
-    net.routes.insert(route("10.42.1.0/24"), RouteVia::Nexthop(id(100)));
-    net.routes.insert(route("10.42.2.0/24"), RouteVia::Nexthop(id(100)));
-    net.routes.insert(route("fd42:0:0:1::/64"), RouteVia::Nexthop(id(101)));
-    net.routes.insert(route("10.43.1.0/24"), RouteVia::Nexthop(id(20)));
-    net.routes.insert(route("10.44.0.0/16"), RouteVia::Nexthop(id(21)));
+    net.routes.insert(route("10.42.1.0/24"), RouteVia::Nexthop { id: id(100), source: None });
+    net.routes.insert(route("10.42.2.0/24"), RouteVia::Nexthop { id: id(100), source: None });
+    net.routes.insert(route("fd42:0:0:1::/64"), RouteVia::Nexthop { id: id(101), source: None });
+    net.routes.insert(route("10.43.1.0/24"), RouteVia::Nexthop { id: id(20), source: None });
+    net.routes.insert(route("10.44.0.0/16"), RouteVia::Nexthop { id: id(21), source: None });
     net.routes.insert(
         RouteKey { table: 7946, ..route("10.45.0.0/16") },
         RouteVia::Device { dev: dev("wgl1"), source: Some("100.127.16.5".parse().unwrap()) },
@@ -487,9 +487,10 @@ fn ten_thousand_prefixes_fit_one_peer_and_ten_thousand_routes_one_group() {
             for w in desired.wireguard.values_mut() {
                 w.peers.values_mut().for_each(|p| p.allowed_ips.extend([prefix]));
             }
-            desired
-                .routes
-                .insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(id(100)));
+            desired.routes.insert(
+                RouteKey { table: 254, prefix, metric: 50 },
+                RouteVia::Nexthop { id: id(100), source: None },
+            );
         }
         let mut steward = programmed(&desired).await;
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);

@@ -1,6 +1,7 @@
 //! What a daemon knows, as `wgctl status --json` prints it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,9 @@ pub struct Status {
     pub other_generations: BTreeMap<NodeName, Generation>,
     /// Who does WireGuard: `kernel`, `wireguard-go` or `leaderd`.
     pub backend: String,
+    /// Workload addresses that this node holds and is probed at; none: nothing proves that its workloads are reached.
+    #[serde(default)]
+    pub probe_addresses: Vec<IpAddr>,
     pub locations: Vec<LocationStatus>,
 }
 

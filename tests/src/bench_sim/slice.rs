@@ -135,6 +135,7 @@ impl Slice {
                 seed: i as u64,
                 resolved: BTreeMap::new(),
                 lan_device: "eth0".parse().ok(),
+                lan_mtu: None,
             };
             let core = Node::new(config, slice.now()).expect("a node of the mesh");
             let spent = Spent::default();

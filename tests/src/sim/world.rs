@@ -218,6 +218,7 @@ impl World {
             seed,
             resolved: BTreeMap::new(),
             lan_device: "eth0".parse().ok(),
+            lan_mtu: Some(1500),
         };
         self.recording.start(&config, now);
         node.core = Some(Node::new(config, now).expect("the node is in the mesh"));

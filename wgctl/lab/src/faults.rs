@@ -38,6 +38,7 @@ pub enum Fault {
     RouteLoop(Option<String>),
     TcpBlackhole(u16),
     ServiceDown,
+    RouterAddress(u8),
     CniRestart,
 }
 
@@ -96,6 +97,12 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
         "",
         "the CNI's daemon starts anew: flannel writes its routes and rules again, Cilium takes another router address",
     ),
+    (
+        "router-address",
+        "HOST",
+        "the node's own address within its prefix becomes another (its last byte), as after a restart of the CNI; no packet of \
+         the workload is lost",
+    ),
 ];
 
 impl Fault {
@@ -136,6 +143,7 @@ impl Fault {
                 return Ok(Self::WanLatency(Duration::from_secs_f64(number()?.max(0.0) / 1e3)));
             }
             "tcp-blackhole" => return Ok(Self::TcpBlackhole(number()? as u16)),
+            "router-address" => return Ok(Self::RouterAddress(number()? as u8)),
             "service-down" => Self::ServiceDown,
             "cni-restart" => Self::CniRestart,
             "node-crash" => Self::NodeCrash,
@@ -248,6 +256,14 @@ impl Fault {
             }
             Self::LanPartition => world.lan_link(node, !on),
             Self::RouteLoop(target) => route_loop(world, node, target.as_deref(), on),
+            Self::RouterAddress(host) => {
+                let (own, other) = (n.node.gateway(), n.node.workload(*host));
+                let (old, new) = if on { (own, other) } else { (other, own) };
+                n.ns.sysctl("ipv4/conf/pods/promote_secondaries", "1")?;
+                n.ns.ip(&format!("addr add {new}/24 dev pods"))?;
+                n.pod.ip(&format!("route replace default via {new}"))?;
+                n.ns.ip(&format!("addr del {old}/24 dev pods"))
+            }
         }
     }
 }

@@ -84,6 +84,9 @@ pub struct LocationSpec {
     /// Workloads have IPv6 addresses as well.
     #[serde(default)]
     pub dual_stack: bool,
+    /// The host number of the nodes' own addresses within their prefixes, as a CNI may choose it; 0: they hold none.
+    #[serde(default = "default_node_host")]
+    pub node_host: u8,
     /// Who carries packets between the location's pods: `none` (default), `cilium`, `flannel`, `flannel-nft`.
     #[serde(default)]
     pub cni: Cni,
@@ -100,6 +103,10 @@ pub struct LocationSpec {
 
 fn default_lan_mtu() -> u16 {
     1500
+}
+
+fn default_node_host() -> u8 {
+    1
 }
 
 fn default_overlay() -> String {

@@ -4,7 +4,7 @@
 //! LAN        10.0.{location}.{index}/24        one switch per location
 //! management 192.0.2.{index}/24                where there is such a network
 //! WAN        203.0.113.{index}/32              candidates only
-//! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1 (with Cilium another), its pod is .10
+//! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1 (or what the scenario or its CNI says), its pod is .10
 //! ```
 
 use std::collections::BTreeSet;
@@ -96,6 +96,8 @@ pub struct Node {
     pub index: u16,
     pub slot: Option<u16>,
     pub dual_stack: bool,
+    /// The host number of its address within its prefixes; `None`: it holds none there.
+    pub host: Option<u8>,
 }
 
 impl Node {
@@ -113,14 +115,22 @@ impl Node {
     pub fn wan(&self) -> Option<Ipv4Addr> {
         self.slot.map(|_| Ipv4Addr::new(203, 0, 113, self.index as u8))
     }
+    /// Its pod's gateway: the node's own address within its prefix, or one of no prefix.
     pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 42, self.index as u8, 1)
+        match self.host {
+            Some(host) => self.workload(host),
+            None => Ipv4Addr::new(169, 254, 1, 1),
+        }
+    }
+    /// An address within its prefix.
+    pub fn workload(&self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, self.index as u8, host)
     }
     pub fn pod(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 42, self.index as u8, 10)
     }
     pub fn gateway6(&self) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd42, 0, 0, self.index, 0, 0, 0, 1)
+        Ipv6Addr::new(0xfd42, 0, 0, self.index, 0, 0, 0, self.host.unwrap_or(1).into())
     }
     pub fn pod6(&self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd42, 0, 0, self.index, 0, 0, 0, 0x10)
@@ -170,6 +180,14 @@ impl Topology {
             if spec.candidates + spec.members == 0 {
                 bail!("location {name} has no nodes");
             }
+            if spec.dual_stack && spec.node_host == 0 {
+                bail!(
+                    "location {name}: nodes without an address of their own have no IPv6 one either"
+                );
+            }
+            if spec.node_host != 1 && spec.cni != Cni::None {
+                bail!("location {name}: with a cni, that says which addresses nodes hold");
+            }
             if spec.dual_stack && (spec.cni != Cni::None || spec.fabric != FabricKind::Switch) {
                 bail!(
                     "location {name}: dual_stack goes with no cni and with fabric \"switch\" only"
@@ -197,6 +215,7 @@ impl Topology {
                     index: t.nodes.len() as u16 + 1,
                     slot: (n < spec.candidates).then_some(n),
                     dual_stack: spec.dual_stack,
+                    host: Some(spec.node_host).filter(|h| *h != 0),
                 });
             }
         }

@@ -166,7 +166,8 @@ impl fmt::Display for RouteKey {
 impl fmt::Display for RouteVia {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nexthop(id) => write!(f, "nexthop {id}"),
+            Self::Nexthop { id, source: None } => write!(f, "nexthop {id}"),
+            Self::Nexthop { id, source: Some(source) } => write!(f, "nexthop {id} src {source}"),
             Self::Device { dev, source: None } => write!(f, "dev {dev}"),
             Self::Device { dev, source: Some(source) } => write!(f, "dev {dev} src {source}"),
             Self::Gateway { dev, gateway, onlink } => {

@@ -345,7 +345,9 @@ impl Plan<'_> {
     fn routes(&mut self, parked: &BTreeMap<NexthopId, NexthopId>) {
         for (key, via) in &self.desired.routes {
             let via = match via {
-                RouteVia::Nexthop(id) => RouteVia::Nexthop(*parked.get(id).unwrap_or(id)),
+                RouteVia::Nexthop { id, source } => {
+                    RouteVia::Nexthop { id: *parked.get(id).unwrap_or(id), source: *source }
+                }
                 other => other.clone(),
             };
             let key = key.clone();

@@ -239,10 +239,10 @@ pub struct RouteKey {
     pub metric: u32,
 }
 
-/// Where a route leads.
+/// Where a route leads. `source`: the address that this node itself sends from, unless a socket says otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum RouteVia {
-    Nexthop(NexthopId),
+    Nexthop { id: NexthopId, source: Option<IpAddr> },
     Device { dev: InterfaceName, source: Option<IpAddr> },
     Gateway { dev: InterfaceName, gateway: IpAddr, onlink: bool },
 }

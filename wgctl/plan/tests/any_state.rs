@@ -71,7 +71,8 @@ fn nexthop() -> impl Strategy<Value = Nexthop> {
 }
 fn route() -> impl Strategy<Value = RouteVia> {
     prop_oneof![
-        3 => id().prop_map(RouteVia::Nexthop),
+        3 => (id(), proptest::option::weighted(0.2, net(&ADDRESSES)))
+            .prop_map(|(id, source)| RouteVia::Nexthop { id, source: source.map(|s| s.addr()) }),
         1 => (dev(), proptest::option::of(net(&ADDRESSES)))
             .prop_map(|(dev, source)| RouteVia::Device { dev, source: source.map(|s| s.addr()) }),
         1 => (dev(), ip()).prop_map(|(dev, gateway)| RouteVia::Gateway { dev, gateway, onlink: true }),

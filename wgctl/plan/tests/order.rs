@@ -34,8 +34,10 @@ fn two_planes(prefixes: u32) -> Network {
     net.nexthops.insert(nexthop(100), Nexthop::Group { members: BTreeSet::from([nexthop(0)]) });
     for i in 0..prefixes {
         let prefix = format!("10.{}.{}.0/24", 64 + i / 256, i % 256).parse().unwrap();
-        net.routes
-            .insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(nexthop(100)));
+        net.routes.insert(
+            RouteKey { table: 254, prefix, metric: 50 },
+            RouteVia::Nexthop { id: nexthop(100), source: None },
+        );
     }
     net
 }

@@ -91,6 +91,7 @@ pub fn status() -> Status {
         mesh_hash: "3f2a91bc".repeat(8),
         other_generations: Default::default(),
         backend: "userspace".into(),
+        probe_addresses: vec![],
         locations: vec![cloud, home],
     }
 }

@@ -1,5 +1,6 @@
 //! The kernel's network: observe, apply, watch, and keep as desired.
 
+mod addresses;
 mod encode;
 mod kernel;
 mod link;
@@ -10,6 +11,7 @@ mod sysctl;
 mod watch;
 mod way;
 
+pub use addresses::{AddressNews, Held, held_addresses};
 pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
 pub use link::{LinkState, LinkWatch};
 pub use observe::Scope;

@@ -132,6 +132,7 @@ pub(super) fn mesh_status(mesh: &Mesh, me: &str) -> Status {
         mesh_hash: String::new(),
         other_generations: Default::default(),
         backend: "kernel".to_owned(),
+        probe_addresses: vec![],
         locations: mesh.locations.keys().map(location).collect(),
     }
 }

@@ -25,6 +25,7 @@ impl Node {
                 .map(|(name, (_, hello))| (name.clone(), hello.generation))
                 .collect(),
             backend: self.facts.backend.clone(),
+            probe_addresses: self.probed_at(),
             locations: self.mesh.locations.keys().map(|l| self.location_status(now, l)).collect(),
         }
     }
@@ -66,11 +67,13 @@ impl Node {
                     .to_owned(),
             );
         }
-        if *location == self.location
-            && let Some((cause, why)) = &self.facts.broken
-        {
-            notes.push(format!("this node cannot relay ({cause}): {why}"));
+        if *location == self.location {
+            if let Some((cause, why)) = &self.facts.broken {
+                notes.push(format!("this node cannot relay ({cause}): {why}"));
+            }
+            notes.extend(self.notes.iter().cloned());
         }
+        notes.extend(self.address_notes(location));
         let carried = self.steer.carries(location);
         if carried == Some(true) {
             notes.push("leaderd's routes carry the workload: Kilo does not go through the leader yet, or does not get through".to_owned());

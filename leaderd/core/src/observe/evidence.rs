@@ -82,7 +82,9 @@ pub(super) struct Target {
     pub port: Option<u16>,
     /// Where this is the candidate's own inner address: the slot's index among the paths.
     pub relay_of: Option<usize>,
-    /// Where this is a candidate's workload: the same.
+    /// The address of the node itself, and not of its workloads.
+    pub own: bool,
+    /// Where this is a candidate's workload, or its address: the same.
     pub candidate: Option<usize>,
     pub ssid: u16,
     pub seq: u32,

@@ -146,7 +146,7 @@ impl Observer {
         Some(copy.watch)
     }
 
-    fn take(&mut self, id: ProbeId) -> Option<Flying> {
+    pub(super) fn take(&mut self, id: ProbeId) -> Option<Flying> {
         let f = self.flying.remove(&id)?;
         self.by_seq.remove(&(f.ssid, f.seq));
         self.timers.remove(&(f.due, Timer::Probe(id)));

@@ -118,6 +118,21 @@ enum Timer {
     Asked(ProbeId),
 }
 
+impl Timer {
+    /// True for what a location is due, apart from its probes.
+    fn is_of(self, watch: usize) -> bool {
+        match self {
+            Self::Round(at)
+            | Self::Report(at)
+            | Self::Verify(at)
+            | Self::Kilo(at)
+            | Self::Judge(at)
+            | Self::Service(at) => at == watch,
+            Self::Probe(_) | Self::Asked(_) => false,
+        }
+    }
+}
+
 /// Watches all other locations. `handle_*` in, then drain `poll_output`, then sleep until `poll_timeout`.
 #[derive(Debug)]
 pub struct Observer {

@@ -12,6 +12,7 @@ use crate::verdict::ProbeClass;
 
 use super::evidence::{Obs, Outcome};
 use super::schedule::Shot;
+use super::watch::source;
 use super::{Flying, Observer, ObserverOutput, Timer, UDP, ip_header};
 
 impl Observer {
@@ -45,7 +46,7 @@ impl Observer {
         let source = match via {
             Some(slot) if v6 => mesh.inner6(me, slot).map(Into::into),
             Some(slot) => Some(mesh.inner4(me, slot).into()),
-            None => me.probe_addresses.iter().copied().find(|a| a.is_ipv6() == v6),
+            None => source(&mesh, me, target.own, v6),
         };
         let (Some(source), false) = (source, mesh.probe_ports.is_empty()) else { return };
         let id = ProbeId(self.next_probe);

@@ -12,6 +12,7 @@ use crate::probe::Reflector;
 use crate::probe::stamp::{Ntp, SenderPacket};
 use crate::verdict::{Cause, Direction, ProbeClass};
 
+mod addresses;
 mod amplify;
 mod calm;
 mod detection;
@@ -107,15 +108,8 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
         let i = i as u8 + 1;
         let location: LocationName = location.parse().unwrap();
         let name: NodeName = name.parse().unwrap();
-        mesh.locations.entry(location.clone()).or_insert(Location {
-            name: location.clone(),
-            overlay: Overlay::Direct,
-            witnesses: vec![],
-            services: vec![],
-            reflectors: vec![],
-            steering: Default::default(),
-            policy: None,
-        });
+        let new = || Location::new(location.clone(), Overlay::Direct);
+        mesh.locations.entry(location.clone()).or_insert_with(new);
         let node = Node {
             name: name.clone(),
             index: crate::ids::NodeIndex(i.into()),
@@ -127,6 +121,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             device: None,
             prefixes: vec![format!("10.42.{i}.0/24").parse().unwrap()],
             probe_addresses: vec![[10, 42, i, 1].into()],
+            probe_addresses_written: false,
             wireguard_key: ProbeKeys::new([i; 32]).public(),
             control_key: ControlPublicKey([i; 32]),
         };

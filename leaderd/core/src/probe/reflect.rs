@@ -91,9 +91,8 @@ impl Reflector {
     pub fn set_mesh(&mut self, mesh: Arc<Mesh>) {
         let others = || mesh.nodes.values().filter(|n| n.name != self.me);
         self.by_index = others().map(|n| (n.index, n.wireguard_key)).collect();
-        self.by_address = others()
-            .flat_map(|n| n.probe_addresses.iter().map(|a| (*a, n.wireguard_key)))
-            .collect();
+        self.by_address =
+            others().flat_map(|n| mesh.probed_at(n).map(|a| (a, n.wireguard_key))).collect();
         let known: BTreeSet<WgPublicKey> = self.by_index.values().copied().collect();
         self.keys.retain(|k| known.contains(k));
         self.sessions.retain(|(k, _), _| known.contains(k));

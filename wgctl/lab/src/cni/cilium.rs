@@ -42,7 +42,7 @@ fn mac(kind: u8, node: &Node) -> String {
 
 /// The node's own address in its pod CIDR: never the first host, never the pod's.
 pub fn router(node: &Node, restarts: u16) -> Ipv4Addr {
-    let [a, b, c, _] = node.gateway().octets();
+    let [a, b, c, _] = node.pod().octets();
     let scattered = (u32::from(node.index) * 73 + u32::from(restarts) * 101) % 230;
     Ipv4Addr::new(a, b, c, 20 + scattered as u8)
 }
@@ -167,7 +167,7 @@ mod tests {
         for n in &topology.nodes {
             for restarts in 0..50 {
                 let router = router(n, restarts);
-                assert_eq!(router.octets()[..3], n.gateway().octets()[..3]);
+                assert_eq!(router.octets()[..3], n.pod().octets()[..3]);
                 assert!((20..250).contains(&router.octets()[3]), "{router}");
             }
             assert_ne!(router(n, 0), router(n, 1));

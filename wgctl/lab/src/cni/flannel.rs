@@ -26,7 +26,7 @@ pub enum Reach {
 
 /// A node's address on `flannel.1`: where its pod CIDR begins.
 pub fn address(node: &Node) -> Ipv4Addr {
-    let [a, b, c, _] = node.gateway().octets();
+    let [a, b, c, _] = node.pod().octets();
     Ipv4Addr::new(a, b, c, 0)
 }
 

@@ -98,7 +98,7 @@ impl Gauges {
 fn end(world: &World, node: usize, pod: bool, peer_is_pod: bool) -> End<'_> {
     let n = &world.nodes[node];
     let cni = world.cni(node);
-    let [a, b, c, _] = n.node.gateway().octets();
+    let [a, b, c, _] = n.node.pod().octets();
     if pod {
         let mut end = End::of(&n.pod, n.pod_address(world.scenario.meter.ipv6));
         if cni != Cni::None && !peer_is_pod {

@@ -281,15 +281,22 @@ fn build_node(
 fn plug_pod(topology: &Topology, node: &Node, ns: &Namespace, pod: &Namespace) -> Result<()> {
     let device = topology.locations[node.location].cni.pods_device();
     let mtu = topology.pod_mtu(node.location);
+    let gateway = node.gateway();
+    // The other way of CNIs: each node has the same address, of no prefix, on its pods' devices.
+    let (own, way) = match node.host {
+        Some(_) => (format!("addr add {gateway}/24 dev {device}"), String::new()),
+        None => (
+            format!("addr add {gateway}/32 dev {device}\nroute add {} dev {device}", node.prefix()),
+            format!("route add {gateway} dev eth0\n"),
+        ),
+    };
     let mut lines = format!(
-        "link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\nlink set {device} up\naddr add {}/24 dev {device}\n",
+        "link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\nlink set {device} up\n{own}\n",
         pod.net_path()?,
-        node.gateway()
     );
     let mut pod_lines = format!(
-        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\nroute add default via {}\n",
+        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\n{way}route add default via {gateway}\n",
         node.pod(),
-        node.gateway()
     );
     if node.dual_stack {
         lines += &format!("addr add {}/64 dev {device} nodad\n", node.gateway6());
