@@ -32,6 +32,7 @@ catalogue![
     "service-blackhole",
     "service-down",
     "slow-paths",
+    "source-nat",
     "standby-sick",
     "sysctl-forwarding",
     "three-locations",

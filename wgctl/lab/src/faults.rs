@@ -4,6 +4,7 @@
 //! the others in place.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -42,6 +43,7 @@ pub enum Fault {
     RouteLoop(Option<String>),
     TcpBlackhole(u16),
     ServiceDown,
+    Masquerade,
 }
 
 /// Name, argument and meaning of every fault.
@@ -87,6 +89,11 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
     ),
     ("tcp-blackhole", "PORT", "the node forwards no TCP to this port; all else passes"),
     ("service-down", "", "the services on the node's workload close their ports"),
+    (
+        "masquerade",
+        "",
+        "source NAT, as a CNI does it: what comes from a tunnel enters the overlay from the node's own address",
+    ),
 ];
 
 impl Fault {
@@ -121,6 +128,7 @@ impl Fault {
             }
             "tcp-blackhole" => return Ok(Self::TcpBlackhole(number()? as u16)),
             "service-down" => Self::ServiceDown,
+            "masquerade" => Self::Masquerade,
             "node-crash" => Self::NodeCrash,
             "daemon-kill" => Self::DaemonKill,
             "daemon-pause" => Self::DaemonPause,
@@ -230,6 +238,7 @@ impl Fault {
                 Ok(())
             }
             Self::LanPartition => world.lan_link(node, !on),
+            Self::Masquerade => n.ns.nft(&source_nat(&world.vxlan(node), n.node.gateway(), on)),
             Self::RouteLoop(target) => route_loop(world, node, target.as_deref(), on),
         }
     }
@@ -254,6 +263,24 @@ pub fn vxlan_flow_chain(vxlan: Vxlan, on: bool) -> String {
          type filter hook output priority raw;\n  udp dport != {port} notrack\n  meta l4proto != udp notrack\n }}\n \
          chain out {{\n  type filter hook output priority 0;\n  udp dport {port} {icmp}\n  {rule}\n }}\n}}\n"
     )
+}
+
+/// The rules of `masquerade`, in the manner of Cilium's and flannel's. NAT needs connection tracking, which the lab's own
+/// chains switch off: a packet that was given a zone before is tracked all the same. Only what is forwarded between tunnels
+/// and overlay is given one, as the replies to what this node sends itself would not be found there.
+fn source_nat(vxlan: &Vxlan, own: Ipv4Addr, on: bool) -> String {
+    let mut rules = "add table ip lab_masquerade\ndelete table ip lab_masquerade\n".to_owned();
+    if on {
+        let device = vxlan.device;
+        let _ = write!(
+            rules,
+            "table ip lab_masquerade {{\n chain tracked {{\n  type filter hook prerouting priority -310;\n  \
+             iifname \"wgl*\" ct zone set 1\n  iifname \"{device}\" ct zone set 1\n }}\n chain out {{\n  \
+             type nat hook postrouting priority srcnat;\n  \
+             iifname \"wgl*\" oifname \"{device}\" snat to {own}\n }}\n}}\n"
+        );
+    }
+    rules
 }
 
 /// Switches an nftables table with one chain per hook.
