@@ -58,6 +58,7 @@ pub fn stamp(bytes: &[u8]) {
             sender_timestamp: p.timestamp,
             sender_error: ERROR_ESTIMATE,
             sender_ttl: 64,
+            location: None,
         };
         let back = reply.encode(key, bytes);
         assert!(back.len() <= bytes.len());
