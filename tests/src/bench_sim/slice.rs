@@ -367,6 +367,7 @@ impl Slice {
             sender_timestamp: stamp,
             sender_error: ERROR_ESTIMATE,
             sender_ttl: 62,
+            location: None,
         };
         let bytes = reply.encode(Some(&key), &probe.payload);
         self.later(WAN, Happening::Input(i, Input::ProbeReply { probe: probe.probe, bytes }));

@@ -38,6 +38,7 @@ catalogue![
     "service-blackhole",
     "service-down",
     "slow-paths",
+    "source-nat",
     "standby-sick",
     "sysctl-forwarding",
     "three-locations",

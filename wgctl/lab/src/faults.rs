@@ -4,6 +4,7 @@
 //! the others in place.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -38,6 +39,7 @@ pub enum Fault {
     RouteLoop(Option<String>),
     TcpBlackhole(u16),
     ServiceDown,
+    Masquerade,
     RouterAddress(u8),
     CniRestart,
 }
@@ -93,6 +95,11 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
     ("tcp-blackhole", "PORT", "the node forwards no TCP to this port; all else passes"),
     ("service-down", "", "the services on the node's workload close their ports"),
     (
+        "masquerade",
+        "",
+        "source NAT, as a CNI does it: what comes from a tunnel enters the overlay from the node's own address",
+    ),
+    (
         "cni-restart",
         "",
         "the CNI's daemon starts anew: flannel writes its routes and rules again, Cilium takes another router address",
@@ -146,6 +153,7 @@ impl Fault {
             "router-address" => return Ok(Self::RouterAddress(number()? as u8)),
             "service-down" => Self::ServiceDown,
             "cni-restart" => Self::CniRestart,
+            "masquerade" => Self::Masquerade,
             "node-crash" => Self::NodeCrash,
             "daemon-kill" => Self::DaemonKill,
             "daemon-pause" => Self::DaemonPause,
@@ -255,6 +263,7 @@ impl Fault {
                 Ok(())
             }
             Self::LanPartition => world.lan_link(node, !on),
+            Self::Masquerade => n.ns.nft(&source_nat(&world.vxlan(node), n.node.gateway(), on)),
             Self::RouteLoop(target) => route_loop(world, node, target.as_deref(), on),
             Self::RouterAddress(host) => {
                 let (own, other) = (n.node.gateway(), n.node.workload(*host));
@@ -266,6 +275,24 @@ impl Fault {
             }
         }
     }
+}
+
+/// The rules of `masquerade`, in the manner of Cilium's and flannel's. NAT needs connection tracking, which the lab's own
+/// chains switch off: a packet that was given a zone before is tracked all the same. Only what is forwarded between tunnels
+/// and overlay is given one, as the replies to what this node sends itself would not be found there.
+fn source_nat(vxlan: &Vxlan, own: Ipv4Addr, on: bool) -> String {
+    let mut rules = "add table ip lab_masquerade\ndelete table ip lab_masquerade\n".to_owned();
+    if on {
+        let device = vxlan.device;
+        let _ = write!(
+            rules,
+            "table ip lab_masquerade {{\n chain tracked {{\n  type filter hook prerouting priority -310;\n  \
+             iifname \"wgl*\" ct zone set 1\n  iifname \"{device}\" ct zone set 1\n }}\n chain out {{\n  \
+             type nat hook postrouting priority srcnat;\n  \
+             iifname \"wgl*\" oifname \"{device}\" snat to {own}\n }}\n}}\n"
+        );
+    }
+    rules
 }
 
 /// Switches an nftables table with one chain per hook.

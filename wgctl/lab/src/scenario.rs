@@ -286,6 +286,8 @@ pub struct Expect {
     pub summary: Option<String>,
     /// An event of each of these kinds happens (`fail-static`, `notice`, …).
     pub kinds: Vec<String>,
+    /// In the end a candidate of another location shows a note on the location on trial that says this.
+    pub note: Option<String>,
     /// At most this many packets are lost.
     pub lost_max: Option<LostMax>,
     /// Both meters deliver again in the end.
@@ -324,6 +326,7 @@ impl Default for Expect {
             cause: Vec::new(),
             summary: None,
             kinds: Vec::new(),
+            note: None,
             lost_max: None,
             recovers: true,
             others_stay: true,

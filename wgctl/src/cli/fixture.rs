@@ -51,6 +51,7 @@ fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
             .map(|c| c.name.clone()),
         candidates,
         carried: None,
+        hidden_sources: Vec::new(),
         notes: Vec::new(),
     }
 }

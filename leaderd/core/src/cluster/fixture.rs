@@ -93,6 +93,7 @@ pub(super) fn location_status(location: &str, leaders: &[&str], epoch: u64) -> L
         candidates: Vec::new(),
         next: None,
         carried: None,
+        hidden_sources: Vec::new(),
         notes: Vec::new(),
     }
 }

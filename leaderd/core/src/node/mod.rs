@@ -189,10 +189,14 @@ impl Node {
             Input::Timeout => self.handle_timeout(now),
             Input::ProbeReply { probe, bytes } => {
                 if let Some(observer) = &mut self.observer {
-                    let before = observer.forged_replies();
+                    let before = (observer.forged_replies(), observer.rewritten_sources());
                     observer.handle_reply(now, probe, &bytes);
-                    if observer.forged_replies() > before {
+                    let after = (observer.forged_replies(), observer.rewritten_sources());
+                    if after.0 > before.0 {
                         self.count("probes.replies.bad-hmac");
+                    }
+                    if after.1 > before.1 {
+                        self.count("probes.source-rewritten");
                     }
                 }
             }

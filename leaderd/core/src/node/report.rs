@@ -78,6 +78,9 @@ impl Node {
         if carried == Some(true) {
             notes.push("leaderd's routes carry the workload: Kilo does not go through the leader yet, or does not get through".to_owned());
         }
+        let hidden_sources =
+            self.observer.as_ref().map(|o| o.hidden_sources(location)).unwrap_or_default();
+        notes.extend(hidden_sources.iter().map(ToString::to_string));
         LocationStatus {
             name: location.clone(),
             leaders: leaders
@@ -95,6 +98,7 @@ impl Node {
             candidates,
             next,
             carried,
+            hidden_sources,
             notes,
         }
     }

@@ -11,7 +11,6 @@ use crate::mesh::Mesh;
 use crate::time::Instant;
 use crate::verdict::{Cause, ProbeClass, Verdict};
 
-use super::smallest;
 use super::watch::Watch;
 
 /// A cycle of rounds: full size, pinned flow, relay and as-workload have one of them each.
@@ -182,7 +181,7 @@ impl Watch {
         target: usize,
         drawn: Option<u32>,
     ) -> Shot {
-        let least = smallest(self.targets[target].address.is_ipv6());
+        let least = self.targets[target].smallest();
         let size = match (class, drawn) {
             (ProbeClass::FullSize, _) => mesh.mtu.max(least),
             (ProbeClass::NewFlow, Some(drawn)) => {

@@ -63,8 +63,11 @@ impl Observer {
         }
         let packet = SenderPacket { seq, timestamp: stamp, ssid: target.ssid };
         let key = target.key.map(|k| self.keys.with(&k));
-        let payload =
-            packet.encode(key.as_ref(), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
+        let length = usize::from(shot.size.saturating_sub(UDP + ip_header(v6)));
+        let payload = match &key {
+            Some(key) => packet.encode_from(me.index, key, length),
+            None => packet.encode(None, length),
+        };
         let flow = match shot.path {
             Some(p) if pinned => Flow::Pinned(u32::from(target.ssid) << 8 | p as u32),
             _ => Flow::Fresh,
@@ -96,6 +99,7 @@ impl Observer {
                 watch: at,
                 shot,
                 sent: now.mono,
+                source,
                 ssid,
                 seq,
                 stamp,

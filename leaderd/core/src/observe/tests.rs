@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::*;
 use crate::io::ProbeError;
@@ -19,6 +19,7 @@ mod detection;
 mod families;
 mod foreign;
 mod service;
+mod sources;
 mod upkeep;
 
 pub(super) const fn ms(n: u64) -> Duration {
@@ -77,6 +78,10 @@ pub(super) struct World<'n> {
     rng: ChaCha8Rng,
     /// What a reflector that is not ours answers to a request.
     pub foreign: fn(&[u8]) -> Vec<u8>,
+    /// A source NAT: where a probe seems to come from, if not from where it does.
+    pub nat: fn(&Seen<'_>) -> Option<IpAddr>,
+    /// The reflectors are of a release that knows no TLV but padding.
+    pub older: bool,
     pub now: Instant,
     count: u64,
     pub sent: Vec<Instant>,
@@ -183,6 +188,8 @@ impl<'n> World<'n> {
             events: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(seed ^ 0xfeed),
             foreign: foreign::twamp_light,
+            nat: |_| None,
+            older: false,
             now: Instant(0),
             count: 0,
             sent: vec![],
@@ -265,7 +272,7 @@ impl<'n> World<'n> {
             random,
         };
         let fate = (self.network)(&seen);
-        let from = SocketAddr::new(p.source, 40_000);
+        let from = SocketAddr::new((self.nat)(&seen).unwrap_or(p.source), 40_000);
         let (after, result) = match fate {
             Fate::Lost => return,
             Fate::Fails(error, after) => (after, Answer::Error(error)),
@@ -279,11 +286,11 @@ impl<'n> World<'n> {
             }
             Fate::Back(_) | Fate::LostBack => {
                 let now = self.clock();
-                let bytes = self
-                    .reflectors
-                    .get_mut(&target)
-                    .unwrap()
-                    .handle(now, from, p.target, 62, &p.payload);
+                let reflector = self.reflectors.get_mut(&target).unwrap();
+                let bytes = match self.older {
+                    false => reflector.handle(now, from, p.target, 62, &p.payload),
+                    true => sources::older(reflector, now, from, p.target, &p.payload),
+                };
                 match fate {
                     Fate::Back(rtt) => (rtt, Answer::Reply(bytes.expect("the reflector answers"))),
                     _ => return,

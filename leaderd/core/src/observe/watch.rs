@@ -12,6 +12,7 @@ use super::evidence::{Cell, Path, Target};
 use super::kilo::KiloWay;
 use super::rtt::Rtt;
 use super::service::ServiceWatch;
+use super::sources::Sources;
 use super::verify::Verify;
 
 /// How long a location that is watched slowly is watched at full rate after a loss.
@@ -85,6 +86,7 @@ pub(super) struct Watch {
     speaks: [[bool; 2]; 2],
     pub rtt: Rtt,
     pub as_workload_sent: u64,
+    pub as_workload_sources: Sources,
     pub verify: Option<Verify>,
     /// Kilo's way, while it is being tried.
     pub kilo: Option<KiloWay>,
@@ -178,6 +180,7 @@ impl Watch {
             speaks: Default::default(),
             rtt: Rtt::new(),
             as_workload_sent: 0,
+            as_workload_sources: Sources::default(),
             verify: None,
             kilo: None,
         };
@@ -206,13 +209,15 @@ impl Watch {
             {
                 // Its ring speaks of the old targets by number.
                 let partial = old.partial.iter().filter_map(number_now).collect();
-                *path = Path { ring: Default::default(), partial, burst: None, ..old };
+                let sources = old.sources.renumbered(number_now);
+                *path = Path { ring: Default::default(), partial, sources, burst: None, ..old };
             }
         }
         self.epoch = old.epoch;
         self.leaders = old.leaders;
         self.report_seq = old.report_seq;
         self.rtt = old.rtt;
+        self.as_workload_sources = old.as_workload_sources.renumbered(number_now);
         self.verify = old.verify.map(Verify::forget_targets);
         self.kilo = old.kilo;
     }

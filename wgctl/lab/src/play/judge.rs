@@ -63,6 +63,16 @@ impl Session {
         all.max_by_key(|(epoch, _)| *epoch).map(|(_, leader)| leader)
     }
 
+    /// What the nodes of other locations note on this one.
+    fn notes_elsewhere(&self, location: &str) -> Vec<String> {
+        let elsewhere = |n: &usize| self.world.nodes[*n].node.location != self.trial;
+        (0..self.world.nodes.len())
+            .filter(elsewhere)
+            .filter_map(|n| Some(self.world.status(n).ok()?.location(location)?.notes.clone()))
+            .flatten()
+            .collect()
+    }
+
     /// Everything that is not as expected.
     fn wrong(&self, r: &RunResult) -> Vec<String> {
         let scenario = &self.world.scenario;
@@ -103,6 +113,11 @@ impl Session {
         }
         for kind in &e.kinds {
             must(self.count(location, kind) > 0, format!("no event of kind {kind}"));
+        }
+        if let Some(words) = &e.note {
+            let notes = self.notes_elsewhere(location);
+            let said = notes.iter().any(|n| n.contains(words.as_str()));
+            must(said, format!("no note says {words:?}: {notes:?}"));
         }
         for m in &r.meters {
             let most = e.lost_max.unwrap_or(LostMax { new_flows: None, established: None });
