@@ -4,6 +4,9 @@
 //! On whichever WireGuard this machine has, or the one that `LEADERD_WIREGUARD` names. `leaderd/tests/userspace.rs` has these
 //! tests as a module, and there they run on leaderd's own.
 
+#[path = "kernel/transit.rs"]
+mod transit;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -112,7 +115,7 @@ fn dev(name: &str) -> InterfaceName {
     name.parse().unwrap()
 }
 
-/// Two planes with IPv4 and IPv6, a VXLAN device with a neighbour, groups, rules, sysctls.
+/// Two planes with IPv4 and IPv6, a VXLAN device with a neighbour, groups, rules, sysctls, and transit that is not tracked.
 fn two_planes() -> Network {
     let mut net = Network::default();
     for plane in 0..2u8 {
@@ -199,6 +202,11 @@ fn two_planes() -> Network {
         net.sysctls.insert(path.into(), "1".into());
     }
     net.sysctls.insert("net/ipv4/nexthop_compat_mode".into(), "0".into());
+    net.untracked = Shared::new(Some(Transit {
+        own: transit::prefixes(&["10.43.9.0/24"]),
+        near: transit::prefixes(&["10.43.0.0/16", "100.127.0.0/16", "fd43::/48"]),
+        far: transit::prefixes(&["10.42.0.0/16", "100.127.0.0/16", "fd42::/48"]),
+    }));
     net
 }
 
@@ -281,6 +289,7 @@ fn drift_is_repaired() {
             "ip route replace blackhole 10.42.2.0/24 proto 76 metric 50".to_owned(),
             "sysctl -qw net.ipv4.ip_forward=0".to_owned(),
             "sysctl -qw net.ipv4.conf.wgl0.rp_filter=1".to_owned(),
+            "nft delete table inet leaderd".to_owned(),
         ] {
             sh(&drift);
             let repaired =
@@ -328,7 +337,7 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
         );
         sh("bridge fdb append 02:00:00:00:00:77 dev vxother dst 192.0.2.7");
         let look = "ip nexthop; ip route; ip -6 route | grep -v fe80; ip rule; ip -br link | sed 's/@.*//;s/ .*//' | sort; \
-                    bridge fdb show dev vxother; ip addr show dev eth9 | grep inet";
+                    bridge fdb show dev vxother; nft list tables; ip addr show dev eth9 | grep inet";
         let before = sh(look);
         let steward = programmed(&two_planes()).await;
         assert_ne!(sh(look), before);

@@ -123,6 +123,8 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
         Change::RemoveRoute { key } => {
             net.routes.remove(&key);
         }
+        Change::SetUntracked { transit } => *net.untracked = Some(transit),
+        Change::RemoveUntracked => *net.untracked = None,
     }
 }
 

@@ -186,6 +186,8 @@ impl ModelKernel {
                 self.check_route(key, via)
             }
             Change::RemoveRoute { key } => ensure(net.routes.contains_key(key), "no such route"),
+            Change::SetUntracked { .. } => Ok(()),
+            Change::RemoveUntracked => ensure(net.untracked.is_some(), "no such table"),
         }
     }
 

@@ -264,7 +264,7 @@ fn rule(kind: u16, flags: u16, rule: &Rule) -> Message {
     }
 }
 
-/// The message of a change that is one; `None` for sysctls, WireGuard and the creation of devices.
+/// The message of a change that is one; `None` for sysctls, WireGuard, the creation of devices, and nf_tables.
 pub fn encode(change: &Change) -> io::Result<Option<Message>> {
     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
     Ok(Some(match change {
@@ -317,6 +317,8 @@ pub fn encode(change: &Change) -> io::Result<Option<Message>> {
         | Change::DeleteLink { .. }
         | Change::SetWireguard { .. }
         | Change::SetPeer { .. }
-        | Change::RemovePeer { .. } => return Ok(None),
+        | Change::RemovePeer { .. }
+        | Change::SetUntracked { .. }
+        | Change::RemoveUntracked => return Ok(None),
     }))
 }

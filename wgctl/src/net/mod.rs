@@ -5,9 +5,11 @@ mod encode;
 mod kernel;
 mod link;
 mod netlink;
+mod nft;
 mod observe;
 mod steward;
 mod sysctl;
+mod untracked;
 mod watch;
 mod way;
 

@@ -1,7 +1,7 @@
 //! What of ours the kernel has.
 //!
 //! Ours are: devices that the plan names or that carry our alias, what hangs on them, nexthops in our range of ids, and
-//! routes and rules with our protocol number. Everything else is not looked at.
+//! routes and rules with our protocol number; besides, the table of `nft`. Everything else is not looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -87,7 +87,7 @@ fn link(message: &Received) -> Option<Link> {
     })
 }
 
-/// All but WireGuard's own view of its devices: `wireguard` tells that, or `None` if it is no WireGuard device that
+/// All but nf_tables and WireGuard's own view of its devices: `wireguard` tells that, or `None` if it is no WireGuard device that
 /// answers.
 pub(super) fn observe(
     netlink: &mut Netlink,
