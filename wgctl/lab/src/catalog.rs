@@ -10,6 +10,12 @@ macro_rules! catalogue {
 
 catalogue![
     "kilo-489",
+    "cilium-489",
+    "cilium-planned",
+    "fabric-489",
+    "fabric-direct",
+    "flannel-489",
+    "flannel-planned",
     "all-sick",
     "daemon-kill",
     "daemon-pause",
