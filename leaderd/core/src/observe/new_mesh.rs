@@ -94,7 +94,11 @@ impl Observer {
         let mesh = self.mesh.clone();
         let mut ssids = Vec::new();
         let mut watch = Watch::new(&mesh, me, location, now.mono, || {
+            // Other locations' are in use: there are far fewer targets than numbers.
             self.next_ssid = self.next_ssid.wrapping_add(1);
+            while self.by_ssid.contains_key(&self.next_ssid) {
+                self.next_ssid = self.next_ssid.wrapping_add(1);
+            }
             ssids.push(self.next_ssid);
             self.next_ssid
         });
