@@ -168,9 +168,10 @@ impl Engine {
         if let Input::Programmed { error: None, .. } = input {
             self.ready = true;
         }
-        let mesh_changed = matches!(input, Input::MeshChanged(_));
+        let mesh = self.node.mesh().clone();
         self.node.handle_input(now, input);
-        if mesh_changed {
+        // Another file, or other addresses that nodes are probed at.
+        if !Arc::ptr_eq(&mesh, self.node.mesh()) {
             self.peers_changed();
         }
         self.drain();
@@ -334,6 +335,7 @@ mod tests {
             seed: 1,
             resolved: BTreeMap::new(),
             lan_device: None,
+            lan_mtu: None,
         };
         let node = Node::new(config, clock.now()).unwrap();
 

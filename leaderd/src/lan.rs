@@ -1,5 +1,5 @@
 //! This node's LAN device: the one that the mesh names, else the one that has its address. That one is followed while the
-//! daemon runs: DHCP may be later than the daemon, and an address may move or be changed in the mesh file.
+//! daemon runs, and its MTU: DHCP may be later than the daemon, and an address may move or be changed in the mesh file.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -7,6 +7,7 @@ use std::time::Duration;
 use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::Mesh;
 use nix::ifaddrs::getifaddrs;
+use wgctl::net::LinkWatch;
 use wgctl_plan::InterfaceName;
 
 /// How often it is looked at.
@@ -16,18 +17,19 @@ pub const LOOK: Duration = Duration::from_secs(5);
 pub struct LanDevice {
     me: NodeName,
     in_use: Option<InterfaceName>,
+    mtu: Option<u32>,
     /// The address that no interface had, told once.
     missed: Option<IpAddr>,
 }
 
 impl LanDevice {
     pub fn new(me: NodeName) -> Self {
-        Self { me, in_use: None, missed: None }
+        Self { me, in_use: None, mtu: None, missed: None }
     }
 
-    /// Looks which device it is now. True if it is another one than before. Must be called within a tokio runtime.
-    pub async fn look(&mut self, mesh: &Mesh) -> bool {
-        let Some(node) = mesh.node(&self.me) else { return false };
+    /// Looks which device it is now. Must be called within a tokio runtime.
+    pub async fn look(&mut self, mesh: &Mesh) -> Changed {
+        let Some(node) = mesh.node(&self.me) else { return Changed::default() };
         let (named, address) = (node.device.as_ref(), node.address);
         let mut found = Vec::new();
         if named.is_none() {
@@ -41,9 +43,19 @@ impl LanDevice {
             tracing::warn!(node.address = %address, "no interface has this node's address");
         }
         let now = choose(named, self.in_use.as_ref(), &found);
-        let other = now != self.in_use;
+        let device = now != self.in_use;
         self.in_use = now;
-        other
+        // One that is gone for a moment had better keep what follows from its MTU.
+        let mtu = match &self.in_use {
+            Some(name) => mtu_of(name).await.or(self.mtu.filter(|_| !device)),
+            None => None,
+        };
+        let before = std::mem::replace(&mut self.mtu, mtu);
+        Changed { device, mtu: before != mtu }
+    }
+
+    pub const fn mtu(&self) -> Option<u32> {
+        self.mtu
     }
 
     pub fn name(&self) -> Option<&InterfaceName> {
@@ -58,6 +70,18 @@ impl LanDevice {
         }
         mesh
     }
+}
+
+/// What is another than at the look before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Changed {
+    pub device: bool,
+    pub mtu: bool,
+}
+
+async fn mtu_of(device: &InterfaceName) -> Option<u32> {
+    let state = LinkWatch::open(device).ok()?.next().await.ok()??;
+    Some(state.mtu)
 }
 
 /// `found`: the devices that have the address. Routes stay where they are while they can, also while no device has it: a lease
@@ -122,21 +146,24 @@ mod tests {
         };
         let mut lan = LanDevice::new(me.clone());
         set(&mut mesh, [192, 0, 2, 200], None);
-        assert!(!lan.look(&mesh).await, "nobody has this address");
+        assert_eq!(lan.look(&mesh).await, Changed::default(), "nobody has this address");
+        assert_eq!(lan.mtu(), None);
         assert_eq!(lan.put_into(&mesh).node(&me).unwrap().device, None);
 
         set(&mut mesh, [127, 0, 0, 1], None);
-        assert!(lan.look(&mesh).await);
-        assert!(!lan.look(&mesh).await, "it is told once");
+        assert_eq!(lan.look(&mesh).await, Changed { device: true, mtu: true });
+        assert_eq!(lan.look(&mesh).await, Changed::default(), "it is told once");
+        assert_eq!(lan.mtu(), Some(65_536));
         assert_eq!(lan.put_into(&mesh).node(&me).unwrap().device, Some(device("lo")));
         assert_eq!(lan.put_into(&mesh).hash, mesh.hash, "the file is the same one");
 
         set(&mut mesh, [192, 0, 2, 200], None);
-        assert!(!lan.look(&mesh).await, "the new address is not there yet");
+        assert_eq!(lan.look(&mesh).await, Changed::default(), "the new address is not there yet");
         assert_eq!(lan.name(), Some(&device("lo")));
 
         set(&mut mesh, [192, 0, 2, 200], Some(device("eth9")));
-        assert!(lan.look(&mesh).await);
+        let changed = lan.look(&mesh).await;
+        assert_eq!(changed, Changed { device: true, mtu: true }, "and there is no such device");
         assert_eq!(lan.put_into(&mesh).node(&me).unwrap().device, Some(device("eth9")));
     }
 }

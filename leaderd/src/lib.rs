@@ -4,6 +4,7 @@
 //! carries it out; shells never call each other. [`userspace`] is a program of its own beside the daemon. With feature
 //! `kubernetes` there is one shell more, which reads the cluster and tells it what is decided.
 
+pub mod addresses;
 pub mod admin;
 pub mod cli;
 pub mod clock;

@@ -133,6 +133,11 @@ fn registry(s: &Snapshot) -> Registry {
         "Generation of the mesh file in use",
         vec![(vec![], s.status.generation.0 as f64)],
     );
+    gauges(
+        "probe_addresses",
+        "Addresses that this node holds and is probed at; 0: none",
+        vec![(vec![], s.status.probe_addresses.len() as f64)],
+    );
     gauges("ready", "The network was programmed", vec![(vec![], flag(s.ready))]);
     gauges("peers", "Peers of the control channel", vec![(vec![], s.peers as f64)]);
     gauges("peers_connected", "Peers that are connected", vec![(vec![], s.peers_connected as f64)]);
@@ -191,6 +196,19 @@ fn registry(s: &Snapshot) -> Registry {
     );
     let mtu = candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.path_mtu?))));
     gauges("path_mtu_bytes", "Largest packet known to pass", mtu.collect());
+    let hidden = locations.iter().flat_map(|l| {
+        let through = |h: &leaderd_core::status::HiddenSource| {
+            h.through.as_ref().map_or_else(String::new, ToString::to_string)
+        };
+        l.hidden_sources
+            .iter()
+            .map(move |h| (vec![("location", l.name.to_string()), ("node", through(h))], 1.0))
+    });
+    gauges(
+        "source_rewritten",
+        "1 where sources of probes do not survive the way through a candidate, or without a node that of the workload",
+        hidden.collect(),
+    );
     for (name, help, count) in [
         ("services_asked", "Services of the mesh file that were asked through a candidate", 1),
         ("services_up", "Those of them that answer through it", 0),
@@ -233,7 +251,7 @@ fn registry(s: &Snapshot) -> Registry {
 #[cfg(test)]
 mod tests {
     use leaderd_core::ids::Epoch;
-    use leaderd_core::status::{LocationStatus, Status};
+    use leaderd_core::status::{HiddenSource, LocationStatus, Status};
 
     use super::*;
 
@@ -252,6 +270,12 @@ mod tests {
             candidates: vec![],
             next: None,
             carried: None,
+            hidden_sources: vec![HiddenSource {
+                through: Some("cloud-1".parse().unwrap()),
+                target: "cloud-2".parse().unwrap(),
+                sent_from: [100, 127, 0, 1].into(),
+                arrived_from: [10, 42, 4, 0].into(),
+            }],
             notes: vec![],
         };
         let status = Status {
@@ -262,6 +286,7 @@ mod tests {
             mesh_hash: String::new(),
             other_generations: Default::default(),
             backend: "wireguard-go".into(),
+            probe_addresses: vec![],
             locations: vec![location],
         };
         let snapshot = Snapshot {
@@ -279,6 +304,7 @@ mod tests {
         for line in [
             r#"leaderd_leader{location="cloud",node="cloud-1"} 1.0"#,
             r#"leaderd_epoch{location="cloud"} 7.0"#,
+            r#"leaderd_source_rewritten{location="cloud",node="cloud-1"} 1.0"#,
             r#"leaderd_blackout_last_seconds{location="cloud"} 0.25"#,
             "leaderd_core_probes_lost_total 3",
             "leaderd_shell_persist_latency_seconds 0.0015",

@@ -207,7 +207,11 @@ pub async fn watch(
                 continue;
             }
             _ = lan_looks.tick() => {
-                if lan.look(&mesh).await {
+                let changed = lan.look(&mesh).await;
+                if changed.mtu {
+                    inputs.send(Input::LanMtu(lan.mtu())).await?;
+                }
+                if changed.device {
                     let device = lan.name().map(ToString::to_string);
                     tracing::info!(device.name = device, "this node's address is on another LAN device now");
                     inputs.send(Input::MeshChanged(Box::new(lan.put_into(&mesh)))).await?;
@@ -234,7 +238,9 @@ pub async fn watch(
                     names.reset();
                     // First the names, so that the new nodes have addresses at once.
                     inputs.send(Input::Resolved(resolved.clone())).await?;
-                    lan.look(&mesh).await;
+                    if lan.look(&mesh).await.mtu {
+                        inputs.send(Input::LanMtu(lan.mtu())).await?;
+                    }
                     inputs.send(Input::MeshChanged(Box::new(lan.put_into(&mesh)))).await?;
                 }
             },
@@ -267,8 +273,8 @@ mod tests {
         let watching = watch(source, me.clone(), mesh, BTreeMap::new(), lan, inputs);
         tokio::select! {
             ended = watching => panic!("it ended: {ended:?}"),
-            input = received.recv() => match input {
-                Some(Input::MeshChanged(told)) => {
+            inputs = async { [received.recv().await, received.recv().await] } => match inputs {
+                [Some(Input::LanMtu(Some(65_536))), Some(Input::MeshChanged(told))] => {
                     assert_eq!(told.node(&me).unwrap().device, "lo".parse().ok());
                 }
                 other => panic!("{other:?}"),

@@ -31,7 +31,7 @@ use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{confine, kilo, log, metrics, network, reload, resolve};
+use crate::{addresses, confine, kilo, log, metrics, network, reload, resolve};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -176,7 +176,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     let mesh = Arc::new(file.clone());
     let mut lan = LanDevice::new(me.clone());
     lan.look(&mesh).await;
-    let lan_device = lan.name().cloned();
+    let (lan_device, lan_mtu) = (lan.name().cloned(), lan.mtu());
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
     let seed = u64::from_le_bytes(seed);
@@ -193,6 +193,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
                 seed,
                 resolved: resolved.clone(),
                 lan_device: lan_device.as_ref().map(ToString::to_string),
+                lan_mtu,
                 now,
             };
             Some(
@@ -202,6 +203,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
+    tokio::spawn(addresses::watch(me.clone(), meshes_rx.clone(), inputs.clone()));
     kilo::start(me.clone(), meshes_rx, kilo_nodes, inputs.clone())?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
@@ -212,6 +214,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         seed,
         resolved: resolved.clone(),
         lan_device,
+        lan_mtu,
     };
     let node = Node::new(config, now).context("cannot take up where the store left off")?;
 

@@ -57,6 +57,52 @@ fn write_the_corpus_of_store_records() {
     seed("decision", Restored { decision: Some(vec![1, 2, 3]), ..log });
 }
 
+/// Probes with TLVs, good and damaged: `cargo test -p tests --test corpus write_the_corpus -- --ignored`.
+#[test]
+#[ignore = "writes files"]
+fn write_the_corpus_of_probes() {
+    use leaderd_core::ids::NodeIndex;
+    use leaderd_core::probe::keys::HmacKey;
+    use leaderd_core::probe::stamp::{
+        AUTHENTICATED_LEN, ERROR_ESTIMATE, Location, Ntp, REQUEST_LEN, ReflectorPacket,
+        SenderPacket,
+    };
+
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/stamp");
+    let write = |name: &str, bytes: &[u8]| {
+        std::fs::write(dir.join(name), bytes).expect("a directory that can be written");
+    };
+    let key = HmacKey::new([0; 32]);
+    let packet = SenderPacket { seq: 7, timestamp: Ntp(9), ssid: 5 };
+    let request = packet.encode_from(NodeIndex(3), &key, 180);
+    write("named", &request);
+    write("named-cut", &request[..REQUEST_LEN - 9]);
+    let changed = |at: usize, to: u8| {
+        let mut bytes = request.clone();
+        bytes[at] = to;
+        bytes
+    };
+    write("named-wrong-hmac", &changed(REQUEST_LEN - 1, 0));
+    write("named-overlong", &changed(AUTHENTICATED_LEN + 2, 0xff));
+    write("named-location-short", &changed(AUTHENTICATED_LEN + 11, 3));
+    write(
+        "named-hmac-twice",
+        &[&request[..REQUEST_LEN], &request[REQUEST_LEN - 20..REQUEST_LEN]].concat(),
+    );
+    let reply = ReflectorPacket {
+        seq: 1,
+        timestamp: Ntp(1),
+        ssid: 5,
+        received: Ntp(1),
+        sender_seq: 7,
+        sender_timestamp: Ntp(9),
+        sender_error: ERROR_ESTIMATE,
+        sender_ttl: 63,
+        location: Some(Location { source: ([10, 42, 4, 0], 40_000).into(), port: 8620 }),
+    };
+    write("told", &reply.encode(Some(&key), &request));
+}
+
 /// Short recordings, whole and not: `cargo test -p tests --test corpus write_the_corpus -- --ignored`.
 #[test]
 #[ignore = "writes files"]

@@ -5,6 +5,8 @@
 //! `$KILO_KG` names the real Kilo agent, for whoever has it; without it the stand-in plays. `--meter-every=5ms` makes the meters slower, `--moves=6` moves the stand-in alone so often. `$LEADERD_WIREGUARD` (`kernel`,
 //! `wireguard-go`) says who does WireGuard, the stand-in's and leaderd's. Logs of etcd, the API server and the daemons are kept in `TARGET/kilo/logs`.
 
+#[path = "kilo/addresses.rs"]
+mod addresses;
 #[path = "kilo/agent.rs"]
 mod agent;
 #[path = "kilo/alone.rs"]
@@ -41,6 +43,7 @@ const TESTS: &[Test] = &[
     ),
     ("with_leaderd_new_flows_end", (Beside::Leaderd, beside::new_flows_end)),
     ("planned_promotion_loses_nothing", (Beside::Leaderd, beside::a_planned_promotion)),
+    ("probe_addresses_are_published", (Beside::Leaderd, addresses::are_published)),
     ("api_server_away_during_the_fault", (Beside::Leaderd, beside::the_api_server_is_away)),
     ("a_person_annotates_a_node", (Beside::Leaderd, beside::a_person_annotates_a_node)),
     ("pool_edited_during_failover", (Beside::Leaderd, beside::a_pool_edited_during_failover)),

@@ -4,6 +4,9 @@
 //! On whichever WireGuard this machine has, or the one that `LEADERD_WIREGUARD` names. `leaderd/tests/userspace.rs` has these
 //! tests as a module, and there they run on leaderd's own.
 
+#[path = "kernel/transit.rs"]
+mod transit;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -112,7 +115,7 @@ fn dev(name: &str) -> InterfaceName {
     name.parse().unwrap()
 }
 
-/// Two planes with IPv4 and IPv6, a VXLAN device with a neighbour, groups, rules, sysctls.
+/// Two planes with IPv4 and IPv6, a VXLAN device with a neighbour, groups, rules, sysctls, and transit that is not tracked.
 fn two_planes() -> Network {
     let mut net = Network::default();
     for plane in 0..2u8 {
@@ -166,11 +169,11 @@ fn two_planes() -> Network {
     net.nexthops.insert(id(21), Nexthop::Blackhole { family: Family::V4 });
     net.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(0)]) });
     net.nexthops.insert(id(101), Nexthop::Group { members: BTreeSet::from([id(10), id(11)]) });
-    net.routes.insert(route("10.42.1.0/24"), RouteVia::Nexthop(id(100)));
-    net.routes.insert(route("10.42.2.0/24"), RouteVia::Nexthop(id(100)));
-    net.routes.insert(route("fd42:0:0:1::/64"), RouteVia::Nexthop(id(101)));
-    net.routes.insert(route("10.43.1.0/24"), RouteVia::Nexthop(id(20)));
-    net.routes.insert(route("10.44.0.0/16"), RouteVia::Nexthop(id(21)));
+    net.routes.insert(route("10.42.1.0/24"), RouteVia::Nexthop { id: id(100), source: None });
+    net.routes.insert(route("10.42.2.0/24"), RouteVia::Nexthop { id: id(100), source: None });
+    net.routes.insert(route("fd42:0:0:1::/64"), RouteVia::Nexthop { id: id(101), source: None });
+    net.routes.insert(route("10.43.1.0/24"), RouteVia::Nexthop { id: id(20), source: None });
+    net.routes.insert(route("10.44.0.0/16"), RouteVia::Nexthop { id: id(21), source: None });
     net.routes.insert(
         RouteKey { table: 7946, ..route("10.45.0.0/16") },
         RouteVia::Device { dev: dev("wgl1"), source: Some("100.127.16.5".parse().unwrap()) },
@@ -199,6 +202,11 @@ fn two_planes() -> Network {
         net.sysctls.insert(path.into(), "1".into());
     }
     net.sysctls.insert("net/ipv4/nexthop_compat_mode".into(), "0".into());
+    net.untracked = Shared::new(Some(Transit {
+        own: transit::prefixes(&["10.43.9.0/24"]),
+        near: transit::prefixes(&["10.43.0.0/16", "100.127.0.0/16", "fd43::/48"]),
+        far: transit::prefixes(&["10.42.0.0/16", "100.127.0.0/16", "fd42::/48"]),
+    }));
     net
 }
 
@@ -281,6 +289,7 @@ fn drift_is_repaired() {
             "ip route replace blackhole 10.42.2.0/24 proto 76 metric 50".to_owned(),
             "sysctl -qw net.ipv4.ip_forward=0".to_owned(),
             "sysctl -qw net.ipv4.conf.wgl0.rp_filter=1".to_owned(),
+            "nft delete table inet leaderd".to_owned(),
         ] {
             sh(&drift);
             let repaired =
@@ -328,7 +337,7 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
         );
         sh("bridge fdb append 02:00:00:00:00:77 dev vxother dst 192.0.2.7");
         let look = "ip nexthop; ip route; ip -6 route | grep -v fe80; ip rule; ip -br link | sed 's/@.*//;s/ .*//' | sort; \
-                    bridge fdb show dev vxother; ip addr show dev eth9 | grep inet";
+                    bridge fdb show dev vxother; nft list tables; ip addr show dev eth9 | grep inet";
         let before = sh(look);
         let steward = programmed(&two_planes()).await;
         assert_ne!(sh(look), before);
@@ -487,9 +496,10 @@ fn ten_thousand_prefixes_fit_one_peer_and_ten_thousand_routes_one_group() {
             for w in desired.wireguard.values_mut() {
                 w.peers.values_mut().for_each(|p| p.allowed_ips.extend([prefix]));
             }
-            desired
-                .routes
-                .insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(id(100)));
+            desired.routes.insert(
+                RouteKey { table: 254, prefix, metric: 50 },
+                RouteVia::Nexthop { id: id(100), source: None },
+            );
         }
         let mut steward = programmed(&desired).await;
         assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);

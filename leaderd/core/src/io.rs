@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
-use wgctl_plan::Network;
+use wgctl_plan::{InterfaceName, Network};
 
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::ids::{LocationName, NodeName, Slot};
@@ -81,6 +81,17 @@ pub enum Input {
     ProbeConnected {
         probe: ProbeId,
     },
+    /// The addresses within this node's workload prefixes that this host holds. Sent once at the start, and when they change.
+    Addresses(Vec<HeldAddress>),
+    /// The MTU of this node's LAN device is another now; `None` if there is no such device.
+    LanMtu(Option<u32>),
+}
+
+/// An address that this host answers at.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct HeldAddress {
+    pub device: InterfaceName,
+    pub address: IpAddr,
 }
 
 /// What Kilo does on this node, as the kernel has it, whatever Kilo means to do.

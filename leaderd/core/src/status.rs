@@ -1,6 +1,8 @@
 //! What a daemon knows, as `wgctl status --json` prints it.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,9 @@ pub struct Status {
     pub other_generations: BTreeMap<NodeName, Generation>,
     /// Who does WireGuard: `kernel`, `wireguard-go` or `leaderd`.
     pub backend: String,
+    /// Workload addresses that this node holds and is probed at; none: nothing proves that its workloads are reached.
+    #[serde(default)]
+    pub probe_addresses: Vec<IpAddr>,
     pub locations: Vec<LocationStatus>,
 }
 
@@ -45,8 +50,41 @@ pub struct LocationStatus {
     /// Where Kilo steers too: whether this node's traffic to the location takes leaderd's routes now (`true`), or Kilo's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub carried: Option<bool>,
+    /// Where the sources of this node's probes do not survive on the way to another location.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hidden_sources: Vec<HiddenSource>,
     /// Why nothing would move although the leader is degraded, or what else an operator should know.
     pub notes: Vec<String>,
+}
+
+/// A source NAT on the way: a probe that this node sent arrived from another address.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HiddenSource {
+    /// The candidate whose tunnel it took; none: it went as the workload does.
+    pub through: Option<NodeName>,
+    /// Where it arrived: the candidate itself, or a node behind it.
+    pub target: NodeName,
+    pub sent_from: IpAddr,
+    pub arrived_from: IpAddr,
+}
+
+impl fmt::Display for HiddenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { through, target, sent_from, arrived_from } = self;
+        let (who, place) = match through {
+            Some(relay) if relay != target => (format!("{relay} hides sources"), "on the relay"),
+            Some(relay) => (format!("sources are rewritten on the way to {relay}"), "before it"),
+            None => (
+                "sources of workloads are rewritten on the way".to_owned(),
+                "of a CNI, or a firewall's",
+            ),
+        };
+        write!(
+            f,
+            "{who}: a probe from {sent_from} arrived at {target} from {arrived_from} (source NAT {place}); keep \
+             what comes from or goes to other locations out of its masquerade rules"
+        )
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -1,5 +1,7 @@
 //! Frames of the control channel (QUIC), between authenticated nodes. Encoded with postcard behind a version byte.
 
+use std::net::IpAddr;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -62,6 +64,10 @@ pub enum Frame {
         id: u64,
         response: AdminResponse,
     },
+    /// Where nodes answer probes, none where they hold no such address: the sender itself, and those of whom it heard that the
+    /// receiver has no connection with. Daemons of before this frame refuse it, and keep what the mesh file says; it is not in
+    /// the hello, as they would refuse that whole.
+    Addresses(Vec<(NodeName, Vec<IpAddr>)>),
 }
 
 /// The frames that are relayed, at their places in [`Frame`]. Frames within frames would be read by recursion, and a
@@ -137,6 +143,7 @@ impl Frame {
             Self::Relayed { .. } => "relayed",
             Self::Forward { .. } => "forward",
             Self::Forwarded { .. } => "forwarded",
+            Self::Addresses(_) => "addresses",
         }
     }
 

@@ -89,6 +89,7 @@ fn a_thousand_locations_of_three_candidates_are_a_mesh_too() {
         leaders: &leaders,
         resolved: &resolved,
         lan_device: None,
+        lan_mtu: None,
         carried: &Default::default(),
     });
     assert!(net.wireguard.values().all(|w| w.peers.len() == 999));

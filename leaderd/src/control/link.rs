@@ -87,7 +87,8 @@ impl Link {
             | Frame::Ack { .. }
             | Frame::Verified { .. }
             | Frame::Relayed { .. }
-            | Frame::Hello(_) => true,
+            | Frame::Hello(_)
+            | Frame::Addresses(_) => true,
             Frame::Raft { .. } | Frame::Forward { .. } | Frame::Forwarded { .. } => false,
         };
         if urgent && self.connection.max_datagram_size().is_some_and(|max| bytes.len() <= max) {
@@ -278,6 +279,7 @@ macro_rules! counter_by_kind {
                 Frame::Hello(_) => concat!($prefix, "hello"),
                 Frame::Forward { .. } => concat!($prefix, "forward"),
                 Frame::Forwarded { .. } => concat!($prefix, "forwarded"),
+                Frame::Addresses(_) => concat!($prefix, "addresses"),
             }
         }
     };

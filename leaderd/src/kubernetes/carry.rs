@@ -91,7 +91,7 @@ impl Call {
     pub fn what(&self) -> &'static str {
         match self {
             Self::Beat => "get of this node",
-            Self::Own(_) => "public keys of this node",
+            Self::Own(_) => "annotations of this node",
             Self::Mesh { .. } => "ConfigMap leaderd-mesh",
             Self::Node { status: false, .. } => "annotations of a node",
             Self::Node { status: true, .. } => "condition of a node",

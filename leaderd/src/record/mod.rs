@@ -48,6 +48,7 @@ pub struct Header {
     /// DNS names of endpoints.
     pub resolved: BTreeMap<String, IpAddr>,
     pub lan_device: Option<String>,
+    pub lan_mtu: Option<u32>,
     pub now: Now,
 }
 

@@ -255,6 +255,7 @@ mod tests {
             seed: 7,
             resolved: BTreeMap::new(),
             lan_device: None,
+            lan_mtu: None,
             now: Now::default(),
         }
     }

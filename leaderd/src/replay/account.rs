@@ -139,9 +139,11 @@ impl Account {
         let tell = match input {
             Input::PeerUp { node, .. } => self.up.insert(node.clone()),
             Input::PeerDown { node } => self.up.remove(node),
-            Input::Local(_) | Input::Admin { .. } | Input::MeshChanged(_) | Input::Resolved(_) => {
-                true
-            }
+            Input::Local(_)
+            | Input::Admin { .. }
+            | Input::MeshChanged(_)
+            | Input::Resolved(_)
+            | Input::LanMtu(_) => true,
             Input::Programmed { error, .. } => error.is_some(),
             _ => false,
         };

@@ -80,6 +80,7 @@ fn run<R: Read>(header: Header, records: &mut Records<R>, account: &mut Account)
         seed: header.seed,
         resolved: header.resolved,
         lan_device,
+        lan_mtu: header.lan_mtu,
     };
     let mut node = match caught(|| Node::new(config, start)) {
         Ok(Ok(node)) => node,

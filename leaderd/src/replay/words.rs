@@ -183,6 +183,8 @@ pub fn kind(input: &Input) -> &'static str {
         Input::Resolved(_) => "endpoints resolved",
         Input::MeshChanged(_) => "mesh files",
         Input::Kilo(_) => "what Kilo does",
+        Input::Addresses(_) => "addresses held",
+        Input::LanMtu(_) => "MTUs of the LAN",
     }
 }
 
@@ -213,6 +215,9 @@ pub fn input(input: &Input) -> String {
         Input::Admin { request, .. } => format!("command {request:?}"),
         Input::Resolved(names) => format!("{} endpoints resolved", names.len()),
         Input::MeshChanged(mesh) => format!("mesh file of generation {}", mesh.generation),
+        Input::Addresses(held) => format!("{} addresses within this node's prefixes", held.len()),
+        Input::LanMtu(Some(mtu)) => format!("the LAN device has an MTU of {mtu}"),
+        Input::LanMtu(None) => "there is no LAN device".to_owned(),
         Input::Kilo(facts) => {
             let ways = facts.ways.iter().map(|(l, n)| format!("to {l} through {n}"));
             format!("Kilo goes {}", ways.collect::<Vec<_>>().join(", "))

@@ -145,6 +145,7 @@ impl Core {
             seed: 1,
             resolved: Default::default(),
             lan_device: None,
+            lan_mtu: None,
         };
         let node = Node::new(config, now(0))?;
         Ok(Self { node, from: "cloud-1".parse()?, secret })

@@ -157,7 +157,7 @@ fn by_group(n: u32, plane: u32) -> Network {
     let members = Nexthop::Group { members: [id(2 * plane)].into() };
     Network {
         nexthops: [single(0), single(1), (group, members)].into(),
-        routes: routes(n, &RouteVia::Nexthop(group)),
+        routes: routes(n, &RouteVia::Nexthop { id: group, source: None }),
         sysctls: [("net/ipv4/nexthop_compat_mode".to_owned(), "0".to_owned())].into(),
         ..Network::default()
     }

@@ -135,6 +135,7 @@ impl Slice {
                 seed: i as u64,
                 resolved: BTreeMap::new(),
                 lan_device: "eth0".parse().ok(),
+                lan_mtu: None,
             };
             let core = Node::new(config, slice.now()).expect("a node of the mesh");
             let spent = Spent::default();
@@ -366,6 +367,7 @@ impl Slice {
             sender_timestamp: stamp,
             sender_error: ERROR_ESTIMATE,
             sender_ttl: 62,
+            location: None,
         };
         let bytes = reply.encode(Some(&key), &probe.payload);
         self.later(WAN, Happening::Input(i, Input::ProbeReply { probe: probe.probe, bytes }));

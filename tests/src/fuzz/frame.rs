@@ -68,19 +68,12 @@ fn mesh() -> Arc<Mesh> {
         device: None,
         prefixes: Vec::new(),
         probe_addresses: Vec::new(),
+        probe_addresses_written: false,
         wireguard_key: wgctl_plan::WgPublicKey([i; 32]),
         control_key: ControlPublicKey([i; 32]),
     };
     let name: leaderd_core::ids::LocationName = "cloud".parse().expect("a name");
-    let cloud = Location {
-        name: name.clone(),
-        overlay: Overlay::External,
-        witnesses: Vec::new(),
-        services: Vec::new(),
-        reflectors: Vec::new(),
-        steering: Default::default(),
-        policy: None,
-    };
+    let cloud = Location::new(name.clone(), Overlay::External);
     Arc::new(Mesh {
         name: "fuzz".into(),
         generation: Generation(1),

@@ -19,6 +19,7 @@ pub fn mesh_file(bytes: &[u8]) {
                     leaders: &leaders,
                     resolved: &resolved,
                     lan_device: None,
+                    lan_mtu: None,
                     carried: &Default::default(),
                 });
             }

@@ -14,9 +14,11 @@ pub use recording::recording;
 pub use store::{store_file, store_record};
 pub use wireguard::wireguard_request;
 
+use std::net::SocketAddr;
+
 use leaderd_core::admin::AdminRequest;
 use leaderd_core::probe::keys::HmacKey;
-use leaderd_core::probe::stamp::{ERROR_ESTIMATE, ReflectorPacket, SenderPacket};
+use leaderd_core::probe::stamp::{ERROR_ESTIMATE, Location, ReflectorPacket, SenderPacket};
 
 /// A target: its name, which is its corpus' directory too, and what it does.
 pub type Target = (&'static str, fn(&[u8]));
@@ -43,9 +45,11 @@ pub fn admin(bytes: &[u8]) {
     }
 }
 
-/// A probe or a reply: no panic, and no reply longer than its request.
+/// A probe or a reply: no panic, and a reply as long as its request that tells what source arrived, or nothing.
 pub fn stamp(bytes: &[u8]) {
     let key = HmacKey::new([0; 32]);
+    let source = SocketAddr::new([10, 42, 4, 0].into(), 40_000);
+    let _ = SenderPacket::sender(bytes);
     for key in [None, Some(&key)] {
         let _ = ReflectorPacket::decode(bytes, key);
         let Ok(p) = SenderPacket::decode(bytes, key) else { continue };
@@ -58,9 +62,12 @@ pub fn stamp(bytes: &[u8]) {
             sender_timestamp: p.timestamp,
             sender_error: ERROR_ESTIMATE,
             sender_ttl: 64,
+            location: Some(Location { source, port: 8620 }),
         };
         let back = reply.encode(key, bytes);
-        assert!(back.len() <= bytes.len());
-        assert_eq!(ReflectorPacket::decode(&back, key), Ok(reply));
+        assert_eq!(back.len(), bytes.len());
+        let told = ReflectorPacket::decode(&back, key).expect("what is signed is believed");
+        let silent = ReflectorPacket { location: None, ..reply };
+        assert!(told == reply || told == silent, "{told:?}");
     }
 }

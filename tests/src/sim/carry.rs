@@ -26,6 +26,8 @@ struct Arrival {
     node: NodeName,
     ttl: u8,
     delays: Vec<Duration>,
+    /// The relay that took it from a tunnel and handed it on.
+    relay: Option<NodeName>,
 }
 
 impl World {
@@ -57,7 +59,8 @@ impl World {
         };
         match self.send_packet(name, &packet) {
             Ok(arrival) => {
-                let (from, local, ttl) = (source, probe.target, arrival.ttl);
+                let from = self.source_at(&arrival, source);
+                let (local, ttl) = (probe.target, arrival.ttl);
                 if self.nodes[&arrival.node].core.is_none() {
                     return self.nobody_listens(name, &arrival, &probe);
                 }
@@ -72,6 +75,16 @@ impl World {
             }
             Err(None) => {}
         }
+    }
+
+    /// What its target sees as the source of a packet.
+    fn source_at(&mut self, arrival: &Arrival, source: SocketAddr) -> SocketAddr {
+        let Some(relay) = arrival.relay.as_ref().filter(|r| self.faults[*r].source_nat) else {
+            return source;
+        };
+        let seen = SocketAddr::new(self.mesh.nodes[relay].probe_addresses[0], source.port());
+        self.translated.insert((arrival.node.clone(), seen), source);
+        seen
     }
 
     /// The target's kernel lives and its daemon does not: ICMP port unreachable, which no fault of new flows stops.
@@ -99,6 +112,8 @@ impl World {
         to: SocketAddr,
         bytes: Vec<u8>,
     ) {
+        // A relay that rewrote the source puts the right one back.
+        let to = self.translated.get(&(name.clone(), to)).copied().unwrap_or(to);
         // The answer is of the same flow, so it is as old as the request.
         let packet = Packet {
             source: from.ip(),
@@ -135,7 +150,8 @@ impl World {
                 if delays.is_empty() {
                     return Err(None);
                 }
-                Ok(Arrival { node, ttl, delays })
+                let relay = wan_hops.last().map(|(_, to)| to).filter(|to| **to != node).cloned();
+                Ok(Arrival { node, ttl, delays, relay })
             }
             Fate::Lost { .. } => Err(None),
             Fate::TimeExceeded { .. } => Err(Some(self.config.wan.latency * 2)),

@@ -25,6 +25,8 @@ pub struct Faults {
     pub mtu: Option<u16>,
     /// Packets forwarded into the location are sent back where they came from.
     pub route_loop: bool,
+    /// Packets from another location that are forwarded into this one get the node's own address as their source.
+    pub source_nat: bool,
     /// The tunnels are gone, and the daemon sees that.
     pub wireguard_down: bool,
     /// No packets to and from other locations.
@@ -53,6 +55,7 @@ pub enum Fault {
     ForwardingOff,
     MtuBlackhole(u16),
     RouteLoop,
+    SourceNat,
     WireguardDown,
     WanCut,
     WanLoss(f64),
@@ -78,6 +81,7 @@ impl World {
             Fault::ForwardingOff => f.forwarding_off = on,
             Fault::MtuBlackhole(mtu) => f.mtu = on.then_some(*mtu),
             Fault::RouteLoop => f.route_loop = on,
+            Fault::SourceNat => f.source_nat = on,
             Fault::WanCut => f.wan_cut = on,
             Fault::WanLoss(share) => f.wan_loss = if on { *share } else { 0.0 },
             Fault::WanLatency(ms) => {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use leaderd_core::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 use leaderd_core::mesh::{
-    ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy,
+    ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy, VxlanDevice,
 };
 use leaderd_core::probe::keys::ProbeKeys;
 use serde::{Deserialize, Serialize};
@@ -54,23 +54,12 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
     let mut index: u16 = 0;
     for (site_number, site) in sites.iter().enumerate() {
         let location: LocationName = site.name.parse().expect("a name");
-        let overlay = Overlay::Vxlan {
-            device: "lvx0".parse().expect("a name"),
-            vni: 7946,
-            port: 4790,
-            mtu: 1450,
-        };
         let witnesses = site.witnesses.iter().map(|w| w.parse().expect("a name")).collect();
         mesh.locations.insert(
             location.clone(),
             Location {
-                name: location.clone(),
-                overlay,
                 witnesses,
-                services: vec![],
-                reflectors: vec![],
-                steering: Default::default(),
-                policy: None,
+                ..Location::new(location.clone(), Overlay::Vxlan(VxlanDevice::default()))
             },
         );
         for n in 0..site.candidates + site.members {
@@ -113,6 +102,7 @@ pub(super) fn node_of(
         device: None,
         prefixes: vec![format!("10.{a}.{b}.0/24").parse().expect("a prefix")],
         probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, a, b, 1))],
+        probe_addresses_written: false,
         wireguard_key: ProbeKeys::new(secret).public(),
         control_key: ControlPublicKey(secret),
     }

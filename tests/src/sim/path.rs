@@ -141,7 +141,7 @@ impl Terrain<'_> {
             .max_by_key(|(key, _)| (key.prefix.prefix_len(), std::cmp::Reverse(key.metric)));
         match best {
             None => Hop::Nowhere("no route"),
-            Some((_, RouteVia::Nexthop(id))) => self.nexthop(at, kernel, *id, packet),
+            Some((_, RouteVia::Nexthop { id, .. })) => self.nexthop(at, kernel, *id, packet),
             Some((_, RouteVia::Device { dev, .. })) => self.tunnel(at, dev, packet),
             Some((_, RouteVia::Gateway { dev, gateway, .. })) => {
                 self.gateway(kernel, dev, *gateway)

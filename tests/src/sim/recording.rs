@@ -37,6 +37,7 @@ impl Recording {
             seed: config.seed,
             resolved: config.resolved.clone(),
             lan_device: config.lan_device.as_ref().map(ToString::to_string),
+            lan_mtu: config.lan_mtu,
             now,
         };
         self.file = Some(FileWriter::new(Vec::new(), &header).expect("plain data"));

@@ -122,6 +122,8 @@ pub struct World {
     pub(super) next_port: u16,
     /// Whose probe a source address belongs to.
     pub(super) flows: BTreeMap<(NodeName, SocketAddr), ProbeId>,
+    /// Source NAT: at a node, the source that it sees and the one that was sent from.
+    pub(super) translated: BTreeMap<(NodeName, SocketAddr), SocketAddr>,
     /// Links in their bad state.
     pub(super) bad: BTreeMap<(NodeName, NodeName), bool>,
     next_check: Instant,
@@ -160,6 +162,7 @@ impl World {
             sequence: 0,
             next_port: 20_000,
             flows: BTreeMap::new(),
+            translated: BTreeMap::new(),
             bad: BTreeMap::new(),
             next_check: start,
             inputs: 0,
@@ -218,6 +221,7 @@ impl World {
             seed,
             resolved: BTreeMap::new(),
             lan_device: "eth0".parse().ok(),
+            lan_mtu: Some(1500),
         };
         self.recording.start(&config, now);
         node.core = Some(Node::new(config, now).expect("the node is in the mesh"));

@@ -554,3 +554,26 @@ fn the_model_sees_a_needless_failover() {
     let violations = &play.model.violations;
     assert!(violations.iter().any(|v| v.starts_with("needless failover")), "{violations:?}");
 }
+
+#[test]
+fn relays_that_hide_sources_are_told_of_and_kilo_489_is_ended_through_them() {
+    let mut play = Play::hybrid();
+    for node in ["cloud-0", "cloud-1", "cloud-2"] {
+        play.fault(node, Fault::SourceNat, true);
+    }
+    play.run(secs(20));
+    assert_eq!(play.causes(), [], "nobody is blamed: {}", play.story());
+    let core = play.world.core(&name("home-0")).expect("it runs");
+    let status = core.status(play.world.now());
+    let cloud = status.locations.iter().find(|l| l.name.as_str() == "cloud").expect("a location");
+    let relays: Vec<&str> =
+        cloud.hidden_sources.iter().filter_map(|h| Some(h.through.as_ref()?.as_str())).collect();
+    assert_eq!(relays, ["cloud-0", "cloud-1", "cloud-2"], "{}", play.story());
+    assert!(cloud.notes.iter().any(|n| n.starts_with("cloud-0 hides sources: ")));
+    play.fault("cloud-0", Fault::VxlanNewFlows, true);
+    let took = play.blackout("home-1", "cloud-2");
+    assert!(took < ms(400), "took {took:?}");
+    play.run(secs(5));
+    assert_eq!((play.leader_of("cloud"), play.causes()), ("cloud-1".into(), vec![Cause::NewFlow]));
+    play.fine();
+}

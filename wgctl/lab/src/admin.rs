@@ -31,6 +31,8 @@ pub struct LocationStatus {
     pub raft_leader: Option<String>,
     #[serde(default)]
     pub candidates: Vec<Candidate>,
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

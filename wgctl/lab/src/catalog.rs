@@ -10,6 +10,12 @@ macro_rules! catalogue {
 
 catalogue![
     "kilo-489",
+    "cilium-489",
+    "cilium-planned",
+    "fabric-489",
+    "fabric-direct",
+    "flannel-489",
+    "flannel-planned",
     "all-sick",
     "daemon-kill",
     "daemon-pause",
@@ -32,6 +38,7 @@ catalogue![
     "service-blackhole",
     "service-down",
     "slow-paths",
+    "source-nat",
     "standby-sick",
     "sysctl-forwarding",
     "three-locations",

@@ -60,14 +60,14 @@ pub fn demo(logs: Option<&Path>) -> Result<ExitCode> {
 
 fn tell(session: &mut Session) -> Result<()> {
     let paint = Paint { on: std::io::stdout().is_terminal() };
-    let meters = session.settle()?;
+    let gauges = session.settle()?;
+    let meters = gauges.main();
     let leader = session.leader().unwrap_or_else(|| "nobody".into());
     println!(
         "\nAll is well, {leader} leads. One mark is 0.1 s: █ all packets arrived, · none did.\n"
     );
     let start = wall_micros();
-    let mut live =
-        Live { paint, meters: &meters, start, drawn: 0, marks: [String::new(), String::new()] };
+    let mut live = Live { paint, meters, start, drawn: 0, marks: [String::new(), String::new()] };
     live.draw(BEFORE);
     let injected = wall_micros();
     let step = Step {
@@ -97,7 +97,7 @@ fn tell(session: &mut Session) -> Result<()> {
     live.draw(AFTER);
     live.end();
     let event = session.first_failover().unwrap_or(event);
-    explain(&event, injected, &meters, start);
+    explain(&event, injected, meters, start);
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! the others in place.
 
 use std::fmt::Write as _;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -11,17 +12,13 @@ use anyhow::{Context, Result, bail};
 use crate::topology::Vxlan;
 use crate::world::World;
 
-/// Mark of VXLAN flows seen before the fault.
-const SEEN: u32 = 0x489;
-/// A flow is an established one once it has sent this many packets. Probes and meter packets of new flows send one,
-/// and those whose 16-bit outer source port collides within [`world`](crate::world)'s 4 s timeout hardly ever get so far.
-const ESTABLISHED_AFTER: u32 = 3;
 /// Routing table and rule priority of `route-loop`.
 const LOOP_TABLE: u32 = 4890;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
-    VxlanNewFlows,
+    /// On which VXLAN; `None`: all of the node's.
+    VxlanNewFlows(Option<Carrier>),
     VxlanAll,
     ForwardingOff,
     Ipv6ForwardingOff,
@@ -42,13 +39,23 @@ pub enum Fault {
     RouteLoop(Option<String>),
     TcpBlackhole(u16),
     ServiceDown,
+    Masquerade,
+    RouterAddress(u8),
+    CniRestart,
+}
+
+/// Whose VXLAN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    Cni,
+    Leaderd,
 }
 
 /// Name, argument and meaning of every fault.
 pub const FAULTS: &[(&str, &str, &str)] = &[
     (
         "vxlan-new-flows",
-        "",
+        "[cni|leaderd]",
         "VXLAN packets of new flows are dropped on the way out; old flows and ICMP pass (Kilo #489)",
     ),
     ("vxlan-all", "", "no VXLAN packet leaves or enters the node"),
@@ -87,6 +94,22 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
     ),
     ("tcp-blackhole", "PORT", "the node forwards no TCP to this port; all else passes"),
     ("service-down", "", "the services on the node's workload close their ports"),
+    (
+        "masquerade",
+        "",
+        "source NAT, as a CNI does it: what comes from a tunnel enters the overlay from the node's own address",
+    ),
+    (
+        "cni-restart",
+        "",
+        "the CNI's daemon starts anew: flannel writes its routes and rules again, Cilium takes another router address",
+    ),
+    (
+        "router-address",
+        "HOST",
+        "the node's own address within its prefix becomes another (its last byte), as after a restart of the CNI; no packet of \
+         the workload is lost",
+    ),
 ];
 
 impl Fault {
@@ -100,7 +123,14 @@ impl Fault {
         };
         let target = arg.map(str::to_owned);
         let fault = match name {
-            "vxlan-new-flows" => Self::VxlanNewFlows,
+            "vxlan-new-flows" => {
+                return Ok(Self::VxlanNewFlows(match arg {
+                    None => None,
+                    Some("cni") => Some(Carrier::Cni),
+                    Some("leaderd") => Some(Carrier::Leaderd),
+                    Some(other) => bail!("{other:?} is neither \"cni\" nor \"leaderd\""),
+                }));
+            }
             "vxlan-all" => Self::VxlanAll,
             "forwarding-off" => Self::ForwardingOff,
             "ipv6-forwarding-off" => Self::Ipv6ForwardingOff,
@@ -120,7 +150,10 @@ impl Fault {
                 return Ok(Self::WanLatency(Duration::from_secs_f64(number()?.max(0.0) / 1e3)));
             }
             "tcp-blackhole" => return Ok(Self::TcpBlackhole(number()? as u16)),
+            "router-address" => return Ok(Self::RouterAddress(number()? as u8)),
             "service-down" => Self::ServiceDown,
+            "cni-restart" => Self::CniRestart,
+            "masquerade" => Self::Masquerade,
             "node-crash" => Self::NodeCrash,
             "daemon-kill" => Self::DaemonKill,
             "daemon-pause" => Self::DaemonPause,
@@ -148,17 +181,17 @@ impl Fault {
     fn switch(&self, world: &World, node: usize, on: bool) -> Result<()> {
         let n = &world.nodes[node];
         match self {
-            Self::VxlanNewFlows => n.ns.nft(&vxlan_flow_chain(world.vxlan(node), on)),
-            Self::VxlanAll => table(
-                world,
-                node,
-                "vxlan_all",
-                on,
-                &["output", "input"]
-                    .map(|hook| (hook, format!("udp dport {} drop", world.vxlan(node).port)))
-                    .each_ref()
-                    .map(|(hook, rule)| (*hook, rule.as_str())),
-            ),
+            Self::VxlanNewFlows(carrier) => {
+                let dying = if on { vxlan_ports(world, node, *carrier)? } else { Vec::new() };
+                n.ns.nft(&world.flows(node).chain(&dying))
+            }
+            Self::VxlanAll => {
+                let ports = vxlan_ports(world, node, None)?;
+                let ports: Vec<String> = ports.iter().map(u16::to_string).collect();
+                let rule = format!("udp dport {{ {} }} drop", ports.join(", "));
+                table(world, node, "vxlan_all", on, &[("output", &rule), ("input", &rule)])
+            }
+            Self::CniRestart => world.cni(node).restart(&world.topology, n, !on),
             Self::Ipv6ForwardingOff => table(
                 world,
                 node,
@@ -230,30 +263,36 @@ impl Fault {
                 Ok(())
             }
             Self::LanPartition => world.lan_link(node, !on),
+            Self::Masquerade => n.ns.nft(&source_nat(&world.vxlan(node), n.node.gateway(), on)),
             Self::RouteLoop(target) => route_loop(world, node, target.as_deref(), on),
+            Self::RouterAddress(host) => {
+                let (own, other) = (n.node.gateway(), n.node.workload(*host));
+                let (old, new) = if on { (own, other) } else { (other, own) };
+                n.ns.sysctl("ipv4/conf/pods/promote_secondaries", "1")?;
+                n.ns.ip(&format!("addr add {new}/24 dev pods"))?;
+                n.pod.ip(&format!("route replace default via {new}"))?;
+                n.ns.ip(&format!("addr del {old}/24 dev pods"))
+            }
         }
     }
 }
 
-/// The chain of `vxlan-new-flows`. While the fault is off it marks the flows that have sent several packets; when it is
-/// on, what has no mark is dropped. Outer VXLAN flows are one-way and never get established for conntrack, so its
-/// states cannot tell them apart. ICMP passes always, as in the report.
-pub fn vxlan_flow_chain(vxlan: Vxlan, on: bool) -> String {
-    let port = vxlan.port;
-    // Bits after the UDP header: VXLAN 64, Ethernet 112 (type at 96), IPv4 protocol at +72, IPv6 next header at +48.
-    let icmp = "@th,224,16 0x0800 @th,312,8 1 accept\n  @th,224,16 0x86dd @th,288,8 58 accept";
-    let rule = if on {
-        format!("udp dport {port} ct mark != {SEEN} drop")
-    } else {
-        format!("udp dport {port} ct original packets >= {ESTABLISHED_AFTER} ct mark set {SEEN}")
-    };
-    let icmp = icmp.replace("  @th", &format!("  udp dport {port} @th"));
-    format!(
-        "add table inet lab_flows\nflush table inet lab_flows\ntable inet lab_flows {{\n chain untracked_in {{\n  \
-         type filter hook prerouting priority raw;\n  notrack\n }}\n chain untracked_out {{\n  \
-         type filter hook output priority raw;\n  udp dport != {port} notrack\n  meta l4proto != udp notrack\n }}\n \
-         chain out {{\n  type filter hook output priority 0;\n  udp dport {port} {icmp}\n  {rule}\n }}\n}}\n"
-    )
+/// The rules of `masquerade`, in the manner of Cilium's and flannel's. NAT needs connection tracking, which the lab's own
+/// chains switch off: a packet that was given a zone before is tracked all the same. Only what is forwarded between tunnels
+/// and overlay is given one, as the replies to what this node sends itself would not be found there.
+fn source_nat(vxlan: &Vxlan, own: Ipv4Addr, on: bool) -> String {
+    let mut rules = "add table ip lab_masquerade\ndelete table ip lab_masquerade\n".to_owned();
+    if on {
+        let device = vxlan.device;
+        let _ = write!(
+            rules,
+            "table ip lab_masquerade {{\n chain tracked {{\n  type filter hook prerouting priority -310;\n  \
+             iifname \"wgl*\" ct zone set 1\n  iifname \"{device}\" ct zone set 1\n }}\n chain out {{\n  \
+             type nat hook postrouting priority srcnat;\n  \
+             iifname \"wgl*\" oifname \"{device}\" snat to {own}\n }}\n}}\n"
+        );
+    }
+    rules
 }
 
 /// Switches an nftables table with one chain per hook.
@@ -270,6 +309,18 @@ fn table(world: &World, node: usize, name: &str, on: bool, chains: &[(&str, &str
         rules.push_str("}\n");
     }
     world.nodes[node].ns.nft(&rules)
+}
+
+/// UDP ports of a node's VXLANs.
+fn vxlan_ports(world: &World, node: usize, carrier: Option<Carrier>) -> Result<Vec<u16>> {
+    Ok(match carrier {
+        None => world.flows(node).ports,
+        Some(Carrier::Leaderd) => vec![Vxlan::OWN.port],
+        Some(Carrier::Cni) => {
+            let cni = world.cni(node).vxlan();
+            vec![cni.with_context(|| format!("no CNI on {}", world.nodes[node].node.name))?.port]
+        }
+    })
 }
 
 /// The nodes of the same location that a fault on `node` is about.
@@ -368,7 +419,7 @@ mod tests {
     fn every_listed_fault_is_understood_and_others_are_not() {
         for (name, arg, _) in FAULTS {
             let arg = match *arg {
-                "" | "[NODE]" => None,
+                "" | "[NODE]" | "[cni|leaderd]" => None,
                 _ => Some("50"),
             };
             Fault::parse(name, arg).unwrap();
@@ -377,6 +428,9 @@ mod tests {
         assert!(Fault::parse("wan-loss", None).is_err());
         assert!(Fault::parse("wan-loss", Some("101")).is_err());
         assert!(Fault::parse("wan-cut", Some("1")).is_err());
+        assert!(Fault::parse("vxlan-new-flows", Some("wire")).is_err());
+        let cni = Fault::parse("vxlan-new-flows", Some("cni")).unwrap();
+        assert_eq!(cni, Fault::VxlanNewFlows(Some(Carrier::Cni)));
         assert_eq!(Fault::parse("wan-loss", Some("10%")).unwrap(), Fault::WanLoss(0.1));
     }
 }

@@ -11,9 +11,12 @@
 mod admin;
 mod catalog;
 mod cli;
+pub mod cni;
 mod control;
 mod demo;
+mod fabric;
 mod faults;
+mod flows;
 mod meter;
 pub mod netem;
 mod ns;

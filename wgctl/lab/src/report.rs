@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::meter::{Rewritten, TcpTally};
+use crate::scenario::Between;
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     pub scenario: String,
@@ -22,8 +25,23 @@ pub struct RunResult {
     pub leader: Leaders,
     pub cause: Option<String>,
     pub ms: Stages,
+    /// Of the first pair of ends.
     pub blackout_ms: Blackout,
     pub packets: Packets,
+    /// Of each pair of ends.
+    #[serde(default)]
+    pub meters: Vec<MeterResult>,
+}
+
+/// What the meters between two ends saw.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MeterResult {
+    pub between: Between,
+    pub blackout_ms: Blackout,
+    pub packets: Packets,
+    /// What came from none of its sender's addresses.
+    pub rewritten: Rewritten,
+    pub tcp: Option<TcpTally>,
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -87,6 +105,7 @@ impl RunResult {
             ms: Stages::default(),
             blackout_ms: Blackout::default(),
             packets: Packets::default(),
+            meters: Vec::new(),
         }
     }
 
@@ -169,6 +188,24 @@ impl fmt::Display for Report {
                 ms(r.ms.programmed),
                 ms(r.ms.verified)
             )?;
+            for m in r.meters.iter().filter(|m| r.meters.len() > 1 || m.tcp.is_some()) {
+                write!(
+                    f,
+                    "          {}: blackout new {:.0} ms, old {:.0} ms  lost {}/{} new, {}/{} old  rewritten {}",
+                    m.between,
+                    m.blackout_ms.new_flows,
+                    m.blackout_ms.established,
+                    m.packets.new_flows.lost,
+                    m.packets.new_flows.sent,
+                    m.packets.established.lost,
+                    m.packets.established.sent,
+                    m.rewritten.total(),
+                )?;
+                match m.tcp {
+                    Some(tcp) => writeln!(f, "  {tcp}")?,
+                    None => writeln!(f)?,
+                }
+            }
             if !r.why.is_empty() {
                 writeln!(f, "          {}", r.why)?;
             }

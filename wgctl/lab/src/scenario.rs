@@ -8,7 +8,10 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::cni::Cni;
+use crate::fabric::FabricKind;
 
 /// A duration written as `"150ms"` or `"2s"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +69,7 @@ fn default_within() -> Span {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocationSpec {
-    /// `vxlan` (default), `flannel` (what flannel's VXLAN backend sets up, and nobody here), `direct` or `external`.
+    /// What leaderd is told: `vxlan` (default), `cni`, `flannel`, `direct` or `external`.
     #[serde(default = "default_overlay")]
     pub overlay: String,
     /// Nodes that may lead: `NAME-0`, `NAME-1`, …
@@ -81,6 +84,29 @@ pub struct LocationSpec {
     /// Workloads have IPv6 addresses as well.
     #[serde(default)]
     pub dual_stack: bool,
+    /// The host number of the nodes' own addresses within their prefixes, as a CNI may choose it; 0: they hold none.
+    #[serde(default = "default_node_host")]
+    pub node_host: u8,
+    /// Who carries packets between the location's pods: `none` (default), `cilium`, `flannel`, `flannel-nft`.
+    #[serde(default)]
+    pub cni: Cni,
+    /// What joins its nodes: `switch` (default), or `routed`, a cloud's fabric that delivers node addresses only.
+    #[serde(default)]
+    pub fabric: FabricKind,
+    /// Bytes.
+    #[serde(default = "default_lan_mtu")]
+    pub lan_mtu: u16,
+    /// Goes into the mesh file: the nodes' own addresses are carried too.
+    #[serde(default)]
+    pub node_addresses: bool,
+}
+
+fn default_lan_mtu() -> u16 {
+    1500
+}
+
+fn default_node_host() -> u8 {
+    1
 }
 
 fn default_overlay() -> String {
@@ -126,7 +152,38 @@ impl Default for WanSpec {
     }
 }
 
-/// The meters run between the workloads of two nodes.
+/// The two ends of a meter: the workload (pod) of each of the two nodes, or the node itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Between {
+    #[default]
+    PodPod,
+    NodeNode,
+    PodNode,
+    NodePod,
+}
+
+impl Between {
+    /// Whether each end is a pod.
+    pub fn pods(self) -> (bool, bool) {
+        match self {
+            Self::PodPod => (true, true),
+            Self::NodeNode => (false, false),
+            Self::PodNode => (true, false),
+            Self::NodePod => (false, true),
+        }
+    }
+}
+
+impl std::fmt::Display for Between {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let end = |pod| if pod { "pod" } else { "node" };
+        let (a, b) = self.pods();
+        write!(f, "{}-{}", end(a), end(b))
+    }
+}
+
+/// The meters run between the workloads of two nodes, unless `between` says otherwise.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MeterSpec {
@@ -140,6 +197,16 @@ pub struct MeterSpec {
     pub every: Option<Span>,
     /// Measure over IPv6.
     pub ipv6: bool,
+    /// `pod-pod` (default), `node-node`, `pod-node`, `node-pod`, each in both directions. The first is what blackouts are told of.
+    pub between: Vec<Between>,
+    /// TCP too: connections opened anew, and one that is kept.
+    pub tcp: bool,
+}
+
+impl MeterSpec {
+    pub fn between(&self) -> Vec<Between> {
+        if self.between.is_empty() { vec![Between::default()] } else { self.between.clone() }
+    }
 }
 
 /// An HTTP server on a node's workload.
@@ -219,6 +286,8 @@ pub struct Expect {
     pub summary: Option<String>,
     /// An event of each of these kinds happens (`fail-static`, `notice`, …).
     pub kinds: Vec<String>,
+    /// In the end a candidate of another location shows a note on the location on trial that says this.
+    pub note: Option<String>,
     /// At most this many packets are lost.
     pub lost_max: Option<LostMax>,
     /// Both meters deliver again in the end.
@@ -227,6 +296,25 @@ pub struct Expect {
     pub others_stay: bool,
     /// Time between the last two failovers is at least that between the first two.
     pub hold_down_grows: bool,
+    /// `kept`: whatever arrives comes from an address of its sender.
+    pub sources: Option<Sources>,
+    /// `survives`: every TCP connection opens, and the kept ones stay.
+    pub tcp: Option<Tcp>,
+    /// The mesh cannot carry the workload, and says so: every candidate of the location on trial is called degraded, with these words.
+    /// No step is done, and nothing else is looked at.
+    pub dead: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Sources {
+    Kept,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tcp {
+    Survives,
 }
 
 impl Default for Expect {
@@ -238,10 +326,14 @@ impl Default for Expect {
             cause: Vec::new(),
             summary: None,
             kinds: Vec::new(),
+            note: None,
             lost_max: None,
             recovers: true,
             others_stay: true,
             hold_down_grows: false,
+            sources: None,
+            tcp: None,
+            dead: None,
         }
     }
 }
@@ -276,6 +368,12 @@ impl Scenario {
                 crate::faults::Fault::parse(f, step.arg.as_deref())
                     .with_context(|| format!("scenario {name}"))?;
             }
+        }
+        if s.meter.ipv6 && s.meter.between().iter().any(|b| *b != Between::PodPod) {
+            bail!("scenario {name}: nodes are metered over IPv4 only");
+        }
+        if s.expect.tcp.is_some() && !s.meter.tcp {
+            bail!("scenario {name}: expect.tcp needs meter.tcp = true");
         }
         s.steps.sort_by_key(|s| s.at);
         Ok(s)
@@ -321,5 +419,41 @@ mod tests {
             Scenario::parse("x", &format!("{good}[[step]]\nat='1s'\nfault='gremlins'\n")).is_err()
         );
         assert!(Scenario::parse("x", &format!("{good}[[step]]\nat='1s'\n")).is_err());
+    }
+
+    #[test]
+    fn a_location_says_its_cni_fabric_and_mtu_and_mistakes_are_named() {
+        let text =
+            |more: &str| format!("title='t'\nlocation='a'\n[locations.a]\n{more}\n[locations.b]\n");
+        let parsed =
+            Scenario::parse("x", &text("cni='cilium'\nfabric='routed'\nlan_mtu=1450")).unwrap();
+        let a = &parsed.locations["a"];
+        assert_eq!((a.cni, a.fabric, a.lan_mtu), (Cni::Cilium, FabricKind::Routed, 1450));
+        let b = &parsed.locations["b"];
+        assert_eq!((b.cni, b.fabric, b.lan_mtu), (Cni::None, FabricKind::Switch, 1500));
+        let wrong = |more: &str| {
+            let parsed = Scenario::parse("x", &text(more));
+            let refused = parsed.and_then(|s| crate::topology::Topology::of(&s).map(drop));
+            format!("{:#}", refused.unwrap_err())
+        };
+        assert!(wrong("cni='weave'").contains("`none`, `cilium`, `flannel`, `flannel-nft`"));
+        assert!(wrong("fabric='mesh'").contains("`switch` or `routed`"));
+        assert!(wrong("lan_mtu=500").contains("lan_mtu is 500, not 1300 to 9000"));
+        assert!(wrong("dual_stack=true\ncni='flannel'").contains("dual_stack"));
+    }
+
+    #[test]
+    fn meters_run_between_pods_unless_told_otherwise() {
+        let good = "title='t'\nlocation='a'\n[locations.a]\n[locations.b]\n";
+        let between =
+            |more: &str| Scenario::parse("x", &format!("{good}{more}")).map(|s| s.meter.between());
+        assert_eq!(between("").unwrap(), [Between::PodPod]);
+        let all = between("[meter]\nbetween=['node-node','pod-node','node-pod']\n").unwrap();
+        assert_eq!(
+            all.iter().map(Between::to_string).collect::<Vec<_>>(),
+            ["node-node", "pod-node", "node-pod"]
+        );
+        assert!(between("[meter]\nbetween=['node-node']\nipv6=true\n").is_err());
+        assert!(between("[expect]\ntcp='survives'\n").is_err());
     }
 }

@@ -4,9 +4,10 @@
 //! LAN        10.0.{location}.{index}/24        one switch per location
 //! management 172.31.254.{index}/24             where there is such a network
 //! WAN        203.0.113.{index}/32              candidates only
-//! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1, its pod is .10
+//! workloads  10.42.{index}.0/24, fd42:0:0:{index}::/64; the node is .1 (or what the scenario or its CNI says), its pod is .10
 //! ```
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -15,13 +16,23 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
+use crate::cni::Cni;
+use crate::fabric::FabricKind;
 use crate::scenario::{Scenario, ServiceSpec};
 
-/// Bytes: MTU of the mesh, so of workloads too.
+/// Bytes: MTU of the mesh at most, and of workloads.
 pub const MESH_MTU: u16 = 1420;
 /// UDP port of VXLAN in locations with that overlay (the default of the mesh file).
 pub const VXLAN_PORT: u16 = 4790;
 pub const VXLAN_DEVICE: &str = "lvx0";
+/// Bytes that VXLAN adds to an IP packet.
+pub const VXLAN_OVERHEAD: u16 = 50;
+/// What the pods of all nodes lie in, as the CNIs are told.
+pub const CLUSTER_CIDR: &str = "10.42.0.0/16";
+
+/// Bytes. Less leaves no room for IPv6 below two tunnels.
+const MIN_LAN_MTU: u16 = 1300;
+const MAX_LAN_MTU: u16 = 9000;
 
 /// The VXLAN that joins the nodes of a location.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +47,8 @@ impl Vxlan {
     pub const OWN: Self = Self { device: VXLAN_DEVICE, port: VXLAN_PORT };
     /// That of flannel's VXLAN backend: VNI 1, on the port that Linux had first.
     pub const FLANNEL: Self = Self { device: "flannel.1", port: 8472 };
+    /// That of Cilium, one device for all nodes of the cluster.
+    pub const CILIUM: Self = Self { device: "cilium_vxlan", port: 8472 };
 }
 
 #[derive(Debug)]
@@ -49,16 +62,29 @@ pub struct Location {
     pub name: String,
     pub overlay: String,
     pub witnesses: Vec<String>,
+    pub cni: Cni,
+    pub fabric: FabricKind,
+    /// Bytes.
+    pub lan_mtu: u16,
+    /// The mesh carries the nodes' own addresses too.
+    pub node_addresses: bool,
 }
 
 impl Location {
-    /// `None`: packets go over the LAN, or nobody here knows how.
+    /// What leaderd sends packets of the workload over. `None`: they go over the LAN, or nobody here knows how.
     pub fn vxlan(&self) -> Option<Vxlan> {
         match self.overlay.as_str() {
-            "vxlan" => Some(Vxlan::OWN),
+            "vxlan" | "cni" => Some(Vxlan::OWN),
             "flannel" => Some(Vxlan::FLANNEL),
             _ => None,
         }
+    }
+
+    /// UDP ports of all VXLANs on its nodes, the CNI's among them.
+    pub fn vxlan_ports(&self) -> Vec<u16> {
+        let all: BTreeSet<u16> =
+            [self.vxlan(), self.cni.vxlan()].into_iter().flatten().map(|v| v.port).collect();
+        all.into_iter().collect()
     }
 }
 
@@ -70,6 +96,8 @@ pub struct Node {
     pub index: u16,
     pub slot: Option<u16>,
     pub dual_stack: bool,
+    /// The host number of its address within its prefixes; `None`: it holds none there.
+    pub host: Option<u8>,
 }
 
 impl Node {
@@ -87,14 +115,22 @@ impl Node {
     pub fn wan(&self) -> Option<Ipv4Addr> {
         self.slot.map(|_| Ipv4Addr::new(203, 0, 113, self.index as u8))
     }
+    /// Its pod's gateway: the node's own address within its prefix, or one of no prefix.
     pub fn gateway(&self) -> Ipv4Addr {
-        Ipv4Addr::new(10, 42, self.index as u8, 1)
+        match self.host {
+            Some(host) => self.workload(host),
+            None => Ipv4Addr::new(169, 254, 1, 1),
+        }
+    }
+    /// An address within its prefix.
+    pub fn workload(&self, host: u8) -> Ipv4Addr {
+        Ipv4Addr::new(10, 42, self.index as u8, host)
     }
     pub fn pod(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 42, self.index as u8, 10)
     }
     pub fn gateway6(&self) -> Ipv6Addr {
-        Ipv6Addr::new(0xfd42, 0, 0, self.index, 0, 0, 0, 1)
+        Ipv6Addr::new(0xfd42, 0, 0, self.index, 0, 0, 0, self.host.unwrap_or(1).into())
     }
     pub fn pod6(&self) -> Ipv6Addr {
         Ipv6Addr::new(0xfd42, 0, 0, self.index, 0, 0, 0, 0x10)
@@ -104,6 +140,10 @@ impl Node {
     }
     pub fn prefix(&self) -> String {
         format!("10.42.{}.0/24", self.index)
+    }
+    /// MAC address of its device on a VXLAN that nobody learns in.
+    pub fn mac(&self) -> String {
+        format!("02:4c:45:00:00:{:02x}", self.index)
     }
 }
 
@@ -140,10 +180,33 @@ impl Topology {
             if spec.candidates + spec.members == 0 {
                 bail!("location {name} has no nodes");
             }
+            if spec.dual_stack && spec.node_host == 0 {
+                bail!(
+                    "location {name}: nodes without an address of their own have no IPv6 one either"
+                );
+            }
+            if spec.node_host != 1 && spec.cni != Cni::None {
+                bail!("location {name}: with a cni, that says which addresses nodes hold");
+            }
+            if spec.dual_stack && (spec.cni != Cni::None || spec.fabric != FabricKind::Switch) {
+                bail!(
+                    "location {name}: dual_stack goes with no cni and with fabric \"switch\" only"
+                );
+            }
+            if !(MIN_LAN_MTU..=MAX_LAN_MTU).contains(&spec.lan_mtu) {
+                bail!(
+                    "location {name}: lan_mtu is {}, not {MIN_LAN_MTU} to {MAX_LAN_MTU}",
+                    spec.lan_mtu
+                );
+            }
             t.locations.push(Location {
                 name: name.clone(),
                 overlay: spec.overlay.clone(),
                 witnesses: spec.witnesses.clone(),
+                cni: spec.cni,
+                fabric: spec.fabric,
+                lan_mtu: spec.lan_mtu,
+                node_addresses: spec.node_addresses,
             });
             for n in 0..spec.candidates + spec.members {
                 t.nodes.push(Node {
@@ -152,6 +215,7 @@ impl Topology {
                     index: t.nodes.len() as u16 + 1,
                     slot: (n < spec.candidates).then_some(n),
                     dual_stack: spec.dual_stack,
+                    host: Some(spec.node_host).filter(|h| *h != 0),
                 });
             }
         }
@@ -160,6 +224,17 @@ impl Topology {
             bail!("a lab has at most 200 nodes");
         }
         Ok(t)
+    }
+
+    /// MTU of the mesh: what fits into WireGuard over the WAN and into VXLAN on every LAN.
+    pub fn mesh_mtu(&self) -> u16 {
+        let lans = self.locations.iter().map(|l| l.lan_mtu - VXLAN_OVERHEAD);
+        lans.fold(MESH_MTU, u16::min)
+    }
+
+    /// MTU of the pods of a location.
+    pub fn pod_mtu(&self, location: usize) -> u16 {
+        self.locations[location].cni.pod_mtu(self.mesh_mtu())
     }
 
     pub fn node(&self, name: &str) -> Result<usize> {
@@ -207,6 +282,9 @@ impl Topology {
     /// The mesh file. `keys` in the order of the nodes.
     pub fn mesh_toml(&self, scenario: &Scenario, keys: &[Keys]) -> Result<String> {
         let mut out = String::from("[mesh]\nname = \"lab\"\ngeneration = 1\n");
+        if self.mesh_mtu() != MESH_MTU {
+            writeln!(out, "mtu = {}", self.mesh_mtu())?;
+        }
         if self.nodes.iter().any(|n| n.dual_stack) {
             out.push_str("inner_cidr6 = \"fd4c:eade:0:1::/112\"\n");
         }
@@ -215,6 +293,9 @@ impl Topology {
         }
         for l in &self.locations {
             write!(out, "\n[locations.{}]\noverlay = {:?}\n", l.name, l.overlay)?;
+            if l.node_addresses {
+                out.push_str("node_addresses = true\n");
+            }
             if !l.witnesses.is_empty() {
                 writeln!(out, "witnesses = {:?}", l.witnesses)?;
             }

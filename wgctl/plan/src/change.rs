@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::model::*;
+use crate::transit::Transit;
 
 /// One operation on the kernel. See the module.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -114,6 +115,11 @@ pub enum Change {
     RemoveRoute {
         key: RouteKey,
     },
+    /// Has connection tracking leave this transit alone, and no other: replaces what there was, in one step.
+    SetUntracked {
+        transit: Transit,
+    },
+    RemoveUntracked,
 }
 
 impl fmt::Display for WgPublicKey {
@@ -166,7 +172,8 @@ impl fmt::Display for RouteKey {
 impl fmt::Display for RouteVia {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nexthop(id) => write!(f, "nexthop {id}"),
+            Self::Nexthop { id, source: None } => write!(f, "nexthop {id}"),
+            Self::Nexthop { id, source: Some(source) } => write!(f, "nexthop {id} src {source}"),
             Self::Device { dev, source: None } => write!(f, "dev {dev}"),
             Self::Device { dev, source: Some(source) } => write!(f, "dev {dev} src {source}"),
             Self::Gateway { dev, gateway, onlink } => {
@@ -253,6 +260,8 @@ impl fmt::Display for Change {
             Self::AddRoute { key, via } => write!(f, "add route {key} {via}"),
             Self::ReplaceRoute { key, via } => write!(f, "replace route {key} {via}"),
             Self::RemoveRoute { key } => write!(f, "remove route {key}"),
+            Self::SetUntracked { transit } => write!(f, "set untracked {transit}"),
+            Self::RemoveUntracked => f.write_str("remove untracked transit"),
         }
     }
 }

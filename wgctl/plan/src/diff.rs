@@ -1,7 +1,7 @@
 //! The ordered difference between two networks.
 //!
 //! Additions come first, in the order in which things rest on each other (links, peers, addresses, neighbours, nexthops,
-//! groups, rules, routes), removals last and in the reverse order, and what can be replaced is never taken away first: a
+//! groups, rules, routes; first of all which transit is not tracked), removals last and in the reverse order, and what can be replaced is never taken away first: a
 //! packet that had a way before and has one after has one at every step between. What a change of a link or an address
 //! takes with it is known from the model kernel's rules, and made again.
 //!
@@ -68,6 +68,7 @@ fn nexthops_only(desired: &Network, observed: &Network) -> Option<Vec<Change>> {
         && desired.routes == observed.routes
         && desired.rules == observed.rules
         && desired.sysctls == observed.sysctls
+        && desired.untracked == observed.untracked
         && desired.nexthops.keys().eq(observed.nexthops.keys());
     if !same {
         return None;
@@ -120,6 +121,7 @@ impl Plan<'_> {
 
     fn round(&mut self) {
         self.sysctls(false);
+        self.untracked();
         self.unfit_links();
         self.links();
         self.sysctls(true);
@@ -146,6 +148,15 @@ impl Plan<'_> {
             .map(|(path, value)| Change::SetSysctl { path: path.clone(), value: value.clone() })
             .collect();
         self.extend(set);
+    }
+
+    /// Before the routes that bring transit here: a connection that is tracked once is rewritten for as long as it is known.
+    fn untracked(&mut self) {
+        if let Some(transit) = &*self.desired.untracked
+            && self.state.untracked != self.desired.untracked
+        {
+            self.push(Change::SetUntracked { transit: transit.clone() });
+        }
     }
 
     /// Devices that must be made anew, or go down, with all that is on them: first, so that the rest is made again.
@@ -345,7 +356,9 @@ impl Plan<'_> {
     fn routes(&mut self, parked: &BTreeMap<NexthopId, NexthopId>) {
         for (key, via) in &self.desired.routes {
             let via = match via {
-                RouteVia::Nexthop(id) => RouteVia::Nexthop(*parked.get(id).unwrap_or(id)),
+                RouteVia::Nexthop { id, source } => {
+                    RouteVia::Nexthop { id: *parked.get(id).unwrap_or(id), source: *source }
+                }
                 other => other.clone(),
             };
             let key = key.clone();

@@ -123,6 +123,8 @@ pub(crate) fn effect(net: &mut Network, change: &Change) {
         Change::RemoveRoute { key } => {
             net.routes.remove(&key);
         }
+        Change::SetUntracked { transit } => *net.untracked = Some(transit),
+        Change::RemoveUntracked => *net.untracked = None,
     }
 }
 
@@ -140,7 +142,7 @@ fn flush_device(net: &mut Network, name: &InterfaceName) {
 /// A nexthop leaves its groups, and empty groups and routes go with it.
 fn remove_nexthop(net: &mut Network, id: NexthopId) {
     net.nexthops.remove(&id);
-    net.routes.retain(|_, via| *via != RouteVia::Nexthop(id));
+    net.routes.retain(|_, via| via.nexthop() != Some(id));
     let mut empty = Vec::new();
     for (group, nexthop) in &mut net.nexthops {
         if let Nexthop::Group { members } = nexthop
@@ -175,8 +177,6 @@ fn remove_address(net: &mut Network, name: &InterfaceName, address: IpNet) {
         }
     }
     let local: BTreeSet<IpAddr> = net.addresses.iter().map(|(_, a)| a.addr()).collect();
-    net.routes.retain(|_, via| match via {
-        RouteVia::Device { source: Some(ip), .. } => !gone.contains(ip) || local.contains(ip),
-        _ => true,
-    });
+    net.routes
+        .retain(|_, via| via.source().is_none_or(|ip| !gone.contains(&ip) || local.contains(&ip)));
 }

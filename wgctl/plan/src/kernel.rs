@@ -54,7 +54,22 @@ impl RouteVia {
     pub fn device(&self) -> Option<&InterfaceName> {
         match self {
             Self::Device { dev, .. } | Self::Gateway { dev, .. } => Some(dev),
-            Self::Nexthop(_) => None,
+            Self::Nexthop { .. } => None,
+        }
+    }
+
+    /// The nexthop object that it uses.
+    pub const fn nexthop(&self) -> Option<NexthopId> {
+        match self {
+            Self::Nexthop { id, .. } => Some(*id),
+            Self::Device { .. } | Self::Gateway { .. } => None,
+        }
+    }
+
+    pub const fn source(&self) -> Option<IpAddr> {
+        match self {
+            Self::Nexthop { source, .. } | Self::Device { source, .. } => *source,
+            Self::Gateway { .. } => None,
         }
     }
 }
@@ -171,6 +186,8 @@ impl ModelKernel {
                 self.check_route(key, via)
             }
             Change::RemoveRoute { key } => ensure(net.routes.contains_key(key), "no such route"),
+            Change::SetUntracked { .. } => Ok(()),
+            Change::RemoveUntracked => ensure(net.untracked.is_some(), "no such table"),
         }
     }
 
@@ -213,7 +230,7 @@ impl ModelKernel {
         if matches!(nexthop, Nexthop::Blackhole { .. }) && groups.iter().any(|(_, n)| *n > 1) {
             return Err("a blackhole shares a group with nobody");
         }
-        let used = |n: NexthopId| net.routes.values().any(|v| *v == RouteVia::Nexthop(n));
+        let used = |n: NexthopId| net.routes.values().any(|v| v.nexthop() == Some(n));
         if trial.nexthop_family(id) != net.nexthop_family(id) && (used(id) || !groups.is_empty()) {
             return Err("routes or groups use the nexthop for the other family");
         }
@@ -222,22 +239,18 @@ impl ModelKernel {
 
     fn check_route(&self, key: &RouteKey, via: &RouteVia) -> Result<(), &'static str> {
         let family = Family::of_net(&key.prefix);
+        match via.source() {
+            Some(ip) if Family::of(&ip) != family => Err("the source is of the other family")?,
+            Some(ip) if !self.is_local(&ip) => Err("the source is no address of this node")?,
+            _ => {}
+        }
         match via {
-            RouteVia::Nexthop(id) => match self.network.nexthop_family(*id) {
+            RouteVia::Nexthop { id, .. } => match self.network.nexthop_family(*id) {
                 None => Err("no such nexthop"),
                 Some(f) if f != family => Err("the nexthop is of the other family"),
                 Some(_) => Ok(()),
             },
-            RouteVia::Device { dev, source } => {
-                self.usable(dev)?;
-                match source {
-                    Some(ip) if Family::of(ip) != family => {
-                        Err("the source is of the other family")
-                    }
-                    Some(ip) if !self.is_local(ip) => Err("the source is no address of this node"),
-                    _ => Ok(()),
-                }
-            }
+            RouteVia::Device { dev, .. } => self.usable(dev),
             RouteVia::Gateway { dev, gateway, .. } => {
                 self.usable(dev)?;
                 if Family::of(gateway) == family {

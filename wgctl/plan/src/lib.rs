@@ -11,9 +11,11 @@ pub mod kernel;
 pub mod model;
 mod pairs;
 mod shared;
+mod transit;
 
 pub use change::Change;
 pub use diff::{diff, diff_desired};
 pub use kernel::{ModelKernel, Refused};
 pub use model::*;
 pub use shared::Shared;
+pub use transit::{Prefixes, Transit};

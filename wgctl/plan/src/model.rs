@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::Shared;
+use crate::transit::Transit;
 
 /// Route protocol number (rtnetlink `RTPROT_*`) that marks routes and nexthops as ours.
 /// Below 128 numbers are registered in the kernel; 76 ('L') is unused by it and by FRR, BIRD and Kilo.
@@ -136,6 +137,9 @@ pub struct Network {
     /// Sysctls we need, as path below `/proc/sys` with '/' separators → value, such as `net/ipv4/ip_forward` → `1`.
     /// Interface names may hold dots, so this is a path, not the dotted form. A difference never removes a sysctl.
     pub sysctls: Shared<BTreeMap<String, String>>,
+    /// Transit that connection tracking leaves alone, if any: one nftables table of ours.
+    #[serde(default)]
+    pub untracked: Shared<Option<Transit>>,
 }
 
 impl Network {
@@ -151,6 +155,7 @@ impl Network {
         self.routes.share(&other.routes);
         self.rules.share(&other.rules);
         self.sysctls.share(&other.sysctls);
+        self.untracked.share(&other.untracked);
     }
 }
 
@@ -239,10 +244,10 @@ pub struct RouteKey {
     pub metric: u32,
 }
 
-/// Where a route leads.
+/// Where a route leads. `source`: the address that this node itself sends from, unless a socket says otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum RouteVia {
-    Nexthop(NexthopId),
+    Nexthop { id: NexthopId, source: Option<IpAddr> },
     Device { dev: InterfaceName, source: Option<IpAddr> },
     Gateway { dev: InterfaceName, gateway: IpAddr, onlink: bool },
 }

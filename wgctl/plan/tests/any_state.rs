@@ -71,7 +71,8 @@ fn nexthop() -> impl Strategy<Value = Nexthop> {
 }
 fn route() -> impl Strategy<Value = RouteVia> {
     prop_oneof![
-        3 => id().prop_map(RouteVia::Nexthop),
+        3 => (id(), proptest::option::weighted(0.2, net(&ADDRESSES)))
+            .prop_map(|(id, source)| RouteVia::Nexthop { id, source: source.map(|s| s.addr()) }),
         1 => (dev(), proptest::option::of(net(&ADDRESSES)))
             .prop_map(|(dev, source)| RouteVia::Device { dev, source: source.map(|s| s.addr()) }),
         1 => (dev(), ip()).prop_map(|(dev, gateway)| RouteVia::Gateway { dev, gateway, onlink: true }),
@@ -94,6 +95,12 @@ fn rule() -> impl Strategy<Value = Rule> {
         unless_mark: None,
         table: 100,
     })
+}
+fn prefixes() -> impl Strategy<Value = Prefixes> {
+    proptest::collection::vec(net(&PREFIXES), 0..3).prop_map(|all| all.into_iter().collect())
+}
+fn transit() -> impl Strategy<Value = Transit> {
+    (prefixes(), prefixes(), prefixes()).prop_map(|(own, near, far)| Transit { own, near, far })
 }
 fn sysctl() -> impl Strategy<Value = String> {
     select(&["net/ipv4/ip_forward", "net/ipv4/conf/wgl0/rp_filter", "net/ipv4/conf/lvx0/rp_filter"][..])
@@ -120,6 +127,8 @@ fn change() -> impl Strategy<Value = Change> {
         2 => rule().prop_map(|rule| Change::AddRule { rule }),
         16 => (route_key(), route()).prop_map(|(key, via)| Change::AddRoute { key, via }),
         3 => (route_key(), route()).prop_map(|(key, via)| Change::ReplaceRoute { key, via }),
+        2 => transit().prop_map(|transit| Change::SetUntracked { transit }),
+        1 => Just(Change::RemoveUntracked),
     ]
 }
 
@@ -183,6 +192,7 @@ fn unshared(network: &Network) -> Network {
         routes: Shared::new((*network.routes).clone()),
         rules: Shared::new((*network.rules).clone()),
         sysctls: Shared::new((*network.sysctls).clone()),
+        untracked: Shared::new((*network.untracked).clone()),
     }
 }
 

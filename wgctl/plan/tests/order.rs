@@ -34,8 +34,10 @@ fn two_planes(prefixes: u32) -> Network {
     net.nexthops.insert(nexthop(100), Nexthop::Group { members: BTreeSet::from([nexthop(0)]) });
     for i in 0..prefixes {
         let prefix = format!("10.{}.{}.0/24", 64 + i / 256, i % 256).parse().unwrap();
-        net.routes
-            .insert(RouteKey { table: 254, prefix, metric: 50 }, RouteVia::Nexthop(nexthop(100)));
+        net.routes.insert(
+            RouteKey { table: 254, prefix, metric: 50 },
+            RouteVia::Nexthop { id: nexthop(100), source: None },
+        );
     }
     net
 }
@@ -127,6 +129,27 @@ fn from_nothing_routes_come_last() {
             "add route 10.64.0.0/24 table 254 metric 50 nexthop L0064",
         ]
     );
+}
+
+#[test]
+fn transit_is_untracked_before_it_comes_and_tracked_again_when_it_has_gone() {
+    let prefixes = |p: &str| [p.parse().unwrap()].into_iter().collect();
+    let transit = Transit {
+        own: prefixes("10.42.1.0/24"),
+        near: prefixes("10.42.0.0/16"),
+        far: prefixes("10.64.0.0/16"),
+    };
+    let mut relay = two_planes(1);
+    relay.untracked = Shared::new(Some(transit));
+    let set = "set untracked transit between 1 near and 1 far prefixes, without 1 own";
+    let none = Network::default();
+    assert_eq!(text(&diff(&relay, &none)).first().unwrap(), set);
+    assert_eq!(text(&diff(&none, &relay)).last().unwrap(), "remove untracked transit");
+    let mut other = relay.clone();
+    other.nexthops.insert(nexthop(100), Nexthop::Group { members: BTreeSet::from([nexthop(1)]) });
+    let transit = other.untracked.as_mut().unwrap();
+    transit.near = prefixes("10.43.0.0/16");
+    assert_eq!(text(&diff(&other, &relay)), [set, "set nexthop L0064 group L0001"]);
 }
 
 #[test]

@@ -51,6 +51,7 @@ fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
             .map(|c| c.name.clone()),
         candidates,
         carried: None,
+        hidden_sources: Vec::new(),
         notes: Vec::new(),
     }
 }
@@ -91,6 +92,7 @@ pub fn status() -> Status {
         mesh_hash: "3f2a91bc".repeat(8),
         other_generations: Default::default(),
         backend: "userspace".into(),
+        probe_addresses: vec![],
         locations: vec![cloud, home],
     }
 }

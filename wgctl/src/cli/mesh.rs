@@ -164,7 +164,8 @@ fn summary(mesh: &Mesh) -> Summary {
             name: name.to_string(),
             overlay: match location.overlay {
                 Overlay::Direct => "direct",
-                Overlay::Vxlan { .. } => "vxlan",
+                Overlay::Vxlan(_) => "vxlan",
+                Overlay::Cni(_) => "cni",
                 Overlay::External => "external",
                 Overlay::Flannel { .. } => "flannel",
             },

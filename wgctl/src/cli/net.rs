@@ -155,5 +155,8 @@ fn table(network: &Network) -> Table {
     for (path, value) in &network.sysctls {
         row("sysctl", path.clone(), value.clone());
     }
+    if let Some(transit) = &*network.untracked {
+        row("untracked", "inet leaderd".to_owned(), transit.to_string());
+    }
     table
 }

@@ -213,20 +213,17 @@ fn route(kind: u16, flags: u16, key: &RouteKey, via: Option<&RouteVia>) -> io::R
         route_type,
     ];
     header.extend_from_slice(&(if onlink { RTNH_F_ONLINK } else { 0 }).to_ne_bytes());
-    let message = Message::new(kind, flags, &header)
+    let mut message = Message::new(kind, flags, &header)
         .attr(RTA_DST, &address_bytes(&key.prefix.network()))
         .attr_u32(RTA_TABLE, key.table)
         .attr_u32(RTA_PRIORITY, key.metric);
+    if let Some(source) = via.and_then(RouteVia::source) {
+        message = message.attr(RTA_PREFSRC, &address_bytes(&source));
+    }
     Ok(match via {
         None => message,
-        Some(RouteVia::Nexthop(id)) => message.attr_u32(RTA_NH_ID, id.0),
-        Some(RouteVia::Device { dev, source }) => {
-            let message = message.attr_u32(RTA_OIF, index(dev)?);
-            match source {
-                Some(source) => message.attr(RTA_PREFSRC, &address_bytes(source)),
-                None => message,
-            }
-        }
+        Some(RouteVia::Nexthop { id, .. }) => message.attr_u32(RTA_NH_ID, id.0),
+        Some(RouteVia::Device { dev, .. }) => message.attr_u32(RTA_OIF, index(dev)?),
         Some(RouteVia::Gateway { dev, gateway, .. }) => {
             message.attr_u32(RTA_OIF, index(dev)?).attr(RTA_GATEWAY, &address_bytes(gateway))
         }
@@ -267,7 +264,7 @@ fn rule(kind: u16, flags: u16, rule: &Rule) -> Message {
     }
 }
 
-/// The message of a change that is one; `None` for sysctls, WireGuard and the creation of devices.
+/// The message of a change that is one; `None` for sysctls, WireGuard, the creation of devices, and nf_tables.
 pub fn encode(change: &Change) -> io::Result<Option<Message>> {
     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
     Ok(Some(match change {
@@ -320,6 +317,8 @@ pub fn encode(change: &Change) -> io::Result<Option<Message>> {
         | Change::DeleteLink { .. }
         | Change::SetWireguard { .. }
         | Change::SetPeer { .. }
-        | Change::RemovePeer { .. } => return Ok(None),
+        | Change::RemovePeer { .. }
+        | Change::SetUntracked { .. }
+        | Change::RemoveUntracked => return Ok(None),
     }))
 }

@@ -12,6 +12,7 @@ use super::encode::*;
 use super::netlink::*;
 use super::observe::{self, Scope};
 use super::sysctl;
+use super::untracked::Untracked;
 use crate::wireguard::{
     Backend, Holder, Missing, PeerStats, PrivateKey, Program, Settings, choose, holder,
     missing_for_userspace, wanted,
@@ -35,6 +36,7 @@ pub struct Kernel {
 #[derive(Debug)]
 struct Inner {
     netlink: Netlink,
+    untracked: Untracked,
     backend: Backend,
 }
 
@@ -95,7 +97,14 @@ impl Kernel {
         let io = |operation| move |source| OpenError::Io { operation, source };
         let mut netlink = Netlink::open().map_err(io("open a netlink socket"))?;
         let backend = detect(&mut netlink)?;
-        Ok(Self { inner: Arc::new(Mutex::new(Inner { netlink, backend })), backend })
+        Ok(Self {
+            inner: Arc::new(Mutex::new(Inner {
+                netlink,
+                untracked: Untracked::default(),
+                backend,
+            })),
+            backend,
+        })
     }
 
     pub fn backend(&self) -> Backend {
@@ -121,6 +130,16 @@ impl Kernel {
         }
         let (changes, key) = (changes.to_vec(), key.clone());
         self.blocking(move |inner| inner.apply(&changes, &key)).await
+    }
+
+    /// Why the kernel tracks transit although it is not to, if so. That is no failure of a plan: all else works.
+    pub fn untracked_refused(&self) -> Option<String> {
+        self.lock().untracked.refused().map(str::to_owned)
+    }
+
+    /// The same, and so lately that it is not worth trying again.
+    pub(super) fn untracked_is_put_off(&self) -> bool {
+        self.lock().untracked.is_put_off()
     }
 
     /// Counters of every peer of our WireGuard interfaces.
@@ -211,22 +230,27 @@ fn detect(netlink: &mut Netlink) -> Result<Backend, OpenError> {
 impl Inner {
     fn observe(&mut self, scope: &Scope) -> io::Result<Network> {
         let backend = self.backend;
-        observe::observe(&mut self.netlink, scope, |link| match (backend, link.kind.as_str()) {
-            (Backend::Kernel, "wireguard") | (Backend::Userspace(_), "tun") => {
-                match backend.read(&link.name) {
-                    Ok(seen) => seen.map(|mut s| {
-                        s.interface.up = listens(backend, &link.name, s.interface.listen_port);
-                        s.interface
-                    }),
-                    // A stuck process is as good as none: it is replaced.
-                    Err(error) => {
-                        tracing::warn!(interface.name = %link.name, %error, "WireGuard does not answer");
-                        None
+        let untracked = self.untracked.observe();
+        let mut network = observe::observe(&mut self.netlink, scope, |link| {
+            match (backend, link.kind.as_str()) {
+                (Backend::Kernel, "wireguard") | (Backend::Userspace(_), "tun") => {
+                    match backend.read(&link.name) {
+                        Ok(seen) => seen.map(|mut s| {
+                            s.interface.up = listens(backend, &link.name, s.interface.listen_port);
+                            s.interface
+                        }),
+                        // A stuck process is as good as none: it is replaced.
+                        Err(error) => {
+                            tracing::warn!(interface.name = %link.name, %error, "WireGuard does not answer");
+                            None
+                        }
                     }
                 }
+                _ => None,
             }
-            _ => None,
-        })
+        })?;
+        *network.untracked = untracked;
+        Ok(network)
     }
 
     fn apply(&mut self, changes: &[Change], key: &PrivateKey) -> Result<(), ApplyError> {
@@ -340,6 +364,11 @@ impl Inner {
             }
             Change::SetPeer { name, key, peer } => self.backend.set_peer(name, key, peer),
             Change::RemovePeer { name, key } => self.backend.remove_peer(name, key),
+            Change::SetUntracked { transit } => {
+                self.untracked.set(transit);
+                Ok(())
+            }
+            Change::RemoveUntracked => self.untracked.remove(),
             _ => Ok(()),
         }
     }

@@ -1,15 +1,19 @@
 //! The kernel's network: observe, apply, watch, and keep as desired.
 
+mod addresses;
 mod encode;
 mod kernel;
 mod link;
 mod netlink;
+mod nft;
 mod observe;
 mod steward;
 mod sysctl;
+mod untracked;
 mod watch;
 mod way;
 
+pub use addresses::{AddressNews, Held, held_addresses};
 pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
 pub use link::{LinkState, LinkWatch};
 pub use observe::Scope;

@@ -1,4 +1,4 @@
-//! Route netlink, as far as we speak it: messages in bytes, and a socket to the kernel.
+//! Netlink, as far as we speak it: messages in bytes, and a socket to the kernel's route or netfilter side.
 //!
 //! A request is one system call: the kernel carries it out before `send` returns, and its answer is there already. So the
 //! socket is used blocking, and a batch of messages costs one call. (rtnetlink has no nexthop objects; see
@@ -6,7 +6,10 @@
 
 use std::io;
 
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
+use nix::sys::socket::{setsockopt, sockopt};
 
 pub const NLM_F_REQUEST: u16 = 1;
 pub const NLM_F_ACK: u16 = 4;
@@ -14,6 +17,7 @@ pub const NLM_F_DUMP: u16 = 0x300;
 pub const NLM_F_REPLACE: u16 = 0x100;
 pub const NLM_F_EXCL: u16 = 0x200;
 pub const NLM_F_CREATE: u16 = 0x400;
+pub const NLM_F_APPEND: u16 = 0x800;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -24,6 +28,9 @@ const NLA_F_NESTED: u16 = 0x8000;
 /// Messages in one `send`: their acknowledgements (about 100 bytes each, accounted at some 800) must fit the receive
 /// buffer of 212,992 bytes.
 pub const MAX_BATCH: usize = 128;
+
+/// Bytes of a batch that fit the send buffer as it is, whatever the system.
+const SEND_BUFFER: usize = 128 << 10;
 
 /// A netlink message under construction.
 #[derive(Debug, Clone)]
@@ -69,6 +76,10 @@ impl Message {
         self.bytes[at..at + 2].copy_from_slice(&length.to_ne_bytes());
         self.bytes[at + 2..at + 4].copy_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         self
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 
     fn finish(&self, sequence: u32) -> Vec<u8> {
@@ -151,7 +162,7 @@ pub fn split(mut bytes: &[u8]) -> impl Iterator<Item = (u32, Received)> + '_ {
     })
 }
 
-/// A blocking route netlink socket.
+/// A blocking netlink socket.
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
@@ -159,8 +170,18 @@ pub struct Netlink {
 }
 
 impl Netlink {
+    /// To routes, links, addresses and all of their kind.
     pub fn open() -> io::Result<Self> {
-        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        Self::to(NETLINK_ROUTE)
+    }
+
+    /// To nf_tables.
+    pub fn open_netfilter() -> io::Result<Self> {
+        Self::to(NETLINK_NETFILTER)
+    }
+
+    fn to(protocol: isize) -> io::Result<Self> {
+        let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
         // Explanations in words with errors, and filters honoured in dumps.
@@ -198,14 +219,59 @@ impl Netlink {
         Ok(results)
     }
 
+    /// Sends the messages at once as one transaction of nf_tables: all are carried out, or none is. One of them asks for an
+    /// acknowledgement (`NLM_F_ACK`), which comes last; the kernel's first refusal comes before it.
+    pub fn transaction(&mut self, messages: &[Message]) -> Result<(), Failed> {
+        let mut bytes = Vec::new();
+        let mut last = self.sequence;
+        for message in messages {
+            if u16_at(&message.bytes, 6).is_some_and(|flags| flags & NLM_F_ACK != 0) {
+                last = self.sequence;
+            }
+            bytes.extend(message.finish(self.sequence));
+            self.sequence = self.sequence.wrapping_add(1);
+        }
+        // A batch is one packet to the kernel, and must fit the buffer whole. The first is for those who may go beyond the
+        // system's limit; what does not fit in the end is refused with its own error (EMSGSIZE).
+        if bytes.len() > SEND_BUFFER
+            && setsockopt(&self.socket, sockopt::SndBufForce, &bytes.len()).is_err()
+        {
+            let _ = setsockopt(&self.socket, sockopt::SndBuf, &bytes.len());
+        }
+        self.socket.send(&bytes, 0)?;
+        // All answers are there when `send` returns, so there is nothing to wait for.
+        self.socket.set_non_blocking(true)?;
+        let answer = self.answer(last);
+        self.socket.set_non_blocking(false)?;
+        answer
+    }
+
+    fn answer(&mut self, last: u32) -> Result<(), Failed> {
+        loop {
+            let (bytes, _) = self.socket.recv_from_full()?;
+            for (sequence, message) in split(&bytes).filter(|(_, m)| m.kind == NLMSG_ERROR) {
+                failure(&message)?;
+                if sequence == last {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Reads what is left over of an earlier request, so that it is not taken for an answer.
+    pub fn clear(&mut self) -> io::Result<()> {
+        self.socket.set_non_blocking(true)?;
+        while self.socket.recv_from_full().is_ok() {}
+        self.socket.set_non_blocking(false)
+    }
+
     /// Asks for one object.
     pub fn get(&mut self, message: Message) -> Result<Received, Failed> {
         let sequence = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
-        let broken = |e: io::Error| Failed { errno: e.raw_os_error().unwrap_or(5), message: None };
-        self.socket.send(&message.finish(sequence), 0).map_err(broken)?;
+        self.socket.send(&message.finish(sequence), 0)?;
         loop {
-            let (bytes, _) = self.socket.recv_from_full().map_err(broken)?;
+            let (bytes, _) = self.socket.recv_from_full()?;
             for (_, message) in split(&bytes).filter(|(got, _)| *got == sequence) {
                 if message.kind != NLMSG_ERROR {
                     return Ok(message);
@@ -247,6 +313,11 @@ pub struct Failed {
     pub message: Option<String>,
 }
 
+impl From<io::Error> for Failed {
+    fn from(error: io::Error) -> Self {
+        Self { errno: error.raw_os_error().unwrap_or(Errno::EIO as i32), message: None }
+    }
+}
 impl From<Failed> for io::Error {
     fn from(failed: Failed) -> Self {
         Self::from_raw_os_error(failed.errno)

@@ -1,7 +1,7 @@
 //! What of ours the kernel has.
 //!
 //! Ours are: devices that the plan names or that carry our alias, what hangs on them, nexthops in our range of ids, and
-//! routes and rules with our protocol number. Everything else is not looked at.
+//! routes and rules with our protocol number; besides, the table of `nft`. Everything else is not looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -32,7 +32,7 @@ impl Scope {
 }
 
 /// Stands for a route of ours that leads somewhere a plan cannot say (a tampered one): never wanted, so always repaired.
-const ELSEWHERE: RouteVia = RouteVia::Nexthop(NexthopId(0));
+const ELSEWHERE: RouteVia = RouteVia::Nexthop { id: NexthopId(0), source: None };
 
 /// A device as dumped.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ pub(super) struct Link {
     data: Vec<u8>,
 }
 
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
+pub(super) fn ip(bytes: &[u8]) -> Option<IpAddr> {
     match bytes.len() {
         4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
         16 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
@@ -87,7 +87,7 @@ fn link(message: &Received) -> Option<Link> {
     })
 }
 
-/// All but WireGuard's own view of its devices: `wireguard` tells that, or `None` if it is no WireGuard device that
+/// All but nf_tables and WireGuard's own view of its devices: `wireguard` tells that, or `None` if it is no WireGuard device that
 /// answers.
 pub(super) fn observe(
     netlink: &mut Netlink,
@@ -270,8 +270,9 @@ fn routes(
         let key = RouteKey { table, prefix, metric: attrs.u32(RTA_PRIORITY).unwrap_or(0) };
         let via = (|| {
             // First: a route through a blackhole nexthop shows as a blackhole itself.
+            let source = attrs.get(RTA_PREFSRC).and_then(ip);
             if let Some(id) = attrs.u32(RTA_NH_ID) {
-                return Some(RouteVia::Nexthop(NexthopId(id)));
+                return Some(RouteVia::Nexthop { id: NexthopId(id), source });
             }
             if bytes[7] != RTN_UNICAST || attrs.get(RTA_MULTIPATH).is_some() {
                 return None;
@@ -283,7 +284,7 @@ fn routes(
                     gateway,
                     onlink: u32_at(bytes, 8)? & RTNH_F_ONLINK != 0,
                 },
-                None => RouteVia::Device { dev, source: attrs.get(RTA_PREFSRC).and_then(ip) },
+                None => RouteVia::Device { dev, source },
             })
         })();
         network.routes.insert(key, via.unwrap_or(ELSEWHERE));

@@ -205,19 +205,27 @@ impl Steward {
     /// Leaves of the changes what was made.
     async fn apply(&mut self, changes: &mut Vec<Change>) -> Result<(), ApplyError> {
         self.in_place = false;
-        if let Err(error) = self.kernel.apply(changes, &self.key).await {
+        let applied = self.kernel.apply(changes, &self.key).await;
+        if let Err(error) = &applied {
             error.retain_made(changes);
-            return Err(error);
+        } else {
+            self.in_place = true;
+            self.last_in_place = None;
         }
-        self.in_place = true;
-        self.last_in_place = None;
-        Ok(())
+        if self.kernel.untracked_refused().is_some() {
+            changes.retain(|change| !matches!(change, Change::SetUntracked { .. }));
+        }
+        applied
     }
 
     /// What is there. A peer's endpoint counts as lost (and is set again) if it is not the desired one although the desired
     /// one is new, or although nobody has been heard there for long.
     async fn observe(&self, desired: &Network) -> io::Result<Network> {
         let mut observed = self.kernel.observe(&Scope::of(desired)).await?;
+        // What the kernel refuses is not tried with every look.
+        if desired.untracked.is_some() && self.kernel.untracked_is_put_off() {
+            observed.untracked = desired.untracked.clone();
+        }
         let stats = self
             .kernel
             .wireguard_stats(observed.wireguard.keys().cloned().collect::<Vec<_>>())

@@ -93,6 +93,7 @@ pub(super) fn location_status(location: &str, leaders: &[&str], epoch: u64) -> L
         candidates: Vec::new(),
         next: None,
         carried: None,
+        hidden_sources: Vec::new(),
         notes: Vec::new(),
     }
 }
@@ -132,6 +133,7 @@ pub(super) fn mesh_status(mesh: &Mesh, me: &str) -> Status {
         mesh_hash: String::new(),
         other_generations: Default::default(),
         backend: "kernel".to_owned(),
+        probe_addresses: vec![],
         locations: mesh.locations.keys().map(location).collect(),
     }
 }

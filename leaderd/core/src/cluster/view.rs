@@ -125,6 +125,9 @@ pub mod names {
     pub const WIREGUARD_KEY: &str = "leaderd.io/wireguard-key";
     /// Base64 Ed25519 public key of the node's daemon.
     pub const CONTROL_KEY: &str = "leaderd.io/control-key";
+    /// Addresses that the node's daemon is probed at, with commas between them: for people. Daemons tell each other, so the mesh file
+    /// does not have them, and an address that changes makes no new generation of it.
+    pub const PROBE_ADDRESS: &str = "leaderd.io/probe-address";
     /// Epoch of the decision that last changed this node's leader annotation.
     pub const EPOCH: &str = "leaderd.io/epoch";
     /// Location of that decision: epochs of different locations have nothing to do with each other.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::diagnostic::Sink;
 use super::draft::{Draft, DraftLocation, DraftNode, Head};
-use super::model::{Host, Overlay, Steering};
+use super::model::{Host, Overlay, Steering, VxlanDevice};
 use super::places;
 use super::reader::At;
 use super::values::nearest;
@@ -249,13 +249,14 @@ fn ports(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
     }
     let mut vxlan = BTreeSet::new();
     for (name, location) in &draft.locations {
-        let Some(Overlay::Vxlan { port, mtu, .. }) = location.value.overlay else { continue };
+        let vxlan_device = location.value.overlay.as_ref().and_then(Overlay::vxlan);
+        let Some(&VxlanDevice { port, mtu, .. }) = vxlan_device else { continue };
         let at = location.value.vxlan_at;
         // Locations may share a port: each has its own machines.
         if vxlan.insert(port) {
             see(&format!("the VXLAN overlay of {name}"), port, at, sink);
         }
-        if mtu < head.mtu.value {
+        if let Some(mtu) = mtu.filter(|mtu| *mtu < head.mtu.value) {
             let message = format!(
                 "the VXLAN overlay of {name} carries packets of {mtu} bytes, the mesh of {}: the larger would be lost",
                 head.mtu.value
@@ -272,9 +273,9 @@ fn devices(draft: &Draft, sink: &mut Sink<'_>) {
         let (Some(device), Some(location)) = (&node.value.device, &node.value.location) else {
             continue;
         };
-        if let Some(Overlay::Vxlan { device: overlay, .. }) =
-            draft.locations.get(&location.value).and_then(|l| l.value.overlay.as_ref())
-            && *overlay == device.value
+        if let Some(vxlan) =
+            draft.locations.get(&location.value).and_then(|l| l.value.overlay.as_ref()?.vxlan())
+            && vxlan.device == device.value
         {
             let message =
                 format!("device {} of node {name} is the VXLAN overlay's name", device.value);
@@ -294,6 +295,15 @@ fn carriers(draft: &Draft, sink: &mut Sink<'_>) {
             let message =
                 format!("location {name} is steered by Kilo, which knows one leader only");
             sink.push(at, message, "write leaders = 1 in its policy, or steering = \"native\"");
+        }
+        for prefix in location.value.prefixes.iter().filter(|p| p.value.addr().is_ipv6()) {
+            if kilo(&location.value).is_some() {
+                let message = format!(
+                    "prefix {} of location {name} is IPv6, which Kilo does not carry",
+                    prefix.value
+                );
+                sink.push(prefix.at, message, "leave it out: the mesh then carries IPv4 only");
+            }
         }
     }
     for (name, node) in &draft.nodes {

@@ -12,7 +12,7 @@ use super::diagnostic::Sink;
 use super::first_host;
 use super::model::{
     ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay, Policy,
-    Service, Steering,
+    Service, Steering, VxlanDevice,
 };
 use super::reader::{At, Bad, Section};
 use super::{policy, values};
@@ -57,6 +57,8 @@ pub(super) struct Head {
 pub(super) struct DraftLocation {
     pub(super) overlay: Option<Overlay>,
     pub(super) vxlan_at: usize,
+    pub(super) node_addresses: bool,
+    pub(super) prefixes: Vec<At<IpNet>>,
     pub(super) witnesses: Vec<At<NodeName>>,
     pub(super) services: Vec<At<Service>>,
     pub(super) reflectors: Vec<At<SocketAddr>>,
@@ -205,7 +207,7 @@ fn interface(text: &str) -> Result<InterfaceName, Bad> {
 
 fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> DraftLocation {
     const HELP: &str = "write \"vxlan\" (leaderd builds it), \"direct\" (nodes reach each other's workloads over the \
-                        LAN), \"flannel\" or \"external\" (a CNI carries it)";
+                        LAN), \"cni\", \"flannel\" or \"external\" (a CNI carries it)";
     s.require("overlay", HELP, sink);
     let mut vxlan_at = s.at;
     let kind = s.text("overlay", sink, |t| match t {
@@ -214,10 +216,8 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
         "flannel" => {
             Ok(Overlay::Flannel { device: "flannel.1".parse().expect("an interface name") })
         }
-        "vxlan" => {
-            let device = "lvx0".parse().expect("an interface name");
-            Ok(Overlay::Vxlan { device, vni: 7946, port: 4790, mtu: 1450 })
-        }
+        "vxlan" => Ok(Overlay::Vxlan(VxlanDevice::default())),
+        "cni" => Ok(Overlay::Cni(VxlanDevice::default())),
         _ => Err(Bad::new(format!("{t:?} is no overlay"), HELP)),
     });
     let mut overlay = kind.map(|k| k.value);
@@ -228,15 +228,18 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
         let udp = v.number("port", PORTS, sink);
         let bytes = v.number("mtu", 1280..=9000, sink);
         match &mut overlay {
-            Some(Overlay::Vxlan { device, vni, port, mtu }) => {
-                *device = name.map_or(device.clone(), |n| n.value);
-                *vni = number.map_or(*vni, |n| n.value as u32);
-                *port = udp.map_or(*port, |n| n.value as u16);
-                *mtu = bytes.map_or(*mtu, |n| n.value as u16);
+            Some(Overlay::Vxlan(vxlan) | Overlay::Cni(vxlan)) => {
+                let default = vxlan.clone();
+                *vxlan = VxlanDevice {
+                    device: name.map_or(default.device, |n| n.value),
+                    vni: number.map_or(default.vni, |n| n.value as u32),
+                    port: udp.map_or(default.port, |n| n.value as u16),
+                    mtu: bytes.map(|n| n.value as u16),
+                };
             }
             Some(_) => {
                 let message = format!("`{}` is set, but the overlay is another", v.path);
-                sink.push(v.at, message, "remove it, or write overlay = \"vxlan\"");
+                sink.push(v.at, message, "remove it, or write overlay = \"vxlan\" or \"cni\"");
             }
             None => {}
         }
@@ -254,6 +257,8 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
         }
         f.finish(sink);
     }
+    let node_addresses = s.flag("node_addresses", sink).is_some_and(|f| f.value);
+    let prefixes = s.texts("prefixes", sink, values::prefix).map(|p| p.value).unwrap_or_default();
     let steering = s.text("steering", sink, |t| match t {
         "native" => Ok(Steering::Native),
         "kilo" => Ok(Steering::Kilo),
@@ -269,7 +274,17 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
     let reflectors = reflectors.map(|r| r.value).unwrap_or_default();
     let policy = s.section("policy", sink).map(|p| policy::read_of_location(p, mesh, sink));
     s.finish(sink);
-    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors, steering, policy }
+    DraftLocation {
+        overlay,
+        vxlan_at,
+        node_addresses,
+        prefixes,
+        witnesses,
+        services,
+        reflectors,
+        steering,
+        policy,
+    }
 }
 
 fn service(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Option<At<Service>> {
@@ -331,11 +346,17 @@ impl Draft {
             let witnesses = l.value.witnesses.into_iter().map(|w| w.value).collect();
             let services = l.value.services.into_iter().map(|s| s.value).collect();
             let reflectors = l.value.reflectors.into_iter().map(|r| r.value).collect();
-            let overlay = l.value.overlay?;
-            let steering = l.value.steering.map(|s| s.value).unwrap_or_default();
-            let policy = l.value.policy;
-            let location =
-                Location { name, overlay, witnesses, services, reflectors, steering, policy };
+            let location = Location {
+                name,
+                overlay: l.value.overlay?,
+                node_addresses: l.value.node_addresses,
+                prefixes: l.value.prefixes.into_iter().map(|p| p.value).collect(),
+                witnesses,
+                services,
+                reflectors,
+                steering: l.value.steering.map(|s| s.value).unwrap_or_default(),
+                policy: l.value.policy,
+            };
             Some((location.name.clone(), location))
         };
         let node =
@@ -390,6 +411,7 @@ impl DraftNode {
             device: self.device.map(|d| d.value),
             prefixes,
             probe_addresses,
+            probe_addresses_written: self.probe_addresses.is_some(),
             wireguard_key: WgPublicKey(self.wireguard_key?.value),
             control_key: ControlPublicKey(self.control_key?.value),
         })

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
-use wgctl_plan::{InterfaceName, WgPublicKey};
+use wgctl_plan::{Family, InterfaceName, WgPublicKey};
 
 use super::index::Index;
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
@@ -51,6 +51,10 @@ pub struct InnerRange {
 pub struct Location {
     pub name: LocationName,
     pub overlay: Overlay,
+    /// Whether the addresses of its nodes are carried as well: see [`Mesh::carried_address`].
+    pub node_addresses: bool,
+    /// Prefixes of the location that are behind none of its nodes: its leaders hand them on by the routes that they have.
+    pub prefixes: Vec<IpNet>,
     /// Candidates of other locations that vote here, and never lead here.
     pub witnesses: Vec<NodeName>,
     /// Real services that are probed through every candidate.
@@ -60,6 +64,23 @@ pub struct Location {
     pub steering: Steering,
     /// The mesh's policy with what this location says otherwise, if it does: see [`Mesh::policy_of`].
     pub policy: Option<Policy>,
+}
+
+impl Location {
+    /// One with nothing said of it but what carries it.
+    pub fn new(name: LocationName, overlay: Overlay) -> Self {
+        Self {
+            name,
+            overlay,
+            node_addresses: false,
+            prefixes: Vec::new(),
+            witnesses: Vec::new(),
+            services: Vec::new(),
+            reflectors: Vec::new(),
+            steering: Steering::default(),
+            policy: None,
+        }
+    }
 }
 
 /// How a decision about a location reaches the data path.
@@ -99,12 +120,96 @@ pub enum Overlay {
     /// Next hops are the nodes' addresses on the LAN device (named per node, else found by its address).
     Direct,
     /// A VXLAN device that leaderd owns.
-    Vxlan { device: InterfaceName, vni: u32, port: u16, mtu: u16 },
+    Vxlan(VxlanDevice),
+    /// A CNI carries the location's own prefixes, and a VXLAN device that leaderd owns what is remote, in both directions.
+    Cni(VxlanDevice),
     /// A CNI carries it: no local routes are programmed.
     External,
     /// Flannel's VXLAN backend carries it: no local routes are programmed, and another node is reached through the network
     /// address of its first prefix on this device, as flannel does it.
     Flannel { device: InterfaceName },
+}
+
+/// A VXLAN device of leaderd's own between the nodes of a location.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VxlanDevice {
+    pub device: InterfaceName,
+    pub vni: u32,
+    /// UDP port.
+    pub port: u16,
+    /// Bytes of an inner packet; without, what the LAN leaves: see [`VxlanDevice::mtu_on`].
+    pub mtu: Option<u16>,
+}
+
+impl VxlanDevice {
+    /// Its MTU where the LAN device has this one: never more than fits there, so that no packet is cut or lost. Where nothing is
+    /// known of the LAN it is taken for Ethernet.
+    pub fn mtu_on(&self, lan_mtu: Option<u32>, lan: Family) -> u32 {
+        let overhead = match lan {
+            Family::V4 => 50,
+            Family::V6 => 70,
+        };
+        let configured = self.mtu.map(u32::from);
+        match lan_mtu {
+            Some(lan_mtu) => {
+                let fits = lan_mtu.saturating_sub(overhead);
+                configured.map_or(fits, |mtu| mtu.min(fits))
+            }
+            None => configured.unwrap_or(1450),
+        }
+    }
+}
+
+impl Default for VxlanDevice {
+    fn default() -> Self {
+        let device = "lvx0".parse().expect("an interface name");
+        Self { device, vni: 7946, port: 4790, mtu: None }
+    }
+}
+
+impl Overlay {
+    /// The VXLAN device that leaderd has in such a location.
+    pub const fn vxlan(&self) -> Option<&VxlanDevice> {
+        match self {
+            Self::Vxlan(vxlan) | Self::Cni(vxlan) => Some(vxlan),
+            Self::Direct | Self::External | Self::Flannel { .. } => None,
+        }
+    }
+
+    /// Whether somebody else carries the location's own prefixes. Then our routes lie in tables of their own: a CNI may have better
+    /// ones in `main`, have rules before it, or tell others of what is in it.
+    pub const fn is_foreign(&self) -> bool {
+        match self {
+            Self::Cni(_) | Self::External | Self::Flannel { .. } => true,
+            Self::Direct | Self::Vxlan(_) => false,
+        }
+    }
+}
+
+/// Why a node's own address is not carried in a location that has `node_addresses`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotCarried {
+    /// It is a candidate's endpoint, which the underlay reaches: the tunnel would run through itself.
+    Endpoint,
+    /// A node of another location has the same one on its LAN.
+    Ambiguous(NodeName),
+    /// It is IPv6, and the mesh has no inner IPv6 range.
+    Family,
+}
+
+impl fmt::Display for NotCarried {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Endpoint => {
+                f.write_str("it is an endpoint, which is reached outside of the tunnels")
+            }
+            Self::Ambiguous(other) => write!(
+                f,
+                "{other}, of another location, has the same one: give the locations' LANs different ranges"
+            ),
+            Self::Family => f.write_str("it is IPv6: add `inner_cidr6` to [mesh]"),
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -124,9 +229,12 @@ pub struct Node {
     pub device: Option<InterfaceName>,
     /// Workload prefixes behind this node, without host bits; may be empty.
     pub prefixes: Vec<IpNet>,
-    /// Workload addresses of this node that its daemon answers probes on (at most one per family).
-    /// By default the first host address of its first prefix of each family.
+    /// Workload addresses of this node that its daemon answers probes on (at most one per family): what the mesh file says,
+    /// else what the node was told to hold ([`Mesh::with_probe_addresses`]), else, until anything is known, the first host
+    /// address of its first prefix of each family.
     pub probe_addresses: Vec<IpAddr>,
+    /// The mesh file says which: nothing is searched for, and nobody is asked.
+    pub probe_addresses_written: bool,
     /// Public half of the key for WireGuard and for probes (X25519).
     pub wireguard_key: WgPublicKey,
     /// Public half of the key for the control channel (Ed25519).
@@ -254,13 +362,66 @@ impl Mesh {
         self.nodes_of(location).find(|n| n.prefixes.iter().any(|p| p.contains(&ip)))
     }
 
-    /// Every workload prefix of a location, in order, without doubles.
+    /// This mesh with the addresses that nodes answer probes on, as far as they are known; `None` if it has them already.
+    /// What the mesh file says of a node stays, and so does what lies in none of its prefixes out of it.
+    pub fn with_probe_addresses(&self, known: &BTreeMap<NodeName, Vec<IpAddr>>) -> Option<Self> {
+        let mut other = BTreeMap::new();
+        for (name, addresses) in known {
+            let Some(node) = self.nodes.get(name).filter(|n| !n.probe_addresses_written) else {
+                continue;
+            };
+            let within = addresses.iter().copied().filter(|a| node.has_workload(*a));
+            let within: Vec<IpAddr> = within.collect();
+            if within != node.probe_addresses {
+                other.insert(name, within);
+            }
+        }
+        if other.is_empty() {
+            return None;
+        }
+        let mut mesh = self.clone();
+        for (name, addresses) in other {
+            if let Some(node) = mesh.nodes.get_mut(name) {
+                node.probe_addresses = addresses;
+            }
+        }
+        Some(mesh)
+    }
+
+    /// Every workload prefix of a location, behind a node or not, in order, without doubles.
     pub fn prefixes_of(&self, location: &LocationName) -> Vec<IpNet> {
+        let own = self.locations.get(location).map_or(&[][..], |l| &l.prefixes);
         let mut all: Vec<IpNet> =
-            self.nodes_of(location).flat_map(|n| n.prefixes.iter().copied()).collect();
+            self.nodes_of(location).flat_map(|n| &n.prefixes).chain(own).copied().collect();
         all.sort();
         all.dedup();
         all
+    }
+
+    /// The address of a node at which other locations reach it through the mesh, if they do: if its location has `node_addresses`, and
+    /// unless there is a reason against it ([`Mesh::why_not_carried`]). It follows from the mesh alone, so that both ends of a tunnel
+    /// agree. (An endpoint that is a DNS name, and which address it has now, is no business of the mesh: see `topology`.)
+    pub fn carried_address(&self, node: &Node) -> Option<IpAddr> {
+        let wanted = self.locations.get(&node.location).is_some_and(|l| l.node_addresses);
+        (wanted && self.why_not_carried(node).is_none()).then_some(node.address)
+    }
+
+    /// Why the address of a node cannot be carried, if so.
+    pub fn why_not_carried(&self, node: &Node) -> Option<NotCarried> {
+        if node.address.is_ipv6() && self.inner.v6.is_none() {
+            return Some(NotCarried::Family);
+        }
+        if self.index.is_endpoint(self, node.address) {
+            return Some(NotCarried::Endpoint);
+        }
+        let other = self.index.at_address(self, node.address).find(|n| n.location != node.location);
+        other.map(|n| NotCarried::Ambiguous(n.name.clone()))
+    }
+
+    /// Every address at which other locations probe a node: within its prefixes, and its own where that is carried.
+    pub fn probed_at(&self, node: &Node) -> impl Iterator<Item = IpAddr> {
+        let own = self.carried_address(node).filter(|a| !node.probe_addresses.contains(a));
+        node.probe_addresses.clone().into_iter().chain(own)
     }
 
     /// Candidates of a location in the order in which they are preferred: priority, then slot.
@@ -312,7 +473,7 @@ impl Mesh {
         Some(Ipv6Net::new(Ipv6Addr::from(base), 116).expect("116 is a prefix length"))
     }
 
-    /// The node that an inner address or a probe address belongs to, and for inner addresses the slot of its interface.
+    /// The node that an inner address, a probe address or a carried one belongs to, and for inner addresses the slot of its interface.
     pub fn node_by_address(&self, ip: IpAddr) -> Option<(&Node, Option<Slot>)> {
         let low = match ip {
             IpAddr::V4(ip) if self.inner.v4.contains(&ip) => Some((u32::from(ip) & 0xffff) as u16),
@@ -327,8 +488,19 @@ impl Mesh {
                 let node = self.index.node(self, index)?;
                 Some((node, Some(Slot((low >> 12) as u8))))
             }
-            None => self.index.probed(self, ip).map(|n| (n, None)),
+            None => {
+                let carried = |n: &&Node| self.carried_address(n) == Some(ip);
+                let found = self.index.probed(self, ip);
+                found.or_else(|| self.index.at_address(self, ip).find(carried)).map(|n| (n, None))
+            }
         }
+    }
+}
+
+impl Node {
+    /// True for an address within a workload prefix of this node.
+    pub fn has_workload(&self, ip: IpAddr) -> bool {
+        self.prefixes.iter().any(|p| p.contains(&ip))
     }
 }
 

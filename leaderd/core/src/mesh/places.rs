@@ -27,26 +27,46 @@ pub(super) fn check(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
     probe_addresses(draft, sink);
     services(draft, &prefixes, sink);
     reflectors(draft, &prefixes, sink);
-    families(draft, head, sink);
+    families(draft, head, &prefixes, sink);
+}
+
+/// Behind what a prefix is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Holder<'d> {
+    Node(&'d NodeName),
+    /// Somewhere in the location, behind none of its nodes.
+    Location(&'d LocationName),
+}
+
+impl std::fmt::Display for Holder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Node(name) => f.write_str(&owner(name)),
+            Self::Location(name) => write!(f, "location {name}"),
+        }
+    }
 }
 
 /// All workload prefixes, sorted so that one that holds others comes right before them.
 struct Prefixes<'d> {
-    all: Vec<(IpNet, usize, &'d NodeName)>,
+    all: Vec<(IpNet, usize, Holder<'d>)>,
 }
 
 impl<'d> Prefixes<'d> {
     fn of(draft: &'d Draft) -> Self {
-        let nodes = draft.nodes.iter();
-        let mut all: Vec<_> = nodes
-            .flat_map(|(name, n)| n.value.prefixes.iter().map(move |p| (p.value, p.at, name)))
-            .collect();
+        let of_nodes = draft.nodes.iter().flat_map(|(name, n)| {
+            n.value.prefixes.iter().map(move |p| (p.value, p.at, Holder::Node(name)))
+        });
+        let of_locations = draft.locations.iter().flat_map(|(name, l)| {
+            l.value.prefixes.iter().map(move |p| (p.value, p.at, Holder::Location(name)))
+        });
+        let mut all: Vec<_> = of_nodes.chain(of_locations).collect();
         all.sort_by_key(|(net, at, _)| (net.network(), net.prefix_len(), *at));
         Self { all }
     }
 
     fn overlaps(&self, sink: &mut Sink<'_>) {
-        let mut outer: Option<&(IpNet, usize, &NodeName)> = None;
+        let mut outer: Option<&(IpNet, usize, Holder<'_>)> = None;
         for this in &self.all {
             match outer.filter(|o| o.0.contains(&this.0)) {
                 None => outer = Some(this),
@@ -55,15 +75,15 @@ impl<'d> Prefixes<'d> {
                     let message = format!(
                         "prefix {} of {} overlaps {} of {} (line {})",
                         later.0,
-                        owner(later.2),
+                        later.2,
                         earlier.0,
-                        owner(earlier.2),
+                        earlier.2,
                         sink.line(earlier.1)
                     );
                     sink.push(
                         later.1,
                         message,
-                        "a workload address is behind one node only: make them disjoint",
+                        "a workload address is in one place only: make them disjoint",
                     );
                 }
             }
@@ -71,7 +91,7 @@ impl<'d> Prefixes<'d> {
     }
 
     /// The prefix that holds an address. Sound as long as none overlap; else that is complained about already.
-    fn holding(&self, ip: IpAddr) -> Option<&(IpNet, usize, &'d NodeName)> {
+    fn holding(&self, ip: IpAddr) -> Option<&(IpNet, usize, Holder<'d>)> {
         let after = self.all.partition_point(|(net, ..)| net.network() <= ip);
         self.all[..after].last().filter(|(net, ..)| net.contains(&ip))
     }
@@ -89,10 +109,10 @@ fn ranges(head: &Head) -> Vec<At<IpNet>> {
 
 fn inner_ranges(draft: &Draft, head: &Head, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
     let ranges = ranges(head);
-    for (net, at, name) in &prefixes.all {
+    for (net, at, holder) in &prefixes.all {
         for range in ranges.iter().filter(|r| overlap(&r.value, net)) {
             let message =
-                format!("prefix {net} of {} overlaps the inner range {}", owner(name), range.value);
+                format!("prefix {net} of {holder} overlaps the inner range {}", range.value);
             let help =
                 "choose another `inner_cidr` or `inner_cidr6` in [mesh], one that nobody uses";
             sink.push(*at, message, help);
@@ -136,15 +156,19 @@ fn addresses(draft: &Draft, _head: &Head, prefixes: &Prefixes<'_>, sink: &mut Si
                 help,
                 sink,
             );
-            let vxlan = matches!(overlay(draft, &location.value), Some(Overlay::Vxlan { .. }));
+            let vxlan = overlay(draft, &location.value).and_then(Overlay::vxlan).is_some();
+            // A location's own routes lead to what it has besides its nodes, and so to its nodes as well.
+            let harmless = |of: &Holder<'_>| match of {
+                Holder::Node(of) => !vxlan && *of == name,
+                Holder::Location(of) => **of == location.value,
+            };
             if let Some((net, _, of)) =
-                prefixes.holding(address.value).filter(|(_, _, of)| vxlan || *of != name)
+                prefixes.holding(address.value).filter(|(_, _, of)| !harmless(of))
             {
                 let message = format!(
-                    "LAN address {} of {} lies in workload prefix {net} of {}",
+                    "LAN address {} of {} lies in workload prefix {net} of {of}",
                     address.value,
-                    owner(name),
-                    owner(of)
+                    owner(name)
                 );
                 let help = "what carries the mesh may not be routed through it: keep LAN addresses out of the prefixes";
                 sink.push(address.at, message, help);
@@ -154,10 +178,9 @@ fn addresses(draft: &Draft, _head: &Head, prefixes: &Prefixes<'_>, sink: &mut Si
             && let Some((net, _, of)) = prefixes.holding(endpoint.value)
         {
             let message = format!(
-                "endpoint {} of {} lies in workload prefix {net} of {}",
+                "endpoint {} of {} lies in workload prefix {net} of {of}",
                 endpoint.value,
-                owner(name),
-                owner(of)
+                owner(name)
             );
             sink.push(
                 endpoint.at,
@@ -230,7 +253,7 @@ fn reflectors(draft: &Draft, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
             let (what, who) = (format!("reflector {address}"), format!("location {name}"));
             once.see(address, at, &what, &who, "one of it is enough", sink);
             belongs(draft, prefixes, name, address.ip(), at, &what, sink);
-            if let Some((.., of)) = prefixes.holding(address.ip())
+            if let Some((.., Holder::Node(of))) = prefixes.holding(address.ip())
                 && draft.nodes.get(*of).is_some_and(|n| n.value.answers(address.ip()))
             {
                 let message = format!("{what} is where leaderd on {} answers probes", owner(of));
@@ -244,7 +267,7 @@ fn reflectors(draft: &Draft, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
     }
 }
 
-/// Complains about what a location names and has in none of its nodes' prefixes.
+/// Complains about what a location asks and has in none of its nodes' prefixes.
 fn belongs(
     draft: &Draft,
     prefixes: &Prefixes<'_>,
@@ -254,7 +277,11 @@ fn belongs(
     what: &str,
     sink: &mut Sink<'_>,
 ) {
-    let of = prefixes.holding(ip).map(|(.., name)| *name);
+    let of = prefixes.holding(ip).and_then(|(.., holder)| match holder {
+        Holder::Node(name) => Some(*name),
+        // No node answers for it, so that nobody is told by it.
+        Holder::Location(_) => None,
+    });
     let there = of.and_then(|name| draft.nodes.get(name)?.value.location.as_ref());
     if there.is_some_and(|l| l.value == *location) {
         return;
@@ -273,7 +300,7 @@ fn belongs(
     sink.push(at, message, help);
 }
 
-fn families(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
+fn families(draft: &Draft, head: &Head, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
     let mut lan: BTreeMap<&LocationName, (IpAddr, &NodeName)> = BTreeMap::new();
     let mut nodes: BTreeMap<&LocationName, usize> = BTreeMap::new();
     for (name, node) in in_order(&draft.nodes) {
@@ -296,22 +323,18 @@ fn families(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
             );
         }
     }
+    for (net, at, holder) in &prefixes.all {
+        if Family::of_net(net) == Family::V6 && head.inner6.is_none() {
+            let message =
+                format!("prefix {net} of {holder} is IPv6, but the mesh has no inner IPv6 range");
+            let help = "add inner_cidr6 = \"fd4c:eade:0:1::/112\" (or another ULA /112) to [mesh]";
+            sink.push(*at, message, help);
+        }
+    }
     for (name, node) in &draft.nodes {
         let node = &node.value;
         for prefix in &node.prefixes {
             let family = Family::of_net(&prefix.value);
-            if family == Family::V6 && head.inner6.is_none() {
-                let message = format!(
-                    "prefix {} of {} is IPv6, but the mesh has no inner IPv6 range",
-                    prefix.value,
-                    owner(name)
-                );
-                sink.push(
-                    prefix.at,
-                    message,
-                    "add inner_cidr6 = \"fd4c:eade:0:1::/112\" (or another ULA /112) to [mesh]",
-                );
-            }
             let (Some(address), Some(location)) = (&node.address, &node.location) else { continue };
             let by_lan = matches!(
                 overlay(draft, &location.value),
@@ -327,7 +350,7 @@ fn families(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
                 sink.push(
                     prefix.at,
                     message,
-                    "use overlay = \"vxlan\", which carries both families, or remove the prefix",
+                    "use overlay = \"vxlan\" or \"cni\", which carry both families, or remove the prefix",
                 );
             }
         }

@@ -84,10 +84,10 @@ fn a_good_file_is_a_mesh() {
     assert_eq!((a0.slot, a0.priority, a0.index.0), (Some(Slot(0)), 100, 1));
     let probes: Vec<IpAddr> = ["10.1.0.1", "fd00:1::1"].map(|a| a.parse().unwrap()).into();
     assert_eq!(a0.probe_addresses, probes);
-    let Overlay::Vxlan { device, vni, port, mtu } = &mesh.locations[&a].overlay else {
+    let Overlay::Vxlan(VxlanDevice { device, vni, port, mtu }) = &mesh.locations[&a].overlay else {
         panic!("not VXLAN")
     };
-    assert_eq!((device.as_str(), *vni, *port, *mtu), ("lvx0", 7946, 4790, 1450));
+    assert_eq!((device.as_str(), *vni, *port, *mtu), ("lvx0", 7946, 4790, None));
 }
 
 #[test]

@@ -47,6 +47,7 @@ impl Node {
             }
             Frame::Forward { id, request } => self.forwarded_command(now, from, id, request),
             Frame::Forwarded { id, response } => self.command_answered(id, response),
+            Frame::Addresses(list) => self.handle_addresses(now, &from, list),
             frame @ (Frame::Report(_) | Frame::Ack { .. } | Frame::Verified { .. }) => {
                 self.handle_observation(now, &from, frame, true);
             }

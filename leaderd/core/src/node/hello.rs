@@ -58,6 +58,11 @@ impl Heard {
         let stale = HELLO_STALE.max(self.far_round * 3);
         self.last.get(node).is_some_and(|(at, _)| now.since(*at) <= stale)
     }
+
+    /// True while a node can tell this one itself what it has to say.
+    pub(super) fn hears(&self, node: &NodeName, now: Instant) -> bool {
+        self.up.contains_key(node) || self.is_fresh(node, now)
+    }
 }
 
 impl Node {
@@ -73,6 +78,7 @@ impl Node {
             self.announcer.peer_up(now.mono, &node, &mut self.effects);
             let hello = self.hello(now, &node);
             self.send(&node, Frame::Hello(hello));
+            self.tell_addresses_anew(now, &node);
         }
     }
 
@@ -89,6 +95,7 @@ impl Node {
         for peer in self.hello_turn() {
             let hello = self.hello(now, &peer);
             self.send(&peer, Frame::Hello(hello));
+            self.tell_addresses(now, &peer);
         }
         // Our own groups hear of this node as they hear of the others.
         let own = self.hello(now, &self.me);
@@ -152,16 +159,20 @@ impl Node {
         let member = |n: &NodeName| {
             self.mesh.node(n).is_some_and(|n| n.location == self.location && n.slot.is_none())
         };
-        let leads = self.mesh.node(&self.me).and_then(|n| n.slot).is_some_and(|mine| {
-            self.effective_leaders(&self.location).is_some_and(|l| l.contains(&mine))
-        });
-        if !leads || !member(to) {
+        if !self.leads_here() || !member(to) {
             return Vec::new();
         }
         let others = || self.mesh.locations.keys().filter(|l| **l != self.location);
         let from = (self.heard.turn * MAX_REMOTE) % others().count().max(1);
         let turn = others().cycle().skip(from).take(MAX_REMOTE.min(others().count()));
         turn.filter_map(|l| self.known.decision(l).cloned()).collect()
+    }
+
+    /// True on a leader of its location.
+    pub(super) fn leads_here(&self) -> bool {
+        self.mesh.node(&self.me).and_then(|n| n.slot).is_some_and(|mine| {
+            self.effective_leaders(&self.location).is_some_and(|l| l.contains(&mine))
+        })
     }
 
     /// Slots of this location whose candidates this node has a connection with (or is).

@@ -29,7 +29,7 @@ impl Node {
             return;
         }
         let is_candidate = node.slot.is_some();
-        let mesh = Arc::new(mesh);
+        let mesh = self.new_file(now, Arc::new(mesh));
         self.mesh = mesh.clone();
         match (&mut self.observer, is_candidate) {
             (Some(observer), true) => observer.set_mesh(now, mesh.clone()),

@@ -4,6 +4,7 @@
 //! [`Node::poll_timeout`]. The parts never call each other: each one's outputs are carried to the next here, always in
 //! the direction probe → evidence → verdict → decision → state → topology → plan.
 
+mod addresses;
 mod admin;
 mod announce;
 mod fallback;
@@ -33,6 +34,7 @@ use crate::probe::reflect::Reflector;
 use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
 
+use addresses::Addresses;
 use admin::Forwards;
 use announce::Announcer;
 use fallback::Fallback;
@@ -54,6 +56,8 @@ pub struct NodeConfig {
     pub resolved: BTreeMap<String, IpAddr>,
     /// The device that holds this node's LAN address.
     pub lan_device: Option<InterfaceName>,
+    /// That device's MTU.
+    pub lan_mtu: Option<u32>,
 }
 
 /// Why a node cannot be made.
@@ -69,13 +73,16 @@ pub enum NodeError {
 
 /// One daemon's core.
 pub struct Node {
+    /// With the probe addresses in it that nodes said they hold.
     mesh: Arc<Mesh>,
+    addresses: Addresses,
     me: NodeName,
     location: LocationName,
     keys: ProbeKeys,
     seed: u64,
     resolved: BTreeMap<String, IpAddr>,
     lan_device: Option<InterfaceName>,
+    lan_mtu: Option<u32>,
 
     observer: Option<Observer>,
     reflector: Reflector,
@@ -91,6 +98,8 @@ pub struct Node {
     raft_leading: BTreeSet<LocationName>,
 
     network: Network,
+    /// What is to be known of that network; the log has it, and the status.
+    notes: Vec<String>,
     revision: u64,
     program_retry: Option<Instant>,
     persists: BTreeMap<Ticket, (LocationName, u64)>,
@@ -110,7 +119,8 @@ impl std::fmt::Debug for Node {
 
 impl Node {
     pub fn new(config: NodeConfig, now: Now) -> Result<Self, NodeError> {
-        let NodeConfig { mesh, me, keys, mut restored, seed, resolved, lan_device } = config;
+        let NodeConfig { mesh, me, keys, mut restored, seed, resolved, lan_device, lan_mtu } =
+            config;
         let Some(node) = mesh.node(&me) else { return Err(NodeError::UnknownNode(me)) };
         let location = node.location.clone();
         let is_candidate = node.slot.is_some();
@@ -142,6 +152,7 @@ impl Node {
             steer: Steer::new(&mesh, &location),
             heard: Heard::new(now.mono),
             fallback: Fallback::new(now.mono),
+            addresses: Addresses::new(mesh.clone()),
             mesh,
             me,
             location,
@@ -149,6 +160,7 @@ impl Node {
             seed,
             resolved,
             lan_device,
+            lan_mtu,
             observer,
             reflector,
             groups,
@@ -158,6 +170,7 @@ impl Node {
             facts: LocalFacts::default(),
             raft_leading: BTreeSet::new(),
             network: Network::default(),
+            notes: Vec::new(),
             revision: 0,
             program_retry: None,
             persists: BTreeMap::new(),
@@ -176,10 +189,14 @@ impl Node {
             Input::Timeout => self.handle_timeout(now),
             Input::ProbeReply { probe, bytes } => {
                 if let Some(observer) = &mut self.observer {
-                    let before = observer.forged_replies();
+                    let before = (observer.forged_replies(), observer.rewritten_sources());
                     observer.handle_reply(now, probe, &bytes);
-                    if observer.forged_replies() > before {
+                    let after = (observer.forged_replies(), observer.rewritten_sources());
+                    if after.0 > before.0 {
                         self.count("probes.replies.bad-hmac");
+                    }
+                    if after.1 > before.1 {
+                        self.count("probes.source-rewritten");
                     }
                 }
             }
@@ -222,6 +239,13 @@ impl Node {
             }
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
             Input::Kilo(facts) => self.kilo_facts(facts),
+            Input::Addresses(held) => self.addresses_held(now, held),
+            Input::LanMtu(mtu) => {
+                if self.lan_mtu != mtu {
+                    self.lan_mtu = mtu;
+                    self.reprogram(false);
+                }
+            }
         }
         self.pump(now);
         self.steer(now);
@@ -239,6 +263,7 @@ impl Node {
             .chain([
                 self.observer.as_ref().and_then(Observer::poll_timeout),
                 self.announcer.poll_timeout(),
+                self.addresses.poll_timeout(),
                 Some(self.heard.next_hello),
                 Some(self.fallback.next_check),
                 self.forwards.poll_timeout(),
@@ -293,6 +318,7 @@ impl Node {
                 group.handle_timeout(now);
             }
         }
+        self.settle_addresses(now);
         if self.heard.next_hello <= now.mono {
             self.send_hellos(now);
         }

@@ -55,8 +55,8 @@ impl Node {
                 });
             } else if voters_with_me.contains(&node.name) {
                 // A witness and a plain member: no tunnel joins them, but the mesh itself does.
-                let to = node.probe_addresses.first().copied();
-                let source = me.probe_addresses.first().copied();
+                let to = self.mesh.probed_at(node).next();
+                let source = self.mesh.probed_at(me).next();
                 addresses.extend(to.map(|to| PeerAddress {
                     plane: None,
                     source,

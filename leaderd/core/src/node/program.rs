@@ -25,7 +25,10 @@ impl Node {
             .keys()
             .filter_map(|l| Some((l.clone(), self.effective_leaders(l)?)))
             .collect();
-        let mut network = topology::desired(&self.topology_input(&leaders));
+        let input = self.topology_input(&leaders);
+        let mut network = topology::desired(&input);
+        let notes = topology::notes(&input).iter().map(ToString::to_string).collect();
+        self.tell_notes(notes);
         // Whoever compares it with the one before, as the next line does, then need not look into what has stayed.
         network.share(&self.network);
         if always || network != self.network {
@@ -65,7 +68,21 @@ impl Node {
             leaders,
             resolved: &self.resolved,
             lan_device: self.lan_device.as_ref(),
+            lan_mtu: self.lan_mtu,
             carried: &self.steer.carried,
+        }
+    }
+
+    /// Logs what is new, once.
+    fn tell_notes(&mut self, notes: Vec<String>) {
+        let before = std::mem::replace(&mut self.notes, notes);
+        let new = self.notes.iter().filter(|n| !before.contains(n)).cloned().collect::<Vec<_>>();
+        for note in new {
+            self.log(
+                LogLevel::Warn,
+                "the network is not all that the mesh file says",
+                [("why", note)],
+            );
         }
     }
 

@@ -25,6 +25,7 @@ impl Node {
                 .map(|(name, (_, hello))| (name.clone(), hello.generation))
                 .collect(),
             backend: self.facts.backend.clone(),
+            probe_addresses: self.probed_at(),
             locations: self.mesh.locations.keys().map(|l| self.location_status(now, l)).collect(),
         }
     }
@@ -66,15 +67,20 @@ impl Node {
                     .to_owned(),
             );
         }
-        if *location == self.location
-            && let Some((cause, why)) = &self.facts.broken
-        {
-            notes.push(format!("this node cannot relay ({cause}): {why}"));
+        if *location == self.location {
+            if let Some((cause, why)) = &self.facts.broken {
+                notes.push(format!("this node cannot relay ({cause}): {why}"));
+            }
+            notes.extend(self.notes.iter().cloned());
         }
+        notes.extend(self.address_notes(location));
         let carried = self.steer.carries(location);
         if carried == Some(true) {
             notes.push("leaderd's routes carry the workload: Kilo does not go through the leader yet, or does not get through".to_owned());
         }
+        let hidden_sources =
+            self.observer.as_ref().map(|o| o.hidden_sources(location)).unwrap_or_default();
+        notes.extend(hidden_sources.iter().map(ToString::to_string));
         LocationStatus {
             name: location.clone(),
             leaders: leaders
@@ -92,6 +98,7 @@ impl Node {
             candidates,
             next,
             carried,
+            hidden_sources,
             notes,
         }
     }

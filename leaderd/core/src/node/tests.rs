@@ -1,5 +1,6 @@
 //! One node, fed by hand: whom it believes, what it counts, and where an operator's command goes.
 
+mod addresses;
 mod change;
 mod steer;
 
@@ -50,6 +51,7 @@ impl Bench {
             seed: 1,
             resolved: BTreeMap::new(),
             lan_device: None,
+            lan_mtu: None,
         };
         let mut bench = Self { node: Node::new(config, now).unwrap(), now };
         bench.effects();

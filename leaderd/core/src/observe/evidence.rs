@@ -11,10 +11,13 @@ use wgctl_plan::WgPublicKey;
 
 use crate::ids::{NodeName, Slot};
 use crate::io::ProbeId;
+use crate::probe::stamp::{AUTHENTICATED_LEN, REQUEST_LEN};
 use crate::time::Instant;
 use crate::verdict::{EvidenceRow, ProbeClass, Verdict};
 
 use super::rtt::{Late, Rtt};
+use super::sources::Sources;
+use super::{UDP, ip_header};
 
 /// Probes remembered per path: over five seconds of rounds with a few bursts in them.
 const RING: usize = 160;
@@ -82,7 +85,9 @@ pub(super) struct Target {
     pub port: Option<u16>,
     /// Where this is the candidate's own inner address: the slot's index among the paths.
     pub relay_of: Option<usize>,
-    /// Where this is a candidate's workload: the same.
+    /// The address of the node itself, and not of its workloads.
+    pub own: bool,
+    /// Where this is a candidate's workload, or its address: the same.
     pub candidate: Option<usize>,
     pub ssid: u16,
     pub seq: u32,
@@ -99,6 +104,12 @@ impl Target {
     pub(super) fn is_same_as(&self, other: &Self) -> bool {
         let what = |t: &Self| (t.address, t.port, t.relay_of.is_some());
         self.node == other.node && what(self) == what(other)
+    }
+
+    /// Bytes of the smallest probe to it, headers included. One that is not ours is sent no TLV but padding.
+    pub(super) fn smallest(&self) -> u16 {
+        let payload = if self.key.is_some() { REQUEST_LEN } else { AUTHENTICATED_LEN };
+        payload as u16 + UDP + ip_header(self.address.is_ipv6())
     }
 
     pub(super) fn replied(&mut self, sender: u32, reflector: u32, sent: Instant) {
@@ -169,6 +180,8 @@ pub(super) struct Path {
     pub burst: Option<Instant>,
     /// The last time our own kernel refused to send on this plane.
     pub own_fault: Option<Instant>,
+    /// What became of probes' sources on the way.
+    pub sources: Sources,
 }
 
 impl Path {
@@ -201,6 +214,7 @@ impl Path {
             by_service: false,
             burst: None,
             own_fault: None,
+            sources: Sources::default(),
         }
     }
 

@@ -1,5 +1,7 @@
 //! What became of a probe: its reply, an error on the way, or its timeout and what comes after it.
 
+use std::net::IpAddr;
+
 use crate::io::{ProbeError, ProbeId};
 use crate::probe::stamp::{Ntp, ReflectorPacket, StampError};
 use crate::time::{Instant, Now};
@@ -15,6 +17,7 @@ pub(super) struct Flying {
     pub watch: usize,
     pub shot: Shot,
     pub sent: Instant,
+    pub source: IpAddr,
     pub ssid: u16,
     pub seq: u32,
     pub stamp: Ntp,
@@ -33,6 +36,9 @@ impl Observer {
         }
         let Some((id, at, target, reply)) = self.answered_by(probe, bytes) else { return };
         let Some(f) = self.take(id) else { return };
+        if let Some(location) = reply.location {
+            self.source_seen(now, &f, location.source.ip());
+        }
         let w = &mut self.watches[at];
         w.targets[target].replied(reply.sender_seq, reply.seq, f.sent);
         if f.shot.path.is_some_and(|p| w.waking(now.mono, p, f.sent)) {
@@ -146,7 +152,7 @@ impl Observer {
         Some(copy.watch)
     }
 
-    fn take(&mut self, id: ProbeId) -> Option<Flying> {
+    pub(super) fn take(&mut self, id: ProbeId) -> Option<Flying> {
         let f = self.flying.remove(&id)?;
         self.by_seq.remove(&(f.ssid, f.seq));
         self.timers.remove(&(f.due, Timer::Probe(id)));

@@ -26,6 +26,7 @@ mod schedule;
 mod send;
 mod service;
 mod settle;
+mod sources;
 mod sprt;
 #[cfg(test)]
 mod tests;
@@ -44,7 +45,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{LogLevel, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
-use crate::probe::stamp::AUTHENTICATED_LEN;
+use crate::status::HiddenSource;
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{Report, Verdict};
 
@@ -69,10 +70,6 @@ const MAX_OUTPUTS: usize = 65_536;
 const UDP: u16 = 8;
 const fn ip_header(v6: bool) -> u16 {
     if v6 { 40 } else { 20 }
-}
-/// Smallest probe, headers included.
-const fn smallest(v6: bool) -> u16 {
-    AUTHENTICATED_LEN as u16 + UDP + ip_header(v6)
 }
 
 /// What an observer wants done.
@@ -118,6 +115,21 @@ enum Timer {
     Asked(ProbeId),
 }
 
+impl Timer {
+    /// True for what a location is due, apart from its probes.
+    fn is_of(self, watch: usize) -> bool {
+        match self {
+            Self::Round(at)
+            | Self::Report(at)
+            | Self::Verify(at)
+            | Self::Kilo(at)
+            | Self::Judge(at)
+            | Self::Service(at) => at == watch,
+            Self::Probe(_) | Self::Asked(_) => false,
+        }
+    }
+}
+
 /// Watches all other locations. `handle_*` in, then drain `poll_output`, then sleep until `poll_timeout`.
 #[derive(Debug)]
 pub struct Observer {
@@ -146,6 +158,8 @@ pub struct Observer {
     skipped: u64,
     /// Replies whose HMAC was wrong.
     forged: u64,
+    /// Probes that arrived from another source than they were sent from.
+    rewritten: u64,
 }
 
 impl Observer {
@@ -172,6 +186,7 @@ impl Observer {
             stalled: Instant::default(),
             skipped: 0,
             forged: 0,
+            rewritten: 0,
         };
         observer.set_mesh(now, mesh);
         observer
@@ -255,6 +270,16 @@ impl Observer {
     /// Replies since the start whose HMAC was wrong.
     pub fn forged_replies(&self) -> u64 {
         self.forged
+    }
+
+    /// Probes since the start that arrived from another source than they were sent from.
+    pub fn rewritten_sources(&self) -> u64 {
+        self.rewritten
+    }
+
+    /// Where sources do not survive on the way to a location.
+    pub fn hidden_sources(&self, location: &LocationName) -> Vec<HiddenSource> {
+        self.by_name.get(location).map(|&at| self.watches[at].hidden_sources()).unwrap_or_default()
     }
 
     /// Rounds left out since the start because the probe budget was spent.

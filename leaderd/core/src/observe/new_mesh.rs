@@ -6,7 +6,8 @@ use std::sync::Arc;
 use rand_chacha::rand_core::Rng;
 
 use crate::ids::LocationName;
-use crate::mesh::Mesh;
+use crate::io::ProbeId;
+use crate::mesh::{Mesh, Node};
 use crate::time::Now;
 
 use super::watch::Watch;
@@ -15,8 +16,7 @@ use super::{Observer, ObserverOutput, REPORT_EVERY, Timer};
 impl Observer {
     /// Takes a new mesh. What is known of a candidate that keeps its slot and key is kept.
     pub fn set_mesh(&mut self, now: Now, mesh: Arc<Mesh>) {
-        let flying = std::mem::take(&mut self.flying);
-        for (id, f) in flying {
+        for (id, f) in std::mem::take(&mut self.flying) {
             self.forget(id, &f);
         }
         for (id, _) in std::mem::take(&mut self.asked) {
@@ -31,47 +31,106 @@ impl Observer {
         self.mesh = mesh.clone();
         let Some(me) = mesh.node(&self.me).filter(|n| n.slot.is_some()) else { return };
         for location in mesh.locations.keys().filter(|l| **l != me.location) {
-            let mut ssids = Vec::new();
-            let mut watch = Watch::new(&mesh, me, location, now.mono, || {
-                self.next_ssid = self.next_ssid.wrapping_add(1);
-                ssids.push(self.next_ssid);
-                self.next_ssid
-            });
-            if watch.paths.is_empty() {
-                continue;
-            }
-            for foreign in watch.targets.iter_mut().filter(|t| t.key.is_none()) {
-                foreign.seq = self.rng.next_u32();
-            }
-            if let Some(old) = old.remove(location) {
-                watch.inherit(old);
-            }
             let at = self.watches.len();
-            for (target, ssid) in ssids.into_iter().enumerate() {
-                self.by_ssid.insert(ssid, (at, target));
+            if let Some(watch) = self.watched(now, me, location, at, old.remove(location)) {
+                self.by_name.insert(location.clone(), at);
+                self.watches.push(watch);
             }
-            self.by_name.insert(location.clone(), at);
-            let interval = watch.interval(mesh.policy_of(&watch.location), now.mono);
-            // Observers are out of phase, so that together they look more often.
-            watch.next_round = now.mono + self.fraction(interval);
-            let report = now.mono + self.fraction(REPORT_EVERY);
-            watch.next_report = report;
-            self.timers.insert((watch.next_round, Timer::Round(at)));
-            self.timers.insert((report, Timer::Report(at)));
-            if let Some(interval) = watch.service_interval(&mesh) {
-                watch.next_service = now.mono + self.fraction(interval);
-                self.timers.insert((watch.next_service, Timer::Service(at)));
-            }
-            if let Some(v) = watch.verify.as_ref() {
-                self.timers.insert((v.next, Timer::Verify(at)));
-            }
-            if let Some(k) = watch.kilo.as_ref() {
-                self.timers.insert((k.next, Timer::Kilo(at)));
-            }
-            self.watches.push(watch);
         }
         let peers: BTreeSet<_> = mesh.nodes.values().map(|n| n.wireguard_key).collect();
         self.keys.retain(|k| peers.contains(k));
         self.tokens = self.tokens.min(self.bucket());
+    }
+
+    /// Takes the same mesh with other addresses of its nodes: where those of a location are the same, nothing is disturbed.
+    pub fn readdress(&mut self, now: Now, mesh: Arc<Mesh>) {
+        let old = std::mem::replace(&mut self.mesh, mesh.clone());
+        let Some(me) = mesh.node(&self.me).filter(|n| n.slot.is_some()) else { return };
+        for at in 0..self.watches.len() {
+            let location = self.watches[at].location.clone();
+            let of = |m: &Mesh| -> Vec<_> {
+                m.nodes_of(&location).map(|n| n.probe_addresses.clone()).collect()
+            };
+            if of(&old) == of(&mesh) {
+                self.watches[at].speak_from(&mesh, me);
+                continue;
+            }
+            self.give_up(at);
+            let before = self.watches.remove(at);
+            // It has the candidates that it had.
+            if let Some(watch) = self.watched(now, me, &location, at, Some(before)) {
+                self.watches.insert(at, watch);
+            }
+        }
+    }
+
+    /// Nothing more is expected of what is under way to a location.
+    fn give_up(&mut self, at: usize) {
+        let flying: Vec<ProbeId> =
+            self.flying.iter().filter(|(_, f)| f.watch == at).map(|(id, _)| *id).collect();
+        for id in flying {
+            if let Some(f) = self.take(id) {
+                self.forget(id, &f);
+            }
+        }
+        let asked: Vec<ProbeId> =
+            self.asked.iter().filter(|(_, a)| a.watch == at).map(|(id, _)| *id).collect();
+        for id in asked {
+            self.take_asked(id);
+        }
+        self.by_ssid.retain(|_, (watch, _)| *watch != at);
+        self.timers.retain(|(_, timer)| !timer.is_of(at));
+    }
+
+    /// What a location is watched with, as number `at`; `None` if it has no candidates.
+    fn watched(
+        &mut self,
+        now: Now,
+        me: &Node,
+        location: &LocationName,
+        at: usize,
+        old: Option<Watch>,
+    ) -> Option<Watch> {
+        let mesh = self.mesh.clone();
+        let mut ssids = Vec::new();
+        let mut watch = Watch::new(&mesh, me, location, now.mono, || {
+            // Other locations' are in use: there are far fewer targets than numbers.
+            self.next_ssid = self.next_ssid.wrapping_add(1);
+            while self.by_ssid.contains_key(&self.next_ssid) {
+                self.next_ssid = self.next_ssid.wrapping_add(1);
+            }
+            ssids.push(self.next_ssid);
+            self.next_ssid
+        });
+        if watch.paths.is_empty() {
+            return None;
+        }
+        for foreign in watch.targets.iter_mut().filter(|t| t.key.is_none()) {
+            foreign.seq = self.rng.next_u32();
+        }
+        if let Some(old) = old {
+            watch.inherit(old);
+        }
+        for (target, ssid) in ssids.into_iter().enumerate() {
+            self.by_ssid.insert(ssid, (at, target));
+        }
+        let interval = watch.interval(mesh.policy_of(&watch.location), now.mono);
+        // Observers are out of phase, so that together they look more often.
+        watch.next_round = now.mono + self.fraction(interval);
+        let report = now.mono + self.fraction(REPORT_EVERY);
+        watch.next_report = report;
+        self.timers.insert((watch.next_round, Timer::Round(at)));
+        self.timers.insert((report, Timer::Report(at)));
+        if let Some(interval) = watch.service_interval(&mesh) {
+            watch.next_service = now.mono + self.fraction(interval);
+            self.timers.insert((watch.next_service, Timer::Service(at)));
+        }
+        if let Some(v) = watch.verify.as_ref() {
+            self.timers.insert((v.next, Timer::Verify(at)));
+        }
+        if let Some(k) = watch.kilo.as_ref() {
+            self.timers.insert((k.next, Timer::Kilo(at)));
+        }
+        Some(watch)
     }
 }

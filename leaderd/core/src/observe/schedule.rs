@@ -11,7 +11,6 @@ use crate::mesh::Mesh;
 use crate::time::Instant;
 use crate::verdict::{Cause, ProbeClass, Verdict};
 
-use super::smallest;
 use super::watch::Watch;
 
 /// A cycle of rounds: full size, pinned flow, relay and as-workload have one of them each.
@@ -56,7 +55,8 @@ impl Watch {
         let troubled = self.paths.iter().any(|p| p.verdict != Verdict::Forwarding);
         for p in 0..self.paths.len() {
             let targets = self.targets_of(p);
-            let Some(target) = pick(&targets, turn, &self.rotation) else {
+            let own = |t: usize| self.targets[t].own;
+            let Some(target) = pick(&targets, turn, &self.rotation, own) else {
                 // Nothing behind it to be tested on.
                 shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p, n), None));
                 continue;
@@ -181,7 +181,7 @@ impl Watch {
         target: usize,
         drawn: Option<u32>,
     ) -> Shot {
-        let least = smallest(self.targets[target].address.is_ipv6());
+        let least = self.targets[target].smallest();
         let size = match (class, drawn) {
             (ProbeClass::FullSize, _) => mesh.mtu.max(least),
             (ProbeClass::NewFlow, Some(drawn)) => {
@@ -196,13 +196,30 @@ impl Watch {
     }
 }
 
-/// The round's target for a slot: all slots agree on it, but for the one whose own workload it is.
-fn pick(targets: &[usize], round: u64, rotation: &[usize]) -> Option<usize> {
+/// The round's target for a slot: all slots agree on it, but for the one whose own workload it is. That one takes the next of the
+/// same kind, if there is one.
+fn pick(
+    targets: &[usize],
+    round: u64,
+    rotation: &[usize],
+    own: impl Fn(usize) -> bool,
+) -> Option<usize> {
     if rotation.is_empty() {
         return targets.get(round as usize % targets.len().max(1)).copied();
     }
-    (0..rotation.len())
-        .map(|i| rotation[(round as usize + i) % rotation.len()])
-        .find(|t| targets.contains(t))
+    let from = round as usize % rotation.len();
+    let usable = || {
+        rotation
+            .iter()
+            .cycle()
+            .skip(from)
+            .take(rotation.len())
+            .copied()
+            .filter(|t| targets.contains(t))
+    };
+    let kind = own(rotation[from]);
+    usable()
+        .find(|t| own(*t) == kind)
+        .or_else(|| usable().next())
         .or_else(|| targets.first().copied())
 }

@@ -12,6 +12,7 @@ use crate::verdict::ProbeClass;
 
 use super::evidence::{Obs, Outcome};
 use super::schedule::Shot;
+use super::watch::source;
 use super::{Flying, Observer, ObserverOutput, Timer, UDP, ip_header};
 
 impl Observer {
@@ -45,7 +46,7 @@ impl Observer {
         let source = match via {
             Some(slot) if v6 => mesh.inner6(me, slot).map(Into::into),
             Some(slot) => Some(mesh.inner4(me, slot).into()),
-            None => me.probe_addresses.iter().copied().find(|a| a.is_ipv6() == v6),
+            None => source(&mesh, me, target.own, v6),
         };
         let (Some(source), false) = (source, mesh.probe_ports.is_empty()) else { return };
         let id = ProbeId(self.next_probe);
@@ -62,8 +63,11 @@ impl Observer {
         }
         let packet = SenderPacket { seq, timestamp: stamp, ssid: target.ssid };
         let key = target.key.map(|k| self.keys.with(&k));
-        let payload =
-            packet.encode(key.as_ref(), usize::from(shot.size.saturating_sub(UDP + ip_header(v6))));
+        let length = usize::from(shot.size.saturating_sub(UDP + ip_header(v6)));
+        let payload = match &key {
+            Some(key) => packet.encode_from(me.index, key, length),
+            None => packet.encode(None, length),
+        };
         let flow = match shot.path {
             Some(p) if pinned => Flow::Pinned(u32::from(target.ssid) << 8 | p as u32),
             _ => Flow::Fresh,
@@ -95,6 +99,7 @@ impl Observer {
                 watch: at,
                 shot,
                 sent: now.mono,
+                source,
                 ssid,
                 seq,
                 stamp,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::*;
 use crate::io::ProbeError;
@@ -12,12 +12,14 @@ use crate::probe::Reflector;
 use crate::probe::stamp::{Ntp, SenderPacket};
 use crate::verdict::{Cause, Direction, ProbeClass};
 
+mod addresses;
 mod amplify;
 mod calm;
 mod detection;
 mod families;
 mod foreign;
 mod service;
+mod sources;
 mod upkeep;
 
 pub(super) const fn ms(n: u64) -> Duration {
@@ -76,6 +78,10 @@ pub(super) struct World<'n> {
     rng: ChaCha8Rng,
     /// What a reflector that is not ours answers to a request.
     pub foreign: fn(&[u8]) -> Vec<u8>,
+    /// A source NAT: where a probe seems to come from, if not from where it does.
+    pub nat: fn(&Seen<'_>) -> Option<IpAddr>,
+    /// The reflectors are of a release that knows no TLV but padding.
+    pub older: bool,
     pub now: Instant,
     count: u64,
     pub sent: Vec<Instant>,
@@ -107,15 +113,8 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
         let i = i as u8 + 1;
         let location: LocationName = location.parse().unwrap();
         let name: NodeName = name.parse().unwrap();
-        mesh.locations.entry(location.clone()).or_insert(Location {
-            name: location.clone(),
-            overlay: Overlay::Direct,
-            witnesses: vec![],
-            services: vec![],
-            reflectors: vec![],
-            steering: Default::default(),
-            policy: None,
-        });
+        let new = || Location::new(location.clone(), Overlay::Direct);
+        mesh.locations.entry(location.clone()).or_insert_with(new);
         let node = Node {
             name: name.clone(),
             index: crate::ids::NodeIndex(i.into()),
@@ -127,6 +126,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             device: None,
             prefixes: vec![format!("10.42.{i}.0/24").parse().unwrap()],
             probe_addresses: vec![[10, 42, i, 1].into()],
+            probe_addresses_written: false,
             wireguard_key: ProbeKeys::new([i; 32]).public(),
             control_key: ControlPublicKey([i; 32]),
         };
@@ -188,6 +188,8 @@ impl<'n> World<'n> {
             events: BTreeMap::new(),
             rng: ChaCha8Rng::seed_from_u64(seed ^ 0xfeed),
             foreign: foreign::twamp_light,
+            nat: |_| None,
+            older: false,
             now: Instant(0),
             count: 0,
             sent: vec![],
@@ -270,7 +272,7 @@ impl<'n> World<'n> {
             random,
         };
         let fate = (self.network)(&seen);
-        let from = SocketAddr::new(p.source, 40_000);
+        let from = SocketAddr::new((self.nat)(&seen).unwrap_or(p.source), 40_000);
         let (after, result) = match fate {
             Fate::Lost => return,
             Fate::Fails(error, after) => (after, Answer::Error(error)),
@@ -284,11 +286,11 @@ impl<'n> World<'n> {
             }
             Fate::Back(_) | Fate::LostBack => {
                 let now = self.clock();
-                let bytes = self
-                    .reflectors
-                    .get_mut(&target)
-                    .unwrap()
-                    .handle(now, from, p.target, 62, &p.payload);
+                let reflector = self.reflectors.get_mut(&target).unwrap();
+                let bytes = match self.older {
+                    false => reflector.handle(now, from, p.target, 62, &p.payload),
+                    true => sources::older(reflector, now, from, p.target, &p.payload),
+                };
                 match fate {
                     Fate::Back(rtt) => (rtt, Answer::Reply(bytes.expect("the reflector answers"))),
                     _ => return,

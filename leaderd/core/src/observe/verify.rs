@@ -13,7 +13,7 @@ use crate::verdict::ProbeClass;
 use super::evidence::Outcome;
 use super::schedule::Shot;
 use super::watch::Watch;
-use super::{Flying, Observer, ObserverOutput, Timer, smallest};
+use super::{Flying, Observer, ObserverOutput, Timer};
 
 /// Between two probes of a verification.
 const EVERY: Duration = Duration::from_millis(20);
@@ -73,7 +73,7 @@ impl Watch {
     }
 
     pub(super) fn as_workload(&self, target: usize) -> Shot {
-        let size = smallest(self.targets[target].address.is_ipv6());
+        let size = self.targets[target].smallest();
         Shot { class: ProbeClass::AsWorkload, path: None, target, size, unsteered: false }
     }
 }

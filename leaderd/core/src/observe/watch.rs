@@ -12,6 +12,7 @@ use super::evidence::{Cell, Path, Target};
 use super::kilo::KiloWay;
 use super::rtt::Rtt;
 use super::service::ServiceWatch;
+use super::sources::Sources;
 use super::verify::Verify;
 
 /// How long a location that is watched slowly is watched at full rate after a loss.
@@ -81,10 +82,11 @@ pub(super) struct Watch {
     pub uneasy: bool,
     /// Losses since the last judgement: (path, class, target, sent).
     pub fresh_losses: Vec<(usize, ProbeClass, usize, Instant)>,
-    // As-workload probes. This node's workloads have IPv4 addresses, and IPv6 ones.
-    speaks_ip: [bool; 2],
+    // As-workload probes. What they can go out from, by kind: workloads of this node or itself, and by family.
+    speaks: [[bool; 2]; 2],
     pub rtt: Rtt,
     pub as_workload_sent: u64,
+    pub as_workload_sources: Sources,
     pub verify: Option<Verify>,
     /// Kilo's way, while it is being tried.
     pub kilo: Option<KiloWay>,
@@ -110,6 +112,7 @@ impl Watch {
                 address,
                 port: foreign,
                 relay_of,
+                own: mesh.carried_address(n) == Some(address),
                 candidate,
                 ssid: ssid(),
                 seq: 0,
@@ -122,9 +125,9 @@ impl Watch {
         let mut nodes: Vec<&Node> = mesh.nodes_of(location).collect();
         nodes.sort_by_key(|n| (n.slot, n.index));
         for n in nodes {
-            for address in &n.probe_addresses {
+            for address in mesh.probed_at(n) {
                 if address.is_ipv4() || mesh.inner.v6.is_some() {
-                    add(n, *address, None, index(n), None);
+                    add(n, address, None, index(n), None);
                 }
             }
         }
@@ -174,15 +177,24 @@ impl Watch {
             dark: false,
             uneasy: true,
             fresh_losses: Vec::new(),
-            speaks_ip: [false, true].map(|v6| me.probe_addresses.iter().any(|a| a.is_ipv6() == v6)),
+            speaks: Default::default(),
             rtt: Rtt::new(),
             as_workload_sent: 0,
+            as_workload_sources: Sources::default(),
             verify: None,
             kilo: None,
         };
+        watch.speak_from(mesh, me);
         watch.rotate();
         watch.services = Self::services_of(mesh, &watch, now);
         watch
+    }
+
+    /// As-workload probes go out from this node's addresses.
+    pub(super) fn speak_from(&mut self, mesh: &Mesh, me: &Node) {
+        let families = [false, true];
+        self.speaks =
+            [false, true].map(|own| families.map(|v6| source(mesh, me, own, v6).is_some()));
     }
 
     /// Takes over what was known under the previous mesh file.
@@ -197,13 +209,15 @@ impl Watch {
             {
                 // Its ring speaks of the old targets by number.
                 let partial = old.partial.iter().filter_map(number_now).collect();
-                *path = Path { ring: Default::default(), partial, burst: None, ..old };
+                let sources = old.sources.renumbered(number_now);
+                *path = Path { ring: Default::default(), partial, sources, burst: None, ..old };
             }
         }
         self.epoch = old.epoch;
         self.leaders = old.leaders;
         self.report_seq = old.report_seq;
         self.rtt = old.rtt;
+        self.as_workload_sources = old.as_workload_sources.renumbered(number_now);
         self.verify = old.verify.map(Verify::forget_targets);
         self.kilo = old.kilo;
     }
@@ -250,19 +264,27 @@ impl Watch {
             .collect();
         self.rotation =
             if alive.is_empty() { all.iter().filter(workload).copied().collect() } else { alive };
-        // One family after the other: a slot that leaves out its own candidate then takes the next of the same family.
-        self.rotation.sort_by_key(|t| self.targets[*t].address.is_ipv6());
+        // One family after the other: a slot that leaves out its own candidate then takes the next of the same family. Workloads
+        // and nodes' own addresses in turn, so that a few rounds come to both, however many nodes there are.
+        let mut seen = [[0; 2]; 2];
+        self.rotation.sort_by_cached_key(|t| {
+            let t = &self.targets[*t];
+            let (v6, own) = (t.address.is_ipv6(), t.own);
+            let number = &mut seen[usize::from(v6)][usize::from(own)];
+            *number += 1;
+            (v6, *number, own)
+        });
     }
 
-    /// Workload targets of the families that this node's own workloads have, one family in turn with the other.
+    /// Workload targets of the families and kinds that this node can speak to as its own workloads do, one family in turn with
+    /// the other.
     pub(super) fn as_workload_targets(&self) -> Vec<usize> {
         let of = |v6: bool| {
-            let is = move |t: &&usize| self.targets[**t].address.is_ipv6() == v6;
-            self.rotation
-                .iter()
-                .filter(is)
-                .copied()
-                .filter(move |_| self.speaks_ip[usize::from(v6)])
+            let speaks = move |t: &usize| {
+                let t = &self.targets[*t];
+                t.address.is_ipv6() == v6 && self.speaks[usize::from(t.own)][usize::from(v6)]
+            };
+            self.rotation.iter().copied().filter(speaks)
         };
         let (mut v4, mut v6) = (of(false), of(true));
         let mut turns = Vec::new();
@@ -338,6 +360,14 @@ impl Watch {
             full_rate: self.full_rate,
             slots: self.paths.iter().enumerate().map(slot).collect(),
         }
+    }
+}
+
+/// What as-workload probes go out from: to a workload from a workload address of this node, to a node from its own address.
+pub(super) fn source(mesh: &Mesh, me: &Node, own: bool, v6: bool) -> Option<IpAddr> {
+    match own {
+        true => mesh.carried_address(me).filter(|a| a.is_ipv6() == v6),
+        false => me.probe_addresses.iter().copied().find(|a| a.is_ipv6() == v6),
     }
 }
 

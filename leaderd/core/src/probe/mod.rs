@@ -3,6 +3,7 @@
 pub mod keys;
 pub mod reflect;
 pub mod stamp;
+mod tlv;
 
 pub use keys::{HmacKey, ProbeKeys};
 pub use reflect::{Reflector, Reject};

@@ -16,7 +16,7 @@ use crate::time::{Instant, Now};
 
 use super::keys::ProbeKeys;
 use super::stamp::{
-    AUTHENTICATED_LEN, ERROR_ESTIMATE, Ntp, ReflectorPacket, SenderPacket, StampError,
+    AUTHENTICATED_LEN, ERROR_ESTIMATE, Location, Ntp, ReflectorPacket, SenderPacket, StampError,
 };
 
 /// Most sessions remembered; the one idle longest goes first. A thousand observers with a few sessions each fit.
@@ -30,6 +30,8 @@ const RESTART_GAP: u64 = 1 << 32;
 pub enum Reject {
     #[error("from an address that is no node's")]
     UnknownSource,
+    #[error("its sender is no node")]
+    UnknownSender,
     #[error("too short for an authenticated STAMP packet")]
     Truncated,
     #[error("the HMAC is wrong")]
@@ -43,6 +45,7 @@ impl Reject {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::UnknownSource => "unknown-source",
+            Self::UnknownSender => "unknown-sender",
             Self::Truncated => "truncated",
             Self::BadHmac => "bad-hmac",
             Self::Replayed => "replayed",
@@ -91,9 +94,8 @@ impl Reflector {
     pub fn set_mesh(&mut self, mesh: Arc<Mesh>) {
         let others = || mesh.nodes.values().filter(|n| n.name != self.me);
         self.by_index = others().map(|n| (n.index, n.wireguard_key)).collect();
-        self.by_address = others()
-            .flat_map(|n| n.probe_addresses.iter().map(|a| (*a, n.wireguard_key)))
-            .collect();
+        self.by_address =
+            others().flat_map(|n| mesh.probed_at(n).map(|a| (a, n.wireguard_key))).collect();
         let known: BTreeSet<WgPublicKey> = self.by_index.values().copied().collect();
         self.keys.retain(|k| known.contains(k));
         self.sessions.retain(|(k, _), _| known.contains(k));
@@ -101,16 +103,20 @@ impl Reflector {
         self.mesh = mesh;
     }
 
-    /// The reply's bytes, as long as the request.
+    /// The reply's bytes, as long as the request. Whose key is right the request says itself, as its source may have been
+    /// rewritten; only one of an older release, which does not say it, is known by the source.
     pub fn handle(
         &mut self,
         now: Now,
         from: SocketAddr,
-        _local: SocketAddr,
+        local: SocketAddr,
         ttl: u8,
         bytes: &[u8],
     ) -> Result<Vec<u8>, Reject> {
-        let peer = self.owner(from.ip()).ok_or(Reject::UnknownSource)?;
+        let peer = match SenderPacket::sender(bytes) {
+            Some(index) => self.by_index.get(&index).copied().ok_or(Reject::UnknownSender)?,
+            None => self.owner(from.ip()).ok_or(Reject::UnknownSource)?,
+        };
         if bytes.len() < AUTHENTICATED_LEN {
             return Err(Reject::Truncated);
         }
@@ -130,6 +136,7 @@ impl Reflector {
             sender_timestamp: request.timestamp,
             sender_error: ERROR_ESTIMATE,
             sender_ttl: ttl,
+            location: Some(Location { source: from, port: local.port() }),
         };
         Ok(reply.encode(Some(&key), bytes))
     }

@@ -2,17 +2,24 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use wgctl_plan::{Family, InterfaceName, Mac, Nexthop, RouteVia, Vxlan};
 
 use super::ids::{candidate_nexthop, leaders_group};
-use super::{Build, ROUTE_METRIC, host, inner, slot_range};
+use super::{Build, RELAY_TABLE, ROUTE_METRIC, TopologyInput, host, inner, rule, slot_range};
 use crate::ids::{NodeIndex, Slot};
-use crate::mesh::{Node, Overlay};
+use crate::mesh::{Node, Overlay, VxlanDevice};
 
 /// The MAC address of a node's VXLAN device: locally administered, 'L' for the second byte, the node's index at the end.
 fn overlay_mac(index: NodeIndex) -> Mac {
     let [high, low] = index.0.to_be_bytes();
     Mac([0x02, 0x4c, 0x00, 0x00, high, low])
+}
+
+/// The MTU of our VXLAN device on this node. IPv6 takes no device of less than 1280: there the outer packets are cut.
+pub(super) fn vxlan_mtu(input: &TopologyInput<'_>, me: &Node, vxlan: &VxlanDevice) -> u32 {
+    let least = if input.mesh.inner.v6.is_some() { 1280 } else { 0 };
+    vxlan.mtu_on(input.lan_mtu, Family::of(&me.address)).max(least)
 }
 
 impl<'a> Build<'a> {
@@ -24,13 +31,14 @@ impl<'a> Build<'a> {
             .copied()
             .filter(|n| n.name != self.me.name)
             .collect();
-        if let Overlay::Vxlan { device, vni, port, mtu } = self.overlay() {
+        if let Some(overlay) = self.overlay().vxlan() {
+            let device = &overlay.device;
             let vxlan = Vxlan {
-                vni: *vni,
+                vni: overlay.vni,
                 local: self.me.address,
-                port: *port,
+                port: overlay.port,
                 mac: overlay_mac(self.me.index),
-                mtu: (*mtu).into(),
+                mtu: vxlan_mtu(self.input, self.me, overlay),
                 up: true,
             };
             self.net.vxlan.insert(device.clone(), vxlan);
@@ -44,10 +52,40 @@ impl<'a> Build<'a> {
             }
         }
         for other in &others {
-            if !matches!(self.overlay(), Overlay::External | Overlay::Flannel { .. }) {
+            if !self.overlay().is_foreign() {
                 self.local_prefixes(other);
             }
             self.way_to_candidate(other);
+        }
+        if self.overlay().vxlan().is_some() {
+            self.last_hop(&others);
+        }
+    }
+
+    /// What comes in on a plane goes to its node over our VXLAN, and what this node sends itself does not: to a node's address also go
+    /// the VXLAN's own packets, and to the location's prefixes the CNI knows the way.
+    fn last_hop(&mut self, others: &[&'a Node]) {
+        for &family in self.families() {
+            let mut some = false;
+            for other in others {
+                let Some((dev, gateway)) = self.way_to(other, family) else { continue };
+                // The other overlay with a VXLAN has them in `main` already.
+                let prefixes: &[IpNet] =
+                    if self.overlay().is_foreign() { &other.prefixes } else { &[] };
+                let address = self.mesh().carried_address(other).map(host);
+                for prefix in prefixes.iter().copied().chain(address) {
+                    if Family::of_net(&prefix) == family {
+                        let via = RouteVia::Gateway { dev: dev.clone(), gateway, onlink: true };
+                        self.route_in(RELAY_TABLE, prefix, ROUTE_METRIC, via);
+                        some = true;
+                    }
+                }
+            }
+            if some {
+                let planes: Vec<InterfaceName> = self.net.wireguard.keys().cloned().collect();
+                let rules = planes.into_iter().map(|plane| rule(family, Some(plane), RELAY_TABLE));
+                self.net.rules.extend(rules);
+            }
         }
     }
 
@@ -90,8 +128,8 @@ impl<'a> Build<'a> {
     /// unknown, or if the LAN address is of another family (the mesh file's check refuses that where it matters).
     fn way_to(&self, other: &Node, family: Family) -> Option<(InterfaceName, IpAddr)> {
         match self.overlay() {
-            Overlay::Vxlan { device, .. } => {
-                Some((device.clone(), inner(self.mesh(), other, Slot::OVERLAY, family)?))
+            Overlay::Vxlan(vxlan) | Overlay::Cni(vxlan) => {
+                Some((vxlan.device.clone(), inner(self.mesh(), other, Slot::OVERLAY, family)?))
             }
             Overlay::Flannel { device } => {
                 let prefix = other.prefixes.iter().find(|p| Family::of_net(p) == family)?;
@@ -110,12 +148,15 @@ impl<'a> Build<'a> {
         for &family in self.families() {
             let members = leaders.iter().map(|&s| candidate_nexthop(s, family));
             let Some(id) = self.group(leaders_group(family), members) else { continue };
+            let source = self.source(family);
             for location in self.other_locations() {
-                let table = self.table_to(location);
-                for prefix in self.sites[location].prefixes.clone() {
-                    if Family::of_net(&prefix) == family {
-                        self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop(id));
-                    }
+                let prefixes = self.remote(location, family);
+                if prefixes.is_empty() {
+                    continue;
+                }
+                let table = self.table_to(location, family);
+                for prefix in prefixes {
+                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop { id, source });
                 }
             }
         }

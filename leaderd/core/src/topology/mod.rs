@@ -9,12 +9,17 @@
 //! ones only into the location, a member sends remote ones only to a candidate of its own location. A packet therefore
 //! crosses at most member → candidate → candidate → member.
 //!
-//! With overlay `external` the location's own prefixes are the CNI's; what is remote still goes to the candidates'
-//! LAN addresses.
+//! With overlays `cni`, `external` and `flannel` the location's own prefixes are the CNI's, and what is remote lies in tables of our
+//! own ahead of the CNI's, one for each remote location. With `cni` (and, for node addresses, with `vxlan`) a further table is used
+//! only for what comes in on a plane: the relay's last hop, over our VXLAN.
+//!
+//! Outer packets, WireGuard's to an endpoint and VXLAN's to a node of the own location, are never caught by a route of ours: remote
+//! destinations that hold an address of the underlay are withheld, and the relay's table is not asked about what this node sends.
 
 mod ids;
 mod leaders;
 mod local;
+mod notes;
 mod tunnels;
 
 #[cfg(test)]
@@ -29,16 +34,21 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use wgctl_plan::{Family, InterfaceName, Network, Nexthop, NexthopId, RouteKey, RouteVia, Rule};
 
 use crate::ids::{LocationName, NodeName, Slot};
-use crate::mesh::{Mesh, Node, Overlay};
+use crate::mesh::{Host, Location, Mesh, Node, Overlay};
 
 pub use ids::{leaders_group, location_group, steered_location, steered_table};
 pub use leaders::change_leaders;
+pub use notes::{Note, notes};
 
 /// Metric of our routes. Below what CNIs and DHCP use, above 0, which IPv6 would turn into 1024.
 pub const ROUTE_METRIC: u32 = 76;
 
 /// Routing table `main`.
 pub const ROUTE_TABLE: u32 = 254;
+
+/// The table that a relay looks into for what comes in on a plane: the other nodes of its location, over our VXLAN. One below those of
+/// remote locations (see [`steered_table`]), as no node has index 0.
+pub const RELAY_TABLE: u32 = 759_999;
 
 /// Preference of our rules: after the kernel's own for local addresses (0), before `main` (32766) and Kilo's (32764 and up).
 pub const RULE_PRIORITY: u32 = 76;
@@ -60,6 +70,8 @@ pub struct TopologyInput<'a> {
     /// The device that holds this node's LAN address, as the shell found it; the mesh file's `device` wins. Without
     /// either, overlays `direct` and `external` have no routes over the LAN.
     pub lan_device: Option<&'a InterfaceName>,
+    /// The MTU of that device, in bytes.
+    pub lan_mtu: Option<u32>,
     /// Remote locations that Kilo serves as well, and to which our routes carry all the same. See [`steered_table`].
     pub carried: &'a BTreeSet<LocationName>,
 }
@@ -67,7 +79,8 @@ pub struct TopologyInput<'a> {
 /// All that leaderd wants on node `me`.
 pub fn desired(input: &TopologyInput<'_>) -> Network {
     let Some(me) = input.mesh.node(input.me) else { return Network::default() };
-    let mut build = Build { input, me, sites: sites(input.mesh), net: Network::default() };
+    let (sites, underlay) = (sites(input.mesh), underlay(input));
+    let mut build = Build { input, me, sites, underlay, net: Network::default() };
     build.planes();
     build.location();
     build.remote_prefixes();
@@ -80,6 +93,7 @@ struct Build<'a> {
     input: &'a TopologyInput<'a>,
     me: &'a Node,
     sites: BTreeMap<&'a LocationName, Site<'a>>,
+    underlay: BTreeSet<IpAddr>,
     net: Network,
 }
 
@@ -88,20 +102,38 @@ struct Build<'a> {
 struct Site<'a> {
     nodes: Vec<&'a Node>,
     candidates: BTreeMap<Slot, &'a Node>,
-    /// All workload prefixes of the location.
+    /// All that the location is reached for: its workload prefixes, and the addresses of its nodes where they are carried.
     prefixes: BTreeSet<IpNet>,
 }
 
 fn sites(mesh: &Mesh) -> BTreeMap<&LocationName, Site<'_>> {
+    let site =
+        |l: &Location| Site { prefixes: l.prefixes.iter().copied().collect(), ..Site::default() };
     let mut sites: BTreeMap<&LocationName, Site<'_>> =
-        mesh.locations.keys().map(|l| (l, Site::default())).collect();
+        mesh.locations.iter().map(|(name, l)| (name, site(l))).collect();
     for node in mesh.nodes.values() {
         let site = sites.entry(&node.location).or_default();
         site.nodes.push(node);
         site.candidates.extend(node.slot.map(|s| (s, node)));
         site.prefixes.extend(&node.prefixes);
+        site.prefixes.extend(mesh.carried_address(node).map(host));
     }
     sites
+}
+
+/// The addresses that candidates' WireGuard is reached at, as far as this node knows them. A candidate with a DNS name that has no address
+/// here may be at its own.
+fn underlay(input: &TopologyInput<'_>) -> BTreeSet<IpAddr> {
+    let of = |node: &Node| match node.endpoint.as_ref()? {
+        Host::Ip(ip) => Some(*ip),
+        Host::Name(name) => Some(input.resolved.get(name).copied().unwrap_or(node.address)),
+    };
+    input.mesh.nodes.values().filter_map(of).collect()
+}
+
+/// Whether a prefix holds an address of the underlay: what is sent there would be a tunnel's own packets.
+fn holds_underlay(underlay: &BTreeSet<IpAddr>, prefix: &IpNet) -> bool {
+    underlay.range(prefix.network()..=prefix.broadcast()).next().is_some()
 }
 
 impl<'a> Build<'a> {
@@ -126,6 +158,20 @@ impl<'a> Build<'a> {
         known_leaders(self.input, location)
     }
 
+    /// What this node itself sends to other locations from: its own address, where that is carried, so that it has one identity
+    /// everywhere. The kernel takes such routes only where it has the address.
+    fn source(&self, family: Family) -> Option<IpAddr> {
+        let there = self.me.device.is_some() || self.input.lan_device.is_some();
+        let carried = self.mesh().carried_address(self.me).filter(|_| there);
+        carried.filter(|ip| Family::of(ip) == family)
+    }
+
+    /// What goes to a location by our routes.
+    fn remote(&self, location: &LocationName, family: Family) -> Vec<IpNet> {
+        let mine = |p: &&IpNet| Family::of_net(p) == family && !holds_underlay(&self.underlay, p);
+        self.sites[location].prefixes.iter().filter(mine).copied().collect()
+    }
+
     /// Routes all prefixes of other locations: on a candidate into its own tunnels, on a member to its leaders.
     fn remote_prefixes(&mut self) {
         if self.me.slot.is_some() {
@@ -144,21 +190,15 @@ impl<'a> Build<'a> {
     }
 
     /// The table for what is sent to a remote location; with the rule to it, if our routes carry there.
-    fn table_to(&mut self, location: &LocationName) -> u32 {
-        if !self.mesh().kilo_between(&self.me.location, location) {
+    fn table_to(&mut self, location: &LocationName, family: Family) -> u32 {
+        let kilo = self.mesh().kilo_between(&self.me.location, location);
+        if !kilo && !self.overlay().is_foreign() {
             return ROUTE_TABLE;
         }
         let Some(table) = steered_table(self.mesh(), location) else { return ROUTE_TABLE };
-        if self.input.carried.contains(location) {
-            self.net.rules.insert(Rule {
-                family: Family::V4,
-                priority: RULE_PRIORITY,
-                from: None,
-                to: None,
-                iif: None,
-                unless_mark: Some(UNSTEERED_MARK),
-                table,
-            });
+        if !kilo || self.input.carried.contains(location) {
+            let unless_mark = kilo.then_some(UNSTEERED_MARK);
+            self.net.rules.insert(Rule { unless_mark, ..rule(family, None, table) });
         }
         table
     }
@@ -194,6 +234,10 @@ impl<'a> Build<'a> {
             self.net.sysctls.insert(format!("net/ipv4/conf/{dev}/rp_filter"), "2".into());
         }
     }
+}
+
+fn rule(family: Family, iif: Option<InterfaceName>, table: u32) -> Rule {
+    Rule { family, priority: RULE_PRIORITY, from: None, to: None, iif, unless_mark: None, table }
 }
 
 /// Who leads a location, as far as this node knows. Empty only for a location without candidates.

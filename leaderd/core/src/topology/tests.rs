@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use proptest::prelude::*;
 use wgctl_plan::{
     Family, Network, Nexthop, NexthopId, RouteKey, RouteVia, WgPublicKey, owns_nexthop,
@@ -8,19 +9,28 @@ use wgctl_plan::{
 
 use super::walk::{Beliefs, World};
 use super::{
-    ROUTE_METRIC, ROUTE_TABLE, TopologyInput, change_leaders, desired, leaders_group,
-    location_group,
+    RELAY_TABLE, ROUTE_METRIC, ROUTE_TABLE, TopologyInput, change_leaders, desired, leaders_group,
+    location_group, notes,
 };
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 use crate::mesh::{
     ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy, Steering,
+    VxlanDevice,
 };
 
 /// A location to be: its overlay, how many candidates, how many members.
 type Shape = (Overlay, usize, usize);
 
 fn vxlan() -> Overlay {
-    Overlay::Vxlan { device: "lvx0".parse().unwrap(), vni: 7946, port: 4790, mtu: 1450 }
+    Overlay::Vxlan(VxlanDevice::default())
+}
+
+fn cni() -> Overlay {
+    Overlay::Cni(VxlanDevice::default())
+}
+
+fn flannel() -> Overlay {
+    Overlay::Flannel { device: "flannel.1".parse().unwrap() }
 }
 
 /// Locations a, b, c, … of these shapes; nodes a-0, a-1, …; a-2's workload is 10.{location}.{node}.0/24.
@@ -29,7 +39,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
     for (l, (overlay, candidates, members)) in shapes.iter().enumerate() {
         let location: LocationName = char::from(b'a' + l as u8).to_string().parse().unwrap();
         // A dual-stack workload needs an overlay that carries both.
-        let dual = v6 && matches!(overlay, Overlay::Vxlan { .. });
+        let dual = v6 && overlay.vxlan().is_some();
         for n in 0..candidates + members {
             index += 1;
             let name: NodeName = format!("{location}-{n}").parse().unwrap();
@@ -49,23 +59,13 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
                 device: None,
                 prefixes,
                 probe_addresses: vec![format!("10.{l}.{n}.1").parse().unwrap()],
+                probe_addresses_written: false,
                 wireguard_key: WgPublicKey([index as u8; 32]),
                 control_key: ControlPublicKey([index as u8; 32]),
             };
             nodes.insert(name, node);
         }
-        locations.insert(
-            location.clone(),
-            Location {
-                name: location,
-                overlay: overlay.clone(),
-                witnesses: vec![],
-                services: vec![],
-                reflectors: vec![],
-                steering: Default::default(),
-                policy: None,
-            },
-        );
+        locations.insert(location.clone(), Location::new(location, overlay.clone()));
     }
     Mesh {
         name: "test".into(),
@@ -105,16 +105,18 @@ fn network(mesh: &Mesh, me: &str, leaders: &[(&str, &[u8])]) -> Network {
         leaders: &leaders,
         resolved: &resolved,
         lan_device: Some(&lan),
+        lan_mtu: None,
         carried: &Default::default(),
     })
 }
 
 fn route<'n>(net: &'n Network, prefix: &str) -> Option<&'n RouteVia> {
-    net.routes.get(&RouteKey {
-        table: ROUTE_TABLE,
-        prefix: prefix.parse().unwrap(),
-        metric: ROUTE_METRIC,
-    })
+    route_in(net, ROUTE_TABLE, prefix)
+}
+
+fn route_in<'n>(net: &'n Network, table: u32, prefix: &str) -> Option<&'n RouteVia> {
+    let prefix = prefix.parse().unwrap();
+    net.routes.get(&RouteKey { table, prefix, metric: ROUTE_METRIC })
 }
 
 fn gateway(dev: &str, ip: &str) -> RouteVia {
@@ -164,7 +166,7 @@ fn inside_a_vxlan_location_everything_goes_by_overlay_addresses() {
         ("100.127.0.0/20", Some(gateway("lvx0", "100.127.240.1"))),
         ("100.127.16.0/20", Some(gateway("lvx0", "100.127.240.2"))),
         ("100.127.240.1/32", Some(RouteVia::Device { dev: lvx0(), source: None })),
-        ("10.1.0.0/24", Some(RouteVia::Nexthop(leaders_group(Family::V4)))),
+        ("10.1.0.0/24", Some(RouteVia::Nexthop { id: leaders_group(Family::V4), source: None })),
     ];
     for (prefix, via) in table {
         assert_eq!(route(&net, prefix), via.as_ref(), "{prefix}");
@@ -173,9 +175,11 @@ fn inside_a_vxlan_location_everything_goes_by_overlay_addresses() {
 
 #[test]
 fn direct_and_external_locations_use_the_lan_and_external_leaves_local_prefixes_to_the_cni() {
-    for (overlay, local) in
-        [(Overlay::Direct, Some(gateway("eth0", "192.168.0.1"))), (Overlay::External, None)]
-    {
+    let cases = [
+        (Overlay::Direct, Some(gateway("eth0", "192.168.0.1")), ROUTE_TABLE),
+        (Overlay::External, None, 760_003),
+    ];
+    for (overlay, local, table) in cases {
         let net = network(&mesh(&[(overlay.clone(), 1, 1), (vxlan(), 1, 0)], false), "a-1", &[]);
         assert!(net.vxlan.is_empty());
         assert_eq!(route(&net, "10.0.0.0/24"), local.as_ref(), "{overlay:?}");
@@ -185,11 +189,162 @@ fn direct_and_external_locations_use_the_lan_and_external_leaves_local_prefixes_
             "{overlay:?}"
         );
         assert_eq!(
-            route(&net, "10.1.0.0/24"),
-            Some(&RouteVia::Nexthop(leaders_group(Family::V4))),
+            route_in(&net, table, "10.1.0.0/24"),
+            Some(&RouteVia::Nexthop { id: leaders_group(Family::V4), source: None }),
             "{overlay:?}"
         );
+        let rules: Vec<String> = net.rules.iter().map(ToString::to_string).collect();
+        let own = (table != ROUTE_TABLE).then(|| "76: IPv4 from all lookup 760003".to_owned());
+        assert_eq!(rules, own.into_iter().collect::<Vec<_>>(), "{overlay:?}");
     }
+}
+
+/// Two nodes of a location with a CNI, one of them a candidate, and one elsewhere; the location has a prefix besides.
+fn beside_a_cni() -> Mesh {
+    let mut mesh = mesh(&[(cni(), 1, 1), (cni(), 1, 0)], true);
+    let a = mesh.locations.get_mut(&"a".parse::<LocationName>().unwrap()).unwrap();
+    a.prefixes.push("192.168.0.0/24".parse().unwrap());
+    mesh.locations.values_mut().for_each(|l| l.node_addresses = true);
+    mesh
+}
+
+#[test]
+fn beside_a_cni_what_is_remote_crosses_our_vxlan_both_ways_and_what_is_local_is_left_alone() {
+    let mesh = beside_a_cni();
+    let (relay, member) = (network(&mesh, "a-0", &[]), network(&mesh, "a-1", &[]));
+    assert!(route(&relay, "10.0.1.0/24").is_none() && route(&member, "10.0.0.0/24").is_none());
+    // To b, whose lowest index is 3, a member goes by its leader, from its own address.
+    let source = |ip: &str| Some(ip.parse().unwrap());
+    let id = leaders_group(Family::V4);
+    let by_leader = RouteVia::Nexthop { id, source: source("192.168.0.2") };
+    for prefix in ["10.1.0.0/24", "192.168.1.1/32"] {
+        assert_eq!(route_in(&member, 760_003, prefix), Some(&by_leader), "{prefix}");
+        assert_eq!(route(&member, prefix), None);
+    }
+    let candidate = &member.nexthops[&super::ids::candidate_nexthop(Slot(0), Family::V4)];
+    assert_eq!(candidate.device().unwrap().as_str(), "lvx0");
+    assert_eq!(route(&member, "100.127.0.0/20"), Some(&gateway("lvx0", "100.127.240.1")));
+    // What comes in on a plane goes on over it, pods' prefixes and nodes' addresses.
+    let last_hop = gateway("lvx0", "100.127.240.2");
+    for prefix in ["10.0.1.0/24", "192.168.0.2/32"] {
+        assert_eq!(route_in(&relay, RELAY_TABLE, prefix), Some(&last_hop), "{prefix}");
+    }
+    let text = |net: &Network| net.rules.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let remote = ["76: IPv4 from all lookup 760003", "76: IPv6 from all lookup 760003"];
+    let relays =
+        ["76: IPv4 from all iif wgl0 lookup 759999", "76: IPv6 from all iif wgl0 lookup 759999"];
+    assert_eq!(text(&member), remote);
+    assert_eq!(text(&relay), [remote[0], relays[0], remote[1], relays[1]]);
+    // The far end takes all of it, and what is behind no node.
+    let far = network(&mesh, "b-0", &[]);
+    let allowed = &far.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([1; 32])].allowed_ips;
+    let v4: Vec<String> =
+        allowed.iter().filter(|p| p.addr().is_ipv4()).map(ToString::to_string).collect();
+    assert_eq!(
+        v4,
+        [
+            "10.0.0.0/24",
+            "10.0.1.0/24",
+            "100.127.0.1/32",
+            "192.168.0.0/24",
+            "192.168.0.1/32",
+            "192.168.0.2/32"
+        ]
+    );
+    let id = location_group(&mesh, &"a".parse().unwrap(), Family::V4).unwrap();
+    let via = RouteVia::Nexthop { id, source: source("192.168.1.1") };
+    assert_eq!(route_in(&far, 760_001, "192.168.0.0/24"), Some(&via));
+}
+
+#[test]
+fn the_vxlan_is_no_larger_than_the_lan_leaves_it_and_a_smaller_one_than_the_mesh_is_told() {
+    let mesh = beside_a_cni();
+    let (me, none, resolved) = ("a-1".parse().unwrap(), Beliefs::new(), BTreeMap::new());
+    let of = |mesh: &Mesh, lan_mtu| {
+        let carried = Default::default();
+        let input = TopologyInput {
+            mesh,
+            me: &me,
+            leaders: &none,
+            resolved: &resolved,
+            lan_device: None,
+            lan_mtu,
+            carried: &carried,
+        };
+        let notes: Vec<String> = notes(&input).iter().map(ToString::to_string).collect();
+        (desired(&input).vxlan.values().next().unwrap().mtu, notes)
+    };
+    let configured = |mtu| {
+        let mut mesh = mesh.clone();
+        for l in mesh.locations.values_mut() {
+            l.overlay = Overlay::Cni(VxlanDevice { mtu: Some(mtu), ..VxlanDevice::default() });
+        }
+        mesh
+    };
+    for (lan, mtu) in [(None, 1450), (Some(1500), 1450), (Some(9001), 8951), (Some(1470), 1420)] {
+        assert_eq!(of(&mesh, lan), (mtu, vec![]), "{lan:?}");
+    }
+    assert_eq!(of(&configured(1430), Some(1500)).0, 1430);
+    assert_eq!(of(&configured(1440), Some(1480)).0, 1430, "never more than fits");
+    let (mtu, notes) = of(&mesh, Some(1450));
+    assert_eq!(mtu, 1400);
+    assert!(
+        matches!(&notes[..], [one] if one.contains("lower `mtu` in [mesh] to 1400")),
+        "{notes:?}"
+    );
+    let mut over_v6 = mesh.clone();
+    for node in over_v6.nodes.values_mut() {
+        node.address = format!("fd00::{}", node.index.0).parse().unwrap();
+    }
+    assert_eq!(of(&over_v6, Some(1500)).0, 1430);
+}
+
+#[test]
+fn what_a_tunnel_runs_to_is_withheld_from_the_tunnels_and_told() {
+    let mut mesh = beside_a_cni();
+    let b: NodeName = "b-0".parse().unwrap();
+    mesh.nodes.get_mut(&b).unwrap().endpoint = Some(Host::Name("b.example".into()));
+    let (me, none) = ("a-0".parse().unwrap(), Beliefs::new());
+    let of = |at: Option<&str>| {
+        let resolved =
+            at.map(|a| ("b.example".to_owned(), a.parse().unwrap())).into_iter().collect();
+        let carried = Default::default();
+        let input = TopologyInput {
+            mesh: &mesh,
+            me: &me,
+            leaders: &none,
+            resolved: &resolved,
+            lan_device: None,
+            lan_mtu: None,
+            carried: &carried,
+        };
+        let net = desired(&input);
+        let allowed = net.wireguard[&"wgl0".parse().unwrap()].peers.values().next().unwrap();
+        assert!(
+            allowed.allowed_ips.contains(&"192.168.1.1/32".parse().unwrap()),
+            "both ends agree"
+        );
+        (route_in(&net, 760_003, "192.168.1.1/32").is_some(), notes(&input).len())
+    };
+    assert_eq!(of(Some("203.0.113.9")), (true, 0));
+    assert_eq!(of(Some("192.168.1.1")), (false, 1), "it is reached at its own address");
+    assert_eq!(of(None), (false, 1), "it may be");
+}
+
+#[test]
+fn an_address_that_is_an_endpoint_or_anothers_too_is_not_carried() {
+    let mut mesh = beside_a_cni();
+    let [a1, b0] = ["a-1", "b-0"].map(|n| n.parse::<NodeName>().unwrap());
+    let carried = |mesh: &Mesh| [&a1, &b0].map(|n| mesh.carried_address(&mesh.nodes[n]).is_some());
+    assert_eq!(carried(&mesh.clone()), [true, true]);
+    mesh.nodes.get_mut(&b0).unwrap().address = "192.168.0.2".parse().unwrap();
+    assert_eq!(carried(&mesh.clone()), [false, false], "they are the same");
+    let b = mesh.nodes.get_mut(&b0).unwrap();
+    (b.address, b.endpoint) =
+        ("203.0.113.9".parse().unwrap(), Some(Host::Ip("203.0.113.9".parse().unwrap())));
+    assert_eq!(carried(&mesh.clone()), [true, false]);
+    mesh.locations.values_mut().for_each(|l| l.node_addresses = false);
+    assert_eq!(carried(&mesh), [false, false]);
 }
 
 #[test]
@@ -296,6 +451,7 @@ fn odd_meshes_have_a_network_too() {
         leaders: &none,
         resolved: &resolved,
         lan_device: None,
+        lan_mtu: None,
         carried: &Default::default(),
     };
     assert!(desired(&input).routes.is_empty(), "without a LAN device there is no way to name");
@@ -314,6 +470,7 @@ fn an_endpoint_by_name_is_what_the_shell_resolved() {
             leaders: &none,
             resolved,
             lan_device: None,
+            lan_mtu: None,
             carried: &Default::default(),
         });
         net.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([4; 32])].endpoint
@@ -324,8 +481,66 @@ fn an_endpoint_by_name_is_what_the_shell_resolved() {
 }
 
 fn shapes() -> impl Strategy<Value = Vec<Shape>> {
-    let overlay = prop_oneof![Just(vxlan()), Just(Overlay::Direct), Just(Overlay::External)];
+    let overlay = prop_oneof![2 => Just(vxlan()), 1 => Just(Overlay::Direct), 1 => Just(Overlay::External), 1 => Just(flannel()), 3 => Just(cni())];
     proptest::collection::vec((overlay, 1usize..4, 0usize..3), 1..4)
+}
+
+/// A mesh, and what its endpoints' names resolve to.
+type Varied = (Mesh, BTreeMap<String, IpAddr>);
+
+/// Locations that carry their nodes' addresses or do not, have prefixes besides, and the same LAN all of them or not; candidates that are
+/// reached at an address of their own, at their LAN's, or by a name for either.
+fn varied() -> impl Strategy<Value = Varied> {
+    let bits = proptest::collection::vec(any::<u8>(), 1..16);
+    (shapes(), any::<bool>(), proptest::bool::weighted(0.2), bits).prop_map(
+        |(shapes, v6, same_lan, bits)| {
+            let (mut mesh, mut resolved) = (mesh(&shapes, v6), BTreeMap::new());
+            let mut bits = bits.into_iter().cycle();
+            for (l, location) in mesh.locations.values_mut().enumerate() {
+                location.node_addresses = bits.next().unwrap() % 4 != 0;
+                if bits.next().unwrap() % 2 == 0 {
+                    location.prefixes.push(beside(l));
+                }
+            }
+            for node in mesh.nodes.values_mut() {
+                if same_lan {
+                    let last = node.address.to_string().rsplit('.').next().unwrap().to_owned();
+                    node.address = format!("192.168.0.{last}").parse().unwrap();
+                }
+                let Some(Host::Ip(public)) = node.endpoint else { continue };
+                let kind = bits.next().unwrap() % 4;
+                // Two candidates have no endpoint in common.
+                let at = if kind % 2 == 1 && !same_lan { node.address } else { public };
+                node.endpoint = Some(Host::Ip(at));
+                if kind >= 2 {
+                    let name = format!("{}.example", node.name);
+                    resolved.insert(name.clone(), at);
+                    node.endpoint = Some(Host::Name(name));
+                }
+            }
+            (mesh, resolved)
+        },
+    )
+}
+
+/// What the location with this number has besides its nodes.
+fn beside(location: usize) -> IpNet {
+    format!("172.20.{location}.0/24").parse().unwrap()
+}
+
+/// The address of a node where others reach it, and are reached, through the mesh.
+fn carried(mesh: &Mesh, resolved: &BTreeMap<String, IpAddr>, node: &Node) -> Option<IpAddr> {
+    mesh.carried_address(node).filter(|a| !resolved.values().any(|r| r == a))
+}
+
+/// Where the walk leaves its location it does so between candidates, and once.
+fn crosses_once_between_candidates(mesh: &Mesh, walk: &[NodeName]) -> bool {
+    let crossings: Vec<_> = walk
+        .windows(2)
+        .map(|w| (&mesh.nodes[&w[0]], &mesh.nodes[&w[1]]))
+        .filter(|(a, b)| a.location != b.location)
+        .collect();
+    matches!(crossings[..], [(a, b)] if a.slot.is_some() && b.slot.is_some())
 }
 
 /// What each node believes, drawn from bits: any set of slots for any location, also none and wrong ones.
@@ -350,15 +565,15 @@ proptest! {
     /// Also where Kilo steers, and where nothing can be reached.
     #[test]
     fn a_change_of_leaders_alone_comes_to_the_same_as_the_whole_network(
-        shapes in shapes(), v6: bool, kilo: bool, lan: bool,
+        (mesh, resolved) in varied(), kilo: bool, lan: bool,
         before in proptest::collection::vec(any::<u8>(), 1..64),
         after in proptest::collection::vec(any::<u8>(), 1..64),
     ) {
-        let mut mesh = mesh(&shapes, v6);
+        let mut mesh = mesh;
         if kilo {
             mesh.locations.values_mut().for_each(|l| l.steering = Steering::Kilo);
         }
-        let (resolved, device) = (BTreeMap::new(), "eth0".parse().unwrap());
+        let device = "eth0".parse().unwrap();
         let carried: BTreeSet<_> = mesh.locations.keys().cloned().collect();
         let (before, after) = (beliefs(&mesh, &before), beliefs(&mesh, &after));
         for me in mesh.nodes.keys() {
@@ -368,7 +583,7 @@ proptest! {
                 leaders.insert(location.clone(), after[me][location].clone());
                 let lan_device = lan.then_some(&device);
                 let input = |leaders| {
-                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, carried: &carried }
+                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, lan_mtu: None, carried: &carried }
                 };
                 let mut net = desired(&input(&old));
                 let whole = desired(&input(&leaders));
@@ -384,35 +599,79 @@ proptest! {
 
     #[test]
     fn every_packet_arrives_without_a_loop_whatever_the_nodes_believe(
-        shapes in shapes(), v6: bool, bits in proptest::collection::vec(any::<u8>(), 1..64)
+        (mesh, resolved) in varied(), bits in proptest::collection::vec(any::<u8>(), 1..64)
     ) {
-        let mesh = mesh(&shapes, v6);
-        let world = World::new(&mesh, &beliefs(&mesh, &bits));
+        let world = World::new(&mesh, &resolved, &beliefs(&mesh, &bits));
+        let of = |node| workloads(node).into_iter().chain(carried(&mesh, &resolved, node));
         for from in mesh.nodes.values() {
-            for to in mesh.nodes.values() {
-                for source in workloads(from) {
-                    for target in workloads(to).into_iter().filter(|t| t.is_ipv4() == source.is_ipv4()) {
+            for to in mesh.nodes.values().filter(|to| to.name != from.name) {
+                for source in of(from) {
+                    for target in of(to).filter(|t| t.is_ipv4() == source.is_ipv4()) {
                         for walk in world.send(from, source, target) {
                             let walk = walk.map_err(TestCaseError::fail)?;
                             prop_assert_eq!(walk.last(), Some(&to.name));
+                            if from.location != to.location {
+                                prop_assert!(crosses_once_between_candidates(&mesh, &walk), "{:?}", walk);
+                            }
                         }
                     }
                 }
+            }
+            let others = mesh.locations.iter().enumerate().filter(|(_, (name, _))| **name != from.location);
+            for (l, (name, _)) in others.filter(|(_, (_, l))| !l.prefixes.is_empty()) {
+                let (source, target) = (workloads(from)[0], beside(l).hosts().nth(4).unwrap());
+                for walk in world.send(from, source, target) {
+                    let walk = walk.map_err(TestCaseError::fail)?;
+                    prop_assert_eq!(&mesh.nodes[walk.last().unwrap()].location, name);
+                    prop_assert!(crosses_once_between_candidates(&mesh, &walk), "{:?}", walk);
+                }
+            }
+        }
+    }
+
+    /// Names that are not resolved, too.
+    #[test]
+    fn no_outer_packet_takes_a_route_of_ours_whatever_the_nodes_believe(
+        (mesh, resolved) in varied(), told: u8, bits in proptest::collection::vec(any::<u8>(), 1..64)
+    ) {
+        let known = resolved.clone().into_iter().enumerate().filter(|(i, _)| told >> (i % 8) & 1 == 1);
+        let known = known.map(|(_, of)| of).collect();
+        let world = World::new(&mesh, &known, &beliefs(&mesh, &bits));
+        for from in mesh.nodes.values() {
+            for to in mesh.nodes.values().filter(|to| to.name != from.name) {
+                let mut outer = Vec::new();
+                if to.location == from.location {
+                    outer.push(to.address);
+                } else {
+                    outer.extend(match &to.endpoint {
+                        Some(Host::Ip(ip)) => Some(*ip),
+                        // Also where the name is not resolved here: the far end may begin, and is answered.
+                        Some(Host::Name(name)) => Some(resolved[name]),
+                        None => None,
+                    });
+                }
+                for target in outer {
+                    prop_assert_eq!(world.caught(from, target), None, "{} to {}", from.name, target);
+                }
+            }
+            // What a node sends of its own accord from its address is taken at the far end.
+            let sources = world.net(from).routes.values().filter_map(RouteVia::source);
+            for source in sources {
+                prop_assert_eq!(Some(source), mesh.carried_address(from));
             }
         }
     }
 
     #[test]
     fn a_probe_crosses_the_candidate_it_is_about_both_ways_whatever_the_nodes_believe(
-        shapes in shapes(), v6: bool, bits in proptest::collection::vec(any::<u8>(), 1..64)
+        (mesh, resolved) in varied(), bits in proptest::collection::vec(any::<u8>(), 1..64)
     ) {
-        let mesh = mesh(&shapes, v6);
-        let world = World::new(&mesh, &beliefs(&mesh, &bits));
+        let world = World::new(&mesh, &resolved, &beliefs(&mesh, &bits));
         let candidates = || mesh.nodes.values().filter_map(|n| Some((n, n.slot?)));
         for (a, _) in candidates() {
             for (b, j) in candidates().filter(|(b, _)| b.location != a.location) {
                 for target_node in mesh.nodes_of(&b.location) {
-                    for target in workloads(target_node) {
+                    for target in workloads(target_node).into_iter().chain(mesh.carried_address(target_node)) {
                         let source: IpAddr =
                             if target.is_ipv4() { mesh.inner4(a, j).into() } else { mesh.inner6(a, j).unwrap().into() };
                         for there in world.send_by_plane(a, j, source, target) {

@@ -75,13 +75,9 @@ impl<'a> Build<'a> {
     pub(super) fn remote_prefixes_by_tunnel(&mut self) {
         for location in self.other_locations() {
             let leaders = self.leaders(location);
-            let site = &self.sites[location];
-            let slots: Vec<Slot> = site.candidates.keys().copied().collect();
-            let prefixes = site.prefixes.clone();
-            let table = self.table_to(location);
+            let slots: Vec<Slot> = self.sites[location].candidates.keys().copied().collect();
             for &family in self.families() {
-                let mine: Vec<IpNet> =
-                    prefixes.iter().copied().filter(|p| Family::of_net(p) == family).collect();
+                let mine = self.remote(location, family);
                 if mine.is_empty() {
                     continue;
                 }
@@ -90,8 +86,10 @@ impl<'a> Build<'a> {
                 else {
                     continue;
                 };
+                let table = self.table_to(location, family);
+                let source = self.source(family);
                 for prefix in mine {
-                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop(id));
+                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop { id, source });
                     if family == Family::V6 {
                         self.probe_routes6(prefix, &slots);
                     }

@@ -343,7 +343,7 @@ impl Shell {
 
 /// Keys of what is no task of the core's.
 const BEAT: &str = "beat";
-const KEYS: &str = "keys";
+const OWN: &str = "own";
 const LOST: &str = "lost-mesh";
 const EVENT: &str = "event";
 

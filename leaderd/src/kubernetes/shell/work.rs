@@ -2,10 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use leaderd_core::cluster::names;
 use leaderd_core::cluster::{self, Action, Rendered, Running, Task};
+use leaderd_core::status::Status;
 
 use super::super::seen::Held;
-use super::{ANEW, Call, Done, KEYS, LOST, Shell};
+use super::{ANEW, Call, Done, LOST, OWN, Shell};
 use crate::engine::{COMMAND_TIMEOUT, Request};
 
 impl Shell {
@@ -20,7 +22,7 @@ impl Shell {
         }
         self.stale = false;
         self.weighed = Some(now);
-        self.publish_keys();
+        self.publish_own();
         let in_force = self.in_force.as_ref().and_then(|(_, mesh)| mesh.clone());
         let running = match (&self.daemon, &self.status, &in_force) {
             (Some(_), Some(status), Some(mesh)) => {
@@ -65,12 +67,16 @@ impl Shell {
     }
 
     /// The node's own annotations, which nobody else writes: put back if somebody removed them.
-    fn publish_keys(&mut self) {
-        if self.keys_are_published() != Some(false) || self.busy.contains(KEYS) {
+    fn publish_own(&mut self) {
+        let Some(node) = self.seen.view.nodes.get(self.config.me.as_str()) else { return };
+        let mut own = self.config.own.clone();
+        own.extend(self.status.as_ref().map(|s| probe_address(&s.0)));
+        own.retain(|name, value| node.annotations.get(name) != Some(value));
+        if own.is_empty() || self.busy.contains(OWN) {
             return;
         }
-        tracing::info!(node.name = %self.config.me, "publishing the public keys of this node");
-        self.call(KEYS.to_owned(), Call::Own(self.config.own.clone()));
+        tracing::info!(node.name = %self.config.me, annotations = ?own, "publishing what this node's daemon is known by");
+        self.call(OWN.to_owned(), Call::Own(own));
     }
 
     /// `None`: there is no such Node.
@@ -116,4 +122,11 @@ impl Shell {
             Done::Call { key, what, result, then }
         }));
     }
+}
+
+/// Where the node is probed, as an annotation.
+fn probe_address(status: &Status) -> (String, String) {
+    let all: Vec<String> = status.probe_addresses.iter().map(ToString::to_string).collect();
+    let text = if all.is_empty() { "none".to_owned() } else { all.join(",") };
+    (names::PROBE_ADDRESS.to_owned(), text)
 }

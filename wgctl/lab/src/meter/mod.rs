@@ -1,13 +1,16 @@
-//! Two meters between the workloads of two nodes, each in both directions, 1,000 packets a second each unless the scenario says
-//! otherwise.
+//! Two meters between two ends (workloads or nodes), each in both directions, 1,000 packets a second each unless the scenario says
+//! otherwise; and TCP (`tcp`), where it is asked for.
 //!
 //! `new flows` sends every packet from a fresh source port, so each is a flow of its own (only these die in Kilo issue
 //! #489); `established` keeps one flow. Every packet carries its stream and number; the receiver ticks it off.
-//! All that is reported is computed from which numbers arrived and when they were sent.
+//! All that is reported is computed from which numbers arrived and when they were sent. The kernel chooses the address that a packet
+//! leaves with, as for most programs; the receiver looks whether what it sees is one of the sender's.
 
+mod ends;
 mod outage;
+mod tcp;
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
@@ -19,16 +22,12 @@ use nix::sys::socket::{
 };
 
 use crate::ns::Namespace;
+pub use ends::{End, Lane, Rewritten};
 pub use outage::{Outage, longest_outage};
+pub use tcp::TcpTally;
 
 /// Time between two packets of a meter in one direction, unless the scenario says otherwise.
 pub const TICK: Duration = Duration::from_millis(1);
-/// Meter packets go to these ports.
-const PORT: [u16; 2] = [9001, 9002];
-/// Fresh source ports are taken in turn from here, so one comes back after 45 s.
-const FIRST_SOURCE: u16 = 15_000;
-const SOURCES: u64 = 45_000;
-const SOURCE_OF_ONE_FLOW: u16 = 9003;
 const MAGIC: u32 = 0x6c61_626d;
 /// Ticks made up for at most after the machine stood still.
 const MAX_CATCH_UP: u32 = 50;
@@ -58,6 +57,8 @@ struct Shared {
     stop: AtomicBool,
     /// `[meter][direction]`.
     streams: [[Mutex<Stream>; 2]; 2],
+    /// UDP packets whose source was none of the sender's.
+    rewritten: Mutex<Rewritten>,
 }
 
 /// Running meters.
@@ -65,13 +66,14 @@ struct Shared {
 pub struct Meters {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
+    tcp: Option<tcp::Running>,
 }
 
 pub fn wall_micros() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
 }
 
-fn lock(m: &Mutex<Stream>) -> MutexGuard<'_, Stream> {
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(|e| e.into_inner())
 }
 
@@ -84,16 +86,25 @@ impl Meters {
         size: u16,
         every: Duration,
     ) -> Result<Self> {
-        let shared = Arc::new(Shared { stop: AtomicBool::new(false), streams: Default::default() });
-        let headers = if a.1.is_ipv4() { 28 } else { 48 };
+        let [a, b] = [a, b].map(|(ns, address)| End::of(ns, address));
+        Self::start_in(Lane::ALONE, [&a, &b], size, every)
+    }
+
+    /// `start`, where several run at once.
+    pub fn start_in(lane: Lane, ends: [&End<'_>; 2], size: u16, every: Duration) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            streams: Default::default(),
+            rewritten: Mutex::default(),
+        });
+        let [a, b] = ends;
+        let headers = if a.address.is_ipv4() { 28 } else { 48 };
         let payload = usize::from(size).saturating_sub(headers).max(16);
         let mut threads = Vec::new();
-        for (direction, (ns, own, peer)) in
-            [(a.0, a.1, b.1), (b.0, b.1, a.1)].into_iter().enumerate()
-        {
-            let sockets = ns.run(|| Sockets::open(own, peer))?;
+        for (direction, (own, peer)) in [(a, b), (b, a)].into_iter().enumerate() {
+            let sockets = own.ns.run(|| Sockets::open(lane, own.address, peer))?;
             let shared = Arc::clone(&shared);
-            let ns = ns.net_handle()?;
+            let ns = own.ns.net_handle()?;
             let work = move || {
                 if ns.enter().is_ok() {
                     sockets.work(&shared, direction, payload, every);
@@ -103,7 +114,27 @@ impl Meters {
                 thread::Builder::new().name("meter".into()).spawn(work).context("meter thread")?,
             );
         }
-        Ok(Self { shared, threads })
+        Ok(Self { shared, threads, tcp: None })
+    }
+
+    /// TCP as well, between the same ends.
+    pub fn with_tcp(mut self, lane: Lane, ends: [&End<'_>; 2]) -> Result<Self> {
+        self.tcp = Some(tcp::Running::start(lane, ends)?);
+        Ok(self)
+    }
+
+    /// What came from none of its sender's addresses, all told.
+    pub fn rewritten(&self) -> Rewritten {
+        let mut all = lock(&self.shared.rewritten).clone();
+        if let Some(tcp) = &self.tcp {
+            all.add(&tcp.rewritten());
+        }
+        all
+    }
+
+    /// TCP so far, if it is metered.
+    pub fn tcp(&self) -> Option<TcpTally> {
+        self.tcp.as_ref().map(tcp::Running::tally)
     }
 
     /// A copy of a meter's two directions.
@@ -140,17 +171,23 @@ impl Drop for Meters {
     }
 }
 
-/// What one workload needs: it sends its direction and receives the other.
+/// What one end needs: it sends its direction and receives the other.
 #[derive(Debug)]
 struct Sockets {
-    own: IpAddr,
+    lane: Lane,
     peer: IpAddr,
+    known: ends::Known,
     one_flow: UdpSocket,
     inbox: [UdpSocket; 2],
 }
 
+/// Any address of this family: the kernel chooses one for each packet.
+fn any(family: IpAddr) -> IpAddr {
+    if family.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
+}
+
 impl Sockets {
-    fn open(own: IpAddr, peer: IpAddr) -> Result<Self> {
+    fn open(lane: Lane, own: IpAddr, peer: &End<'_>) -> Result<Self> {
         let inbox = |port| -> Result<UdpSocket> {
             let s = UdpSocket::bind((own, port))
                 .with_context(|| format!("meter: cannot bind {own}:{port}"))?;
@@ -159,9 +196,10 @@ impl Sockets {
             let _ = setsockopt(&s, sockopt::RcvBuf, &(1 << 21));
             Ok(s)
         };
-        let one_flow = UdpSocket::bind((own, SOURCE_OF_ONE_FLOW))?;
+        let one_flow = UdpSocket::bind((any(own), lane.source_of_one_flow()))?;
         one_flow.set_nonblocking(true)?;
-        Ok(Self { own, peer, one_flow, inbox: [inbox(PORT[0])?, inbox(PORT[1])?] })
+        let inbox = [inbox(lane.port(Meter::NewFlows))?, inbox(lane.port(Meter::Established))?];
+        Ok(Self { lane, peer: peer.address, known: peer.known.clone(), one_flow, inbox })
     }
 
     fn work(&self, shared: &Shared, direction: usize, payload: usize, every: Duration) {
@@ -194,7 +232,7 @@ impl Sockets {
             packet[0..4].copy_from_slice(&MAGIC.to_be_bytes());
             packet[4] = meter as u8;
             packet[8..16].copy_from_slice(&number.to_be_bytes());
-            let to = SocketAddr::new(self.peer, PORT[meter as usize]);
+            let to = SocketAddr::new(self.peer, self.lane.port(meter));
             // A send that fails is a lost packet (no route, link down): exactly what is measured.
             let _ = match meter {
                 Meter::NewFlows => self.send_from_fresh_port(number, to, packet),
@@ -206,16 +244,16 @@ impl Sockets {
     }
 
     fn send_from_fresh_port(&self, number: u64, to: SocketAddr, packet: &[u8]) -> Result<()> {
-        let family = if self.own.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let family = if self.peer.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let s = socket(
             family,
             SockType::Datagram,
             SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC,
             None,
         )?;
-        let port = FIRST_SOURCE + (number % SOURCES) as u16;
+        let port = self.lane.fresh_source(number);
         use std::os::fd::AsRawFd as _;
-        bind(s.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(self.own, port)))?;
+        bind(s.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(any(self.peer), port)))?;
         sendto(
             s.as_raw_fd(),
             packet,
@@ -228,9 +266,12 @@ impl Sockets {
     fn receive(&self, shared: &Shared, direction: usize) {
         let mut buffer = [0u8; 2048];
         for inbox in &self.inbox {
-            while let Ok(n) = inbox.recv(&mut buffer) {
+            while let Ok((n, from)) = inbox.recv_from(&mut buffer) {
                 if n < 16 || buffer[0..4] != MAGIC.to_be_bytes() || buffer[4] > 1 {
                     continue;
+                }
+                if !self.known.has(from.ip()) {
+                    lock(&shared.rewritten).count(from.ip());
                 }
                 let number =
                     u64::from_be_bytes(buffer[8..16].try_into().unwrap_or_default()) as usize;

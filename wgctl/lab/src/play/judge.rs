@@ -1,12 +1,22 @@
 //! What came of it, against what was expected.
 
-use super::Session;
+use super::gauges::Account;
+use super::{Gauges, Session};
 use crate::admin::Event;
-use crate::meter::{Meter, Meters, longest_outage};
-use crate::report::{Blackout, Leaders, Packets, RunResult, Stages, Tally};
+use crate::report::{Leaders, RunResult, Stages};
+use crate::scenario::LostMax;
 
 impl Session {
-    pub(super) fn judge(&self, meters: &Meters, since: u64, until: u64) -> RunResult {
+    pub(super) fn judge(
+        &self,
+        meters: &Gauges,
+        before: &Account,
+        since: u64,
+        until: u64,
+    ) -> RunResult {
+        let seen = meters.results(before, since, until);
+        let open = seen.iter().any(|(_, open)| *open);
+        let meters: Vec<_> = seen.into_iter().map(|(result, _)| result).collect();
         let location = self.world.scenario.location.as_str();
         let moved: Vec<&Event> =
             self.news(location).filter(|e| e.kind == "failover" || e.kind == "move").collect();
@@ -15,19 +25,6 @@ impl Session {
         let after = self
             .leader_now(location)
             .or_else(|| moved.last().and_then(|e| e.leaders_after.first().cloned()));
-        let outage = |m: Meter| {
-            let all = meters.streams(m).map(|s| longest_outage(&s, since, until));
-            let longest = all.iter().map(|o| o.length).max().unwrap_or(0);
-            (longest as f64 / 1e3, all.iter().any(|o| o.unfinished))
-        };
-        let (new_flows, new_open) = outage(Meter::NewFlows);
-        let (established, old_open) = outage(Meter::Established);
-        let tally = |m| {
-            let t = meters.tally(m, since, until);
-            Tally { sent: t.sent, lost: t.lost }
-        };
-        let packets =
-            Packets { new_flows: tally(Meter::NewFlows), established: tally(Meter::Established) };
         let since_injection = |t: Option<u64>| Some((t? as f64 - self.injected? as f64) / 1e3);
         let times = first.map(|e| e.times).unwrap_or_default();
         let mut result = RunResult {
@@ -43,11 +40,12 @@ impl Session {
                 programmed: since_injection(times.programmed),
                 verified: since_injection(times.verified),
             },
-            blackout_ms: Blackout { new_flows, established },
-            packets,
+            blackout_ms: meters[0].blackout_ms.clone(),
+            packets: meters[0].packets.clone(),
+            meters,
         };
         let mut wrong = self.wrong(&result);
-        if self.world.scenario.expect.recovers && (new_open || old_open) {
+        if self.world.scenario.expect.recovers && open {
             wrong.push("packets are still lost at the end".into());
         }
         result.outcome = if wrong.is_empty() { "pass" } else { "fail" }.into();
@@ -63,6 +61,16 @@ impl Session {
             Some((seen.epoch, seen.leaders.first().cloned()?))
         });
         all.max_by_key(|(epoch, _)| *epoch).map(|(_, leader)| leader)
+    }
+
+    /// What the nodes of other locations note on this one.
+    fn notes_elsewhere(&self, location: &str) -> Vec<String> {
+        let elsewhere = |n: &usize| self.world.nodes[*n].node.location != self.trial;
+        (0..self.world.nodes.len())
+            .filter(elsewhere)
+            .filter_map(|n| Some(self.world.status(n).ok()?.location(location)?.notes.clone()))
+            .flatten()
+            .collect()
     }
 
     /// Everything that is not as expected.
@@ -106,16 +114,30 @@ impl Session {
         for kind in &e.kinds {
             must(self.count(location, kind) > 0, format!("no event of kind {kind}"));
         }
-        if let Some(most) = e.lost_max {
+        if let Some(words) = &e.note {
+            let notes = self.notes_elsewhere(location);
+            let said = notes.iter().any(|n| n.contains(words.as_str()));
+            must(said, format!("no note says {words:?}: {notes:?}"));
+        }
+        for m in &r.meters {
+            let most = e.lost_max.unwrap_or(LostMax { new_flows: None, established: None });
             let pairs = [
-                ("new flows", most.new_flows, r.packets.new_flows),
-                ("the established flow", most.established, r.packets.established),
+                ("new flows", most.new_flows, m.packets.new_flows),
+                ("the established flow", most.established, m.packets.established),
             ];
             for (name, most, t) in pairs {
                 must(
                     most.is_none_or(|m| t.lost <= m),
-                    format!("{} of {} packets of {name} lost", t.lost, t.sent),
+                    format!("{}: {} of {} packets of {name} lost", m.between, t.lost, t.sent),
                 );
+            }
+            must(
+                e.sources.is_none() || m.rewritten.total() == 0,
+                format!("{}: sources were rewritten: {}", m.between, m.rewritten),
+            );
+            if let (Some(_), Some(tcp)) = (e.tcp, m.tcp) {
+                let well = tcp.opened > 0 && tcp.failed == 0 && tcp.answers > 0 && tcp.broken == 0;
+                must(well, format!("{}: {tcp}", m.between));
             }
         }
         if e.others_stay {

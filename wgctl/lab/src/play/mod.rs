@@ -1,5 +1,7 @@
 //! Plays a scenario once in a fresh world: settle, measure, do the steps, wait for what must come of it, judge.
 
+mod dead;
+mod gauges;
 mod judge;
 mod observe;
 
@@ -16,11 +18,12 @@ use serde_json::json;
 
 use crate::admin::{self, Event};
 use crate::control;
-use crate::meter::{Meter, Meters, TICK, wall_micros};
+use crate::meter::wall_micros;
 use crate::report::RunResult;
 use crate::sandbox::{LabDir, run_inside};
 use crate::scenario::{Scenario, Step};
 use crate::world::{World, wait_ready};
+pub use gauges::Gauges;
 
 const POLL: Duration = Duration::from_millis(100);
 /// Both meters must have been steady for this long before anything is done to the mesh.
@@ -119,7 +122,11 @@ impl Session {
     }
 
     fn play(&mut self) -> Result<RunResult> {
+        if let Some(words) = self.world.scenario.expect.dead.clone() {
+            return self.play_dead(&words);
+        }
         let meters = self.settle()?;
+        let before = meters.account();
         let since = wall_micros();
         let start = Instant::now();
         let steps = self.world.scenario.steps.clone();
@@ -133,11 +140,11 @@ impl Session {
         let until = self.await_outcome(&meters)?;
         self.in_flight();
         self.observe();
-        Ok(self.judge(&meters, since, until))
+        Ok(self.judge(&meters, &before, since, until))
     }
 
     /// Starts daemons and meters and waits until all is well.
-    pub fn settle(&mut self) -> Result<Meters> {
+    pub fn settle(&mut self) -> Result<Gauges> {
         let started = Instant::now();
         self.world.start_daemons()?;
         wait_ready(&self.world)?;
@@ -151,29 +158,15 @@ impl Session {
                 break;
             }
             if Instant::now() > deadline {
-                let now = wall_micros();
-                bail!(
-                    "the meters never ran steadily: of new flows {:?}, of the established one {:?}",
-                    meters.tally(Meter::NewFlows, 0, now),
-                    meters.tally(Meter::Established, 0, now)
-                );
+                bail!("the meters never ran steadily: {}", meters.losses());
             }
         }
         self.remember();
         Ok(meters)
     }
 
-    pub fn start_meters(&self) -> Result<Meters> {
-        let world = &self.world;
-        let (from, to) = world.topology.metered(&world.scenario)?;
-        let (a, b) = (&world.nodes[from], &world.nodes[to]);
-        let spec = &world.scenario.meter;
-        Meters::start(
-            (&a.pod, a.pod_address(spec.ipv6)),
-            (&b.pod, b.pod_address(spec.ipv6)),
-            spec.size.unwrap_or(128),
-            spec.every.map_or(TICK, |e| e.0),
-        )
+    pub fn start_meters(&self) -> Result<Gauges> {
+        Gauges::start(&self.world)
     }
 
     /// Does a step, and notes when.

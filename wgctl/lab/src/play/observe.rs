@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{POLL, Session, TAIL, VERIFIED_WITHIN};
+use super::{Gauges, POLL, Session, TAIL, VERIFIED_WITHIN};
 use crate::admin::{self, Event};
-use crate::meter::{Meter, Meters, wall_micros};
+use crate::meter::{Meter, wall_micros};
 
 impl Session {
     /// Gathers events from every daemon of the location on trial, and from one of each other location.
@@ -86,17 +86,19 @@ impl Session {
         self.news(&location).find(|e| e.kind == "failover").cloned()
     }
 
-    /// Both meters delivered in both directions all through the last `window`, as far as the WAN lets them.
-    pub(super) fn steady(&self, meters: &Meters, window: Duration) -> bool {
+    /// All meters delivered in both directions all through the last `window`, as far as the WAN lets them.
+    pub(super) fn steady(&self, meters: &Gauges, window: Duration) -> bool {
         let wan = &self.world.scenario.wan;
         let transit =
             (wan.rtt.0 / 2 + wan.jitter.0 + Duration::from_millis(150)).as_micros() as u64;
         let until = wall_micros().saturating_sub(transit);
         let since = until.saturating_sub(window.as_micros() as u64);
-        [Meter::NewFlows, Meter::Established].into_iter().all(|m| {
-            let t = meters.tally(m, since, until);
-            let share = self.lossy() * 1.5;
-            t.sent > 0 && t.lost as f64 <= t.sent as f64 * share
+        let share = self.lossy() * 1.5;
+        meters.all().all(|meters| {
+            [Meter::NewFlows, Meter::Established].into_iter().all(|m| {
+                let t = meters.tally(m, since, until);
+                t.sent > 0 && t.lost as f64 <= t.sent as f64 * share
+            })
         })
     }
 
@@ -107,7 +109,7 @@ impl Session {
     }
 
     /// Waits until what is expected has come and the scenario's time is up. Returns the end of the measured window.
-    pub(super) fn await_outcome(&mut self, meters: &Meters) -> Result<u64> {
+    pub(super) fn await_outcome(&mut self, meters: &Gauges) -> Result<u64> {
         let last_step = Instant::now();
         let scenario = self.world.scenario.clone();
         let mut came: Option<Instant> = None;

@@ -6,15 +6,11 @@ use std::fmt::Write as _;
 use anyhow::Result;
 
 use super::World;
-use crate::topology::{MESH_MTU, Node, VXLAN_DEVICE, VXLAN_PORT};
+use crate::topology::{MESH_MTU, Node, VXLAN_DEVICE, VXLAN_OVERHEAD, VXLAN_PORT};
 
 /// UDP port and device of the stand-in for the tunnel between relays.
 const TUNNEL_PORT: u16 = 51900;
 const TUNNEL_DEVICE: &str = "wgl0";
-
-fn mac(node: &Node) -> String {
-    format!("02:4c:45:00:00:{:02x}", node.index)
-}
 
 impl World {
     /// `again`: what is there already stays, so that a fault's side effects can be mended.
@@ -31,7 +27,7 @@ impl World {
                     writeln!(
                         fdb,
                         "fdb replace {} dev {VXLAN_DEVICE} dst {} self permanent",
-                        mac(other),
+                        other.mac(),
                         other.lan()
                     )?;
                 } else if let (Some(0), Some(0), Some(wan)) = (n.node.slot, other.slot, other.wan())
@@ -39,7 +35,7 @@ impl World {
                     writeln!(
                         fdb,
                         "fdb replace {} dev {TUNNEL_DEVICE} dst {wan} self permanent",
-                        mac(other)
+                        other.mac()
                     )?;
                 }
             }
@@ -52,9 +48,10 @@ impl World {
         let n = &self.nodes[node].node;
         let relay = n.slot == Some(0);
         let mut out = format!(
-            "link add {VXLAN_DEVICE} address {} mtu 1450 type vxlan id 7946 local {} dstport {VXLAN_PORT} nolearning\n\
+            "link add {VXLAN_DEVICE} address {} mtu {} type vxlan id 7946 local {} dstport {VXLAN_PORT} nolearning\n\
              link set {VXLAN_DEVICE} up\naddr add 100.126.0.{}/32 dev {VXLAN_DEVICE}\n",
-            mac(n),
+            n.mac(),
+            self.topology.locations[n.location].lan_mtu - VXLAN_OVERHEAD,
             n.lan(),
             n.index
         );
@@ -63,7 +60,7 @@ impl World {
                 out,
                 "link add {TUNNEL_DEVICE} address {} mtu {MESH_MTU} type vxlan id 1 local {wan} dstport {TUNNEL_PORT} nolearning\n\
                  link set {TUNNEL_DEVICE} up\n",
-                mac(n)
+                n.mac()
             )?;
         }
         let relay_of = |l: usize| {
@@ -75,7 +72,7 @@ impl World {
                     "neigh replace 100.126.0.{0} lladdr {1} dev {dev} nud permanent\n\
                      route replace {2} via 100.126.0.{0} dev {dev} onlink\n",
                     to.index,
-                    mac(to),
+                    to.mac(),
                     o.prefix()
                 )
             };

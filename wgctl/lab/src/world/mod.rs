@@ -5,6 +5,8 @@
 //!  (10.42.i.10)      (10.42.i.1)  └ wan0 (TUN) ── WAN emulator
 //! ```
 //!
+//! A location's bridge may be a cloud's fabric instead (`crate::fabric`), and its pods a CNI's (`crate::cni`).
+//!
 //! Where something manages the nodes (an API server), it has a network of its own, which faults leave alone: `management`.
 //!
 //! The lab sets up what a host has before leaderd comes: links, addresses, a default route for the workload. All else
@@ -26,13 +28,17 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::faults::{Fault, vxlan_flow_chain};
+use crate::cni::Cni;
+use crate::cni::cilium::Datapath;
+use crate::fabric::Fabric;
+use crate::faults::Fault;
+use crate::flows::Flows;
 use crate::meter::TICK;
 use crate::ns::{Namespace, feed};
 use crate::sandbox::LabDir;
 use crate::scenario::Scenario;
 use crate::service::LabService;
-use crate::topology::{Keys, MESH_MTU, Node, Topology, Vxlan};
+use crate::topology::{Keys, Location, Node, Topology, Vxlan};
 use crate::wan::{Port, Wan, open_tun};
 
 pub use daemon::{Instead, find_leaderd, wait_ready, why_not_ready};
@@ -43,6 +49,8 @@ pub struct World {
     pub scenario: Scenario,
     pub topology: Topology,
     pub nodes: Vec<LabNode>,
+    /// By location.
+    pub(crate) fabrics: Vec<Fabric>,
     pub wan: Wan,
     pub services: Vec<LabService>,
     pub dir: PathBuf,
@@ -65,6 +73,8 @@ pub struct LabNode {
     pub dir: PathBuf,
     /// Public key of the node; the secret one is in `keys/wireguard.key` of its directory.
     pub wireguard_key: String,
+    /// Where the CNI is Cilium.
+    pub cilium: Option<Datapath>,
     daemon: Mutex<Option<Child>>,
 }
 
@@ -88,19 +98,17 @@ impl World {
     pub fn build(scenario: &Scenario, dir: &LabDir, leaderd: Option<PathBuf>) -> Result<Self> {
         let topology = Topology::of(scenario)?;
         let dir = dir.world();
-        let mut switches = String::from("link set lo up\n");
-        for l in 0..topology.locations.len() {
-            switches.push_str(&format!("link add lan{l} type bridge\nlink set lan{l} up\n"));
-        }
-        feed(std::process::Command::new("ip").args(["-batch", "-"]), &switches)
-            .context("cannot build the switches")?;
+        feed(std::process::Command::new("ip").args(["-batch", "-"]), "link set lo up\n")?;
+        let locations = topology.locations.iter().enumerate();
+        let fabrics = locations.map(|(l, spec)| Fabric::build(spec.fabric, l));
+        let fabrics = fabrics.collect::<Result<Vec<_>>>().context("cannot build the fabrics")?;
         let mut nodes = Vec::new();
         let mut ports = Vec::new();
         let every = scenario.meter.every.map_or(TICK, |e| e.0);
         for (i, node) in topology.nodes.iter().enumerate() {
-            let vxlan = topology.locations[node.location].vxlan();
-            let vxlan = vxlan.map(|v| (v, flow_timeout(every)));
-            let built = build_node(node, vxlan, dir.join(&node.name));
+            let fabric = &fabrics[node.location];
+            let built =
+                build_node(&topology, node, fabric, flow_timeout(every), dir.join(&node.name));
             let (built, tun) = built.with_context(|| format!("cannot build node {}", node.name))?;
             nodes.push(built);
             if let (Some(tun), Some(address)) = (tun, node.wan()) {
@@ -124,6 +132,7 @@ impl World {
             scenario,
             topology,
             nodes,
+            fabrics,
             wan,
             services,
             dir,
@@ -172,10 +181,22 @@ impl World {
         f(&mut self.active.lock().unwrap_or_else(|e| e.into_inner()));
     }
 
+    fn location_of(&self, node: usize) -> &Location {
+        &self.topology.locations[self.nodes[node].node.location]
+    }
+
+    /// How new VXLAN flows of a node are told from old ones.
+    pub fn flows(&self, node: usize) -> Flows {
+        flows_of(self.location_of(node))
+    }
+
+    pub fn cni(&self, node: usize) -> Cni {
+        self.location_of(node).cni
+    }
+
     /// The VXLAN of a node's location; leaderd's own where there is none.
     pub fn vxlan(&self, node: usize) -> Vxlan {
-        let location = self.nodes[node].node.location;
-        self.topology.locations[location].vxlan().unwrap_or(Vxlan::OWN)
+        self.location_of(node).vxlan().unwrap_or(Vxlan::OWN)
     }
 
     /// Names of the node's `wgl` interfaces.
@@ -188,9 +209,12 @@ impl World {
     }
 }
 
-/// Name of the switch's end of a node's LAN cable.
-fn switch_port(node: &Node) -> String {
-    format!("lan-n{}", node.index)
+fn flows_of(location: &Location) -> Flows {
+    let mut ports = location.vxlan_ports();
+    if ports.is_empty() {
+        ports.push(Vxlan::OWN.port);
+    }
+    Flows { ports, tracked: location.cni.masquerades() }
 }
 
 /// Seconds for which conntrack remembers an outer VXLAN flow without packets. Meters have 1,000 new flows a second on some
@@ -202,13 +226,16 @@ fn flow_timeout(every: Duration) -> u64 {
     (4 * every.as_micros() as u64 / TICK.as_micros() as u64).clamp(4, USUAL)
 }
 
-/// `vxlan`: the overlay of the location, and for how many seconds conntrack is to remember its flows.
+/// `flow_timeout`: for how many seconds conntrack is to remember outer flows.
 fn build_node(
+    topology: &Topology,
     node: &Node,
-    vxlan: Option<(Vxlan, u64)>,
+    fabric: &Fabric,
+    flow_timeout: u64,
     dir: PathBuf,
 ) -> Result<(LabNode, Option<std::os::fd::OwnedFd>)> {
     fs::DirBuilder::new().mode(0o700).create(&dir)?;
+    let location = &topology.locations[node.location];
     let ns = Namespace::create(true)?;
     let pod = Namespace::create(false)?;
     for ns in [&ns, &pod] {
@@ -221,38 +248,58 @@ fn build_node(
             let _ = ns.sysctl(path, "0");
         }
     }
-    let port = switch_port(node);
-    feed(
-        std::process::Command::new("ip").args(["-batch", "-"]),
-        &format!(
-            "link add {port} type veth peer name eth0 netns {}\nlink set {port} master lan{} up\n",
-            ns.net_path()?,
-            node.location
-        ),
-    )?;
+    fabric.plug(node, &ns, location.lan_mtu)?;
     let tun = match node.wan() {
         Some(_) => Some(ns.run(|| open_tun("wan0"))?),
         None => None,
     };
-    let mut lines = format!(
-        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\nlink add pods mtu {MESH_MTU} type veth peer name eth0 \
-         mtu {MESH_MTU} netns {}\nlink set pods up\naddr add {}/24 dev pods\n",
-        node.lan(),
-        pod.net_path()?,
-        node.gateway()
-    );
-    let mut pod_lines = format!(
-        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\nroute add default via {}\n",
-        node.pod(),
-        node.gateway()
-    );
+    let mut lines =
+        format!("link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\n", node.lan());
     if let Some(wan) = node.wan() {
         lines += &format!(
             "link set wan0 txqueuelen 1000 mtu 1500 up\naddr add {wan}/32 dev wan0\nroute add 203.0.113.0/24 dev wan0 src {wan}\n"
         );
     }
+    ns.ip(&lines)?;
+    if location.cni != Cni::Cilium {
+        plug_pod(topology, node, &ns, &pod)?;
+    }
+    let cilium = location.cni.set_up(topology, node, &ns, &pod)?;
+    if !location.vxlan_ports().is_empty() {
+        // Needed before the fault to know which flows are old; see `Flows::chain`.
+        ns.nft(&flows_of(location).chain(&[]))?;
+        ns.sysctl("netfilter/nf_conntrack_acct", "1")?;
+        for setting in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+            ns.sysctl(&format!("netfilter/{setting}"), &flow_timeout.to_string())?;
+        }
+    }
+    let (node, wireguard_key, daemon) = (node.clone(), String::new(), Mutex::new(None));
+    Ok((LabNode { node, ns, pod, dir, wireguard_key, cilium, daemon }, tun))
+}
+
+/// The cable between a node and its pod.
+fn plug_pod(topology: &Topology, node: &Node, ns: &Namespace, pod: &Namespace) -> Result<()> {
+    let device = topology.locations[node.location].cni.pods_device();
+    let mtu = topology.pod_mtu(node.location);
+    let gateway = node.gateway();
+    // The other way of CNIs: each node has the same address, of no prefix, on its pods' devices.
+    let (own, way) = match node.host {
+        Some(_) => (format!("addr add {gateway}/24 dev {device}"), String::new()),
+        None => (
+            format!("addr add {gateway}/32 dev {device}\nroute add {} dev {device}", node.prefix()),
+            format!("route add {gateway} dev eth0\n"),
+        ),
+    };
+    let mut lines = format!(
+        "link add {device} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {}\nlink set {device} up\n{own}\n",
+        pod.net_path()?,
+    );
+    let mut pod_lines = format!(
+        "link set lo up\nlink set eth0 up\naddr add {}/24 dev eth0\n{way}route add default via {gateway}\n",
+        node.pod(),
+    );
     if node.dual_stack {
-        lines += &format!("addr add {}/64 dev pods nodad\n", node.gateway6());
+        lines += &format!("addr add {}/64 dev {device} nodad\n", node.gateway6());
         pod_lines += &format!(
             "addr add {}/64 dev eth0 nodad\nroute add default via {} dev eth0\n",
             node.pod6(),
@@ -260,17 +307,7 @@ fn build_node(
         );
     }
     ns.ip(&lines)?;
-    pod.ip(&pod_lines)?;
-    if let Some((vxlan, timeout)) = vxlan {
-        // Needed before the fault to know which flows are old; see `vxlan_flow_chain`.
-        ns.nft(&vxlan_flow_chain(vxlan, false))?;
-        ns.sysctl("netfilter/nf_conntrack_acct", "1")?;
-        for setting in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
-            ns.sysctl(&format!("netfilter/{setting}"), &timeout.to_string())?;
-        }
-    }
-    let wireguard_key = String::new();
-    Ok((LabNode { node: node.clone(), ns, pod, dir, wireguard_key, daemon: Mutex::new(None) }, tun))
+    pod.ip(&pod_lines)
 }
 
 fn write_keys(node: &LabNode, keys: &Keys) -> Result<()> {

@@ -8,8 +8,7 @@ use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{World, switch_port};
-use crate::ns::feed;
+use super::World;
 use crate::topology::VXLAN_DEVICE;
 
 impl World {
@@ -40,11 +39,10 @@ impl World {
         self.start_daemon(node)
     }
 
-    /// Plugs or pulls the node's LAN cable, at the switch.
+    /// Plugs or pulls the node's LAN cable, at the fabric.
     pub fn lan_link(&self, node: usize, plugged: bool) -> Result<()> {
-        let state = if plugged { "up" } else { "down" };
-        let line = format!("link set {} {state}\n", switch_port(&self.nodes[node].node));
-        feed(std::process::Command::new("ip").args(["-batch", "-"]), &line)
+        let n = &self.nodes[node].node;
+        self.fabrics[n.location].link(n, plugged)
     }
 
     /// Process ids of everything that runs on a node: whose network namespace is the node's.

@@ -1,5 +1,5 @@
 //! Taking away what is not wanted, the other way round than it is made: routes, rules, nexthops, entries, addresses, peers,
-//! links.
+//! links, and last which transit is not tracked.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,5 +80,8 @@ impl Plan<'_> {
                 .map(|name| Change::DeleteLink { name: name.clone() }),
         );
         self.extend(out);
+        if self.state.untracked.is_some() && self.desired.untracked.is_none() {
+            self.push(Change::RemoveUntracked);
+        }
     }
 }

@@ -21,13 +21,8 @@ pub fn name(s: &str) -> NodeName {
 /// Location `cloud` with these candidates, members and witnesses, and location `home` whose candidates observe it.
 pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
     let location = |n: &str, witnesses| Location {
-        name: n.parse().unwrap(),
-        overlay: Overlay::External,
         witnesses,
-        services: vec![],
-        reflectors: vec![],
-        steering: Default::default(),
-        policy: None,
+        ..Location::new(n.parse().unwrap(), Overlay::External)
     };
     let mut nodes = BTreeMap::new();
     let mut add = |n: String, location: &str, index: u16, slot: Option<Slot>| {
@@ -42,6 +37,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
             device: None,
             prefixes: Vec::new(),
             probe_addresses: Vec::new(),
+            probe_addresses_written: false,
             wireguard_key: wgctl_plan::WgPublicKey([index as u8; 32]),
             control_key: ControlPublicKey([index as u8; 32]),
         };

@@ -28,7 +28,7 @@ const BURST_CALM: Duration = Duration::from_secs(60);
 /// A question on its way.
 #[derive(Debug, Clone, Copy)]
 pub(in super::super) struct Asked {
-    watch: usize,
+    pub(in super::super) watch: usize,
     service: usize,
     round: u64,
     path: usize,
@@ -221,7 +221,7 @@ impl Observer {
         self.answered(now, a, Outcome::Lost);
     }
 
-    fn take_asked(&mut self, id: ProbeId) -> Option<Asked> {
+    pub(in super::super) fn take_asked(&mut self, id: ProbeId) -> Option<Asked> {
         let a = self.asked.remove(&id)?;
         self.timers.remove(&(a.due, Timer::Asked(id)));
         self.emit(ObserverOutput::Forget(id));

@@ -1,6 +1,8 @@
 //! Proof that the faults, the WAN and the meters do what they say, without leaderd: a mesh with fixed relays
 //! (`crate::world`'s `program_fixed`), real packets, and for each fault the loss before, during and after.
 
+mod worlds;
+
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -10,6 +12,7 @@ use crate::meter::{Meter, Meters, TICK, longest_outage, wall_micros};
 use crate::sandbox::{LabDir, run_inside};
 use crate::scenario::Scenario;
 use crate::world::World;
+pub use worlds::prove_worlds;
 
 const SCENARIO: &str = "title='proof'\nlocation='b'\n[locations.a]\nmembers=1\n[locations.b]\nmembers=1\n[meter]\nsize=1200\n";
 /// How long each fault is at work, and how long its undo is measured.

@@ -1,0 +1,112 @@
+//! Do the sources of probes survive the way? A reflector tells where a request came from; who sent it knows from where it went.
+//!
+//! A source that was rewritten is no lost probe, and no candidate is judged by it: a CNI that masquerades what a relay takes
+//! from a tunnel does so on every relay, and packets pass. It is told, as workloads' sources and long-lived connections
+//! suffer by it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::ids::NodeName;
+use crate::io::LogLevel;
+use crate::status::HiddenSource;
+use crate::time::{Instant, Now};
+
+use super::flight::Flying;
+use super::watch::Watch;
+use super::{Observer, ObserverOutput};
+
+/// A target that has not been heard of for so long says nothing more, once sources arrive unchanged at others.
+const STALE: Duration = Duration::from_secs(60);
+
+/// One way: the targets at which probes arrive from another source than they were sent from.
+#[derive(Debug, Default)]
+pub(super) struct Sources {
+    rewritten: BTreeMap<usize, Rewritten>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Rewritten {
+    sent: IpAddr,
+    seen: IpAddr,
+    at: Instant,
+}
+
+impl Sources {
+    /// Books what a reflector told. True if sources survive this way now and did not before, or the other way round.
+    fn book(&mut self, now: Instant, target: usize, sent: IpAddr, seen: IpAddr) -> bool {
+        let before = self.rewritten.is_empty();
+        if sent == seen {
+            self.rewritten.remove(&target);
+            self.rewritten.retain(|_, r| now.since(r.at) < STALE);
+        } else {
+            self.rewritten.insert(target, Rewritten { sent, seen, at: now });
+        }
+        before != self.rewritten.is_empty()
+    }
+
+    /// Under another mesh file, where targets have other numbers.
+    pub(super) fn renumbered(self, number_now: impl Fn(&usize) -> Option<usize>) -> Self {
+        let rewritten = self.rewritten.into_iter().filter_map(|(t, r)| Some((number_now(&t)?, r)));
+        Self { rewritten: rewritten.collect() }
+    }
+}
+
+impl Watch {
+    /// One for each way, and for each of its two parts: to the candidate, and from there on.
+    pub(super) fn hidden_sources(&self) -> Vec<HiddenSource> {
+        let ways = self.paths.iter().enumerate().map(|(p, path)| (Some(p), &path.sources));
+        let mut all = Vec::new();
+        for (path, sources) in ways.chain([(None, &self.as_workload_sources)]) {
+            let through = path.and_then(|p| self.candidate_of(p));
+            let before =
+                sources.rewritten.iter().find(|(t, _)| self.targets[**t].relay_of.is_some());
+            // What is rewritten before the candidate says nothing of the candidate.
+            let (target, r) = match before.or_else(|| sources.rewritten.iter().next()) {
+                Some(first) => first,
+                None => continue,
+            };
+            all.push(HiddenSource {
+                through,
+                target: self.targets[*target].node.clone(),
+                sent_from: r.sent,
+                arrived_from: r.seen,
+            });
+        }
+        all
+    }
+
+    /// The name of the candidate at the end of a path: it has an address there.
+    fn candidate_of(&self, p: usize) -> Option<NodeName> {
+        self.targets.iter().find(|t| t.relay_of == Some(p)).map(|t| t.node.clone())
+    }
+}
+
+impl Observer {
+    /// A reflector says where a probe came from.
+    pub(super) fn source_seen(&mut self, now: Now, f: &Flying, seen: IpAddr) {
+        self.rewritten += u64::from(seen != f.source);
+        let w = &mut self.watches[f.watch];
+        let sources = match f.shot.path {
+            Some(p) => &mut w.paths[p].sources,
+            None => &mut w.as_workload_sources,
+        };
+        if !sources.book(now.mono, f.shot.target, f.source, seen) {
+            return;
+        }
+        let location = w.location.to_string();
+        let through = f.shot.path.and_then(|p| w.candidate_of(p));
+        let hidden = w.hidden_sources().into_iter().find(|h| h.through == through);
+        let (level, message) = match hidden {
+            Some(hidden) => (LogLevel::Warn, hidden.to_string()),
+            None => {
+                let way =
+                    through.map_or("by the ordinary routes".to_owned(), |n| format!("through {n}"));
+                (LogLevel::Info, format!("sources arrive unchanged again {way}"))
+            }
+        };
+        let fields = vec![("location".to_owned(), location)];
+        self.emit(ObserverOutput::Log { level, message, fields });
+    }
+}
