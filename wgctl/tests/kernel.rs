@@ -197,7 +197,52 @@ fn two_planes() -> Network {
         iif: Some(dev("eth9")),
         ..any.clone()
     });
+    for family in [Family::V4, Family::V6] {
+        let iif = Some(dev("wgl0"));
+        net.rules.insert(Rule { family, iif, table: 759_999, ..any.clone() });
+    }
     net.rules.insert(Rule { family: Family::V6, to: Some("fd42:9::/64".parse().unwrap()), ..any });
+    // What comes in on a plane for another node, and what goes to another location from an address that is not ours.
+    net.routes.insert(
+        RouteKey { table: 759_999, ..route("192.0.2.2/32") },
+        RouteVia::Gateway { dev: dev("lvx0"), gateway, onlink: true },
+    );
+    let source = Some("192.0.2.1".parse().unwrap());
+    net.routes.insert(
+        RouteKey { table: 760_007, ..route("10.47.0.0/16") },
+        RouteVia::Nexthop { id: id(100), source },
+    );
+    net.rules.insert(Rule {
+        family: Family::V4,
+        priority: 76,
+        from: None,
+        to: None,
+        iif: None,
+        unless_mark: None,
+        table: 760_007,
+    });
+    // A location's IPv6 lies in a table of its own, and the ways for probes in `main`.
+    net.routes.insert(
+        RouteKey { table: 760_007, ..route("fd42:0:0:7::/64") },
+        RouteVia::Nexthop { id: id(102), source: None },
+    );
+    net.nexthops.insert(id(102), Nexthop::Group { members: BTreeSet::from([id(10)]) });
+    net.rules.insert(Rule {
+        family: Family::V6,
+        priority: 76,
+        from: None,
+        to: None,
+        iif: None,
+        unless_mark: None,
+        table: 760_007,
+    });
+    for plane in 0..2u8 {
+        let metric = 51 + u32::from(plane);
+        net.routes.insert(
+            RouteKey { metric, ..route("fd42:0:0:7::/64") },
+            RouteVia::Device { dev: dev(&format!("wgl{plane}")), source: None },
+        );
+    }
     for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         net.sysctls.insert(path.into(), "1".into());
     }
@@ -238,6 +283,50 @@ fn a_network_is_observed_as_it_was_programmed() {
         // Another process that starts anew finds it in place, too, and interrupts nothing.
         let mut other = Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
         assert!(other.program(desired).await.unwrap().changes.is_empty());
+    });
+}
+
+#[test]
+fn rules_say_who_is_caught_and_what_is_sent_from() {
+    isolated("rules_say_who_is_caught_and_what_is_sent_from", || async {
+        let mut desired = two_planes();
+        let mut steward = programmed(&desired).await;
+        // The outer packets of our VXLAN go to the same address as what comes in on a plane for it.
+        assert!(sh("ip route get 192.0.2.2").contains("dev eth9"));
+        let in_a_plane = |to: &str| sh(&format!("ip route get {to} from 10.42.1.9 iif wgl0"));
+        assert!(in_a_plane("192.0.2.2").contains("via 100.127.240.6 dev lvx0"));
+        assert!(sh("ip route get 192.0.2.2 from 10.42.1.9 iif wgl1").contains("dev eth9"));
+        let to = || sh("ip route get 10.47.1.1");
+        assert!(to().contains("dev wgl0") && to().contains("src 192.0.2.1"), "{}", to());
+        // A probe that is bound to a plane takes that one, also where the group has another.
+        for (bound, plane) in [("", "wgl0"), ("oif wgl0", "wgl0"), ("oif wgl1", "wgl1")] {
+            let way = sh(&format!("ip -6 route get fd42:0:0:7::1 {bound}"));
+            assert!(way.contains(&format!("dev {plane} ")), "{bound}: {way}");
+        }
+        // Of what names an address that is gone the kernel drops the routes in `main` alone. It is noticed, and mended once the
+        // address is back.
+        let source = Some("192.0.2.1".parse().unwrap());
+        desired.routes.insert(route("10.48.0.0/16"), RouteVia::Nexthop { id: id(100), source });
+        steward.program(desired.clone()).await.unwrap();
+        let mut drifts = Box::pin(watch().await.unwrap());
+        sh("ip addr del 192.0.2.1/24 dev eth9");
+        assert!(sh("ip route get 10.47.1.1").contains("dev wgl0"));
+        assert_eq!(sh("ip route show 10.48.0.0/16"), "");
+        assert!(steward.reconcile().await.is_err());
+        sh("ip addr add 192.0.2.1/24 dev eth9");
+        assert!(drifts.next().await.unwrap().addresses);
+        let mended: Vec<String> =
+            steward.reconcile().await.unwrap().iter().map(ToString::to_string).collect();
+        assert!(
+            matches!(&mended[..], [one] if one.contains("add route 10.48.0.0/16")),
+            "{mended:?}"
+        );
+        // Without a source it is another route, replaced in place.
+        let key = RouteKey { table: 760_007, ..route("10.47.0.0/16") };
+        desired.routes.insert(key, RouteVia::Nexthop { id: id(100), source: None });
+        assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
+        assert!(!to().contains("src 192.0.2.1"), "{}", to());
+        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
     });
 }
 

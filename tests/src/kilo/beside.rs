@@ -37,7 +37,11 @@ pub fn prepare(world: &mut World, control: &ControlPlane, programs: &Programs) -
     control.kubectl(&["wait", "--for=condition=established", "--timeout=60s", crd], "")?;
     let pools = world.topology.locations.iter().map(|l| format!("pools.{0}.location={0}", l.name));
     let values: Vec<String> = pools
-        .chain(["image.repository=leaderd".into(), "admissionPolicy.enabled=true".into()])
+        .chain(
+            // The stand-in is Kilo beside flannel.
+            ["image.repository=leaderd", "admissionPolicy.enabled=true", "overlay=flannel"]
+                .map(String::from),
+        )
         .collect();
     control.kubectl(&["apply", "-f", "-"], &render(programs, &values.join(","))?)?;
     let of_chart = api.get("/api/v1/namespaces/leaderd/configmaps/leaderd-settings")?;

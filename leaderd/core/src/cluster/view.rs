@@ -117,6 +117,8 @@ pub mod names {
     pub const KILO_INTERNAL_IP: &str = "kilo.squat.ai/internal-ip";
     /// Goes before the one above; `-` or nothing: none.
     pub const KILO_FORCE_INTERNAL_IP: &str = "kilo.squat.ai/force-internal-ip";
+    /// Comma-separated prefixes of the node's location that are behind none of its nodes.
+    pub const KILO_ALLOWED_LOCATION_IPS: &str = "kilo.squat.ai/allowed-location-ips";
     /// Base64 public key of the node's `kilo0`.
     pub const KILO_KEY: &str = "kilo.squat.ai/key";
     /// The location where Kilo has none.

@@ -190,6 +190,30 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
             "\"50ms\"\n[locations.a]",
             "\"50ms\"\nleaders = 2\n[locations.a]\nsteering = \"kilo\"",
         ),
+        // Beside a CNI, node addresses, and what is behind no node.
+        ("[locations.a]", "\"vxlan\"", "\"cni\"\nvxlan = { mtu = 1400 }"),
+        ("[locations.a]", "\"vxlan\"", "\"cni\"\nflannel = { device = \"flannel.1\" }"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\nnode_addresses = 1"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\nprefixes = [\"10.2.9.1/24\"]"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\nprefixes = [\"10.2.0.0/16\"]"),
+        (
+            "[locations.b]",
+            "\"direct\"",
+            "\"direct\"\nprefixes = [\"10.9.0.0/16\", \"10.9.7.0/24\"]",
+        ),
+        ("[locations.b]", "\"direct\"", "\"direct\"\nprefixes = [\"203.0.113.3/32\"]"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\nprefixes = [\"192.168.1.0/30\"]"),
+        ("[locations.b]", "\"direct\"", "\"direct\"\nprefixes = [\"100.127.0.0/24\"]"),
+        (
+            "[locations.b]",
+            "\"direct\"",
+            "\"direct\"\nsteering = \"kilo\"\nprefixes = [\"fd07::/64\"]",
+        ),
+        (
+            "[locations.b]",
+            "\"direct\"",
+            "\"direct\"\nprefixes = [\"10.9.0.0/16\"]\nservices = [{ address = \"10.9.0.1:80\" }]",
+        ),
         // A location's own policy.
         ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_interval = \"5ms\" }"),
         ("[locations.b]", "\"direct\"", "\"direct\"\npolicy = { probe_interval = \"3s\" }"),

@@ -19,6 +19,8 @@ pub(super) struct Facts {
     pub location: LocationName,
     pub address: IpAddr,
     pub prefixes: Vec<IpNet>,
+    /// What it says that its location has besides its nodes.
+    pub location_prefixes: Vec<IpNet>,
     /// Where other locations reach it; or why they do not, so that it may not lead.
     pub endpoint: Result<Host, String>,
     /// Base64.
@@ -73,7 +75,33 @@ pub(super) fn facts(
     prefixes.sort();
     prefixes.dedup();
     let endpoint = endpoint(node, kilos, &mut say);
-    Some(Facts { name, location, address, prefixes, endpoint, wireguard_key, control_key })
+    let location_prefixes = location_prefixes(node, &mut say);
+    Some(Facts {
+        name,
+        location,
+        address,
+        prefixes,
+        location_prefixes,
+        endpoint,
+        wireguard_key,
+        control_key,
+    })
+}
+
+/// Those that are good; as Kilo takes them, with host bits or without.
+fn location_prefixes(node: &ClusterNode, say: &mut impl FnMut(String)) -> Vec<IpNet> {
+    let name = names::KILO_ALLOWED_LOCATION_IPS;
+    let told = node.annotations.get(name).map_or("", String::as_str);
+    let mut good = Vec::new();
+    for text in told.split(',').map(str::trim).filter(|t| !t.is_empty()) {
+        match text.parse::<IpNet>() {
+            Ok(net) if net.prefix_len() > 0 => good.push(net.trunc()),
+            _ => say(format!(
+                "annotation {name} has {text:?}: write prefixes with commas between, such as 192.168.7.0/24"
+            )),
+        }
+    }
+    good
 }
 
 /// The location as Kilo names it, if the node says one. An empty annotation counts before the label, as it does with Kilo.

@@ -20,7 +20,9 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::view::{ClusterView, Pool, Steering};
+use ipnet::IpNet;
+
+use super::view::{ClusterView, Pool, Steering, names};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{self, Diagnostic, Mesh};
 
@@ -113,6 +115,7 @@ pub fn render(view: &ClusterView, settings: &str) -> Rendered {
             continue;
         }
         problems.append(&mut draft.problems);
+        problems.extend(outcome.iter().flat_map(|(_, mesh)| ambiguous(mesh)));
         let pools = draft.pools;
         let found = match outcome {
             Ok(found) => Some(found),
@@ -129,6 +132,21 @@ pub fn render(view: &ClusterView, settings: &str) -> Rendered {
     }
 }
 
+/// Nodes that other locations reach at their pods only, as two have the same address.
+fn ambiguous(mesh: &Mesh) -> Vec<Problem> {
+    let wanted =
+        |n: &&mesh::Node| mesh.locations.get(&n.location).is_some_and(|l| l.node_addresses);
+    let all = mesh.nodes.values().filter(wanted).filter_map(|n| match mesh.why_not_carried(n)? {
+        why @ mesh::NotCarried::Ambiguous(_) => {
+            let message =
+                format!("its address {} is not carried to other locations: {why}", n.address);
+            Some(Problem { subject: Subject::Node(n.name.to_string()), message })
+        }
+        mesh::NotCarried::Endpoint | mesh::NotCarried::Family => None,
+    });
+    all.collect()
+}
+
 /// What is at fault, and how.
 type Fault = (Blame, Diagnostic);
 
@@ -137,7 +155,9 @@ fn problem(blame: &Blame, d: &Diagnostic) -> Problem {
         Blame::Settings => Subject::Settings,
         Blame::Whole => Subject::Mesh,
         Blame::Policy { pool: Some(pool), .. } => Subject::Pool(pool.clone()),
-        Blame::Location(l) | Blame::Policy { location: l, .. } => Subject::Location(l.to_string()),
+        Blame::Location(l) | Blame::Prefixes(l) | Blame::Policy { location: l, .. } => {
+            Subject::Location(l.to_string())
+        }
         Blame::Node(n) => Subject::Node(n.to_string()),
     };
     let message =
@@ -151,6 +171,8 @@ struct LeftOut {
     nodes: BTreeSet<NodeName>,
     /// Locations whose pool's policy counts for nothing.
     policies: BTreeSet<LocationName>,
+    /// Locations whose nodes' annotations about what else there is count for nothing.
+    prefixes: BTreeSet<LocationName>,
 }
 
 impl LeftOut {
@@ -165,6 +187,10 @@ impl LeftOut {
                 Blame::Policy { location, .. } => {
                     (self.policies.insert(location.clone()), "spec.policy counts for nothing")
                 }
+                Blame::Prefixes(location) => (
+                    self.prefixes.insert(location.clone()),
+                    "kilo.squat.ai/allowed-location-ips counts for nothing there",
+                ),
                 _ => continue,
             };
             let mut p = problem(blame, diagnostic);
@@ -180,6 +206,8 @@ impl LeftOut {
 struct Draft<'a> {
     facts: BTreeMap<NodeName, Facts>,
     places: BTreeMap<LocationName, Place>,
+    /// What locations have besides their nodes.
+    prefixes: BTreeMap<LocationName, BTreeSet<IpNet>>,
     by_location: BTreeMap<LocationName, &'a Pool>,
     pools: BTreeMap<String, RenderedPool>,
     problems: Vec<Problem>,
@@ -198,6 +226,8 @@ impl<'a> Draft<'a> {
         let steering =
             |l: &LocationName| by_location.get(l).map_or(settings.steering, |p| p.spec.steering);
         carried(&mut facts, before, settings, steering, &mut problems);
+        let mut prefixes = location_prefixes(&facts, &mut problems);
+        prefixes.retain(|l, _| !left_out.prefixes.contains(l));
         let locations: BTreeSet<LocationName> =
             facts.values().map(|f| f.location.clone()).collect();
         let mut chooser = Chooser {
@@ -235,11 +265,13 @@ impl<'a> Draft<'a> {
         if places.len() > 1 {
             places.retain(|_, p| !p.candidates.is_empty());
             facts.retain(|_, f| places.contains_key(&f.location));
+            prefixes.retain(|l, _| places.contains_key(l));
         }
         choose::witnesses(&mut places, &by_location, before, &mut problems);
         Self {
             facts,
             places,
+            prefixes,
             by_location,
             pools,
             problems,
@@ -350,11 +382,11 @@ fn carried(
             Steering::Kilo => "Kilo",
             Steering::Native => continue,
         };
-        let all = f.prefixes.len();
+        let all = f.prefixes.len() + f.location_prefixes.len();
         f.prefixes.retain(|p| p.addr().is_ipv4());
-        if f.prefixes.len() < all {
-            let message =
-                format!("IPv6 pod CIDRs are left out of the mesh: {by} carries IPv4 only");
+        f.location_prefixes.retain(|p| p.addr().is_ipv4());
+        if f.prefixes.len() + f.location_prefixes.len() < all {
+            let message = format!("IPv6 prefixes are left out of the mesh: {by} carries IPv4 only");
             problems.push(Problem { subject: Subject::Location(f.location.to_string()), message });
         }
     }
@@ -367,6 +399,43 @@ fn carried(
         }
         stays
     });
+}
+
+/// What each location has besides its nodes. What would hold a node, or what carries the mesh, is left out here: the mesh file's check
+/// would blame the node.
+fn location_prefixes(
+    facts: &BTreeMap<NodeName, Facts>,
+    problems: &mut Vec<Problem>,
+) -> BTreeMap<LocationName, BTreeSet<IpNet>> {
+    let mut all: BTreeMap<LocationName, BTreeSet<IpNet>> = BTreeMap::new();
+    for says in facts.values() {
+        for prefix in &says.location_prefixes {
+            let in_the_way = facts.values().find_map(|f| {
+                let pods = f.prefixes.iter().find(|p| p.contains(prefix) || prefix.contains(*p));
+                let endpoint = match f.endpoint {
+                    Ok(mesh::Host::Ip(ip)) if prefix.contains(&ip) => {
+                        Some(format!("endpoint {ip}"))
+                    }
+                    _ => None,
+                };
+                let elsewhere = f.location != says.location && prefix.contains(&f.address);
+                let what = pods.map(|p| format!("pod CIDR {p}"));
+                let what =
+                    what.or(endpoint).or(elsewhere.then(|| format!("address {}", f.address)));
+                what.map(|what| format!("{what} of {}", f.name))
+            });
+            if let Some(in_the_way) = in_the_way {
+                let message = format!(
+                    "annotation {} has {prefix}, which overlaps {in_the_way}, and is left out: write only what is behind no node",
+                    names::KILO_ALLOWED_LOCATION_IPS
+                );
+                problems.push(Problem { subject: Subject::Node(says.name.to_string()), message });
+            } else {
+                all.entry(says.location.clone()).or_default().insert(*prefix);
+            }
+        }
+    }
+    all
 }
 
 fn spec_problems(pool: &Pool, place: &Place, problems: &mut Vec<Problem>) {

@@ -14,6 +14,8 @@ pub(super) struct Settings {
     pub policy: Table,
     /// What carries traffic between the nodes of each location.
     pub overlay: String,
+    /// Whether the nodes' own addresses are carried between locations.
+    pub node_addresses: bool,
     /// Of locations without a pool.
     pub steering: Steering,
     /// Counts up with every change of the settings, if somebody counts.
@@ -24,8 +26,14 @@ impl Default for Settings {
     fn default() -> Self {
         let mut mesh = Table::new();
         mesh.insert("name".into(), "kubernetes".into());
-        let (overlay, steering) = ("flannel".to_owned(), Steering::Native);
-        Self { mesh, policy: Table::new(), overlay, steering, revision: 0 }
+        Self {
+            mesh,
+            policy: Table::new(),
+            overlay: "cni".to_owned(),
+            node_addresses: true,
+            steering: Steering::Native,
+            revision: 0,
+        }
     }
 }
 
@@ -33,15 +41,16 @@ impl Settings {
     /// Which program with which settings, whatever their revision: a number that counts more than changes of the settings (Helm's
     /// counts every upgrade) does not make them others.
     pub fn mark(&self) -> String {
-        let Self { mesh, policy, overlay, steering, revision: _ } = self;
-        let digest = Sha256::digest(format!("{mesh}\n[policy]\n{policy}\n{overlay} {steering:?}"));
+        let Self { mesh, policy, overlay, node_addresses, steering, revision: _ } = self;
+        let rest = format!("{overlay} {node_addresses} {steering:?}");
+        let digest = Sha256::digest(format!("{mesh}\n[policy]\n{policy}\n{rest}"));
         let digest: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
         format!("{} {digest}", env!("CARGO_PKG_VERSION"))
     }
 }
 
-/// Overlays that a cluster may have. Not `vxlan`: the CNI has one already.
-const OVERLAYS: [&str; 3] = ["flannel", "direct", "external"];
+/// Overlays that a cluster may have.
+const OVERLAYS: [&str; 5] = ["cni", "flannel", "external", "direct", "vxlan"];
 
 /// The settings; every mistake goes to `problems`, and then nothing comes of them.
 pub(super) fn read(text: &str, problems: &mut Vec<Problem>) -> Option<Settings> {
@@ -99,6 +108,10 @@ fn kubernetes(table: Table, settings: &mut Settings, wrong: &mut Vec<String>) {
                     OVERLAYS.join("\", \"")
                 ));
             }
+            ("node_addresses", _) => match value.as_bool() {
+                Some(carried) => settings.node_addresses = carried,
+                None => wrong.push("`kubernetes.node_addresses`: write true or false".to_owned()),
+            },
             ("steering", Some("native")) => settings.steering = Steering::Native,
             ("steering", Some("kilo")) => settings.steering = Steering::Kilo,
             ("steering", _) => {
@@ -109,7 +122,7 @@ fn kubernetes(table: Table, settings: &mut Settings, wrong: &mut Vec<String>) {
                 _ => wrong.push("`kubernetes.revision`: write a whole number".to_owned()),
             },
             _ => wrong.push(format!(
-                "unknown field `kubernetes.{key}`: known are `overlay`, `steering` and `revision`"
+                "unknown field `kubernetes.{key}`: known are `overlay`, `node_addresses`, `steering` and `revision`"
             )),
         }
     }

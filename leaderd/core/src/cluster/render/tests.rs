@@ -348,6 +348,67 @@ fn with_kilo_or_flannel_there_is_one_leader_and_no_ipv6() {
     assert!(mesh.inner.v6.is_some() && mesh.prefixes_of(&home).iter().all(|p| p.addr().is_ipv6()));
 }
 
+/// What Kilo's annotation says, and what is not carried for another reason.
+#[test]
+fn what_a_location_has_besides_its_nodes_is_carried_unless_it_is_in_the_way() {
+    let home: LocationName = "home".parse().unwrap();
+    let with_prefixes = |told: &[(&str, &str)]| {
+        with(&two_locations(), |v| {
+            for (node, told) in told {
+                annotate(v.nodes.get_mut(*node).unwrap(), names::KILO_ALLOWED_LOCATION_IPS, told);
+            }
+        })
+    };
+    let got = |view: &ClusterView| -> (Vec<String>, Vec<String>) {
+        let mesh = mesh_of(view);
+        assert_eq!(mesh.nodes.len(), 6, "no node is left out for it");
+        let prefixes = mesh.locations[&home].prefixes.iter().map(ToString::to_string).collect();
+        (prefixes, problems(view))
+    };
+    let good =
+        with_prefixes(&[("home-0", "192.168.7.9/24, 172.16.0.0/12"), ("home-2", "192.168.7.0/24")]);
+    assert_eq!(got(&good), (vec!["172.16.0.0/12".into(), "192.168.7.0/24".into()], vec![]));
+    for (told, why) in [
+        ("192.168.7.0", "write prefixes with commas between"),
+        ("0.0.0.0/0", "write prefixes with commas between"),
+        ("10.42.0.0/16", "overlaps pod CIDR 10.42."),
+        ("203.0.113.0/24", "overlaps endpoint 203.0.113."),
+        ("10.0.5.0/24", "overlaps address 10.0.5."),
+        ("100.127.0.0/17", "counts for nothing there"),
+    ] {
+        let (prefixes, problems) = got(&with_prefixes(&[("home-0", told)]));
+        assert_eq!(prefixes, [""; 0], "{told}");
+        assert!(matches!(&problems[..], [one] if one.contains(why)), "{told}: {problems:?}");
+    }
+    // The location's own LAN is no obstacle; what two locations say both have is the first one's.
+    assert_eq!(got(&with_prefixes(&[("home-0", "10.0.4.0/24")])).0, ["10.0.4.0/24"]);
+    let both = with_prefixes(&[("home-0", "192.168.7.0/24"), ("cloud-0", "192.168.0.0/16")]);
+    let (prefixes, problems) = got(&both);
+    assert_eq!(prefixes, [""; 0]);
+    assert!(matches!(&problems[..], [one] if one.contains("location cloud")), "{problems:?}");
+}
+
+#[test]
+fn node_addresses_are_carried_unless_the_settings_say_otherwise_and_equal_ones_are_told() {
+    let carried = |view: &ClusterView, settings| {
+        let mesh = render(view, settings).mesh.unwrap();
+        mesh.nodes.values().filter(|n| mesh.carried_address(n).is_some()).count()
+    };
+    let view = two_locations();
+    assert_eq!(carried(&view, SETTINGS), 6);
+    assert_eq!(carried(&view, "[kubernetes]\nnode_addresses = false\n"), 0);
+    let equal = with(&view, |v| {
+        let address = v.nodes["home-0"].internal.clone();
+        v.nodes.get_mut("cloud-0").unwrap().internal = address;
+    });
+    assert_eq!(carried(&equal, SETTINGS), 4);
+    let told = problems(&equal);
+    assert!(
+        told.len() == 2 && told[0].contains("give the locations' LANs different ranges"),
+        "{told:?}"
+    );
+}
+
 #[test]
 fn every_mistake_names_its_pool_and_says_what_to_do() {
     let good = two_locations();
@@ -460,7 +521,8 @@ fn settings_are_the_meshs_and_their_mistakes_leave_the_mesh_in_force() {
         "[policy]\nwatchers = \"many\"\n",
         "[locations.home]\noverlay = \"direct\"\n",
         "[nodes.x]\n",
-        "[kubernetes]\noverlay = \"vxlan\"\n",
+        "[kubernetes]\noverlay = \"vlan\"\n",
+        "[kubernetes]\nnode_addresses = \"yes\"\n",
         "[kubernetes]\nsteering = \"both\"\n",
         "[kubernetes]\nfoo = 1\n",
         "[kubernetes]\nrevision = \"two\"\n",

@@ -17,7 +17,12 @@ use crate::mesh::{Host, show_duration};
 pub(super) enum Blame {
     Settings,
     Location(LocationName),
-    Policy { location: LocationName, pool: Option<String> },
+    Policy {
+        location: LocationName,
+        pool: Option<String>,
+    },
+    /// What a location has besides its nodes.
+    Prefixes(LocationName),
     Node(NodeName),
     Whole,
 }
@@ -49,6 +54,11 @@ impl Writer {
         let line = self.text.matches('\n').count() + 2;
         self.blames.0.insert(line, blame);
         let _ = write!(self.text, "\n[{header}]\n");
+    }
+
+    /// The next line.
+    fn blame(&mut self, blame: Blame) {
+        self.blames.0.insert(self.text.matches('\n').count() + 1, blame);
     }
 
     fn set(&mut self, key: &str, value: impl Into<Value>) {
@@ -83,7 +93,8 @@ pub(super) fn text(
     }
     w.table(Blame::Settings, "mesh");
     w.set("generation", i64::try_from(generation).unwrap_or(i64::MAX));
-    let v6 = draft.facts.values().flat_map(|f| &f.prefixes).any(|p| p.addr().is_ipv6());
+    let prefixes = draft.facts.values().flat_map(|f| &f.prefixes);
+    let v6 = prefixes.chain(draft.prefixes.values().flatten()).any(|p| p.addr().is_ipv6());
     if v6 && !settings.mesh.contains_key("inner_cidr6") {
         w.set("inner_cidr6", INNER6);
     }
@@ -101,6 +112,9 @@ pub(super) fn text(
         let header = format!("locations.{}", toml_key(name.as_str()));
         w.table(Blame::Location(name.clone()), &header);
         w.set("overlay", settings.overlay.as_str());
+        if settings.node_addresses {
+            w.set("node_addresses", true);
+        }
         let steering = pool.map_or(settings.steering, |p| p.spec.steering);
         if steering == Steering::Kilo {
             w.set("steering", "kilo");
@@ -108,6 +122,11 @@ pub(super) fn text(
         if !place.witnesses.is_empty() {
             let witnesses: Vec<String> = place.witnesses.iter().map(NodeName::to_string).collect();
             w.set("witnesses", witnesses);
+        }
+        if let Some(prefixes) = draft.prefixes.get(name) {
+            // The last line of its table.
+            w.blame(Blame::Prefixes(name.clone()));
+            w.set("prefixes", prefixes.iter().map(|p| p.to_string()).collect::<Vec<_>>());
         }
         let mut policy = match pool {
             Some(pool) if !draft.ignored_policies.contains(name) => policy(pool),
