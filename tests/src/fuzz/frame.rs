@@ -79,6 +79,7 @@ fn mesh() -> Arc<Mesh> {
         services: Vec::new(),
         reflectors: Vec::new(),
         steering: Default::default(),
+        track_transit: None,
         policy: None,
     };
     Arc::new(Mesh {

@@ -70,6 +70,7 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
                 services: vec![],
                 reflectors: vec![],
                 steering: Default::default(),
+                track_transit: None,
                 policy: None,
             },
         );

@@ -305,7 +305,7 @@ fn what_the_kernel_refuses_is_warned_of_once_and_the_rest_is_made() {
         tracing_subscriber::fmt().with_ansi(false).with_writer(log).init();
         let warnings = || sh("grep -c 'transit is tracked' /run/log || true").trim().to_owned();
         // Another program owns a table of that name, as long as it runs.
-        sh("mkfifo /run/owner && (nft -i </run/owner >/dev/null &)");
+        sh("mkfifo /run/owner && (nft -i >/dev/null 2>&1 </run/owner &)");
         let mut owner = std::fs::OpenOptions::new().write(true).open("/run/owner").unwrap();
         writeln!(owner, "add table inet leaderd {{ flags owner; }}").unwrap();
         let tables = |wanted: &str| {

@@ -61,6 +61,7 @@ pub(super) struct DraftLocation {
     pub(super) services: Vec<At<Service>>,
     pub(super) reflectors: Vec<At<SocketAddr>>,
     pub(super) steering: Option<At<Steering>>,
+    track_transit: Option<At<bool>>,
     pub(super) policy: Option<Policy>,
 }
 
@@ -262,6 +263,7 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
             "write \"native\" (leaderd's routes carry the workload) or \"kilo\" (Kilo does)",
         )),
     });
+    let track_transit = s.flag("track_transit", sink);
     let witnesses = s.texts("witnesses", sink, values::name).map(|w| w.value).unwrap_or_default();
     let services = s.tables("services", sink);
     let services = services.into_iter().filter_map(|s| service(s, sink)).collect();
@@ -269,7 +271,16 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
     let reflectors = reflectors.map(|r| r.value).unwrap_or_default();
     let policy = s.section("policy", sink).map(|p| policy::read_of_location(p, mesh, sink));
     s.finish(sink);
-    DraftLocation { overlay, vxlan_at, witnesses, services, reflectors, steering, policy }
+    DraftLocation {
+        overlay,
+        vxlan_at,
+        witnesses,
+        services,
+        reflectors,
+        steering,
+        track_transit,
+        policy,
+    }
 }
 
 fn service(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Option<At<Service>> {
@@ -333,9 +344,18 @@ impl Draft {
             let reflectors = l.value.reflectors.into_iter().map(|r| r.value).collect();
             let overlay = l.value.overlay?;
             let steering = l.value.steering.map(|s| s.value).unwrap_or_default();
+            let track_transit = l.value.track_transit.map(|t| t.value);
             let policy = l.value.policy;
-            let location =
-                Location { name, overlay, witnesses, services, reflectors, steering, policy };
+            let location = Location {
+                name,
+                overlay,
+                witnesses,
+                services,
+                reflectors,
+                steering,
+                track_transit,
+                policy,
+            };
             Some((location.name.clone(), location))
         };
         let node =

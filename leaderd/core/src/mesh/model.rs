@@ -58,8 +58,20 @@ pub struct Location {
     /// STAMP or TWAMP Light reflectors that are not ours, at workload addresses: probed without authentication.
     pub reflectors: Vec<SocketAddr>,
     pub steering: Steering,
+    /// Whether connection tracking sees what this location's candidates relay, if the mesh file says; else see
+    /// [`Location::tracks_transit`].
+    pub track_transit: Option<bool>,
     /// The mesh's policy with what this location says otherwise, if it does: see [`Mesh::policy_of`].
     pub policy: Option<Policy>,
+}
+
+impl Location {
+    /// Whether what its candidates relay is tracked, and so open to source NAT and stateful firewalls there. Not where a CNI carries
+    /// the location, unless the mesh file says so: most CNIs rewrite the source of what is neither from nor for their own node.
+    pub fn tracks_transit(&self) -> bool {
+        let no_cni = matches!(self.overlay, Overlay::Direct | Overlay::Vxlan { .. });
+        self.track_transit.unwrap_or(no_cni)
+    }
 }
 
 /// How a decision about a location reaches the data path.

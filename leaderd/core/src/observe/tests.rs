@@ -114,6 +114,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
             services: vec![],
             reflectors: vec![],
             steering: Default::default(),
+            track_transit: None,
             policy: None,
         });
         let node = Node {

@@ -15,6 +15,7 @@
 mod ids;
 mod leaders;
 mod local;
+mod transit;
 mod tunnels;
 
 #[cfg(test)]
@@ -72,6 +73,7 @@ pub fn desired(input: &TopologyInput<'_>) -> Network {
     build.location();
     build.remote_prefixes();
     build.sysctls();
+    build.transit();
     build.net
 }
 

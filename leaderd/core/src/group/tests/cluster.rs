@@ -27,6 +27,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         services: vec![],
         reflectors: vec![],
         steering: Default::default(),
+        track_transit: None,
         policy: None,
     };
     let mut nodes = BTreeMap::new();
