@@ -1,14 +1,13 @@
 //! Transit that is not tracked: the table itself, and what it does to packets.
 
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use wgctl::net::{Kernel, Scope, Steward};
+use wgctl::net::Scope;
 use wgctl_plan::*;
 
-use super::{assert_same, isolated, key, programmed, sh};
+use super::{assert_same, isolated, programmed, sh};
 
 pub fn prefixes(of: &[&str]) -> Prefixes {
     of.iter().map(|p| p.parse::<IpNet>().unwrap()).collect()
@@ -296,46 +295,4 @@ fn ten_thousand_far_prefixes_are_one_transaction_and_are_read_again_only_if_some
             assert!(again < first && again < after, "{first:?} {again:?} {after:?}");
         },
     );
-}
-
-#[test]
-fn what_the_kernel_refuses_is_warned_of_once_and_the_rest_is_made() {
-    isolated("what_the_kernel_refuses_is_warned_of_once_and_the_rest_is_made", || async {
-        let log = std::fs::File::create("/run/log").unwrap();
-        tracing_subscriber::fmt().with_ansi(false).with_writer(log).init();
-        let warnings = || sh("grep -c 'transit is tracked' /run/log || true").trim().to_owned();
-        // Another program owns a table of that name, as long as it runs.
-        sh("mkfifo /run/owner && (nft -i </run/owner >/dev/null &)");
-        let mut owner = std::fs::OpenOptions::new().write(true).open("/run/owner").unwrap();
-        writeln!(owner, "add table inet leaderd {{ flags owner; }}").unwrap();
-        let tables = |wanted: &str| {
-            for _ in 0..100 {
-                if sh("nft list tables") == wanted {
-                    return;
-                }
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            panic!("the table does not come or go");
-        };
-        tables("table inet leaderd\n");
-        let mut desired = relaying(transit());
-        desired.sysctls.insert("net/ipv4/ip_forward".into(), "1".into());
-        let mut steward = Steward::new(Kernel::open().unwrap(), key());
-        let made = steward.program(desired.clone()).await.unwrap().changes;
-        assert!(matches!(made[..], [Change::SetSysctl { .. }]), "{made:?}");
-        assert!(steward.kernel().untracked_refused().is_some_and(|why| why.contains("EPERM")));
-        sh("sysctl -qw net.ipv4.ip_forward=0");
-        let repaired = steward.reconcile().await.unwrap();
-        assert!(matches!(repaired[..], [Change::SetSysctl { .. }]), "{repaired:?}");
-        desired.untracked.as_mut().unwrap().far = prefixes(&["10.65.0.0/24"]);
-        assert!(steward.program(desired.clone()).await.unwrap().changes.is_empty());
-        assert_eq!(warnings(), "1");
-        drop(owner);
-        tables("");
-        *desired.untracked = Some(transit());
-        assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
-        assert_eq!(steward.kernel().untracked_refused(), None);
-        assert_eq!(warnings(), "1");
-        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
-    });
 }

@@ -63,6 +63,7 @@ pub(super) struct DraftLocation {
     pub(super) services: Vec<At<Service>>,
     pub(super) reflectors: Vec<At<SocketAddr>>,
     pub(super) steering: Option<At<Steering>>,
+    track_transit: Option<At<bool>>,
     pub(super) policy: Option<Policy>,
 }
 
@@ -267,6 +268,7 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
             "write \"native\" (leaderd's routes carry the workload) or \"kilo\" (Kilo does)",
         )),
     });
+    let track_transit = s.flag("track_transit", sink);
     let witnesses = s.texts("witnesses", sink, values::name).map(|w| w.value).unwrap_or_default();
     let services = s.tables("services", sink);
     let services = services.into_iter().filter_map(|s| service(s, sink)).collect();
@@ -283,6 +285,7 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
         services,
         reflectors,
         steering,
+        track_transit,
         policy,
     }
 }
@@ -355,6 +358,7 @@ impl Draft {
                 services,
                 reflectors,
                 steering: l.value.steering.map(|s| s.value).unwrap_or_default(),
+                track_transit: l.value.track_transit.map(|t| t.value),
                 policy: l.value.policy,
             };
             Some((location.name.clone(), location))

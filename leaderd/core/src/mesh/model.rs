@@ -62,6 +62,9 @@ pub struct Location {
     /// STAMP or TWAMP Light reflectors that are not ours, at workload addresses: probed without authentication.
     pub reflectors: Vec<SocketAddr>,
     pub steering: Steering,
+    /// Whether connection tracking sees what this location's candidates relay, if the mesh file says; else see
+    /// [`Location::tracks_transit`].
+    pub track_transit: Option<bool>,
     /// The mesh's policy with what this location says otherwise, if it does: see [`Mesh::policy_of`].
     pub policy: Option<Policy>,
 }
@@ -78,8 +81,15 @@ impl Location {
             services: Vec::new(),
             reflectors: Vec::new(),
             steering: Steering::default(),
+            track_transit: None,
             policy: None,
         }
+    }
+
+    /// Whether what its candidates relay is tracked, and so open to source NAT and stateful firewalls there. Not where a CNI carries
+    /// the location, unless the mesh file says so: most CNIs rewrite the source of what is neither from nor for their own node.
+    pub fn tracks_transit(&self) -> bool {
+        self.track_transit.unwrap_or(!self.overlay.is_foreign())
     }
 }
 

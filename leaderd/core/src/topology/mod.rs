@@ -20,6 +20,7 @@ mod ids;
 mod leaders;
 mod local;
 mod notes;
+mod transit;
 mod tunnels;
 
 #[cfg(test)]
@@ -85,6 +86,7 @@ pub fn desired(input: &TopologyInput<'_>) -> Network {
     build.location();
     build.remote_prefixes();
     build.sysctls();
+    build.transit();
     build.net
 }
 

@@ -149,6 +149,39 @@ fn a_plane_is_named_after_the_slot_of_the_far_end() {
     assert_eq!(route(&net, "100.127.16.6/32"), Some(&to_b2));
 }
 
+/// What a node leaves untracked: own, near and far.
+fn untracked(mesh: &Mesh, me: &str) -> Option<[String; 3]> {
+    let transit = network(mesh, me, &[]).untracked.as_ref()?.clone();
+    let text =
+        |p: &wgctl_plan::Prefixes| p.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+    Some([text(&transit.own), text(&transit.near), text(&transit.far)])
+}
+
+#[test]
+fn candidates_leave_transit_untracked_where_a_cni_carries_the_location() {
+    let flannel = || Overlay::Flannel { device: "flannel.1".parse().unwrap() };
+    let mut mesh = mesh(
+        &[(Overlay::External, 2, 1), (flannel(), 1, 0), (vxlan(), 1, 0), (Overlay::Direct, 1, 0)],
+        true,
+    );
+    let v6 = "fd4c:eade:0:1::/112";
+    let [own, near, far] = untracked(&mesh, "a-1").unwrap();
+    assert_eq!(own, "10.0.1.0/24");
+    assert_eq!(near, format!("10.0.0.0/23 10.0.2.0/24 100.127.0.0/16 {v6}"));
+    assert_eq!(
+        far,
+        format!("10.1.0.0/24 10.2.0.0/24 10.3.0.0/24 100.127.0.0/16 fd00:0:2::/64 {v6}")
+    );
+    assert!(untracked(&mesh, "b-0").is_some());
+    assert_eq!(untracked(&mesh, "a-2"), None, "a member relays nothing");
+    assert_eq!((untracked(&mesh, "c-0"), untracked(&mesh, "d-0")), (None, None), "no CNI");
+    for location in mesh.locations.values_mut() {
+        location.track_transit = Some(!location.tracks_transit());
+    }
+    assert_eq!((untracked(&mesh, "a-1"), untracked(&mesh, "b-0")), (None, None));
+    assert!(untracked(&mesh, "c-0").is_some() && untracked(&mesh, "d-0").is_some());
+}
+
 #[test]
 fn inside_a_vxlan_location_everything_goes_by_overlay_addresses() {
     let net = network(&mesh(&[(vxlan(), 2, 1), (vxlan(), 1, 0)], false), "a-2", &[]);
