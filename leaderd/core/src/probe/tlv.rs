@@ -64,19 +64,15 @@ struct Tlv {
 }
 
 /// The TLVs from `base` on. A malformed one is the last (§4: a reflector stops there). Fewer than four octets are none.
-fn walk(packet: &[u8], base: usize) -> Vec<Tlv> {
-    let (mut all, mut at) = (Vec::new(), base);
-    while let Some(&[_, kind, high, low]) = packet.get(at..at + HEADER) {
+fn walk(packet: &[u8], base: usize) -> impl Iterator<Item = Tlv> + '_ {
+    let mut at = base;
+    std::iter::from_fn(move || {
+        let &[_, kind, high, low] = packet.get(at..at + HEADER)? else { return None };
         let value = at + HEADER..at + HEADER + usize::from(u16::from_be_bytes([high, low]));
-        let fits = value.end <= packet.len();
-        let next = value.end;
-        all.push(Tlv { at, kind, value: fits.then_some(value) });
-        if !fits {
-            break;
-        }
-        at = next;
-    }
-    all
+        let tlv = Tlv { at, kind, value: (value.end <= packet.len()).then(|| value.clone()) };
+        at = value.end;
+        Some(tlv)
+    })
 }
 
 /// Appends a TLV as a sender does. Padding may be longer than a length can say: the rest is left out.
@@ -116,7 +112,7 @@ pub(super) fn append_hmac(packet: &mut Vec<u8>, base: usize, key: &HmacKey) {
 
 /// Who says to have sent a request. Nothing is proved by it.
 pub(super) fn sender(packet: &[u8], base: usize) -> Option<NodeIndex> {
-    let tlv = walk(packet, base).into_iter().find(|t| t.kind == SENDER)?;
+    let tlv = walk(packet, base).find(|t| t.kind == SENDER)?;
     let value = packet.get(tlv.value?)?;
     match *value {
         [high, low, _, _] => Some(NodeIndex(u16::from_be_bytes([high, low]))),
@@ -140,12 +136,11 @@ struct Signed {
 }
 
 fn signed(packet: &[u8], base: usize) -> Option<Signed> {
-    let all = walk(packet, base);
-    let n = all.iter().position(|t| t.kind == HMAC)?;
-    let tlv = &all[n];
+    let mut all = walk(packet, base);
+    let tlv = all.find(|t| t.kind == HMAC)?;
     let text = [&packet[..4], &packet[base..tlv.at]].concat();
     let tag = tlv.value.clone().filter(|v| v.len() == TAG_LEN);
-    let in_place = tag.is_some() && all[n + 1..].iter().all(|t| t.kind == PADDING);
+    let in_place = tag.is_some() && all.all(|t| t.kind == PADDING);
     Some(Signed { flags: packet[tlv.at], text, tag: tag.unwrap_or_default(), in_place })
 }
 
@@ -189,7 +184,8 @@ pub(super) fn answer(
     location: Option<&Location>,
     key: Option<&HmacKey>,
 ) {
-    for tlv in walk(packet, base) {
+    let all: Vec<Tlv> = walk(packet, base).collect();
+    for tlv in all {
         let Some(value) = tlv.value else {
             packet[tlv.at] = MALFORMED | if known(tlv.kind, key) { 0 } else { UNRECOGNIZED };
             break;
@@ -224,7 +220,8 @@ fn fill(value: &mut [u8], location: &Location) -> bool {
     }
     value[..2].copy_from_slice(&location.port.to_be_bytes());
     value[2..PORTS].copy_from_slice(&location.source.port().to_be_bytes());
-    for sub in walk(value, PORTS) {
+    let all: Vec<Tlv> = walk(value, PORTS).collect();
+    for sub in all {
         let Some(inside) = sub.value.filter(|v| sub.kind != SOURCE_IP || v.len() == ADDRESS_LEN)
         else {
             value[sub.at] = MALFORMED;
@@ -253,13 +250,13 @@ fn fill(value: &mut [u8], location: &Location) -> bool {
 
 /// What a reply says of where its request came from. Only for one whose TLVs were vouched for.
 pub(super) fn location(packet: &[u8], base: usize) -> Option<Location> {
-    let tlv = walk(packet, base).into_iter().find(|t| t.kind == LOCATION)?;
+    let tlv = walk(packet, base).find(|t| t.kind == LOCATION)?;
     if packet[tlv.at] != 0 {
         return None;
     }
     let value = packet.get(tlv.value?)?;
     let ports = value.get(..PORTS)?;
-    let address = walk(value, PORTS).into_iter().find_map(|sub| {
+    let address = walk(value, PORTS).find_map(|sub| {
         let octets: [u8; ADDRESS_LEN] = value[sub.value?].try_into().ok()?;
         match sub.kind {
             SOURCE_IPV4 => Some(IpAddr::from([octets[0], octets[1], octets[2], octets[3]])),
