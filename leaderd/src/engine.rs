@@ -4,13 +4,11 @@
 //! drops or supersedes when full. Both clocks are read once per input.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::io::{Effect, Input};
-use leaderd_core::mesh::Mesh;
 use leaderd_core::node::Node;
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
@@ -76,8 +74,6 @@ pub struct Shells {
     pub control: Control,
     pub writer: Writer,
     pub programs: watch::Sender<Program>,
-    /// The mesh in force, for whoever has to know.
-    pub meshes: watch::Sender<Arc<Mesh>>,
     pub recorder: Option<Recorder>,
     pub counters: Counters,
     /// Counted up when what this node makes of a decision may have changed, for those who would else ask all the time.
@@ -186,7 +182,6 @@ impl Engine {
 
     fn peers_changed(&mut self) {
         let mesh = self.node.mesh().clone();
-        self.shells.meshes.send_replace(mesh.clone());
         self.shells.control.set_peers(&self.node.peers());
         if let Err(error) = self.shells.probes.set_ports(&mesh.probe_ports) {
             tracing::error!(%error, "the new probe ports are not in use: the old ones stay");
@@ -277,9 +272,12 @@ impl Engine {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD as BASE64;
     use leaderd_core::io::{Persist, Ticket};
+    use leaderd_core::mesh::Mesh;
     use leaderd_core::node::NodeConfig;
     use leaderd_core::probe::keys::ProbeKeys;
 
@@ -350,7 +348,6 @@ mod tests {
             control,
             writer,
             programs: watch::channel(None).0,
-            meshes: watch::channel(mesh).0,
             recorder: None,
             counters,
             decided: watch::channel(0).0,

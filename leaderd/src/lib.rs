@@ -13,7 +13,6 @@ pub mod counters;
 pub mod engine;
 #[cfg(test)]
 mod fixture;
-pub mod kilo;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod lan;

@@ -8,11 +8,9 @@ mod observe;
 mod steward;
 mod sysctl;
 mod watch;
-mod way;
 
 pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
 pub use link::{LinkState, LinkWatch};
-pub use observe::Scope;
+pub use observe::{Scope, our_rules};
 pub use steward::{ProgramError, RepairError, Report, Steward};
 pub use watch::{Drift, watch};
-pub use way::{Way, WayNews, Ways};

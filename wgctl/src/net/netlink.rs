@@ -198,23 +198,6 @@ impl Netlink {
         Ok(results)
     }
 
-    /// Asks for one object.
-    pub fn get(&mut self, message: Message) -> Result<Received, Failed> {
-        let sequence = self.sequence;
-        self.sequence = self.sequence.wrapping_add(1);
-        let broken = |e: io::Error| Failed { errno: e.raw_os_error().unwrap_or(5), message: None };
-        self.socket.send(&message.finish(sequence), 0).map_err(broken)?;
-        loop {
-            let (bytes, _) = self.socket.recv_from_full().map_err(broken)?;
-            for (_, message) in split(&bytes).filter(|(got, _)| *got == sequence) {
-                if message.kind != NLMSG_ERROR {
-                    return Ok(message);
-                }
-                failure(&message)?;
-            }
-        }
-    }
-
     /// Asks for all objects of a kind.
     pub fn dump(&mut self, message: Message) -> io::Result<Vec<Received>> {
         let sequence = self.sequence;

@@ -221,7 +221,7 @@ impl Node {
                 }
             }
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
-            Input::Kilo(facts) => self.kilo_facts(facts),
+            Input::Carried(rules) => self.carried_before(rules),
         }
         self.pump(now);
         self.steer(now);

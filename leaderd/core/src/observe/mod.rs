@@ -19,7 +19,6 @@ mod cause;
 mod evidence;
 mod flight;
 mod judge;
-mod kilo;
 mod new_mesh;
 mod rtt;
 mod schedule;
@@ -90,11 +89,6 @@ pub enum ObserverOutput {
         at: WallTime,
         blackout: Option<Duration>,
     },
-    /// Kilo's way to this location, which is being tried, passes now, or no longer does.
-    Kilo {
-        location: LocationName,
-        passes: bool,
-    },
     Log {
         level: LogLevel,
         message: String,
@@ -109,7 +103,6 @@ enum Timer {
     Round(usize),
     Report(usize),
     Verify(usize),
-    Kilo(usize),
     /// A loss begins to count.
     Judge(usize),
     /// The next service of a location.
@@ -207,7 +200,6 @@ impl Observer {
                 Timer::Round(at) => rounds.push(at),
                 Timer::Report(at) => self.report(now, at),
                 Timer::Verify(at) => self.verify_tick(now, at),
-                Timer::Kilo(at) => self.kilo_tick(now, at),
                 Timer::Judge(at) => drop(dirty.insert(at)),
                 Timer::Service(at) => self.service_round(now, at),
                 Timer::Asked(id) => self.asked_timeout(now, id),
@@ -242,6 +234,12 @@ impl Observer {
             let mut paths = self.watches[at].paths.iter();
             paths.any(|p| p.slot == slot && p.verdict == Verdict::Forwarding)
         })
+    }
+
+    /// This node's own evidence says that nothing gets through any candidate of the location. Where some packets do (others are
+    /// lost, too large, or of new flows), another way would cross the same nodes.
+    pub fn is_cut_off(&self, location: &LocationName) -> bool {
+        self.by_name.get(location).is_some_and(|&at| self.watches[at].is_cut_off())
     }
 
     /// Whom this node would choose by its own evidence: the first of the ranking that forwards.

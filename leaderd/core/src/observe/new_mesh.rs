@@ -65,9 +65,6 @@ impl Observer {
             if let Some(v) = watch.verify.as_ref() {
                 self.timers.insert((v.next, Timer::Verify(at)));
             }
-            if let Some(k) = watch.kilo.as_ref() {
-                self.timers.insert((k.next, Timer::Kilo(at)));
-            }
             self.watches.push(watch);
         }
         let peers: BTreeSet<_> = mesh.nodes.values().map(|n| n.wireguard_key).collect();

@@ -110,7 +110,7 @@ impl<'a> Build<'a> {
         for &family in self.families() {
             let members = leaders.iter().map(|&s| candidate_nexthop(s, family));
             let Some(id) = self.group(leaders_group(family), members) else { continue };
-            for location in self.other_locations() {
+            for location in self.routed_locations() {
                 let table = self.table_to(location);
                 for prefix in self.sites[location].prefixes.clone() {
                     if Family::of_net(&prefix) == family {

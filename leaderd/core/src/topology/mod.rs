@@ -43,9 +43,6 @@ pub const ROUTE_TABLE: u32 = 254;
 /// Preference of our rules: after the kernel's own for local addresses (0), before `main` (32766) and Kilo's (32764 and up).
 pub const RULE_PRIORITY: u32 = 76;
 
-/// Firewall mark of packets that go as if our rules were not there: probes of Kilo's own way.
-pub const UNSTEERED_MARK: u32 = 0x4c45;
-
 /// What a node's network follows from.
 #[derive(Debug, Clone, Copy)]
 pub struct TopologyInput<'a> {
@@ -60,7 +57,7 @@ pub struct TopologyInput<'a> {
     /// The device that holds this node's LAN address, as the shell found it; the mesh file's `device` wins. Without
     /// either, overlays `direct` and `external` have no routes over the LAN.
     pub lan_device: Option<&'a InterfaceName>,
-    /// Remote locations that Kilo serves as well, and to which our routes carry all the same. See [`steered_table`].
+    /// Remote locations that Kilo serves as well, or that are only observed now, to which our routes carry. See [`steered_table`].
     pub carried: &'a BTreeSet<LocationName>,
 }
 
@@ -122,6 +119,14 @@ impl<'a> Build<'a> {
         self.sites.keys().copied().filter(|&l| *l != self.me.location).collect()
     }
 
+    /// Those that routes of ours lead to: not where traffic is only observed.
+    fn routed_locations(&self) -> Vec<&'a LocationName> {
+        let observed = |l: &LocationName| {
+            self.mesh().observed_between(&self.me.location, l) && !self.input.carried.contains(l)
+        };
+        self.other_locations().into_iter().filter(|l| !observed(l)).collect()
+    }
+
     fn leaders(&self, location: &LocationName) -> Vec<Slot> {
         known_leaders(self.input, location)
     }
@@ -145,7 +150,9 @@ impl<'a> Build<'a> {
 
     /// The table for what is sent to a remote location; with the rule to it, if our routes carry there.
     fn table_to(&mut self, location: &LocationName) -> u32 {
-        if !self.mesh().kilo_between(&self.me.location, location) {
+        if !self.mesh().kilo_between(&self.me.location, location)
+            && !self.input.carried.contains(location)
+        {
             return ROUTE_TABLE;
         }
         let Some(table) = steered_table(self.mesh(), location) else { return ROUTE_TABLE };
@@ -156,7 +163,6 @@ impl<'a> Build<'a> {
                 from: None,
                 to: None,
                 iif: None,
-                unless_mark: Some(UNSTEERED_MARK),
                 table,
             });
         }
