@@ -33,7 +33,8 @@ const STEP_BACK: Duration = Duration::from_secs(3);
 /// (`REKEY_TIMEOUT`). A round trip and the spread of what both ends see are shorter.
 const YIELD: Duration = Duration::from_millis(1500);
 
-/// How often it is looked at again while something is not as it usually is.
+/// How often a candidate looks again: while all is as usual, and while it is not.
+const CALM: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Default)]
@@ -178,6 +179,7 @@ impl Node {
         }
         if !observer.is_cut_off(location) {
             self.steer.cut_off.remove(location);
+            self.steer.look_again(now.mono + CALM);
             return false;
         }
         let since = *self.steer.cut_off.entry(location.clone()).or_insert(now.mono);

@@ -205,7 +205,7 @@ impl Watch {
         self.leaders = old.leaders;
         self.report_seq = old.report_seq;
         self.rtt = old.rtt;
-        self.verify = old.verify.map(Verify::forget_targets);
+        self.verify = old.verify.filter(|_| !self.observed).map(Verify::forget_targets);
     }
 
     pub(super) fn interval(&self, policy: &Policy, now: Instant) -> Duration {
