@@ -52,8 +52,7 @@ pub struct LocationPoolSpec {
     /// What is otherwise here than in the rest of the mesh.
     #[serde(default, skip_serializing_if = "is_default")]
     pub policy: Policy,
-    /// native: leaderd's own routes carry the workload. kilo: they do beside Kilo, which is told who leads and whose way is taken where
-    /// leaderd's does not get through. observe: nothing is changed; events say what would have been done.
+    /// native: leaderd's own routes carry the workload. kilo: they do beside Kilo, which is told who leads. observe: nothing is changed.
     #[serde(default)]
     pub steering: SteeringKind,
     /// No automatic failover while true.

@@ -26,6 +26,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use leaderd_core::cluster::{self, ClusterView, Subject, names};
 use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::Mesh;
