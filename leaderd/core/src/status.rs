@@ -42,8 +42,7 @@ pub struct LocationStatus {
     pub candidates: Vec<CandidateStatus>,
     /// Who would lead if the leader failed now.
     pub next: Option<NodeName>,
-    /// Where Kilo steers too: whether this node's traffic to the location takes leaderd's routes now (`true`), or Kilo's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// With steering `kilo` or `observe`: whether this node's traffic to the location takes leaderd's routes now.
     pub carried: Option<bool>,
     /// Why nothing would move although the leader is degraded, or what else an operator should know.
     pub notes: Vec<String>,
