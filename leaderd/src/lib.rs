@@ -14,7 +14,6 @@ pub mod counters;
 pub mod engine;
 #[cfg(test)]
 mod fixture;
-pub mod kilo;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod lan;

@@ -1,16 +1,17 @@
 //! `leaderd run`: everything is opened in the order in which a failure does least harm, and only then started.
 //! A start that fails leaves the data path of an earlier run as it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
-use leaderd_core::ids::NodeName;
+use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::Input;
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
+use leaderd_core::topology::steered_location;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,7 +24,6 @@ use crate::clock::Clock;
 use crate::control::Control;
 use crate::counters::Counters;
 use crate::engine::{Engine, MAX_INPUTS, MAX_REQUESTS, Shells};
-use crate::kilo::KiloNodes;
 use crate::lan::LanDevice;
 use crate::network::KernelSteward;
 use crate::probes::Probes;
@@ -31,7 +31,7 @@ use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{addresses, confine, kilo, log, metrics, network, reload, resolve};
+use crate::{addresses, confine, log, metrics, network, reload, resolve};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -42,7 +42,6 @@ struct Start {
     mesh: Mesh,
     keys: Keys,
     source: MeshSource,
-    kilo_nodes: watch::Receiver<KiloNodes>,
     counters: Counters,
 }
 
@@ -84,9 +83,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     run_on(runtime, async {
         let source = MeshSource::File(MeshFile::new(args.mesh.clone()));
-        // Nobody tells a daemon without Kubernetes whose keys Kilo's peers are.
-        let (_, kilo_nodes) = watch::channel(KiloNodes::default());
-        let start = Start { me, mesh, keys, source, kilo_nodes, counters: Counters::default() };
+        let start = Start { me, mesh, keys, source, counters: Counters::default() };
         serve(args, start, |_| {}).await
     })?;
     Ok(ExitCode::SUCCESS)
@@ -129,8 +126,7 @@ async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     waiting.end().await;
     let source = MeshSource::Cluster(cluster.meshes());
-    let kilo_nodes = cluster.kilo_nodes();
-    let start = Start { me, mesh: first, keys, source, kilo_nodes, counters };
+    let start = Start { me, mesh: first, keys, source, counters };
     serve(args, start, |daemon| cluster.attach(daemon)).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -154,7 +150,7 @@ pub fn told(error: &anyhow::Error) -> String {
 
 /// `started` is handed the running daemon.
 async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> anyhow::Result<()> {
-    let Start { me, mesh: file, keys, source, kilo_nodes, counters } = start;
+    let Start { me, mesh: file, keys, source, counters } = start;
     let clock = Clock::default();
     let location = file.node(&me).context("this node")?.location.clone();
     tracing::info!(
@@ -203,8 +199,8 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
-    tokio::spawn(addresses::watch(me.clone(), meshes_rx.clone(), inputs.clone()));
-    kilo::start(me.clone(), meshes_rx, kilo_nodes, inputs.clone())?;
+    tokio::spawn(addresses::watch(me.clone(), meshes_rx, inputs.clone()));
+    inputs.send(Input::Carried(carried_before(&mesh))).await?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
         mesh,
@@ -262,6 +258,15 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     Engine::new(node, clock, shells, inputs_rx, requests).run(stop).await;
     tracing::info!("stopped; forwarding stays as it is");
     Ok(())
+}
+
+/// Remote locations with a rule of ours: where a daemon before this one was carrying beside Kilo.
+fn carried_before(mesh: &Mesh) -> BTreeSet<LocationName> {
+    let rules = wgctl::net::our_rules().unwrap_or_else(|error| {
+        tracing::error!(%error, "cannot read the kernel's rules: it is not known where leaderd carried before");
+        BTreeSet::new()
+    });
+    rules.iter().filter_map(|r| steered_location(mesh, r.table)).cloned().collect()
 }
 
 /// What --node says, else the host's name.

@@ -15,6 +15,8 @@ mod alone;
 mod beside;
 #[path = "kilo/chart.rs"]
 mod chart;
+#[path = "kilo/observe.rs"]
+mod observe;
 #[path = "kilo/race.rs"]
 mod race;
 
@@ -57,6 +59,8 @@ const TESTS: &[Test] = &[
         "api_server_away_for_so_long_that_kilo_flaps",
         (Beside::Leaderd, agent::the_api_server_is_away_for_long),
     ),
+    ("observed_then_steered_and_observed_again", (Beside::Watching, observe::observed_and_back)),
+    ("no_tunnel_gets_through", (Beside::Leaderd, observe::no_tunnel_gets_through)),
     (
         "an_older_epoch_never_undoes_a_newer_one",
         (Beside::Leaderd, race::an_older_epoch_never_undoes_a_newer_one),

@@ -182,16 +182,9 @@ fn two_planes() -> Network {
         route("10.46.0.0/16"),
         RouteVia::Gateway { dev: dev("lvx0"), gateway, onlink: true },
     );
-    let any = Rule {
-        family: Family::V4,
-        priority: 76,
-        from: None,
-        to: None,
-        iif: None,
-        unless_mark: None,
-        table: 7946,
-    };
-    net.rules.insert(Rule { unless_mark: Some(0x4c45), table: 760_001, ..any.clone() });
+    let any =
+        Rule { family: Family::V4, priority: 76, from: None, to: None, iif: None, table: 7946 };
+    net.rules.insert(Rule { table: 760_001, ..any.clone() });
     net.rules.insert(Rule {
         from: Some("10.42.9.0/24".parse().unwrap()),
         iif: Some(dev("eth9")),
@@ -218,7 +211,6 @@ fn two_planes() -> Network {
         from: None,
         to: None,
         iif: None,
-        unless_mark: None,
         table: 760_007,
     });
     // A location's IPv6 lies in a table of its own, and the ways for probes in `main`.
@@ -233,7 +225,6 @@ fn two_planes() -> Network {
         from: None,
         to: None,
         iif: None,
-        unless_mark: None,
         table: 760_007,
     });
     for plane in 0..2u8 {

@@ -75,8 +75,9 @@ pub enum Input {
     Resolved(BTreeMap<String, IpAddr>),
     /// A new mesh file was read and found good.
     MeshChanged(Box<Mesh>),
-    /// What Kilo does on this node. Sent once at the start, and when it changes; a mesh that Kilo steers waits for it.
-    Kilo(KiloFacts),
+    /// Remote locations with a rule of ours in the kernel: where a daemon before this one was carrying. Told once, at the start;
+    /// a mesh that Kilo steers is not programmed before.
+    Carried(BTreeSet<LocationName>),
     /// The TCP connect of a `service` probe with a request succeeded; the answer is awaited.
     ProbeConnected {
         probe: ProbeId,
@@ -92,16 +93,6 @@ pub enum Input {
 pub struct HeldAddress {
     pub device: InterfaceName,
     pub address: IpAddr,
-}
-
-/// What Kilo does on this node, as the kernel has it, whatever Kilo means to do.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct KiloFacts {
-    /// By remote location: the node that packets to it go to next were our rules not there. On Kilo's leader that is the
-    /// node at the far end of its tunnel; elsewhere the leader of the own location. Missing where it goes nowhere, or to a stranger.
-    pub ways: BTreeMap<LocationName, NodeName>,
-    /// Remote locations with a rule of ours in the kernel: what a daemon before this one was carrying.
-    pub rules: BTreeSet<LocationName>,
 }
 
 /// Why a probe failed at once.
@@ -204,8 +195,6 @@ pub struct ProbeSend {
     pub class: ProbeClass,
     /// Bind to `wgl{slot}` (SO_BINDTODEVICE); `None`: the ordinary routes.
     pub via: Option<Slot>,
-    /// Mark it ([`UNSTEERED_MARK`](crate::topology::UNSTEERED_MARK)), so that it goes as if our rules were not there: Kilo's way.
-    pub unsteered: bool,
     pub source: IpAddr,
     pub target: SocketAddr,
     pub flow: Flow,

@@ -47,8 +47,7 @@ pub struct LocationStatus {
     pub candidates: Vec<CandidateStatus>,
     /// Who would lead if the leader failed now.
     pub next: Option<NodeName>,
-    /// Where Kilo steers too: whether this node's traffic to the location takes leaderd's routes now (`true`), or Kilo's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// With steering `kilo` or `observe`: whether this node's traffic to the location takes leaderd's routes now.
     pub carried: Option<bool>,
     /// Where the sources of this node's probes do not survive on the way to another location.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -13,7 +13,7 @@ use crate::time::WallTime;
 use crate::verdict::{Cause, Report};
 
 /// First byte of every frame.
-pub const FRAME_VERSION: u8 = 2;
+pub const FRAME_VERSION: u8 = 3;
 
 /// Longest frame, in bytes. A Raft snapshot of [`crate::state::MAX_EVENTS`] events fits.
 pub const MAX_FRAME: usize = 4 << 20;
@@ -115,6 +115,9 @@ pub struct Hello {
     pub digest: Vec<CandidateStatus>,
     /// From a leader of the location to its plain members: decisions of other locations, a few in each hello.
     pub remote: Vec<Decision>,
+    /// From a candidate to the plain members of its location: other locations that Kilo steers as well and that its routes do not
+    /// carry to. `None` before it has programmed any.
+    pub uncarried: Option<Vec<LocationName>>,
 }
 
 /// Why bytes are no frame.

@@ -52,7 +52,7 @@ pub struct LocationPoolSpec {
     /// What is otherwise here than in the rest of the mesh.
     #[serde(default, skip_serializing_if = "is_default")]
     pub policy: Policy,
-    /// native: leaderd's own routes carry the workload. kilo: Kilo's do, and leaderd tells Kilo who leads.
+    /// native: leaderd's own routes carry the workload. kilo: they do beside Kilo, which is told who leads. observe: nothing is changed.
     #[serde(default)]
     pub steering: SteeringKind,
     /// No automatic failover while true.
@@ -168,6 +168,7 @@ pub enum SteeringKind {
     #[default]
     Native,
     Kilo,
+    Observe,
 }
 
 /// The definition as it is applied.
@@ -251,6 +252,7 @@ impl From<LocationPoolSpec> for PoolSpec {
             steering: match spec.steering {
                 SteeringKind::Native => Steering::Native,
                 SteeringKind::Kilo => Steering::Kilo,
+                SteeringKind::Observe => Steering::Observe,
             },
             freeze: spec.freeze,
             drained: spec.drained.into_iter().collect(),

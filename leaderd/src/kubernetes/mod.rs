@@ -32,11 +32,9 @@ use leaderd_core::cluster::{self, ClusterView, Subject, names};
 use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::Mesh;
 use tokio::sync::{mpsc, watch};
-use wgctl_plan::WgPublicKey;
 
 use crate::cli::RunArgs;
 use crate::counters::Counters;
-use crate::kilo::KiloNodes;
 use crate::run::Daemon;
 use crate::secrets::Keys;
 
@@ -106,21 +104,10 @@ fn settings(path: &std::path::Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// What Kilo has published of its nodes, and which nodes are there.
-fn kilo_nodes(view: &ClusterView) -> KiloNodes {
-    let keys = view.nodes.values().filter_map(|node| {
-        let key = BASE64.decode(node.annotations.get(names::KILO_KEY)?).ok()?;
-        Some((WgPublicKey(key.try_into().ok()?), node.name.parse().ok()?))
-    });
-    let ready = view.nodes.values().filter(|n| n.ready).filter_map(|n| n.name.parse().ok());
-    KiloNodes { keys: keys.collect(), ready: ready.collect() }
-}
-
 /// The running shell.
 #[derive(Debug)]
 pub struct Handle {
     meshes: watch::Receiver<Option<Arc<Mesh>>>,
-    kilo: watch::Receiver<KiloNodes>,
     daemon: mpsc::Sender<Daemon>,
 }
 
@@ -131,9 +118,8 @@ pub struct Handle {
 pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle> {
     let api = api().await?;
     let (meshes, meshes_rx) = watch::channel(None);
-    let (kilo, kilo_rx) = watch::channel(KiloNodes::default());
     let (daemon, daemon_rx) = mpsc::channel(1);
-    let out = shell::Out { meshes, kilo };
+    let out = shell::Out { meshes };
     std::thread::Builder::new().name("kubernetes".to_owned()).spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
@@ -150,7 +136,7 @@ pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle>
             );
         }
     })?;
-    Ok(Handle { meshes: meshes_rx, kilo: kilo_rx, daemon })
+    Ok(Handle { meshes: meshes_rx, daemon })
 }
 
 async fn api() -> anyhow::Result<kube::Config> {
@@ -177,11 +163,6 @@ impl Handle {
         self.meshes.clone()
     }
 
-    /// What the cluster says of Kilo's nodes, as of now.
-    pub fn kilo_nodes(&self) -> watch::Receiver<KiloNodes> {
-        self.kilo.clone()
-    }
-
     /// The daemon runs: from now on the cluster is told what it knows.
     pub fn attach(&self, daemon: Daemon) {
         // The channel has room for the one that ever comes.
@@ -198,34 +179,7 @@ pub fn print_crd() -> anyhow::Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use leaderd_core::cluster::ClusterNode;
-
     use super::*;
-
-    #[test]
-    fn what_is_no_key_or_no_name_is_nobody_of_kilos() {
-        let node = |name: &str, key: &str| {
-            let node = ClusterNode {
-                name: name.to_owned(),
-                annotations: [(names::KILO_KEY.to_owned(), key.to_owned())].into(),
-                ready: name == "cloud-0",
-                ..ClusterNode::default()
-            };
-            (name.to_owned(), node)
-        };
-        let (key, short) = (BASE64.encode([7; 32]), BASE64.encode([7; 31]));
-        let nodes = [
-            node("cloud-0", &key),
-            node("cloud-1", "no key"),
-            node("cloud-2", &short),
-            node("No Name", &key),
-        ];
-        let view = ClusterView { nodes: nodes.into(), ..ClusterView::default() };
-        let cloud_0: NodeName = "cloud-0".parse().unwrap();
-        let found = kilo_nodes(&view);
-        assert_eq!(found.keys, [(WgPublicKey([7; 32]), cloud_0.clone())].into());
-        assert_eq!(found.ready, [cloud_0].into());
-    }
 
     #[test]
     fn no_settings_file_is_none_and_a_directory_in_its_place_is_a_mistake() {

@@ -112,7 +112,6 @@ mod tests {
             probe: ProbeId(id),
             class: ProbeClass::Service,
             via: None,
-            unsteered: false,
             source: "127.0.0.3".parse().unwrap(),
             target,
             flow: Flow::Fresh,

@@ -146,7 +146,6 @@ mod tests {
             probe: ProbeId(id),
             class: ProbeClass::NewFlow,
             via: None,
-            unsteered: false,
             source,
             target,
             flow,

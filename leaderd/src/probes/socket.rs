@@ -6,7 +6,6 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use leaderd_core::io::ProbeSend;
 use leaderd_core::mesh::plane;
-use leaderd_core::topology::UNSTEERED_MARK;
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -43,9 +42,6 @@ fn bound(probe: &ProbeSend, ty: Type, protocol: Protocol) -> io::Result<Socket> 
     let socket = Socket::new(Domain::for_address(probe.target), ty.nonblocking(), Some(protocol))?;
     if let Some(slot) = probe.via {
         socket.bind_device(Some(plane(slot).as_str().as_bytes()))?;
-    }
-    if probe.unsteered {
-        socket.set_mark(UNSTEERED_MARK)?;
     }
     socket.bind(&SocketAddr::new(probe.source, 0).into())?;
     Ok(socket)

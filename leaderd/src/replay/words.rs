@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
 
-use leaderd_core::ids::NodeName;
+use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::{Effect, Input, LogLevel};
 use leaderd_core::state::Event;
 use leaderd_core::time::WallTime;
@@ -182,7 +182,7 @@ pub fn kind(input: &Input) -> &'static str {
         Input::Admin { .. } => "commands",
         Input::Resolved(_) => "endpoints resolved",
         Input::MeshChanged(_) => "mesh files",
-        Input::Kilo(_) => "what Kilo does",
+        Input::Carried(_) => "what was carried before",
         Input::Addresses(_) => "addresses held",
         Input::LanMtu(_) => "MTUs of the LAN",
     }
@@ -218,9 +218,12 @@ pub fn input(input: &Input) -> String {
         Input::Addresses(held) => format!("{} addresses within this node's prefixes", held.len()),
         Input::LanMtu(Some(mtu)) => format!("the LAN device has an MTU of {mtu}"),
         Input::LanMtu(None) => "there is no LAN device".to_owned(),
-        Input::Kilo(facts) => {
-            let ways = facts.ways.iter().map(|(l, n)| format!("to {l} through {n}"));
-            format!("Kilo goes {}", ways.collect::<Vec<_>>().join(", "))
+        Input::Carried(rules) => {
+            let names: Vec<&str> = rules.iter().map(LocationName::as_str).collect();
+            format!(
+                "carried to before: {}",
+                if names.is_empty() { "none".into() } else { names.join(", ") }
+            )
         }
     }
 }

@@ -24,7 +24,12 @@ pub fn pool_path(name: &str) -> String {
 }
 
 /// Installs the chart with a pool for each location, and says how the world's daemons are to be started.
-pub fn prepare(world: &mut World, control: &ControlPlane, programs: &Programs) -> Result<()> {
+pub fn prepare(
+    world: &mut World,
+    control: &ControlPlane,
+    programs: &Programs,
+    steering: &str,
+) -> Result<()> {
     let api = control.api(User::Admin)?;
     let namespace =
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
@@ -37,11 +42,12 @@ pub fn prepare(world: &mut World, control: &ControlPlane, programs: &Programs) -
     control.kubectl(&["wait", "--for=condition=established", "--timeout=60s", crd], "")?;
     let pools = world.topology.locations.iter().map(|l| format!("pools.{0}.location={0}", l.name));
     let values: Vec<String> = pools
+        // The stand-in is Kilo beside flannel.
         .chain(
-            // The stand-in is Kilo beside flannel.
             ["image.repository=leaderd", "admissionPolicy.enabled=true", "overlay=flannel"]
                 .map(String::from),
         )
+        .chain([format!("steering={steering}")])
         .collect();
     control.kubectl(&["apply", "-f", "-"], &render(programs, &values.join(","))?)?;
     let of_chart = api.get("/api/v1/namespaces/leaderd/configmaps/leaderd-settings")?;

@@ -1,6 +1,6 @@
 //! `kilo0` and Kilo's routes on one node: what is wanted, done in Kilo's order (address, configuration, link, routes last).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::process::Stdio;
 
@@ -19,6 +19,8 @@ pub struct Device {
     /// What kilo0 has.
     configuration: String,
     wanted: Wanted,
+    /// Routes that an agent before it left behind.
+    found: BTreeSet<String>,
 }
 
 impl Device {
@@ -36,7 +38,7 @@ impl Device {
         child.stdin.take().context("no stdin")?.write_all(secret.as_bytes())?;
         let public = String::from_utf8(child.wait_with_output()?.stdout)?.trim().to_owned();
         let (configuration, wanted) = (String::new(), Wanted::default());
-        let mut this = Self { secret, public, configuration, wanted };
+        let mut this = Self { secret, public, configuration, wanted, found: BTreeSet::new() };
         this.boot(node)?;
         Ok(this)
     }
@@ -44,14 +46,15 @@ impl Device {
     /// The device anew, with the key that is on disk; nothing of before is left.
     pub fn boot(&mut self, node: &LabNode) -> Result<()> {
         self.restart();
+        self.found.clear();
         self.configuration.clear();
         let _ = node.ns.ip("route flush proto static\n");
         overlay::start_tunnel(node, DEVICE, &self.configuration(&Wanted::default()))
     }
 
-    /// Another agent knows nothing of the routes of the one before, and finds its configuration.
+    /// Another agent finds the configuration and the routes of the one before, and does not take those for its own.
     pub fn restart(&mut self) {
-        self.wanted = Wanted::default();
+        self.found.extend(std::mem::take(&mut self.wanted).routes.into_keys());
     }
 
     fn configuration(&self, wanted: &Wanted) -> String {
@@ -94,10 +97,11 @@ impl Device {
     }
 
     /// What Kilo does on SIGTERM (`--clean-up`, its default): its routes go; kilo0 stays as it is, with its peers, as
-    /// `--clean-up-interface` is not its default.
+    /// `--clean-up-interface` is not its default. Routes that it found stay as well (seen with real Kilo).
     pub fn clean_up(&mut self, node: &LabNode) -> Result<()> {
-        let lines = deletions(&self.wanted.routes, &BTreeMap::new());
-        self.restart();
+        let mut own = std::mem::take(&mut self.wanted).routes;
+        own.retain(|to, _| !self.found.contains(to));
+        let lines = deletions(&own, &BTreeMap::new());
         node.ns.ip(&lines)
     }
 }

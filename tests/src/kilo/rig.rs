@@ -88,6 +88,8 @@ pub enum Beside {
     /// leaderd's chart is installed, and no daemon runs.
     Chart,
     Leaderd,
+    /// leaderd only observes.
+    Watching,
 }
 
 /// Builds it in a sandbox of its own and runs `test` there, whose line about what it saw comes back. Logs are kept in `logs`, which is
@@ -124,7 +126,8 @@ pub fn in_lab(
 impl Rig {
     fn build(beside: Beside, programs: &Programs, options: Options, dir: &LabDir) -> Result<Self> {
         let scenario = Scenario::parse("kilo", TWO_LOCATIONS)?;
-        let leaderd = (beside == Beside::Leaderd).then(|| programs.leaderd.clone());
+        let daemons = matches!(beside, Beside::Leaderd | Beside::Watching);
+        let leaderd = daemons.then(|| programs.leaderd.clone());
         let mut world = World::build(&scenario, dir, leaderd)?;
         world.manage()?;
         let control = ControlPlane::start(programs, &world.dir.join("cluster"))?;
@@ -133,11 +136,12 @@ impl Rig {
         cluster::create_nodes(&api, &world)?;
         flannel::set_up(&world)?;
         if beside != Beside::Nobody {
-            beside::prepare(&mut world, &control, programs)?;
+            let steering = if beside == Beside::Watching { "observe" } else { "kilo" };
+            beside::prepare(&mut world, &control, programs, steering)?;
         }
         let world = Arc::new(world);
         let kilo = Agents::start(programs.kg.as_deref(), &world, &control)?;
-        if beside == Beside::Leaderd {
+        if daemons {
             world.start_daemons()?;
         }
         Ok(Self { options, world, control, kilo, api, programs: programs.clone() })

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use wgctl_lab::{System, system::Leaderd};
 
-use super::beside::{LOCATION, annotated, led_by, pair, pool_text, ready, steered, stepped_back};
+use super::beside::{LOCATION, annotated, led_by, pair, pool_text, ready, steered, still_carrying};
 
 /// How long nothing must come of what was done.
 const LOOK: Duration = Duration::from_secs(5);
@@ -44,7 +44,7 @@ pub fn an_older_epoch_never_undoes_a_newer_one(rig: &mut Rig) -> Result<String> 
             break (name, decided);
         }
         pause(rig, false)?;
-        stepped_back(rig)?;
+        still_carrying(rig)?;
         (from, to) = (to, from);
     };
     let path = node_path(&name);
@@ -85,7 +85,7 @@ pub fn an_older_epoch_never_undoes_a_newer_one(rig: &mut Rig) -> Result<String> 
         },
     )?;
     steered(rig, "True", "")?;
-    stepped_back(rig)?;
+    still_carrying(rig)?;
     std::thread::sleep(LOOK);
     let after = writes(rig)?.split_off(before + during.len());
     let done = |w: &&Write| w.status == 200;

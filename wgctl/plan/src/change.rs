@@ -196,9 +196,6 @@ impl fmt::Display for Rule {
         if let Some(iif) = &self.iif {
             write!(f, " iif {iif}")?;
         }
-        if let Some(mark) = self.unless_mark {
-            write!(f, " not fwmark {mark:#x}")?;
-        }
         write!(f, " lookup {}", self.table)
     }
 }

@@ -260,8 +260,5 @@ pub struct Rule {
     pub from: Option<IpNet>,
     pub to: Option<IpNet>,
     pub iif: Option<InterfaceName>,
-    /// Only packets without this firewall mark. Where it is set, no other condition may be: the kernel turns the whole
-    /// selector round (`FIB_RULE_INVERT`).
-    pub unless_mark: Option<u32>,
     pub table: u32,
 }

@@ -92,7 +92,6 @@ fn rule() -> impl Strategy<Value = Rule> {
         from: None,
         to: None,
         iif: None,
-        unless_mark: None,
         table: 100,
     })
 }

@@ -75,11 +75,9 @@ pub const FRA_DST: u16 = 1;
 pub const FRA_SRC: u16 = 2;
 pub const FRA_IIFNAME: u16 = 3;
 pub const FRA_PRIORITY: u16 = 6;
-pub const FRA_FWMARK: u16 = 10;
 pub const FRA_TABLE: u16 = 15;
 pub const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
-pub const FIB_RULE_INVERT: u32 = 2;
 const RT_SCOPE_NOWHERE: u8 = 255;
 const RT_SCOPE_LINK: u8 = 253;
 
@@ -243,8 +241,7 @@ fn rule(kind: u16, flags: u16, rule: &Rule) -> Message {
         0,
         FR_ACT_TO_TBL,
     ];
-    let invert = if rule.unless_mark.is_some() { FIB_RULE_INVERT } else { 0 };
-    header.extend_from_slice(&invert.to_ne_bytes());
+    header.extend_from_slice(&[0; 4]);
     let mut message = Message::new(kind, flags, &header)
         .attr_u32(FRA_PRIORITY, rule.priority)
         .attr_u32(FRA_TABLE, rule.table)
@@ -254,9 +251,6 @@ fn rule(kind: u16, flags: u16, rule: &Rule) -> Message {
     }
     if let Some(from) = rule.from {
         message = message.attr(FRA_SRC, &address_bytes(&from.network()));
-    }
-    if let Some(mark) = rule.unless_mark {
-        message = message.attr_u32(FRA_FWMARK, mark);
     }
     match &rule.iif {
         Some(iif) => message.attr_str(FRA_IIFNAME, iif.as_str()),

@@ -11,12 +11,10 @@ mod steward;
 mod sysctl;
 mod untracked;
 mod watch;
-mod way;
 
 pub use addresses::{AddressNews, Held, held_addresses};
 pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
 pub use link::{LinkState, LinkWatch};
-pub use observe::Scope;
+pub use observe::{Scope, our_rules};
 pub use steward::{ProgramError, RepairError, Report, Steward};
 pub use watch::{Drift, watch};
-pub use way::{Way, WayNews, Ways};

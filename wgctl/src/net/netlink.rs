@@ -280,7 +280,6 @@ impl Netlink {
             }
         }
     }
-
     /// Asks for all objects of a kind.
     pub fn dump(&mut self, message: Message) -> io::Result<Vec<Received>> {
         let sequence = self.sequence;

@@ -292,7 +292,17 @@ fn routes(
     Ok(())
 }
 
-pub(super) fn rules(netlink: &mut Netlink, family: u8, network: &mut Network) -> io::Result<()> {
+/// IPv4 rules with our protocol number, whoever made them.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn our_rules() -> io::Result<BTreeSet<Rule>> {
+    let mut network = Network::default();
+    rules(&mut Netlink::open()?, AF_INET, &mut network)?;
+    Ok(network.rules.into_inner())
+}
+
+fn rules(netlink: &mut Netlink, family: u8, network: &mut Network) -> io::Result<()> {
     let mut header = [0; 12];
     header[0] = family;
     for message in netlink.dump(Message::new(RTM_GETRULE, 0, &header))? {
@@ -311,9 +321,6 @@ pub(super) fn rules(netlink: &mut Netlink, family: u8, network: &mut Network) ->
             from: attrs.get(FRA_SRC).and_then(|b| prefix(family, Some(b), bytes[2])),
             to: attrs.get(FRA_DST).and_then(|b| prefix(family, Some(b), bytes[1])),
             iif: attrs.str(FRA_IIFNAME).and_then(|n| n.parse().ok()),
-            unless_mark: attrs
-                .u32(FRA_FWMARK)
-                .filter(|_| u32_at(bytes, 8).is_some_and(|flags| flags & FIB_RULE_INVERT != 0)),
             table: attrs.u32(FRA_TABLE).unwrap_or(u32::from(bytes[4])),
         });
     }

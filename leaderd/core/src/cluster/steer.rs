@@ -5,7 +5,7 @@
 //! somebody writes. An older decision never undoes a newer one: every change has the node's `resourceVersion` as precondition, and
 //! where a node shows a higher epoch nothing is changed at all.
 //!
-//! None of that is done before every node has had time to hear of the decision: its own routes carry the workload while Kilo changes.
+//! None of that is done before our routes have had time to carry: Kilo's change then costs the workload nothing.
 //!
 //! An annotation without an epoch beside it was set by a person. It is left alone, and reported.
 
@@ -17,12 +17,14 @@ use super::render::location_of;
 use super::task::{Action, NodeChange, Task};
 use super::view::{ClusterNode, ClusterView, names};
 use crate::ids::{Epoch, LocationName, NodeName};
-use crate::mesh::{Mesh, Steering};
+use crate::mesh::{Location, Mesh, Steering};
 use crate::status::{LocationStatus, Status};
 
-/// How long after a decision Kilo is told of it. Kilo breaks before it makes, some 50 ms after it is told; by then every node must
-/// have heard of the decision and have its own routes carry the workload. A busy machine took 150 ms for that.
+/// How long after a decision Kilo is told of it. Kilo breaks before it makes, some 50 ms after it is told; by then our routes must
+/// carry on every node, also where leaderd has just begun to steer. Members follow within a second.
 pub(super) const HEARD_OF: Duration = Duration::from_secs(2);
+/// The same while this node's own routes do not carry, because tunnels are being set up, or because nothing gets through them.
+pub(super) const NOT_CARRIED: Duration = Duration::from_secs(15);
 
 /// Value of the leader annotation: Kilo asks only whether it is there.
 const VALUE: &str = "leaderd";
@@ -107,8 +109,9 @@ pub fn kilo_changes(view: &ClusterView, mesh: &Mesh, status: &Status, me: &NodeN
         for change in changes {
             // Setting and removing are two tasks, each with a turn of its own. What is set first has waited for both.
             let sets = change.annotations.values().any(Option::is_some);
+            let heard_of = if carries(status) { HEARD_OF } else { NOT_CARRIED };
             let (verb, heard_of) =
-                if sets { ("set", HEARD_OF) } else { ("remove", Duration::ZERO) };
+                if sets { ("set", heard_of) } else { ("remove", Duration::ZERO) };
             let key = format!("{key}/{verb}/{}", change.node);
             tasks.push(Task { key, wait: heard_of + wait, action: Action::Annotate(change) });
         }
@@ -116,8 +119,17 @@ pub fn kilo_changes(view: &ClusterView, mesh: &Mesh, status: &Status, me: &NodeN
     tasks
 }
 
-pub(super) fn is_kilo(mesh: &Mesh, location: &LocationName) -> bool {
-    mesh.locations.get(location).is_some_and(|l| l.steering == Steering::Kilo)
+/// Kilo is told of decisions about the location. While another one is only observed it is not: a change of Kilo's leader would touch
+/// traffic between the two.
+fn is_kilo(mesh: &Mesh, location: &LocationName) -> bool {
+    let of = |l: &Location| l.steering;
+    mesh.locations.get(location).map(of) == Some(Steering::Kilo)
+        && !mesh.locations.values().any(|l| l.steering == Steering::Observe)
+}
+
+/// This daemon's own routes carry between its location and all others that Kilo steers. Then those of others mostly do.
+fn carries(status: &Status) -> bool {
+    status.locations.iter().all(|l| l.carried != Some(false))
 }
 
 fn nodes_of<'a>(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::decide::Situation;
-use crate::ids::{Epoch, NodeName, Slot};
+use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::{Decision, Event, EventKind, EventTimes, LocationState};
 use crate::time::WallTime;
@@ -76,7 +76,8 @@ pub(super) fn decision(
     // Of several leaders only those that go are to blame.
     let gone = names(mesh, state, &fallen);
     let old = if gone.is_empty() || cause == Cause::Promoted { &before } else { &gone };
-    let summary = summary(cause, old, &after, (accusers, of), what);
+    let mut summary = summary(cause, old, &after, (accusers, of), what);
+    summary.extend(unchanged(mesh, &state.location, &after));
     let against = fallen.iter().copied().find(|s| situation.condemned(*s));
     let mut about = situation.leaders.clone();
     about.extend(leaders.iter().filter(|s| !situation.leaders.contains(s)));
@@ -97,6 +98,25 @@ pub(super) fn decision(
         evidence: evidence(situation, &about),
     };
     (decision, event)
+}
+
+/// What to add where the decision changes nothing for some traffic, as it is only observed.
+fn unchanged(mesh: &Mesh, location: &LocationName, after: &[NodeName]) -> Option<String> {
+    let others = || mesh.locations.keys().filter(|l| *l != location);
+    let observed: Vec<&str> =
+        others().filter(|l| mesh.observed_between(location, l)).map(LocationName::as_str).collect();
+    if observed.is_empty() {
+        return None;
+    }
+    let of = if observed.len() == others().count() {
+        String::new()
+    } else {
+        format!(" of {}", observed.join(", "))
+    };
+    Some(format!(
+        "; steering is observe: nothing was changed; leadership would have moved the traffic{of} to {}",
+        join(after)
+    ))
 }
 
 /// Why each candidate that is not among `but` was not taken.
@@ -228,5 +248,43 @@ pub(super) fn notice(
             .map(|s| passed_over(s, &leaders, leaders.first().copied()))
             .unwrap_or_default(),
         evidence: situation.map(|s| evidence(s, &slots)).unwrap_or_default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_about_what_is_only_observed_says_what_it_would_have_done() {
+        let said = |steering: [&str; 3]| {
+            let mut text = "[mesh]\nname = \"m\"\ngeneration = 1\n".to_owned();
+            for (i, location) in ["a", "b", "c"].into_iter().enumerate() {
+                let steering = steering[i];
+                let key = |n: usize| {
+                    base64::Engine::encode(
+                        &base64::engine::general_purpose::STANDARD,
+                        [n as u8 + 1; 32],
+                    )
+                };
+                text += &format!(
+                    "[locations.{location}]\noverlay = \"direct\"\nsteering = \"{steering}\"\n[nodes.{location}-0]\nlocation = \"{location}\"\n\
+                     index = {}\nslot = 0\nendpoint = \"203.0.113.{i}\"\naddress = \"10.0.{i}.1\"\nprefixes = [\"10.42.{i}.0/24\"]\n\
+                     wireguard_key = \"{}\"\ncontrol_key = \"{}\"\n",
+                    i + 1,
+                    key(i),
+                    key(i + 100)
+                );
+            }
+            let mesh = crate::mesh::parse(&text).unwrap_or_else(|e| panic!("{e:?}"));
+            let to = ["a-0".parse().unwrap()];
+            unchanged(&mesh, &"a".parse().unwrap(), &to)
+        };
+        assert_eq!(said(["native", "native", "kilo"]), None);
+        let all = "; steering is observe: nothing was changed; leadership would have moved the traffic to a-0";
+        assert_eq!(said(["observe", "native", "native"]).as_deref(), Some(all));
+        assert_eq!(said(["kilo", "observe", "observe"]).as_deref(), Some(all));
+        let one = all.replace("traffic to", "traffic of c to");
+        assert_eq!(said(["kilo", "kilo", "observe"]), Some(one));
     }
 }

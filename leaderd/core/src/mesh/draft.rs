@@ -263,9 +263,10 @@ fn location(mut s: Section<'_, '_>, mesh: &Policy, sink: &mut Sink<'_>) -> Draft
     let steering = s.text("steering", sink, |t| match t {
         "native" => Ok(Steering::Native),
         "kilo" => Ok(Steering::Kilo),
+        "observe" => Ok(Steering::Observe),
         _ => Err(Bad::new(
             format!("{t:?} is no steering"),
-            "write \"native\" (leaderd's routes carry the workload) or \"kilo\" (Kilo does)",
+            "write \"native\" (leaderd's routes carry the workload), \"kilo\" (they do beside Kilo) or \"observe\" (nothing is changed)",
         )),
     });
     let track_transit = s.flag("track_transit", sink);

@@ -102,8 +102,10 @@ pub enum Steering {
     /// Our routes carry the workload, always.
     #[default]
     Native,
-    /// Kilo carries it; our routes do while Kilo does not go through the leader, or does not get through.
+    /// They do beside Kilo, which is told of the decision, and whose way is taken where ours do not get through.
     Kilo,
+    /// Nobody's way is changed: it is measured and decided, and told what would have been done.
+    Observe,
 }
 
 /// A real service behind the candidates: it answers a TCP connect, or an HTTP request.
@@ -357,6 +359,12 @@ impl Mesh {
     pub fn kilo_between(&self, a: &LocationName, b: &LocationName) -> bool {
         let kilo = |l| self.locations.get(l).is_some_and(|l| l.steering == Steering::Kilo);
         a != b && kilo(a) && kilo(b)
+    }
+
+    /// True if no traffic between these two is to be touched: either is only observed.
+    pub fn observed_between(&self, a: &LocationName, b: &LocationName) -> bool {
+        let observed = |l| self.locations.get(l).is_some_and(|l| l.steering == Steering::Observe);
+        a != b && (observed(a) || observed(b))
     }
 
     /// The other locations to which Kilo carries from this one.

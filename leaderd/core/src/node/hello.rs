@@ -150,16 +150,19 @@ impl Node {
             reaches: self.reaches(),
             digest,
             remote: self.remote(to),
+            uncarried: self.steer.uncarried().filter(|_| self.is_member_here(to)),
         }
+    }
+
+    /// A plain member of this node's location.
+    fn is_member_here(&self, node: &NodeName) -> bool {
+        self.mesh.node(node).is_some_and(|n| n.location == self.location && n.slot.is_none())
     }
 
     /// What a leader of the location tells its plain members of others: a few at a time, in turn, so that a hello stays
     /// small in a mesh of any size.
     fn remote(&self, to: &NodeName) -> Vec<Decision> {
-        let member = |n: &NodeName| {
-            self.mesh.node(n).is_some_and(|n| n.location == self.location && n.slot.is_none())
-        };
-        if !self.leads_here() || !member(to) {
+        if !self.leads_here() || !self.is_member_here(to) {
             return Vec::new();
         }
         let others = || self.mesh.locations.keys().filter(|l| **l != self.location);
@@ -217,6 +220,7 @@ impl Node {
                     self.heard.told.insert(decision.location.clone(), decision.clone());
                 }
             }
+            self.steer.touch();
         }
         self.heard.last.insert(from.clone(), (now.mono, hello));
     }

@@ -30,7 +30,7 @@ impl Node {
         }
         let is_candidate = node.slot.is_some();
         let mesh = self.new_file(now, Arc::new(mesh));
-        self.mesh = mesh.clone();
+        let old = std::mem::replace(&mut self.mesh, mesh.clone());
         match (&mut self.observer, is_candidate) {
             (Some(observer), true) => observer.set_mesh(now, mesh.clone()),
             (None, true) => {
@@ -45,7 +45,7 @@ impl Node {
             (_, false) => self.observer = None,
         }
         self.reflector.set_mesh(mesh.clone());
-        self.steer.set_mesh(&mesh, &self.location);
+        self.steer.set_mesh(now, &old, &mesh, &self.location);
         self.groups.retain(|location, _| mesh.locations.contains_key(location));
         for location in mesh.locations.keys() {
             if let Some(group) = self.groups.get_mut(location) {

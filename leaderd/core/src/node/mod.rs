@@ -238,7 +238,7 @@ impl Node {
                 }
             }
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
-            Input::Kilo(facts) => self.kilo_facts(facts),
+            Input::Carried(rules) => self.carried_before(rules),
             Input::Addresses(held) => self.addresses_held(now, held),
             Input::LanMtu(mtu) => {
                 if self.lan_mtu != mtu {

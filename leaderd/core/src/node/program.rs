@@ -103,6 +103,10 @@ impl Node {
             }
             return;
         }
+        if revision == self.revision && self.steer.programmed() && self.observer.is_some() {
+            // Members follow: said at once, not with the next hello.
+            self.heard.next_hello = now.mono;
+        }
         for (decision, announced_by) in self.known.programmed(revision, now.wall) {
             self.decision_in_force(now, &decision, &announced_by);
         }

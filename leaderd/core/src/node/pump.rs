@@ -40,7 +40,6 @@ impl Node {
                 self.effects.push_back(Effect::SendProbe(Box::new(probe)));
             }
             ObserverOutput::Forget(probe) => self.effects.push_back(Effect::ForgetProbe { probe }),
-            ObserverOutput::Kilo { location, passes } => self.kilo_way(location, passes),
             ObserverOutput::Report(report) => {
                 self.steer.touch();
                 if let Some(group) = self.groups.get_mut(&report.location) {

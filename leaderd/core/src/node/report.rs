@@ -74,9 +74,18 @@ impl Node {
             notes.extend(self.notes.iter().cloned());
         }
         notes.extend(self.address_notes(location));
-        let carried = self.steer.carries(location);
-        if carried == Some(true) {
-            notes.push("leaderd's routes carry the workload: Kilo does not go through the leader yet, or does not get through".to_owned());
+        let observed = self.mesh.observed_between(&self.location, location);
+        let carried = (observed || self.mesh.kilo_between(&self.location, location))
+            .then(|| self.steer.carries(location));
+        if observed {
+            notes.push(
+                "steering is observe: traffic with this location goes as it would without leaderd"
+                    .to_owned(),
+            );
+        } else if carried == Some(false) {
+            notes.push(
+                "Kilo carries the workload: leaderd's tunnels are not known to forward".to_owned(),
+            );
         }
         let hidden_sources =
             self.observer.as_ref().map(|o| o.hidden_sources(location)).unwrap_or_default();

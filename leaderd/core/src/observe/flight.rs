@@ -170,7 +170,6 @@ impl Observer {
         let policy = self.mesh.policy_of(&w.location);
         match f.shot.path {
             Some(p) => w.settle(policy, now.mono, p, id, outcome, mtu),
-            None if f.shot.unsteered => self.kilo_settle(f, outcome),
             None => self.verify_settle(now, f, outcome),
         }
     }

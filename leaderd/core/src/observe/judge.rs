@@ -335,7 +335,7 @@ impl Watch {
         }
         let Some((_, target)) = self.suspicion(p) else { return Vec::new() };
         let class = ProbeClass::FullSize;
-        let shot = Shot { class, path: Some(p), target, size, unsteered: false };
+        let shot = Shot { class, path: Some(p), target, size };
         vec![shot; 2]
     }
 }

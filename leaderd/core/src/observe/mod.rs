@@ -19,7 +19,6 @@ mod cause;
 mod evidence;
 mod flight;
 mod judge;
-mod kilo;
 mod new_mesh;
 mod rtt;
 mod schedule;
@@ -87,11 +86,6 @@ pub enum ObserverOutput {
         at: WallTime,
         blackout: Option<Duration>,
     },
-    /// Kilo's way to this location, which is being tried, passes now, or no longer does.
-    Kilo {
-        location: LocationName,
-        passes: bool,
-    },
     Log {
         level: LogLevel,
         message: String,
@@ -106,7 +100,6 @@ enum Timer {
     Round(usize),
     Report(usize),
     Verify(usize),
-    Kilo(usize),
     /// A loss begins to count.
     Judge(usize),
     /// The next service of a location.
@@ -122,7 +115,6 @@ impl Timer {
             Self::Round(at)
             | Self::Report(at)
             | Self::Verify(at)
-            | Self::Kilo(at)
             | Self::Judge(at)
             | Self::Service(at) => at == watch,
             Self::Probe(_) | Self::Asked(_) => false,
@@ -222,7 +214,6 @@ impl Observer {
                 Timer::Round(at) => rounds.push(at),
                 Timer::Report(at) => self.report(now, at),
                 Timer::Verify(at) => self.verify_tick(now, at),
-                Timer::Kilo(at) => self.kilo_tick(now, at),
                 Timer::Judge(at) => drop(dirty.insert(at)),
                 Timer::Service(at) => self.service_round(now, at),
                 Timer::Asked(id) => self.asked_timeout(now, id),
@@ -257,6 +248,12 @@ impl Observer {
             let mut paths = self.watches[at].paths.iter();
             paths.any(|p| p.slot == slot && p.verdict == Verdict::Forwarding)
         })
+    }
+
+    /// This node's own evidence says that nothing gets through any candidate of the location. Where some packets do (others are
+    /// lost, too large, or of new flows), another way would cross the same nodes.
+    pub fn is_cut_off(&self, location: &LocationName) -> bool {
+        self.by_name.get(location).is_some_and(|&at| self.watches[at].is_cut_off())
     }
 
     /// Whom this node would choose by its own evidence: the first of the ranking that forwards.

@@ -128,9 +128,6 @@ impl Observer {
         if let Some(v) = watch.verify.as_ref() {
             self.timers.insert((v.next, Timer::Verify(at)));
         }
-        if let Some(k) = watch.kilo.as_ref() {
-            self.timers.insert((k.next, Timer::Kilo(at)));
-        }
         Some(watch)
     }
 }

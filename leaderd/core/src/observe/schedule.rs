@@ -37,8 +37,6 @@ pub(super) struct Shot {
     pub target: usize,
     /// Bytes, headers included.
     pub size: u16,
-    /// Kilo's way, not ours.
-    pub unsteered: bool,
 }
 
 impl Watch {
@@ -192,7 +190,7 @@ impl Watch {
             }
             _ => least,
         };
-        Shot { class, path: Some(p), target, size, unsteered: false }
+        Shot { class, path: Some(p), target, size }
     }
 }
 

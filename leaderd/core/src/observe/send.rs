@@ -112,7 +112,6 @@ impl Observer {
             probe: id,
             class: shot.class,
             via,
-            unsteered: shot.unsteered,
             source,
             target: SocketAddr::new(address, port),
             flow,

@@ -245,7 +245,7 @@ impl<'n> World<'n> {
                     self.verified.push((epoch, blackout))
                 }
                 ObserverOutput::Log { message, .. } => self.logs.push(message),
-                ObserverOutput::Forget(_) | ObserverOutput::Kilo { .. } => {}
+                ObserverOutput::Forget(_) => {}
             }
         }
     }

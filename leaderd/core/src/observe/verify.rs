@@ -54,6 +54,11 @@ impl Watch {
             .and_then(|p| p.ok_before);
         self.epoch = epoch;
         self.leaders = leaders.to_vec();
+        if self.observed {
+            // It says nothing of the decision: traffic does not go by it.
+            self.verify = None;
+            return false;
+        }
         self.verify = Some(Verify {
             epoch,
             decided: now,
@@ -68,13 +73,13 @@ impl Watch {
     }
 
     pub(super) fn next_as_workload(&self) -> Option<usize> {
-        let targets = self.as_workload_targets();
+        let targets = if self.observed { Vec::new() } else { self.as_workload_targets() };
         targets.get(self.as_workload_sent as usize % targets.len().max(1)).copied()
     }
 
     pub(super) fn as_workload(&self, target: usize) -> Shot {
         let size = self.targets[target].smallest();
-        Shot { class: ProbeClass::AsWorkload, path: None, target, size, unsteered: false }
+        Shot { class: ProbeClass::AsWorkload, path: None, target, size }
     }
 }
 

@@ -6,10 +6,9 @@ use std::time::Duration;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Policy};
 use crate::time::{Instant, Now};
-use crate::verdict::{ProbeClass, Report, SlotReport};
+use crate::verdict::{Cause, ProbeClass, Report, SlotReport};
 
 use super::evidence::{Cell, Path, Target};
-use super::kilo::KiloWay;
 use super::rtt::Rtt;
 use super::service::ServiceWatch;
 use super::sources::Sources;
@@ -88,8 +87,8 @@ pub(super) struct Watch {
     pub as_workload_sent: u64,
     pub as_workload_sources: Sources,
     pub verify: Option<Verify>,
-    /// Kilo's way, while it is being tried.
-    pub kilo: Option<KiloWay>,
+    /// Traffic with it is only observed: no route of ours leads there.
+    pub observed: bool,
 }
 
 impl Watch {
@@ -121,12 +120,14 @@ impl Watch {
                 replies: Default::default(),
             });
         };
-        // Members first, then the candidates' own workloads. Tunnels carry IPv6 where the mesh has inner addresses of it.
+        let observed = mesh.observed_between(&me.location, location);
+        // Members first, then the candidates' own workloads. Tunnels carry IPv6 where the mesh has inner addresses of it;
+        // a probe then needs a route, which other traffic would take as well.
         let mut nodes: Vec<&Node> = mesh.nodes_of(location).collect();
         nodes.sort_by_key(|n| (n.slot, n.index));
         for n in nodes {
             for address in mesh.probed_at(n) {
-                if address.is_ipv4() || mesh.inner.v6.is_some() {
+                if address.is_ipv4() || mesh.inner.v6.is_some() && !observed {
                     add(n, address, None, index(n), None);
                 }
             }
@@ -182,7 +183,7 @@ impl Watch {
             as_workload_sent: 0,
             as_workload_sources: Sources::default(),
             verify: None,
-            kilo: None,
+            observed,
         };
         watch.speak_from(mesh, me);
         watch.rotate();
@@ -218,8 +219,7 @@ impl Watch {
         self.report_seq = old.report_seq;
         self.rtt = old.rtt;
         self.as_workload_sources = old.as_workload_sources.renumbered(number_now);
-        self.verify = old.verify.map(Verify::forget_targets);
-        self.kilo = old.kilo;
+        self.verify = old.verify.filter(|_| !self.observed).map(Verify::forget_targets);
     }
 
     pub(super) fn interval(&self, policy: &Policy, now: Instant) -> Duration {
@@ -336,6 +336,11 @@ impl Watch {
     /// Every slot fails, one way or another.
     pub(super) fn all_fail(&self) -> bool {
         self.dark || self.paths.iter().all(|p| p.verdict.is_degraded())
+    }
+
+    pub(super) fn is_cut_off(&self) -> bool {
+        let dead = |c| matches!(c, Cause::TunnelDown | Cause::Forwarding | Cause::Loop);
+        self.dark || self.paths.iter().all(|p| p.verdict.cause().is_some_and(dead))
     }
 
     pub(super) fn report(&self, me: &NodeName, now: Now, abstains: bool) -> Report {

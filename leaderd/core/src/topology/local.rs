@@ -149,7 +149,7 @@ impl<'a> Build<'a> {
             let members = leaders.iter().map(|&s| candidate_nexthop(s, family));
             let Some(id) = self.group(leaders_group(family), members) else { continue };
             let source = self.source(family);
-            for location in self.other_locations() {
+            for location in self.routed_locations() {
                 let prefixes = self.remote(location, family);
                 if prefixes.is_empty() {
                     continue;

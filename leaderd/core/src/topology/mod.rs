@@ -54,9 +54,6 @@ pub const RELAY_TABLE: u32 = 759_999;
 /// Preference of our rules: after the kernel's own for local addresses (0), before `main` (32766) and Kilo's (32764 and up).
 pub const RULE_PRIORITY: u32 = 76;
 
-/// Firewall mark of packets that go as if our rules were not there: probes of Kilo's own way.
-pub const UNSTEERED_MARK: u32 = 0x4c45;
-
 /// What a node's network follows from.
 #[derive(Debug, Clone, Copy)]
 pub struct TopologyInput<'a> {
@@ -73,7 +70,7 @@ pub struct TopologyInput<'a> {
     pub lan_device: Option<&'a InterfaceName>,
     /// The MTU of that device, in bytes.
     pub lan_mtu: Option<u32>,
-    /// Remote locations that Kilo serves as well, and to which our routes carry all the same. See [`steered_table`].
+    /// Remote locations that Kilo serves as well, or that are only observed now, to which our routes carry. See [`steered_table`].
     pub carried: &'a BTreeSet<LocationName>,
 }
 
@@ -156,6 +153,14 @@ impl<'a> Build<'a> {
         self.sites.keys().copied().filter(|&l| *l != self.me.location).collect()
     }
 
+    /// Those that routes of ours lead to: not where traffic is only observed.
+    fn routed_locations(&self) -> Vec<&'a LocationName> {
+        let observed = |l: &LocationName| {
+            self.mesh().observed_between(&self.me.location, l) && !self.input.carried.contains(l)
+        };
+        self.other_locations().into_iter().filter(|l| !observed(l)).collect()
+    }
+
     fn leaders(&self, location: &LocationName) -> Vec<Slot> {
         known_leaders(self.input, location)
     }
@@ -194,13 +199,13 @@ impl<'a> Build<'a> {
     /// The table for what is sent to a remote location; with the rule to it, if our routes carry there.
     fn table_to(&mut self, location: &LocationName, family: Family) -> u32 {
         let kilo = self.mesh().kilo_between(&self.me.location, location);
-        if !kilo && !self.overlay().is_foreign() {
+        let carried = self.input.carried.contains(location);
+        if !kilo && !carried && !self.overlay().is_foreign() {
             return ROUTE_TABLE;
         }
         let Some(table) = steered_table(self.mesh(), location) else { return ROUTE_TABLE };
-        if !kilo || self.input.carried.contains(location) {
-            let unless_mark = kilo.then_some(UNSTEERED_MARK);
-            self.net.rules.insert(Rule { unless_mark, ..rule(family, None, table) });
+        if !kilo || carried {
+            self.net.rules.insert(rule(family, None, table));
         }
         table
     }
@@ -239,7 +244,7 @@ impl<'a> Build<'a> {
 }
 
 fn rule(family: Family, iif: Option<InterfaceName>, table: u32) -> Rule {
-    Rule { family, priority: RULE_PRIORITY, from: None, to: None, iif, unless_mark: None, table }
+    Rule { family, priority: RULE_PRIORITY, from: None, to: None, iif, table }
 }
 
 /// Who leads a location, as far as this node knows. Empty only for a location without candidates.

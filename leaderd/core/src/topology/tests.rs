@@ -598,16 +598,18 @@ proptest! {
     /// Also where Kilo steers, and where nothing can be reached.
     #[test]
     fn a_change_of_leaders_alone_comes_to_the_same_as_the_whole_network(
-        (mesh, resolved) in varied(), kilo: bool, lan: bool,
+        (mesh, resolved) in varied(), steering in 0..3u8, observed in 0..3usize, carry: bool, lan: bool,
         before in proptest::collection::vec(any::<u8>(), 1..64),
         after in proptest::collection::vec(any::<u8>(), 1..64),
     ) {
         let mut mesh = mesh;
-        if kilo {
-            mesh.locations.values_mut().for_each(|l| l.steering = Steering::Kilo);
+        let steering = [Steering::Native, Steering::Kilo, Steering::Observe][usize::from(steering)];
+        mesh.locations.values_mut().for_each(|l| l.steering = steering);
+        if let Some(l) = mesh.locations.values_mut().nth(observed) {
+            l.steering = Steering::Observe;
         }
         let device = "eth0".parse().unwrap();
-        let carried: BTreeSet<_> = mesh.locations.keys().cloned().collect();
+        let carried: BTreeSet<_> = mesh.locations.keys().filter(|_| carry).cloned().collect();
         let (before, after) = (beliefs(&mesh, &before), beliefs(&mesh, &after));
         for me in mesh.nodes.keys() {
             for location in mesh.locations.keys() {

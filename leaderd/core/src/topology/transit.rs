@@ -6,7 +6,7 @@ use wgctl_plan::{Prefixes, Shared, Transit};
 use super::Build;
 
 impl Build<'_> {
-    /// Inner addresses are on both sides of a relay.
+    /// Inner addresses are on both sides of a relay. What is only observed is left as it is.
     pub(super) fn transit(&mut self) {
         let tracked =
             self.mesh().locations.get(&self.me.location).is_none_or(|l| l.tracks_transit());
@@ -16,8 +16,10 @@ impl Build<'_> {
         let inner = &self.mesh().inner;
         let inner = || std::iter::once(IpNet::from(inner.v4)).chain(inner.v6.map(IpNet::from));
         let near = self.sites[&self.me.location].prefixes.iter().copied();
-        let far =
-            self.other_locations().into_iter().flat_map(|l| self.sites[l].prefixes.iter().copied());
+        let far = self
+            .routed_locations()
+            .into_iter()
+            .flat_map(|l| self.sites[l].prefixes.iter().copied());
         let transit = Transit {
             own: self.me.prefixes.iter().copied().collect(),
             near: near.chain(inner()).collect::<Prefixes>(),

@@ -73,7 +73,7 @@ impl<'a> Build<'a> {
 
     /// A candidate sends what is remote into its own tunnels only: the planes of the remote location's leaders.
     pub(super) fn remote_prefixes_by_tunnel(&mut self) {
-        for location in self.other_locations() {
+        for location in self.routed_locations() {
             let leaders = self.leaders(location);
             let slots: Vec<Slot> = self.sites[location].candidates.keys().copied().collect();
             for &family in self.families() {

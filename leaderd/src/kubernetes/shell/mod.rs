@@ -19,15 +19,14 @@ use leaderd_core::state::Event;
 use leaderd_core::status::Status;
 use tokio::sync::{mpsc, watch};
 
+use super::Config;
 use super::carry::{Call, Carrier};
 use super::contact::{CallError, Contact};
 use super::keep::Keeper;
 use super::seen::{self, News, Seen, Word};
-use super::{Config, kilo_nodes};
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::engine::Request;
-use crate::kilo::KiloNodes;
 use crate::run::Daemon;
 
 /// How long after a change of the view it is looked at: what changes together is looked at once.
@@ -46,7 +45,6 @@ const ANEW: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Out {
     pub meshes: watch::Sender<Option<Arc<Mesh>>>,
-    pub kilo: watch::Sender<KiloNodes>,
 }
 
 /// What came of something that was under way.
@@ -307,12 +305,6 @@ impl Shell {
 
     /// The view has changed.
     fn look(&mut self) {
-        let nodes = kilo_nodes(&self.seen.view);
-        self.out.kilo.send_if_modified(|old| {
-            let news = *old != nodes;
-            *old = nodes;
-            news
-        });
         if self.seen.is_whole() {
             self.keep_at = self.keeper.keep(&self.seen.view);
         }

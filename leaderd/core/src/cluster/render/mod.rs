@@ -75,6 +75,8 @@ pub struct RenderedPool {
     /// `None` if the pool counts for nothing (no such location, or another pool has it): see the problems.
     pub location: Option<LocationName>,
     pub steering: Steering,
+    /// Another location of the mesh is only observed.
+    pub beside_observed: bool,
     /// By slot.
     pub candidates: Vec<RenderedCandidate>,
     /// Nodes that were asked for and may not lead, by name.
@@ -253,10 +255,12 @@ impl<'a> Draft<'a> {
             });
             let mut candidates: Vec<_> = candidates.collect();
             candidates.sort_by_key(|c| c.slot);
-            let steering = pool.spec.steering;
             let found = RenderedPool {
                 location: Some(location.clone()),
-                steering,
+                steering: pool.spec.steering,
+                beside_observed: places
+                    .keys()
+                    .any(|l| l != location && steering(l) == Steering::Observe),
                 candidates,
                 refused: place.refused,
             };
@@ -380,7 +384,7 @@ fn carried(
         let by = match steering(&f.location) {
             _ if flannel => "flannel",
             Steering::Kilo => "Kilo",
-            Steering::Native => continue,
+            Steering::Native | Steering::Observe => continue,
         };
         let all = f.prefixes.len() + f.location_prefixes.len();
         f.prefixes.retain(|p| p.addr().is_ipv4());

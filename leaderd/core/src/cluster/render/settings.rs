@@ -114,8 +114,11 @@ fn kubernetes(table: Table, settings: &mut Settings, wrong: &mut Vec<String>) {
             },
             ("steering", Some("native")) => settings.steering = Steering::Native,
             ("steering", Some("kilo")) => settings.steering = Steering::Kilo,
+            ("steering", Some("observe")) => settings.steering = Steering::Observe,
             ("steering", _) => {
-                wrong.push("`kubernetes.steering`: write \"native\" or \"kilo\"".to_owned());
+                wrong.push(
+                    "`kubernetes.steering`: write \"native\", \"kilo\" or \"observe\"".to_owned(),
+                );
             }
             ("revision", _) => match value.as_integer().map(u64::try_from) {
                 Some(Ok(revision)) => settings.revision = revision,

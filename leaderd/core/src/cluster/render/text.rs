@@ -116,8 +116,10 @@ pub(super) fn text(
             w.set("node_addresses", true);
         }
         let steering = pool.map_or(settings.steering, |p| p.spec.steering);
-        if steering == Steering::Kilo {
-            w.set("steering", "kilo");
+        match steering {
+            Steering::Native => {}
+            Steering::Kilo => w.set("steering", "kilo"),
+            Steering::Observe => w.set("steering", "observe"),
         }
         if !place.witnesses.is_empty() {
             let witnesses: Vec<String> = place.witnesses.iter().map(NodeName::to_string).collect();

@@ -83,6 +83,16 @@ fn follows(view: &ClusterView, found: &RenderedPool, l: &LocationStatus) -> Verd
     if found.steering == Steering::Native {
         return ("True", "Native", "leaderd's routes carry the workload".to_owned());
     }
+    if found.steering == Steering::Observe {
+        let message =
+            "steering is observe: nothing is changed, events say what would have been done";
+        return ("False", "Observing", message.to_owned());
+    }
+    if found.beside_observed {
+        let message =
+            "Kilo is not told who leads while the steering of another location is observe";
+        return ("False", "Observing", message.to_owned());
+    }
     let annotation = names::KILO_LEADER;
     match steered(view, l) {
         Steered::Done(node) => ("True", "Annotated", format!("Kilo is told that {node} leads")),

@@ -230,6 +230,25 @@ fn of_kilo_it_says_whether_it_was_told_and_who_stands_in_the_way() {
 }
 
 #[test]
+fn what_is_only_observed_is_not_called_steered() {
+    let mut w = World::new();
+    let steered = |w: &World| {
+        let status = w.status_at(NOW);
+        let c = condition(&status, "Steered");
+        (c.status.clone(), c.reason.clone())
+    };
+    let not = ("False".to_owned(), "Observing".to_owned());
+    w.view.pools.get_mut("home").unwrap().spec.steering = Steering::Observe;
+    assert_eq!(steered(&w), not);
+    // Kilo would change traffic with the other as well.
+    w.view.pools.get_mut("home").unwrap().spec.steering = Steering::Kilo;
+    assert_eq!(steered(&w).1, "Pending");
+    w.view.pools.insert("cloud".into(), pool("cloud", "cloud", &[]));
+    w.view.pools.get_mut("cloud").unwrap().spec.steering = Steering::Observe;
+    assert_eq!(steered(&w), not);
+}
+
+#[test]
 fn what_is_not_known_now_is_kept() {
     let mut w = World::new();
     w.fail_over();

@@ -146,6 +146,37 @@ fn each_candidate_of_the_mesh_has_a_turn_of_its_own_and_members_have_none() {
 }
 
 #[test]
+fn kilo_is_told_once_our_routes_carry_or_when_they_have_not_for_long() {
+    let view = cluster();
+    let mesh = render(&view, SETTINGS).mesh.unwrap();
+    let mut all = mesh_status(&mesh, "cloud-0");
+    let mut wait = |carried| {
+        all.locations = vec![LocationStatus { carried, ..status("home-1", 3) }];
+        kilo_changes(&view, &mesh, &all, &"cloud-0".parse().unwrap())[0].wait
+    };
+    assert!(wait(Some(false)) >= NOT_CARRIED);
+    assert!(wait(Some(true)) < NOT_CARRIED && wait(None) < NOT_CARRIED);
+}
+
+#[test]
+fn kilo_is_told_nothing_while_any_location_is_only_observed() {
+    let mut view = cluster();
+    let tasks = |view: &ClusterView| {
+        let mesh = render(view, SETTINGS).mesh.unwrap();
+        let mut all = mesh_status(&mesh, "home-0");
+        all.locations = vec![status("home-1", 3)];
+        kilo_changes(view, &mesh, &all, &"home-0".parse().unwrap()).len()
+    };
+    assert_eq!(tasks(&view), 1);
+    view.pools.insert("cloud".into(), pool("cloud", "cloud", &[]));
+    view.pools.get_mut("cloud").unwrap().spec.steering = Steering::Observe;
+    assert_eq!(tasks(&view), 0);
+    view.pools.remove("cloud");
+    view.pools.get_mut("home").unwrap().spec.steering = Steering::Observe;
+    assert_eq!(tasks(&view), 0);
+}
+
+#[test]
 fn uninstalling_removes_what_is_ours_and_nothing_else() {
     let mut view = cluster();
     set_by_us(&mut view, "home-1", "3");

@@ -1,12 +1,13 @@
-//! Beside Kilo: who carries, and when that changes. `home-0` is fed by hand; what it sends is answered by the real reflector.
+//! Beside Kilo: who carries, and when that changes. One node is fed by hand; what it sends is answered by the real reflector.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::*;
-use crate::io::{KiloFacts, ProbeSend};
+use crate::io::ProbeSend;
 use crate::mesh::{Overlay, Steering};
-use crate::topology::{RULE_PRIORITY, UNSTEERED_MARK, steered_table};
+use crate::topology::{ROUTE_TABLE, RULE_PRIORITY, steered_table};
+use crate::verdict::ProbeClass;
 
 fn kilo_mesh() -> Mesh {
     let mut mesh = mesh(2, 1, 0);
@@ -23,16 +24,34 @@ fn kilo_mesh() -> Mesh {
     mesh
 }
 
+/// The same with a steering of this location's own.
+fn with(mut mesh: Mesh, location: &str, steering: Steering) -> Mesh {
+    mesh.locations.get_mut(&location.parse().unwrap()).unwrap().steering = steering;
+    mesh.generation.0 += 1;
+    mesh
+}
+
 /// Which probes come back.
 type Passes = fn(&ProbeSend) -> bool;
 
 struct Beside {
     bench: Bench,
     reflectors: BTreeMap<NodeName, Reflector>,
+    /// The kernel takes what it is asked for.
+    programs: bool,
+    /// Of what was sent.
+    classes: BTreeSet<ProbeClass>,
 }
 
 impl Beside {
+    /// Told of no rules in the kernel.
     fn new(mesh: Mesh, me: &str) -> Self {
+        let mut beside = Self::untold(mesh, me);
+        beside.bench.feed(Input::Carried(BTreeSet::new()));
+        beside
+    }
+
+    fn untold(mesh: Mesh, me: &str) -> Self {
         let shared = Arc::new(mesh.clone());
         let reflectors = mesh.nodes.values().map(|n| {
             let keys = ProbeKeys::new([n.index.0 as u8; 32]);
@@ -40,24 +59,42 @@ impl Beside {
         });
         let reflectors = reflectors.collect();
         let index = mesh.node(&name(me)).unwrap().index.0 as u8;
-        Self { bench: Bench::with_key(me, mesh, [index; 32]), reflectors }
+        let bench = Bench::with_key(me, mesh, [index; 32]);
+        Self { bench, reflectors, programs: true, classes: BTreeSet::new() }
     }
 
-    /// Lets time pass in steps of 5 ms; a probe that passes is answered in the next.
-    fn run(&mut self, time: Duration, passes: Passes) {
+    /// Lets time pass in steps of 5 ms; a probe that passes is answered in the next, and a network is programmed. Returns the
+    /// hellos that were sent.
+    fn run(&mut self, time: Duration, passes: Passes) -> Vec<(NodeName, Hello)> {
         let mut answers = Vec::new();
+        let mut hellos = Vec::new();
         for _ in 0..time.as_millis() / 5 {
             let mut effects = self.bench.later(Duration::from_millis(5));
-            for (probe, bytes) in std::mem::take(&mut answers) {
-                effects.extend(self.bench.feed(Input::ProbeReply { probe, bytes }));
+            for input in std::mem::take(&mut answers) {
+                effects.extend(self.bench.feed(input));
             }
             for effect in effects {
-                let Effect::SendProbe(probe) = effect else { continue };
-                if passes(&probe) {
-                    answers.push((probe.probe, self.reflect(&probe)));
+                match effect {
+                    Effect::SendProbe(probe) => {
+                        self.classes.insert(probe.class);
+                        if passes(&probe) {
+                            let bytes = self.reflect(&probe);
+                            answers.push(Input::ProbeReply { probe: probe.probe, bytes });
+                        }
+                    }
+                    Effect::Program { revision, .. } if self.programs => {
+                        answers.push(Input::Programmed { revision, error: None });
+                    }
+                    Effect::SendFrame { to, frame } => {
+                        if let Frame::Hello(hello) = *frame {
+                            hellos.push((to, hello));
+                        }
+                    }
+                    _ => {}
                 }
             }
         }
+        hellos
     }
 
     fn reflect(&mut self, probe: &ProbeSend) -> Vec<u8> {
@@ -68,11 +105,6 @@ impl Beside {
         let reflector = self.reflectors.get_mut(&target).unwrap();
         let from = SocketAddr::new(probe.source, 40_000);
         reflector.handle(self.bench.now, from, probe.target, 62, &probe.payload).unwrap()
-    }
-
-    fn kilo(&mut self, way: Option<&str>) {
-        let ways = way.map(|w| ("cloud".parse().unwrap(), name(w))).into_iter().collect();
-        self.bench.feed(Input::Kilo(KiloFacts { ways, rules: BTreeSet::new() }));
     }
 
     fn decided(&mut self, from: &str, location: &str, epoch: u64, slot: u8) {
@@ -86,111 +118,238 @@ impl Beside {
         self.bench.frame(from, Frame::Announce { decision, event: None });
     }
 
+    /// A candidate of `home` says where it does not carry, if it knows.
+    fn told_by(&mut self, from: &str, uncarried: Option<&[&str]>) {
+        let Frame::Hello(mut hello) = hello(from, None) else { unreachable!() };
+        hello.uncarried = uncarried.map(|all| all.iter().map(|l| l.parse().unwrap()).collect());
+        self.bench.frame(from, Frame::Hello(hello));
+    }
+
+    fn take_mesh(&mut self, mesh: Mesh) {
+        self.bench.feed(Input::MeshChanged(Box::new(mesh)));
+    }
+
+    fn table(&self) -> u32 {
+        steered_table(self.bench.node.mesh(), &"cloud".parse().unwrap()).unwrap()
+    }
+
     fn carries(&self) -> bool {
         let rules = &self.bench.node.desired().rules;
-        let table = steered_table(self.bench.node.mesh(), &"cloud".parse().unwrap()).unwrap();
-        let wanted = |r: &wgctl_plan::Rule| {
-            (r.priority, r.unless_mark, r.table) == (RULE_PRIORITY, Some(UNSTEERED_MARK), table)
-        };
+        let wanted = |r: &wgctl_plan::Rule| (r.priority, r.table) == (RULE_PRIORITY, self.table());
         assert!(rules.iter().all(wanted), "{rules:?}");
         !rules.is_empty()
+    }
+
+    /// Tables with routes to the workload of `cloud`.
+    fn tables(&self) -> BTreeSet<u32> {
+        let mesh = self.bench.node.mesh();
+        let prefixes = mesh.prefixes_of(&"cloud".parse().unwrap());
+        let routes = self.bench.node.desired().routes.keys();
+        routes.filter(|k| prefixes.contains(&k.prefix)).map(|k| k.table).collect()
     }
 }
 
 const ALL: Passes = |_| true;
-const OURS: Passes = |p| !p.unsteered;
+const NONE: Passes = |_| false;
 const SETTLE: Duration = Duration::from_secs(4);
+/// `home` has the greater name, so it steps back later.
+const STEP_BACK: Duration = Duration::from_millis(4500);
 
-/// `home-0` leads `home`, `cloud-0` leads `cloud`, and Kilo has followed.
+/// `home-0` leads `home`, `cloud-0` leads `cloud`.
 fn settled() -> Beside {
     let mut beside = Beside::new(kilo_mesh(), "home-0");
+    beside.run(SETTLE, ALL);
+    assert!(!beside.carries(), "nobody leads yet");
     beside.decided("home-1", "home", 1, 0);
     beside.decided("cloud-1", "cloud", 1, 0);
-    beside.kilo(Some("cloud-0"));
-    beside.run(SETTLE, ALL);
-    assert!(!beside.carries(), "Kilo is right, and its way passes");
+    assert!(beside.carries(), "in the same moment");
     beside
 }
 
-#[test]
-fn our_routes_carry_a_change_until_kilo_goes_through_the_new_leader_and_gets_through() {
-    let mut beside = settled();
-    beside.decided("cloud-1", "cloud", 2, 1);
-    assert!(beside.carries(), "in the same moment");
-    beside.run(SETTLE, ALL);
-    assert!(beside.carries(), "Kilo goes through the old leader still");
-    beside.kilo(None);
-    beside.run(SETTLE, OURS);
-    beside.kilo(Some("cloud-1"));
-    beside.run(SETTLE, OURS);
-    assert!(beside.carries(), "Kilo's new tunnel waits for its handshake");
-    beside.run(SETTLE, ALL);
-    assert!(!beside.carries());
-    assert_eq!(beside.bench.counted("steer.in"), 2);
-    assert_eq!(beside.bench.counted("steer.back"), 2);
+fn member_mesh() -> Mesh {
+    let mut mesh = kilo_mesh();
+    mesh.nodes.get_mut(&name("home-2")).unwrap().slot = None;
+    mesh
 }
 
 #[test]
-fn our_routes_step_in_when_kilo_goes_elsewhere_or_does_not_get_through_and_a_lost_probe_is_neither()
-{
+fn our_routes_carry_from_the_first_decision_on_through_every_change() {
     let mut beside = settled();
-    let decided = beside.bench.node.decision(&"cloud".parse().unwrap()).cloned();
-    // A person moved the annotation.
-    beside.kilo(Some("cloud-1"));
-    assert!(beside.carries());
-    beside.kilo(Some("cloud-0"));
-    beside.run(SETTLE, ALL);
-    assert!(!beside.carries());
-    // Kilo lost its peers.
-    for _ in 0..20 {
-        beside.run(Duration::from_millis(80), OURS);
-        beside.run(Duration::from_millis(570), ALL);
+    for epoch in 2..6 {
+        beside.decided("cloud-1", "cloud", epoch, (epoch % 2) as u8);
+        beside.run(SETTLE, ALL);
+        assert!(beside.carries());
     }
-    assert_eq!(beside.bench.counted("steer.in"), 2, "a probe or two say nothing");
-    beside.run(Duration::from_secs(2), OURS);
+    // One candidate forwards, be it the leader or not.
+    beside.run(Duration::from_secs(20), |p| p.via != Some(Slot(1)));
     assert!(beside.carries());
-    assert_eq!(beside.bench.node.decision(&"cloud".parse().unwrap()).cloned(), decided);
+    beside.run(Duration::from_secs(20), |p| p.via != Some(Slot(0)));
+    assert!(beside.carries());
+    assert_eq!(beside.bench.counted("steer.in"), 1);
+    assert_eq!(beside.bench.counted("steer.back"), 0);
+}
+
+#[test]
+fn kilo_carries_where_nothing_gets_through_any_plane_and_ours_again_as_soon_as_it_does() {
+    let mut beside = settled();
+    beside.run(SETTLE, ALL);
+    for _ in 0..3 {
+        beside.run(STEP_BACK, NONE);
+        assert!(beside.carries(), "a failover or a stalled machine is no reason");
+        beside.run(Duration::from_secs(2), NONE);
+        assert!(!beside.carries());
+        beside.run(Duration::from_secs(1), ALL);
+        assert!(beside.carries());
+    }
+    // What is over soon changes nothing.
+    for _ in 0..5 {
+        beside.run(Duration::from_secs(3), NONE);
+        beside.run(Duration::from_secs(1), ALL);
+    }
+    assert_eq!(beside.bench.counted("steer.back"), 3);
 }
 
 #[test]
 fn nothing_is_moved_into_a_plane_that_is_not_known_to_forward() {
-    let mut beside = settled();
-    beside.run(SETTLE, |p| p.unsteered || p.via != Some(Slot(1)));
-    beside.decided("cloud-1", "cloud", 2, 1);
+    let mut beside = Beside::new(kilo_mesh(), "home-0");
+    beside.decided("cloud-1", "cloud", 1, 1);
+    beside.run(SETTLE, |p| p.via != Some(Slot(1)));
     assert!(!beside.carries());
-    // Once it forwards our routes step in by themselves.
     beside.run(Duration::from_secs(10), ALL);
     assert!(beside.carries());
 }
 
 #[test]
-fn a_member_follows_its_own_leader_and_sends_no_probes() {
-    let mut mesh = kilo_mesh();
-    mesh.nodes.get_mut(&name("home-2")).unwrap().slot = None;
-    let mut beside = Beside::new(mesh, "home-2");
+fn a_member_follows_its_leader_and_sends_no_probes() {
+    let mut beside = Beside::new(member_mesh(), "home-2");
     beside.decided("home-0", "home", 1, 0);
-    beside.kilo(Some("home-0"));
-    beside.run(SETTLE, |_| panic!("a probe of a member"));
+    let none: Passes = |_| panic!("a probe of a member");
+    beside.run(SETTLE, none);
+    assert!(!beside.carries(), "its leader was not heard");
+    beside.told_by("home-0", None);
+    beside.told_by("home-1", Some(&[]));
+    assert!(!beside.carries(), "its leader has programmed nothing yet");
+    beside.told_by("home-0", Some(&["cloud"]));
     assert!(!beside.carries());
-    beside.decided("home-0", "home", 2, 1);
+    beside.told_by("home-0", Some(&[]));
     assert!(beside.carries());
-    beside.kilo(Some("home-1"));
-    beside.run(Duration::from_secs(1), ALL);
-    assert!(beside.carries(), "Kilo may change its mind a moment later");
-    beside.run(Duration::from_secs(2), ALL);
-    assert!(!beside.carries());
+    beside.told_by("home-1", Some(&["cloud"]));
+    assert!(beside.carries(), "that is not its leader");
+    beside.told_by("home-0", None);
+    beside.run(Duration::from_secs(60), none);
+    assert!(beside.carries(), "its leader starts again, or is silent");
+    beside.told_by("home-1", Some(&["cloud"]));
+    beside.decided("home-0", "home", 2, 1);
+    assert!(!beside.carries(), "this leader has Kilo carry");
+    beside.told_by("home-1", Some(&[]));
+    assert!(beside.carries());
+}
+
+#[test]
+fn a_candidate_tells_its_members_where_it_carries_once_that_is_in_the_kernel() {
+    let mut beside = Beside::untold(member_mesh(), "home-0");
+    for node in ["home-1", "home-2", "cloud-0"] {
+        beside.bench.feed(Input::PeerUp { node: name(node), rtt_micros: 1000 });
+    }
+    // By the last hello to each.
+    let told = |hellos: Vec<(NodeName, Hello)>| {
+        let last: BTreeMap<_, _> = hellos.into_iter().map(|(to, h)| (to, h.uncarried)).collect();
+        assert_eq!((&last[&name("home-1")], &last[&name("cloud-0")]), (&None, &None));
+        let member = last[&name("home-2")].clone();
+        member.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    assert_eq!(told(beside.run(SETTLE, ALL)), None, "nothing is programmed");
+    beside.bench.feed(Input::Carried(BTreeSet::new()));
+    assert_eq!(told(beside.run(SETTLE, ALL)), None, "what was asked for then is not done yet");
+    beside.decided("cloud-1", "cloud", 1, 0);
+    beside.run(Duration::from_millis(300), ALL);
+    let done = |beside: &mut Beside| {
+        let revision = beside.bench.node.revision;
+        beside.bench.feed(Input::Programmed { revision, error: None });
+        told(beside.run(Duration::from_millis(10), ALL))
+    };
+    assert_eq!(done(&mut beside), Some(vec![]), "at once");
+    let cloud = Some(vec!["cloud".to_owned()]);
+    assert_eq!(told(beside.run(STEP_BACK * 2, NONE)), cloud);
+    beside.programs = false;
+    assert_eq!(told(beside.run(SETTLE, ALL)), cloud, "asked for, and not done");
+    assert!(beside.carries());
+    assert_eq!(done(&mut beside), Some(vec![]));
 }
 
 #[test]
 fn a_restarted_daemon_programs_nothing_before_it_knows_who_carries_and_then_leaves_it_so() {
-    for carried in [false, true] {
-        let mut beside = Beside::new(kilo_mesh(), "home-0");
+    for (me, carried) in [("home-0", false), ("home-0", true), ("home-2", false), ("home-2", true)]
+    {
+        let mut beside = Beside::untold(member_mesh(), me);
         beside.run(Duration::from_secs(1), ALL);
         assert_eq!(*beside.bench.node.desired(), Network::default());
         let rules = if carried { ["cloud".parse().unwrap()].into() } else { BTreeSet::new() };
-        let ways = [("cloud".parse().unwrap(), name("cloud-1"))].into();
-        let effects = beside.bench.feed(Input::Kilo(KiloFacts { ways, rules }));
+        let effects = beside.bench.feed(Input::Carried(rules));
         assert!(programs(&effects) > 0);
         assert_eq!(beside.carries(), carried, "before a decision is known");
+        beside.run(Duration::from_secs(2), NONE);
+        assert_eq!(beside.carries(), carried, "not measured yet");
     }
+}
+
+#[test]
+fn what_is_observed_has_no_route_and_is_measured_all_the_same() {
+    for (home, cloud) in [
+        (Steering::Observe, Steering::Observe),
+        (Steering::Observe, Steering::Native),
+        (Steering::Kilo, Steering::Observe),
+    ] {
+        let mesh = with(with(kilo_mesh(), "home", home), "cloud", cloud);
+        let mut beside = Beside::new(mesh, "home-0");
+        beside.decided("home-1", "home", 1, 0);
+        beside.decided("cloud-1", "cloud", 1, 0);
+        beside.run(SETTLE, ALL);
+        assert!(!beside.carries());
+        assert_eq!(beside.tables(), BTreeSet::new());
+        let cloud = "cloud".parse().unwrap();
+        assert!(beside.bench.node.observer.as_ref().unwrap().forwards(&cloud, Slot(0)));
+        assert!(!beside.classes.contains(&ProbeClass::AsWorkload), "they say nothing here");
+        let status = beside.bench.node.status(beside.bench.now);
+        let shown = status.locations.iter().find(|l| l.name == cloud).unwrap();
+        assert_eq!(shown.carried, Some(false));
+        assert!(shown.notes[0].contains("observe"), "{:?}", shown.notes);
+    }
+}
+
+#[test]
+fn a_new_steering_moves_traffic_only_to_a_way_that_is_there() {
+    let observed = || with(kilo_mesh(), "cloud", Steering::Observe);
+    // As on a first install.
+    let mut beside = Beside::new(observed(), "home-0");
+    beside.decided("home-1", "home", 1, 0);
+    beside.decided("cloud-1", "cloud", 1, 0);
+    beside.run(SETTLE, |p| p.via != Some(Slot(0)));
+    beside.take_mesh(kilo_mesh());
+    assert!(!beside.carries(), "that plane does not forward");
+    beside.run(SETTLE, ALL);
+    assert!(beside.carries());
+    // Back again: the two ends not in the same moment.
+    beside.take_mesh(observed());
+    assert!(beside.carries());
+    beside.run(Duration::from_millis(1400), ALL);
+    assert!(beside.carries());
+    beside.run(Duration::from_millis(200), ALL);
+    assert!(!beside.carries());
+    assert_eq!(beside.tables(), BTreeSet::new());
+    // Told otherwise meanwhile, nothing happens.
+    beside.take_mesh(kilo_mesh());
+    beside.run(SETTLE, ALL);
+    beside.take_mesh(observed());
+    beside.take_mesh(kilo_mesh());
+    beside.run(SETTLE, ALL);
+    assert!(beside.carries());
+    // Our own routes carried unasked before.
+    let native = || with(kilo_mesh(), "cloud", Steering::Native);
+    beside.take_mesh(native());
+    assert_eq!(beside.tables(), [ROUTE_TABLE].into());
+    beside.run(Duration::from_secs(1), NONE);
+    beside.take_mesh(kilo_mesh());
+    assert!(beside.carries());
+    assert_eq!(beside.tables(), [beside.table()].into());
 }

@@ -138,7 +138,6 @@ impl Observer {
                 probe: id,
                 class: ProbeClass::Service,
                 via: Some(slots[path]),
-                unsteered: false,
                 source,
                 target: service.service.address,
                 flow: Flow::Fresh,
