@@ -22,6 +22,9 @@ use crate::wire::Frame;
 /// it is there before any Pod and crosses what Pods' packets cross. All others follow by name.
 const DEVICES: [&str; 7] =
     ["cilium_host", "vxlan.calico", "tunl0", "antrea-gw0", "cni0", "kube-bridge", "flannel.1"];
+/// So long after the start a node that has said nothing yet is no target: it says so as soon as a connection is up, and losses at an
+/// address that was guessed would be held against the relays. What still says nothing then runs a daemon of before.
+const FIRST_WORDS: Duration = Duration::from_secs(5);
 /// What is heard together is taken together: each new mesh makes the observer look anew at the locations that it changes.
 const SETTLE: Duration = Duration::from_millis(100);
 /// All is told again after this, as frames may get lost.
@@ -43,6 +46,8 @@ pub(super) struct Addresses {
     told: BTreeMap<NodeName, Told>,
     /// When what was heard is put into the mesh.
     due: Option<Instant>,
+    /// Until then nothing is guessed of those that have said nothing.
+    first_words: Option<Instant>,
 }
 
 /// What a node said last.
@@ -71,11 +76,12 @@ impl Addresses {
             version: 0,
             told: BTreeMap::new(),
             due: None,
+            first_words: None,
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.due
+        self.due.into_iter().chain(self.first_words).min()
     }
 
     fn take(&mut self, now: Instant, node: &NodeName, addresses: Vec<IpAddr>, first_hand: bool) {
@@ -92,7 +98,10 @@ impl Addresses {
 
     /// The mesh of the file with the addresses that are known.
     pub(super) fn mesh(&self) -> Arc<Mesh> {
-        let known = self.said.iter().map(|(n, s)| (n.clone(), s.addresses.clone())).collect();
+        let silent = self.file.nodes.keys().filter(|_| self.first_words.is_some());
+        let mut known: BTreeMap<NodeName, Vec<IpAddr>> =
+            silent.map(|n| (n.clone(), Vec::new())).collect();
+        known.extend(self.said.iter().map(|(n, s)| (n.clone(), s.addresses.clone())));
         self.file.with_probe_addresses(&known).map_or_else(|| self.file.clone(), Arc::new)
     }
 
@@ -108,8 +117,12 @@ impl Addresses {
 impl Node {
     /// What the host holds within this node's prefixes.
     pub(super) fn addresses_held(&mut self, now: Now, held: Vec<HeldAddress>) {
-        self.addresses.held = Some(held);
+        if self.addresses.held.replace(held).is_none() {
+            self.addresses.first_words = Some(now.mono + FIRST_WORDS);
+            self.addresses.due = Some(now.mono);
+        }
         self.choose_address(now);
+        self.settle_addresses(now);
     }
 
     /// Which of the held addresses counts. Says so where it is another one than before, or none.
@@ -146,10 +159,11 @@ impl Node {
 
     /// Puts what was heard into the mesh, if it is time.
     pub(super) fn settle_addresses(&mut self, now: Now) {
-        if self.addresses.due.is_none_or(|due| due > now.mono) {
+        if self.addresses.poll_timeout().is_none_or(|due| due > now.mono) {
             return;
         }
         self.addresses.due = None;
+        self.addresses.first_words = self.addresses.first_words.filter(|until| *until > now.mono);
         let mesh = self.addresses.mesh();
         if mesh.nodes == self.mesh.nodes {
             return;
@@ -270,7 +284,7 @@ impl Node {
         let mut notes = Vec::new();
         let unknown = |n: &&mesh::Node| {
             let none = !n.prefixes.is_empty() && self.mesh.probed_at(n).next().is_none();
-            none && !n.probe_addresses_written
+            none && !n.probe_addresses_written && self.addresses.said.contains_key(&n.name)
         };
         let nodes: Vec<&str> =
             self.mesh.nodes_of(location).filter(unknown).map(|n| n.name.as_str()).collect();

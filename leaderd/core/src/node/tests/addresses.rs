@@ -192,6 +192,22 @@ fn an_observer_probes_what_nodes_say_they_hold_and_the_default_of_those_that_nev
 }
 
 #[test]
+fn at_the_start_nothing_is_guessed_of_nodes_that_may_still_say_what_they_hold() {
+    let mut bench = Bench::of("home-0", routed());
+    bench.feed(held(&[("cni0", "10.42.40.1")]));
+    bench.frame("cloud-1", says(&[("cloud-1", "10.42.2.77")]));
+    bench.settle();
+    let ips = |all: &[&str]| all.iter().map(|a| a.parse().unwrap()).collect::<BTreeSet<IpAddr>>();
+    assert_eq!(bench.targets(), ips(&["10.42.2.77"]), "four seconds");
+    bench.later(Duration::from_secs(1));
+    assert_eq!(
+        bench.targets(),
+        ips(&["10.42.1.1", "10.42.2.77", "10.42.20.1"]),
+        "daemons of before"
+    );
+}
+
+#[test]
 fn nobody_speaks_for_another_locations_nodes_or_of_addresses_elsewhere() {
     let mut bench = Bench::of("home-0", routed());
     bench.frame("cloud-0", says(&[("home-1", "10.42.41.9"), ("nobody", "10.42.41.9")]));
