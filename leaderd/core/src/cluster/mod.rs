@@ -11,6 +11,7 @@
 //! [`Turns::due`], and carries out what that returns. A change that meets a conflict is dropped: the view that comes next says
 //! whether it is still wanted.
 
+mod depart;
 mod rank;
 mod render;
 mod report;

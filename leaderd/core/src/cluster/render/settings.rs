@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
+use super::prefixes::PrefixSource;
 use super::{Problem, Subject};
 use crate::cluster::view::Steering;
 
@@ -16,6 +17,8 @@ pub(super) struct Settings {
     pub overlay: String,
     /// Of locations without a pool.
     pub steering: Steering,
+    /// Where nodes' prefixes are known from.
+    pub prefixes: PrefixSource,
     /// Counts up with every change of the settings, if somebody counts.
     pub revision: u64,
 }
@@ -25,7 +28,8 @@ impl Default for Settings {
         let mut mesh = Table::new();
         mesh.insert("name".into(), "kubernetes".into());
         let (overlay, steering) = ("flannel".to_owned(), Steering::Native);
-        Self { mesh, policy: Table::new(), overlay, steering, revision: 0 }
+        let prefixes = PrefixSource::default();
+        Self { mesh, policy: Table::new(), overlay, steering, prefixes, revision: 0 }
     }
 }
 
@@ -33,8 +37,9 @@ impl Settings {
     /// Which program with which settings, whatever their revision: a number that counts more than changes of the settings (Helm's
     /// counts every upgrade) does not make them others.
     pub fn mark(&self) -> String {
-        let Self { mesh, policy, overlay, steering, revision: _ } = self;
-        let digest = Sha256::digest(format!("{mesh}\n[policy]\n{policy}\n{overlay} {steering:?}"));
+        let Self { mesh, policy, overlay, steering, prefixes, revision: _ } = self;
+        let all = format!("{mesh}\n[policy]\n{policy}\n{overlay} {steering:?} {prefixes:?}");
+        let digest = Sha256::digest(all);
         let digest: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
         format!("{} {digest}", env!("CARGO_PKG_VERSION"))
     }
@@ -104,12 +109,19 @@ fn kubernetes(table: Table, settings: &mut Settings, wrong: &mut Vec<String>) {
             ("steering", _) => {
                 wrong.push("`kubernetes.steering`: write \"native\" or \"kilo\"".to_owned());
             }
+            ("prefixes", name) => match name.and_then(PrefixSource::of) {
+                Some(source) => settings.prefixes = source,
+                None => {
+                    let all = PrefixSource::ALL.map(|(name, _)| name).join("\", \"");
+                    wrong.push(format!("`kubernetes.prefixes`: write one of \"{all}\""));
+                }
+            },
             ("revision", _) => match value.as_integer().map(u64::try_from) {
                 Some(Ok(revision)) => settings.revision = revision,
                 _ => wrong.push("`kubernetes.revision`: write a whole number".to_owned()),
             },
             _ => wrong.push(format!(
-                "unknown field `kubernetes.{key}`: known are `overlay`, `steering` and `revision`"
+                "unknown field `kubernetes.{key}`: known are `overlay`, `steering`, `prefixes` and `revision`"
             )),
         }
     }
