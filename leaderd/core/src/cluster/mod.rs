@@ -23,7 +23,10 @@ mod view;
 mod fixture;
 
 pub use rank::{daemons, turn};
-pub use render::{Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject, render};
+pub use render::{
+    PrefixSource, Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject,
+    prefix_source, render,
+};
 pub use report::{
     Asked, CandidateReport, ClusterEvent, Condition, LastFailover, PoolStatus, commands,
     pool_statuses,

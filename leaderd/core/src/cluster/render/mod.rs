@@ -34,6 +34,7 @@ use facts::{Facts, Known};
 use inner::Inner;
 use numbers::Numbers;
 use prefixes::Claims;
+pub use prefixes::PrefixSource;
 use settings::Settings;
 use text::Blame;
 
@@ -146,6 +147,11 @@ pub(super) fn render_without(
         let outdated = settings.revision < before.revision && settings.mark() != before.mark;
         return Rendered { text, mesh, outdated, problems, pools, departed };
     }
+}
+
+/// Where nodes' prefixes are known from, as the settings say.
+pub fn prefix_source(settings: &str) -> PrefixSource {
+    settings::read(settings, &mut Vec::new()).unwrap_or_default().prefixes
 }
 
 /// What is at fault, and how.
