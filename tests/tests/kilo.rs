@@ -15,6 +15,8 @@ mod alone;
 mod beside;
 #[path = "kilo/chart.rs"]
 mod chart;
+#[path = "kilo/nodes.rs"]
+mod nodes;
 #[path = "kilo/observe.rs"]
 mod observe;
 #[path = "kilo/race.rs"]
@@ -65,6 +67,8 @@ const TESTS: &[Test] = &[
         "an_older_epoch_never_undoes_a_newer_one",
         (Beside::Leaderd, race::an_older_epoch_never_undoes_a_newer_one),
     ),
+    ("a_leaders_node_is_deleted", (Beside::Leaderd, nodes::a_leaders_node_is_deleted)),
+    ("a_cnis_objects_say_the_prefixes", (Beside::Leaderd, nodes::a_cnis_objects_say_the_prefixes)),
 ];
 
 /// Several of these in one cluster each, for a machine on which a cluster takes minutes to come up (`--together`).

@@ -2,8 +2,11 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
+use kube::api::DynamicObject;
 use leaderd_core::cluster::ClusterNode;
+use serde_json::Value;
 
 /// Key of the mesh file in its ConfigMap.
 pub const MESH_KEY: &str = "mesh.toml";
@@ -47,6 +50,36 @@ pub fn node(node: Node) -> ClusterNode {
 /// The mesh file that the object holds, if it holds one.
 pub fn mesh_text(object: ConfigMap) -> Option<String> {
     object.data?.remove(MESH_KEY)
+}
+
+/// Those of a list that are prefixes.
+fn nets(list: &Value) -> impl Iterator<Item = IpNet> {
+    list.as_array().into_iter().flatten().filter_map(|v| v.as_str()?.parse().ok())
+}
+
+/// A `CiliumNode`: the node, and the prefixes that its Pods get addresses from, of whichever pools.
+pub fn cilium_node(object: &DynamicObject) -> (String, Vec<IpNet>) {
+    let ipam = &object.data["spec"]["ipam"];
+    let pools = ipam["pools"]["allocated"].as_array().into_iter().flatten();
+    let found = nets(&ipam["podCIDRs"]).chain(pools.flat_map(|pool| nets(&pool["cidrs"])));
+    (object.metadata.name.clone().unwrap_or_default(), found.collect())
+}
+
+/// A `BlockAffinity` of Calico: the node, and the block that is its own; nothing while it is given or taken back. Single addresses
+/// that other nodes borrow of the block are routed by Calico itself.
+pub fn block_affinity(object: &DynamicObject) -> (String, Vec<IpNet>) {
+    let spec = &object.data["spec"];
+    let text = |key: &str| spec[key].as_str().unwrap_or_default();
+    let deleted = spec["deleted"].as_bool().unwrap_or_else(|| text("deleted") == "true");
+    let of_host = matches!(text("type"), "" | "host");
+    let holds = text("state") == "confirmed" && !deleted && of_host;
+    let net = text("cidr").parse().ok().filter(|_| holds);
+    (text("node").to_owned(), net.into_iter().collect())
+}
+
+/// A `ServiceCIDR`.
+pub fn service_cidr(object: &DynamicObject) -> Vec<IpNet> {
+    nets(&object.data["spec"]["cidrs"]).collect()
 }
 
 #[cfg(test)]
@@ -103,6 +136,49 @@ mod tests {
         assert_eq!(empty, ClusterNode::default());
         let old = json!({"metadata": {}, "spec": {"podCIDR": "10.4.1.0/24"}});
         assert_eq!(node(serde_json::from_value(old).unwrap()).pod_cidrs.len(), 1);
+    }
+
+    fn object(spec: Value) -> DynamicObject {
+        serde_json::from_value(json!({"metadata": {"name": "a"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn ciliums_prefixes_are_of_the_node_and_of_its_pools() {
+        let of = |spec: Value| {
+            let (node, nets) = cilium_node(&object(spec));
+            assert_eq!(node, "a");
+            nets.iter().map(IpNet::to_string).collect::<Vec<_>>()
+        };
+        let ipam = json!({"ipam": {"podCIDRs": ["10.0.3.0/24", "fd00::/64"], "pools": {
+            "requested": [{"pool": "default", "needed": {"ipv4-addrs": 16}}],
+            "allocated": [{"pool": "default", "cidrs": ["10.10.0.0/27"]}, {"pool": "jupiter", "cidrs": ["192.168.16.0/27"]}],
+        }}});
+        assert_eq!(of(ipam), ["10.0.3.0/24", "fd00::/64", "10.10.0.0/27", "192.168.16.0/27"]);
+        for none in [
+            json!({}),
+            json!({"ipam": {}}),
+            json!({"ipam": {"podCIDRs": "x", "pools": {"allocated": 3}}}),
+        ] {
+            assert_eq!(of(none), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn a_calico_block_counts_while_it_is_surely_the_nodes() {
+        let of = |state: &str, deleted: Value, kind: &str| {
+            let spec = json!({"node": "b", "cidr": "192.168.1.64/26", "state": state, "deleted": deleted, "type": kind});
+            let (node, nets) = block_affinity(&object(spec));
+            assert_eq!(node, "b");
+            nets.len()
+        };
+        assert_eq!(of("confirmed", json!("false"), "host"), 1);
+        assert_eq!(of("confirmed", json!("false"), ""), 1);
+        assert_eq!(of("pending", json!("false"), "host"), 0);
+        assert_eq!(of("pendingDeletion", json!("false"), "host"), 0);
+        assert_eq!(of("confirmed", json!("true"), "host"), 0);
+        assert_eq!(of("confirmed", json!(true), "host"), 0);
+        assert_eq!(of("confirmed", json!("false"), "virtual"), 0);
+        assert_eq!(block_affinity(&object(json!({}))), (String::new(), vec![]));
     }
 
     #[test]

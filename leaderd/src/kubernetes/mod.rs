@@ -16,6 +16,7 @@ mod convert;
 pub mod crd;
 mod first;
 mod keep;
+mod prefixes;
 mod seen;
 mod shell;
 pub mod uninstall;

@@ -14,6 +14,7 @@ use leaderd_core::mesh;
 use super::backoff::Backoff;
 use super::convert;
 use super::crd::LocationPool;
+use super::prefixes::{self, Kind, Objects, Told};
 
 /// Name of the ConfigMap that holds the mesh file.
 pub const MESH_OBJECT: &str = "leaderd-mesh";
@@ -25,12 +26,13 @@ pub enum Word {
     Node(Event<Node>),
     Pool(Event<LocationPool>),
     Mesh(Event<ConfigMap>),
+    Object(Kind, Told),
     /// The watch of these went wrong, and begins anew by itself.
     Failed(&'static str, watcher::Error),
 }
 
 /// All that is watched. Ends never; errors back off.
-pub fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Word> {
+pub fn watch(client: &Client, namespace: &str, kinds: &[Kind]) -> BoxStream<'static, Word> {
     let nodes = watcher(Api::<Node>::all(client.clone()), Config::default().any_semantic())
         .backoff(Backoff::default())
         .map(|word| word.map_or_else(|e| Word::Failed("nodes", e), Word::Node));
@@ -42,7 +44,8 @@ pub fn watch(client: &Client, namespace: &str) -> BoxStream<'static, Word> {
     let mesh = watcher(Api::<ConfigMap>::namespaced(client.clone(), namespace), own)
         .backoff(Backoff::default())
         .map(|word| word.map_or_else(|e| Word::Failed("configmaps", e), Word::Mesh));
-    stream::select_all([nodes.boxed(), pools.boxed(), mesh.boxed()]).boxed()
+    let others = prefixes::watch(client, kinds).map(|(kind, told)| Word::Object(kind, told));
+    stream::select_all([nodes.boxed(), pools.boxed(), mesh.boxed(), others.boxed()]).boxed()
 }
 
 /// The view, and what of it was read.
@@ -54,6 +57,7 @@ pub struct Seen {
     new_mesh: Option<ConfigMap>,
     nodes: List<ClusterNode>,
     pools: List<Pool>,
+    objects: Objects,
 }
 
 /// How the object stands that holds the mesh. If not good, the view has the last good text.
@@ -126,9 +130,15 @@ impl Seen {
         Self { view, ..Self::default() }
     }
 
+    /// These kinds are looked at too.
+    pub fn looking_at(mut self, kinds: &[Kind]) -> Self {
+        self.objects = Objects::of(kinds);
+        self
+    }
+
     /// Everything was read at least once since the start. Before that nothing is to be written.
     pub fn is_whole(&self) -> bool {
-        self.nodes.whole && self.pools.whole && self.mesh_read
+        self.nodes.whole && self.pools.whole && self.mesh_read && self.objects.is_whole()
     }
 
     pub fn node(&mut self, event: Event<Node>) -> News {
@@ -158,6 +168,12 @@ impl Seen {
             let same = (Pool { resource_version, ..before.clone() }) == *now;
             if same { News::Nothing } else { News::Soon }
         })
+    }
+
+    pub fn object(&mut self, kind: Kind, told: Told) -> News {
+        let before = self.is_whole();
+        let news = self.objects.take(kind, told, &mut self.view);
+        if news || before != self.is_whole() { News::Soon } else { News::Nothing }
     }
 
     pub fn mesh(&mut self, event: Event<ConfigMap>) {

@@ -281,7 +281,9 @@ impl Topology {
 
     /// The mesh file. `keys` in the order of the nodes.
     pub fn mesh_toml(&self, scenario: &Scenario, keys: &[Keys]) -> Result<String> {
-        let mut out = String::from("[mesh]\nname = \"lab\"\ngeneration = 1\n");
+        let mut out = String::from(
+            "[mesh]\nname = \"lab\"\ngeneration = 1\ninner_cidr = \"100.127.0.0/16\"\n",
+        );
         if self.mesh_mtu() != MESH_MTU {
             writeln!(out, "mtu = {}", self.mesh_mtu())?;
         }

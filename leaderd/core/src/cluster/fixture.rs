@@ -53,7 +53,7 @@ pub(super) fn view(nodes: Vec<ClusterNode>, pools: Vec<Pool>) -> ClusterView {
     ClusterView {
         nodes: nodes.into_iter().map(|n| (n.name.clone(), n)).collect(),
         pools: pools.into_iter().map(|p| (p.name.clone(), p)).collect(),
-        mesh: None,
+        ..ClusterView::default()
     }
 }
 

@@ -11,6 +11,7 @@
 //! [`Turns::due`], and carries out what that returns. A change that meets a conflict is dropped: the view that comes next says
 //! whether it is still wanted.
 
+mod depart;
 mod rank;
 mod render;
 mod report;
@@ -22,7 +23,10 @@ mod view;
 mod fixture;
 
 pub use rank::{daemons, turn};
-pub use render::{Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject, render};
+pub use render::{
+    PrefixSource, Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject,
+    prefix_source, render,
+};
 pub use report::{
     Asked, CandidateReport, ClusterEvent, Condition, LastFailover, PoolStatus, commands,
     pool_statuses,

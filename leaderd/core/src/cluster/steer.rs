@@ -221,11 +221,12 @@ pub(super) fn steered(view: &ClusterView, location: &LocationStatus) -> Steered 
     }
 }
 
-/// Everything of ours removed from the nodes: our annotations, and Kilo's where we set it. For one caller, that waits for nobody.
+/// Everything of ours removed from the nodes: our annotations, but for what people write, and Kilo's where we set it. For one caller, that waits for nobody.
 pub fn uninstall_changes(view: &ClusterView) -> Vec<NodeChange> {
     let mut changes = Vec::new();
     for node in view.nodes.values() {
-        let ours = node.annotations.keys().filter(|k| k.starts_with(names::PREFIX)).cloned();
+        let ours = |k: &&String| k.starts_with(names::PREFIX) && *k != names::PREFIXES;
+        let ours = node.annotations.keys().filter(ours).cloned();
         let mut annotations: BTreeMap<String, Option<String>> = ours.map(|k| (k, None)).collect();
         if matches!(mark(node), Mark::Ours(_)) {
             annotations.insert(names::KILO_LEADER.to_owned(), None);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::render::{Rendered, render};
 use super::report::{ClusterEvent, PoolStatus};
 use super::view::ClusterView;
-use super::{rank, report, steer};
+use super::{depart, rank, report, steer};
 use crate::admin::AdminRequest;
 use crate::ids::NodeName;
 use crate::mesh::Mesh;
@@ -90,6 +90,7 @@ pub fn tasks(
     if let Some(running) = running {
         all.extend(steer::kilo_changes(view, running.mesh, running.status, me));
         all.extend(report::commands(view, running, me));
+        all.extend(depart::tasks(view, settings, &rendered, running, me));
     }
     all.extend(report::status_tasks(view, &rendered, running, me, now));
     (rendered, all)

@@ -18,6 +18,27 @@ pub struct ClusterView {
     pub pools: BTreeMap<String, Pool>,
     /// The object that holds the mesh file, once somebody made it.
     pub mesh: Option<MeshObject>,
+    #[serde(default)]
+    pub cni: CniPrefixes,
+    /// Where the cluster's Services have their addresses, as far as the API says it.
+    #[serde(default)]
+    pub services: Vec<IpNet>,
+}
+
+/// What CNIs say of the nodes' prefixes, by name of the node. `None`: the cluster knows no such objects, or they are not asked for.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct CniPrefixes {
+    /// `CiliumNode`: `spec.ipam.podCIDRs`, and those of its pools.
+    pub cilium: Option<BTreeMap<String, Vec<IpNet>>>,
+    /// `BlockAffinity` of Calico's own IPAM.
+    pub calico: Option<BTreeMap<String, Vec<IpNet>>>,
+}
+
+impl CniPrefixes {
+    pub(super) fn all(&self) -> impl Iterator<Item = &IpNet> {
+        let maps = self.cilium.iter().chain(&self.calico);
+        maps.flat_map(BTreeMap::values).flatten()
+    }
 }
 
 /// A Node, as much as matters here.
@@ -132,6 +153,8 @@ pub mod names {
     pub const PROBE_ADDRESS: &str = "leaderd.io/probe-address";
     /// Epoch of the decision that last changed this node's leader annotation.
     pub const EPOCH: &str = "leaderd.io/epoch";
+    /// The node's workload prefixes, with commas between them: goes before whatever else says them.
+    pub const PREFIXES: &str = "leaderd.io/prefixes";
     /// Location of that decision: epochs of different locations have nothing to do with each other.
     pub const LOCATION: &str = "leaderd.io/location";
 }

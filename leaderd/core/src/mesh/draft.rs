@@ -10,6 +10,7 @@ use wgctl_plan::{Family, InterfaceName, WgPublicKey};
 
 use super::diagnostic::Sink;
 use super::first_host;
+use super::inner::{NEW_INNER, UNSAID_INNER};
 use super::model::{
     ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay, Policy,
     Service, Steering, VxlanDevice,
@@ -137,7 +138,7 @@ fn head(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Head {
         IpNet::V4(net) if net.prefix_len() == 16 => Ok(net),
         net => Err(Bad::new(
             format!("{net} is not an IPv4 /16"),
-            "write a /16 that nobody uses: \"100.127.0.0/16\"",
+            format!("write a /16 that nobody uses: \"{NEW_INNER}\""),
         )),
     });
     let inner6 = s.text("inner_cidr6", sink, |t| match values::prefix(t)? {
@@ -168,7 +169,7 @@ fn head(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Head {
     let head = Head {
         name,
         generation,
-        inner4: or_default(inner4, "100.127.0.0/16".parse().expect("a prefix"), at),
+        inner4: or_default(inner4, UNSAID_INNER.parse().expect("a prefix"), at),
         inner6,
         base_port: port(s.number("base_port", 1..=65521, sink), 51900),
         control_port: port(s.number("control_port", PORTS, sink), 7946),

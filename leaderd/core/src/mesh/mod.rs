@@ -10,6 +10,7 @@ mod check;
 mod diagnostic;
 mod draft;
 mod index;
+mod inner;
 mod model;
 mod places;
 mod policy;
@@ -25,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 pub use diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
 pub use index::Index;
+pub use inner::{NEW_INNER, OTHER_INNER, UNSAID_INNER, is_taken};
 pub use model::*;
 pub use template::{EXAMPLE_NODES, ExampleKeys, example};
 

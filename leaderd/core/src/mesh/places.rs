@@ -11,6 +11,7 @@ use wgctl_plan::Family;
 use super::check::{Once, endpoint_ip, in_order, owner};
 use super::diagnostic::Sink;
 use super::draft::{Draft, Head};
+use super::inner;
 use super::model::Overlay;
 use super::reader::At;
 use crate::ids::{LocationName, NodeName};
@@ -23,6 +24,7 @@ pub(super) fn check(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
     let prefixes = Prefixes::of(draft);
     prefixes.overlaps(sink);
     inner_ranges(draft, head, &prefixes, sink);
+    inner::check(draft, head, sink);
     addresses(draft, head, &prefixes, sink);
     probe_addresses(draft, sink);
     services(draft, &prefixes, sink);

@@ -54,8 +54,8 @@ const HEAD: &str = r#"# A mesh of two locations. The same file goes to every nod
 [mesh]
 name = "example"
 generation = 1
-# Addresses that leaderd itself uses inside of the tunnels: a /16 that nobody else uses.
-inner_cidr = "100.127.0.0/16"
+# Addresses that leaderd itself uses inside of the tunnels: a /16 that nobody else uses. Never change it in a mesh that runs.
+inner_cidr = "169.254.0.0/16"
 # Candidates listen on this UDP port, and on one more for every further slot: open 51900 to 51902 to the other locations.
 base_port = 51900
 # The largest packet (in bytes) that a workload may send through the mesh.

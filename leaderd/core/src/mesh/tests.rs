@@ -65,6 +65,29 @@ fn edited(after: &str, from: &str, to: &str) -> String {
 }
 
 #[test]
+fn a_link_local_inner_range_leaves_metadata_services_alone() {
+    let text = good().replace("generation = 3", "generation = 3\ninner_cidr = \"169.254.0.0/16\"");
+    let mesh = parse(&text).unwrap_or_else(|e| panic!("{e:#?}"));
+    let metadata: IpAddr = "169.254.169.254".parse().unwrap();
+    let reached = |mesh: &Mesh| -> Vec<String> {
+        let used = mesh.nodes.values().filter_map(|n| n.slot);
+        let nets = used.map(|s| mesh.slot_range4(s));
+        nets.filter(|n| IpNet::V4(*n).contains(&metadata)).map(|n| n.to_string()).collect()
+    };
+    assert_eq!(reached(&mesh), [""; 0]);
+    let slot_10 = |text: &str| text.replacen("slot = 0", "slot = 10", 1);
+    let refused = mistakes(&slot_10(&text));
+    assert!(refused.len() == 1 && refused[0].contains("metadata"), "{refused:?}");
+    // Another range has that slot too.
+    assert_eq!(reached(&parse(&slot_10(&good())).unwrap()), [""; 0]);
+}
+
+#[test]
+fn a_file_that_does_not_say_keeps_the_range_that_it_always_had() {
+    assert_eq!(parse(&good()).unwrap().inner.v4.to_string(), "100.127.0.0/16");
+}
+
+#[test]
 fn a_good_file_is_a_mesh() {
     let text = good();
     let mesh = parse(&text).unwrap_or_else(|e| panic!("{e:#?}"));

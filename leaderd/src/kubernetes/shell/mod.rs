@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, FuturesUnordered};
 use leaderd_core::admin::{AdminRequest, AdminResponse};
-use leaderd_core::cluster::{Problem, Turns};
+use leaderd_core::cluster::{self, Problem, Turns};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
@@ -23,6 +23,7 @@ use super::Config;
 use super::carry::{Call, Carrier};
 use super::contact::{CallError, Contact};
 use super::keep::Keeper;
+use super::prefixes::{Kind, Told};
 use super::seen::{self, News, Seen, Word};
 use crate::clock::Clock;
 use crate::counters::Counters;
@@ -71,6 +72,8 @@ pub struct Shell {
     out: Out,
     counters: Counters,
     clock: Clock,
+    /// Objects of others that are looked at.
+    kinds: Vec<Kind>,
     seen: Seen,
     contact: Contact,
     keeper: Keeper,
@@ -98,7 +101,8 @@ impl Shell {
     /// Within a runtime.
     pub fn new(client: kube::Client, config: Config, out: Out, counters: Counters) -> Self {
         let (keeper, kept) = Keeper::open(&config.state);
-        let seen = kept.map_or_else(Seen::default, Seen::from_kept);
+        let kinds = Kind::all(cluster::prefix_source(&config.settings));
+        let seen = kept.map_or_else(Seen::default, Seen::from_kept).looking_at(&kinds);
         let carrier =
             Carrier { client, namespace: config.namespace.clone(), me: config.me.clone() };
         Self {
@@ -108,6 +112,7 @@ impl Shell {
             contact: Contact::new(counters.clone()),
             counters,
             clock: Clock::default(),
+            kinds,
             seen,
             keeper,
             turns: Turns::default(),
@@ -163,7 +168,7 @@ impl Shell {
     }
 
     fn watch(&self) -> BoxStream<'static, Word> {
-        seen::watch(&self.carrier.client, &self.config.namespace)
+        seen::watch(&self.carrier.client, &self.config.namespace, &self.kinds)
     }
 
     fn word(&mut self, word: Word) {
@@ -174,6 +179,17 @@ impl Shell {
                 self.seen.mesh(event);
                 self.take_mesh();
                 News::Soon
+            }
+            Word::Object(kind, Told::Failed(error)) => return self.failed(kind.name(), error),
+            Word::Object(kind, told) => {
+                if let Told::Absent { hint: Some(hint) } = &told {
+                    tracing::warn!(
+                        what = kind.name(),
+                        reason = hint,
+                        "not allowed to look, as if there were none"
+                    );
+                }
+                self.seen.object(kind, told)
             }
             Word::Failed(what, error) => return self.failed(what, error),
         };

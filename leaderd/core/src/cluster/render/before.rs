@@ -12,6 +12,9 @@ use crate::mesh::{self, Mesh, Node, Steering};
 /// What the line begins with that says of which revision the settings were.
 pub(super) const REVISION: &str = "# Settings of revision ";
 
+/// What a line begins with that says which index a node had that has left the mesh.
+pub(super) const GIVEN_UP: &str = "# Given up: ";
+
 #[derive(Debug, Default)]
 pub(super) struct Before {
     pub text: String,
@@ -24,6 +27,11 @@ pub(super) struct Before {
     pub mark: String,
     /// By name of the node. Read even from a file that is no good mesh.
     indexes: BTreeMap<String, u16>,
+    /// Nodes that have left the mesh, with the index that each had; the longest ago first.
+    pub given_up: Vec<(String, u16)>,
+    /// `inner_cidr` and `inner_cidr6`, if it has them.
+    pub inner4: Option<String>,
+    pub inner6: Option<String>,
     /// By name of the node: location and slot.
     slots: BTreeMap<String, (String, u8)>,
 }
@@ -46,8 +54,20 @@ impl Before {
         let table = text.parse::<Table>().unwrap_or_default();
         let number = |v: &Value, key: &str| v.get(key).and_then(Value::as_integer);
         let generation = table.get("mesh").and_then(|m| number(m, "generation")).unwrap_or(0);
+        let inner = |key: &str| {
+            table.get("mesh").and_then(|m| m.get(key)).and_then(Value::as_str).map(str::to_owned)
+        };
+        let (inner4, inner6) = (inner("inner_cidr"), inner("inner_cidr6"));
+        let given_up = text.lines().filter_map(|l| {
+            let (name, index) = l.strip_prefix(GIVEN_UP)?.split_once(' ')?;
+            Some((name.to_owned(), index.trim().parse().ok()?))
+        });
+        let given_up = given_up.collect();
         let mut before = Self {
             text,
+            given_up,
+            inner4,
+            inner6,
             mesh,
             generation: u64::try_from(generation).unwrap_or(0),
             revision,
@@ -86,6 +106,10 @@ impl Before {
     /// The slots that somebody had in a location.
     pub fn slots_in(&self, location: &str) -> BTreeSet<u8> {
         self.slots.values().filter(|(l, _)| l == location).map(|(_, s)| *s).collect()
+    }
+
+    pub fn indexes(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.indexes.iter().map(|(n, i)| (n.as_str(), *i))
     }
 
     pub fn index(&self, name: &str) -> Option<u16> {

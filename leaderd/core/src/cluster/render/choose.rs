@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::Ipv4Net;
+
 use super::before::Before;
 use super::facts::Facts;
 use super::{Problem, Refused, Subject};
 use crate::cluster::rank;
 use crate::cluster::view::{ClusterView, Pool};
 use crate::ids::{LocationName, NodeName, Slot};
-use crate::mesh::Host;
+use crate::mesh::{Host, is_taken};
 
 /// How many candidates a location has that does not say.
 const DEFAULT_MAX: usize = 3;
@@ -38,6 +40,7 @@ pub(super) struct Candidate {
 pub(super) struct Chooser<'a> {
     pub view: &'a ClusterView,
     pub before: &'a Before,
+    pub inner: Ipv4Net,
     /// All nodes of the mesh to be.
     pub facts: &'a BTreeMap<NodeName, Facts>,
     /// Endpoints given out: all candidates listen on the same ports.
@@ -52,7 +55,8 @@ impl Chooser<'_> {
 
     /// The candidates of a location; those asked for that cannot are refused, with the reason.
     pub fn place(&mut self, location: &LocationName, pool: Option<&Pool>) -> Place {
-        let here: Vec<&Facts> = self.facts.values().filter(|f| f.location == *location).collect();
+        let all = self.facts.values().filter(|f| f.location == *location);
+        let (gone, here): (Vec<&Facts>, Vec<&Facts>) = all.partition(|f| f.departed);
         let rule = pool.map(|p| p.spec.candidates.clone()).unwrap_or_default();
         let subject = || match pool {
             Some(pool) => Subject::Pool(pool.name.clone()),
@@ -66,7 +70,8 @@ impl Chooser<'_> {
                 usize::from(n.clamp(1, 15))
             }
         };
-        let mut place = Place { nodes: here.len(), ..Place::default() };
+        let nodes = here.len() + gone.len();
+        let mut place = Place { nodes, ..Place::default() };
         let mut chosen: Vec<(NodeName, u16, Host)> = Vec::new();
         let mut refuse = |node: &str, reason: String| {
             if !place.refused.iter().any(|r| r.node == node) {
@@ -75,6 +80,9 @@ impl Chooser<'_> {
         };
         for (n, name) in rule.names.iter().enumerate() {
             let Some(facts) = here.iter().find(|f| f.name.as_str() == name) else {
+                if gone.iter().any(|f| f.name.as_str() == name) {
+                    continue;
+                }
                 refuse(name, self.why_not_here(name, location));
                 continue;
             };
@@ -119,6 +127,14 @@ impl Chooser<'_> {
                     }
                     _ => {}
                 }
+            }
+        }
+        // Beyond the most that there may be: who is to take over must not have to wait for them.
+        for facts in gone {
+            let was = self.before.node(facts.name.as_str());
+            if let (Ok(endpoint), Some(was)) = (self.endpoint_of(facts), was) {
+                self.taken.insert(endpoint.clone(), facts.name.clone());
+                chosen.push((facts.name.clone(), was.priority, endpoint));
             }
         }
         if chosen.is_empty() {
@@ -238,8 +254,9 @@ impl Chooser<'_> {
         }
         let was = self.before.slots_in(location.as_str());
         let alone = all.is_empty();
-        // At most 15 are chosen, so there are enough.
-        let free = (0..=Slot::MAX.0).filter(|s| !used.contains(s)).take(new.len());
+        // At most 15 are chosen, and 15 there are; 14 where one is somebody else's. Whoever gets none is a member.
+        let ours = |s: &u8| !is_taken(self.inner, Slot(*s));
+        let free = (0..=Slot::MAX.0).filter(|s| !used.contains(s) && ours(s)).take(new.len());
         let free = free.filter(|s| alone || !was.contains(s));
         for (slot, (name, priority, endpoint)) in free.zip(new) {
             all.insert(name, Candidate { slot: Slot(slot), priority, endpoint });

@@ -7,6 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
 use super::before::Before;
+use super::inner::{Inner, remedy};
+use super::prefixes::Claims;
 use super::{Problem, Subject};
 use crate::cluster::view::{ClusterNode, names};
 use crate::ids::{LocationName, NodeName};
@@ -26,15 +28,50 @@ pub(super) struct Facts {
     /// Base64.
     pub wireguard_key: String,
     pub control_key: String,
+    /// Its Node object is gone.
+    pub departed: bool,
+}
+
+/// What is known besides a node itself.
+#[derive(Clone, Copy)]
+pub(super) struct Known<'a> {
+    pub before: &'a Before,
+    pub inner: &'a Inner,
+    pub claims: &'a Claims,
+}
+
+/// A candidate of the mesh before, whose Node object is gone.
+pub(super) fn departed(node: &Node, claims: &Claims) -> Option<Facts> {
+    Some(Facts {
+        name: node.name.clone(),
+        location: node.location.clone(),
+        address: node.address,
+        prefixes: claims.or_kept(node.name.as_str(), &node.prefixes),
+        endpoint: Ok(node.endpoint.clone().filter(|_| node.slot.is_some())?),
+        wireguard_key: STANDARD.encode(node.wireguard_key.0),
+        control_key: STANDARD.encode(node.control_key.0),
+        departed: true,
+    })
+}
+
+impl Facts {
+    /// Both cannot be in one mesh: the one was put in the other's place.
+    pub fn replaces(&self, other: &Self) -> bool {
+        (&self.location, self.address) == (&other.location, other.address)
+            || self.wireguard_key == other.wireguard_key
+            || self.control_key == other.control_key
+            || self.endpoint.is_ok() && self.endpoint == other.endpoint
+    }
 }
 
 /// The facts of a node; `None` if it stays out for now, with a problem unless it only has not published its keys yet. What it no
 /// longer says is taken from the mesh before: a node that is in the mesh does not fall out for a lost annotation.
 pub(super) fn facts(
     node: &ClusterNode,
-    before: &Before,
+    known: Known<'_>,
     problems: &mut Vec<Problem>,
 ) -> Option<Facts> {
+    let Known { before, inner, claims } = known;
     let was = before.node(&node.name);
     let mut say = |message: String| {
         problems.push(Problem { subject: Subject::Node(node.name.clone()), message });
@@ -61,21 +98,28 @@ pub(super) fn facts(
         ));
         was?;
     }
-    let Some(address) = address(node, kilos, &mut say).or(was.map(|n| n.address)) else {
+    let Some(address) = address(node, was, kilos, inner, &mut say).or(was.map(|n| n.address))
+    else {
         say(format!(
             "it has no address within its location: set annotation {} or an InternalIP",
             names::KILO_FORCE_INTERNAL_IP
         ));
         return None;
     };
-    let mut prefixes: Vec<IpNet> = node.pod_cidrs.iter().map(IpNet::trunc).collect();
-    if prefixes.is_empty() {
-        prefixes = was.map(|n| n.prefixes.clone()).unwrap_or_default();
-    }
-    prefixes.sort();
-    prefixes.dedup();
-    let endpoint = endpoint(node, kilos, &mut say);
+    let mut prefixes = claims.or_kept(&node.name, was.map_or(&[], |n| n.prefixes.as_slice()));
+    prefixes.retain(|p| match inner.meets(p) {
+        None => true,
+        Some(range) => {
+            let what = remedy(&range);
+            say(format!(
+                "its prefix {p} overlaps leaderd's own addresses {range}, and is left out: {what}"
+            ));
+            false
+        }
+    });
+    let endpoint = endpoint(node, was, kilos, inner, &mut say);
     let location_prefixes = location_prefixes(node, &mut say);
+    let departed = false;
     Some(Facts {
         name,
         location,
@@ -85,6 +129,7 @@ pub(super) fn facts(
         endpoint,
         wireguard_key,
         control_key,
+        departed,
     })
 }
 
@@ -162,41 +207,78 @@ fn is_alone(node: &ClusterNode) -> bool {
     matches!(forced, Some("" | "-")) || (unforced && of(names::KILO_INTERNAL_IP) == Some(""))
 }
 
-/// `kilos`: the node before, where Kilo steers. What Kilo's agent found out goes while it restarts, and that is no news.
+/// An annotation that names one of leaderd's own addresses: Kilo found it on leaderd's interface.
+fn prey(name: &str, told: &str, range: &IpNet, instead: &str) -> String {
+    format!(
+        "annotation {name} is {told:?}, one of leaderd's own addresses {range}, and is ignored: set annotation {instead}, so that \
+         Kilo does not choose by itself"
+    )
+}
+
+/// `was`: the node before. `kilos`: the same, where Kilo steers. What Kilo's agent found out goes while it restarts, and that is no
+/// news.
 fn address(
     node: &ClusterNode,
+    was: Option<&Node>,
     kilos: Option<&Node>,
+    inner: &Inner,
     say: &mut impl FnMut(String),
 ) -> Option<IpAddr> {
     for name in [names::KILO_FORCE_INTERNAL_IP, names::KILO_INTERNAL_IP] {
         let told = node.annotations.get(name).filter(|a| !a.is_empty() && *a != "-");
         match told.map(|t| (t, t.parse::<IpNet>())) {
             None => {}
-            Some((_, Ok(net))) => return Some(net.addr()),
+            Some((told, Ok(net))) => match inner.holds(net.addr()) {
+                None => return Some(net.addr()),
+                Some(range) => say(prey(name, told, &range, names::KILO_FORCE_INTERNAL_IP)),
+            },
             Some((told, Err(_))) => say(format!(
                 "annotation {name} is {told:?}: write an address with its prefix length, such as 10.0.0.5/24"
             )),
         }
     }
-    kilos.map(|n| n.address).or_else(|| node.internal.first().copied())
+    kilos.map(|n| n.address).or_else(|| {
+        let here: Vec<IpAddr> = outside(&node.internal, inner).collect();
+        settled(&here, was.map(|n| n.address))
+    })
+}
+
+/// Addresses that are not leaderd's own.
+fn outside<'a>(all: &'a [IpAddr], inner: &'a Inner) -> impl Iterator<Item = IpAddr> + 'a {
+    all.iter().copied().filter(|ip| inner.holds(*ip).is_none())
+}
+
+/// The address that a node had as long as it has it, whatever the order they come in; else the first of the same family.
+fn settled(all: &[IpAddr], had: Option<IpAddr>) -> Option<IpAddr> {
+    let Some(had) = had else { return all.first().copied() };
+    let same = |ip: &&IpAddr| ip.is_ipv4() == had.is_ipv4();
+    let all_same = || all.iter().find(same).or(all.first()).copied();
+    all.contains(&had).then_some(had).or_else(all_same)
 }
 
 /// Where other locations reach the node: Kilo's annotations first, then the ExternalIP. Only what Kilo takes for public: a leader
-/// with a private endpoint cuts its location off. `kilos`: as for [`address`].
+/// with a private endpoint cuts its location off. `was`, `kilos`: as for [`address`].
 fn endpoint(
     node: &ClusterNode,
+    was: Option<&Node>,
     kilos: Option<&Node>,
+    inner: &Inner,
     say: &mut impl FnMut(String),
 ) -> Result<Host, String> {
-    let told = [names::KILO_FORCE_ENDPOINT, names::KILO_ENDPOINT];
-    let told = told.into_iter().filter_map(|k| {
-        node.annotations.get(k).filter(|v| !v.is_empty() && *v != "-").map(|v| (k, v))
-    });
-    let mut read = told.map(|(annotation, text)| {
-        host(text).ok_or_else(|| format!(
-            "annotation {annotation} is {text:?}: write a host and a port, such as 203.0.113.7:51820 or [2001:db8::7]:51820"
-        ))
-    });
+    let mut told = Vec::new();
+    for annotation in [names::KILO_FORCE_ENDPOINT, names::KILO_ENDPOINT] {
+        let value = node.annotations.get(annotation).filter(|v| !v.is_empty() && *v != "-");
+        let Some(text) = value else { continue };
+        match host(text) {
+            Some(Host::Ip(ip)) if let Some(range) = inner.holds(ip) => {
+                say(prey(annotation, text, &range, names::KILO_FORCE_ENDPOINT));
+            }
+            found => told.push(found.ok_or_else(|| format!(
+                "annotation {annotation} is {text:?}: write a host and a port, such as 203.0.113.7:51820 or [2001:db8::7]:51820"
+            ))),
+        }
+    }
+    let mut read = told.into_iter();
     let host = match (read.next(), read.next()) {
         (Some(Ok(host)), _) => host,
         // As Kilo does.
@@ -206,8 +288,13 @@ fn endpoint(
         }
         (Some(Err(mistake)), _) => return Err(mistake),
         (None, _) => {
-            let public = node.external.iter().copied().find(|ip| is_public(*ip));
-            let external = public.or(node.external.first().copied()).map(Host::Ip);
+            let had = was.and_then(|n| match n.endpoint {
+                Some(Host::Ip(ip)) => Some(ip),
+                _ => None,
+            });
+            let here: Vec<IpAddr> = outside(&node.external, inner).collect();
+            let public: Vec<IpAddr> = here.iter().copied().filter(|ip| is_public(*ip)).collect();
+            let external = settled(&public, had).or(here.first().copied()).map(Host::Ip);
             kilos.and_then(|n| n.endpoint.clone()).or(external).ok_or_else(|| {
                 format!(
                     "it has no endpoint: set annotation {} to an address that other locations reach, with a port",
@@ -226,7 +313,7 @@ fn endpoint(
 }
 
 /// The host of `host:port`; IPv6 in brackets.
-fn host(text: &str) -> Option<Host> {
+pub(super) fn host(text: &str) -> Option<Host> {
     let (host, port) = text.rsplit_once(':')?;
     port.parse::<u16>().ok().filter(|p| *p != 0)?;
     if let Some(v6) = host.strip_prefix('[') {
@@ -239,7 +326,7 @@ fn host(text: &str) -> Option<Host> {
 }
 
 /// Not of a private, link-local, loopback or unspecified range (RFC 1918, 3927, 4193, 4291).
-fn is_public(ip: IpAddr) -> bool {
+pub(super) fn is_public(ip: IpAddr) -> bool {
     !ip.is_unspecified()
         && !ip.is_loopback()
         && !ip.is_multicast()

@@ -7,11 +7,14 @@
 //! ```
 //!
 //! Indexes and slots are pinned by the mesh before. A node that is in it stays in it as long as the Node exists: what it no longer
-//! says is taken from there.
+//! says is taken from there. A candidate stays even without a Node, until it is seen not to lead (`depart`).
 
 mod before;
 mod choose;
 mod facts;
+mod inner;
+mod numbers;
+mod prefixes;
 mod settings;
 mod text;
 
@@ -28,8 +31,12 @@ use crate::mesh::{self, Diagnostic, Mesh};
 
 use before::Before;
 use choose::{Chooser, Place};
-use facts::Facts;
 pub(super) use facts::location_of;
+use facts::{Facts, Known};
+use inner::Inner;
+use numbers::Numbers;
+use prefixes::Claims;
+pub use prefixes::PrefixSource;
 use settings::Settings;
 use text::Blame;
 
@@ -47,6 +54,8 @@ pub struct Rendered {
     pub problems: Vec<Problem>,
     /// By name: what each pool came to.
     pub pools: BTreeMap<String, RenderedPool>,
+    /// Candidates that are in it although their Node object is gone.
+    pub departed: BTreeSet<NodeName>,
 }
 
 /// Something that a person should change.
@@ -101,12 +110,21 @@ pub struct Refused {
 /// What is wrong with one node, pool or location is a problem and leaves the others be. Only what cannot be mended by leaving
 /// something new out (the settings, a node that is in the mesh) leaves the mesh in force as it is.
 pub fn render(view: &ClusterView, settings: &str) -> Rendered {
+    render_without(view, settings, &BTreeSet::new())
+}
+
+/// The same, without these of the candidates whose Node object is gone.
+pub(super) fn render_without(
+    view: &ClusterView,
+    settings: &str,
+    leaving: &BTreeSet<NodeName>,
+) -> Rendered {
     let mut problems = Vec::new();
     let settings_read = settings::read(settings, &mut problems);
     let before = Before::of(view, &mut problems);
     let good = settings_read.is_some();
     let settings = settings_read.unwrap_or_default();
-    let mut left_out = LeftOut::default();
+    let mut left_out = LeftOut { leaving: leaving.clone(), ..LeftOut::default() };
     // Each round leaves out something more, so there are only so many.
     loop {
         let mut draft = Draft::of(view, &before, &settings, &left_out);
@@ -119,6 +137,8 @@ pub fn render(view: &ClusterView, settings: &str) -> Rendered {
         problems.append(&mut draft.problems);
         problems.extend(outcome.iter().flat_map(|(_, mesh)| ambiguous(mesh)));
         let pools = draft.pools;
+        let departed = draft.facts.values().filter(|f| f.departed).map(|f| f.name.clone());
+        let departed = departed.collect();
         let found = match outcome {
             Ok(found) => Some(found),
             Err(faults) => {
@@ -130,7 +150,7 @@ pub fn render(view: &ClusterView, settings: &str) -> Rendered {
         problems.dedup();
         let (text, mesh) = found.filter(|_| good).unzip();
         let outdated = settings.revision < before.revision && settings.mark() != before.mark;
-        return Rendered { text, mesh, outdated, problems, pools };
+        return Rendered { text, mesh, outdated, problems, pools, departed };
     }
 }
 
@@ -147,6 +167,11 @@ fn ambiguous(mesh: &Mesh) -> Vec<Problem> {
         mesh::NotCarried::Endpoint | mesh::NotCarried::Family => None,
     });
     all.collect()
+}
+
+/// Where nodes' prefixes are known from, as the settings say.
+pub fn prefix_source(settings: &str) -> PrefixSource {
+    settings::read(settings, &mut Vec::new()).unwrap_or_default().prefixes
 }
 
 /// What is at fault, and how.
@@ -171,6 +196,8 @@ fn problem(blame: &Blame, d: &Diagnostic) -> Problem {
 #[derive(Default)]
 struct LeftOut {
     nodes: BTreeSet<NodeName>,
+    /// Of those whose Node object is gone.
+    leaving: BTreeSet<NodeName>,
     /// Locations whose pool's policy counts for nothing.
     policies: BTreeSet<LocationName>,
     /// Locations whose nodes' annotations about what else there is count for nothing.
@@ -206,6 +233,7 @@ impl LeftOut {
 
 /// The mesh to be, not yet checked.
 struct Draft<'a> {
+    inner: Inner,
     facts: BTreeMap<NodeName, Facts>,
     places: BTreeMap<LocationName, Place>,
     /// What locations have besides their nodes.
@@ -219,11 +247,16 @@ struct Draft<'a> {
 impl<'a> Draft<'a> {
     fn of(view: &'a ClusterView, before: &Before, settings: &Settings, left_out: &LeftOut) -> Self {
         let mut problems = Vec::new();
-        let facts = view.nodes.values().filter_map(|n| facts::facts(n, before, &mut problems));
+        let inner = Inner::of(view, settings, before);
+        inner.problems(view, &mut problems);
+        let claims = Claims::of(view, settings, &mut problems);
+        let known = Known { before, inner: &inner, claims: &claims };
+        let facts = view.nodes.values().filter_map(|n| facts::facts(n, known, &mut problems));
         let mut facts: BTreeMap<NodeName, Facts> = facts
             .filter(|f| !left_out.nodes.contains(&f.name))
             .map(|f| (f.name.clone(), f))
             .collect();
+        departed(view, known, &left_out.leaving, &mut facts, &mut problems);
         let by_location = pools_by_location(view, &facts, &mut problems);
         let steering =
             |l: &LocationName| by_location.get(l).map_or(settings.steering, |p| p.spec.steering);
@@ -235,6 +268,7 @@ impl<'a> Draft<'a> {
         let mut chooser = Chooser {
             view,
             before,
+            inner: inner.v4,
             facts: &facts,
             taken: BTreeMap::new(),
             problems: &mut problems,
@@ -273,6 +307,7 @@ impl<'a> Draft<'a> {
         }
         choose::witnesses(&mut places, &by_location, before, &mut problems);
         Self {
+            inner,
             facts,
             places,
             prefixes,
@@ -290,14 +325,14 @@ impl<'a> Draft<'a> {
         before: &Before,
         settings: &Settings,
     ) -> Result<(String, Mesh), Vec<Fault>> {
-        let indexes = self.indexes(view, before);
+        let numbers = Numbers::of(self.facts.keys(), view, before);
         if self.facts.is_empty() {
             let message = "no node of the cluster is in the mesh yet: leaderd has to run there and to have published its keys, and \
                            the node to be in a location";
             self.problems.push(Problem { subject: Subject::Mesh, message: message.to_owned() });
         }
         let read = |generation: u64| {
-            let (text, blames) = text::text(self, settings, before, &indexes, generation);
+            let (text, blames) = text::text(self, settings, before, &numbers, generation);
             let faults = |found: Vec<Diagnostic>| {
                 let all = found.into_iter().map(|d| (blames.of(d.line), d));
                 // Of an empty mesh all but the settings' own mistakes go without saying.
@@ -320,23 +355,26 @@ impl<'a> Draft<'a> {
         }
         read(before.generation + 1)
     }
+}
 
-    /// An index stays with its node as long as that exists in the cluster, in the mesh or not; new nodes get the lowest that is
-    /// free, by name.
-    fn indexes(&mut self, view: &ClusterView, before: &Before) -> BTreeMap<NodeName, u16> {
-        let mut used: BTreeSet<u16> = view.nodes.keys().filter_map(|n| before.index(n)).collect();
-        let mut all = BTreeMap::new();
-        let mut next = 1u16;
-        for name in self.facts.keys() {
-            let index = before.index(name.as_str()).unwrap_or_else(|| {
-                while !used.insert(next) {
-                    next += 1;
-                }
-                next
-            });
-            all.insert(name.clone(), index);
-        }
-        all
+/// Adds the candidates whose Node object is gone, but for those that leave now and those in whose place others are.
+fn departed(
+    view: &ClusterView,
+    known: Known<'_>,
+    leaving: &BTreeSet<NodeName>,
+    facts: &mut BTreeMap<NodeName, Facts>,
+    problems: &mut Vec<Problem>,
+) {
+    let was = known.before.mesh.iter().flat_map(|m| m.nodes.values());
+    let gone =
+        was.filter(|n| !view.nodes.contains_key(n.name.as_str()) && !leaving.contains(&n.name));
+    let gone = gone.filter_map(|n| facts::departed(n, known.claims));
+    for f in gone.filter(|g| !facts.values().any(|f| f.replaces(g))).collect::<Vec<_>>() {
+        let message = "its Node object is gone from the cluster: if it leads, it does so for a minute more and then hands over; after \
+                       that it leaves the mesh. Create the Node again to keep it";
+        let subject = Subject::Node(f.name.to_string());
+        problems.push(Problem { subject, message: message.to_owned() });
+        facts.insert(f.name.clone(), f);
     }
 }
 
@@ -395,8 +433,9 @@ fn carried(
         }
     }
     facts.retain(|name, f| {
-        let stays = !flannel || !f.prefixes.is_empty() || before.index(name.as_str()).is_some();
-        if !stays {
+        let old = before.index(name.as_str()).is_some() && !f.departed;
+        let stays = !flannel || !f.prefixes.is_empty() || old;
+        if !stays && !f.departed {
             let message = "it has no IPv4 pod CIDR yet, by which flannel would reach it, and is left out: see \
                            spec.podCIDRs of the Node";
             problems.push(Problem { subject: Subject::Node(name.to_string()), message: message.into() });

@@ -3,6 +3,7 @@
 use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
+use super::prefixes::PrefixSource;
 use super::{Problem, Subject};
 use crate::cluster::view::Steering;
 
@@ -18,6 +19,8 @@ pub(super) struct Settings {
     pub node_addresses: bool,
     /// Of locations without a pool.
     pub steering: Steering,
+    /// Where nodes' prefixes are known from.
+    pub prefixes: PrefixSource,
     /// Counts up with every change of the settings, if somebody counts.
     pub revision: u64,
 }
@@ -32,6 +35,7 @@ impl Default for Settings {
             overlay: "cni".to_owned(),
             node_addresses: true,
             steering: Steering::Native,
+            prefixes: PrefixSource::default(),
             revision: 0,
         }
     }
@@ -41,8 +45,8 @@ impl Settings {
     /// Which program with which settings, whatever their revision: a number that counts more than changes of the settings (Helm's
     /// counts every upgrade) does not make them others.
     pub fn mark(&self) -> String {
-        let Self { mesh, policy, overlay, node_addresses, steering, revision: _ } = self;
-        let rest = format!("{overlay} {node_addresses} {steering:?}");
+        let Self { mesh, policy, overlay, node_addresses, steering, prefixes, revision: _ } = self;
+        let rest = format!("{overlay} {node_addresses} {steering:?} {prefixes:?}");
         let digest = Sha256::digest(format!("{mesh}\n[policy]\n{policy}\n{rest}"));
         let digest: String = digest.iter().take(4).map(|b| format!("{b:02x}")).collect();
         format!("{} {digest}", env!("CARGO_PKG_VERSION"))
@@ -120,12 +124,19 @@ fn kubernetes(table: Table, settings: &mut Settings, wrong: &mut Vec<String>) {
                     "`kubernetes.steering`: write \"native\", \"kilo\" or \"observe\"".to_owned(),
                 );
             }
+            ("prefixes", name) => match name.and_then(PrefixSource::of) {
+                Some(source) => settings.prefixes = source,
+                None => {
+                    let all = PrefixSource::ALL.map(|(name, _)| name).join("\", \"");
+                    wrong.push(format!("`kubernetes.prefixes`: write one of \"{all}\""));
+                }
+            },
             ("revision", _) => match value.as_integer().map(u64::try_from) {
                 Some(Ok(revision)) => settings.revision = revision,
                 _ => wrong.push("`kubernetes.revision`: write a whole number".to_owned()),
             },
             _ => wrong.push(format!(
-                "unknown field `kubernetes.{key}`: known are `overlay`, `node_addresses`, `steering` and `revision`"
+                "unknown field `kubernetes.{key}`: known are `overlay`, `node_addresses`, `steering`, `prefixes` and `revision`"
             )),
         }
     }

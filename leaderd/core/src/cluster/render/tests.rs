@@ -1,3 +1,7 @@
+mod addresses;
+mod departed;
+mod inner;
+mod prefixes;
 mod random;
 mod revisions;
 mod slots;
@@ -24,6 +28,13 @@ fn with(view: &ClusterView, change: impl FnOnce(&mut ClusterView)) -> ClusterVie
     let mut view = view.clone();
     change(&mut view);
     view
+}
+
+/// The Node object goes, and what is in the mesh of it leaves that.
+fn leave(view: &mut ClusterView, name: &str) {
+    view.nodes.remove(name);
+    let text = render_without(view, SETTINGS, &[name.parse().unwrap()].into()).text.unwrap();
+    view.mesh.as_mut().unwrap().text = text;
 }
 
 fn slots(mesh: &Mesh, location: &str) -> Vec<(u8, String)> {
@@ -282,7 +293,7 @@ fn two_voters_get_a_third_from_elsewhere_that_stays_while_it_can() {
         settle(&mut view);
         assert_eq!(witness(&view), first);
     }
-    view.nodes.remove(first[0].as_str());
+    leave(&mut view, first[0].as_str());
     assert!(witness(&view).len() == 1 && witness(&view) != first);
     // A pool's word goes before.
     let named =
@@ -525,6 +536,7 @@ fn settings_are_the_meshs_and_their_mistakes_leave_the_mesh_in_force() {
         "[kubernetes]\nnode_addresses = \"yes\"\n",
         "[kubernetes]\nsteering = \"both\"\n",
         "[kubernetes]\nfoo = 1\n",
+        "[kubernetes]\nprefixes = \"kilo\"\n",
         "[kubernetes]\nrevision = \"two\"\n",
         "[surprise]\n",
         "mesh = 3\n",

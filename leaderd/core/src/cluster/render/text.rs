@@ -6,7 +6,8 @@ use std::fmt::{Display, Write};
 use toml::Value;
 
 use super::Draft;
-use super::before::{Before, REVISION};
+use super::before::{Before, GIVEN_UP, REVISION};
+use super::numbers::Numbers;
 use super::settings::Settings;
 use crate::cluster::view::{Pool, PoolPolicy, Steering};
 use crate::ids::{LocationName, NodeName};
@@ -39,9 +40,6 @@ impl Blames {
 
 const HEAD: &str = "# Made by leaderd from the cluster's Nodes and LocationPools, and made again when those change: do not edit.\n\
                     # Indexes and slots are kept from this text: do not remove it either.\n";
-
-/// What IPv6 pods need, where the settings do not say.
-const INNER6: &str = "fd4c:eade:0:1::/112";
 
 #[derive(Default)]
 struct Writer {
@@ -80,7 +78,7 @@ pub(super) fn text(
     draft: &Draft<'_>,
     settings: &Settings,
     before: &Before,
-    indexes: &BTreeMap<NodeName, u16>,
+    numbers: &Numbers,
     generation: u64,
 ) -> (String, Blames) {
     let mut w = Writer::default();
@@ -91,12 +89,18 @@ pub(super) fn text(
         let at_least = if mark == before.mark { before.revision } else { 0 };
         let _ = writeln!(w.text, "{REVISION}{}, {mark}", settings.revision.max(at_least));
     }
+    for (name, index) in &numbers.given_up {
+        let _ = writeln!(w.text, "{GIVEN_UP}{name} {index}");
+    }
     w.table(Blame::Settings, "mesh");
     w.set("generation", i64::try_from(generation).unwrap_or(i64::MAX));
     let prefixes = draft.facts.values().flat_map(|f| &f.prefixes);
     let v6 = prefixes.chain(draft.prefixes.values().flatten()).any(|p| p.addr().is_ipv6());
+    if !settings.mesh.contains_key("inner_cidr") {
+        w.set("inner_cidr", draft.inner.v4.to_string());
+    }
     if v6 && !settings.mesh.contains_key("inner_cidr6") {
-        w.set("inner_cidr6", INNER6);
+        w.set("inner_cidr6", draft.inner.v6.to_string());
     }
     for (key, value) in &settings.mesh {
         w.set(key, value.clone());
@@ -154,7 +158,7 @@ pub(super) fn text(
     for (name, facts) in nodes {
         w.table(Blame::Node(name.clone()), format!("nodes.{}", toml_key(name.as_str())));
         w.set("location", facts.location.as_str());
-        w.set("index", i64::from(indexes[name]));
+        w.set("index", i64::from(numbers.indexes[name]));
         let candidate = draft.places.get(&facts.location).and_then(|p| p.candidates.get(name));
         if let Some(candidate) = candidate {
             w.set("slot", i64::from(candidate.slot.0));

@@ -182,6 +182,7 @@ fn uninstalling_removes_what_is_ours_and_nothing_else() {
     set_by_us(&mut view, "home-1", "3");
     annotate(view.nodes.get_mut("home-2").unwrap(), names::KILO_LEADER, "");
     annotate(view.nodes.get_mut("home-2").unwrap(), names::KILO_KEY, "x");
+    annotate(view.nodes.get_mut("home-2").unwrap(), names::PREFIXES, "10.9.0.0/24");
     for c in uninstall_changes(&view) {
         let node = view.nodes.get_mut(&c.node).unwrap();
         c.annotations.keys().for_each(|k| drop(node.annotations.remove(k)));
@@ -193,7 +194,9 @@ fn uninstalling_removes_what_is_ours_and_nothing_else() {
         .collect();
     let locations = view.nodes.keys().map(|n| format!("{n} {}", names::KILO_LOCATION));
     let mut want: Vec<String> = locations
-        .chain([names::KILO_KEY, names::KILO_LEADER].map(|k| format!("home-2 {k}")))
+        .chain(
+            [names::KILO_KEY, names::KILO_LEADER, names::PREFIXES].map(|k| format!("home-2 {k}")),
+        )
         .collect();
     want.sort();
     let mut left = left;

@@ -1,5 +1,7 @@
 //! Daemons, each with a view of its own age, at one API server, in virtual time.
 
+mod depart;
+
 use super::*;
 use crate::cluster::fixture::*;
 use crate::cluster::{Steering, names};
@@ -29,6 +31,8 @@ struct World {
     /// When, who, what.
     written: Vec<(u64, String, String)>,
     conflicts: usize,
+    /// Of the last decision.
+    epoch: u64,
 }
 
 impl World {
@@ -43,7 +47,16 @@ impl World {
         };
         let daemons = view.nodes.keys().map(daemon).collect();
         let (now, written) = (Instant(0), Vec::new());
-        Self { now, version: 9000, history: vec![view], lag, daemons, written, conflicts: 0 }
+        Self {
+            now,
+            version: 9000,
+            history: vec![view],
+            lag,
+            daemons,
+            written,
+            conflicts: 0,
+            epoch: 0,
+        }
     }
 
     fn api(&mut self) -> &mut ClusterView {
@@ -126,6 +139,11 @@ impl World {
                 }
                 fits
             }
+            Action::Command(AdminRequest::Promote { node, .. }) => {
+                let epoch = self.epoch + 1;
+                self.decided(node.as_str(), epoch);
+                true
+            }
             Action::Command(_) => true,
         };
         if done { self.written.push((at, who.to_owned(), task.key)) } else { self.conflicts += 1 }
@@ -137,6 +155,7 @@ impl World {
 
     /// Every daemon hears who leads home, by which epoch.
     fn decided(&mut self, leader: &str, epoch: u64) {
+        self.epoch = epoch;
         let text = self.api().mesh.as_ref().unwrap().text.clone();
         let mesh = crate::mesh::parse(&text).unwrap();
         for daemon in &mut self.daemons {

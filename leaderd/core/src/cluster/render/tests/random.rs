@@ -7,9 +7,21 @@ use super::*;
 /// What may happen to a cluster.
 #[derive(Clone, Debug)]
 enum Step {
-    Join { n: u8, location: u8, endpoint: u8, keys: bool },
+    Join {
+        n: u8,
+        location: u8,
+        endpoint: u8,
+        keys: bool,
+    },
+    /// Its Node object goes; or that of one of the mesh comes back with the next `Join`.
     Leave(u8),
-    Pool { location: u8, names: Vec<u8>, max: Option<u8> },
+    /// Those whose Node objects are gone leave the mesh.
+    Depart,
+    Pool {
+        location: u8,
+        names: Vec<u8>,
+        max: Option<u8>,
+    },
     NoPool(u8),
     Endpoint(u8, u8),
     Move(u8, u8),
@@ -21,6 +33,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (n(), 0..4u8, 0..6u8, prop::bool::weighted(0.9))
             .prop_map(|(n, location, endpoint, keys)| Step::Join { n, location, endpoint, keys }),
         2 => n().prop_map(Step::Leave),
+        1 => Just(Step::Depart),
         2 => (0..4u8, prop::collection::vec(n(), 0..4), prop::option::of(0..5u8))
             .prop_map(|(location, names, max)| Step::Pool { location, names, max }),
         1 => (0..4u8).prop_map(Step::NoPool),
@@ -57,6 +70,14 @@ fn take(view: &mut ClusterView, step: &Step) {
         Step::Leave(n) => {
             view.nodes.remove(&name(*n));
         }
+        Step::Depart => {
+            let departed = render(view, SETTINGS).departed;
+            if let (Some(text), Some(mesh)) =
+                (render_without(view, SETTINGS, &departed).text, view.mesh.as_mut())
+            {
+                mesh.text = text;
+            }
+        }
         Step::Pool { location: l, names, max } => {
             let list: Vec<String> = names.iter().map(|n| name(*n)).collect();
             let list: Vec<&str> = list.iter().map(String::as_str).collect();
@@ -88,6 +109,7 @@ proptest! {
     #[test]
     fn numbers_stay_and_the_text_settles(steps in prop::collection::vec(step(), 1..24)) {
         let mut view = ClusterView::default();
+        let mut owners: BTreeMap<u16, NodeName> = BTreeMap::new();
         for step in &steps {
             take(&mut view, step);
             let r = render(&view, SETTINGS);
@@ -109,6 +131,20 @@ proptest! {
                         prop_assert!(other.is_none(), "{} takes the slot of {:?}", node.name, other);
                     }
                 }
+                for (location, pool) in mesh.locations.keys().filter_map(|l| Some((l, view.pools.get(l.as_str())?))) {
+                    let here = mesh.candidates_of(location).into_values().filter(|n| view.nodes.contains_key(n.name.as_str()));
+                    let max = usize::from(pool.spec.candidates.max.unwrap_or(3).max(1));
+                    prop_assert!(here.count() <= max.max(before.candidates_of(location).len()));
+                }
+                for node in before.nodes.values().filter(|n| n.slot.is_some()) {
+                    let name = node.name.as_str();
+                    let stays = mesh.nodes.get(&node.name).is_some_and(|n| n.slot == node.slot);
+                    let replaced = view.nodes.values().any(|n| {
+                        n.annotations.get(names::KILO_FORCE_ENDPOINT).is_some_and(|e| e.starts_with("198.51.100.1:"))
+                    });
+                    let replaced = replaced && node.endpoint == Some(mesh::Host::Ip("198.51.100.1".parse().unwrap()));
+                    prop_assert!(stays || replaced || view.nodes.contains_key(name), "{name} may be leading");
+                }
                 for (name, node) in &mesh.nodes {
                     let Some(was) = before.nodes.get(name) else {
                         let kept = before.nodes.values().any(|n| n.index == node.index && view.nodes.contains_key(n.name.as_str()));
@@ -120,6 +156,10 @@ proptest! {
                         prop_assert_eq!(now, then);
                     }
                 }
+            }
+            for (name, node) in &mesh.nodes {
+                let owner = owners.entry(node.index.0).or_insert_with(|| name.clone());
+                prop_assert_eq!(owner, name, "the index was another's");
             }
             for pool in r.pools.values() {
                 for c in &pool.candidates {

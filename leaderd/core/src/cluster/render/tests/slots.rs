@@ -18,18 +18,57 @@ fn indexes_and_slots_stay_with_their_nodes() {
         slots(&mesh_of(&view), "cloud"),
         [(0, "cloud-0"), (1, "cloud-1"), (2, "a-new-one")].map(|(s, n)| (s, n.to_owned()))
     );
-    // With its Node a number goes, and the next new one gets it.
-    let gone = index(&view, "cloud-0");
-    view.nodes.remove("cloud-0");
-    settle(&mut view);
+    // Its slot goes with it, and the next new one gets that; its index is nobody's for long.
+    leave(&mut view, "cloud-0");
     let last = node(21, "cloud", "z");
     view.nodes.insert(last.name.clone(), last);
     settle(&mut view);
-    assert_eq!(index(&view, "z"), gone);
+    assert_eq!(index(&view, "z"), 8);
     assert_eq!(
         slots(&mesh_of(&view), "cloud"),
         [(0, "z"), (1, "cloud-1"), (2, "a-new-one")].map(|(s, n)| (s, n.to_owned()))
     );
+}
+
+#[test]
+fn an_index_is_anothers_only_when_all_others_were_used() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let index =
+        |v: &ClusterView, n: &str| mesh_of(v).nodes[&n.parse::<NodeName>().unwrap()].index.0;
+    let (member, other) = (index(&view, "home-2"), index(&view, "cloud-2"));
+    for gone in ["home-2", "cloud-2"] {
+        view.nodes.remove(gone);
+        settle(&mut view);
+    }
+    let new = node(21, "cloud", "a");
+    view.nodes.insert(new.name.clone(), new);
+    settle(&mut view);
+    assert_eq!(index(&view, "a"), 7);
+    // The one that had it gets it back.
+    let back = node(6, "cloud", "cloud-2");
+    view.nodes.insert(back.name.clone(), back);
+    settle(&mut view);
+    assert_eq!((index(&view, "cloud-2"), index(&view, "a")), (other, 7));
+    // All others have been used: then the longest ago, of one that is not in the cluster.
+    assert_eq!(used_up(&view, "b", 8..=4094), member);
+    let mut left_out = node(3, "home", "home-2");
+    left_out.annotations.remove(names::KILO_LOCATION);
+    view.nodes.insert(left_out.name.clone(), left_out);
+    assert_eq!(used_up(&view, "b", 8..=4094), 8, "home-2 is still there, though in no mesh");
+}
+
+/// The index that a new node gets where these were given up, the longest ago first.
+fn used_up(view: &ClusterView, name: &str, given_up: std::ops::RangeInclusive<u16>) -> u16 {
+    let mut view = view.clone();
+    let object = view.mesh.as_mut().unwrap();
+    let lines: String = given_up.map(|i| format!("# Given up: gone-{i} {i}\n")).collect();
+    object.text = object.text.replace("\n[mesh]", &format!("{lines}\n[mesh]"));
+    let new = node(99, "cloud", name);
+    view.nodes.insert(new.name.clone(), new);
+    let mesh = mesh_of(&view);
+    assert_eq!(text_of(&view).matches("# Given up: ").count(), 4094 - mesh.nodes.len());
+    mesh.nodes[&name.parse::<NodeName>().unwrap()].index.0
 }
 
 #[test]

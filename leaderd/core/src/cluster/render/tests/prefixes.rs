@@ -1,0 +1,94 @@
+//! Where prefixes are known from.
+
+use ipnet::IpNet;
+
+use super::*;
+
+fn nets(texts: &[&str]) -> Vec<IpNet> {
+    texts.iter().map(|t| t.parse().unwrap()).collect()
+}
+
+fn of(view: &ClusterView, source: &str, node: &str) -> Vec<String> {
+    let r =
+        render(view, &format!("[kubernetes]\noverlay = \"external\"\nprefixes = \"{source}\"\n"));
+    let mesh = r.mesh.unwrap_or_else(|| panic!("{:#?}", r.problems));
+    mesh.nodes[&node.parse::<NodeName>().unwrap()].prefixes.iter().map(IpNet::to_string).collect()
+}
+
+fn named(pairs: &[(&str, &[&str])]) -> Option<std::collections::BTreeMap<String, Vec<IpNet>>> {
+    Some(pairs.iter().map(|(n, list)| ((*n).to_owned(), nets(list))).collect())
+}
+
+#[test]
+fn prefixes_are_the_cnis_where_it_says_them() {
+    let view = two_locations();
+    assert_eq!(of(&view, "auto", "home-0"), ["10.42.1.0/24"]);
+    let calico = with(&view, |v| {
+        v.cni.calico = named(&[
+            ("home-0", &["192.168.1.64/26", "192.168.1.0/26"]),
+            ("home-1", &["192.168.2.0/26"]),
+        ]);
+    });
+    assert_eq!(of(&calico, "auto", "home-0"), ["192.168.1.0/26", "192.168.1.64/26"]);
+    let cilium = with(&calico, |v| {
+        v.cni.cilium = named(&[
+            ("home-0", &["10.200.1.0/24", "10.200.1.128/25"]),
+            ("home-1", &["10.200.2.0/24"]),
+        ]);
+    });
+    assert_eq!(of(&cilium, "auto", "home-0"), ["10.200.1.0/24"]);
+    assert_eq!(of(&cilium, "calico", "home-1"), ["192.168.2.0/26"]);
+    assert_eq!(of(&cilium, "node", "home-0"), ["10.42.1.0/24"]);
+    // A node that its CNI has given nothing yet does not take what the CNI does not use.
+    assert_eq!(of(&cilium, "auto", "home-2"), [""; 0]);
+    // Objects that name nothing are no source: Cilium with another IPAM, Calico with host-local.
+    let empty = with(&view, |v| {
+        v.cni.cilium = named(&[("home-0", &[])]);
+        v.cni.calico = Some(Default::default());
+    });
+    assert_eq!(of(&empty, "auto", "home-0"), ["10.42.1.0/24"]);
+    // Asked for and not there: told.
+    let r = render(&view, "[kubernetes]\noverlay = \"external\"\nprefixes = \"cilium\"\n");
+    assert!(
+        r.problems.iter().any(|p| p.message.contains("no such") || p.message.contains("has none")),
+        "{:?}",
+        r.problems
+    );
+}
+
+#[test]
+fn an_annotation_goes_before_all_and_a_bad_one_counts_for_nothing() {
+    let annotated = |text: &str| {
+        with(&two_locations(), |v| {
+            v.cni.cilium = named(&[("home-0", &["10.200.1.0/24"])]);
+            annotate(v.nodes.get_mut("home-0").unwrap(), names::PREFIXES, text);
+        })
+    };
+    for source in ["auto", "node", "cilium", "annotation"] {
+        assert_eq!(
+            of(&annotated("10.9.1.0/24, 10.9.3.7/24"), source, "home-0"),
+            ["10.9.1.0/24", "10.9.3.0/24"]
+        );
+        assert_eq!(of(&annotated(""), source, "home-0"), [""; 0]);
+    }
+    let bad = annotated("10.9.1.0/24 and more");
+    assert_eq!(of(&bad, "auto", "home-0"), ["10.200.1.0/24"]);
+    let told = problems(&bad);
+    assert!(told.iter().any(|p| p.contains("counts for nothing")), "{told:?}");
+    assert_eq!(of(&bad, "annotation", "home-0"), [""; 0]);
+}
+
+#[test]
+fn a_block_that_moves_is_its_new_nodes_at_once() {
+    let settings = "[kubernetes]\noverlay = \"external\"\n";
+    let mut view = two_locations();
+    view.cni.calico = named(&[("home-0", &["192.168.1.0/26"]), ("home-1", &["192.168.2.0/26"])]);
+    let text = render(&view, settings).text.unwrap();
+    view.mesh = Some(MeshObject { resource_version: "1".into(), text });
+    view.cni.calico = named(&[("home-1", &["192.168.1.0/26", "192.168.2.0/26"])]);
+    assert_eq!(of(&view, "auto", "home-0"), [""; 0]);
+    assert_eq!(of(&view, "auto", "home-1"), ["192.168.1.0/26", "192.168.2.0/26"]);
+    // While nobody else has it, a node keeps what it had.
+    view.cni.calico = named(&[("home-1", &["192.168.2.0/26"])]);
+    assert_eq!(of(&view, "auto", "home-0"), ["192.168.1.0/26"]);
+}

@@ -1,0 +1,97 @@
+//! Candidates whose Node objects are deleted.
+
+use super::*;
+
+/// home is led by home-1, and home-0 stands by.
+fn world() -> World {
+    let mut view = two_locations();
+    settle(&mut view);
+    let mut w = World::new(view, 2);
+    w.decided("home-1", 1);
+    w
+}
+
+fn delete(w: &mut World, name: &str) -> crate::cluster::ClusterNode {
+    w.api().nodes.remove(name).unwrap()
+}
+
+fn in_mesh(w: &mut World, name: &str) -> bool {
+    let text = w.api().mesh.as_ref().unwrap().text.clone();
+    crate::mesh::parse(&text).unwrap().nodes.contains_key(&name.parse::<NodeName>().unwrap())
+}
+
+fn leader(w: &World) -> String {
+    let status = w.daemons[0].status.as_ref().unwrap();
+    let home = status.locations.iter().find(|l| l.name.as_str() == "home").unwrap();
+    home.leaders[0].to_string()
+}
+
+#[test]
+fn a_leader_made_again_in_time_goes_on() {
+    let mut w = world();
+    let node = delete(&mut w, "home-1");
+    w.run(Duration::from_secs(55));
+    w.api().nodes.insert(node.name.clone(), node);
+    w.run(Duration::from_secs(120));
+    assert!(w.written("mesh").is_empty() && w.written("depart").is_empty(), "{:?}", w.written);
+    assert_eq!((leader(&w), w.written("hand-over").len()), ("home-1".to_owned(), 0));
+}
+
+#[test]
+fn a_leader_that_is_not_hands_over_first_and_leaves_then() {
+    let mut w = world();
+    delete(&mut w, "home-1");
+    w.run(Duration::from_secs(59));
+    assert!(in_mesh(&mut w, "home-1") && leader(&w) == "home-1", "{:?}", w.written);
+    w.run(Duration::from_secs(3));
+    assert_eq!(
+        (leader(&w).as_str(), w.written("hand-over").len()),
+        ("home-0", 1),
+        "{:?}",
+        w.written
+    );
+    assert!(in_mesh(&mut w, "home-1"), "packets under way still need it");
+    w.run(Duration::from_secs(8));
+    assert!(!in_mesh(&mut w, "home-1"), "{:?}", w.written);
+    assert_eq!(w.written("depart").len(), 1, "{:?}", w.written);
+    assert!(w.written("mesh").is_empty(), "{:?}", w.written);
+}
+
+#[test]
+fn one_that_stands_by_leaves_soon() {
+    let mut w = world();
+    delete(&mut w, "home-0");
+    w.run(Duration::from_secs(10));
+    assert!(!in_mesh(&mut w, "home-0"), "{:?}", w.written);
+    assert_eq!((leader(&w), w.written("hand-over").len()), ("home-1".to_owned(), 0));
+}
+
+#[test]
+fn a_leader_that_nobody_can_take_over_from_leads_on() {
+    let mut view = two_locations();
+    view.pools.get_mut("home").unwrap().spec.candidates.names = vec!["home-1".into()];
+    view.nodes.get_mut("home-0").unwrap().external.clear();
+    view.nodes.get_mut("home-2").unwrap().external.clear();
+    settle(&mut view);
+    let mut w = World::new(view, 2);
+    w.decided("home-1", 1);
+    delete(&mut w, "home-1");
+    w.run(Duration::from_secs(300));
+    assert!(in_mesh(&mut w, "home-1") && leader(&w) == "home-1", "{:?}", w.written);
+    // Of a location that is gone as a whole nothing is left.
+    delete(&mut w, "home-0");
+    delete(&mut w, "home-2");
+    w.run(Duration::from_secs(70));
+    assert!(!in_mesh(&mut w, "home-1"), "{:?}", w.written);
+}
+
+#[test]
+fn a_daemon_that_does_not_know_who_leads_removes_nobody() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let mut w = World::new(view, 2);
+    delete(&mut w, "home-1");
+    delete(&mut w, "home-0");
+    w.run(Duration::from_secs(200));
+    assert!(in_mesh(&mut w, "home-1") && in_mesh(&mut w, "home-0"), "{:?}", w.written);
+}
