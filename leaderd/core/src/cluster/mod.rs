@@ -21,7 +21,7 @@ mod view;
 #[cfg(test)]
 mod fixture;
 
-pub use rank::{daemons, turn};
+pub use rank::{looks, turn_of_any};
 pub use render::{Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject, render};
 pub use report::{
     Asked, CandidateReport, ClusterEvent, Condition, LastFailover, PoolStatus, commands,

@@ -15,12 +15,15 @@ impl Shell {
         if self.weighed.is_some_and(|at| now < at + ANEW) && !self.stale {
             return;
         }
-        if !self.seen.is_whole() || self.contact.is_away() {
+        if self.contact.holds() {
             return self.say_what_is_missing(None);
         }
         self.stale = false;
         self.weighed = Some(now);
         self.publish_keys();
+        if !self.seen.is_whole() {
+            return self.say_what_is_missing(None);
+        }
         let in_force = self.in_force.as_ref().and_then(|(_, mesh)| mesh.clone());
         let running = match (&self.daemon, &self.status, &in_force) {
             (Some(_), Some(status), Some(mesh)) => {
@@ -55,8 +58,8 @@ impl Shell {
             return None;
         }
         let resource_version = Some(object.resource_version.clone()).filter(|v| !v.is_empty());
-        let daemons = cluster::daemons(&self.seen.view);
-        let wait = cluster::turn(daemons, LOST, self.config.me.as_str())?;
+        let (view, mesh) = (&self.seen.view, rendered.mesh.as_ref());
+        let wait = cluster::turn_of_any(view, mesh, LOST, self.config.me.as_str())?;
         Some(Task {
             key: LOST.to_owned(),
             wait: Duration::from_secs(1) + wait,
@@ -73,7 +76,7 @@ impl Shell {
         self.call(KEYS.to_owned(), Call::Own(self.config.own.clone()));
     }
 
-    /// `None`: there is no such Node.
+    /// `None`: there is no such Node, or it was not read yet.
     pub(super) fn keys_are_published(&self) -> Option<bool> {
         let node = self.seen.view.nodes.get(self.config.me.as_str())?;
         Some(self.config.own.iter().all(|(k, v)| node.annotations.get(k) == Some(v)))
