@@ -9,6 +9,8 @@
 mod agent;
 #[path = "kilo/alone.rs"]
 mod alone;
+#[path = "kilo/api.rs"]
+mod api;
 #[path = "kilo/beside.rs"]
 mod beside;
 #[path = "kilo/chart.rs"]
@@ -53,6 +55,13 @@ const TESTS: &[Test] = &[
     (
         "api_server_away_for_so_long_that_kilo_flaps",
         (Beside::Leaderd, agent::the_api_server_is_away_for_long),
+    ),
+    ("people_use_kubectl", (Beside::Leaderd, api::people_use_kubectl)),
+    ("writes_are_leaderds_own", (Beside::Leaderd, api::writes_are_leaderds_own)),
+    ("members_look_at_their_own_node", (Beside::Leaderd, api::members_look_at_their_own_node)),
+    (
+        "a_throttled_account_waits_and_recovers",
+        (Beside::Leaderd, api::a_throttled_account_waits_and_recovers),
     ),
     (
         "an_older_epoch_never_undoes_a_newer_one",
