@@ -349,12 +349,15 @@ fn plugin(rig: &Rig) -> Result<String> {
     let (_, said) = run(&["--node", "onprem-0", "status"])?;
     ensure!(said.contains("they run on: cloud-0 cloud-1"), "{said}");
     let mut end = String::new();
-    for (args, lan) in [(&["status"][..], "cloud-1"), (&["--node", "cloud-0", "status"], "cloud-0")]
+    for (args, node) in
+        [(&["status"][..], "cloud-1"), (&["--node", "cloud-0", "status"], "cloud-0")]
     {
         let (done, said) = run(args)?;
-        let address = rig.world.nodes[rig.node(lan)].node.lan().to_string();
         // The API server goes to the kubelet of the right node, and nobody is there.
-        ensure!(!done && said.contains(&format!("{address}:10250")), "{said}");
+        let asked = format!(
+            "https://{node}:10250/exec/leaderd/leaderd-{node}/leaderd?command=wgctl&command=status&"
+        );
+        ensure!(!done && said.contains(&asked), "{said}");
         end = said.trim().to_owned();
     }
     Ok(format!("kubectl leaderd status: {end}"))
