@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo audit clean
+.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo bench-api audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -22,6 +22,7 @@ help:
 	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
 	@echo 'make test-kubelet  real kubelets, containerd and runc: the image and the chart, installed, upgraded and removed as the docs say (root)'
 	@echo 'make bench-kilo  times beside the stand-in of Kilo, over RUNS runs'
+	@echo 'make bench-api  requests to the Kubernetes API with 10, 100 and 1,000 nodes (NODES="10 100"; MINUTES=5)'
 	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
 	@echo 'make check-service  the systemd unit: its score, and whether daemons do with what it leaves them'
 	@echo 'make test-service  a real systemd runs the unit, in an emulated machine: installed, reloaded, killed, removed as the docs say'
@@ -175,6 +176,11 @@ bench-kilo: test-kilo-binaries
 	export LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin"; \
 	  tests/kilo/bench "$$(cargo test --locked --profile lab -p tests --test kilo --no-run --message-format json 2>/dev/null | \
 	    jq -r 'select(.executable != null and .target.name == "kilo") | .executable')" $(or $(RUNS),10)
+
+# Requests to the API server in peace, as a table on the terminal.
+bench-api: test-kilo-binaries
+	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo run --locked --profile lab -p tests --bin bench_api -- \
+	  --minutes=$(or $(MINUTES),5) $(NODES)
 
 audit:
 	cargo deny check

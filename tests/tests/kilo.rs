@@ -11,6 +11,8 @@ mod addresses;
 mod agent;
 #[path = "kilo/alone.rs"]
 mod alone;
+#[path = "kilo/api.rs"]
+mod api;
 #[path = "kilo/beside.rs"]
 mod beside;
 #[path = "kilo/chart.rs"]
@@ -63,6 +65,13 @@ const TESTS: &[Test] = &[
     ),
     ("observed_then_steered_and_observed_again", (Beside::Watching, observe::observed_and_back)),
     ("no_tunnel_gets_through", (Beside::Leaderd, observe::no_tunnel_gets_through)),
+    ("people_use_kubectl", (Beside::Leaderd, api::people_use_kubectl)),
+    ("writes_are_leaderds_own", (Beside::Leaderd, api::writes_are_leaderds_own)),
+    ("members_look_at_their_own_node", (Beside::Leaderd, api::members_look_at_their_own_node)),
+    (
+        "a_throttled_account_waits_and_recovers",
+        (Beside::Leaderd, api::a_throttled_account_waits_and_recovers),
+    ),
     (
         "an_older_epoch_never_undoes_a_newer_one",
         (Beside::Leaderd, race::an_older_epoch_never_undoes_a_newer_one),

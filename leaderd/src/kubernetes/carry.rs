@@ -1,5 +1,9 @@
 //! One request for each thing that is to be done in the cluster. Every version that is given is a precondition: who comes second
-//! gets a conflict, and looks again.
+//! gets a conflict, and looks again. Every request names its field manager, so that `managedFields` says what is leaderd's.
+//!
+//! What leaderd says within an object, and all that it says there, is applied (server-side apply): labels and annotations that others
+//! add to the object stay. What is to go whoever set it (Kilo's leader annotation, a condition of a node that leads no more), and a
+//! status that is leaderd's alone, are patched and replaced: an apply only gives up what nobody else claims.
 
 use std::collections::BTreeMap;
 
@@ -104,13 +108,15 @@ impl Call {
 impl Carrier {
     /// Done once this returns, or not at all.
     pub async fn carry_out(&self, call_: Call) -> Result<(), CallError> {
-        let post = PostParams::default();
+        let post =
+            PostParams { field_manager: Some(COMPONENT.to_owned()), ..PostParams::default() };
+        let ours = PatchParams::apply(COMPONENT);
         let nodes = || Api::<Node>::all(self.client.clone());
         match call_ {
             Call::Beat => call(nodes().get_metadata(self.me.as_str())).await.map(drop),
             Call::Own(annotations) => {
-                let patch = Patch::Merge(json!({"metadata": {"annotations": annotations}}));
-                call(nodes().patch_metadata(self.me.as_str(), &PatchParams::default(), &patch))
+                let patch = Patch::Apply(own_annotations(&self.me, &annotations));
+                call(nodes().patch_metadata(self.me.as_str(), &ours.force(), &patch))
                     .await
                     .map(drop)
             }
@@ -118,17 +124,20 @@ impl Carrier {
                 let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
                 let object = mesh_object(resource_version.clone(), text);
                 match resource_version {
+                    // An apply without a version would write over what somebody else has made in the meantime.
                     None => call(api.create(&post, &object)).await.map(drop),
-                    Some(_) => call(api.replace(MESH_OBJECT, &post, &object)).await.map(drop),
+                    Some(_) => call(api.patch(MESH_OBJECT, &ours.force(), &Patch::Apply(&object)))
+                        .await
+                        .map(drop),
                 }
             }
             Call::Node { node, status: false, patch } => {
                 let patch = Patch::Merge(patch);
-                call(nodes().patch_metadata(&node, &PatchParams::default(), &patch)).await.map(drop)
+                call(nodes().patch_metadata(&node, &ours, &patch)).await.map(drop)
             }
             Call::Node { node, status: true, patch } => {
                 let patch = Patch::Strategic(patch);
-                call(nodes().patch_status(&node, &PatchParams::default(), &patch)).await.map(drop)
+                call(nodes().patch_status(&node, &ours, &patch)).await.map(drop)
             }
             Call::Pool { pool, resource_version, status, events: _ } => {
                 let kind = ApiResource::erase::<LocationPool>(&());
@@ -144,6 +153,14 @@ impl Carrier {
             }
         }
     }
+}
+
+/// All that this node's daemon says of its own Node. The server refuses it where there is no such Node: the account may not make one.
+fn own_annotations(me: &NodeName, annotations: &BTreeMap<String, String>) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": me.as_str(), "annotations": annotations},
+    })
 }
 
 fn mesh_object(resource_version: Option<String>, text: String) -> ConfigMap {
@@ -187,6 +204,17 @@ pub fn condition_patch(
     patch
 }
 
+/// What leaderd did, of an Event's reason.
+fn did(reason: &str) -> &'static str {
+    match reason {
+        "FailStatic" => "KeepLeader",
+        "FailoverVerified" => "VerifyLeader",
+        "Operator" => "Obey",
+        "Notice" => "Observe",
+        _ => "MoveLeader",
+    }
+}
+
 fn event(event: ClusterEvent, view: &ClusterView, me: &NodeName, now: Timestamp) -> Event {
     let related = event.node.map(|name| ObjectReference {
         api_version: Some("v1".into()),
@@ -217,7 +245,7 @@ fn event(event: ClusterEvent, view: &ClusterView, me: &NodeName, now: Timestamp)
         related,
         event_time: Some(MicroTime(now)),
         type_: Some(if event.warning { "Warning" } else { "Normal" }.into()),
-        action: Some(event.reason.clone()),
+        action: Some(did(&event.reason).to_owned()),
         reason: Some(event.reason),
         note: Some(note),
         reporting_controller: Some(COMPONENT.to_owned()),
@@ -296,6 +324,8 @@ mod tests {
         assert_eq!(event.related.unwrap().name.as_deref(), Some("cloud-1"));
         assert_eq!(event.type_.as_deref(), Some("Warning"));
         assert_eq!(event.reporting_controller.as_deref(), Some("leaderd"));
+        let why = (event.reason.as_deref(), event.action.as_deref());
+        assert_eq!(why, (Some("Failover"), Some("MoveLeader")));
         let note = event.note.unwrap();
         assert!(note.len() <= MAX_NOTE && note.ends_with('…'), "{} bytes", note.len());
     }

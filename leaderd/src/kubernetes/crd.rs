@@ -30,6 +30,8 @@ use serde_json::Value;
     printcolumn = r#"{"name": "Cause", "type": "string", "jsonPath": ".status.cause"}"#,
     printcolumn = r#"{"name": "Since", "type": "date", "jsonPath": ".status.since"}"#,
     printcolumn = r#"{"name": "Ready", "type": "string", "jsonPath": ".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name": "Steering", "type": "string", "jsonPath": ".spec.steering", "priority": 1}"#,
+    printcolumn = r#"{"name": "Standbys", "type": "string", "jsonPath": ".status.standbys", "priority": 1}"#,
     printcolumn = r#"{"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
@@ -178,6 +180,7 @@ pub fn definition() -> CustomResourceDefinition {
         let Some(schema) = &mut version.schema else { continue };
         let mut json = serde_json::to_value(&*schema).expect("a schema is JSON");
         plain(&mut json, false);
+        keyed(&mut json["openAPIV3Schema"]["properties"]["status"]["properties"]["conditions"]);
         *schema = serde_json::from_value(json).expect("a schema without null is one");
     }
     crd
@@ -203,6 +206,15 @@ fn plain(schema: &mut Value, in_status: bool) {
         Value::Array(items) => items.iter_mut().for_each(|item| plain(item, in_status)),
         _ => {}
     }
+}
+
+/// Conditions as Kubernetes' conventions have them: one of each type.
+fn keyed(conditions: &mut Value) {
+    conditions["x-kubernetes-list-type"] = "map".into();
+    conditions["x-kubernetes-list-map-keys"] = ["type"].into();
+    let required = ["type", "status", "reason", "message", "lastTransitionTime"];
+    conditions["items"]["required"] = required.into();
+    conditions["items"]["properties"]["lastTransitionTime"]["format"] = "date-time".into();
 }
 
 /// What `leaderd crd` prints.
@@ -332,6 +344,50 @@ mod tests {
             !schema["status"].to_string().contains("\"default\""),
             "a status is never filled up"
         );
+    }
+
+    /// What `kubectl explain lp.spec` and `.status` read.
+    #[test]
+    fn every_field_is_explained() {
+        fn walk(schema: &Value, at: &str, found: &mut Vec<String>) {
+            for (name, field) in schema["properties"].as_object().into_iter().flatten() {
+                let at = format!("{at}.{name}");
+                match field["description"].as_str() {
+                    // What is in code quotes in the documentation of Rust's types is read as it is.
+                    Some(text) if text.contains("[`") || text.contains("::") => {
+                        found.push(format!("{at}: {text}"));
+                    }
+                    Some(text) if !text.is_empty() => {}
+                    _ => found.push(at.clone()),
+                }
+                walk(field, &at, found);
+                walk(&field["items"], &at, found);
+            }
+        }
+        let crd = serde_json::to_value(definition()).unwrap();
+        let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
+        let mut found = Vec::new();
+        for part in ["spec", "status"] {
+            assert!(schema["properties"][part]["properties"].is_object());
+            walk(&schema["properties"][part], part, &mut found);
+            if schema["properties"][part]["description"].is_null() {
+                found.push(part.to_owned());
+            }
+        }
+        assert_eq!(found, [""; 0]);
+    }
+
+    #[test]
+    fn conditions_are_as_those_of_other_apis() {
+        let crd = serde_json::to_value(definition()).unwrap();
+        let status =
+            &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+        let conditions = &status["properties"]["conditions"];
+        assert_eq!(conditions["x-kubernetes-list-map-keys"], json!(["type"]));
+        let condition = serde_json::to_value(leaderd_core::cluster::Condition::default()).unwrap();
+        for field in conditions["items"]["required"].as_array().unwrap() {
+            assert!(condition.get(field.as_str().unwrap()).is_some(), "{field} is always said");
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ use std::sync::Arc;
 use anyhow::Context;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use hyper::Response;
+use kube::client::{ClientBuilder, DynBody};
 use leaderd_core::cluster::{self, ClusterView, Subject, names};
 use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::Mesh;
@@ -118,6 +120,7 @@ pub struct Handle {
 /// If no way to the API is configured: neither a service account (in a pod) nor a kubeconfig.
 pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle> {
     let api = api().await?;
+    let asked = backoff::Asked::default();
     let (meshes, meshes_rx) = watch::channel(None);
     let (daemon, daemon_rx) = mpsc::channel(1);
     let out = shell::Out { meshes };
@@ -125,8 +128,8 @@ pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle>
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
             runtime.block_on(async {
-                let client = kube::Client::try_from(api)?;
-                shell::Shell::new(client, config, out, counters).run(daemon_rx).await;
+                let client = client(api, asked.clone())?;
+                shell::Shell::new(client, asked, config, out, counters).run(daemon_rx).await;
                 Ok(())
             })
         });
@@ -138,6 +141,17 @@ pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle>
         }
     })?;
     Ok(Handle { meshes: meshes_rx, daemon })
+}
+
+/// `asked` hears when the server wants to be left alone. `kube` would wait within the request, unseen and for minutes, and begin with
+/// pauses of milliseconds where the server names none.
+fn client(mut api: kube::Config, asked: backoff::Asked) -> kube::Result<kube::Client> {
+    api.default_retry = false;
+    let listen = tower::util::MapResponseLayer::new(move |answer: Response<Box<DynBody>>| {
+        asked.hear(answer.status(), answer.headers());
+        answer
+    });
+    Ok(ClientBuilder::try_from(api)?.with_layer(&listen).build())
 }
 
 async fn api() -> anyhow::Result<kube::Config> {

@@ -147,6 +147,11 @@ impl Objects {
         Self(kinds.iter().map(|k| (*k, Listed::default())).collect())
     }
 
+    /// They are read anew.
+    pub fn forget(&mut self) {
+        self.0.values_mut().for_each(|list| *list = Listed::default());
+    }
+
     /// Every kind was read, or is known not to be there.
     pub fn is_whole(&self) -> bool {
         self.0.values().all(|l| l.there.is_some())

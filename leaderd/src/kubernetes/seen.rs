@@ -11,7 +11,7 @@ use kube::{Api, Client};
 use leaderd_core::cluster::{ClusterNode, ClusterView, MeshObject, Pool};
 use leaderd_core::mesh;
 
-use super::backoff::Backoff;
+use super::backoff::{Asked, Backoff, spread};
 use super::convert;
 use super::crd::LocationPool;
 use super::prefixes::{self, Kind, Objects, Told};
@@ -31,21 +31,57 @@ pub enum Word {
     Failed(&'static str, watcher::Error),
 }
 
-/// All that is watched. Ends never; errors back off.
-pub fn watch(client: &Client, namespace: &str, kinds: &[Kind]) -> BoxStream<'static, Word> {
-    let nodes = watcher(Api::<Node>::all(client.clone()), Config::default().any_semantic())
-        .backoff(Backoff::default())
+/// How much of the cluster is watched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Scope {
+    /// All Nodes and pools: what the core's tasks are made from.
+    #[default]
+    All,
+    /// This node's own Node, and no pool. [`leaderd_core::cluster::looks`] says whom that is enough for.
+    Own,
+}
+
+/// The longest that a watch lasts before it goes on as a new request, in seconds; `kube` gives up a silent one 5 s later.
+const WATCH: u64 = 290;
+
+/// Drawn anew for each, so that the watches of daemons that started together do not end together.
+fn config() -> Config {
+    let seconds = spread(std::time::Duration::from_secs(WATCH)).as_secs();
+    Config::default().timeout(u32::try_from(seconds).unwrap_or(u32::MAX))
+}
+
+/// All that is watched. Ends never; errors back off, and as long as the server asks for.
+pub fn watch(
+    client: &Client,
+    asked: &Asked,
+    namespace: &str,
+    kinds: &[Kind],
+    scope: Scope,
+    me: &str,
+) -> BoxStream<'static, Word> {
+    let backoff = || Backoff::new(asked.clone());
+    let of_nodes = match scope {
+        Scope::All => config(),
+        Scope::Own => config().fields(&format!("metadata.name={me}")),
+    };
+    let nodes = watcher(Api::<Node>::all(client.clone()), of_nodes.any_semantic())
+        .backoff(backoff())
         .map(|word| word.map_or_else(|e| Word::Failed("nodes", e), Word::Node));
-    let pools = watcher(Api::<LocationPool>::all(client.clone()), Config::default().any_semantic())
-        .backoff(Backoff::default())
-        .map(|word| word.map_or_else(|e| Word::Failed("locationpools", e), Word::Pool));
+    let pools = (scope == Scope::All).then(|| {
+        watcher(Api::<LocationPool>::all(client.clone()), config().any_semantic())
+            .backoff(backoff())
+            .map(|word| word.map_or_else(|e| Word::Failed("locationpools", e), Word::Pool))
+            .boxed()
+    });
     // The one object that is written with its version as precondition: the newest, and not what a cache has.
-    let own = Config::default().fields(&format!("metadata.name={MESH_OBJECT}"));
+    let own = config().fields(&format!("metadata.name={MESH_OBJECT}"));
     let mesh = watcher(Api::<ConfigMap>::namespaced(client.clone(), namespace), own)
-        .backoff(Backoff::default())
+        .backoff(backoff())
         .map(|word| word.map_or_else(|e| Word::Failed("configmaps", e), Word::Mesh));
-    let others = prefixes::watch(client, kinds).map(|(kind, told)| Word::Object(kind, told));
-    stream::select_all([nodes.boxed(), pools.boxed(), mesh.boxed(), others.boxed()]).boxed()
+    let others = (scope == Scope::All).then(|| {
+        prefixes::watch(client, kinds).map(|(kind, told)| Word::Object(kind, told)).boxed()
+    });
+    stream::select_all([nodes.boxed(), mesh.boxed()].into_iter().chain(pools).chain(others)).boxed()
 }
 
 /// The view, and what of it was read.
@@ -53,6 +89,7 @@ pub fn watch(client: &Client, namespace: &str, kinds: &[Kind]) -> BoxStream<'sta
 pub struct Seen {
     pub view: ClusterView,
     pub held: Held,
+    scope: Scope,
     mesh_read: bool,
     new_mesh: Option<ConfigMap>,
     nodes: List<ClusterNode>,
@@ -138,7 +175,31 @@ impl Seen {
 
     /// Everything was read at least once since the start. Before that nothing is to be written.
     pub fn is_whole(&self) -> bool {
-        self.nodes.whole && self.pools.whole && self.mesh_read && self.objects.is_whole()
+        self.scope == Scope::All && self.is_read() && self.objects.is_whole()
+    }
+
+    /// As much was read as is looked at.
+    pub fn is_read(&self) -> bool {
+        let pools = self.pools.whole || self.scope == Scope::Own;
+        self.nodes.whole && pools && self.mesh_read
+    }
+
+    /// Other Nodes and pools are read anew, or not at all any more. True if that is another scope than before.
+    pub fn look_at(&mut self, scope: Scope) -> bool {
+        if std::mem::replace(&mut self.scope, scope) == scope {
+            return false;
+        }
+        self.nodes.whole = false;
+        self.pools = List::default();
+        self.objects.forget();
+        if scope == Scope::Own {
+            self.view.pools.clear();
+        }
+        true
+    }
+
+    pub fn scope(&self) -> Scope {
+        self.scope
     }
 
     pub fn node(&mut self, event: Event<Node>) -> News {
@@ -287,6 +348,41 @@ mod tests {
         }
         for event in [Event::Init, Event::InitDone] {
             seen.mesh(event);
+        }
+        assert!(seen.is_whole());
+    }
+
+    /// A view of one node must never be taken for the cluster: all others would leave the mesh.
+    #[test]
+    fn who_looks_at_its_own_node_alone_has_read_it_and_has_no_whole_view() {
+        let mut seen = Seen::default();
+        let read = |seen: &mut Seen, names: &[&str]| {
+            seen.node(Event::Init);
+            for name in names {
+                seen.node(Event::InitApply(named(name)));
+            }
+            seen.node(Event::InitDone);
+        };
+        read(&mut seen, &["a", "b"]);
+        for event in [Event::Init, Event::InitDone] {
+            seen.pool(event);
+        }
+        for event in [Event::Init, Event::InitDone] {
+            seen.mesh(event);
+        }
+        assert!(seen.is_whole() && seen.is_read());
+        assert!(!seen.look_at(Scope::All), "as before");
+        assert!(seen.look_at(Scope::Own));
+        assert!(!seen.is_read() && !seen.is_whole());
+        read(&mut seen, &["a"]);
+        assert!(seen.is_read() && !seen.is_whole());
+        // It becomes a candidate: what it had of old is no view.
+        assert!(seen.look_at(Scope::All));
+        assert!(!seen.is_read() && !seen.is_whole());
+        read(&mut seen, &["a", "b"]);
+        assert!(!seen.is_whole(), "the pools may have changed");
+        for event in [Event::Init, Event::InitDone] {
+            seen.pool(event);
         }
         assert!(seen.is_whole());
     }

@@ -10,6 +10,7 @@ use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use leaderd_core::cluster::{ClusterView, uninstall_changes};
 use serde_json::json;
 
+use super::COMPONENT;
 use super::carry::condition_patch;
 use super::contact::{CallError, call};
 use super::convert;
@@ -81,7 +82,7 @@ async fn of_node(nodes: &Api<Node>, name: &str) -> anyhow::Result<Vec<String>> {
             let patch = Patch::Merge(json!({"metadata": {
                 "resourceVersion": change.resource_version, "annotations": change.annotations,
             }}));
-            match call(nodes.patch_metadata(name, &PatchParams::default(), &patch)).await {
+            match call(nodes.patch_metadata(name, &PatchParams::apply(COMPONENT), &patch)).await {
                 Ok(_) => done.extend(
                     change
                         .annotations
@@ -97,7 +98,7 @@ async fn of_node(nodes: &Api<Node>, name: &str) -> anyhow::Result<Vec<String>> {
         }
         if condition {
             let patch = Patch::Strategic(condition_patch(None, None, None, Timestamp::now()));
-            call(nodes.patch_status(name, &PatchParams::default(), &patch)).await?;
+            call(nodes.patch_status(name, &PatchParams::apply(COMPONENT), &patch)).await?;
             done.push(format!("node {name}: condition {} removed", convert::CONDITION));
         }
         break;

@@ -78,6 +78,13 @@ impl Api {
         self.send("PATCH", path, request, "application/merge-patch+json", patch)
     }
 
+    /// Server-side apply, as who `manager` names.
+    pub fn apply(&self, path: &str, manager: &str, object: &Value) -> Result<Value> {
+        let path = format!("{path}?fieldManager={manager}&force=true");
+        let request = self.agent.patch(self.url(&path));
+        self.send("PATCH", &path, request, "application/apply-patch+yaml", object)
+    }
+
     pub fn delete(&self, path: &str) -> Result<Value> {
         let asked = self.agent.delete(self.url(path)).header("Authorization", self.bearer());
         answer("DELETE", path, asked.call())

@@ -17,8 +17,9 @@ use wgctl_lab::MANAGER;
 use super::api::Api;
 use super::programs::Programs;
 
-/// What is written down: who changed which Node, and what came of it.
+/// What is written down: who changed which Node, and what came of it; and all that leaderd asks for.
 const AUDIT: &str = r#"{"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [
+    {"level": "Metadata", "users": ["system:serviceaccount:leaderd:leaderd"]},
     {"level": "Metadata", "verbs": ["patch", "update"], "resources": [{"group": "", "resources": ["nodes"]}]},
     {"level": "None"}]}"#;
 
@@ -61,6 +62,21 @@ impl User {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
     pub node: String,
+    /// HTTP.
+    pub status: u64,
+}
+
+/// Something that was asked of the API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// `get`, `list`, `watch`, `patch`, …
+    pub verb: String,
+    /// As in `nodes/status`.
+    pub resource: String,
+    /// Path and query.
+    pub uri: String,
+    /// Address of who asked.
+    pub from: String,
     /// HTTP.
     pub status: u64,
 }
@@ -171,11 +187,41 @@ impl ControlPlane {
         for line in text.lines() {
             let event: Value = serde_json::from_str(line).context("a line of the audit log")?;
             let object = &event["objectRef"];
-            if event["user"]["username"] == user.identity().0 && object["subresource"].is_null() {
+            let verb = event["verb"].as_str().unwrap_or_default();
+            let changes = object["resource"] == "nodes" && matches!(verb, "patch" | "update");
+            let whole = changes && object["subresource"].is_null();
+            if whole && event["user"]["username"] == user.identity().0 {
                 let node = object["name"].as_str().unwrap_or_default().to_owned();
                 let status = event["responseStatus"]["code"].as_u64().unwrap_or(0);
                 all.push(Write { node, status });
             }
+        }
+        Ok(all)
+    }
+
+    /// All that leaderd's account asked for so far, in order. A watch counts when it begins.
+    pub fn requests(&self) -> Result<Vec<Request>> {
+        let text = fs::read_to_string(self.dir.join("audit.log")).context("audit log")?;
+        let mut all = Vec::new();
+        for line in text.lines() {
+            // The last line may be half written.
+            let Ok(event) = serde_json::from_str::<Value>(line) else { continue };
+            let word = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+            let status = event["responseStatus"]["code"].as_u64().unwrap_or(0);
+            let ended =
+                event["verb"] == "watch" && event["stage"] != "ResponseStarted" && status == 200;
+            if ended || event["user"]["username"] != User::Leaderd.identity().0 {
+                continue;
+            }
+            let object = &event["objectRef"];
+            let sub = object["subresource"].as_str().map(|s| format!("/{s}")).unwrap_or_default();
+            all.push(Request {
+                verb: word(&event["verb"]),
+                resource: word(&object["resource"]) + &sub,
+                uri: word(&event["requestURI"]),
+                from: word(&event["sourceIPs"][0]),
+                status,
+            });
         }
         Ok(all)
     }

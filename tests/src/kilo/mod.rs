@@ -5,6 +5,7 @@
 //!   ├ programs       what `tests/kilo/build` built
 //!   ├ control_plane  etcd, kube-apiserver, who may do what ── api: HTTPS to it
 //!   ├ cluster        Node objects, as kubelet and a cloud leave them
+//!   ├ made_up        Node objects of no machine: a large cluster as the API server sees it
 //!   ├ flannel        flannel.1 of each node
 //!   ├ agents         Kilo's agent on each node: `real`, or `stand_in` with `rules` (pure) and `device` (kilo0, routes)
 //!   └ beside         leaderd on each node, told of the cluster
@@ -20,6 +21,7 @@ pub mod cluster;
 pub mod control_plane;
 pub mod device;
 pub mod flannel;
+pub mod made_up;
 pub mod programs;
 pub mod real;
 pub mod rig;

@@ -33,7 +33,7 @@ pub(super) fn tasks(
         let of = |l: &&LocationStatus| l.name == node.location;
         let Some(l) = running.status.locations.iter().find(of) else { continue };
         let leave = |wait: Duration, who: BTreeSet<NodeName>| {
-            let turn = rank::turn(rank::daemons(view), "depart", me.as_str())?;
+            let turn = rank::turn_of_any(view, Some(running.mesh), "depart", me.as_str())?;
             let without = render_without(view, settings, &who);
             let text = without.text.filter(|_| !without.outdated)?;
             let object = view.mesh.as_ref()?;

@@ -22,7 +22,7 @@ mod view;
 #[cfg(test)]
 mod fixture;
 
-pub use rank::{daemons, turn};
+pub use rank::{looks, turn_of_any};
 pub use render::{
     PrefixSource, Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject,
     prefix_source, render,

@@ -1,8 +1,11 @@
-//! Who goes first. Daemons that want the same agree on an order by rendezvous hashing, without a word to each other.
+//! Who goes first, and who looks. Daemons that want the same agree on an order by rendezvous hashing, without a word to each other.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::view::{ClusterNode, ClusterView, names};
+use crate::ids::NodeName;
+use crate::mesh::Mesh;
 
 /// Between two turns.
 pub const STEP: Duration = Duration::from_millis(200);
@@ -24,13 +27,46 @@ pub fn turn<'a>(all: impl Iterator<Item = &'a str>, key: &str, me: &str) -> Opti
     there.then(|| (STEP * before).min(MOST))
 }
 
+/// Members that look at the whole cluster although they never lead: should no candidate reach the API, they write.
+const DEPUTIES: usize = 3;
+
+/// True if the daemon of `me` looks at all Nodes and pools: every candidate does, and a few members. Others look at their own Node and
+/// the mesh file, so that a change of one Node is not sent to every node of a large cluster. Whoever is in no mesh yet looks as well.
+pub fn looks(mesh: &Mesh, me: &NodeName) -> bool {
+    mesh.node(me).is_none() || lookers(mesh).contains(me.as_str())
+}
+
+fn lookers(mesh: &Mesh) -> BTreeSet<&str> {
+    let names = || mesh.nodes.values().map(|n| n.name.as_str());
+    let candidates = mesh.nodes.values().filter(|n| n.slot.is_some()).map(|n| n.name.as_str());
+    let mut all: BTreeSet<&str> = candidates.collect();
+    let mut members: Vec<&str> = names().filter(|n| !all.contains(n)).collect();
+    members.sort_by_key(|n| std::cmp::Reverse((weight("deputy", n), *n)));
+    all.extend(members.into_iter().take(DEPUTIES));
+    all
+}
+
+/// How long `me` waits before it does what any daemon may do: as [`turn`], among those that look by this mesh, and behind them if it
+/// looks for another reason. Without a mesh all take part that have published their keys. `None` if `me` has not.
+pub fn turn_of_any(
+    view: &ClusterView,
+    mesh: Option<&Mesh>,
+    key: &str,
+    me: &str,
+) -> Option<Duration> {
+    let Some(mesh) = mesh else { return turn(daemons(view), key, me) };
+    let lookers = lookers(mesh);
+    let last = view.nodes.get(me).filter(|n| has_daemon(n)).map(|_| MOST);
+    turn(daemons(view).filter(|n| lookers.contains(n)), key, me).or(last)
+}
+
 /// True if the node's daemon has published its keys.
 pub(super) fn has_daemon(node: &ClusterNode) -> bool {
     [names::WIREGUARD_KEY, names::CONTROL_KEY].iter().all(|k| node.annotations.contains_key(*k))
 }
 
 /// Names of the nodes whose daemons take turns: those that have published their keys.
-pub fn daemons(view: &ClusterView) -> impl Iterator<Item = &str> {
+fn daemons(view: &ClusterView) -> impl Iterator<Item = &str> {
     view.nodes.values().filter(|n| has_daemon(n)).map(|n| n.name.as_str())
 }
 
@@ -47,4 +83,49 @@ fn weight(key: &str, name: &str) -> u64 {
 /// The first of `all` by the same order.
 pub(super) fn first<'a>(all: impl Iterator<Item = &'a str>, key: &str) -> Option<&'a str> {
     all.max_by_key(|n| (weight(key, n), *n))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::fixture::*;
+    use crate::cluster::render::render;
+
+    fn large(steering: &str) -> (ClusterView, Mesh) {
+        let mut view = two_locations();
+        for i in 0..50 {
+            let name = format!("member-{i}");
+            view.nodes.insert(name.clone(), node(20 + i, "home", &name));
+        }
+        let settings = format!("[kubernetes]\nsteering = \"{steering}\"\n");
+        let mesh = render(&view, &settings).mesh.expect("a mesh");
+        (view, mesh)
+    }
+
+    #[test]
+    fn candidates_and_a_few_members_look_and_others_leave_it_to_them() {
+        let (_, mesh) = large("native");
+        let looking: Vec<&NodeName> = mesh.nodes.keys().filter(|n| looks(&mesh, n)).collect();
+        let candidates = mesh.nodes.values().filter(|n| n.slot.is_some()).count();
+        assert!(candidates > 0 && mesh.nodes.len() > candidates + DEPUTIES);
+        assert_eq!(looking.len(), candidates + DEPUTIES);
+        assert!(mesh.nodes.values().all(|n| n.slot.is_none() || looks(&mesh, &n.name)));
+        assert!(looks(&mesh, &"newcomer".parse().unwrap()), "nobody else says what it waits for");
+        let (_, kilo) = large("kilo");
+        assert!(kilo.nodes.keys().all(|n| looks(&kilo, n)), "each reads who Kilo's peers are");
+    }
+
+    /// The turns of those that do not look would only be waited for.
+    #[test]
+    fn who_looks_goes_before_who_does_not() {
+        let (view, mesh) = large("native");
+        let wait = |n: &NodeName| turn_of_any(&view, Some(&mesh), "mesh", n.as_str()).unwrap();
+        let (looking, others): (Vec<&NodeName>, Vec<&NodeName>) =
+            mesh.nodes.keys().partition(|n| looks(&mesh, n));
+        assert_eq!(looking.iter().map(|n| wait(n)).min(), Some(Duration::ZERO));
+        let last = looking.iter().map(|n| wait(n)).max().unwrap();
+        assert_eq!(last, (STEP * (looking.len() as u32 - 1)).min(MOST), "a turn for each");
+        assert!(others.iter().all(|n| wait(n) == MOST));
+        assert_eq!(turn_of_any(&view, Some(&mesh), "mesh", "nobody"), None);
+    }
 }

@@ -109,7 +109,7 @@ fn mesh_task(view: &ClusterView, rendered: &Rendered, me: &NodeName) -> Option<T
     if view.mesh.as_ref().is_some_and(|m| m.text == *text) {
         return None;
     }
-    let wait = rank::turn(rank::daemons(view), "mesh", me.as_str())?;
+    let wait = rank::turn_of_any(view, rendered.mesh.as_ref(), "mesh", me.as_str())?;
     let resource_version =
         view.mesh.as_ref().map(|m| m.resource_version.clone()).filter(|v| !v.is_empty());
     let settle = if rendered.outdated { OUTDATED } else { SETTLE };

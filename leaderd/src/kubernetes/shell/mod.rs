@@ -20,11 +20,12 @@ use leaderd_core::status::Status;
 use tokio::sync::{mpsc, watch};
 
 use super::Config;
+use super::backoff::{Asked, is_overload};
 use super::carry::{Call, Carrier};
 use super::contact::{CallError, Contact};
 use super::keep::Keeper;
 use super::prefixes::{Kind, Told};
-use super::seen::{self, News, Seen, Word};
+use super::seen::{self, News, Scope, Seen, Word};
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::engine::Request;
@@ -69,6 +70,8 @@ enum Done {
 pub struct Shell {
     config: Config,
     carrier: Carrier,
+    /// Pauses that the server asked for.
+    asked: Asked,
     out: Out,
     counters: Counters,
     clock: Clock,
@@ -99,7 +102,13 @@ pub struct Shell {
 
 impl Shell {
     /// Within a runtime.
-    pub fn new(client: kube::Client, config: Config, out: Out, counters: Counters) -> Self {
+    pub fn new(
+        client: kube::Client,
+        asked: Asked,
+        config: Config,
+        out: Out,
+        counters: Counters,
+    ) -> Self {
         let (keeper, kept) = Keeper::open(&config.state);
         let kinds = Kind::all(cluster::prefix_source(&config.settings));
         let seen = kept.map_or_else(Seen::default, Seen::from_kept).looking_at(&kinds);
@@ -109,7 +118,8 @@ impl Shell {
             config,
             carrier,
             out,
-            contact: Contact::new(counters.clone()),
+            contact: Contact::new(counters.clone(), asked.clone()),
+            asked,
             counters,
             clock: Clock::default(),
             kinds,
@@ -144,7 +154,13 @@ impl Shell {
             let wake = wake.fold(self.next_poll.min(self.contact.next_try()), Instant::min);
             let mut sleep = pin!(tokio::time::sleep_until(wake.into()));
             tokio::select! {
-                Some(word) = words.next() => self.word(word),
+                Some(word) = words.next() => {
+                    let of_mesh = matches!(word, Word::Mesh(_));
+                    self.word(word);
+                    if of_mesh && self.rescope() {
+                        words = self.watch();
+                    }
+                }
                 Some(done) = self.under_way.next() => {
                     if self.done(done) {
                         words = self.watch();
@@ -154,6 +170,9 @@ impl Shell {
                     decided = Some(daemon.decided.clone());
                     self.daemon = Some(daemon);
                     self.waits_for = None;
+                    if self.rescope() {
+                        words = self.watch();
+                    }
                     self.ask();
                 }
                 more = changed(&mut decided) => {
@@ -168,7 +187,22 @@ impl Shell {
     }
 
     fn watch(&self) -> BoxStream<'static, Word> {
-        seen::watch(&self.carrier.client, &self.config.namespace, &self.kinds)
+        let (me, scope) = (self.config.me.as_str(), self.seen.scope());
+        let (client, namespace) = (&self.carrier.client, &self.config.namespace);
+        seen::watch(client, &self.asked, namespace, &self.kinds, scope, me)
+    }
+
+    /// True if the watches are to begin anew, as the mesh in force gives this daemon more to look at, or less.
+    fn rescope(&mut self) -> bool {
+        let mesh = self.in_force.as_ref().and_then(|(_, mesh)| mesh.as_ref());
+        // Without a daemon it still waits for a mesh with its keys, and tells what is missing.
+        let own = self.daemon.is_some()
+            && mesh.is_some_and(|mesh| !cluster::looks(mesh, &self.config.me));
+        let other = self.seen.look_at(if own { Scope::Own } else { Scope::All });
+        if other {
+            tracing::debug!(own_node_alone = own, "another part of the cluster is watched");
+        }
+        other
     }
 
     fn word(&mut self, word: Word) {
@@ -194,9 +228,7 @@ impl Shell {
             Word::Failed(what, error) => return self.failed(what, error),
         };
         // A watch of its own accord begins anew after an outage; what else it was is for the next request to find out.
-        if !self.contact.is_away() {
-            self.contact.answered();
-        }
+        self.contact.overheard();
         let settle = match news {
             News::Nothing => return,
             News::Soon => SETTLE,
@@ -210,6 +242,12 @@ impl Shell {
     fn failed(&mut self, what: &'static str, error: kube::runtime::watcher::Error) {
         use kube::runtime::watcher::Error;
         match error {
+            Error::InitialListFailed(kube::Error::Api(status))
+            | Error::WatchStartFailed(kube::Error::Api(status))
+                if is_overload(status.code) =>
+            {
+                self.contact.throttled(what, &status.message);
+            }
             Error::InitialListFailed(kube::Error::Api(status))
             | Error::WatchStartFailed(kube::Error::Api(status)) => {
                 let hint =
@@ -273,7 +311,13 @@ impl Shell {
                 if key != BEAT && result.is_ok() {
                     self.counters.count("kubernetes_writes");
                 }
-                self.contact.heard(what, result.as_ref().map(|&()| ()))
+                let held = self.contact.holds();
+                let back = self.contact.heard(what, result.as_ref().map(|&()| ()));
+                if held && !self.contact.holds() {
+                    self.stale = true;
+                    self.weigh();
+                }
+                back
             }
             Done::Command { key, request, response } => {
                 self.busy.remove(&key);
@@ -321,7 +365,7 @@ impl Shell {
 
     /// The view has changed.
     fn look(&mut self) {
-        if self.seen.is_whole() {
+        if self.seen.is_read() {
             self.keep_at = self.keeper.keep(&self.seen.view);
         }
         self.weigh();
@@ -337,6 +381,10 @@ impl Shell {
     fn ask(&mut self) {
         self.next_ask = Instant::now() + if self.is_candidate() { POLL } else { ANEW };
         let Some(daemon) = &self.daemon else { return self.weigh() };
+        // Who sees its own Node alone has nothing to tell.
+        if self.seen.scope() == Scope::Own {
+            return self.weigh();
+        }
         if std::mem::replace(&mut self.asking, true) {
             return;
         }

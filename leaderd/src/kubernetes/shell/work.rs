@@ -17,12 +17,15 @@ impl Shell {
         if self.weighed.is_some_and(|at| now < at + ANEW) && !self.stale {
             return;
         }
-        if !self.seen.is_whole() || self.contact.is_away() {
+        if self.contact.holds() {
             return self.say_what_is_missing(None);
         }
         self.stale = false;
         self.weighed = Some(now);
         self.publish_own();
+        if !self.seen.is_whole() {
+            return self.say_what_is_missing(None);
+        }
         let in_force = self.in_force.as_ref().and_then(|(_, mesh)| mesh.clone());
         let running = match (&self.daemon, &self.status, &in_force) {
             (Some(_), Some(status), Some(mesh)) => {
@@ -57,8 +60,8 @@ impl Shell {
             return None;
         }
         let resource_version = Some(object.resource_version.clone()).filter(|v| !v.is_empty());
-        let daemons = cluster::daemons(&self.seen.view);
-        let wait = cluster::turn(daemons, LOST, self.config.me.as_str())?;
+        let (view, mesh) = (&self.seen.view, rendered.mesh.as_ref());
+        let wait = cluster::turn_of_any(view, mesh, LOST, self.config.me.as_str())?;
         Some(Task {
             key: LOST.to_owned(),
             wait: Duration::from_secs(1) + wait,
@@ -66,20 +69,23 @@ impl Shell {
         })
     }
 
-    /// The node's own annotations, which nobody else writes: put back if somebody removed them.
+    /// The node's own annotations, which nobody else writes: put back if somebody removed them. All of them at once, as what one
+    /// application leaves out is removed.
     fn publish_own(&mut self) {
         let Some(node) = self.seen.view.nodes.get(self.config.me.as_str()) else { return };
         let mut own = self.config.own.clone();
-        own.extend(self.status.as_ref().map(|s| probe_address(&s.0)));
-        own.retain(|name, value| node.annotations.get(name) != Some(value));
-        if own.is_empty() || self.busy.contains(OWN) {
+        let found = node.annotations.get(names::PROBE_ADDRESS).cloned();
+        let found = found.map(|address| (names::PROBE_ADDRESS.to_owned(), address));
+        own.extend(self.status.as_ref().map(|s| probe_address(&s.0)).or(found));
+        let published = own.iter().all(|(name, value)| node.annotations.get(name) == Some(value));
+        if published || self.busy.contains(OWN) {
             return;
         }
         tracing::info!(node.name = %self.config.me, annotations = ?own, "publishing what this node's daemon is known by");
         self.call(OWN.to_owned(), Call::Own(own));
     }
 
-    /// `None`: there is no such Node.
+    /// `None`: there is no such Node, or it was not read yet.
     pub(super) fn keys_are_published(&self) -> Option<bool> {
         let node = self.seen.view.nodes.get(self.config.me.as_str())?;
         Some(self.config.own.iter().all(|(k, v)| node.annotations.get(k) == Some(v)))

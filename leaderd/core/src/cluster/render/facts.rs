@@ -47,6 +47,8 @@ pub(super) fn departed(node: &Node, claims: &Claims) -> Option<Facts> {
         location: node.location.clone(),
         address: node.address,
         prefixes: claims.or_kept(node.name.as_str(), &node.prefixes),
+        // Said by a Node, and gone with it.
+        location_prefixes: Vec::new(),
         endpoint: Ok(node.endpoint.clone().filter(|_| node.slot.is_some())?),
         wireguard_key: STANDARD.encode(node.wireguard_key.0),
         control_key: STANDARD.encode(node.control_key.0),

@@ -7,6 +7,9 @@ use crate::cluster::view::{ClusterView, Pool, Steering, names};
 use crate::status::LocationStatus;
 use crate::time::WallTime;
 
+/// Reason of a pool that counts for nothing until a person changes something.
+const REFUSED: &str = "Refused";
+
 /// Status, reason, message.
 type Verdict = (&'static str, &'static str, String);
 
@@ -48,6 +51,10 @@ pub(super) fn all(
     push("Steered", known.map(|l| follows(view, found, l)));
     push("Quorum", known.and_then(quorum));
     push("Degraded", known.map(|_| degraded(status)));
+    // Tools that wait for Ready need not wait for this one: it is there only where it says so (kstatus).
+    if let Some((_, reason, why)) = ready(found, known, status).filter(|r| r.1 == REFUSED) {
+        push("Stalled", Some(("True", reason, why)));
+    }
     all
 }
 
@@ -59,7 +66,7 @@ fn ready(
     if found.location.is_none() {
         let why = status.problems.first().cloned();
         let message = why.unwrap_or_else(|| "the pool names no location of the mesh".to_owned());
-        return Some(("False", "Refused", message));
+        return Some(("False", REFUSED, message));
     }
     known?;
     let Some(leader) = &status.leader else {

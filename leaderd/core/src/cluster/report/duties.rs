@@ -42,7 +42,8 @@ pub(in crate::cluster) fn status_tasks(
         }
         let found = rendered.pools.get(&name);
         let l = found.and_then(|f| known(f, running));
-        let Some(wait) = writer(view, running, l, pool, (&before, &status), me, now) else {
+        let mesh = rendered.mesh.as_ref();
+        let Some(wait) = writer((view, mesh), running, l, pool, (&before, &status), me, now) else {
             continue;
         };
         let events = match (l, running) {
@@ -65,7 +66,7 @@ pub(in crate::cluster) fn status_tasks(
 
 /// How long this daemon waits before it writes a pool's status; `None` if it is not its to write.
 fn writer(
-    view: &ClusterView,
+    (view, mesh): (&ClusterView, Option<&Mesh>),
     running: Option<Running<'_>>,
     l: Option<&LocationStatus>,
     pool: &Pool,
@@ -79,7 +80,7 @@ fn writer(
     let (Some(l), Some(running)) = (l, running) else {
         // Nobody decides there: all daemons see the same.
         return if lags {
-            Some(GRACE + rank::turn(rank::daemons(view), &key, me.as_str())?)
+            Some(GRACE + rank::turn_of_any(view, mesh, &key, me.as_str())?)
         } else {
             None
         };
@@ -146,7 +147,8 @@ fn relay_tasks(
             continue;
         }
         let key = format!("relay/{}", node.name);
-        if let Some(turn) = rank::turn(rank::daemons(view), &key, me.as_str()) {
+        let mesh = rendered.mesh.as_ref();
+        if let Some(turn) = rank::turn_of_any(view, mesh, &key, me.as_str()) {
             set(node, GRACE + turn, None);
         }
     }

@@ -41,6 +41,9 @@ pub struct PoolStatus {
     /// All leaders, in order, where there are several.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub leaders: Vec<String>,
+    /// Who could take over now, by slot: seen to forward, and kept back by nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub standbys: Vec<String>,
     /// Number of the decision.
     pub epoch: u64,
     /// When it was decided, RFC 3339.
@@ -51,8 +54,9 @@ pub struct PoolStatus {
     pub cause: Option<String>,
     /// By slot; then those refused, by name.
     pub candidates: Vec<CandidateReport>,
-    /// Ready, Steered, Quorum, Degraded.
+    /// Ready, Steered, Quorum, Degraded; and Stalled while a person must change something before the pool counts at all.
     pub conditions: Vec<Condition>,
+    /// The newest failover: leadership that moved because the leader was degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_failover: Option<LastFailover>,
     /// What a person should change, about this pool and its location.
@@ -69,7 +73,9 @@ pub struct PoolStatus {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Asked {
+    /// It forbade automatic failover.
     pub freeze: bool,
+    /// Nodes that it drained.
     pub drained: BTreeSet<String>,
 }
 
@@ -78,21 +84,25 @@ pub struct Asked {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct CandidateReport {
+    /// Its name.
     pub node: String,
-    /// `None`: refused.
+    /// Its number among the location's candidates. Missing where it was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub slot: Option<u8>,
+    /// It leads now.
     pub leading: bool,
-    /// `forwarding`, `degraded`, `unknown`.
+    /// What observers make of it: `forwarding`, `degraded`, `unknown`.
     pub verdict: String,
     /// Why it is degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// 0 to 100, in steps of 5.
+    /// Packets lost on the way through it, 0 to 100, in steps of 5.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss_percent: Option<u8>,
+    /// Round trip through it, in milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rtt_millis: Option<u32>,
+    /// It shall not lead for now.
     pub drained: bool,
     /// What keeps it from being promoted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -102,19 +112,30 @@ pub struct CandidateReport {
     pub refused: Option<String>,
 }
 
+impl CandidateReport {
+    fn could_take_over(&self) -> bool {
+        let kept_back = self.leading || self.drained || !self.blocked_by.is_empty();
+        self.refused.is_none() && self.verdict == FORWARDING && !kept_back
+    }
+}
+
 /// As `metav1.Condition`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Condition {
+    /// What it is about: Ready, Steered, Quorum, Degraded or Stalled.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False`, `Unknown`.
     pub status: String,
+    /// Why, in one word.
     pub reason: String,
+    /// Why, in a sentence.
     pub message: String,
     /// RFC 3339: when `status` changed.
     pub last_transition_time: String,
+    /// `metadata.generation` of the spec that this condition is about.
     pub observed_generation: i64,
 }
 
@@ -123,19 +144,24 @@ pub struct Condition {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct LastFailover {
+    /// Number of the decision.
     pub epoch: u64,
+    /// Who led before.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub from: Option<String>,
+    /// Who led after.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// Why the leader was degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// RFC 3339.
+    /// When it was decided, RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<String>,
-    /// Measured; missing until the observers have verified the new way.
+    /// Time without traffic, measured; missing until the observers have verified the new way.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blackout_millis: Option<u64>,
+    /// It all in a sentence.
     pub summary: String,
 }
 
@@ -222,6 +248,8 @@ fn pool_status(
     let refused: Vec<CandidateReport> = refused.collect();
     status.candidates.retain(|c| c.refused.is_none());
     status.candidates.extend(refused);
+    let standbys = status.candidates.iter().filter(|c| c.could_take_over());
+    status.standbys = standbys.map(|c| c.node.clone()).collect();
     status.conditions = conditions::all(view, pool, found, known, &before, &status, now);
     status
 }

@@ -202,7 +202,23 @@ fn conditions_say_what_is_wrong() {
         .contains("Ready=False NoLeader")
     );
     let other = |w: &mut World| w.view.pools.get_mut("home").unwrap().spec.location = "hoem".into();
-    assert!(of(&other).contains("Ready=False Refused"));
+    let refused = of(&other);
+    assert!(refused.contains("Ready=False Refused") && refused.contains("Stalled=True Refused"));
+    assert!(!of(&|_| ()).contains("Stalled"), "it is there only where it says so");
+}
+
+#[test]
+fn standbys_are_those_that_could_take_over_now() {
+    let of = |change: &dyn Fn(&mut World)| {
+        let mut w = World::new();
+        change(&mut w);
+        w.status_at(NOW).standbys
+    };
+    assert_eq!(of(&|_| ()), ["home-0"]);
+    let none: [&str; 0] = [];
+    assert_eq!(of(&|w| w.candidate("home-0").verdict = Verdict::Unknown), none);
+    assert_eq!(of(&|w| w.candidate("home-0").drained = true), none);
+    assert_eq!(of(&|w| w.candidate("home-0").blocked_by = vec!["drained".into()]), none);
 }
 
 #[test]
