@@ -97,9 +97,23 @@ fn addresses_that_change_elsewhere_disturb_no_other_location() {
     let far = moved.nodes.get_mut(&"far-2".parse::<NodeName>().unwrap()).unwrap();
     far.probe_addresses = vec![[10, 42, far.index.0 as u8, 77].into()];
     let moved = Arc::new(moved);
+    let under_way = |world: &World<'_>| {
+        ["cloud", "far"].map(|l| {
+            let at = world.observer.by_name[&l.parse::<LocationName>().unwrap()];
+            world.observer.flying.values().filter(|f| f.watch == at).count()
+        })
+    };
+    let mut at = 30_000;
+    while under_way(&world).contains(&0) {
+        at += 1;
+        assert!(at < 30_200, "they are probed ten times a second");
+        world.run_until(ms(at));
+    }
+    let [cloud, _] = under_way(&world);
     world.mesh = moved.clone();
     world.reflectors.values_mut().for_each(|r| r.set_mesh(moved.clone()));
     world.observer.readdress(world.clock(), moved);
+    assert_eq!(under_way(&world), [cloud, 0]);
     world.run_until(ms(33_000));
     let (at, ..) = world.condemned(0).expect("it fails");
     assert!(at < ms(30_500), "{at:?}");
