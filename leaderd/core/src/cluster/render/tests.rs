@@ -385,7 +385,7 @@ fn what_a_location_has_besides_its_nodes_is_carried_unless_it_is_in_the_way() {
         ("10.42.0.0/16", "overlaps pod CIDR 10.42."),
         ("203.0.113.0/24", "overlaps endpoint 203.0.113."),
         ("10.0.5.0/24", "overlaps address 10.0.5."),
-        ("100.127.0.0/17", "counts for nothing there"),
+        ("169.254.0.0/17", "counts for nothing there"),
     ] {
         let (prefixes, problems) = got(&with_prefixes(&[("home-0", told)]));
         assert_eq!(prefixes, [""; 0], "{told}");

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::io::ProbeSend;
 use crate::mesh::{Overlay, Steering};
-use crate::topology::{ROUTE_TABLE, RULE_PRIORITY, steered_table};
+use crate::topology::{RULE_PRIORITY, steered_table};
 use crate::verdict::ProbeClass;
 
 fn kilo_mesh() -> Mesh {
@@ -347,7 +347,10 @@ fn a_new_steering_moves_traffic_only_to_a_way_that_is_there() {
     // Our own routes carried unasked before.
     let native = || with(kilo_mesh(), "cloud", Steering::Native);
     beside.take_mesh(native());
-    assert_eq!(beside.tables(), [ROUTE_TABLE].into());
+    assert_eq!(
+        beside.tables(),
+        [steered_table(&native(), &"cloud".parse().unwrap()).unwrap()].into()
+    );
     beside.run(Duration::from_secs(1), NONE);
     beside.take_mesh(kilo_mesh());
     assert!(beside.carries());
