@@ -1,4 +1,4 @@
-//! Transit that the kernel's connection tracking leaves alone.
+//! Traffic between locations whose sources no NAT rule of this node may rewrite.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 /// They are told by their addresses alone, so both directions of a connection are treated the same whichever devices they take.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Transit {
-    /// Behind this node itself: connections of its own workload stay tracked.
+    /// Behind this node itself, and its own address: connections that begin or end here stay tracked.
     pub own: Prefixes,
     /// On this side of the relay: the location.
     pub near: Prefixes,

@@ -1,4 +1,4 @@
-//! The nftables table of transit that is not tracked, as netlink messages, and read back from them.
+//! The nftables table that keeps sources what they are, as netlink messages, and read back from them.
 //!
 //! ```text
 //! table inet leaderd {
@@ -9,8 +9,16 @@
 //!     meta nfproto ipv4 ip daddr @near4 ip daddr != @own4 ip saddr @far4 fib daddr type != local notrack
 //!     the same in IPv6
 //!   }
+//!   chain postrouting {
+//!     type nat hook postrouting priority srcnat - 1; policy accept;
+//!     meta nfproto ipv4 ip daddr @far4 ip saddr @own4 snat ip to ip saddr
+//!     the same in IPv6
+//!   }
 //! }
 //! ```
+//!
+//! What is in transit is not tracked, so no NAT rule sees it. What the node's own workload begins is tracked, and gets the source that it has
+//! already: the first NAT of a connection holds, so a later chain's masquerade leaves it alone.
 //!
 //! Numbers are those of the kernel's `include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h`.
 
@@ -22,7 +30,6 @@ use wgctl_plan::{Family, Prefixes, Transit};
 use super::netlink::*;
 
 pub const TABLE: &str = "leaderd";
-const CHAIN: &str = "prerouting";
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -80,9 +87,34 @@ const ELEMENT_INTERVAL_END: u32 = 1;
 const DATA_VALUE: u16 = 1;
 
 const NF_INET_PRE_ROUTING: u32 = 0;
-/// `NF_IP_PRI_RAW`: after fragments are put together, before connections are tracked.
-const PRIORITY_RAW: i32 = -300;
+const NF_INET_POST_ROUTING: u32 = 4;
 const NF_ACCEPT: u32 = 1;
+
+/// A chain of the table.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Chain {
+    name: &'static str,
+    /// As the kernel calls it.
+    kind: &'static str,
+    hook: u32,
+    priority: i32,
+}
+
+const PREROUTING: Chain = Chain {
+    name: "prerouting",
+    kind: "filter",
+    hook: NF_INET_PRE_ROUTING,
+    // `NF_IP_PRI_RAW`: after fragments are put together, before connections are tracked.
+    priority: -300,
+};
+const POSTROUTING: Chain = Chain {
+    name: "postrouting",
+    kind: "nat",
+    hook: NF_INET_POST_ROUTING,
+    // Just before `NF_IP_PRI_NAT_SRC`, where CNIs and kube-proxy have theirs.
+    priority: 99,
+};
+const CHAINS: [Chain; 2] = [PREROUTING, POSTROUTING];
 
 /// Elements in one message: an attribute has at most 64 KiB.
 const CHUNK: usize = 1000;
@@ -295,6 +327,10 @@ impl Rule {
     const FIB_ADDRESS_TYPE: u32 = 3;
     const FIB_DESTINATION: u32 = 2;
     const RTN_LOCAL: u32 = 2;
+    const NAT_TYPE: u16 = 1;
+    const NAT_FAMILY: u16 = 2;
+    const NAT_REG_ADDR_MIN: u16 = 3;
+    const NAT_SNAT: u32 = 0;
 
     fn expression(self, name: &str, data: impl FnOnce(Message) -> Message) -> Self {
         Self(self.0.nested(LIST_ELEMENT, |m| {
@@ -311,10 +347,7 @@ impl Rule {
     }
 
     fn of_family(self, family: Family) -> Self {
-        let number = match family {
-            Family::V4 => NFPROTO_IPV4,
-            Family::V6 => NFPROTO_IPV6,
-        };
+        let number = nfproto(family);
         self.expression("meta", |m| {
             m.be32(Self::META_DREG, Self::REGISTER).be32(Self::META_KEY, Self::META_NFPROTO)
         })
@@ -359,6 +392,22 @@ impl Rule {
     fn notrack(self) -> Self {
         Self(self.0.nested(LIST_ELEMENT, |m| m.attr_str(EXPRESSION_NAME, "notrack")))
     }
+
+    /// Source NAT to the address that was loaded last.
+    fn snat_to_loaded(self, family: Family) -> Self {
+        self.expression("nat", |m| {
+            m.be32(Self::NAT_TYPE, Self::NAT_SNAT)
+                .be32(Self::NAT_FAMILY, nfproto(family).into())
+                .be32(Self::NAT_REG_ADDR_MIN, Self::REGISTER)
+        })
+    }
+}
+
+const fn nfproto(family: Family) -> u8 {
+    match family {
+        Family::V4 => NFPROTO_IPV4,
+        Family::V6 => NFPROTO_IPV6,
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -367,33 +416,62 @@ enum End {
     Destination,
 }
 
-/// What the rules are: which family, and which end of the packet is near.
-const RULES: [(Family, End); 4] = [
-    (Family::V4, End::Source),
-    (Family::V4, End::Destination),
-    (Family::V6, End::Source),
-    (Family::V6, End::Destination),
+/// What a rule does to packets of a family.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Job {
+    /// Transit whose near side is at this end of the packet is not tracked.
+    Untrack { near: End },
+    /// What the node's own workload sends to the far side keeps its source.
+    KeepSource,
+}
+
+/// In the order of [`CHAINS`].
+const RULES: [(Family, Job); 6] = [
+    (Family::V4, Job::Untrack { near: End::Source }),
+    (Family::V4, Job::Untrack { near: End::Destination }),
+    (Family::V6, Job::Untrack { near: End::Source }),
+    (Family::V6, Job::Untrack { near: End::Destination }),
+    (Family::V4, Job::KeepSource),
+    (Family::V6, Job::KeepSource),
 ];
 
-fn expressions(family: Family, near: End, list: Message) -> Message {
-    let far = if near == End::Source { End::Destination } else { End::Source };
-    // The cheapest first: most packets of a node are no transit.
-    Rule(list)
-        .of_family(family)
-        .load(family, near)
-        .lookup(family, Part::Near, 0)
-        .lookup(family, Part::Own, Rule::LOOKUP_INVERT)
-        .load(family, far)
-        .lookup(family, Part::Far, 0)
-        .unless_for_this_node()
-        .notrack()
-        .0
+impl Job {
+    const fn chain(self) -> Chain {
+        match self {
+            Self::Untrack { .. } => PREROUTING,
+            Self::KeepSource => POSTROUTING,
+        }
+    }
+}
+
+fn expressions(family: Family, job: Job, list: Message) -> Message {
+    let rule = Rule(list).of_family(family);
+    // The cheapest first: most packets of a node go nowhere far.
+    match job {
+        Job::Untrack { near } => {
+            let far = if near == End::Source { End::Destination } else { End::Source };
+            rule.load(family, near)
+                .lookup(family, Part::Near, 0)
+                .lookup(family, Part::Own, Rule::LOOKUP_INVERT)
+                .load(family, far)
+                .lookup(family, Part::Far, 0)
+                .unless_for_this_node()
+                .notrack()
+        }
+        Job::KeepSource => rule
+            .load(family, End::Destination)
+            .lookup(family, Part::Far, 0)
+            .load(family, End::Source)
+            .lookup(family, Part::Own, 0)
+            .snat_to_loaded(family),
+    }
+    .0
 }
 
 /// A comment that names what the rule is: the kernel shows a rule in its own words, which differ from one version to the next, but
 /// keeps this. A rule that is replaced has none or another.
-fn comment(family: Family, near: End) -> Vec<u8> {
-    let bytes = expressions(family, near, Message::new(0, 0, &[])).into_bytes();
+fn comment(family: Family, job: Job) -> Vec<u8> {
+    let bytes = expressions(family, job, Message::new(0, 0, &[])).into_bytes();
     // FNV-1a.
     let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
@@ -403,11 +481,21 @@ fn comment(family: Family, near: End) -> Vec<u8> {
     [&[0, text.len() as u8], text.as_bytes()].concat()
 }
 
-fn new_rule(family: Family, near: End, flags: u16) -> Message {
+fn new_rule(family: Family, job: Job, flags: u16) -> Message {
     in_table(NEWRULE, NLM_F_CREATE | NLM_F_APPEND | flags)
-        .attr_str(RULE_CHAIN, CHAIN)
-        .nested(RULE_EXPRESSIONS, |list| expressions(family, near, list))
-        .attr(RULE_USERDATA, &comment(family, near))
+        .attr_str(RULE_CHAIN, job.chain().name)
+        .nested(RULE_EXPRESSIONS, |list| expressions(family, job, list))
+        .attr(RULE_USERDATA, &comment(family, job))
+}
+
+fn new_chain(chain: &Chain) -> Message {
+    in_table(NEWCHAIN, NLM_F_CREATE)
+        .attr_str(CHAIN_NAME, chain.name)
+        .nested(CHAIN_HOOK, |h| {
+            h.be32(HOOK_NUMBER, chain.hook).attr(HOOK_PRIORITY, &chain.priority.to_be_bytes())
+        })
+        .be32(CHAIN_POLICY, NF_ACCEPT)
+        .attr_str(CHAIN_TYPE, chain.kind)
 }
 
 /// A transaction that puts the table of this transit in the place of any that is there.
@@ -418,22 +506,15 @@ pub fn set(transit: &Transit) -> Vec<Message> {
         in_table(NEWTABLE, NLM_F_CREATE),
         in_table(DELTABLE, 0),
         in_table(NEWTABLE, NLM_F_CREATE),
-        in_table(NEWCHAIN, NLM_F_CREATE)
-            .attr_str(CHAIN_NAME, CHAIN)
-            .nested(CHAIN_HOOK, |h| {
-                h.be32(HOOK_NUMBER, NF_INET_PRE_ROUTING)
-                    .attr(HOOK_PRIORITY, &PRIORITY_RAW.to_be_bytes())
-            })
-            .be32(CHAIN_POLICY, NF_ACCEPT)
-            .attr_str(CHAIN_TYPE, "filter"),
     ];
+    all.extend(CHAINS.iter().map(new_chain));
     for (id, set) in (1..).zip(&SETS) {
         all.push(new_set(set, id));
         all.extend(new_elements(set, &elements(set.part.of(transit), set.family)));
     }
-    for (at, (family, near)) in RULES.into_iter().enumerate() {
+    for (at, (family, job)) in RULES.into_iter().enumerate() {
         let flags = if at + 1 == RULES.len() { NLM_F_ACK } else { 0 };
-        all.push(new_rule(family, near, flags));
+        all.push(new_rule(family, job, flags));
     }
     all.push(batch(BATCH_END));
     all
@@ -501,14 +582,14 @@ fn as_programmed(netlink: &mut Netlink) -> Result<bool, Failed> {
         Ok::<_, std::io::Error>(all.into_iter().filter(ours).collect::<Vec<_>>())
     };
     let chains = ours(GETCHAIN)?;
-    let chain = |m: &Received| {
+    let is = |m: &Received, chain: &Chain| {
         let attrs = m.attrs(HEADER);
         let hook = Attrs::of(attrs.get(CHAIN_HOOK).unwrap_or_default());
-        attrs.str(CHAIN_NAME) == Some(CHAIN)
-            && attrs.str(CHAIN_TYPE) == Some("filter")
+        attrs.str(CHAIN_NAME) == Some(chain.name)
+            && attrs.str(CHAIN_TYPE) == Some(chain.kind)
             && be32(attrs, CHAIN_POLICY) == Some(NF_ACCEPT)
-            && be32(hook, HOOK_NUMBER) == Some(NF_INET_PRE_ROUTING)
-            && be32(hook, HOOK_PRIORITY) == Some(PRIORITY_RAW as u32)
+            && be32(hook, HOOK_NUMBER) == Some(chain.hook)
+            && be32(hook, HOOK_PRIORITY) == Some(chain.priority as u32)
     };
     let sets = ours(GETSET)?;
     let set = |set: &Set| {
@@ -520,8 +601,9 @@ fn as_programmed(netlink: &mut Netlink) -> Result<bool, Failed> {
     };
     let rules = ours(GETRULE)?;
     let rules = rules.iter().map(|m| m.attrs(HEADER).get(RULE_USERDATA).map(<[u8]>::to_vec));
-    let wanted = RULES.map(|(family, near)| Some(comment(family, near)));
-    Ok(matches!(&chains[..], [one] if chain(one))
+    let wanted = RULES.map(|(family, job)| Some(comment(family, job)));
+    Ok(chains.len() == CHAINS.len()
+        && CHAINS.iter().all(|chain| chains.iter().any(|m| is(m, chain)))
         && sets.len() == SETS.len()
         && SETS.iter().all(set)
         && rules.eq(wanted))
@@ -574,7 +656,7 @@ mod tests {
 
     #[test]
     fn every_rule_has_a_name_of_its_own() {
-        let mut names = RULES.map(|(family, near)| comment(family, near)).to_vec();
+        let mut names = RULES.map(|(family, job)| comment(family, job)).to_vec();
         names.sort();
         names.dedup();
         assert_eq!(names.len(), RULES.len());

@@ -105,12 +105,13 @@ fn seen(from: (&str, &str), to: (&str, &str)) -> String {
 }
 
 #[test]
-fn source_nat_of_others_rewrites_no_transit_and_own_workload_as_before() {
-    isolated("source_nat_of_others_rewrites_no_transit_and_own_workload_as_before", || async {
+fn source_nat_of_others_rewrites_nothing_between_locations() {
+    isolated("source_nat_of_others_rewrites_nothing_between_locations", || async {
         world();
         let (far, member, pod) =
             (("far", "10.64.0.1"), ("member", "10.42.2.1"), ("pod", "10.42.1.9"));
         let inner = ("far", "100.127.0.9");
+        let elsewhere = ("far", "198.18.1.2");
         let (far6, member6, pod6) =
             (("far", "fd64::1"), ("member", "fd42:0:0:2::1"), ("pod", "fd42:0:0:1::9"));
         let rewritten = || {
@@ -119,6 +120,8 @@ fn source_nat_of_others_rewrites_no_transit_and_own_workload_as_before() {
             assert_eq!(seen(member, far), "198.18.1.1");
             assert_eq!(seen(far6, member6), "fdff:2::1");
             assert_eq!(seen(member6, far6), "fdff:1::1");
+            assert_eq!(seen(pod, far), "198.18.1.1");
+            assert_eq!(seen(pod6, far6), "fdff:1::1");
         };
         rewritten();
         let mut steward = programmed(&relaying(transit())).await;
@@ -128,10 +131,11 @@ fn source_nat_of_others_rewrites_no_transit_and_own_workload_as_before() {
         assert_eq!(seen(member, inner), member.1);
         assert_eq!(seen(far6, member6), far6.1);
         assert_eq!(seen(member6, far6), member6.1);
-        // The relay's own workload is the CNI's business, and tracked.
-        assert_eq!(seen(pod, far), "198.18.1.1");
+        // The relay's own workload keeps its source as well, and is tracked; what it sends elsewhere is the CNI's business.
+        assert_eq!(seen(pod, far), pod.1);
         assert_eq!(seen(far, pod), far.1);
-        assert_eq!(seen(pod6, far6), "fdff:1::1");
+        assert_eq!(seen(pod6, far6), pod6.1);
+        assert_eq!(seen(pod, elsewhere), "198.18.1.1");
         sh(
             "grep -q 'src=10.42.1.9 dst=10.64.0.1' /proc/net/nf_conntrack || conntrack -L 2>/dev/null | grep -q 'src=10.42.1.9 dst=10.64.0.1'",
         );

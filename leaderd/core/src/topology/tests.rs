@@ -173,7 +173,9 @@ fn candidates_leave_transit_untracked_where_a_cni_carries_the_location() {
         format!("10.1.0.0/24 10.2.0.0/24 10.3.0.0/24 100.127.0.0/16 fd00:0:2::/64 {v6}")
     );
     assert!(untracked(&mesh, "b-0").is_some());
-    assert_eq!(untracked(&mesh, "a-2"), None, "a member relays nothing");
+    let [own, near, of_member] = untracked(&mesh, "a-2").unwrap();
+    assert_eq!((own.as_str(), near.as_str()), ("10.0.2.0/24", ""), "a member relays nothing");
+    assert_eq!(of_member, far);
     assert_eq!((untracked(&mesh, "c-0"), untracked(&mesh, "d-0")), (None, None), "no CNI");
     for location in mesh.locations.values_mut() {
         location.track_transit = Some(!location.tracks_transit());

@@ -1,28 +1,31 @@
-//! What a candidate relays is not tracked where a CNI is: its source NAT would hide from the other side who sent it.
+//! Whose sources no NAT of this node may rewrite where a CNI is: a CNI's masquerade would hide from the other side who sent a packet.
 
 use ipnet::IpNet;
 use wgctl_plan::{Prefixes, Shared, Transit};
 
-use super::Build;
+use super::{Build, host};
 
 impl Build<'_> {
+    /// What a candidate relays is not tracked. What this node and its workload send to other locations keeps its source, at every node: a
+    /// masquerade would give it the address of the device that it leaves by, which no far tunnel admits.
+    ///
     /// Inner addresses are on both sides of a relay. What is only observed is left as it is.
     pub(super) fn transit(&mut self) {
         let tracked =
             self.mesh().locations.get(&self.me.location).is_none_or(|l| l.tracks_transit());
-        if self.me.slot.is_none() || tracked {
+        if tracked {
             return;
         }
         let inner = &self.mesh().inner;
         let inner = || std::iter::once(IpNet::from(inner.v4)).chain(inner.v6.map(IpNet::from));
-        let near = self.sites[&self.me.location].prefixes.iter().copied();
-        let far = self
-            .routed_locations()
-            .into_iter()
-            .flat_map(|l| self.sites[l].prefixes.iter().copied());
+        let near = self.sites[&self.me.location].prefixes.iter().copied().chain(inner());
+        let far = self.routed_locations();
+        let far = far.into_iter().flat_map(|l| self.sites[l].prefixes.iter().copied());
+        let carried = self.mesh().carried_address(self.me).map(host);
         let transit = Transit {
-            own: self.me.prefixes.iter().copied().collect(),
-            near: near.chain(inner()).collect::<Prefixes>(),
+            own: self.me.prefixes.iter().copied().chain(carried).collect(),
+            // A member relays nothing.
+            near: near.filter(|_| self.me.slot.is_some()).collect::<Prefixes>(),
             far: far.chain(inner()).collect::<Prefixes>(),
         };
         self.net.untracked = Shared::new(Some(transit));
