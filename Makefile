@@ -29,7 +29,7 @@ help:
 	@echo 'make check-deploy  the Helm chart, plain manifests, alert rules and dashboard: sound, and in agreement'
 	@echo 'make check-image  the container image, built without a registry: two containers with the rights of a Pod are a mesh (root)'
 	@echo 'make recording  tests/fixtures/*.recording anew, after what a core decides or records was changed'
-	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (nightly compiler)'
+	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (FUZZ_SECONDS=60)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
 
 demo: lab
