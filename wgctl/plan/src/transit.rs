@@ -8,7 +8,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// What a relay hands on for others: packets between `near` and `far`, in either direction, that are neither from `own` nor for
-/// `own`, and not for an address of this node.
+/// `own`, and not for an address of this node. Connection tracking leaves them alone. What `own` sends to `far` is tracked, and keeps its
+/// source too.
 ///
 /// They are told by their addresses alone, so both directions of a connection are treated the same whichever devices they take.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
