@@ -57,7 +57,12 @@ pub async fn watch(
         let again = complained || news.is_none();
         tokio::select! {
             () = tokio::time::sleep(LOOK), if again => {}
-            () = heard(&mut news) => tokio::time::sleep(SETTLE).await,
+            () = heard(&mut news) => {
+                tokio::time::sleep(SETTLE).await;
+                if let Some(news) = &news {
+                    news.drain();
+                }
+            }
             changed = meshes.changed() => if changed.is_err() {
                 return;
             },
@@ -77,7 +82,10 @@ async fn heard(news: &mut Option<AddressNews>) {
 /// The addresses of this host that lie in this node's prefixes.
 fn within(mesh: &Mesh, me: &NodeName) -> std::io::Result<Vec<HeldAddress>> {
     let Some(me) = mesh.node(me) else { return Ok(Vec::new()) };
-    let all = held_addresses()?.into_iter().filter(|h| me.has_workload(h.address));
+    let mut all = held_addresses()?;
+    // Its own first: that one must be told.
+    all.sort_by_key(|h| h.address != me.address);
+    let all = all.into_iter().filter(|h| h.address == me.address || me.has_workload(h.address));
     let all = all.map(|h| HeldAddress { device: h.device, address: h.address });
     Ok(all.take(MAX_TOLD).collect())
 }

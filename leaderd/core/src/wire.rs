@@ -13,7 +13,7 @@ use crate::time::WallTime;
 use crate::verdict::{Cause, Report};
 
 /// First byte of every frame.
-pub const FRAME_VERSION: u8 = 3;
+pub const FRAME_VERSION: u8 = 2;
 
 /// Longest frame, in bytes. A Raft snapshot of [`crate::state::MAX_EVENTS`] events fits.
 pub const MAX_FRAME: usize = 4 << 20;
@@ -68,6 +68,13 @@ pub enum Frame {
     /// receiver has no connection with. Daemons of before this frame refuse it, and keep what the mesh file says; it is not in
     /// the hello, as they would refuse that whole.
     Addresses(Vec<(NodeName, Vec<IpAddr>)>),
+    /// From a candidate to the plain members of its location, with every hello: other locations that Kilo steers as well and that its
+    /// routes do not carry to, by which mesh file (the first eight bytes of its hash). Not sent before it has programmed any. Daemons of
+    /// before this frame refuse it, and carry as they did.
+    Uncarried {
+        mesh_hash: [u8; 8],
+        locations: Vec<LocationName>,
+    },
 }
 
 /// The frames that are relayed, at their places in [`Frame`]. Frames within frames would be read by recursion, and a
@@ -115,9 +122,6 @@ pub struct Hello {
     pub digest: Vec<CandidateStatus>,
     /// From a leader of the location to its plain members: decisions of other locations, a few in each hello.
     pub remote: Vec<Decision>,
-    /// From a candidate to the plain members of its location: other locations that Kilo steers as well and that its routes do not
-    /// carry to. `None` before it has programmed any.
-    pub uncarried: Option<Vec<LocationName>>,
 }
 
 /// Why bytes are no frame.
@@ -147,6 +151,7 @@ impl Frame {
             Self::Forward { .. } => "forward",
             Self::Forwarded { .. } => "forwarded",
             Self::Addresses(_) => "addresses",
+            Self::Uncarried { .. } => "uncarried",
         }
     }
 

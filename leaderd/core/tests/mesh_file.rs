@@ -90,6 +90,7 @@ fn a_thousand_locations_of_three_candidates_are_a_mesh_too() {
         resolved: &resolved,
         lan_device: None,
         lan_mtu: None,
+        holds_address: true,
         carried: &Default::default(),
     });
     assert!(net.wireguard.values().all(|w| w.peers.len() == 999));

@@ -88,7 +88,8 @@ impl Link {
             | Frame::Verified { .. }
             | Frame::Relayed { .. }
             | Frame::Hello(_)
-            | Frame::Addresses(_) => true,
+            | Frame::Addresses(_)
+            | Frame::Uncarried { .. } => true,
             Frame::Raft { .. } | Frame::Forward { .. } | Frame::Forwarded { .. } => false,
         };
         if urgent && self.connection.max_datagram_size().is_some_and(|max| bytes.len() <= max) {
@@ -280,6 +281,7 @@ macro_rules! counter_by_kind {
                 Frame::Forward { .. } => concat!($prefix, "forward"),
                 Frame::Forwarded { .. } => concat!($prefix, "forwarded"),
                 Frame::Addresses(_) => concat!($prefix, "addresses"),
+                Frame::Uncarried { .. } => concat!($prefix, "uncarried"),
             }
         }
     };

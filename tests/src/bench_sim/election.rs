@@ -148,7 +148,6 @@ pub fn ours(seconds: u64, seed: u64) -> Elections {
                     reaches: (0..VOTERS).map(|s| Slot(s as u8)).collect(),
                     digest: Vec::new(),
                     remote: Vec::new(),
-                    uncarried: None,
                 };
                 group.handle_hello(at(now), &hello);
                 for k in (0..VOTERS).filter(|k| *k != i) {

@@ -288,7 +288,6 @@ impl Jury {
             reaches: alive.iter().map(|i| Slot(*i as u8)).collect(),
             digest: Vec::new(),
             remote: Vec::new(),
-            uncarried: None,
         }
     }
 

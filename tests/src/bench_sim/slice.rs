@@ -238,7 +238,6 @@ impl Slice {
             reaches: vec![Slot(0), Slot(1), Slot(2)],
             digest: Vec::new(),
             remote: Vec::new(),
-            uncarried: None,
         }
     }
 

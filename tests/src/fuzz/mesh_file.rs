@@ -20,6 +20,7 @@ pub fn mesh_file(bytes: &[u8]) {
                     resolved: &resolved,
                     lan_device: None,
                     lan_mtu: None,
+                    holds_address: true,
                     carried: &Default::default(),
                 });
             }

@@ -69,6 +69,11 @@ impl AddressNews {
         Ok(Self { fd: unsafe { AsyncFd::register(socket)? } })
     }
 
+    /// Drops the news that have come meanwhile: whoever looks now sees what they tell of.
+    pub fn drain(&self) {
+        while self.fd.get_ref().recv_from_full().is_ok() {}
+    }
+
     /// Waits for news. What is lost (a full buffer) is news as well. Losing the future loses none.
     pub async fn next(&mut self) -> io::Result<()> {
         loop {

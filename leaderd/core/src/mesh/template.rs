@@ -67,7 +67,7 @@ probe_interval = "100ms"
 false_failovers_per_year = 0.01
 
 # leaderd carries traffic between the nodes of this location in a VXLAN overlay of its own.
-# Others: "direct" (nodes reach each other's workloads over the LAN), "external" (a CNI such as Cilium does it).
+# Others: "direct" (nodes reach each other's workloads over the LAN), "cni" (a CNI such as Cilium does it).
 [locations.home]
 overlay = "vxlan"
 # Two nodes alone cannot outvote a dead one. A candidate of another location votes here too, and never leads here.

@@ -115,11 +115,22 @@ impl Addresses {
 }
 
 impl Node {
-    /// What the host holds within this node's prefixes.
+    /// Whether the host holds the node's own address; taken for granted until the shell has looked.
+    pub(super) fn holds_own_address(&self) -> bool {
+        let own = self.mesh.node(&self.me).map(|me| me.address);
+        self.addresses.missing(own.as_slice()).next().is_none()
+    }
+
+    /// What the host holds of the node's own address and within its prefixes.
     pub(super) fn addresses_held(&mut self, now: Now, held: Vec<HeldAddress>) {
+        let held_own = self.holds_own_address();
         if self.addresses.held.replace(held).is_none() {
             self.addresses.first_words = Some(now.mono + FIRST_WORDS);
             self.addresses.due = Some(now.mono);
+        }
+        if self.holds_own_address() != held_own {
+            // Routes name it as source, which the kernel takes only where it is held.
+            self.reprogram(false);
         }
         self.choose_address(now);
         self.settle_addresses(now);
@@ -164,6 +175,9 @@ impl Node {
         }
         self.addresses.due = None;
         self.addresses.first_words = self.addresses.first_words.filter(|until| *until > now.mono);
+        if let Some(observer) = &mut self.observer {
+            observer.targets_are_awaited(self.addresses.first_words.is_some());
+        }
         let mesh = self.addresses.mesh();
         if mesh.nodes == self.mesh.nodes {
             return;
@@ -191,7 +205,8 @@ impl Node {
         let known = &mut self.addresses;
         let told = known.told.entry(to.clone());
         let told = told.or_insert(Told { version: 0, anew: now.mono + ANEW });
-        if told.anew <= now.mono {
+        // Not before all was told once: what is new comes last.
+        if told.anew <= now.mono && told.version >= known.version {
             *told = Told { version: 0, anew: now.mono + ANEW };
         }
         let from = told.version;

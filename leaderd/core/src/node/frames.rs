@@ -48,6 +48,9 @@ impl Node {
             Frame::Forward { id, request } => self.forwarded_command(now, from, id, request),
             Frame::Forwarded { id, response } => self.command_answered(id, response),
             Frame::Addresses(list) => self.handle_addresses(now, &from, list),
+            Frame::Uncarried { mesh_hash, locations } => {
+                self.handle_uncarried(now, &from, mesh_hash, locations);
+            }
             frame @ (Frame::Report(_) | Frame::Ack { .. } | Frame::Verified { .. }) => {
                 self.handle_observation(now, &from, frame, true);
             }

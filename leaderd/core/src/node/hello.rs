@@ -33,10 +33,20 @@ pub(super) struct Heard {
     pub(super) told: BTreeMap<LocationName, Decision>,
     /// Hellos sent: whose turn it is to be told of.
     turn: usize,
+    /// What candidates of this location told its plain members last.
+    pub(super) uncarried: BTreeMap<NodeName, Uncarried>,
     /// When a node of the location last knew a raft leader.
     pub(super) quorum_seen: BTreeMap<LocationName, Instant>,
     /// (source, reason) → when it was last logged.
     pub(super) ignored_logged: BTreeMap<(String, String), Instant>,
+}
+
+/// Where a candidate does not carry: see [`Frame::Uncarried`].
+#[derive(Debug)]
+pub(super) struct Uncarried {
+    pub(super) at: Instant,
+    pub(super) mesh_hash: [u8; 8],
+    pub(super) locations: BTreeSet<LocationName>,
 }
 
 impl Heard {
@@ -49,6 +59,7 @@ impl Heard {
             last: BTreeMap::new(),
             told: BTreeMap::new(),
             turn: 0,
+            uncarried: BTreeMap::new(),
             quorum_seen: BTreeMap::new(),
             ignored_logged: BTreeMap::new(),
         }
@@ -96,6 +107,7 @@ impl Node {
             let hello = self.hello(now, &peer);
             self.send(&peer, Frame::Hello(hello));
             self.tell_addresses(now, &peer);
+            self.tell_uncarried(&peer);
         }
         // Our own groups hear of this node as they hear of the others.
         let own = self.hello(now, &self.me);
@@ -150,8 +162,37 @@ impl Node {
             reaches: self.reaches(),
             digest,
             remote: self.remote(to),
-            uncarried: self.steer.uncarried().filter(|_| self.is_member_here(to)),
         }
+    }
+
+    /// Where this candidate does not carry, for a member that follows it.
+    fn tell_uncarried(&mut self, to: &NodeName) {
+        let candidate = self.observer.is_some();
+        if let Some(locations) =
+            self.steer.uncarried().filter(|_| candidate && self.is_member_here(to))
+        {
+            let mut mesh_hash = [0; 8];
+            mesh_hash.copy_from_slice(&self.mesh.hash[..8]);
+            self.send(to, Frame::Uncarried { mesh_hash, locations });
+        }
+    }
+
+    pub(super) fn handle_uncarried(
+        &mut self,
+        now: Now,
+        from: &NodeName,
+        mesh_hash: [u8; 8],
+        locations: Vec<LocationName>,
+    ) {
+        let near = |n: &crate::mesh::Node| n.location == self.location && n.slot.is_some();
+        if !self.mesh.node(from).is_some_and(near) {
+            self.ignored(now, from.as_str(), "where another location's node does not carry");
+            return;
+        }
+        let locations = locations.into_iter().filter(|l| self.mesh.locations.contains_key(l));
+        let told = Uncarried { at: now.mono, mesh_hash, locations: locations.collect() };
+        self.heard.uncarried.insert(from.clone(), told);
+        self.steer.touch();
     }
 
     /// A plain member of this node's location.

@@ -55,11 +55,13 @@ impl Node {
                 });
             } else if voters_with_me.contains(&node.name) {
                 // A witness and a plain member: no tunnel joins them, but the mesh itself does.
-                let to = self.mesh.probed_at(node).next();
-                let source = self.mesh.probed_at(me).next();
-                addresses.extend(to.map(|to| PeerAddress {
+                let pair = self.mesh.probed_at(node).find_map(|to| {
+                    let source = self.mesh.probed_at(me).find(|s| s.is_ipv6() == to.is_ipv6())?;
+                    Some((source, to))
+                });
+                addresses.extend(pair.map(|(source, to)| PeerAddress {
                     plane: None,
-                    source,
+                    source: Some(source),
                     to: (to, port).into(),
                 }));
             }

@@ -69,6 +69,7 @@ impl Node {
             resolved: &self.resolved,
             lan_device: self.lan_device.as_ref(),
             lan_mtu: self.lan_mtu,
+            holds_address: self.holds_own_address(),
             carried: &self.steer.carried,
         }
     }

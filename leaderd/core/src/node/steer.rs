@@ -22,6 +22,7 @@ use crate::mesh::Mesh;
 use crate::time::{Duration, Instant, Now};
 
 use super::Node;
+use super::hello::HELLO_STALE;
 
 /// How long nothing must get through any plane to a location until Kilo's way is taken. Kilo's tunnels end at the same nodes and cross
 /// the same networks, so the two mostly fail together, and then a change gains nothing. A failover (0.2 s) and an overloaded machine
@@ -90,9 +91,9 @@ impl Steer {
         self.carried.contains(location)
     }
 
-    /// For this node's members: where it does not carry; `None` before it is known.
+    /// For this node's members: where it does not carry; `None` before it is known, and where Kilo steers nothing.
     pub(super) fn uncarried(&self) -> Option<Vec<LocationName>> {
-        let carried = self.in_force.as_ref()?;
+        let carried = self.in_force.as_ref().filter(|_| !self.pairs.is_empty())?;
         Some(self.pairs.difference(carried).cloned().collect())
     }
 
@@ -194,13 +195,15 @@ impl Node {
     /// A member does as its leader says. True if that changes something.
     fn steer_by_leader(&mut self, now: Now, location: &LocationName) -> bool {
         let Some(leader) = self.leader_of(&self.location) else { return false };
-        if !self.heard.is_fresh(&leader, now.mono) {
+        let Some(told) = self.heard.uncarried.get(&leader) else { return false };
+        if now.mono.since(told.at) > HELLO_STALE {
             return false;
         }
-        let told = self.heard.last.get(&leader).and_then(|(_, hello)| hello.uncarried.as_ref());
-        match told.map(|uncarried| !uncarried.contains(location)) {
-            Some(true) if !self.steer.carries(location) => self.step_in(location),
-            Some(false) if self.steer.carries(location) => {
+        // What was said by another mesh file is no reason to begin: the leader may not have heard yet that Kilo steers a location.
+        let same_file = told.mesh_hash[..] == self.mesh.hash[..8];
+        match !told.locations.contains(location) {
+            true if same_file && !self.steer.carries(location) => self.step_in(location),
+            false if self.steer.carries(location) => {
                 self.step_back(location, "Kilo carries the workload: the leader's routes do not")
             }
             _ => false,

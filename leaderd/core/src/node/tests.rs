@@ -103,7 +103,6 @@ fn hello(node: &str, raft_leader: Option<&str>) -> Frame {
         reaches: vec![],
         digest: vec![],
         remote: vec![],
-        uncarried: None,
     })
 }
 

@@ -185,8 +185,8 @@ impl Watch {
         if burst_pending && speaks {
             return Verdict::Suspected;
         }
-        // With nothing behind it to be tested on, the way to the candidate itself is all that there is.
-        let alone = self.targets_of(p).is_empty();
+        // With nothing behind it to be tested on, the way to the candidate itself is all that there is; unless it is about to be known.
+        let alone = self.targets_of(p).is_empty() && !self.targets_awaited;
         let counts = |o: &Obs| o.is_fresh() || alone && o.class == ProbeClass::Relay;
         let delivered = path
             .settled_since(

@@ -20,6 +20,9 @@ use super::{Observer, ObserverOutput};
 /// A target that has not been heard of for so long says nothing more, once sources arrive unchanged at others.
 const STALE: Duration = Duration::from_secs(60);
 
+/// A target at which sources have arrived unchanged for so long is well again.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// One way: the targets at which probes arrive from another source than they were sent from.
 #[derive(Debug, Default)]
 pub(super) struct Sources {
@@ -38,8 +41,11 @@ impl Sources {
     fn book(&mut self, now: Instant, target: usize, sent: IpAddr, seen: IpAddr) -> bool {
         let before = self.rewritten.is_empty();
         if sent == seen {
-            self.rewritten.remove(&target);
-            self.rewritten.retain(|_, r| now.since(r.at) < STALE);
+            // Of several leaders one may rewrite: what was rewritten lately is not taken back by the next packet.
+            self.rewritten.retain(|t, r| {
+                let patience = if *t == target { SETTLED } else { STALE };
+                now.since(r.at) < patience
+            });
         } else {
             self.rewritten.insert(target, Rewritten { sent, seen, at: now });
         }

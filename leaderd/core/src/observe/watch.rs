@@ -8,7 +8,7 @@ use crate::mesh::{Mesh, Node, Policy};
 use crate::time::{Instant, Now};
 use crate::verdict::{Cause, ProbeClass, Report, SlotReport};
 
-use super::evidence::{Cell, Path, Target};
+use super::evidence::{Cell, Obs, Outcome, Path, Target};
 use super::rtt::Rtt;
 use super::service::ServiceWatch;
 use super::sources::Sources;
@@ -89,6 +89,8 @@ pub(super) struct Watch {
     pub verify: Option<Verify>,
     /// Traffic with it is only observed: no route of ours leads there.
     pub observed: bool,
+    /// Nodes have yet to say where they are probed.
+    pub targets_awaited: bool,
 }
 
 impl Watch {
@@ -184,6 +186,7 @@ impl Watch {
             as_workload_sources: Sources::default(),
             verify: None,
             observed,
+            targets_awaited: false,
         };
         watch.speak_from(mesh, me);
         watch.rotate();
@@ -208,10 +211,14 @@ impl Watch {
             if let Some(path) =
                 self.paths.iter_mut().find(|p| p.slot == old.slot && p.key == old.key)
             {
-                // Its ring speaks of the old targets by number.
+                // Its ring speaks of the old targets by number. What is under way is given up.
+                let settled = old.ring.iter().filter(|o| o.outcome != Outcome::Pending);
+                let ring =
+                    settled.filter_map(|o| Some(Obs { target: number_now(&o.target)?, ..*o }));
+                let ring = ring.collect();
                 let partial = old.partial.iter().filter_map(number_now).collect();
                 let sources = old.sources.renumbered(number_now);
-                *path = Path { ring: Default::default(), partial, sources, burst: None, ..old };
+                *path = Path { ring, partial, sources, burst: None, ..old };
             }
         }
         self.epoch = old.epoch;

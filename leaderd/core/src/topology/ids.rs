@@ -39,7 +39,7 @@ pub fn location_group(mesh: &Mesh, location: &LocationName, family: Family) -> O
     Some(NexthopId(NEXTHOP_ID_BASE + 0x1000 + 2 * lowest + bit(family)))
 }
 
-/// The routing table with our routes to a location that Kilo serves as well. They are always there; the rule that has them
+/// The routing table with our routes to a location, where a CNI or Kilo is. They are always there. Beside Kilo the rule that has them
 /// used comes and goes, so that stepping in and back costs one message whatever the number of prefixes. `None` for a location
 /// without nodes.
 pub fn steered_table(mesh: &Mesh, location: &LocationName) -> Option<u32> {

@@ -65,6 +65,9 @@ impl<'a> Build<'a> {
     /// What comes in on a plane goes to its node over our VXLAN, and what this node sends itself does not: to a node's address also go
     /// the VXLAN's own packets, and to the location's prefixes the CNI knows the way.
     fn last_hop(&mut self, others: &[&'a Node]) {
+        if self.me.slot.is_none() {
+            return;
+        }
         for &family in self.families() {
             let mut some = false;
             for other in others {

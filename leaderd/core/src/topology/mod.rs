@@ -51,7 +51,8 @@ pub const ROUTE_TABLE: u32 = 254;
 /// remote locations (see [`steered_table`]), as no node has index 0.
 pub const RELAY_TABLE: u32 = 759_999;
 
-/// Preference of our rules: after the kernel's own for local addresses (0), before `main` (32766) and Kilo's (32764 and up).
+/// Preference of our rules: after the kernel's own for local addresses (0), before `main` (32766). Kilo's (75, 74, …) come before them, and
+/// are for packets from its own device alone.
 pub const RULE_PRIORITY: u32 = 76;
 
 /// What a node's network follows from.
@@ -70,6 +71,8 @@ pub struct TopologyInput<'a> {
     pub lan_device: Option<&'a InterfaceName>,
     /// The MTU of that device, in bytes.
     pub lan_mtu: Option<u32>,
+    /// The host holds this node's LAN address.
+    pub holds_address: bool,
     /// Remote locations that Kilo serves as well, or that are only observed now, to which our routes carry. See [`steered_table`].
     pub carried: &'a BTreeSet<LocationName>,
 }
@@ -166,10 +169,11 @@ impl<'a> Build<'a> {
     }
 
     /// What this node itself sends to other locations from: its own address, where that is carried, so that it has one identity
-    /// everywhere. The kernel takes such routes only where it has the address.
+    /// everywhere. The kernel refuses such routes where it does not hold the address.
     fn source(&self, family: Family) -> Option<IpAddr> {
         let there = self.me.device.is_some() || self.input.lan_device.is_some();
-        let carried = self.mesh().carried_address(self.me).filter(|_| there);
+        let held = there && self.input.holds_address;
+        let carried = self.mesh().carried_address(self.me).filter(|_| held);
         carried.filter(|ip| Family::of(ip) == family)
     }
 

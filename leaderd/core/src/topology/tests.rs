@@ -106,6 +106,7 @@ fn network(mesh: &Mesh, me: &str, leaders: &[(&str, &[u8])]) -> Network {
         resolved: &resolved,
         lan_device: Some(&lan),
         lan_mtu: None,
+        holds_address: true,
         carried: &Default::default(),
     })
 }
@@ -304,6 +305,7 @@ fn the_vxlan_is_no_larger_than_the_lan_leaves_it_and_a_smaller_one_than_the_mesh
             resolved: &resolved,
             lan_device: None,
             lan_mtu,
+            holds_address: true,
             carried: &carried,
         };
         let notes: Vec<String> = notes(&input).iter().map(ToString::to_string).collect();
@@ -351,6 +353,7 @@ fn what_a_tunnel_runs_to_is_withheld_from_the_tunnels_and_told() {
             resolved: &resolved,
             lan_device: None,
             lan_mtu: None,
+            holds_address: true,
             carried: &carried,
         };
         let net = desired(&input);
@@ -487,6 +490,7 @@ fn odd_meshes_have_a_network_too() {
         resolved: &resolved,
         lan_device: None,
         lan_mtu: None,
+        holds_address: true,
         carried: &Default::default(),
     };
     assert!(desired(&input).routes.is_empty(), "without a LAN device there is no way to name");
@@ -506,6 +510,7 @@ fn an_endpoint_by_name_is_what_the_shell_resolved() {
             resolved,
             lan_device: None,
             lan_mtu: None,
+            holds_address: true,
             carried: &Default::default(),
         });
         net.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([4; 32])].endpoint
@@ -620,7 +625,7 @@ proptest! {
                 leaders.insert(location.clone(), after[me][location].clone());
                 let lan_device = lan.then_some(&device);
                 let input = |leaders| {
-                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, lan_mtu: None, carried: &carried }
+                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, lan_mtu: None, holds_address: true, carried: &carried }
                 };
                 let mut net = desired(&input(&old));
                 let whole = desired(&input(&leaders));

@@ -53,6 +53,7 @@ impl<'a> World<'a> {
                     resolved,
                     lan_device: Some(&lan),
                     lan_mtu: None,
+                    holds_address: true,
                     carried: &Default::default(),
                 }),
             )

@@ -331,7 +331,6 @@ impl Cluster {
                     .collect(),
                 digest: Vec::new(),
                 remote: Vec::new(),
-                uncarried: None,
             };
             for to in nodes.iter().filter(|n| *n != from) {
                 if !self.cut.contains(&(from.clone(), to.clone())) {

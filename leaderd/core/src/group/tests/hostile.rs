@@ -135,7 +135,6 @@ fn write_the_corpus() {
         reaches: vec![crate::ids::Slot(1)],
         digest: Vec::new(),
         remote: Vec::new(),
-        uncarried: None,
     });
     let messages = [
         ("append", append),

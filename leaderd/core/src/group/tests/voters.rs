@@ -127,7 +127,6 @@ fn nodes_that_never_voted_are_not_heard_even_by_a_voter_with_an_empty_store() {
         reaches: vec![],
         digest: vec![],
         remote: vec![],
-        uncarried: None,
     };
     let group = c.groups.get_mut(&voters[0]).unwrap();
     group.handle_hello(now, &hello("member-0"));

@@ -64,10 +64,10 @@ impl Beside {
     }
 
     /// Lets time pass in steps of 5 ms; a probe that passes is answered in the next, and a network is programmed. Returns the
-    /// hellos that were sent.
-    fn run(&mut self, time: Duration, passes: Passes) -> Vec<(NodeName, Hello)> {
+    /// frames that were sent.
+    fn run(&mut self, time: Duration, passes: Passes) -> Vec<(NodeName, Frame)> {
         let mut answers = Vec::new();
-        let mut hellos = Vec::new();
+        let mut frames = Vec::new();
         for _ in 0..time.as_millis() / 5 {
             let mut effects = self.bench.later(Duration::from_millis(5));
             for input in std::mem::take(&mut answers) {
@@ -85,16 +85,12 @@ impl Beside {
                     Effect::Program { revision, .. } if self.programs => {
                         answers.push(Input::Programmed { revision, error: None });
                     }
-                    Effect::SendFrame { to, frame } => {
-                        if let Frame::Hello(hello) = *frame {
-                            hellos.push((to, hello));
-                        }
-                    }
+                    Effect::SendFrame { to, frame } => frames.push((to, *frame)),
                     _ => {}
                 }
             }
         }
-        hellos
+        frames
     }
 
     fn reflect(&mut self, probe: &ProbeSend) -> Vec<u8> {
@@ -120,9 +116,17 @@ impl Beside {
 
     /// A candidate of `home` says where it does not carry, if it knows.
     fn told_by(&mut self, from: &str, uncarried: Option<&[&str]>) {
-        let Frame::Hello(mut hello) = hello(from, None) else { unreachable!() };
-        hello.uncarried = uncarried.map(|all| all.iter().map(|l| l.parse().unwrap()).collect());
-        self.bench.frame(from, Frame::Hello(hello));
+        let mut mesh_hash = [0; 8];
+        mesh_hash.copy_from_slice(&self.bench.node.mesh().hash[..8]);
+        self.told_by_file(from, mesh_hash, uncarried);
+    }
+
+    fn told_by_file(&mut self, from: &str, mesh_hash: [u8; 8], uncarried: Option<&[&str]>) {
+        self.bench.frame(from, hello(from, None));
+        if let Some(all) = uncarried {
+            let locations = all.iter().map(|l| l.parse().unwrap()).collect();
+            self.bench.frame(from, Frame::Uncarried { mesh_hash, locations });
+        }
     }
 
     fn take_mesh(&mut self, mesh: Mesh) {
@@ -241,8 +245,12 @@ fn a_member_follows_its_leader_and_sends_no_probes() {
     beside.told_by("home-1", Some(&["cloud"]));
     beside.decided("home-0", "home", 2, 1);
     assert!(!beside.carries(), "this leader has Kilo carry");
+    beside.told_by_file("home-1", [9; 8], Some(&[]));
+    assert!(!beside.carries(), "by another mesh file, in which Kilo may not steer that location");
     beside.told_by("home-1", Some(&[]));
     assert!(beside.carries());
+    beside.told_by_file("home-1", [9; 8], Some(&["cloud"]));
+    assert!(!beside.carries(), "whatever the file, Kilo carries there");
 }
 
 #[test]
@@ -251,12 +259,15 @@ fn a_candidate_tells_its_members_where_it_carries_once_that_is_in_the_kernel() {
     for node in ["home-1", "home-2", "cloud-0"] {
         beside.bench.feed(Input::PeerUp { node: name(node), rtt_micros: 1000 });
     }
-    // By the last hello to each.
-    let told = |hellos: Vec<(NodeName, Hello)>| {
-        let last: BTreeMap<_, _> = hellos.into_iter().map(|(to, h)| (to, h.uncarried)).collect();
-        assert_eq!((&last[&name("home-1")], &last[&name("cloud-0")]), (&None, &None));
-        let member = last[&name("home-2")].clone();
-        member.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>())
+    // What the member was told last.
+    let told = |frames: Vec<(NodeName, Frame)>| {
+        let mut last = None;
+        for (to, frame) in frames {
+            let Frame::Uncarried { locations, .. } = frame else { continue };
+            assert_eq!(to, name("home-2"), "nobody else follows");
+            last = Some(locations.iter().map(ToString::to_string).collect::<Vec<_>>());
+        }
+        last
     };
     assert_eq!(told(beside.run(SETTLE, ALL)), None, "nothing is programmed");
     beside.bench.feed(Input::Carried(BTreeSet::new()));
