@@ -48,7 +48,8 @@ pub struct Rendered {
     pub text: Option<String>,
     /// `text`, read.
     pub mesh: Option<Mesh>,
-    /// The mesh file in force was made with settings of a later revision than this daemon has: it leaves it to others to write.
+    /// The mesh file in force was made with settings of a later revision than this daemon has, or with objects of a CNI that it does
+    /// not see: it leaves it to others to write.
     pub outdated: bool,
     /// In the order of subjects. Empty: all is well.
     pub problems: Vec<Problem>,
@@ -149,7 +150,8 @@ pub(super) fn render_without(
         problems.sort();
         problems.dedup();
         let (text, mesh) = found.filter(|_| good).unzip();
-        let outdated = settings.revision < before.revision && settings.mark() != before.mark;
+        let outdated = settings.revision < before.revision && settings.mark() != before.mark
+            || prefixes::is_behind(settings.prefixes, view, before.source);
         return Rendered { text, mesh, outdated, problems, pools, departed };
     }
 }
@@ -234,6 +236,7 @@ impl LeftOut {
 /// The mesh to be, not yet checked.
 struct Draft<'a> {
     inner: Inner,
+    source: PrefixSource,
     facts: BTreeMap<NodeName, Facts>,
     places: BTreeMap<LocationName, Place>,
     /// What locations have besides their nodes.
@@ -249,6 +252,7 @@ impl<'a> Draft<'a> {
         let mut problems = Vec::new();
         let inner = Inner::of(view, settings, before);
         inner.problems(view, &mut problems);
+        let source = prefixes::resolve(settings.prefixes, view);
         let claims = Claims::of(view, settings, &mut problems);
         let known = Known { before, inner: &inner, claims: &claims };
         let facts = view.nodes.values().filter_map(|n| facts::facts(n, known, &mut problems));
@@ -308,6 +312,7 @@ impl<'a> Draft<'a> {
         choose::witnesses(&mut places, &by_location, before, &mut problems);
         Self {
             inner,
+            source,
             facts,
             places,
             prefixes,
