@@ -12,7 +12,7 @@ use super::prefixes::Claims;
 use super::{Problem, Subject};
 use crate::cluster::view::{ClusterNode, names};
 use crate::ids::{LocationName, NodeName};
-use crate::mesh::{Host, Node};
+use crate::mesh::{Host, Mesh, Node};
 
 /// One node of the mesh to be.
 #[derive(Clone, Debug)]
@@ -41,14 +41,16 @@ pub(super) struct Known<'a> {
 }
 
 /// A candidate of the mesh before, whose Node object is gone.
-pub(super) fn departed(node: &Node, claims: &Claims) -> Option<Facts> {
+pub(super) fn departed(node: &Node, mesh: &Mesh, claims: &Claims) -> Option<Facts> {
+    let location_prefixes =
+        mesh.locations.get(&node.location).map_or_else(Vec::new, |l| l.prefixes.clone());
     Some(Facts {
         name: node.name.clone(),
         location: node.location.clone(),
         address: node.address,
         prefixes: claims.or_kept(node.name.as_str(), &node.prefixes),
-        // Said by a Node, and gone with it.
-        location_prefixes: Vec::new(),
+        // Which of them its Node said is not known any more. They stay with it, and not longer.
+        location_prefixes,
         endpoint: Ok(node.endpoint.clone().filter(|_| node.slot.is_some())?),
         wireguard_key: STANDARD.encode(node.wireguard_key.0),
         control_key: STANDARD.encode(node.control_key.0),

@@ -370,10 +370,11 @@ fn departed(
     facts: &mut BTreeMap<NodeName, Facts>,
     problems: &mut Vec<Problem>,
 ) {
-    let was = known.before.mesh.iter().flat_map(|m| m.nodes.values());
+    let Some(before) = &known.before.mesh else { return };
+    let was = before.nodes.values();
     let gone =
         was.filter(|n| !view.nodes.contains_key(n.name.as_str()) && !leaving.contains(&n.name));
-    let gone = gone.filter_map(|n| facts::departed(n, known.claims));
+    let gone = gone.filter_map(|n| facts::departed(n, before, known.claims));
     for f in gone.filter(|g| !facts.values().any(|f| f.replaces(g))).collect::<Vec<_>>() {
         let message = "its Node object is gone from the cluster: if it leads, it does so for a minute more and then hands over; after \
                        that it leaves the mesh. Create the Node again to keep it";
