@@ -16,6 +16,9 @@ use crate::status::LocationStatus;
 const STAY: Duration = Duration::from_secs(60);
 /// How long one must be seen not to lead before it leaves: by then every daemon knows who leads, and no packet is under way.
 const SETTLED: Duration = Duration::from_secs(5);
+/// How long somebody elsewhere, or somebody who hears no decisions, leaves it to the location's own daemons: it may not know yet who
+/// leads.
+const FAR: Duration = STAY.saturating_add(SETTLED);
 /// How long others leave a location's raft leader to ask for the hand-over.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -49,7 +52,8 @@ pub(super) fn tasks(
         if l.leaders.is_empty() && !all_gone {
             // Not known, or not decided: nothing is at an end.
         } else if !l.leaders.contains(name) {
-            tasks.extend(leave(SETTLED, [name.clone()].into()));
+            let near = running.status.location == l.name && !l.fallback;
+            tasks.extend(leave(if near { SETTLED } else { FAR }, [name.clone()].into()));
         } else if others_lead {
             tasks.extend(leave(STAY, [name.clone()].into()));
         } else if let Some(heir) = heir(l, departed) {

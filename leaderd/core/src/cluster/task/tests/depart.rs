@@ -95,3 +95,25 @@ fn a_daemon_that_does_not_know_who_leads_removes_nobody() {
     w.run(Duration::from_secs(200));
     assert!(in_mesh(&mut w, "home-1") && in_mesh(&mut w, "home-0"), "{:?}", w.written);
 }
+
+#[test]
+fn on_hearsay_nobody_removes_a_leader_soon() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let mesh = crate::mesh::parse(&view.mesh.as_ref().unwrap().text).unwrap();
+    view.nodes.remove("home-1");
+    // All have it that home-0 leads.
+    let wait = |me: &str, fallback: bool| {
+        let mut status = mesh_status(&mesh, me);
+        for l in status.locations.iter_mut().filter(|l| l.name.as_str() == "home") {
+            l.leaders = vec!["home-0".parse().unwrap()];
+            l.fallback = fallback;
+        }
+        let running = Some(Running { mesh: &mesh, status: &status, events: &[] });
+        let (_, tasks) = tasks(&view, "", &status.node, running, WallTime::default());
+        tasks.into_iter().find(|t| t.key == "depart/home-1").unwrap().wait
+    };
+    let (soon, late) = (Duration::from_secs(10), Duration::from_secs(65));
+    assert!(wait("home-0", false) < soon);
+    assert!(wait("home-0", true) >= late && wait("cloud-0", false) >= late);
+}
