@@ -1,4 +1,4 @@
-//! Candidates whose Node object is gone: one that leads does so for a while, as Nodes are also deleted by mistake and made again, and
+//! Candidates whose Node object is gone, or says no endpoint any more (a kubelet makes a Node again bare): one that leads does so for a while, as Nodes are also deleted by mistake and made again, and
 //! then hands over before it leaves the mesh; one that does not lead leaves soon.
 
 use std::collections::BTreeSet;
@@ -39,7 +39,8 @@ pub(super) fn tasks(
             let turn = rank::turn_of_any(view, Some(running.mesh), "depart", me.as_str())?;
             let without = render_without(view, settings, &who);
             let text = without.text.filter(|_| !without.outdated)?;
-            let object = view.mesh.as_ref()?;
+            // Where nobody else could lead, it stays a candidate.
+            let object = view.mesh.as_ref().filter(|object| object.text != text)?;
             let version = object.resource_version.clone();
             let resource_version = Some(version).filter(|v| !v.is_empty());
             let action = Action::Mesh { resource_version, text };

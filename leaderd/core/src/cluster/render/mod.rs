@@ -55,7 +55,7 @@ pub struct Rendered {
     pub problems: Vec<Problem>,
     /// By name: what each pool came to.
     pub pools: BTreeMap<String, RenderedPool>,
-    /// Candidates that are in it although their Node object is gone.
+    /// Candidates that are in it although their Node object is gone, or says no endpoint any more.
     pub departed: BTreeSet<NodeName>,
 }
 
@@ -114,7 +114,7 @@ pub fn render(view: &ClusterView, settings: &str) -> Rendered {
     render_without(view, settings, &BTreeSet::new())
 }
 
-/// The same, without these of the candidates whose Node object is gone.
+/// The same, without these of the departed candidates: they leave, or are members if their Node object is there.
 pub(super) fn render_without(
     view: &ClusterView,
     settings: &str,
@@ -198,7 +198,7 @@ fn problem(blame: &Blame, d: &Diagnostic) -> Problem {
 #[derive(Default)]
 struct LeftOut {
     nodes: BTreeSet<NodeName>,
-    /// Of those whose Node object is gone.
+    /// Of the departed candidates.
     leaving: BTreeSet<NodeName>,
     /// Locations whose pool's policy counts for nothing.
     policies: BTreeSet<LocationName>,
@@ -254,13 +254,13 @@ impl<'a> Draft<'a> {
         inner.problems(view, &mut problems);
         let source = prefixes::resolve(settings.prefixes, view);
         let claims = Claims::of(view, settings, &mut problems);
-        let known = Known { before, inner: &inner, claims: &claims };
+        let known = Known { before, inner: &inner, claims: &claims, leaving: &left_out.leaving };
         let facts = view.nodes.values().filter_map(|n| facts::facts(n, known, &mut problems));
         let mut facts: BTreeMap<NodeName, Facts> = facts
             .filter(|f| !left_out.nodes.contains(&f.name))
             .map(|f| (f.name.clone(), f))
             .collect();
-        departed(view, known, &left_out.leaving, &mut facts, &mut problems);
+        departed(view, known, &mut facts, &mut problems);
         let by_location = pools_by_location(view, &facts, &mut problems);
         let steering =
             |l: &LocationName| by_location.get(l).map_or(settings.steering, |p| p.spec.steering);
@@ -366,14 +366,13 @@ impl<'a> Draft<'a> {
 fn departed(
     view: &ClusterView,
     known: Known<'_>,
-    leaving: &BTreeSet<NodeName>,
     facts: &mut BTreeMap<NodeName, Facts>,
     problems: &mut Vec<Problem>,
 ) {
     let Some(before) = &known.before.mesh else { return };
     let was = before.nodes.values();
-    let gone =
-        was.filter(|n| !view.nodes.contains_key(n.name.as_str()) && !leaving.contains(&n.name));
+    let gone = was
+        .filter(|n| !view.nodes.contains_key(n.name.as_str()) && !known.leaving.contains(&n.name));
     let gone = gone.filter_map(|n| facts::departed(n, before, known.claims));
     for f in gone.filter(|g| !facts.values().any(|f| f.replaces(g))).collect::<Vec<_>>() {
         let message = "its Node object is gone from the cluster: if it leads, it does so for a minute more and then hands over; after \
@@ -439,9 +438,9 @@ fn carried(
         }
     }
     facts.retain(|name, f| {
-        let old = before.index(name.as_str()).is_some() && !f.departed;
+        let old = before.index(name.as_str()).is_some() && !f.gone;
         let stays = !flannel || !f.prefixes.is_empty() || old;
-        if !stays && !f.departed {
+        if !stays && !f.gone {
             let message = "it has no IPv4 pod CIDR yet, by which flannel would reach it, and is left out: see \
                            spec.podCIDRs of the Node";
             problems.push(Problem { subject: Subject::Node(name.to_string()), message: message.into() });

@@ -97,7 +97,11 @@ impl Claims {
 
 /// The mesh file was made by somebody who sees objects of a CNI that this daemon does not see (yet): a kind that came later is noticed
 /// by one daemon after the other, and in the meantime they must not write in turns.
-pub(super) fn is_behind(asked: PrefixSource, view: &ClusterView, was: Option<PrefixSource>) -> bool {
+pub(super) fn is_behind(
+    asked: PrefixSource,
+    view: &ClusterView,
+    was: Option<PrefixSource>,
+) -> bool {
     let unseen = match was {
         Some(PrefixSource::Cilium) => view.cni.cilium.is_none(),
         Some(PrefixSource::Calico) => view.cni.calico.is_none(),

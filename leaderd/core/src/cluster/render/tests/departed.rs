@@ -65,6 +65,9 @@ fn what_a_location_has_besides_its_nodes_stays_as_long_as_the_departed_candidate
     let was = text_of(&view);
     let of = |mesh: &Mesh| mesh.locations[&"home".parse().unwrap()].prefixes.clone();
     assert_eq!(of(&mesh_of(&view)).len(), 1);
+    let bare = ClusterNode { name: "home-1".into(), ..ClusterNode::default() };
+    let bare = with(&view, |v| drop(v.nodes.insert("home-1".into(), bare)));
+    assert_eq!(text_of(&bare), was, "made again bare");
     view.nodes.remove("home-1");
     assert_eq!(text_of(&view), was);
     leave(&mut view, "home-1");

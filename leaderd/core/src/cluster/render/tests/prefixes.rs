@@ -95,9 +95,8 @@ fn a_block_that_moves_is_its_new_nodes_at_once() {
 
 #[test]
 fn who_does_not_see_the_objects_yet_that_others_see_leaves_the_mesh_to_them() {
-    let settings = |source: &str| {
-        format!("[kubernetes]\noverlay = \"external\"\nprefixes = \"{source}\"\n")
-    };
+    let settings =
+        |source: &str| format!("[kubernetes]\noverlay = \"external\"\nprefixes = \"{source}\"\n");
     let seeing = with(&two_locations(), |v| {
         v.cni.cilium = named(&[("home-0", &["10.200.1.0/24"])]);
     });
