@@ -62,7 +62,8 @@ impl Before {
         let number = |v: &Value, key: &str| v.get(key).and_then(Value::as_integer);
         let generation = table.get("mesh").and_then(|m| number(m, "generation")).unwrap_or(0);
         let inner = |key: &str| {
-            table.get("mesh").and_then(|m| m.get(key)).and_then(Value::as_str).map(str::to_owned)
+            let said = table.get("mesh").and_then(|m| m.get(key)).and_then(Value::as_str);
+            said.or_else(|| line(&text, key)).map(str::to_owned)
         };
         let (inner4, inner6) = (inner("inner_cidr"), inner("inner_cidr6"));
         let given_up = text.lines().filter_map(|l| {
@@ -123,4 +124,13 @@ impl Before {
     pub fn index(&self, name: &str) -> Option<u16> {
         self.indexes.get(name).copied()
     }
+}
+
+/// What a text says of a key that is written once, even if the text as a whole is no TOML: addresses must not move for that.
+fn line<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    let value = |line: &'a str| {
+        let value = line.trim().strip_prefix(key)?.trim_start().strip_prefix('=')?.trim();
+        value.strip_prefix('"')?.split_once('"').map(|(value, _)| value)
+    };
+    text.lines().find_map(value)
 }
