@@ -15,7 +15,7 @@ pub fn waits_for(
 ) -> String {
     let me = &config.me;
     let Some(rendered) = rendered.filter(|_| seen.is_whole()) else {
-        return "the API: nodes, locationpools.leaderd.io and ConfigMap leaderd-mesh were not read yet".to_owned();
+        return format!("the API: not read yet: {}", seen.unread().join(", "));
     };
     let Some(node) = seen.view.nodes.get(me.as_str()) else {
         return format!(
@@ -59,6 +59,7 @@ mod tests {
     use leaderd_core::mesh::{ExampleKeys, example, parse};
     use serde_json::json;
 
+    use super::super::prefixes::Kind;
     use super::*;
 
     #[test]
@@ -80,13 +81,16 @@ mod tests {
             let said = waits_for(&config, seen, Some(rendered), mesh);
             assert!(said.contains(words), "{said:?} has no {words:?}");
         };
-        says(&seen, &rendered, None, "were not read yet");
+        says(&seen, &rendered, None, "nodes, locationpools.leaderd.io, ConfigMap leaderd-mesh");
         seen.node(Event::Init);
         seen.node(Event::InitDone);
         seen.pool(Event::Init);
         seen.pool(Event::InitDone);
         seen.mesh(Event::<ConfigMap>::Init);
         seen.mesh(Event::InitDone);
+        seen = seen.looking_at(&[Kind::Calico]);
+        says(&seen, &rendered, None, "not read yet: blockaffinities");
+        seen = seen.looking_at(&[]);
         says(&seen, &rendered, None, "a Node home-0");
         seen.node(Event::Apply(node(json!({}))));
         says(&seen, &rendered, None, "public keys");

@@ -8,15 +8,17 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use ipnet::IpNet;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
+use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
 use leaderd_core::cluster::{ClusterView, PrefixSource};
 
+use super::backoff::{Asked, Backoff, spread};
 use super::convert;
 
 /// How long a kind that is not there is left alone: a CNI comes seldom, and every daemon asks.
 const ABSENT: Duration = Duration::from_secs(600);
-/// The same after a watch that went wrong in another way.
+/// The same at first, where it was there.
 const AGAIN: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -90,38 +92,74 @@ impl Told {
             Err(error) => Self::Failed(error),
         }
     }
+}
 
-    /// How long nothing is asked after this.
-    fn pause(&self) -> Option<Duration> {
-        match self {
-            Self::Event(_) => None,
-            Self::Absent { .. } => Some(spread(ABSENT)),
-            Self::Failed(_) => Some(spread(AGAIN)),
+type Words = BoxStream<'static, Result<Event<DynamicObject>, watcher::Error>>;
+
+/// How long nothing is asked.
+struct Pauses {
+    /// A kind that is not there, or that this daemon may not see.
+    absent: Duration,
+    /// The same at first, where it was there: the server may have been starting.
+    again: Duration,
+    /// After anything else that went wrong.
+    backoff: Backoff,
+    /// It was there.
+    read: bool,
+}
+
+impl Pauses {
+    fn new(asked: &Asked) -> Self {
+        let backoff = Backoff::new(asked.clone());
+        Self { absent: ABSENT, again: AGAIN, backoff, read: false }
+    }
+
+    fn after(&mut self, told: &Told) -> Option<Duration> {
+        match told {
+            Told::Event(event) => {
+                if !matches!(**event, Event::Init) {
+                    self.read = true;
+                    self.backoff.reset();
+                }
+                None
+            }
+            Told::Absent { .. } if std::mem::take(&mut self.read) => Some(spread(self.again)),
+            Told::Absent { .. } => Some(spread(self.absent)),
+            Told::Failed(_) => self.backoff.next(),
         }
     }
 }
 
-/// Between half and all of it, so that daemons do not come together.
-fn spread(whole: Duration) -> Duration {
-    let mut byte = [0; 1];
-    let share = getrandom::fill(&mut byte).map_or(255, |()| byte[0]);
-    whole / 2 + whole.mul_f64(f64::from(share) / 510.0)
+/// What the watch of a kind tells, which `begin` begins. It ends never. After a refusal it begins anew: `kube` would go on from where it
+/// was and list no more.
+fn told(begin: impl Fn() -> Words + Send + 'static, pauses: Pauses) -> BoxStream<'static, Told> {
+    let words = begin();
+    let state = (words, begin, pauses, None::<Duration>);
+    stream::unfold(state, |(mut words, begin, mut pauses, pause)| async move {
+        if let Some(pause) = pause {
+            tokio::time::sleep(pause).await;
+        }
+        let told = Told::of(words.next().await?);
+        let pause = pauses.after(&told);
+        if matches!(told, Told::Absent { .. }) {
+            words = begin();
+        }
+        Some((told, (words, begin, pauses, pause)))
+    })
+    .boxed()
 }
 
-/// The watches of these kinds. They end never.
-pub fn watch(client: &Client, kinds: &[Kind]) -> BoxStream<'static, (Kind, Told)> {
+/// The watches of these kinds.
+pub fn watch(
+    client: &Client,
+    asked: &Asked,
+    kinds: &[Kind],
+    config: fn() -> Config,
+) -> BoxStream<'static, (Kind, Told)> {
     let all = kinds.iter().map(|&kind| {
         let api = Api::<DynamicObject>::all_with(client.clone(), &kind.resource());
-        let words = watcher(api, Config::default().any_semantic()).map(Told::of).boxed();
-        let told = stream::unfold((words, None::<Duration>), |(mut words, pause)| async move {
-            if let Some(pause) = pause {
-                tokio::time::sleep(pause).await;
-            }
-            let told = words.next().await?;
-            let pause = told.pause();
-            Some((told, (words, pause)))
-        });
-        told.map(move |told| (kind, told)).boxed()
+        let begin = move || watcher(api.clone(), config().any_semantic()).boxed();
+        told(begin, Pauses::new(asked)).map(move |told| (kind, told)).boxed()
     });
     stream::select_all(all).boxed()
 }
@@ -153,8 +191,17 @@ impl Objects {
     }
 
     /// Every kind was read, or is known not to be there.
-    pub fn is_whole(&self) -> bool {
-        self.0.values().all(|l| l.there.is_some())
+    pub fn is_whole(&self, mesh: bool) -> bool {
+        self.unread(mesh).is_none()
+    }
+
+    /// A kind that has yet to be read. Where Services are matters when a mesh is made; after that it is a problem to be told at most.
+    pub fn unread(&self, mesh: bool) -> Option<Kind> {
+        let unread = |(kind, list): (&Kind, &Listed)| {
+            let wanted = list.there.is_none() && !(mesh && *kind == Kind::Services);
+            wanted.then_some(*kind)
+        };
+        self.0.iter().find_map(unread)
     }
 
     /// Takes in what a watch tells. True if the view says something else now.
@@ -162,6 +209,8 @@ impl Objects {
         let list = self.0.entry(kind).or_default();
         match told {
             Told::Failed(_) => return false,
+            // Rights may be away for a moment. What was seen with them is likelier than that there is nothing.
+            Told::Absent { hint: Some(_) } if list.there == Some(true) => return false,
             Told::Absent { .. } => *list = Listed { there: Some(false), ..Listed::default() },
             Told::Event(event) => match *event {
                 Event::Init => {
@@ -244,18 +293,74 @@ mod tests {
         for word in [Event::Init, Event::InitApply(a)] {
             assert!(!all.take(Kind::Cilium, event(word), &mut view));
         }
-        assert_eq!((view.cni.cilium.clone(), all.is_whole()), (None, false));
+        assert_eq!((view.cni.cilium.clone(), all.is_whole(true)), (None, false));
         assert!(all.take(Kind::Cilium, event(Event::InitDone), &mut view));
         assert_eq!(view.cni.cilium, Some([("a".to_owned(), nets(&["10.1.0.0/24"]))].into()));
-        assert!(!all.is_whole(), "Service ranges were not read");
+        assert!(!all.is_whole(false), "Service ranges were not read");
+        assert!(all.is_whole(true), "a mesh that is there has its range");
         assert!(!all.take(Kind::Services, Told::Absent { hint: None }, &mut view));
-        assert!(all.is_whole());
+        assert!(all.is_whole(false));
         // The same again is no news; another prefix is; a CRD that was removed is.
         let a = |net: &str| event(Event::Apply(object("a", json!({"ipam": {"podCIDRs": [net]}}))));
         assert!(!all.take(Kind::Cilium, a("10.1.0.0/24"), &mut view));
         assert!(all.take(Kind::Cilium, a("10.2.0.0/24"), &mut view));
         assert!(all.take(Kind::Cilium, Told::Absent { hint: None }, &mut view));
         assert_eq!(view.cni.cilium, None);
+    }
+
+    #[test]
+    fn a_kind_that_was_read_and_is_refused_stays_as_it_was() {
+        let (mut all, mut view) = (Objects::of(&[Kind::Cilium]), ClusterView::default());
+        let a = object("a", json!({"ipam": {"podCIDRs": ["10.1.0.0/24"]}}));
+        for word in [Event::Init, Event::InitApply(a), Event::InitDone] {
+            all.take(Kind::Cilium, event(word), &mut view);
+        }
+        let seen = view.cni.cilium.clone();
+        let refused = || Told::Absent { hint: Some("forbidden".into()) };
+        assert!(!all.take(Kind::Cilium, refused(), &mut view));
+        assert!(seen.is_some() && view.cni.cilium == seen);
+        // Never read: as if there were none.
+        let (mut all, mut view) = (Objects::of(&[Kind::Cilium]), ClusterView::default());
+        all.take(Kind::Cilium, refused(), &mut view);
+        assert!(all.is_whole(false) && view.cni.cilium.is_none());
+    }
+
+    fn answer(code: u16) -> kube::Error {
+        kube::Error::Api(kube::core::Status::failure("no", "no").with_code(code).boxed())
+    }
+
+    #[tokio::test]
+    async fn after_a_refusal_a_kind_is_listed_anew() {
+        for code in [403, 404] {
+            let begin = move || {
+                let refused = watcher::Error::WatchStartFailed(answer(code));
+                stream::iter([Ok(Event::Init), Ok(Event::InitDone), Err(refused)]).boxed()
+            };
+            let short = Duration::from_millis(10);
+            let pauses = Pauses { absent: short, again: short, ..Pauses::new(&Asked::default()) };
+            let words: Vec<Told> = told(begin, pauses).take(6).collect().await;
+            let lists = words
+                .iter()
+                .filter(|t| matches!(t, Told::Event(e) if matches!(**e, Event::InitDone)));
+            assert_eq!(lists.count(), 2, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn a_kind_that_is_refused_is_asked_for_soon_where_it_was_there_and_pauses_are_the_servers() {
+        let asked = Asked::default();
+        let mut pauses = Pauses::new(&asked);
+        let absent = || Told::Absent { hint: None };
+        assert!(pauses.after(&absent()) >= Some(ABSENT / 2));
+        assert_eq!(pauses.after(&event(Event::InitDone)), None);
+        assert!(pauses.after(&absent()) <= Some(AGAIN));
+        assert!(pauses.after(&absent()) >= Some(ABSENT / 2));
+        let mut failed =
+            || pauses.after(&Told::Failed(watcher::Error::InitialListFailed(answer(500))));
+        assert!(failed() < Some(Duration::from_secs(1)));
+        let headers = [(hyper::header::RETRY_AFTER, "60".parse().unwrap())].into_iter().collect();
+        asked.hear(hyper::StatusCode::TOO_MANY_REQUESTS, &headers);
+        assert!(failed() > Some(Duration::from_secs(50)), "it asked for a minute");
     }
 
     #[test]

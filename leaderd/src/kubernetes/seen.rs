@@ -79,7 +79,9 @@ pub fn watch(
         .backoff(backoff())
         .map(|word| word.map_or_else(|e| Word::Failed("configmaps", e), Word::Mesh));
     let others = (scope == Scope::All).then(|| {
-        prefixes::watch(client, kinds).map(|(kind, told)| Word::Object(kind, told)).boxed()
+        prefixes::watch(client, asked, kinds, config)
+            .map(|(kind, told)| Word::Object(kind, told))
+            .boxed()
     });
     stream::select_all([nodes.boxed(), mesh.boxed()].into_iter().chain(pools).chain(others)).boxed()
 }
@@ -175,7 +177,23 @@ impl Seen {
 
     /// Everything was read at least once since the start. Before that nothing is to be written.
     pub fn is_whole(&self) -> bool {
-        self.scope == Scope::All && self.is_read() && self.objects.is_whole()
+        self.scope == Scope::All && self.is_read() && self.objects.is_whole(self.has_mesh())
+    }
+
+    fn has_mesh(&self) -> bool {
+        self.view.mesh.as_ref().is_some_and(|m| !m.text.is_empty())
+    }
+
+    /// What is to be read and was not yet, for people.
+    pub fn unread(&self) -> Vec<&'static str> {
+        let all = [
+            (self.nodes.whole, "nodes"),
+            (self.pools.whole || self.scope == Scope::Own, "locationpools.leaderd.io"),
+            (self.mesh_read, "ConfigMap leaderd-mesh"),
+        ];
+        let all = all.into_iter().filter(|(read, _)| !read).map(|(_, name)| name);
+        let object = self.objects.unread(self.has_mesh()).filter(|_| self.scope == Scope::All);
+        all.chain(object.map(Kind::name)).collect()
     }
 
     /// As much was read as is looked at.

@@ -1,4 +1,4 @@
-//! Candidates whose Node object is gone: one that leads does so for a while, as Nodes are also deleted by mistake and made again, and
+//! Candidates whose Node object is gone, or says no endpoint any more (a kubelet makes a Node again bare): one that leads does so for a while, as Nodes are also deleted by mistake and made again, and
 //! then hands over before it leaves the mesh; one that does not lead leaves soon.
 
 use std::collections::BTreeSet;
@@ -16,6 +16,9 @@ use crate::status::LocationStatus;
 const STAY: Duration = Duration::from_secs(60);
 /// How long one must be seen not to lead before it leaves: by then every daemon knows who leads, and no packet is under way.
 const SETTLED: Duration = Duration::from_secs(5);
+/// How long somebody elsewhere, or somebody who hears no decisions, leaves it to the location's own daemons: it may not know yet who
+/// leads.
+const FAR: Duration = STAY.saturating_add(SETTLED);
 /// How long others leave a location's raft leader to ask for the hand-over.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -36,7 +39,8 @@ pub(super) fn tasks(
             let turn = rank::turn_of_any(view, Some(running.mesh), "depart", me.as_str())?;
             let without = render_without(view, settings, &who);
             let text = without.text.filter(|_| !without.outdated)?;
-            let object = view.mesh.as_ref()?;
+            // Where nobody else could lead, it stays a candidate.
+            let object = view.mesh.as_ref().filter(|object| object.text != text)?;
             let version = object.resource_version.clone();
             let resource_version = Some(version).filter(|v| !v.is_empty());
             let action = Action::Mesh { resource_version, text };
@@ -49,7 +53,8 @@ pub(super) fn tasks(
         if l.leaders.is_empty() && !all_gone {
             // Not known, or not decided: nothing is at an end.
         } else if !l.leaders.contains(name) {
-            tasks.extend(leave(SETTLED, [name.clone()].into()));
+            let near = running.status.location == l.name && !l.fallback;
+            tasks.extend(leave(if near { SETTLED } else { FAR }, [name.clone()].into()));
         } else if others_lead {
             tasks.extend(leave(STAY, [name.clone()].into()));
         } else if let Some(heir) = heir(l, departed) {

@@ -1,11 +1,11 @@
 //! Who goes first, and who looks. Daemons that want the same agree on an order by rendezvous hashing, without a word to each other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::view::{ClusterNode, ClusterView, names};
-use crate::ids::NodeName;
-use crate::mesh::Mesh;
+use crate::ids::{LocationName, NodeName};
+use crate::mesh::{Mesh, Node};
 
 /// Between two turns.
 pub const STEP: Duration = Duration::from_millis(200);
@@ -37,13 +37,21 @@ pub fn looks(mesh: &Mesh, me: &NodeName) -> bool {
 }
 
 fn lookers(mesh: &Mesh) -> BTreeSet<&str> {
-    let names = || mesh.nodes.values().map(|n| n.name.as_str());
-    let candidates = mesh.nodes.values().filter(|n| n.slot.is_some()).map(|n| n.name.as_str());
-    let mut all: BTreeSet<&str> = candidates.collect();
-    let mut members: Vec<&str> = names().filter(|n| !all.contains(n)).collect();
-    members.sort_by_key(|n| std::cmp::Reverse((weight("deputy", n), *n)));
-    all.extend(members.into_iter().take(DEPUTIES));
-    all
+    let (candidates, mut members): (Vec<&Node>, Vec<&Node>) =
+        mesh.nodes.values().partition(|n| n.slot.is_some());
+    members
+        .sort_by_key(|n| std::cmp::Reverse((weight("deputy", n.name.as_str()), n.name.as_str())));
+    // One of each location first: where one is cut off from the API, others may not be.
+    let mut drawn: BTreeMap<&LocationName, usize> = BTreeMap::new();
+    let mut turns: Vec<(usize, &Node)> = Vec::new();
+    for member in members {
+        let before = drawn.entry(&member.location).or_default();
+        turns.push((*before, member));
+        *before += 1;
+    }
+    turns.sort_by_key(|(turn, _)| *turn);
+    let deputies = turns.into_iter().take(DEPUTIES).map(|(_, n)| n);
+    candidates.into_iter().chain(deputies).map(|n| n.name.as_str()).collect()
 }
 
 /// How long `me` waits before it does what any daemon may do: as [`turn`], among those that look by this mesh, and behind them if it
@@ -113,6 +121,14 @@ mod tests {
         assert!(looks(&mesh, &"newcomer".parse().unwrap()), "nobody else says what it waits for");
         let (_, kilo) = large("kilo");
         assert_eq!(kilo.nodes.keys().filter(|n| looks(&kilo, n)).count(), looking.len());
+    }
+
+    #[test]
+    fn deputies_are_of_all_locations() {
+        let (_, mesh) = large("native");
+        let deputies = mesh.nodes.values().filter(|n| n.slot.is_none() && looks(&mesh, &n.name));
+        let locations: BTreeSet<&str> = deputies.map(|n| n.location.as_str()).collect();
+        assert_eq!(locations, ["cloud", "home"].into(), "cloud has one member of 52");
     }
 
     /// The turns of those that do not look would only be waited for.

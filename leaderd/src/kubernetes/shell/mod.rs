@@ -200,6 +200,10 @@ impl Shell {
             && mesh.is_some_and(|mesh| !cluster::looks(mesh, &self.config.me));
         let other = self.seen.look_at(if own { Scope::Own } else { Scope::All });
         if other {
+            // It was asked for another purpose, and maybe long ago: nothing is to be weighed by it.
+            self.status = None;
+            self.stale = true;
+            self.next_ask = Instant::now();
             tracing::debug!(own_node_alone = own, "another part of the cluster is watched");
         }
         other
@@ -381,10 +385,6 @@ impl Shell {
     fn ask(&mut self) {
         self.next_ask = Instant::now() + if self.is_candidate() { POLL } else { ANEW };
         let Some(daemon) = &self.daemon else { return self.weigh() };
-        // Who sees its own Node alone has nothing to tell.
-        if self.seen.scope() == Scope::Own {
-            return self.weigh();
-        }
         if std::mem::replace(&mut self.asking, true) {
             return;
         }
@@ -409,6 +409,9 @@ async fn changed(decided: &mut Option<watch::Receiver<u64>>) -> bool {
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;
 
 /// The status without what moves all the time: that is weighed anew now and then.
 fn material(status: &Status) -> Status {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use toml::{Table, Value};
 
+use super::prefixes::PrefixSource;
 use super::{Problem, Subject};
 use crate::cluster::view::ClusterView;
 use crate::ids::LocationName;
@@ -11,6 +12,9 @@ use crate::mesh::{self, Mesh, Node, Steering};
 
 /// What the line begins with that says of which revision the settings were.
 pub(super) const REVISION: &str = "# Settings of revision ";
+
+/// What the line begins with that says which CNI's objects the prefixes were from; none if from no CNI's.
+pub(super) const PREFIXES: &str = "# Prefixes from ";
 
 /// What a line begins with that says which index a node had that has left the mesh.
 pub(super) const GIVEN_UP: &str = "# Given up: ";
@@ -25,6 +29,8 @@ pub(super) struct Before {
     pub revision: u64,
     /// [`Settings::mark`](super::settings::Settings::mark) of them; empty if it was made by a leaderd that did not say.
     pub mark: String,
+    /// The CNI whose objects it took the prefixes from.
+    pub source: Option<PrefixSource>,
     /// By name of the node. Read even from a file that is no good mesh.
     indexes: BTreeMap<String, u16>,
     /// Nodes that have left the mesh, with the index that each had; the longest ago first.
@@ -51,11 +57,13 @@ impl Before {
         let made_with = text.lines().find_map(|l| l.strip_prefix(REVISION)).unwrap_or_default();
         let (revision, mark) = made_with.split_once(',').unwrap_or((made_with, ""));
         let (revision, mark) = (revision.trim().parse().unwrap_or(0), mark.trim().to_owned());
+        let source = text.lines().find_map(|l| PrefixSource::of(l.strip_prefix(PREFIXES)?.trim()));
         let table = text.parse::<Table>().unwrap_or_default();
         let number = |v: &Value, key: &str| v.get(key).and_then(Value::as_integer);
         let generation = table.get("mesh").and_then(|m| number(m, "generation")).unwrap_or(0);
         let inner = |key: &str| {
-            table.get("mesh").and_then(|m| m.get(key)).and_then(Value::as_str).map(str::to_owned)
+            let said = table.get("mesh").and_then(|m| m.get(key)).and_then(Value::as_str);
+            said.or_else(|| line(&text, key)).map(str::to_owned)
         };
         let (inner4, inner6) = (inner("inner_cidr"), inner("inner_cidr6"));
         let given_up = text.lines().filter_map(|l| {
@@ -72,6 +80,7 @@ impl Before {
             generation: u64::try_from(generation).unwrap_or(0),
             revision,
             mark,
+            source,
             ..Self::default()
         };
         for (name, node) in table.get("nodes").and_then(Value::as_table).into_iter().flatten() {
@@ -115,4 +124,13 @@ impl Before {
     pub fn index(&self, name: &str) -> Option<u16> {
         self.indexes.get(name).copied()
     }
+}
+
+/// What a text says of a key that is written once, even if the text as a whole is no TOML: addresses must not move for that.
+fn line<'a>(text: &'a str, key: &str) -> Option<&'a str> {
+    let value = |line: &'a str| {
+        let value = line.trim().strip_prefix(key)?.trim_start().strip_prefix('=')?.trim();
+        value.strip_prefix('"')?.split_once('"').map(|(value, _)| value)
+    };
+    text.lines().find_map(value)
 }

@@ -1,5 +1,6 @@
 //! What a Node object says, as the mesh file wants it.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use base64::Engine;
@@ -12,7 +13,7 @@ use super::prefixes::Claims;
 use super::{Problem, Subject};
 use crate::cluster::view::{ClusterNode, names};
 use crate::ids::{LocationName, NodeName};
-use crate::mesh::{Host, Node};
+use crate::mesh::{Host, Mesh, Node};
 
 /// One node of the mesh to be.
 #[derive(Clone, Debug)]
@@ -28,8 +29,11 @@ pub(super) struct Facts {
     /// Base64.
     pub wireguard_key: String,
     pub control_key: String,
-    /// Its Node object is gone.
+    /// A candidate of the mesh before whose Node object is gone, or says no endpoint any more: it stays one until it is seen not to
+    /// lead.
     pub departed: bool,
+    /// Its Node object is gone.
+    pub gone: bool,
 }
 
 /// What is known besides a node itself.
@@ -38,22 +42,30 @@ pub(super) struct Known<'a> {
     pub before: &'a Before,
     pub inner: &'a Inner,
     pub claims: &'a Claims,
+    /// Departed candidates that are no candidates any more.
+    pub leaving: &'a BTreeSet<NodeName>,
 }
 
 /// A candidate of the mesh before, whose Node object is gone.
-pub(super) fn departed(node: &Node, claims: &Claims) -> Option<Facts> {
+pub(super) fn departed(node: &Node, mesh: &Mesh, claims: &Claims) -> Option<Facts> {
     Some(Facts {
         name: node.name.clone(),
         location: node.location.clone(),
         address: node.address,
         prefixes: claims.or_kept(node.name.as_str(), &node.prefixes),
-        // Said by a Node, and gone with it.
-        location_prefixes: Vec::new(),
+        // Which of them its Node said is not known any more. They stay with it, and not longer.
+        location_prefixes: besides(mesh, &node.location),
         endpoint: Ok(node.endpoint.clone().filter(|_| node.slot.is_some())?),
         wireguard_key: STANDARD.encode(node.wireguard_key.0),
         control_key: STANDARD.encode(node.control_key.0),
         departed: true,
+        gone: true,
     })
+}
+
+/// What a location has besides its nodes.
+fn besides(mesh: &Mesh, location: &LocationName) -> Vec<IpNet> {
+    mesh.locations.get(location).map_or_else(Vec::new, |l| l.prefixes.clone())
 }
 
 impl Facts {
@@ -73,7 +85,7 @@ pub(super) fn facts(
     known: Known<'_>,
     problems: &mut Vec<Problem>,
 ) -> Option<Facts> {
-    let Known { before, inner, claims } = known;
+    let Known { before, inner, claims, leaving } = known;
     let was = before.node(&node.name);
     let mut say = |message: String| {
         problems.push(Problem { subject: Subject::Node(node.name.clone()), message });
@@ -119,9 +131,28 @@ pub(super) fn facts(
             false
         }
     });
-    let endpoint = endpoint(node, was, kilos, inner, &mut say);
-    let location_prefixes = location_prefixes(node, &mut say);
-    let departed = false;
+    let mut endpoint = endpoint(node, was, kilos, inner, &mut say);
+    // A Node that was made again is bare at first. One that says a bad endpoint is another matter.
+    let led =
+        was.filter(|n| n.slot.is_some() && n.location == location && !leaving.contains(&name));
+    let kept = led.and_then(|n| n.endpoint.clone());
+    let departed = says_no_endpoint(node) && endpoint.is_err() && kept.is_some();
+    if departed && let Some(kept) = kept {
+        endpoint = Ok(kept);
+        say(format!(
+            "it says no endpoint any more: if it leads, it does so for a minute more and then hands over; after that it is no \
+             candidate. Set annotation {} again to keep it",
+            names::KILO_FORCE_ENDPOINT
+        ));
+    }
+    let location_prefixes = match &before.mesh {
+        Some(mesh)
+            if departed && !node.annotations.contains_key(names::KILO_ALLOWED_LOCATION_IPS) =>
+        {
+            besides(mesh, &location)
+        }
+        _ => location_prefixes(node, &mut say),
+    };
     Some(Facts {
         name,
         location,
@@ -132,6 +163,7 @@ pub(super) fn facts(
         wireguard_key,
         control_key,
         departed,
+        gone: false,
     })
 }
 
@@ -312,6 +344,13 @@ fn endpoint(
         )),
         host => Ok(host),
     }
+}
+
+/// Neither a good endpoint nor a bad one.
+fn says_no_endpoint(node: &ClusterNode) -> bool {
+    let of = |name: &str| node.annotations.get(name).filter(|v| !v.is_empty() && *v != "-");
+    let told = [names::KILO_FORCE_ENDPOINT, names::KILO_ENDPOINT].into_iter().find_map(of);
+    told.is_none() && node.external.is_empty()
 }
 
 /// The host of `host:port`; IPv6 in brackets.

@@ -48,13 +48,14 @@ pub struct Rendered {
     pub text: Option<String>,
     /// `text`, read.
     pub mesh: Option<Mesh>,
-    /// The mesh file in force was made with settings of a later revision than this daemon has: it leaves it to others to write.
+    /// The mesh file in force was made with settings of a later revision than this daemon has, or with objects of a CNI that it does
+    /// not see: it leaves it to others to write.
     pub outdated: bool,
     /// In the order of subjects. Empty: all is well.
     pub problems: Vec<Problem>,
     /// By name: what each pool came to.
     pub pools: BTreeMap<String, RenderedPool>,
-    /// Candidates that are in it although their Node object is gone.
+    /// Candidates that are in it although their Node object is gone, or says no endpoint any more.
     pub departed: BTreeSet<NodeName>,
 }
 
@@ -113,7 +114,7 @@ pub fn render(view: &ClusterView, settings: &str) -> Rendered {
     render_without(view, settings, &BTreeSet::new())
 }
 
-/// The same, without these of the candidates whose Node object is gone.
+/// The same, without these of the departed candidates: they leave, or are members if their Node object is there.
 pub(super) fn render_without(
     view: &ClusterView,
     settings: &str,
@@ -149,7 +150,8 @@ pub(super) fn render_without(
         problems.sort();
         problems.dedup();
         let (text, mesh) = found.filter(|_| good).unzip();
-        let outdated = settings.revision < before.revision && settings.mark() != before.mark;
+        let outdated = settings.revision < before.revision && settings.mark() != before.mark
+            || prefixes::is_behind(settings.prefixes, view, before.source);
         return Rendered { text, mesh, outdated, problems, pools, departed };
     }
 }
@@ -196,7 +198,7 @@ fn problem(blame: &Blame, d: &Diagnostic) -> Problem {
 #[derive(Default)]
 struct LeftOut {
     nodes: BTreeSet<NodeName>,
-    /// Of those whose Node object is gone.
+    /// Of the departed candidates.
     leaving: BTreeSet<NodeName>,
     /// Locations whose pool's policy counts for nothing.
     policies: BTreeSet<LocationName>,
@@ -234,6 +236,7 @@ impl LeftOut {
 /// The mesh to be, not yet checked.
 struct Draft<'a> {
     inner: Inner,
+    source: PrefixSource,
     facts: BTreeMap<NodeName, Facts>,
     places: BTreeMap<LocationName, Place>,
     /// What locations have besides their nodes.
@@ -249,14 +252,15 @@ impl<'a> Draft<'a> {
         let mut problems = Vec::new();
         let inner = Inner::of(view, settings, before);
         inner.problems(view, &mut problems);
+        let source = prefixes::resolve(settings.prefixes, view);
         let claims = Claims::of(view, settings, &mut problems);
-        let known = Known { before, inner: &inner, claims: &claims };
+        let known = Known { before, inner: &inner, claims: &claims, leaving: &left_out.leaving };
         let facts = view.nodes.values().filter_map(|n| facts::facts(n, known, &mut problems));
         let mut facts: BTreeMap<NodeName, Facts> = facts
             .filter(|f| !left_out.nodes.contains(&f.name))
             .map(|f| (f.name.clone(), f))
             .collect();
-        departed(view, known, &left_out.leaving, &mut facts, &mut problems);
+        departed(view, known, &mut facts, &mut problems);
         let by_location = pools_by_location(view, &facts, &mut problems);
         let steering =
             |l: &LocationName| by_location.get(l).map_or(settings.steering, |p| p.spec.steering);
@@ -308,6 +312,7 @@ impl<'a> Draft<'a> {
         choose::witnesses(&mut places, &by_location, before, &mut problems);
         Self {
             inner,
+            source,
             facts,
             places,
             prefixes,
@@ -361,14 +366,14 @@ impl<'a> Draft<'a> {
 fn departed(
     view: &ClusterView,
     known: Known<'_>,
-    leaving: &BTreeSet<NodeName>,
     facts: &mut BTreeMap<NodeName, Facts>,
     problems: &mut Vec<Problem>,
 ) {
-    let was = known.before.mesh.iter().flat_map(|m| m.nodes.values());
-    let gone =
-        was.filter(|n| !view.nodes.contains_key(n.name.as_str()) && !leaving.contains(&n.name));
-    let gone = gone.filter_map(|n| facts::departed(n, known.claims));
+    let Some(before) = &known.before.mesh else { return };
+    let was = before.nodes.values();
+    let gone = was
+        .filter(|n| !view.nodes.contains_key(n.name.as_str()) && !known.leaving.contains(&n.name));
+    let gone = gone.filter_map(|n| facts::departed(n, before, known.claims));
     for f in gone.filter(|g| !facts.values().any(|f| f.replaces(g))).collect::<Vec<_>>() {
         let message = "its Node object is gone from the cluster: if it leads, it does so for a minute more and then hands over; after \
                        that it leaves the mesh. Create the Node again to keep it";
@@ -433,9 +438,9 @@ fn carried(
         }
     }
     facts.retain(|name, f| {
-        let old = before.index(name.as_str()).is_some() && !f.departed;
+        let old = before.index(name.as_str()).is_some() && !f.gone;
         let stays = !flannel || !f.prefixes.is_empty() || old;
-        if !stays && !f.departed {
+        if !stays && !f.gone {
             let message = "it has no IPv4 pod CIDR yet, by which flannel would reach it, and is left out: see \
                            spec.podCIDRs of the Node";
             problems.push(Problem { subject: Subject::Node(name.to_string()), message: message.into() });

@@ -33,6 +33,12 @@ impl PrefixSource {
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find_map(|(n, source)| (n == name).then_some(source))
     }
+
+    /// The name of a CNI whose objects it is.
+    pub(super) fn cni(self) -> Option<&'static str> {
+        let (name, _) = Self::ALL.into_iter().find(|(_, source)| *source == self)?;
+        matches!(self, Self::Cilium | Self::Calico).then_some(name)
+    }
 }
 
 /// What every node of a cluster says of its prefixes now, by name; nodes that say nothing are not in it.
@@ -89,7 +95,22 @@ impl Claims {
     }
 }
 
-fn resolve(asked: PrefixSource, view: &ClusterView) -> PrefixSource {
+/// The mesh file was made by somebody who sees objects of a CNI that this daemon does not see (yet): a kind that came later is noticed
+/// by one daemon after the other, and in the meantime they must not write in turns.
+pub(super) fn is_behind(
+    asked: PrefixSource,
+    view: &ClusterView,
+    was: Option<PrefixSource>,
+) -> bool {
+    let unseen = match was {
+        Some(PrefixSource::Cilium) => view.cni.cilium.is_none(),
+        Some(PrefixSource::Calico) => view.cni.calico.is_none(),
+        _ => false,
+    };
+    asked == PrefixSource::Auto && unseen
+}
+
+pub(super) fn resolve(asked: PrefixSource, view: &ClusterView) -> PrefixSource {
     let names_some = |objects: &Option<BTreeMap<String, Vec<IpNet>>>| {
         objects.iter().flat_map(BTreeMap::values).any(|list| !list.is_empty())
     };

@@ -184,12 +184,17 @@ fn what_kilos_agent_found_out_stays_while_it_restarts() {
             kilo.into_iter().for_each(|k| drop(n.annotations.remove(k)));
         })
     };
-    // Where Kilo does not steer, it is the annotations that count, and their absence.
+    // Where Kilo does not steer, it is the annotations that count, and in the end their absence.
     let mut native = view.clone();
     settle(&mut native);
     let node = |v: &ClusterView| mesh_of(v).nodes[&"home-1".parse::<NodeName>().unwrap()].clone();
     assert_eq!(node(&native).endpoint, Some(mesh::Host::Ip("198.51.100.1".parse().unwrap())));
-    assert_eq!(node(&cleaned_up(&native)).slot, None);
+    let bare = cleaned_up(&native);
+    assert_eq!(text_of(&bare), text_of(&native));
+    let departed = render(&bare, SETTINGS).departed;
+    assert_eq!(departed, ["home-1".parse().unwrap()].into());
+    let left = render_without(&bare, SETTINGS, &departed).mesh.unwrap();
+    assert_eq!(left.nodes[&"home-1".parse::<NodeName>().unwrap()].slot, None);
     view.pools.get_mut("home").unwrap().spec.steering = Steering::Kilo;
     settle(&mut view);
     assert_eq!(text_of(&cleaned_up(&view)), text_of(&view));

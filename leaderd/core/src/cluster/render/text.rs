@@ -6,7 +6,7 @@ use std::fmt::{Display, Write};
 use toml::Value;
 
 use super::Draft;
-use super::before::{Before, GIVEN_UP, REVISION};
+use super::before::{Before, GIVEN_UP, PREFIXES, REVISION};
 use super::numbers::Numbers;
 use super::settings::Settings;
 use crate::cluster::view::{Pool, PoolPolicy, Steering};
@@ -88,6 +88,9 @@ pub(super) fn text(
         // The same settings are of the later revision: those in between must not come back.
         let at_least = if mark == before.mark { before.revision } else { 0 };
         let _ = writeln!(w.text, "{REVISION}{}, {mark}", settings.revision.max(at_least));
+    }
+    if let Some(cni) = draft.source.cni() {
+        let _ = writeln!(w.text, "{PREFIXES}{cni}");
     }
     for (name, index) in &numbers.given_up {
         let _ = writeln!(w.text, "{GIVEN_UP}{name} {index}");

@@ -55,3 +55,21 @@ fn a_departed_candidate_takes_nobodys_place() {
         [(0, "home-0".to_owned()), (1, "home-1".to_owned())]
     );
 }
+
+#[test]
+fn what_a_location_has_besides_its_nodes_stays_as_long_as_the_departed_candidate() {
+    let mut view = two_locations();
+    let says = view.nodes.get_mut("home-1").unwrap();
+    annotate(says, names::KILO_ALLOWED_LOCATION_IPS, "192.168.7.0/24");
+    settle(&mut view);
+    let was = text_of(&view);
+    let of = |mesh: &Mesh| mesh.locations[&"home".parse().unwrap()].prefixes.clone();
+    assert_eq!(of(&mesh_of(&view)).len(), 1);
+    let bare = ClusterNode { name: "home-1".into(), ..ClusterNode::default() };
+    let bare = with(&view, |v| drop(v.nodes.insert("home-1".into(), bare)));
+    assert_eq!(text_of(&bare), was, "made again bare");
+    view.nodes.remove("home-1");
+    assert_eq!(text_of(&view), was);
+    leave(&mut view, "home-1");
+    assert!(of(&mesh_of(&view)).is_empty());
+}

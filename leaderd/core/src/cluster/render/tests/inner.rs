@@ -102,6 +102,12 @@ fn a_mesh_keeps_its_range_and_one_that_did_not_say_keeps_the_old_one() {
             said.replace(NEW_INNER, "10.213.0.0/16").replace("[mesh]", "[mesh]\nx = 1");
     });
     assert_eq!(range(&damaged), "10.213.0.0/16");
+    // Even if it is no TOML.
+    let garbled = with(&more, |v| {
+        v.mesh.as_mut().unwrap().text =
+            said.replace(NEW_INNER, "10.213.0.0/16").replace("[mesh]", "[mesh");
+    });
+    assert_eq!(range(&garbled), "10.213.0.0/16");
     // Settings go before.
     let r = render(&more, "[mesh]\ninner_cidr = \"10.9.0.0/16\"\n");
     assert_eq!(r.mesh.unwrap().inner.v4.to_string(), "10.9.0.0/16");

@@ -92,3 +92,30 @@ fn a_block_that_moves_is_its_new_nodes_at_once() {
     view.cni.calico = named(&[("home-1", &["192.168.2.0/26"])]);
     assert_eq!(of(&view, "auto", "home-0"), ["192.168.1.0/26"]);
 }
+
+#[test]
+fn who_does_not_see_the_objects_yet_that_others_see_leaves_the_mesh_to_them() {
+    let settings =
+        |source: &str| format!("[kubernetes]\noverlay = \"external\"\nprefixes = \"{source}\"\n");
+    let seeing = with(&two_locations(), |v| {
+        v.cni.cilium = named(&[("home-0", &["10.200.1.0/24"])]);
+    });
+    let text = render(&seeing, &settings("auto")).text.unwrap();
+    assert!(text.contains("# Prefixes from cilium\n"), "{text}");
+    let mesh = Some(MeshObject { resource_version: "1".into(), text });
+    let seeing = with(&seeing, |v| v.mesh.clone_from(&mesh));
+    let behind = with(&two_locations(), |v| v.mesh.clone_from(&mesh));
+    assert!(render(&behind, &settings("auto")).outdated);
+    assert!(!render(&seeing, &settings("auto")).outdated);
+    // Who knows that the objects name nothing (any more), or was told another source, writes.
+    let emptied = with(&behind, |v| v.cni.cilium = Some(Default::default()));
+    assert!(!render(&emptied, &settings("auto")).outdated);
+    assert!(!render(&behind, &settings("node")).outdated);
+    // Once it is from the Nodes, whoever sees objects may write.
+    let text = render(&emptied, &settings("auto")).text.unwrap();
+    assert!(!text.contains("# Prefixes from"), "{text}");
+    let after = with(&seeing, |v| {
+        v.mesh = Some(MeshObject { resource_version: "2".into(), text });
+    });
+    assert!(!render(&after, &settings("auto")).outdated);
+}

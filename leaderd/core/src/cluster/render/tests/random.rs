@@ -132,7 +132,7 @@ proptest! {
                     }
                 }
                 for (location, pool) in mesh.locations.keys().filter_map(|l| Some((l, view.pools.get(l.as_str())?))) {
-                    let here = mesh.candidates_of(location).into_values().filter(|n| view.nodes.contains_key(n.name.as_str()));
+                    let here = mesh.candidates_of(location).into_values().filter(|n| !r.departed.contains(&n.name));
                     let max = usize::from(pool.spec.candidates.max.unwrap_or(3).max(1));
                     prop_assert!(here.count() <= max.max(before.candidates_of(location).len()));
                 }

@@ -95,3 +95,73 @@ fn a_daemon_that_does_not_know_who_leads_removes_nobody() {
     w.run(Duration::from_secs(200));
     assert!(in_mesh(&mut w, "home-1") && in_mesh(&mut w, "home-0"), "{:?}", w.written);
 }
+
+#[test]
+fn on_hearsay_nobody_removes_a_leader_soon() {
+    let mut view = two_locations();
+    settle(&mut view);
+    let mesh = crate::mesh::parse(&view.mesh.as_ref().unwrap().text).unwrap();
+    view.nodes.remove("home-1");
+    // All have it that home-0 leads.
+    let wait = |me: &str, fallback: bool| {
+        let mut status = mesh_status(&mesh, me);
+        for l in status.locations.iter_mut().filter(|l| l.name.as_str() == "home") {
+            l.leaders = vec!["home-0".parse().unwrap()];
+            l.fallback = fallback;
+        }
+        let running = Some(Running { mesh: &mesh, status: &status, events: &[] });
+        let (_, tasks) = tasks(&view, "", &status.node, running, WallTime::default());
+        tasks.into_iter().find(|t| t.key == "depart/home-1").unwrap().wait
+    };
+    let (soon, late) = (Duration::from_secs(10), Duration::from_secs(65));
+    assert!(wait("home-0", false) < soon);
+    assert!(wait("home-0", true) >= late && wait("cloud-0", false) >= late);
+}
+
+/// As the kubelet makes it: without annotations, labels and an ExternalIP.
+fn bare(name: &str) -> crate::cluster::ClusterNode {
+    crate::cluster::ClusterNode {
+        name: name.into(),
+        resource_version: "9".into(),
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_leader_whose_node_is_made_again_bare_goes_on_and_one_that_stays_bare_hands_over() {
+    let mut w = world();
+    let node = delete(&mut w, "home-1");
+    w.run(Duration::from_secs(5));
+    w.api().nodes.insert("home-1".into(), bare("home-1"));
+    w.run(Duration::from_secs(40));
+    assert!(w.written("mesh").is_empty(), "{:?}", w.written);
+    w.api().nodes.insert(node.name.clone(), node);
+    w.run(Duration::from_secs(120));
+    assert!(w.written("mesh").is_empty() && w.written("depart").is_empty(), "{:?}", w.written);
+    assert_eq!((leader(&w), w.written("hand-over").len()), ("home-1".to_owned(), 0));
+    let mut w = world();
+    w.api().nodes.insert("home-1".into(), bare("home-1"));
+    w.run(Duration::from_secs(80));
+    assert_eq!((leader(&w).as_str(), w.written("hand-over").len()), ("home-0", 1));
+    let mesh = crate::mesh::parse(&w.api().mesh.as_ref().unwrap().text).unwrap();
+    let of = |n: &str| mesh.nodes[&n.parse::<NodeName>().unwrap()].slot.map(|s| s.0);
+    assert_eq!((of("home-1"), of("home-0")), (None, Some(1)), "{:?}", w.written);
+    let before = w.written.len();
+    w.run(Duration::from_secs(120));
+    assert_eq!(w.written.len(), before, "{:?}", w.written);
+}
+
+#[test]
+fn one_that_says_no_endpoint_and_that_nobody_can_take_over_from_stays() {
+    let mut view = two_locations();
+    for member in ["home-0", "home-2"] {
+        view.nodes.get_mut(member).unwrap().external.clear();
+    }
+    settle(&mut view);
+    let mut w = World::new(view, 2);
+    w.decided("home-1", 1);
+    w.api().nodes.insert("home-1".into(), bare("home-1"));
+    w.run(Duration::from_secs(200));
+    assert!(w.written("mesh").is_empty() && w.written("depart").is_empty(), "{:?}", w.written);
+    assert!(in_mesh(&mut w, "home-1") && leader(&w) == "home-1", "{:?}", w.written);
+}

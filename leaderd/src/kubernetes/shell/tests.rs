@@ -1,0 +1,108 @@
+//! What the loop does next, with an API server that is not there.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use kube::runtime::watcher::Event as Change;
+use leaderd_core::cluster::{ClusterNode, ClusterView, names};
+use leaderd_core::mesh::parse;
+use serde_json::json;
+
+use super::*;
+
+/// One location of eight nodes, of which three may lead.
+fn mesh() -> (String, Arc<Mesh>) {
+    let mut view = ClusterView::default();
+    for n in 1..=8_u8 {
+        let own = [
+            (names::KILO_LOCATION, "home".to_owned()),
+            (names::WIREGUARD_KEY, BASE64.encode([n; 32])),
+            (names::CONTROL_KEY, BASE64.encode([0x80 | n; 32])),
+        ];
+        let node = ClusterNode {
+            name: format!("home-{n}"),
+            annotations: own.map(|(k, v)| (k.to_owned(), v)).into(),
+            internal: vec![format!("10.0.0.{n}").parse().unwrap()],
+            external: (n <= 3)
+                .then(|| format!("203.0.113.{n}").parse().unwrap())
+                .into_iter()
+                .collect(),
+            pod_cidrs: vec![format!("10.42.{n}.0/24").parse().unwrap()],
+            ..ClusterNode::default()
+        };
+        view.nodes.insert(node.name.clone(), node);
+    }
+    let rendered = cluster::render(&view, "");
+    let text = rendered.text.unwrap_or_else(|| panic!("{:?}", rendered.problems));
+    let mesh = Arc::new(parse(&text).unwrap());
+    (text, mesh)
+}
+
+fn status(mesh: &Mesh, me: &str, probe_address: &str) -> Status {
+    Status {
+        mesh: mesh.name.clone(),
+        node: me.parse().unwrap(),
+        location: "home".parse().unwrap(),
+        generation: mesh.generation,
+        mesh_hash: String::new(),
+        other_generations: Default::default(),
+        backend: "kernel".to_owned(),
+        probe_addresses: vec![probe_address.parse().unwrap()],
+        locations: vec![],
+    }
+}
+
+#[tokio::test]
+async fn a_plain_member_publishes_what_its_daemon_says_and_weighs_nothing_old() {
+    let (text, mesh) = mesh();
+    let me = mesh.nodes.keys().find(|n| !cluster::looks(&mesh, n)).expect("a plain member").clone();
+    let state = tempfile::tempdir().unwrap();
+    let config = Config {
+        me: me.clone(),
+        namespace: "leaderd".into(),
+        settings: String::new(),
+        state: state.path().to_owned(),
+        own: Default::default(),
+    };
+    let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+    let client = kube::Client::try_from(nowhere).unwrap();
+    let out = Out { meshes: watch::channel(None).0 };
+    let mut shell = Shell::new(client, Asked::default(), config, out, Counters::default());
+    let (asked, mut requests) = mpsc::channel(1);
+    let (_decides, decided) = watch::channel(0);
+    shell.daemon = Some(Daemon { asker: crate::admin::Asker(asked), decided });
+    shell.in_force = Some((text, Some(mesh.clone())));
+    shell.status = Some(Box::new((status(&mesh, me.as_str(), "10.42.1.1"), vec![])));
+    shell.next_ask = Instant::now() + ANEW;
+
+    assert!(shell.rescope() && shell.seen.scope() == Scope::Own);
+    assert!(shell.status.is_none() && shell.next_ask <= Instant::now());
+    shell.ask();
+    assert!(shell.asking, "its own daemon is asked");
+    let mut under_way = std::mem::take(&mut shell.under_way);
+    let asked = tokio::select! {
+        request = requests.recv() => request,
+        _ = under_way.next() => None,
+    };
+    assert!(matches!(asked, Some(Request::Snapshot(_))));
+
+    let node = json!({"metadata": {"name": me.as_str()}});
+    for change in
+        [Change::Init, Change::InitApply(serde_json::from_value(node).unwrap()), Change::InitDone]
+    {
+        shell.seen.node(change);
+    }
+    for change in [Change::Init, Change::InitDone] {
+        shell.seen.mesh(change);
+    }
+    shell.done(Done::Status(Some(Box::new((status(&mesh, me.as_str(), "10.42.9.9"), vec![])))));
+    let busy: Vec<&str> = shell.busy.iter().map(String::as_str).collect();
+    assert_eq!(busy, [OWN], "its own annotations, and nothing by a view of one Node");
+
+    // It may lead now, and asks before it weighs anything.
+    let mut other = (*mesh).clone();
+    let slot = other.nodes.values().find_map(|n| n.slot);
+    other.nodes.get_mut(&me).unwrap().slot = slot;
+    shell.in_force = Some((String::new(), Some(Arc::new(other))));
+    assert!(shell.rescope() && shell.seen.scope() == Scope::All);
+    assert!(shell.status.is_none() && shell.next_ask <= Instant::now());
+}
