@@ -259,3 +259,17 @@ fn in_a_large_mesh_an_observer_sends_no_more_probes_and_reports_than_in_one_of_f
     assert!(more_reports <= reports * 3, "{reports} {more_reports}");
     assert!(more_reports < 110 * 10 / 3, "{more_reports}");
 }
+
+/// A leader with issue #489 answers at its own address.
+#[test]
+fn a_relay_whose_targets_are_still_to_be_heard_of_is_not_called_forwarding() {
+    let mut silent = mesh(PAIR_AND_MEMBER);
+    silent.nodes.values_mut().for_each(|n| n.probe_addresses.clear());
+    let mut world = World::new(silent, 1, |_: &Seen<'_>| Fate::Back(ms(20)));
+    world.observer.targets_are_awaited(true);
+    world.run_until(ms(3_000));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Unknown);
+    world.observer.targets_are_awaited(false);
+    world.run_until(ms(6_000));
+    assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
+}
