@@ -3,14 +3,15 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use kube::runtime::watcher::Event as Change;
-use leaderd_core::cluster::{ClusterNode, ClusterView, names};
+use leaderd_core::cluster::{Action, ClusterNode, ClusterView, MeshObject, Rendered, names};
+use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::parse;
 use serde_json::json;
 
 use super::*;
 
 /// One location of eight nodes, of which three may lead.
-fn mesh() -> (String, Arc<Mesh>) {
+fn mesh() -> (ClusterView, String, Arc<Mesh>) {
     let mut view = ClusterView::default();
     for n in 1..=8_u8 {
         let own = [
@@ -34,7 +35,7 @@ fn mesh() -> (String, Arc<Mesh>) {
     let rendered = cluster::render(&view, "");
     let text = rendered.text.unwrap_or_else(|| panic!("{:?}", rendered.problems));
     let mesh = Arc::new(parse(&text).unwrap());
-    (text, mesh)
+    (view, text, mesh)
 }
 
 fn status(mesh: &Mesh, me: &str, probe_address: &str) -> Status {
@@ -51,22 +52,26 @@ fn status(mesh: &Mesh, me: &str, probe_address: &str) -> Status {
     }
 }
 
-#[tokio::test]
-async fn a_plain_member_publishes_what_its_daemon_says_and_weighs_nothing_old() {
-    let (text, mesh) = mesh();
-    let me = mesh.nodes.keys().find(|n| !cluster::looks(&mesh, n)).expect("a plain member").clone();
-    let state = tempfile::tempdir().unwrap();
+fn shell(me: &NodeName, state: &std::path::Path) -> Shell {
     let config = Config {
         me: me.clone(),
         namespace: "leaderd".into(),
         settings: String::new(),
-        state: state.path().to_owned(),
+        state: state.to_owned(),
         own: Default::default(),
     };
     let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
     let client = kube::Client::try_from(nowhere).unwrap();
     let out = Out { meshes: watch::channel(None).0 };
-    let mut shell = Shell::new(client, Asked::default(), config, out, Counters::default());
+    Shell::new(client, Asked::default(), config, out, Counters::default())
+}
+
+#[tokio::test]
+async fn a_plain_member_publishes_what_its_daemon_says_and_weighs_nothing_old() {
+    let (_, text, mesh) = mesh();
+    let me = mesh.nodes.keys().find(|n| !cluster::looks(&mesh, n)).expect("a plain member").clone();
+    let state = tempfile::tempdir().unwrap();
+    let mut shell = shell(&me, state.path());
     let (asked, mut requests) = mpsc::channel(1);
     let (_decides, decided) = watch::channel(0);
     shell.daemon = Some(Daemon { asker: crate::admin::Asker(asked), decided });
@@ -105,4 +110,24 @@ async fn a_plain_member_publishes_what_its_daemon_says_and_weighs_nothing_old() 
     shell.in_force = Some((String::new(), Some(Arc::new(other))));
     assert!(shell.rescope() && shell.seen.scope() == Scope::All);
     assert!(shell.status.is_none() && shell.next_ask <= Instant::now());
+}
+
+#[tokio::test]
+async fn a_mesh_that_is_lost_comes_back_as_it_was_where_it_is_others_to_change() {
+    let (mut view, text, mesh) = mesh();
+    view.mesh = Some(MeshObject { resource_version: String::new(), text: text.clone() });
+    let state = tempfile::tempdir().unwrap();
+    let mut shell = shell(mesh.nodes.keys().next().unwrap(), state.path());
+    shell.seen.view = view;
+    assert_eq!(shell.seen.held, super::super::seen::Held::Lost);
+    let written = |outdated: bool| {
+        let text = Some("another".to_owned());
+        let rendered =
+            Rendered { text, mesh: Some((*mesh).clone()), outdated, ..Rendered::default() };
+        match shell.lost_mesh(&rendered).unwrap().action {
+            Action::Mesh { text, .. } => text,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((written(false), written(true)), ("another".to_owned(), text));
 }

@@ -53,9 +53,11 @@ impl Shell {
     }
 
     /// The object that holds the mesh is gone or damaged: it is written again by the one whose turn it is.
-    fn lost_mesh(&self, rendered: &Rendered) -> Option<Task> {
+    pub(super) fn lost_mesh(&self, rendered: &Rendered) -> Option<Task> {
         let object = self.seen.view.mesh.as_ref().filter(|_| self.seen.held == Held::Lost)?;
-        let text = rendered.text.clone().unwrap_or_else(|| object.text.clone());
+        // Who is to leave the mesh to others puts back what there was.
+        let text = rendered.text.clone().filter(|_| !rendered.outdated);
+        let text = text.unwrap_or_else(|| object.text.clone());
         if text.is_empty() {
             return None;
         }
