@@ -55,18 +55,19 @@ fn what_the_host_holds_within_the_nodes_prefixes_is_found_and_followed() {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        // As flannel's device: the network address. Beside it what is no workload of this node.
+        // As flannel's device: the network address. Beside it the node's own, which comes first, and one that is neither.
         ip("link set lo up
             link add flannel.1 type veth peer name other
             addr add 10.42.1.0/32 dev flannel.1
             addr add 192.0.2.1/24 dev other
+            addr add 192.0.2.77/24 dev other
             link set flannel.1 up
             link set other up");
         let me: NodeName = "home-0".parse().unwrap();
         let (meshes, meshes_rx) = watch::channel(mesh("\"10.42.1.0/24\", \"fd42::/64\""));
         let (inputs, mut received) = mpsc::channel(8);
         tokio::spawn(leaderd::addresses::watch(me, meshes_rx, inputs));
-        assert_eq!(told(&mut received).await, ["flannel.1 10.42.1.0"]);
+        assert_eq!(told(&mut received).await, ["other 192.0.2.1", "flannel.1 10.42.1.0"]);
         // The bridge comes with the first Pod; what is down holds nothing.
         ip("link add cni0 type bridge
             addr add 10.42.1.1/24 dev cni0
@@ -74,12 +75,12 @@ fn what_the_host_holds_within_the_nodes_prefixes_is_found_and_followed() {
         ip("link set cni0 up");
         assert_eq!(
             told(&mut received).await,
-            ["cni0 10.42.1.1", "cni0 fd42::7", "flannel.1 10.42.1.0"]
+            ["other 192.0.2.1", "cni0 10.42.1.1", "cni0 fd42::7", "flannel.1 10.42.1.0"]
         );
         // Another router address.
         ip("addr del 10.42.1.0/32 dev flannel.1
             addr add 10.42.1.246/32 dev flannel.1");
-        let moved = ["cni0 10.42.1.1", "cni0 fd42::7", "flannel.1 10.42.1.246"];
+        let moved = ["other 192.0.2.1", "cni0 10.42.1.1", "cni0 fd42::7", "flannel.1 10.42.1.246"];
         let mut seen = told(&mut received).await;
         if seen != moved {
             // Between the two it held none there.
