@@ -54,7 +54,7 @@ fn lookers(mesh: &Mesh) -> BTreeSet<&str> {
     candidates.into_iter().chain(deputies).map(|n| n.name.as_str()).collect()
 }
 
-/// How long `me` waits before it does what any daemon may do: as [`turn`], among those that look by this mesh, and behind them if it
+/// How long `me` waits before it does what any daemon may do: as `turn`, among those that look by this mesh, and behind them if it
 /// looks for another reason. Without a mesh all take part that have published their keys. `None` if `me` has not.
 pub fn turn_of_any(
     view: &ClusterView,

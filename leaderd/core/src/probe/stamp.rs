@@ -1,6 +1,6 @@
 //! STAMP test packets (RFC 8762) with the session id and TLVs of RFC 8972.
 //!
-//! Authenticated packets are 112 octets, unauthenticated ones 44, in both directions; a longer one carries TLVs ([`tlv`]).
+//! Authenticated packets are 112 octets, unauthenticated ones 44, in both directions; a longer one carries TLVs (`tlv`).
 //! The HMAC covers the first 96 octets, that of the HMAC TLV the TLVs but for Extra Padding. A packet is believed as a whole or
 //! not at all: where either is wrong there is no answer (RFC 8972 §4.8 would have a reflector send the TLVs back with a
 //! flag; ours answers nobody whom it does not know). Replies are as long as requests, so a size is tested in both directions.
