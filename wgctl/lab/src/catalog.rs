@@ -29,12 +29,14 @@ catalogue![
     "location-cut",
     "member-down",
     "mtu-blackhole",
+    "no-workload-address",
     "node-crash",
     "observer-sick",
     "planned-promotion",
     "quorum-lost",
     "raft-leader-crash",
     "route-loop",
+    "router-address",
     "service-blackhole",
     "service-down",
     "slow-paths",
@@ -50,3 +52,21 @@ catalogue![
     "wan-loss",
     "wireguard-down",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenario_file_comes_with_the_program() {
+        let files =
+            std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/scenarios"));
+        let names = files.unwrap().map(|f| f.unwrap().file_name().into_string().unwrap());
+        let mut files: Vec<String> =
+            names.filter_map(|n| Some(n.strip_suffix(".toml")?.to_owned())).collect();
+        files.sort();
+        let mut known: Vec<&str> = SCENARIOS.iter().map(|(name, _)| *name).collect();
+        known.sort();
+        assert_eq!(files, known);
+    }
+}

@@ -113,20 +113,32 @@ impl Datapath {
             mac(3, me)
         ))?;
         let datapath = Self { bpf, restarts: AtomicU16::new(0) };
-        datapath.hold(topology, me, ns, router(me, 0))?;
+        datapath.hold(topology, me, ns, router(me, 0), None)?;
         Ok(datapath)
     }
 
-    /// The node holds this router address, and no other.
-    fn hold(&self, topology: &Topology, me: &Node, ns: &Namespace, router: Ipv4Addr) -> Result<()> {
-        let mut lines =
-            format!("addr flush dev cilium_host\naddr add {router}/32 dev cilium_host\n");
+    /// The node holds this router address, and the one before no longer. The new one is there before the old one goes, so that a packet
+    /// that is lost is not the CNI's doing.
+    fn hold(
+        &self,
+        topology: &Topology,
+        me: &Node,
+        ns: &Namespace,
+        router: Ipv4Addr,
+        before: Option<Ipv4Addr>,
+    ) -> Result<()> {
+        self.bpf.ip(&format!("route replace {router} dev cilium_net\n"))?;
+        let mut lines = format!("addr replace {router}/32 dev cilium_host\n");
         for node in cluster(topology) {
             writeln!(lines, "route replace {} dev cilium_host src {router}", node.prefix())?;
         }
-        self.bpf.ip(&format!("route flush dev cilium_net\nroute add {router} dev cilium_net\n"))?;
         ns.ip(&lines)?;
-        ns.nft(&masquerade(me, router))
+        ns.nft(&masquerade(me, router))?;
+        if let Some(before) = before.filter(|before| *before != router) {
+            ns.ip(&format!("addr del {before}/32 dev cilium_host\n"))?;
+            self.bpf.ip(&format!("route del {before} dev cilium_net\n"))?;
+        }
+        Ok(())
     }
 
     /// The node's router address now.
@@ -150,9 +162,11 @@ pub fn masquerade(me: &Node, router: Ipv4Addr) -> String {
 /// The daemon starts anew and takes another router address, or (`back`) the one before.
 pub fn restart(topology: &Topology, node: &LabNode, back: bool) -> Result<()> {
     let datapath = node.cilium.as_ref().context("no Cilium here")?;
+    let before = datapath.router(&node.node);
     let change = |n: u16| Some(if back { n.saturating_sub(1) } else { n + 1 });
     let _ = datapath.restarts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change);
-    datapath.hold(topology, &node.node, &node.ns, datapath.router(&node.node))
+    let router = datapath.router(&node.node);
+    datapath.hold(topology, &node.node, &node.ns, router, Some(before))
 }
 
 #[cfg(test)]
