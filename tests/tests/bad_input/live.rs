@@ -68,13 +68,14 @@ pub fn a_new_mesh_file() {
     let keys = lab.wgctl("cloud-0", &["keygen", "--out", &format!("{}/new-keys", lab.dir)]);
     let keys: Vec<&str> = keys.lines().filter(|l| l.contains("_key = ")).collect();
     assert_eq!(keys.len(), 2, "{keys:?}");
-    let new = old
-        .replacen("generation = 1", "generation = 2\n\n[policy]\nprobe_interval = \"150ms\"", 1)
-        .replacen("\"10.42.3.0/24\"", "\"10.42.3.0/24\", \"10.43.3.0/24\"", 1)
-        + &format!(
-            "\n[nodes.cloud-3]\nlocation = \"cloud\"\nindex = 9\naddress = \"10.0.0.9\"\nprefixes = [\"10.42.9.0/24\"]\n{}\n",
-            keys.join("\n")
-        );
+    let new = old.replacen("generation = 1", "generation = 2", 1).replacen(
+        "\"10.42.3.0/24\"",
+        "\"10.42.3.0/24\", \"10.43.3.0/24\"",
+        1,
+    ) + &format!(
+        "\n[policy]\nprobe_interval = \"150ms\"\n\n[nodes.cloud-3]\nlocation = \"cloud\"\nindex = 9\naddress = \"10.0.0.9\"\nprefixes = [\"10.42.9.0/24\"]\n{}\n",
+        keys.join("\n")
+    );
     lab.write_mesh(&new);
     daemons.iter().for_each(|d| d.signal(&lab, "HUP"));
     all_say(&daemons, "mesh file applied");

@@ -165,6 +165,28 @@ impl Group {
         }
     }
 
+    fn disk_is_stuck(&self, now: Now) -> bool {
+        self.unwritten.is_some_and(|(_, since)| now.mono.since(since) > DISK_STUCK)
+    }
+
+    /// A raft leader whose disk took its vote and hangs since: it keeps the others from electing another, and applies nothing of its
+    /// own term, so it never gets as far as [`Self::look`]. Whoever has the whole log takes over.
+    pub(super) fn hand_over_unsettled(&mut self, now: Now) {
+        let unsettled = self.raft.is_leader() && !self.raft.is_settled_leader();
+        if !unsettled || now.mono < self.next_housekeeping || !self.disk_is_stuck(now) {
+            return;
+        }
+        self.next_housekeeping = now.mono + HOUSEKEEPING;
+        let up = |name: &&NodeName| **name != self.me && self.ledger.is_up(now.mono, name);
+        // Those that lead the location come first among the voters, and are better left alone.
+        let heirs: Vec<NodeName> = self.voters.iter().rev().filter(up).cloned().collect();
+        for name in heirs {
+            if self.raft.transfer_unsettled(super::id_of(&self.mesh, &name)) {
+                return;
+            }
+        }
+    }
+
     /// Voters as in the mesh file; Raft leadership off the location leader, so that losing it never costs an election.
     fn housekeeping(&mut self, now: Now, situation: &Situation) {
         let wanted: Vec<u64> = self.voters.iter().map(|n| super::id_of(&self.mesh, n)).collect();
@@ -176,7 +198,7 @@ impl Group {
                 .any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
         };
         // A raft leader whose disk takes no writes sends heartbeats and can commit nothing.
-        let stuck = self.unwritten.is_some_and(|(_, since)| now.mono.since(since) > DISK_STUCK);
+        let stuck = self.disk_is_stuck(now);
         // One whose tunnels are dead hears observers only through others, and announces to nobody far away.
         let condemned = |name: &NodeName| {
             let found = situation.candidates.iter().find(|(_, c)| c.name == *name);

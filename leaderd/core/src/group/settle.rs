@@ -55,6 +55,7 @@ impl Group {
                 self.take(now, event);
             }
             self.note_raft_leader(now);
+            self.hand_over_unsettled(now);
             if now.mono < self.next_look || !self.raft.is_settled_leader() {
                 return;
             }

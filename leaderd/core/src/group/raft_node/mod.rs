@@ -359,8 +359,13 @@ impl RaftNode {
 
     /// Hands Raft leadership to this voter if it is alive and has the whole log.
     pub fn transfer(&mut self, to: u64) -> bool {
+        self.is_settled_leader() && self.transfer_unsettled(to)
+    }
+
+    /// The same of a raft leader that has applied nothing of its own term.
+    pub fn transfer_unsettled(&mut self, to: u64) -> bool {
         let raft = &self.raw.raft;
-        let ready = self.is_settled_leader()
+        let ready = self.is_leader()
             && raft.lead_transferee.is_none()
             && raft.prs().get(to).is_some_and(|p| p.matched == raft.raft_log.last_index());
         if ready {

@@ -55,3 +55,25 @@ fn a_disk_that_is_slow_but_goes_on_hands_nothing_over() {
     }
     assert!(written >= 2, "{written}");
 }
+
+/// Its vote for itself is written, and nothing after. It applies nothing of its term, so it is no settled leader.
+#[test]
+fn one_whose_disk_hangs_while_it_becomes_raft_leader_hands_over_too() {
+    let (mut c, before) = settled(44);
+    let all = ["cloud-1", "cloud-2"].map(name);
+    let stuck = all.into_iter().find(|n| *n != before).unwrap();
+    c.hung.entry(stuck.clone()).or_default();
+    let (now, id) = (c.now(), crate::group::id_of(&c.mesh, &stuck));
+    let group = c.groups.get_mut(&before).unwrap();
+    assert!(group.raft.transfer(id));
+    group.handle_timeout(now);
+    for _ in 0..5000 {
+        c.run(1);
+        if c.raft_leader().as_ref() == Some(&stuck) {
+            break;
+        }
+        c.write_one(&stuck);
+    }
+    assert_eq!(c.raft_leader().as_ref(), Some(&stuck));
+    c.until(8000, "hand-over", |c| c.raft_leader().is_some_and(|n| n != stuck));
+}
