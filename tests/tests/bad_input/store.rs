@@ -31,7 +31,7 @@ pub fn a_full_disk() {
     // Were it raft leader, it hands over, as it can confirm nothing; a command that it had taken is refused, and may be given again.
     wait_for(
         "the others confirm commands without it",
-        || cloud_1.tail(),
+        || daemons.iter().map(Daemon::tail).collect(),
         || lab.run("cloud-0", "wgctl", &["unfreeze", "cloud"]).status.success(),
     );
     lab.sh("cloud-1", "rm $1/fill", &[&state]);
