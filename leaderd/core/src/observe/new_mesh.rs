@@ -42,12 +42,12 @@ impl Observer {
         self.tokens = self.tokens.min(self.bucket());
     }
 
-    /// Takes the same mesh with other addresses of its nodes: where those of a location are the same, nothing is disturbed.
     /// Whether nodes have yet to say where they are probed: a relay without targets is not taken for one that has none.
     pub fn targets_are_awaited(&mut self, awaited: bool) {
         self.watches.iter_mut().for_each(|w| w.targets_awaited = awaited);
     }
 
+    /// Takes the same mesh with other addresses of its nodes: where those of a location are the same, nothing is disturbed.
     pub fn readdress(&mut self, now: Now, mesh: Arc<Mesh>) {
         let old = std::mem::replace(&mut self.mesh, mesh.clone());
         let Some(me) = mesh.node(&self.me).filter(|n| n.slot.is_some()) else { return };

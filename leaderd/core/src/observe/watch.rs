@@ -221,6 +221,7 @@ impl Watch {
                 *path = Path { ring, partial, sources, burst: None, ..old };
             }
         }
+        self.targets_awaited = old.targets_awaited;
         self.epoch = old.epoch;
         self.leaders = old.leaders;
         self.report_seq = old.report_seq;

@@ -265,8 +265,11 @@ fn in_a_large_mesh_an_observer_sends_no_more_probes_and_reports_than_in_one_of_f
 fn a_relay_whose_targets_are_still_to_be_heard_of_is_not_called_forwarding() {
     let mut silent = mesh(PAIR_AND_MEMBER);
     silent.nodes.values_mut().for_each(|n| n.probe_addresses.clear());
-    let mut world = World::new(silent, 1, |_: &Seen<'_>| Fate::Back(ms(20)));
+    let mut world = World::new(mesh(PAIR_AND_MEMBER), 1, |_: &Seen<'_>| Fate::Back(ms(20)));
+    // As at the start of a node: what the file says of them is taken back.
     world.observer.targets_are_awaited(true);
+    let now = world.clock();
+    world.observer.readdress(now, silent.into());
     world.run_until(ms(3_000));
     assert_eq!(world.verdict("cloud", 0), Verdict::Unknown);
     world.observer.targets_are_awaited(false);
