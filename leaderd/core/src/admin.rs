@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{Epoch, LocationName, NodeName};
 
 /// A command of the operator. It goes to the raft leader of the location it is about, wherever that is.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AdminRequest {
@@ -33,6 +35,7 @@ pub enum AdminRequest {
     },
 }
 
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AdminResponse {

@@ -21,6 +21,8 @@ pub struct ProbeId(pub u64);
 pub struct Ticket(pub u64);
 
 /// Something happened. Plain data, so that production can record it and `leaderd replay` run it again.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Input {
     /// The time that `poll_timeout` named has come.
@@ -96,6 +98,8 @@ pub struct HeldAddress {
 }
 
 /// Why a probe failed at once.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ProbeError {
     /// ICMP time exceeded, from this router: a loop.
@@ -117,6 +121,8 @@ pub struct LocalFacts {
 }
 
 /// Something the core wants done.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Effect {
     SendProbe(Box<ProbeSend>),
@@ -158,6 +164,7 @@ pub enum Effect {
     },
 }
 
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum LogLevel {
     Error,
@@ -207,6 +214,8 @@ pub struct ProbeSend {
 }
 
 /// Which source port a probe uses.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub enum Flow {
     /// A socket of its own, closed afterwards.

@@ -8,6 +8,7 @@
 //! ```
 
 pub mod admin;
+pub mod capability;
 pub mod cluster;
 pub mod group;
 pub mod ids;

@@ -10,6 +10,8 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::time::WallTime;
 
 /// Why a candidate is degraded, or why leadership moved.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
@@ -91,6 +93,8 @@ impl fmt::Display for Cause {
 }
 
 /// Which way packets are lost, seen from the observer.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
@@ -101,6 +105,8 @@ pub enum Direction {
 }
 
 /// What the evidence means for one candidate.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
@@ -183,6 +189,8 @@ pub struct EvidenceRow {
 }
 
 /// What a probe exercises (DESIGN §5).
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProbeClass {

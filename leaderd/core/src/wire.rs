@@ -1,4 +1,8 @@
-//! Frames of the control channel (QUIC), between authenticated nodes. Encoded with postcard behind a version byte.
+//! Frames of the control channel (QUIC), between authenticated nodes: a version byte, and a [`Frame`] in postcard.
+//!
+//! A newer daemon may add bytes behind any frame, and send kinds of frames that this one does not know: the bytes are
+//! skipped, the frames are counted and dropped. All else that changes a frame needs a new version, which is spoken only
+//! where both sides understand it (`docs/compatibility.md`).
 
 use std::net::IpAddr;
 
@@ -6,6 +10,7 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::admin::{AdminRequest, AdminResponse};
+use crate::capability::Capabilities;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::state::{Decision, Event};
 use crate::status::CandidateStatus;
@@ -13,12 +18,17 @@ use crate::time::WallTime;
 use crate::verdict::{Cause, Report};
 
 /// First byte of every frame.
-pub const FRAME_VERSION: u8 = 2;
+pub const FRAME_VERSION: u8 = 3;
+
+/// How many kinds of frames this daemon knows: the variants of [`Frame`].
+const KINDS: u32 = 11;
 
 /// Longest frame, in bytes. A Raft snapshot of [`crate::state::MAX_EVENTS`] events fits.
 pub const MAX_FRAME: usize = 4 << 20;
 
 /// What one node tells another.
+///
+/// Written by position: new kinds go at the end, none is moved or removed, and no field of one is added, moved or removed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Frame {
     /// A `raft::eraftpb::Message` of a location's group, in protobuf.
@@ -77,7 +87,7 @@ pub enum Frame {
     },
 }
 
-/// The frames that are relayed, at their places in [`Frame`]. Frames within frames would be read by recursion, and a
+/// The frames that are relayed, written by position: at their places in [`Frame`]. Frames within frames would be read by recursion, and a
 /// peer could nest them until the stack is used up: nothing else may stand in a [`Frame::Relayed`].
 #[derive(Deserialize)]
 enum Relayable {
@@ -107,6 +117,8 @@ fn relayable<'de, D: Deserializer<'de>>(from: D) -> Result<Box<Frame>, D::Error>
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Hello {
     pub node: NodeName,
+    /// What the sender's version of leaderd understands.
+    pub capabilities: Capabilities,
     pub generation: Generation,
     /// First eight bytes of the mesh file's hash.
     pub mesh_hash: [u8; 8],
@@ -133,6 +145,9 @@ pub enum FrameError {
     Empty,
     #[error("frame version {0}, this daemon speaks {FRAME_VERSION}")]
     Version(u8),
+    /// A newer daemon's.
+    #[error("kind of frame {0}, this daemon knows {KINDS}")]
+    UnknownKind(u32),
     #[error("malformed frame")]
     Malformed,
 }
@@ -166,8 +181,11 @@ impl Frame {
         match bytes.split_first() {
             None => Err(FrameError::Empty),
             Some((&FRAME_VERSION, body)) => match postcard::take_from_bytes(body) {
-                Ok((frame, [])) => Ok(frame),
-                _ => Err(FrameError::Malformed),
+                Ok((frame, _added_by_a_newer_daemon)) => Ok(frame),
+                Err(_) => Err(match postcard::take_from_bytes::<u32>(body) {
+                    Ok((kind @ KINDS.., _)) => FrameError::UnknownKind(kind),
+                    _ => FrameError::Malformed,
+                }),
             },
             Some((&version, _)) => Err(FrameError::Version(version)),
         }
@@ -177,6 +195,32 @@ impl Frame {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_newer_daemon_adds_behind_a_frame_is_skipped() {
+        let frame = Frame::Ack {
+            location: "cloud".parse().unwrap(),
+            epoch: Epoch(1),
+            programmed_at: WallTime(2),
+        };
+        let bytes = [frame.encode(), vec![7; 100]].concat();
+        assert_eq!(Frame::decode(&bytes), Ok(frame));
+    }
+
+    #[test]
+    fn a_newer_daemons_kind_of_frame_is_told_from_a_damaged_one() {
+        let addresses = Frame::Addresses(Vec::new()).encode();
+        let uncarried = Frame::Uncarried { mesh_hash: [0; 8], locations: Vec::new() }.encode();
+        let last = addresses[1].max(uncarried[1]);
+        assert_eq!(u32::from(last) + 1, KINDS, "KINDS counts the variants");
+        let decode = |kind: u8| Frame::decode(&[FRAME_VERSION, kind, 1, 2, 3]);
+        assert_eq!(decode(last + 1), Err(FrameError::UnknownKind(KINDS)));
+        assert_eq!(decode(127), Err(FrameError::UnknownKind(127)));
+        assert_eq!(decode(last), Err(FrameError::Malformed));
+        assert_eq!(Frame::decode(&[FRAME_VERSION]), Err(FrameError::Malformed));
+        let another = [FRAME_VERSION + 1, 0];
+        assert_eq!(Frame::decode(&another), Err(FrameError::Version(FRAME_VERSION + 1)));
+    }
 
     #[test]
     fn frames_relayed_within_relayed_frames_are_refused_however_deep() {

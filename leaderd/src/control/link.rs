@@ -10,7 +10,7 @@ use futures_util::stream::FuturesUnordered;
 use leaderd_core::ids::NodeName;
 use leaderd_core::io::Input;
 use leaderd_core::mesh::ControlPublicKey;
-use leaderd_core::wire::{Frame, MAX_FRAME};
+use leaderd_core::wire::{Frame, FrameError, MAX_FRAME};
 use quinn::{Connection, VarInt};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, interval, timeout};
@@ -254,6 +254,10 @@ fn decode(
         Ok(frame) => {
             shared.counters.count(received_counter(&frame));
             Some(Input::Frame { from: node.clone(), frame: Box::new(frame) })
+        }
+        Err(FrameError::UnknownKind(_)) => {
+            shared.counters.count("frames_skipped_unknown_kind");
+            None
         }
         Err(error) => {
             let from = connection.remote_address().ip();

@@ -26,8 +26,9 @@ use zeroize::Zeroizing;
 
 use crate::secrets::Secret;
 
-/// Names the protocol and its version in the handshake.
-const ALPN: &[u8] = b"leaderd/1";
+/// The versions of the protocol that this daemon speaks, the preferred one first; both ends take the first that they share.
+/// Another version of the frames is another one of these (`docs/compatibility.md`).
+const PROTOCOLS: &[&[u8]] = &[b"leaderd/2"];
 
 /// What stands where TLS wants a server name; a raw key has none, and nobody checks it.
 pub(super) const SERVER_NAME: &str = "leaderd.invalid";
@@ -82,7 +83,7 @@ impl Identity {
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(verifier))
             .with_cert_resolver(Arc::new(AlwaysResolvesServerRawPublicKeys::new(self.key.clone())));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = protocols();
         config.send_tls13_tickets = 0;
         QuicServerConfig::try_from(config).map_err(|e| Error::General(e.to_string()))
     }
@@ -97,7 +98,7 @@ impl Identity {
             .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(
                 self.key.clone(),
             )));
-        config.alpn_protocols = vec![ALPN.to_vec()];
+        config.alpn_protocols = protocols();
         config.resumption = Resumption::disabled();
         QuicClientConfig::try_from(config).map_err(|e| Error::General(e.to_string()))
     }
@@ -105,6 +106,10 @@ impl Identity {
     fn algorithms(&self) -> WebPkiSupportedAlgorithms {
         self.provider.signature_verification_algorithms
     }
+}
+
+fn protocols() -> Vec<Vec<u8>> {
+    PROTOCOLS.iter().map(|p| p.to_vec()).collect()
 }
 
 /// The key that a connection proved to hold.

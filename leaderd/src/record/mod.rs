@@ -27,7 +27,7 @@ pub use write::{FileWriter, Recorder};
 
 /// Version of the format. Postcard names no fields: count it up with every change of what a record holds, which is all of
 /// `leaderd_core::io`, and make the fixture anew (`make recording`).
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// What a recording begins with; the version and a newline follow.
 const MAGIC: &str = "leaderd recording ";
@@ -52,6 +52,7 @@ pub struct Header {
     pub now: Now,
 }
 
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Record {
     /// What the node wanted done before its first input.
@@ -63,6 +64,8 @@ pub enum Record {
 }
 
 /// Why a recording ends.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ended {

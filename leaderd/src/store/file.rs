@@ -15,7 +15,7 @@ const FILE: &str = "leaderd.redb";
 const LOCK: &str = "lock";
 
 /// Set when the layout below changes incompatibly.
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 const IDENTITY: TableDefinition<'_, &str, &str> = TableDefinition::new("identity");
 const HARD_STATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("hard-state");

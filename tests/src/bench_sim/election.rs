@@ -139,6 +139,7 @@ pub fn ours(seconds: u64, seed: u64) -> Elections {
             next_second = now + Duration::from_secs(1);
             for (i, group) in groups.iter_mut().enumerate() {
                 let hello = Hello {
+                    capabilities: leaderd_core::capability::Capabilities::OURS,
                     node: name(i),
                     generation: mesh.generation,
                     mesh_hash: [7; 8],

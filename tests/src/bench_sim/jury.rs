@@ -279,6 +279,7 @@ impl Jury {
     fn hello(&self, from: usize, alive: &[usize]) -> Hello {
         let group = &self.groups[from];
         Hello {
+            capabilities: leaderd_core::capability::Capabilities::OURS,
             node: name("cloud", from),
             generation: self.mesh.generation,
             mesh_hash: [7; 8],

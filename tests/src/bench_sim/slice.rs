@@ -229,6 +229,7 @@ impl Slice {
             at: WallTime(WALL),
         };
         Hello {
+            capabilities: leaderd_core::capability::Capabilities::OURS,
             node: stub.clone(),
             generation: self.mesh.generation,
             mesh_hash: [7; 8],

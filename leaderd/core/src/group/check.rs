@@ -5,6 +5,8 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, Message, MessageType};
 use raft::{Raft, StateRole, Storage};
 
+use super::log::unreadable;
+use crate::capability::Unreadable;
 use crate::state::LocationState;
 
 /// Terms and indexes stay below this, so that adding to them cannot overflow. No group lives to see it.
@@ -13,6 +15,10 @@ const MAX_NUMBER: u64 = 1 << 62;
 const MAX_ENTRIES: usize = 4096;
 /// Most voters in a configuration.
 const MAX_VOTERS: usize = 32;
+
+/// Why a voter that is too old for its group takes nothing from the raft leader.
+const NEWER_ENTRY: &str = "an entry that only a newer leaderd can read";
+const NEWER_SNAPSHOT: &str = "a snapshot that only a newer leaderd can read";
 
 /// What to do with a message.
 #[derive(Debug)]
@@ -56,6 +62,12 @@ pub(super) fn check<S: Storage>(
             if !contiguous(&m.entries, m.index, m.log_term, m.term) {
                 return Checked::Ignore("bad entries");
             }
+            // What is not acknowledged is not committed but by a majority of others, who can read it.
+            match m.entries.iter().find_map(unreadable) {
+                Some(Unreadable::Newer) => return Checked::Ignore(NEWER_ENTRY),
+                Some(Unreadable::Malformed) => return Checked::Ignore("bad entries"),
+                None => {}
+            }
         }
         MessageType::MsgSnapshot => {
             let meta = m.get_snapshot().get_metadata();
@@ -64,8 +76,9 @@ pub(super) fn check<S: Storage>(
             if !numbers || !sound(meta.get_conf_state()) {
                 return Checked::Ignore("bad snapshot");
             }
-            match postcard::from_bytes::<LocationState>(&m.get_snapshot().data) {
+            match LocationState::decode(&m.get_snapshot().data) {
                 Ok(new) if new.location == state.location => {}
+                Err(Unreadable::Newer) => return Checked::Ignore(NEWER_SNAPSHOT),
                 _ => return Checked::Ignore("bad snapshot"),
             }
         }

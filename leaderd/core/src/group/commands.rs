@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Group, GroupOutput, event};
 use crate::admin::{AdminRequest, AdminResponse};
+use crate::capability::Capabilities;
 use crate::ids::NodeName;
 use crate::state::{Command, EventKind};
 use crate::time::{Instant, Now};
@@ -93,7 +94,7 @@ impl Group {
                 (Command::Unfreeze, format!("{location} fails over by itself again"))
             }
         };
-        let at = self.raft.propose(&command).ok_or(LOST)?;
+        let at = self.propose(&command)?;
         let event = event::notice(
             &self.mesh,
             self.state(),
@@ -103,8 +104,42 @@ impl Group {
             message.clone(),
             now.wall,
         );
-        self.raft.propose(&Command::Record { event: Box::new(event) });
+        let _ = self.propose(&Command::Record { event: Box::new(event) });
         Ok((at, message))
+    }
+
+    /// The (index, term) that the command will have if it is committed.
+    pub(super) fn propose(&mut self, command: &Command) -> Result<(u64, u64), Refusal> {
+        self.propose_needing(command.needs(), command)
+    }
+
+    /// Proposes only what every voter can read: one that cannot would stop at it.
+    pub(super) fn propose_needing(
+        &mut self,
+        needs: Capabilities,
+        command: &Command,
+    ) -> Result<(u64, u64), Refusal> {
+        let lacks = |id: &u64| {
+            let theirs = match self.ids.get(id) {
+                Some(name) if *name == self.me => Capabilities::OURS,
+                Some(name) => self.ledger.capabilities(name),
+                None => Capabilities::NONE,
+            };
+            !needs.without(theirs).is_empty()
+        };
+        let voters = self.raft.voters();
+        let old: Vec<String> = voters
+            .iter()
+            .filter(|id| lacks(id))
+            .map(|id| self.ids.get(id).map_or(id.to_string(), NodeName::to_string))
+            .collect();
+        if !old.is_empty() {
+            let names = old.join(", ");
+            return Err(format!(
+                "not every voter's leaderd is known to understand this: bring {names} to this version, or start it there"
+            ));
+        }
+        self.raft.propose(needs, command).ok_or_else(|| LOST.to_owned())
     }
 
     fn drain_message(&mut self, now: Now, node: &NodeName) -> String {

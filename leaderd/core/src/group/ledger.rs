@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::decide::{CandidateFacts, ObserverView, Situation};
+use crate::capability::Capabilities;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::LocationState;
@@ -53,6 +54,7 @@ pub(super) struct Ledger {
 
 /// What matters of a hello.
 struct HelloFacts {
+    capabilities: Capabilities,
     broken: Option<Cause>,
     /// The node's own slot, if it is a candidate of this location.
     slot: Option<Slot>,
@@ -166,6 +168,7 @@ impl Ledger {
             self.claimed(decision.epoch);
         }
         let facts = HelloFacts {
+            capabilities: hello.capabilities,
             broken: hello.broken,
             slot,
             reaches: hello.reaches.clone(),
@@ -249,6 +252,11 @@ impl Ledger {
             let fresh = h.value.local && now.since(h.at) < ALIVE;
             n != node && fresh && h.value.raft_leader.as_ref() == Some(node)
         })
+    }
+
+    /// What a node's leaderd understands, by its last hello; nothing of one that was never heard.
+    pub fn capabilities(&self, node: &NodeName) -> Capabilities {
+        self.hellos.get(node).map(|h| h.value.capabilities).unwrap_or_default()
     }
 
     pub fn is_alive(&self, now: Instant, node: &NodeName) -> bool {

@@ -5,12 +5,13 @@
 //! group's, since the group has left index 1 behind as soon as it compacts.
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
 use super::GroupError;
+use crate::capability::Unreadable;
 use crate::io::Restored;
-use crate::state::LocationState;
+use crate::state::{Command, LocationState};
 
 /// Index and term of the genesis snapshot.
 const GENESIS: u64 = 1;
@@ -46,8 +47,10 @@ impl LogStore {
             }
             None => genesis_snapshot(genesis, voters),
         };
-        let state: LocationState = postcard::from_bytes(&snapshot.data)
-            .map_err(|_| GroupError::Damaged("state in the snapshot"))?;
+        let state = LocationState::decode(&snapshot.data).map_err(|e| match e {
+            Unreadable::Newer => GroupError::Newer,
+            Unreadable::Malformed => GroupError::Damaged("state in the snapshot"),
+        })?;
         if state.location != genesis.location {
             return Err(GroupError::WrongLocation(state.location));
         }
@@ -132,9 +135,20 @@ impl LogStore {
         }
     }
 
+    /// The first entry with a command that this version cannot read.
+    pub fn first_unreadable(&self) -> Option<(u64, Unreadable)> {
+        self.entries.iter().find_map(|e| Some((e.index, unreadable(e)?)))
+    }
+
     fn last(&self) -> u64 {
         self.base.0 + self.entries.len() as u64
     }
+}
+
+/// Why the command in an entry cannot be read, if it cannot.
+pub(super) fn unreadable(entry: &Entry) -> Option<Unreadable> {
+    let is_command = entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
+    if is_command { Command::decode(&entry.data).err() } else { None }
 }
 
 fn genesis_snapshot(state: &LocationState, voters: &[u64]) -> Snapshot {
@@ -143,7 +157,7 @@ fn genesis_snapshot(state: &LocationState, voters: &[u64]) -> Snapshot {
 }
 
 fn snapshot_of(state: &LocationState, index: u64, term: u64, conf: ConfState) -> Snapshot {
-    let data = postcard::to_stdvec(state).expect("the state is plain data").into();
+    let data = state.encode().into();
     let mut snapshot = Snapshot { data, ..Default::default() };
     let meta = snapshot.mut_metadata();
     meta.index = index;

@@ -79,11 +79,9 @@ impl Group {
         let (decision, event) =
             event::decision(&self.mesh, self.state(), situation, epoch, leaders, why, now.wall);
         let expected_epoch = self.state().epoch();
-        let at = self.raft.propose(&Command::Decide {
-            expected_epoch,
-            decision,
-            event: Box::new(event),
-        });
+        let at =
+            self.propose(&Command::Decide { expected_epoch, decision, event: Box::new(event) });
+        let at = at.ok();
         self.proposed = at;
         self.trouble_since = None;
         at
@@ -111,7 +109,7 @@ impl Group {
             summary,
             now.wall,
         );
-        self.raft.propose(&Command::Record { event: Box::new(event) });
+        let _ = self.propose(&Command::Record { event: Box::new(event) });
     }
 
     fn trouble_over(&mut self, now: Now, situation: &Situation) {
@@ -131,7 +129,7 @@ impl Group {
             summary,
             now.wall,
         );
-        self.raft.propose(&Command::Record { event: Box::new(event) });
+        let _ = self.propose(&Command::Record { event: Box::new(event) });
     }
 
     /// Adds when most observers had programmed, and had verified, the present decision: one command each.
@@ -161,7 +159,7 @@ impl Group {
             self.completing.2 = true;
         }
         if times != EventTimes::default() {
-            self.raft.propose(&Command::Complete { epoch, times, blackout });
+            let _ = self.propose(&Command::Complete { epoch, times, blackout });
         }
     }
 

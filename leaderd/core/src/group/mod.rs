@@ -50,6 +50,10 @@ pub enum GroupError {
         "the store belongs to location {0}: give this node its own --state, or `leaderd reset` it"
     )]
     WrongLocation(LocationName),
+    #[error(
+        "a newer version of leaderd wrote the store: start that version, or `leaderd reset` the store, and the node rejoins as a new one"
+    )]
+    Newer,
     #[error("raft: {0}")]
     Raft(String),
 }
@@ -336,6 +340,11 @@ impl Group {
     /// Messages and reports that did not fit, since the start.
     pub fn ignored(&self) -> u64 {
         self.ignored
+    }
+
+    #[cfg(test)]
+    fn raft_mut(&mut self) -> &mut RaftNode {
+        &mut self.raft
     }
 
     fn is_observer(&self, node: &NodeName) -> bool {

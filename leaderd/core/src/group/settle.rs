@@ -16,6 +16,10 @@ const LISTEN: Duration = Duration::from_millis(1200);
 /// … and is no longer mute after this, caught up or not: leadership is not a lock, and epochs cannot go back.
 const LISTEN_MAX: Duration = Duration::from_secs(30);
 
+/// What a voter says that has met a command which it cannot read.
+pub(super) const TOO_OLD: &str = "the location's log has an entry that this leaderd cannot read: this node has stopped voting; \
+                                  start the version of leaderd here that the other voters run";
+
 impl Group {
     /// What the store holds was told in an earlier life, but for who leads now.
     pub(super) fn begin(&mut self, now: Now) {
@@ -98,6 +102,11 @@ impl Group {
                 self.ledger.note_state(now, &self.raft.state);
                 self.tell_decision(now);
             }
+            LogEvent::Unreadable { index, why } => {
+                self.proposed = None;
+                let fields = [("entry.index", index.to_string()), ("error", why.to_string())];
+                self.log(LogLevel::Error, TOO_OLD, &fields);
+            }
             LogEvent::Voters(ids) => {
                 self.ids.extend(super::ids_of(&self.mesh, &self.voters, &ids));
                 // The next step of the change, or a raft leader that is no voter any more, does not wait.
@@ -124,7 +133,7 @@ impl Group {
         if self.raft.is_leader() {
             event.times.committed = Some(now.wall);
             let times = EventTimes { committed: Some(now.wall), ..Default::default() };
-            self.raft.propose(&Command::Complete { epoch: event.epoch, times, blackout: None });
+            let _ = self.propose(&Command::Complete { epoch: event.epoch, times, blackout: None });
         }
         self.told = decision.epoch;
         self.next_housekeeping = now.mono;

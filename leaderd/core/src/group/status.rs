@@ -87,6 +87,9 @@ impl Group {
                 "no quorum: {have} of {of} voters reachable; nothing can be decided"
             ));
         }
+        if self.raft.is_stopped() {
+            notes.push(super::settle::TOO_OLD.into());
+        }
         if self.raft.is_mute() {
             notes.push(
                 "this node came with an empty store and does not vote until it has caught up"

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
+use crate::capability::Capabilities;
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
@@ -154,6 +155,7 @@ impl Node {
         mesh_hash.copy_from_slice(&self.mesh.hash[..8]);
         Hello {
             node: self.me.clone(),
+            capabilities: Capabilities::OURS,
             generation: self.mesh.generation,
             mesh_hash,
             decision: self.known.decision(&self.location).cloned(),

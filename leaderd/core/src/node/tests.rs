@@ -94,6 +94,7 @@ fn announce(epoch: u64, slot: u8) -> Frame {
 
 fn hello(node: &str, raft_leader: Option<&str>) -> Frame {
     Frame::Hello(Hello {
+        capabilities: crate::capability::Capabilities::OURS,
         node: name(node),
         generation: crate::ids::Generation(1),
         mesh_hash: [0; 8],

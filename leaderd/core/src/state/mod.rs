@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::capability::{self, Capabilities, Unreadable};
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, SlotReport};
@@ -32,6 +33,9 @@ pub struct Decision {
 }
 
 /// An entry of the replicated log.
+///
+/// Written by position: new kinds go at the end with a [`Capability`](crate::capability::Capability) of their own
+/// ([`Command::needs`]), none is moved or removed, and no field of one is added, moved or removed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub enum Command {
     /// Who leads from now on. A no-op unless the state's epoch is `expected_epoch`.
@@ -64,6 +68,30 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// What a voter must understand to apply it. The raft leader proposes it only where all voters do.
+    pub const fn needs(&self) -> Capabilities {
+        match self {
+            Self::Decide { .. }
+            | Self::Drain { .. }
+            | Self::Undrain { .. }
+            | Self::Freeze { .. }
+            | Self::Unfreeze
+            | Self::Record { .. }
+            | Self::Complete { .. } => Capabilities::NONE,
+        }
+    }
+
+    /// As an entry of the log.
+    pub fn encode(&self, needs: Capabilities) -> Vec<u8> {
+        capability::encode(needs, self)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        capability::decode(bytes)
+    }
+}
+
 /// Number of an event within its location, from 1.
 pub type EventSeq = u64;
 
@@ -92,6 +120,7 @@ pub struct Event {
     pub evidence: BTreeMap<NodeName, Vec<SlotReport>>,
 }
 
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EventKind {
@@ -136,4 +165,15 @@ pub struct LocationState {
     /// The newest last.
     pub events: VecDeque<Event>,
     pub last_seq: EventSeq,
+}
+
+impl LocationState {
+    /// As the data of a snapshot.
+    pub fn encode(&self) -> Vec<u8> {
+        capability::encode(Capabilities::NONE, self)
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
+        capability::decode(bytes)
+    }
 }

@@ -25,6 +25,7 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use super::GroupError;
 use super::check::{Checked, check};
 use super::log::LogStore;
+use crate::capability::{Capabilities, Unreadable};
 use crate::io::{Persist, Restored};
 use crate::state::{Applied, Command, LocationState};
 use crate::time::Instant;
@@ -66,6 +67,11 @@ pub(super) enum LogEvent {
     },
     /// The state came as a snapshot: whoever leads was decided elsewhere.
     Restored,
+    /// This node's log goes on with an entry that it cannot read: it has stopped.
+    Unreadable {
+        index: u64,
+        why: Unreadable,
+    },
     /// The voters are now these.
     Voters(Vec<u64>),
     Ignored(&'static str),
@@ -93,6 +99,9 @@ pub(super) struct RaftNode {
     rtts: BTreeMap<u64, VecDeque<Duration>>,
     /// `Some`: mute, with the highest commit index that a raft leader has shown.
     mute: Option<u64>,
+    /// The entry that this version cannot read. A state that skips a command differs from the others': this node applies nothing
+    /// more, and neither votes nor leads, until a leaderd that can read it is started here.
+    stopped: Option<u64>,
     pub out: VecDeque<LogEvent>,
 }
 
@@ -140,12 +149,16 @@ impl RaftNode {
             applied,
             rtts: BTreeMap::new(),
             mute: empty.then_some(0),
+            stopped: None,
             out: VecDeque::new(),
         };
         if voters == [id] && empty {
             node.unmute();
         }
         node.pump();
+        if let Some((index, why)) = node.raw.store().first_unreadable() {
+            node.stop(index, why);
+        }
         Ok(node)
     }
 
@@ -166,6 +179,21 @@ impl RaftNode {
     /// A follower with a raft leader it heard within the least election timeout.
     pub fn follows(&self) -> bool {
         self.leader() != 0 && self.raw.raft.election_elapsed < ELECTION_TICKS
+    }
+
+    pub(super) fn stop(&mut self, index: u64, why: Unreadable) {
+        if self.stopped.is_some() {
+            return;
+        }
+        self.stopped = Some(index);
+        let term = self.raw.raft.term;
+        self.raw.raft.become_follower(term, raft::INVALID_ID);
+        self.out.push_back(LogEvent::Unreadable { index, why });
+    }
+
+    /// True once this node has met a command that it cannot read.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped.is_some()
     }
 
     pub fn is_mute(&self) -> bool {
@@ -230,6 +258,9 @@ impl RaftNode {
     }
 
     pub fn receive(&mut self, from: u64, bytes: &[u8]) {
+        if self.is_stopped() {
+            return;
+        }
         match check(&self.raw.raft, from, bytes, &self.state) {
             Checked::Ignore(why) => self.out.push_back(LogEvent::Ignored(why)),
             Checked::Step(m) => self.step(*m),
@@ -290,7 +321,9 @@ impl RaftNode {
     pub fn handle_timeout(&mut self, now: Instant) {
         if now >= self.next_tick {
             self.next_tick = now + self.unit();
-            self.tick();
+            if !self.is_stopped() {
+                self.tick();
+            }
         }
         if self.is_leader() && now >= self.next_heartbeat {
             self.next_heartbeat = now + HEARTBEAT;
@@ -312,7 +345,7 @@ impl RaftNode {
     }
 
     /// The (index, term) that the command will have if it is committed.
-    pub fn propose(&mut self, command: &Command) -> Option<(u64, u64)> {
+    pub fn propose(&mut self, needs: Capabilities, command: &Command) -> Option<(u64, u64)> {
         if !self.is_leader() {
             return None;
         }
@@ -320,8 +353,7 @@ impl RaftNode {
             // raft-rs drops proposals during a transfer; a decision does not wait for housekeeping.
             self.raw.raft.abort_leader_transfer();
         }
-        let data = postcard::to_stdvec(command).expect("a command is plain data");
-        self.raw.propose(Vec::new(), data).ok()?;
+        self.raw.propose(Vec::new(), command.encode(needs)).ok()?;
         let at = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
         self.pump();
         Some(at)

@@ -4,8 +4,9 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, Snapshot};
 
 use super::{Held, KEEP_BEHIND, LogEvent, RaftNode, SNAPSHOT_EVERY, encode};
+use crate::group::log::unreadable;
 use crate::io::Persist;
-use crate::state::{Applied, Command};
+use crate::state::{Command, LocationState};
 
 impl RaftNode {
     pub fn handle_persisted(&mut self, ticket: u64) {
@@ -89,7 +90,7 @@ impl RaftNode {
     }
 
     fn install(&mut self, snapshot: Snapshot) {
-        if let Ok(state) = postcard::from_bytes(&snapshot.data) {
+        if let Ok(state) = LocationState::decode(&snapshot.data) {
             self.state = state;
         }
         self.applied = snapshot.get_metadata().index;
@@ -99,14 +100,19 @@ impl RaftNode {
     }
 
     fn apply(&mut self, entry: Entry) {
+        if self.stopped.is_some() {
+            return;
+        }
+        if let Some(why) = unreadable(&entry) {
+            self.stop(entry.index, why);
+            return;
+        }
         self.applied = entry.index;
         match entry.get_entry_type() {
             EntryType::EntryNormal if entry.data.is_empty() => {}
             EntryType::EntryNormal => {
-                let applied = match postcard::from_bytes::<Command>(&entry.data) {
-                    Ok(command) => self.state.apply(&command),
-                    Err(_) => Applied::Nothing,
-                };
+                let Ok(command) = Command::decode(&entry.data) else { return };
+                let applied = self.state.apply(&command);
                 self.out.push_back(LogEvent::Applied {
                     index: entry.index,
                     term: entry.term,

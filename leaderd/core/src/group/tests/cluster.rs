@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::super::*;
+use crate::capability::Capabilities;
 use crate::ids::{Generation, NodeIndex, Slot};
 use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
 use crate::verdict::{Cause, EvidenceRow, ProbeClass, SlotReport, Verdict};
@@ -77,6 +78,29 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
 pub struct Disk(Restored);
 
 impl Disk {
+    /// An entry of the last term at the end of the log.
+    pub fn append(&mut self, data: Vec<u8>) {
+        use protobuf::Message as _;
+        let (term, index) = match (self.0.entries.last(), &self.0.snapshot) {
+            (Some((_, last)), _) => {
+                let last = raft::eraftpb::Entry::parse_from_bytes(last).unwrap();
+                (last.term, last.index)
+            }
+            (None, Some((index, bytes))) => {
+                let snapshot = raft::eraftpb::Snapshot::parse_from_bytes(bytes).unwrap();
+                (snapshot.get_metadata().term, *index)
+            }
+            (None, None) => (1, 1),
+        };
+        let entry = raft::eraftpb::Entry {
+            term,
+            index: index + 1,
+            data: data.into(),
+            ..Default::default()
+        };
+        self.0.entries.push((index + 1, entry.write_to_bytes().unwrap()));
+    }
+
     fn write(&mut self, write: Persist) {
         let disk = &mut self.0;
         if let Some(hs) = write.hard_state {
@@ -122,6 +146,8 @@ pub struct Cluster {
     pub observers: Vec<NodeName>,
     /// Epochs that observers say they know.
     pub claims: BTreeMap<NodeName, Epoch>,
+    /// Nodes whose daemon understands other things than this version.
+    pub capabilities: BTreeMap<NodeName, Capabilities>,
     /// Nodes whose daemon says that it cannot relay.
     pub broken: BTreeMap<NodeName, Cause>,
     seq: u64,
@@ -153,6 +179,7 @@ impl Cluster {
             verdicts: BTreeMap::new(),
             observers: (0..3).map(|i| name(&format!("home-{i}"))).collect(),
             claims: BTreeMap::new(),
+            capabilities: BTreeMap::new(),
             broken: BTreeMap::new(),
             seq: 0,
             decided: Vec::new(),
@@ -318,6 +345,7 @@ impl Cluster {
             let local = self.mesh.nodes[from].location.as_str() == "cloud";
             let reaches = self.mesh.candidates_of(&"cloud".parse().unwrap());
             let hello = Hello {
+                capabilities: self.capabilities.get(from).copied().unwrap_or(Capabilities::OURS),
                 node: from.clone(),
                 generation: Generation(1),
                 mesh_hash: [0; 8],
@@ -473,6 +501,11 @@ impl Cluster {
             )
         };
         self.groups.iter().map(|(n, g)| (n.clone(), of(g))).collect()
+    }
+
+    /// The replicated state as each living node has it.
+    pub fn states(&self) -> BTreeMap<NodeName, LocationState> {
+        self.groups.iter().map(|(n, g)| (n.clone(), g.state().clone())).collect()
     }
 
     pub fn all_follow(&self, slot: u8) -> bool {

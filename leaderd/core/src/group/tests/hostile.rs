@@ -43,7 +43,7 @@ prop_compose! {
         s.mut_metadata().set_conf_state(ConfState { voters, ..Default::default() });
         if kind == MessageType::MsgSnapshot {
             let state = crate::state::LocationState::new("cloud".parse().unwrap());
-            s.data = postcard::to_stdvec(&state).unwrap().into();
+            s.data = state.encode().into();
         }
         m.set_snapshot(s);
         m
@@ -120,12 +120,13 @@ fn write_the_corpus() {
     snapshot.mut_snapshot().mut_metadata().term = 2;
     snapshot.mut_snapshot().mut_metadata().mut_conf_state().voters = vec![1, 2, 3];
     let state = crate::state::LocationState::new("cloud".parse().unwrap());
-    snapshot.mut_snapshot().data = postcard::to_stdvec(&state).unwrap().into();
+    snapshot.mut_snapshot().data = state.encode().into();
     let ahead = Message { commit: 900, ..base(MessageType::MsgHeartbeat) };
     // Once brought raft-rs to panic: beyond our log, with the 'term 0' that is there.
     let beyond = Message { index: 17, log_term: 0, commit: 17, ..base(MessageType::MsgAppend) };
     let huge = Message { term: u64::MAX, ..base(MessageType::MsgRequestVote) };
     let hello = crate::wire::Frame::Hello(crate::wire::Hello {
+        capabilities: crate::capability::Capabilities::OURS,
         node: name("cloud-0"),
         generation: crate::ids::Generation(1),
         mesh_hash: [1; 8],

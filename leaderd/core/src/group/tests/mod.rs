@@ -3,4 +3,5 @@ mod claims;
 pub(crate) mod cluster;
 mod disk;
 mod hostile;
+mod versions;
 mod voters;

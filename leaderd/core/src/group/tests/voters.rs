@@ -118,6 +118,7 @@ fn nodes_that_never_voted_are_not_heard_even_by_a_voter_with_an_empty_store() {
     }
     // Its own word is not enough, and nobody's is once the voter is part of the group.
     let hello = |node: &str| crate::wire::Hello {
+        capabilities: crate::capability::Capabilities::OURS,
         node: name(node),
         generation: Generation(1),
         mesh_hash: [0; 8],
