@@ -10,6 +10,8 @@
 pub mod admin;
 pub mod capability;
 pub mod cluster;
+#[cfg(test)]
+mod golden;
 pub mod group;
 pub mod ids;
 pub mod io;
