@@ -120,7 +120,16 @@ impl Slot {
 }
 
 impl Epoch {
+    /// No honest location counts so far between two words of its decisions. Without this bound one false claim of the highest
+    /// number could never be outdone.
+    const MAX_JUMP: u64 = 1 << 32;
+
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
+    }
+
+    /// True if a decision of this epoch may replace one of epoch `known` (0: none is known).
+    pub const fn may_follow(self, known: Self) -> bool {
+        self.0 > known.0 && self.0 - known.0 < Self::MAX_JUMP
     }
 }

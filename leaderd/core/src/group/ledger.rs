@@ -21,8 +21,6 @@ pub(super) const ALIVE: Duration = Duration::from_secs(3);
 const MAX_ALLOWANCE: Duration = Duration::from_secs(5);
 /// How long most nodes of the location must miss a leader before that counts, if there are no observers.
 const UNREACHABLE_FOR: Duration = Duration::from_millis(2500);
-/// Claims about epochs further ahead than this are nonsense, and do not hide others that are none.
-const MAX_EPOCH_JUMP: u64 = 1 << 32;
 /// Observers whose acknowledgements are remembered.
 const MAX_ACKS: usize = 1024;
 
@@ -128,8 +126,9 @@ impl Ledger {
         self.highest_epoch
     }
 
+    /// A claim that can never be outdone is nonsense, and hides no other.
     fn claimed(&mut self, epoch: Epoch) {
-        if epoch.0.saturating_sub(self.epoch.0) < MAX_EPOCH_JUMP {
+        if epoch.next().may_follow(self.epoch) {
             self.highest_epoch = self.highest_epoch.max(epoch);
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Node;
+use super::known::Untaken;
 use crate::ids::{LocationName, NodeName};
 use crate::io::{Effect, LogLevel, Persist};
 use crate::state::{Decision, Event};
@@ -131,7 +132,7 @@ impl Node {
         if epoch < self.known.epoch(&location) {
             self.count("ignored.old-epoch");
         }
-        self.adopt(decision);
+        self.hear_decision(now, from, &decision);
         if let Some(event) = event
             && event.location == location
             && self.voting(&location).is_none()
@@ -143,23 +144,42 @@ impl Node {
         }
     }
 
-    /// True for the nodes whose word about who leads a location counts: its own nodes and its witnesses.
-    fn speaks_for(&self, node: &NodeName, location: &LocationName) -> bool {
-        self.mesh.node(node).is_some_and(|n| n.location == *location)
-            || self.mesh.locations.get(location).is_some_and(|l| l.witnesses.contains(node))
+    /// True for the nodes whose word about who leads a location counts: its candidates, its other voters, and the raft leader
+    /// that one of those names, who may be a voter by a mesh file that this node has not got.
+    pub(super) fn speaks_for(&self, node: &NodeName, location: &LocationName) -> bool {
+        let candidate = |n: &crate::mesh::Node| n.location == *location && n.slot.is_some();
+        if self.mesh.node(node).is_some_and(candidate) {
+            return true;
+        }
+        let voters = self.mesh.voters_of(location);
+        let names_it = |v: &NodeName| {
+            let said = self.heard.last.get(v).and_then(|(_, hello)| hello.raft_leader.as_ref());
+            said == Some(node) && self.mesh.node(v).is_some_and(|n| n.location == *location)
+        };
+        let of_location = || self.mesh.node(node).is_some_and(|n| n.location == *location);
+        voters.contains(node) || (of_location() && voters.iter().any(names_it))
+    }
+
+    /// Takes a decision that another node told, if it is newer. What cannot be one is told and counted.
+    pub(super) fn hear_decision(&mut self, now: Now, from: &NodeName, decision: &Decision) {
+        match self.adopt(decision) {
+            Ok(()) | Err(Untaken::Old) => {}
+            Err(why) => self.ignored(now, from.as_str(), &why.to_string()),
+        }
     }
 
     /// Takes a decision if it is newer, and asks for the network that follows from it.
-    pub(super) fn adopt(&mut self, decision: Decision) {
-        let location = decision.location.clone();
-        if !self.mesh.locations.contains_key(&location) || !self.known.take(decision.clone()) {
-            return;
-        }
-        self.fallback.left(&location);
-        let bytes = postcard::to_allocvec(&decision).expect("a decision is plain data");
-        self.persist(location, None, Persist { decision: Some(bytes), ..Persist::default() });
+    pub(super) fn adopt(&mut self, decision: &Decision) -> Result<(), Untaken> {
+        let location = &decision.location;
+        let mesh = self.mesh.clone();
+        self.known.take(&mesh, decision)?;
+        self.fallback.left(location);
+        let bytes = postcard::to_allocvec(decision).expect("a decision is plain data");
+        let write = Persist { decision: Some(bytes), ..Persist::default() };
+        self.persist(location.clone(), None, write);
         // Always asked for, even if nothing changes in the kernel: the answer brings the decision into force.
-        self.reprogram_leaders(&decision.location);
+        self.reprogram_leaders(location);
+        Ok(())
     }
 
     /// A decision is in this node's kernel.

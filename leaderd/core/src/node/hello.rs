@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
 use crate::capability::Capabilities;
-use crate::ids::{LocationName, NodeName, Slot};
+use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
 use crate::wire::{Frame, Hello};
@@ -231,11 +231,16 @@ impl Node {
             .collect()
     }
 
-    pub(super) fn handle_hello(&mut self, now: Now, from: &NodeName, hello: Hello) {
+    pub(super) fn handle_hello(&mut self, now: Now, from: &NodeName, mut hello: Hello) {
         let Some(location) = self.mesh.node(from).map(|n| n.location.clone()) else { return };
         if hello.node != *from {
             self.ignored(now, from.as_str(), "hello in another's name");
             return;
+        }
+        let speaks = self.speaks_for(from, &location);
+        if !speaks {
+            // A plain member takes no part in the group, and so knows nothing of a quorum.
+            hello.raft_leader = None;
         }
         if hello.raft_leader.is_some() {
             self.heard.quorum_seen.insert(location.clone(), now.mono);
@@ -248,18 +253,19 @@ impl Node {
         }
         if let Some(decision) = hello.decision.clone() {
             if decision.location == location {
-                // Gossip repairs what a push has missed.
-                self.adopt(decision);
+                // Gossip repairs what a push has missed; among the nodes of one location plain members pass it on, too.
+                if speaks || location == self.location {
+                    self.hear_decision(now, from, &decision);
+                }
             } else {
                 self.ignored(now, from.as_str(), "decision about another's location");
             }
         }
-        let me = self.mesh.node(&self.me);
-        if me.is_some_and(|n| n.slot.is_none()) && location == self.location {
+        let is_candidate = |n: &NodeName| mesh.node(n).is_some_and(|n| n.slot.is_some());
+        if !is_candidate(&self.me) && is_candidate(from) && location == self.location {
             for decision in &hello.remote {
-                let newer = self.heard.told.get(&decision.location);
-                let newer = newer.is_none_or(|old| old.epoch < decision.epoch);
-                if newer && self.mesh.locations.contains_key(&decision.location) {
+                let old = self.heard.told.get(&decision.location).map_or(Epoch(0), |d| d.epoch);
+                if decision.epoch.may_follow(old) && decision.fits(&mesh) {
                     self.heard.told.insert(decision.location.clone(), decision.clone());
                 }
             }

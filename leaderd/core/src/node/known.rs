@@ -10,6 +10,17 @@ use crate::time::WallTime;
 /// Events of other locations that are kept for `wgctl events`.
 const MAX_FOREIGN_EVENTS: usize = 256;
 
+/// Why a decision is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum Untaken {
+    #[error("decision that is known, or an older one")]
+    Old,
+    #[error("decision with an epoch too far ahead")]
+    TooFarAhead,
+    #[error("decision whose leaders are no candidates")]
+    NoCandidates,
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Known {
     locations: BTreeMap<LocationName, KnownDecision>,
@@ -30,7 +41,7 @@ struct KnownDecision {
 impl Known {
     /// A decision from the store: in force before, not to be acknowledged.
     pub(super) fn restore(&mut self, location: &LocationName, decision: Decision) {
-        if decision.location == *location && self.epoch(location) < decision.epoch {
+        if decision.location == *location && decision.epoch.may_follow(self.epoch(location)) {
             self.replace(decision);
         }
     }
@@ -44,13 +55,20 @@ impl Known {
         self.decision(location).map_or(Epoch(0), |d| d.epoch)
     }
 
-    /// Takes a decision if its epoch is higher than the known one.
-    pub(super) fn take(&mut self, decision: Decision) -> bool {
-        let newer = decision.epoch > self.epoch(&decision.location) && !decision.leaders.is_empty();
-        if newer {
-            self.replace(decision);
+    /// Takes a decision if it is newer than the known one.
+    pub(super) fn take(&mut self, mesh: &Mesh, decision: &Decision) -> Result<(), Untaken> {
+        let known = self.epoch(&decision.location);
+        if decision.epoch <= known {
+            return Err(Untaken::Old);
         }
-        newer
+        if !decision.epoch.may_follow(known) {
+            return Err(Untaken::TooFarAhead);
+        }
+        if !decision.fits(mesh) {
+            return Err(Untaken::NoCandidates);
+        }
+        self.replace(decision.clone());
+        Ok(())
     }
 
     fn replace(&mut self, decision: Decision) {

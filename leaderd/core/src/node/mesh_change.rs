@@ -69,6 +69,11 @@ impl Node {
             }
         }
         self.known.retain(&mesh);
+        // One that named a candidate of the new file could not be followed before.
+        let decided = self.groups.values().filter_map(|g| g.state().decision.clone());
+        for decision in decided.collect::<Vec<_>>() {
+            let _ = self.adopt(&decision);
+        }
         // Nodes that are gone have no generation, and locations that are gone no quorum to miss.
         self.heard.last.retain(|n, _| mesh.nodes.contains_key(n));
         self.heard.quorum_seen.retain(|l, _| mesh.locations.contains_key(l));

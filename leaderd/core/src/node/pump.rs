@@ -9,6 +9,7 @@ use crate::time::Now;
 use crate::wire::Frame;
 
 use super::Node;
+use super::known::Untaken;
 
 /// Outputs of the parts carried in one go, before something is taken for a loop of ours.
 const MAX_PUMP: usize = 100_000;
@@ -72,7 +73,20 @@ impl Node {
             GroupOutput::Persist { ticket, write } => self.persist(location, Some(ticket), write),
             GroupOutput::Decided { decision, event } => {
                 self.count("decisions");
-                self.adopt(decision.clone());
+                if let Err(why @ (Untaken::TooFarAhead | Untaken::NoCandidates)) =
+                    self.adopt(&decision)
+                {
+                    let fields = [
+                        ("location.name", location.to_string()),
+                        ("decision.epoch", decision.epoch.to_string()),
+                        ("why", why.to_string()),
+                    ];
+                    self.log(
+                        LogLevel::Error,
+                        "the location's own decision is not followed",
+                        fields,
+                    );
+                }
                 self.announce_if_ours(now, decision, Some(event));
             }
             GroupOutput::EventChanged(event) => {

@@ -3,6 +3,7 @@
 mod addresses;
 mod change;
 mod steer;
+mod trust;
 
 use super::*;
 use crate::admin::{AdminRequest, AdminResponse};

@@ -55,7 +55,7 @@ impl LocationState {
     }
 
     fn decide(&mut self, expected: Epoch, decision: &Decision, event: &Event) -> Applied {
-        let stale = expected != self.epoch() || decision.epoch <= self.epoch();
+        let stale = expected != self.epoch() || !decision.epoch.may_follow(self.epoch());
         if stale || decision.leaders.is_empty() || decision.location != self.location {
             return Applied::Nothing;
         }

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability::{self, Capabilities, Unreadable};
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
+use crate::mesh::Mesh;
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, SlotReport};
 
@@ -30,6 +31,17 @@ pub struct Decision {
     pub cause: Cause,
     /// When the raft leader proposed it (its wall clock).
     pub at: WallTime,
+}
+
+impl Decision {
+    /// True if it names leaders, each once, and all of them are candidates of its location by this mesh file.
+    pub fn fits(&self, mesh: &Mesh) -> bool {
+        let candidates = mesh.candidates_of(&self.location);
+        let distinct: BTreeSet<&Slot> = self.leaders.iter().collect();
+        !distinct.is_empty()
+            && distinct.len() == self.leaders.len()
+            && distinct.iter().all(|slot| candidates.contains_key(*slot))
+    }
 }
 
 /// An entry of the replicated log.

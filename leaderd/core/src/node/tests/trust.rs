@@ -1,0 +1,126 @@
+//! Whom a node believes about who leads, and what it refuses whoever says it.
+
+use super::*;
+use crate::io::Restored;
+
+fn cloud() -> LocationName {
+    "cloud".parse().unwrap()
+}
+
+fn decision(epoch: u64, leaders: &[u8]) -> Decision {
+    Decision {
+        location: cloud(),
+        epoch: Epoch(epoch),
+        leaders: leaders.iter().map(|s| Slot(*s)).collect(),
+        cause: Cause::NewFlow,
+        at: WallTime(0),
+    }
+}
+
+/// Every way in which a node says who leads its location.
+fn says(from: &str, decision: &Decision) -> [Frame; 2] {
+    let Frame::Hello(mut gossip) = hello(from, None) else { unreachable!() };
+    gossip.decision = Some(decision.clone());
+    [Frame::Announce { decision: decision.clone(), event: None }, Frame::Hello(gossip)]
+}
+
+fn known(bench: &Bench) -> Option<(u64, Vec<u8>)> {
+    let known = bench.node.decision(&cloud())?;
+    Some((known.epoch.0, known.leaders.iter().map(|s| s.0).collect()))
+}
+
+#[test]
+fn an_epoch_that_could_never_be_outdone_is_refused_however_it_is_told() {
+    let mut bench = Bench::of("home-0", mesh(3, 1, 0));
+    bench.frame("cloud-0", announce(5, 0));
+    for epoch in [u64::MAX, u64::MAX - 1, 5 + (1 << 32)] {
+        for frame in says("cloud-1", &decision(epoch, &[1])) {
+            bench.frame("cloud-1", frame);
+        }
+    }
+    assert_eq!(known(&bench), Some((5, vec![0])));
+    assert_eq!(bench.counted("ignored.decision-with-an-epoch-too-far-ahead"), 6);
+    bench.frame("cloud-0", announce(6, 2));
+    assert_eq!(known(&bench), Some((6, vec![2])), "the location counts on");
+}
+
+#[test]
+fn an_epoch_that_could_never_be_outdone_is_not_taken_from_the_store() {
+    let stored = |epoch| {
+        let mut bench = Bench::of("home-0", mesh(3, 1, 0));
+        let bytes = postcard::to_allocvec(&decision(epoch, &[1])).unwrap();
+        let restored = Restored { decision: Some(bytes), ..Restored::default() };
+        let config = NodeConfig {
+            mesh: bench.node.mesh.clone(),
+            me: name("home-0"),
+            keys: ProbeKeys::new([7; 32]),
+            restored: [(cloud(), restored)].into(),
+            seed: 1,
+            resolved: BTreeMap::new(),
+            lan_device: None,
+            lan_mtu: None,
+        };
+        bench.node = Node::new(config, bench.now).unwrap();
+        known(&bench)
+    };
+    assert_eq!(stored(7), Some((7, vec![1])));
+    assert_eq!(stored(u64::MAX), None);
+}
+
+#[test]
+fn leaders_that_are_no_candidates_are_refused() {
+    let mut bench = Bench::of("home-0", mesh(3, 1, 0));
+    bench.frame("cloud-0", announce(5, 0));
+    for leaders in [&[][..], &[14], &[0, 14], &[1, 1], &[200]] {
+        for frame in says("cloud-1", &decision(6, leaders)) {
+            bench.frame("cloud-1", frame);
+        }
+    }
+    assert_eq!(known(&bench), Some((5, vec![0])));
+    assert_eq!(bench.counted("ignored.decision-whose-leaders-are-no-candidates"), 10);
+}
+
+#[test]
+fn a_plain_member_says_nothing_about_who_leads_but_to_nodes_of_its_location() {
+    for (me, epoch) in [("home-0", 5), ("cloud-2", 6)] {
+        let mut bench = Bench::of(me, mesh(3, 1, 0));
+        bench.frame("cloud-0", announce(5, 0));
+        let [told, gossip] = says("member-0", &decision(6, &[1]));
+        bench.frame("member-0", told);
+        assert_eq!(known(&bench), Some((5, vec![0])), "a member announces to {me}");
+        bench.frame("member-0", gossip);
+        assert_eq!(known(&bench).unwrap().0, epoch, "a member's hello to {me}");
+    }
+}
+
+#[test]
+fn a_raft_leader_that_a_candidate_names_is_believed_whatever_this_nodes_file_says_of_its_vote() {
+    let mut bench = Bench::of("home-0", mesh(3, 1, 0));
+    bench.frame("member-0", hello("member-0", Some("member-0")));
+    bench.frame("member-0", announce(5, 0));
+    assert_eq!(known(&bench), None, "not because it names itself");
+    bench.frame("cloud-0", hello("cloud-0", Some("member-0")));
+    bench.frame("member-0", announce(5, 0));
+    assert_eq!(known(&bench), Some((5, vec![0])));
+}
+
+#[test]
+fn only_a_candidate_tells_a_plain_member_of_other_locations_and_no_nonsense() {
+    let mut bench = Bench::of("member-0", mesh(3, 2, 0));
+    let shown = |bench: &Bench| {
+        let status = bench.node.status(bench.now);
+        status.locations.iter().find(|l| l.name.as_str() == "home").unwrap().epoch.0
+    };
+    for (from, epoch, slot, expected) in [
+        ("member-1", 3, 0, 0),
+        ("cloud-0", u64::MAX, 0, 0),
+        ("cloud-0", 3, 9, 0),
+        ("cloud-0", 3, 0, 3),
+    ] {
+        let Frame::Hello(mut hello) = hello(from, None) else { unreachable!() };
+        hello.remote =
+            vec![Decision { location: "home".parse().unwrap(), ..decision(epoch, &[slot]) }];
+        bench.frame(from, Frame::Hello(hello));
+        assert_eq!(shown(&bench), expected, "{from}: epoch {epoch}, slot {slot}");
+    }
+}
