@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
+use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::IncomingStream;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use serde::Serialize;
 use tokio::net::UnixListener;
@@ -93,7 +95,8 @@ impl AdminSocket {
     /// Serves until the runtime ends.
     pub fn serve(&mut self, asker: Asker) {
         if let Some(listener) = self.listener.take() {
-            tokio::spawn(axum::serve(listener, router(asker)).into_future());
+            let service = router(asker).into_make_service_with_connect_info::<User>();
+            tokio::spawn(axum::serve(listener, service).into_future());
         }
     }
 }
@@ -101,6 +104,16 @@ impl AdminSocket {
 impl Drop for AdminSocket {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Who has connected, as the kernel tells.
+#[derive(Clone, Debug)]
+struct User(Option<u32>);
+
+impl Connected<IncomingStream<'_, UnixListener>> for User {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self(stream.io().peer_cred().ok().map(|cred| cred.uid()))
     }
 }
 
@@ -131,12 +144,17 @@ async fn network(State(asker): State<Asker>) -> Response {
     looked_up(asker.lookup(Request::Network).await)
 }
 
-async fn command(State(asker): State<Asker>, body: Bytes) -> Response {
+async fn command(
+    State(asker): State<Asker>,
+    ConnectInfo(User(uid)): ConnectInfo<User>,
+    body: Bytes,
+) -> Response {
     let request: AdminRequest = match serde_json::from_slice(&body) {
         Ok(request) => request,
         Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("not a command: {error}")),
     };
-    match asker.ask(|tx| Request::Command(request, tx), COMMAND_TIMEOUT).await {
+    let user = uid.map(|uid| format!("uid {uid}"));
+    match asker.ask(|tx| Request::Command(request, user, tx), COMMAND_TIMEOUT).await {
         Some(response @ AdminResponse::Done { .. }) => json(StatusCode::OK, &response),
         Some(response @ AdminResponse::Refused { .. }) => json(StatusCode::CONFLICT, &response),
         None => refuse(
@@ -187,8 +205,8 @@ mod tests {
                 match request {
                     Request::Events(to) => drop(to.send(vec![])),
                     Request::Network(to) => drop(to.send(Box::default())),
-                    Request::Command(request, to) => {
-                        let message = format!("{request:?}");
+                    Request::Command(request, user, to) => {
+                        let message = format!("{request:?} of {}", user.unwrap_or_default());
                         let response = match request {
                             AdminRequest::Unfreeze { location } => {
                                 AdminResponse::Done { location, epoch: Default::default(), message }
@@ -231,6 +249,8 @@ mod tests {
                 && done.contains(r#"{"done":{"location":"cloud","epoch":0"#),
             "{done}"
         );
+        let me = format!("of uid {}", nix::unistd::geteuid());
+        assert!(done.contains(&me), "{done}");
         let refused = ask("POST", "/v1/command", r#"{"drain":{"node":"cloud-0"}}"#.into()).await;
         assert!(refused.starts_with("HTTP/1.1 409") && refused.contains("refused"), "{refused}");
         let wrong = ask("POST", "/v1/command", r#"{"promote":{"node":"cloud-0"}}"#.into()).await;

@@ -48,7 +48,8 @@ pub enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     Events(oneshot::Sender<Vec<Event>>),
     Network(oneshot::Sender<Box<Network>>),
-    Command(AdminRequest, oneshot::Sender<AdminResponse>),
+    /// A command, and who gives it, as far as that is known.
+    Command(AdminRequest, Option<String>, oneshot::Sender<AdminResponse>),
 }
 
 /// All that metrics and status show.
@@ -234,7 +235,7 @@ impl Engine {
             Request::Network(to) => {
                 let _ = to.send(Box::new(self.node.desired().clone()));
             }
-            Request::Command(request, to) => {
+            Request::Command(request, user, to) => {
                 self.commands.retain(|_, (since, waiting)| {
                     since.elapsed() < COMMAND_TIMEOUT && !waiting.is_closed()
                 });
@@ -248,7 +249,7 @@ impl Engine {
                 let id = self.next_command;
                 self.next_command += 1;
                 self.commands.insert(id, (tokio::time::Instant::now(), to));
-                self.handle(Input::Admin { id, request });
+                self.handle(Input::Admin { id, user, request });
             }
         }
     }

@@ -55,7 +55,7 @@ fn fill_the_history(world: &mut World, cloud: &LocationName) {
     for id in 0..PROMOTIONS {
         let node: NodeName = format!("cloud-{}", id % 2).parse().expect("a name");
         let request = AdminRequest::Promote { node: node.clone(), force: true };
-        world.input(&node, Input::Admin { id, request });
+        world.input(&node, Input::Admin { id, user: None, request });
         world.run_for(Duration::from_secs(1));
     }
     let moved = epoch(world) - before;

@@ -3,6 +3,7 @@
 //! `GET /v1/status` → [`crate::status::Status`]; `GET /v1/events` → `[Event]` of every location, oldest first;
 //! `POST /v1/command` with an [`AdminRequest`] → [`AdminResponse`] (200, or 409 with `Refused`).
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,45 @@ pub enum AdminRequest {
     Unfreeze {
         location: LocationName,
     },
+}
+
+/// Longest name of a user that is kept, in characters.
+const MAX_USER: usize = 64;
+
+/// Who gave a command.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Author {
+    pub node: NodeName,
+    /// Who it was on that node, as that node says: `uid 0`, `kubernetes`.
+    pub user: Option<String>,
+    /// The node of the location that says so, where the author's node could not tell the raft leader itself.
+    pub through: Option<NodeName>,
+}
+
+impl Author {
+    pub fn new(node: NodeName, user: Option<String>) -> Self {
+        Self { node, user, through: None }.bounded()
+    }
+
+    /// The same with what its node says of the user cut to a line of printable characters.
+    pub fn bounded(mut self) -> Self {
+        let printable = |u: String| u.chars().filter(|c| !c.is_control()).take(MAX_USER).collect();
+        self.user = self.user.map(printable);
+        self
+    }
+}
+
+impl fmt::Display for Author {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(user) = &self.user {
+            write!(f, "{user} on ")?;
+        }
+        write!(f, "{}", self.node)?;
+        match &self.through {
+            Some(through) => write!(f, ", says {through}"),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::admin::{AdminRequest, AdminResponse};
+use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::{Capabilities, Capability};
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::io::{Persist, Restored};
@@ -197,9 +197,11 @@ fn next_frame(before: Option<&Frame>) -> Option<Frame> {
         Some(Frame::Hello(_)) => {
             Frame::Relayed { from: node("home-1"), frame: Box::new(Frame::Report(report())) }
         }
-        Some(Frame::Relayed { .. }) => {
-            Frame::Forward { id: 300, request: AdminRequest::Unfreeze { location: cloud() } }
-        }
+        Some(Frame::Relayed { .. }) => Frame::Forward {
+            id: 300,
+            author: author(),
+            request: AdminRequest::Unfreeze { location: cloud() },
+        },
         Some(Frame::Forward { .. }) => Frame::Forwarded {
             id: 300,
             response: AdminResponse::Refused { message: "no".to_owned() },
@@ -286,7 +288,13 @@ fn event() -> Event {
         blackout: Some(Duration::from_millis(120)),
         blocked_by: BTreeMap::from([(node("cloud-3"), vec!["drained".to_owned()])]),
         evidence: BTreeMap::from([(node("home-1"), vec![slot_report()])]),
+        author: Some(author()),
     }
+}
+
+fn author() -> Author {
+    let told = Author::new(node("home-1"), Some("uid 0".to_owned()));
+    Author { through: Some(node("cloud-1")), ..told }
 }
 
 fn hello() -> Hello {

@@ -69,8 +69,10 @@ pub enum Input {
     },
     /// What the shell sees of this node's own ability to relay; sent when it changes.
     Local(LocalFacts),
+    /// From the local admin socket; `user`: who asked there, as far as it is known.
     Admin {
         id: u64,
+        user: Option<String>,
         request: AdminRequest,
     },
     /// DNS names of endpoints and the addresses they have now.

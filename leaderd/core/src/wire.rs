@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::admin::{AdminRequest, AdminResponse};
+use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::Capabilities;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::state::{Decision, Event};
@@ -68,6 +68,7 @@ pub enum Frame {
     /// An operator's command for another location, and its answer.
     Forward {
         id: u64,
+        author: Author,
         request: AdminRequest,
     },
     Forwarded {

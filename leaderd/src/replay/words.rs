@@ -212,7 +212,10 @@ pub fn input(input: &Input) -> String {
             Some((cause, why)) => format!("this node cannot relay: {cause}, {why}"),
             None => format!("this node can relay ({} WireGuard)", facts.backend),
         },
-        Input::Admin { request, .. } => format!("command {request:?}"),
+        Input::Admin { user, request, .. } => match user {
+            Some(user) => format!("command {request:?} of {user}"),
+            None => format!("command {request:?}"),
+        },
         Input::Resolved(names) => format!("{} endpoints resolved", names.len()),
         Input::MeshChanged(mesh) => format!("mesh file of generation {}", mesh.generation),
         Input::Addresses(held) => format!("{} addresses within this node's prefixes", held.len()),

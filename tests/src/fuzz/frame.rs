@@ -85,6 +85,7 @@ fn mesh() -> Arc<Mesh> {
         probe_ports: vec![8620],
         mtu: 1420,
         keepalive: 10,
+        commands: Default::default(),
         policy: Policy::default(),
         locations: [(name, cloud)].into(),
         nodes: (0..3).map(node).map(|n| (n.name.clone(), n)).collect(),

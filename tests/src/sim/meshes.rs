@@ -46,6 +46,7 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
         probe_ports: vec![8620, 8621, 8622],
         mtu: 1420,
         keepalive: 10,
+        commands: Default::default(),
         policy,
         locations: BTreeMap::new(),
         nodes: BTreeMap::new(),

@@ -202,8 +202,16 @@ fn cells(e: &Event) -> [(Style, String); 8] {
         (Style::Plain, or_dash(e.cause.map(|c| c.to_string()))),
         (Style::Plain, e.epoch.to_string()),
         (Style::Plain, or_dash(e.blackout.map(measured))),
-        (Style::Plain, e.summary.clone()),
+        (Style::Plain, summary(e)),
     ]
+}
+
+/// What happened, and who asked for it.
+pub fn summary(e: &Event) -> String {
+    match &e.author {
+        Some(author) => format!("{} (by {author})", e.summary),
+        None => e.summary.clone(),
+    }
 }
 
 fn render(events: &[Event], out: &Output) -> String {

@@ -107,7 +107,7 @@ fn render(e: &Event, slots: &BTreeMap<Slot, NodeName>, now: WallTime, out: &Outp
     if let Some(at) = at(e) {
         let _ = writeln!(text, "{}, {} ago", timestamp(at), age(between(at, now)));
     }
-    let _ = writeln!(text, "\n{}", e.summary);
+    let _ = writeln!(text, "\n{}", super::events::summary(e));
     if let Some(cause) = e.cause {
         let which =
             e.direction.map(|d| format!(", {} direction", direction(d))).unwrap_or_default();

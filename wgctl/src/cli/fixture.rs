@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use leaderd_core::admin::Author;
 use leaderd_core::ids::{Epoch, Generation, Slot};
 use leaderd_core::state::{Event, EventKind, EventTimes};
 use leaderd_core::status::{CandidateStatus, LocationStatus, Status};
@@ -163,6 +164,7 @@ pub fn failover() -> Event {
             ("home-1".parse().unwrap(), seen(Verdict::Unknown)),
         ]
         .into(),
+        author: None,
     }
 }
 
@@ -182,5 +184,6 @@ pub fn drained() -> Event {
         blackout: None,
         blocked_by: Default::default(),
         evidence: Default::default(),
+        author: Some(Author::new("home-1".parse().unwrap(), Some("uid 0".to_owned()))),
     }
 }

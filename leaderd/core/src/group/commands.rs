@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Group, GroupOutput, event};
-use crate::admin::{AdminRequest, AdminResponse};
+use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::Capabilities;
 use crate::ids::NodeName;
 use crate::state::{Command, EventKind};
@@ -27,15 +27,15 @@ type Refusal = String;
 
 impl Group {
     /// Proposes if this node is the raft leader, else gives [`GroupOutput::NotLeader`].
-    pub fn handle_command(&mut self, now: Now, id: u64, request: &AdminRequest) {
+    pub fn handle_command(&mut self, now: Now, id: u64, author: &Author, request: &AdminRequest) {
         if !self.raft.is_settled_leader() {
-            self.outputs.push_back(GroupOutput::NotLeader { id, request: request.clone() });
+            self.outputs.push_back(GroupOutput::NotLeader { id });
             return;
         }
         let proposed = if self.pending.len() >= MAX_PENDING {
             Err("too many commands are waiting: try again in a moment".to_owned())
         } else {
-            self.propose_request(now, request)
+            self.propose_request(now, author, request)
         };
         match proposed {
             Ok((at, message)) => {
@@ -59,10 +59,13 @@ impl Group {
     fn propose_request(
         &mut self,
         now: Now,
+        author: &Author,
         request: &AdminRequest,
     ) -> Result<((u64, u64), String), Refusal> {
         let (command, message) = match request {
-            AdminRequest::Promote { node, force } => return self.promote(now, node, *force),
+            AdminRequest::Promote { node, force } => {
+                return self.promote(now, author, node, *force);
+            }
             AdminRequest::Drain { node } => {
                 self.candidate(node)?;
                 if self.state().drained.contains(node) {
@@ -95,7 +98,7 @@ impl Group {
             }
         };
         let at = self.propose(&command)?;
-        let event = event::notice(
+        let mut event = event::notice(
             &self.mesh,
             self.state(),
             None,
@@ -104,6 +107,7 @@ impl Group {
             message.clone(),
             now.wall,
         );
+        event.author = Some(author.clone());
         let _ = self.propose(&Command::Record { event: Box::new(event) });
         Ok((at, message))
     }
@@ -159,6 +163,7 @@ impl Group {
     fn promote(
         &mut self,
         now: Now,
+        author: &Author,
         node: &NodeName,
         force: bool,
     ) -> Result<((u64, u64), String), Refusal> {
@@ -183,8 +188,10 @@ impl Group {
         let mut leaders = vec![slot];
         leaders.extend(situation.leaders.iter().copied().filter(|s| *s != slot));
         leaders.truncate(situation.want);
-        let at =
-            self.propose_decision(now, &situation, leaders, (Cause::Promoted, None)).ok_or(LOST)?;
+        let why = (Cause::Promoted, None);
+        let at = self
+            .propose_decision(now, &situation, leaders, why, Some(author.clone()))
+            .ok_or(LOST)?;
         Ok((at, format!("{node} leads now")))
     }
 

@@ -96,6 +96,7 @@ pub(super) fn decision(
         blackout: None,
         blocked_by: passed_over(situation, &about, against),
         evidence: evidence(situation, &about),
+        author: None,
     };
     (decision, event)
 }
@@ -248,6 +249,7 @@ pub(super) fn notice(
             .map(|s| passed_over(s, &leaders, leaders.first().copied()))
             .unwrap_or_default(),
         evidence: situation.map(|s| evidence(s, &slots)).unwrap_or_default(),
+        author: None,
     }
 }
 

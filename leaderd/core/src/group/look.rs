@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::decide::{Choice, Situation};
 use super::{Group, event};
+use crate::admin::Author;
 use crate::ids::{Epoch, NodeName, Slot};
 use crate::io::LogLevel;
 use crate::state::{Command, EventKind, EventTimes};
@@ -28,7 +29,7 @@ impl Group {
         let situation = self.ledger.situation(now, &mesh, &self.raft.state, &self.me);
         if self.proposed.is_none() && self.is_outdone(now, &situation) {
             let leaders = situation.leaders.clone();
-            self.propose_decision(now, &situation, leaders, (Cause::Initial, None));
+            self.propose_decision(now, &situation, leaders, (Cause::Initial, None), None);
         } else if self.proposed.is_none() {
             match situation.decide() {
                 Choice::Keep => self.trouble_over(now, &situation),
@@ -38,7 +39,7 @@ impl Group {
                 }
                 Choice::FailStatic { .. } => {}
                 Choice::Move { leaders, cause, direction } => {
-                    self.propose_decision(now, &situation, leaders, (cause, direction));
+                    self.propose_decision(now, &situation, leaders, (cause, direction), None);
                 }
             }
         }
@@ -74,10 +75,12 @@ impl Group {
         situation: &Situation,
         leaders: Vec<Slot>,
         why: (Cause, Option<Direction>),
+        author: Option<Author>,
     ) -> Option<(u64, u64)> {
         let epoch = self.next_epoch();
-        let (decision, event) =
+        let (decision, mut event) =
             event::decision(&self.mesh, self.state(), situation, epoch, leaders, why, now.wall);
+        event.author = author;
         let expected_epoch = self.state().epoch();
         let at =
             self.propose(&Command::Decide { expected_epoch, decision, event: Box::new(event) });

@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::admin::{AdminRequest, AdminResponse};
+use crate::admin::AdminResponse;
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::io::{LocalFacts, LogLevel, Persist, Restored};
 use crate::mesh::Mesh;
@@ -83,7 +83,6 @@ pub enum GroupOutput {
     /// This node is not the raft leader: ask [`Group::raft_leader`].
     NotLeader {
         id: u64,
-        request: AdminRequest,
     },
     Log {
         level: LogLevel,

@@ -1,6 +1,6 @@
 //! A mesh file read field by field: whatever was missing or wrong is `None` here and a mistake in the [`Sink`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use super::diagnostic::Sink;
 use super::first_host;
 use super::inner::{NEW_INNER, UNSAID_INNER};
 use super::model::{
-    ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay, Policy,
-    Service, Steering, VxlanDevice,
+    Commands, ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay,
+    Policy, Service, Steering, VxlanDevice,
 };
 use super::reader::{At, Bad, Section};
 use super::{policy, values};
@@ -52,6 +52,7 @@ pub(super) struct Head {
     pub(super) probe_ports: Vec<At<u16>>,
     pub(super) mtu: At<u16>,
     keepalive: u16,
+    commands: Commands,
 }
 
 /// `[locations.NAME]`
@@ -176,6 +177,7 @@ fn head(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Head {
         probe_ports,
         mtu: port(s.number("mtu", 1280..=9000, sink), 1420),
         keepalive: keepalive(&mut s, sink),
+        commands: commands(&mut s, sink),
     };
     s.finish(sink);
     head
@@ -194,6 +196,14 @@ fn keepalive(s: &mut Section<'_, '_>, sink: &mut Sink<'_>) -> u16 {
         );
     }
     found.value.as_secs() as u16
+}
+
+/// Nodes that may command every location: their names, or `"*"` for all. A name that no node has gives nobody a right.
+fn commands(s: &mut Section<'_, '_>, sink: &mut Sink<'_>) -> Commands {
+    let parse = |t: &str| if t == "*" { Ok(None) } else { values::name(t).map(Some) };
+    let listed = s.texts("commands", sink, parse).map(|l| l.value).unwrap_or_default();
+    let names: Option<BTreeSet<NodeName>> = listed.into_iter().map(|n| n.value).collect();
+    names.map_or(Commands::All, Commands::Of)
 }
 
 fn interface(text: &str) -> Result<InterfaceName, Bad> {
@@ -378,6 +388,7 @@ impl Draft {
             probe_ports: head.probe_ports.into_iter().map(|p| p.value).collect(),
             mtu: head.mtu.value,
             keepalive: head.keepalive,
+            commands: head.commands,
             policy: self.policy,
             locations: self.locations.into_iter().map(location).collect::<Option<_>>()?,
             nodes: self.nodes.into_iter().map(node).collect::<Option<_>>()?,

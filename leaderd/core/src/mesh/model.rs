@@ -1,6 +1,6 @@
 //! A valid mesh. Whoever holds a [`Mesh`] may rely on every rule that the mesh file is checked against.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -32,10 +32,25 @@ pub struct Mesh {
     pub keepalive: u16,
     /// What holds where a location says nothing else; ask [`Mesh::policy_of`] about a location.
     pub policy: Policy,
+    /// Who may command a location besides its own nodes and voters; ask [`Mesh::may_command`].
+    pub commands: Commands,
     pub locations: BTreeMap<LocationName, Location>,
     pub nodes: BTreeMap<NodeName, Node>,
     #[serde(skip)]
     pub index: Index,
+}
+
+/// Who may command every location.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Commands {
+    All,
+    Of(BTreeSet<NodeName>),
+}
+
+impl Default for Commands {
+    fn default() -> Self {
+        Self::Of(BTreeSet::new())
+    }
 }
 
 /// Ranges of the inner addresses (see [`Mesh::inner4`]).
@@ -465,6 +480,16 @@ impl Mesh {
         voters.extend(members.into_iter().take(want.max(have) - have).map(|n| n.name.clone()));
         voters.extend(witnesses);
         voters
+    }
+
+    /// True if commands that this node gives count in this location. Its voters decide who leads there anyway.
+    pub fn may_command(&self, node: &NodeName, location: &LocationName) -> bool {
+        let listed = match &self.commands {
+            Commands::All => true,
+            Commands::Of(nodes) => nodes.contains(node),
+        };
+        let own = || self.node(node).is_some_and(|n| n.location == *location);
+        listed || own() || self.voters_of(location).contains(node)
     }
 
     /// `inner(n, s)`: the inner IPv4 address of a node on `wgl{s}`: the range's base + (s << 12) + index.

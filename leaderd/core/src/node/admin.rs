@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::Node;
-use crate::admin::{AdminRequest, AdminResponse};
+use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::ids::{LocationName, NodeName};
 use crate::io::Effect;
 use crate::time::{Duration, Instant, Now};
@@ -11,6 +11,11 @@ use crate::wire::Frame;
 
 /// Commands under way at once; further ones are refused.
 const MAX_FORWARDS: usize = 64;
+/// The same of one author, as one node tells them.
+const MAX_OF_ONE: usize = 8;
+/// An author may give so many commands at once, and afterwards one in this time.
+const BURST: u32 = 10;
+const EVERY: Duration = Duration::from_secs(1);
 /// After this long a command counts as unanswered.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// A command without a reachable raft leader is offered again after this long.
@@ -25,9 +30,16 @@ enum Asker {
     Remote(NodeName, u64),
 }
 
+/// Whose commands are counted together: the author's node, and the node that told of them.
+type Source = (NodeName, NodeName);
+
 #[derive(Debug)]
 struct Pending {
     asker: Asker,
+    source: Source,
+    author: Author,
+    /// The node that has it now: nobody else may answer.
+    with: Option<NodeName>,
     request: AdminRequest,
     location: LocationName,
     deadline: Instant,
@@ -39,17 +51,46 @@ struct Pending {
 pub(super) struct Forwards {
     pending: BTreeMap<u64, Pending>,
     last_id: u64,
+    /// When each source will have paid for the commands that it gave; whoever has paid is forgotten.
+    paid_at: BTreeMap<Source, Instant>,
 }
 
 impl Forwards {
+    /// Takes one command of a source on account.
+    fn charge(&mut self, now: Instant, source: &Source) -> Result<(), String> {
+        let pending = self.pending.values();
+        if pending.clone().filter(|p| p.source == *source).count() >= MAX_OF_ONE {
+            return Err(format!(
+                "{MAX_OF_ONE} commands of {} are under way already: try again in some seconds",
+                source.0
+            ));
+        }
+        if pending.count() >= MAX_FORWARDS {
+            return Err(format!(
+                "{MAX_FORWARDS} commands are under way already: try again in some seconds"
+            ));
+        }
+        self.paid_at.retain(|_, at| *at > now);
+        let paid_at = self.paid_at.get(source).copied().unwrap_or(now) + EVERY;
+        if paid_at.since(now) > EVERY * BURST {
+            return Err(format!(
+                "{} gave {BURST} commands in a short time: it may give one a second",
+                source.0
+            ));
+        }
+        self.paid_at.insert(source.clone(), paid_at);
+        Ok(())
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.pending.values().map(|p| p.retry.unwrap_or(p.deadline).min(p.deadline)).min()
     }
 }
 
 impl Node {
-    pub(super) fn admin(&mut self, now: Now, id: u64, request: AdminRequest) {
-        self.accept_command(now, Asker::Local(id), request);
+    pub(super) fn admin(&mut self, now: Now, id: u64, user: Option<String>, request: AdminRequest) {
+        let author = Author::new(self.me.clone(), user);
+        self.accept_command(now, Asker::Local(id), author, request);
     }
 
     pub(super) fn forwarded_command(
@@ -57,27 +98,56 @@ impl Node {
         now: Now,
         from: NodeName,
         id: u64,
+        author: Author,
         request: AdminRequest,
     ) {
-        self.accept_command(now, Asker::Remote(from, id), request);
+        let mut author = author.bounded();
+        author.through = (author.node != from).then(|| from.clone());
+        self.accept_command(now, Asker::Remote(from, id), author, request);
     }
 
-    fn accept_command(&mut self, now: Now, asker: Asker, request: AdminRequest) {
+    /// Each node that takes a command in or passes it on asks first whether its author may give it, and not too many.
+    fn accept_command(&mut self, now: Now, asker: Asker, author: Author, request: AdminRequest) {
         let location = match self.location_of(&request) {
             Ok(location) => location,
             Err(message) => return self.answer(asker, AdminResponse::Refused { message }),
         };
-        if self.forwards.pending.len() >= MAX_FORWARDS {
-            let message =
-                format!("{MAX_FORWARDS} commands are under way already: try again in some seconds");
+        let teller = author.through.clone().unwrap_or_else(|| author.node.clone());
+        let source = (author.node.clone(), teller);
+        let accepted = self
+            .check_author(&author, &location)
+            .and_then(|()| self.forwards.charge(now.mono, &source));
+        if let Err(message) = accepted {
+            self.count("commands.refused");
             return self.answer(asker, AdminResponse::Refused { message });
         }
         self.forwards.last_id += 1;
         let id = self.forwards.last_id;
+        let deadline = now.mono + PATIENCE;
         let pending =
-            Pending { asker, request, location, deadline: now.mono + PATIENCE, retry: None };
+            Pending { asker, source, author, with: None, request, location, deadline, retry: None };
         self.forwards.pending.insert(id, pending);
         self.offer_command(now, id);
+    }
+
+    /// Nodes of the location pass commands of others on, and nobody else speaks for another.
+    fn check_author(&self, author: &Author, location: &LocationName) -> Result<(), String> {
+        let of_location = |n: &NodeName| {
+            self.mesh.node(n).is_some_and(|n| n.location == *location)
+                || self.mesh.voters_of(location).contains(n)
+        };
+        if let Some(through) = &author.through
+            && !of_location(through)
+        {
+            return Err(format!("{through} may not give a command in the name of {}", author.node));
+        }
+        if self.mesh.may_command(&author.node, location) {
+            return Ok(());
+        }
+        Err(format!(
+            "{} may not command {location}: ask a node of {location}, or list it in `commands` of the mesh file",
+            author.node
+        ))
     }
 
     fn location_of(&self, request: &AdminRequest) -> Result<LocationName, String> {
@@ -111,15 +181,14 @@ impl Node {
     /// Gives a command to our own group, or to a node of the location.
     fn offer_command(&mut self, now: Now, id: u64) {
         let Some(pending) = self.forwards.pending.get_mut(&id) else { return };
-        pending.retry = None;
+        (pending.retry, pending.with) = (None, None);
         if let Some(group) = self.groups.get_mut(&pending.location).filter(|g| g.votes()) {
-            group.handle_command(now, id, &pending.request);
+            group.handle_command(now, id, &pending.author, &pending.request);
             return;
         }
         let knows_raft_leader = |name: &NodeName| {
             self.heard.last.get(name).and_then(|(_, hello)| hello.raft_leader.clone())
         };
-        let request = pending.request.clone();
         let reachable: Vec<NodeName> = self
             .mesh
             .nodes_of(&pending.location)
@@ -132,9 +201,16 @@ impl Node {
         let to = raft_leader
             .or_else(|| reachable.iter().find(|n| knows_raft_leader(n).is_some()).cloned());
         match to {
-            Some(to) => self.send(&to, Frame::Forward { id, request }),
+            Some(to) => self.pass_command(&to, id),
             None => self.retry_command(now, id),
         }
+    }
+
+    fn pass_command(&mut self, to: &NodeName, id: u64) {
+        let Some(pending) = self.forwards.pending.get_mut(&id) else { return };
+        pending.with = Some(to.clone());
+        let (author, request) = (pending.author.clone(), pending.request.clone());
+        self.send(to, Frame::Forward { id, author, request });
     }
 
     fn retry_command(&mut self, now: Now, id: u64) {
@@ -144,13 +220,7 @@ impl Node {
     }
 
     /// Our own group is not led by this node.
-    pub(super) fn command_to_raft_leader(
-        &mut self,
-        now: Now,
-        location: &LocationName,
-        id: u64,
-        request: AdminRequest,
-    ) {
+    pub(super) fn command_to_raft_leader(&mut self, now: Now, location: &LocationName, id: u64) {
         let from_afar = matches!(self.forwards.pending.get(&id), Some(Pending { asker: Asker::Remote(asker, _), .. })
             if self.groups.get(location).and_then(|g| g.raft_leader()) == Some(asker));
         let raft_leader = self.groups.get(location).and_then(|g| g.raft_leader().cloned());
@@ -159,9 +229,24 @@ impl Node {
             Some(leader)
                 if leader != self.me && !from_afar && self.heard.up.contains_key(&leader) =>
             {
-                self.send(&leader, Frame::Forward { id, request });
+                self.pass_command(&leader, id);
             }
             _ => self.retry_command(now, id),
+        }
+    }
+
+    /// Counts only from the node that has the command: ids begin anew with each start.
+    pub(super) fn forwarded_answer(
+        &mut self,
+        now: Now,
+        from: &NodeName,
+        id: u64,
+        response: AdminResponse,
+    ) {
+        if self.forwards.pending.get(&id).is_some_and(|p| p.with.as_ref() == Some(from)) {
+            self.command_answered(id, response);
+        } else {
+            self.ignored(now, from.as_str(), "answer to a command that this node was not given");
         }
     }
 

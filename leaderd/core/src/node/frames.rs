@@ -46,8 +46,10 @@ impl Node {
                     self.ignored(now, from.as_str(), "frame relayed from another location");
                 }
             }
-            Frame::Forward { id, request } => self.forwarded_command(now, from, id, request),
-            Frame::Forwarded { id, response } => self.command_answered(id, response),
+            Frame::Forward { id, author, request } => {
+                self.forwarded_command(now, from, id, author, request)
+            }
+            Frame::Forwarded { id, response } => self.forwarded_answer(now, &from, id, response),
             Frame::Addresses(list) => self.handle_addresses(now, &from, list),
             Frame::Uncarried { mesh_hash, locations } => {
                 self.handle_uncarried(now, &from, mesh_hash, locations);

@@ -4,11 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::mesh::Mesh;
-use crate::state::{Decision, Event};
+use crate::state::{Decision, Event, surplus};
 use crate::time::WallTime;
-
-/// Events of other locations that are kept for `wgctl events`.
-const MAX_FOREIGN_EVENTS: usize = 256;
 
 /// Why a decision is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -134,8 +131,8 @@ impl Known {
     pub(super) fn remember_event(&mut self, event: Event) {
         let events = self.events.entry(event.location.clone()).or_default();
         events.insert(event.seq, event);
-        while events.len() > MAX_FOREIGN_EVENTS {
-            events.pop_first();
+        while let Some(seq) = surplus(events.values()) {
+            events.remove(&seq);
         }
     }
 

@@ -230,7 +230,7 @@ impl Node {
             Input::Persisted { ticket } => self.persisted(now, ticket),
             Input::Programmed { revision, error } => self.programmed(now, revision, error),
             Input::Local(facts) => self.local_facts(now, facts),
-            Input::Admin { id, request } => self.admin(now, id, request),
+            Input::Admin { id, user, request } => self.admin(now, id, user, request),
             Input::Resolved(resolved) => {
                 if self.resolved != resolved {
                     self.resolved = resolved;

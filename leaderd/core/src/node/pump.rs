@@ -103,9 +103,7 @@ impl Node {
                 }
             }
             GroupOutput::Reply { id, response } => self.command_answered(id, response),
-            GroupOutput::NotLeader { id, request } => {
-                self.command_to_raft_leader(now, &location, id, request)
-            }
+            GroupOutput::NotLeader { id } => self.command_to_raft_leader(now, &location, id),
             GroupOutput::Log { level, message, fields } => {
                 self.effects.push_back(Effect::Log { level, message, fields });
             }

@@ -1,6 +1,7 @@
 //! One node, fed by hand: whom it believes, what it counts, and where an operator's command goes.
 
 mod addresses;
+mod authors;
 mod change;
 mod steer;
 mod trust;
@@ -80,6 +81,16 @@ impl Bench {
     fn counted(&self, what: &str) -> u64 {
         self.node.counters().get(what).copied().unwrap_or(0)
     }
+}
+
+/// As an operator on this node asks.
+fn admin(id: u64, request: AdminRequest) -> Input {
+    Input::Admin { id, user: Some("uid 0".to_owned()), request }
+}
+
+fn commanded_by(mesh: Mesh, nodes: &[&str]) -> Mesh {
+    let nodes = nodes.iter().map(|n| name(n)).collect();
+    Mesh { commands: crate::mesh::Commands::Of(nodes), ..mesh }
 }
 
 fn announce(epoch: u64, slot: u8) -> Frame {
@@ -286,7 +297,7 @@ fn a_witness_hears_observers_through_the_candidates_of_its_location_and_nobody_e
 
 #[test]
 fn a_command_for_another_location_goes_to_its_raft_leader_and_the_answer_comes_back() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::of("home-0", commanded_by(mesh(2, 1, 0), &["home-0"]));
     let request = AdminRequest::Drain { node: name("cloud-0") };
     let sent = |effects: &[Effect]| {
         effects.iter().find_map(|e| match e {
@@ -298,7 +309,7 @@ fn a_command_for_another_location_goes_to_its_raft_leader_and_the_answer_comes_b
         })
     };
     // Nobody is known to ask: it is kept, and offered again.
-    let effects = bench.feed(Input::Admin { id: 77, request });
+    let effects = bench.feed(admin(77, request));
     assert_eq!(sent(&effects), None);
     for node in ["cloud-0", "cloud-1"] {
         bench.feed(Input::PeerUp { node: name(node), rtt_micros: 20_000 });
@@ -307,14 +318,17 @@ fn a_command_for_another_location_goes_to_its_raft_leader_and_the_answer_comes_b
     let (to, id) = sent(&bench.later(Duration::from_millis(300))).expect("offered again");
     assert_eq!(to, name("cloud-1"));
     let response = AdminResponse::Refused { message: "no".into() };
+    // Ids begin anew with each start: another's answer to an earlier life's command is none.
+    let other = Frame::Forwarded { id, response: response.clone() };
+    assert!(bench.frame("cloud-0", other).iter().all(|e| !matches!(e, Effect::AdminReply { .. })));
     let effects = bench.frame("cloud-1", Frame::Forwarded { id, response: response.clone() });
     assert!(effects.contains(&Effect::AdminReply { id: 77, response }), "{effects:?}");
 }
 
 #[test]
 fn a_command_without_a_quorum_is_answered_in_words() {
-    let mut bench = Bench::new();
-    bench.feed(Input::Admin { id: 5, request: AdminRequest::Drain { node: name("cloud-0") } });
+    let mut bench = Bench::of("home-0", commanded_by(mesh(2, 1, 0), &["home-0"]));
+    bench.feed(admin(5, AdminRequest::Drain { node: name("cloud-0") }));
     let effects = bench.later(Duration::from_secs(13));
     let told = effects.iter().any(|e| {
         matches!(e, Effect::AdminReply { id: 5, response: AdminResponse::Refused { message } }

@@ -105,6 +105,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
         probe_ports: vec![8620, 8621, 8622],
         mtu: 1420,
         keepalive: 10,
+        commands: Default::default(),
         policy: Policy::default(),
         locations: BTreeMap::new(),
         nodes: BTreeMap::new(),

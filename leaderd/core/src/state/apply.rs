@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Command, Decision, Event, EventKind, EventTimes, LocationState, MAX_EVENTS};
+use super::{Command, Decision, Event, EventKind, EventTimes, LocationState, surplus};
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::mesh::Policy;
 use crate::time::WallTime;
@@ -67,8 +67,8 @@ impl LocationState {
         self.last_seq += 1;
         let event = Event { seq: self.last_seq, location: self.location.clone(), ..event.clone() };
         self.events.push_back(event.clone());
-        while self.events.len() > MAX_EVENTS {
-            self.events.pop_front();
+        while let Some(seq) = surplus(self.events.iter()) {
+            self.events.retain(|e| e.seq != seq);
         }
         Box::new(event)
     }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::admin::Author;
 use crate::capability::{self, Capabilities, Unreadable};
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
@@ -18,8 +19,28 @@ use crate::verdict::{Cause, Direction, SlotReport};
 
 pub use apply::Applied;
 
-/// How many events a location remembers.
+/// How many events a location remembers of what happened by itself.
 pub const MAX_EVENTS: usize = 256;
+/// The same of what somebody asked for.
+pub const MAX_ASKED: usize = 64;
+
+/// The event to forget, if there are too many. What was asked for and what happened by itself have places of their own, so that
+/// neither washes out the other; and of the former goes the oldest of whoever asked most, so that nobody washes out the account
+/// of another.
+pub fn surplus<'a>(events: impl Iterator<Item = &'a Event> + Clone) -> Option<EventSeq> {
+    let (asked, other) = (|e: &&Event| e.author.is_some(), |e: &&Event| e.author.is_none());
+    if events.clone().filter(other).count() > MAX_EVENTS {
+        return events.clone().find(other).map(|e| e.seq);
+    }
+    if events.clone().filter(asked).count() <= MAX_ASKED {
+        return None;
+    }
+    let node = |e: &'a Event| e.author.as_ref().map(|a| &a.node);
+    let mut by: BTreeMap<_, usize> = BTreeMap::new();
+    events.clone().filter(asked).for_each(|e| *by.entry(node(e)).or_default() += 1);
+    let most = by.into_iter().max_by_key(|(_, n)| *n)?.0;
+    events.clone().find(|e| asked(e) && node(e) == most).map(|e| e.seq)
+}
 
 /// Who leads.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -130,6 +151,9 @@ pub struct Event {
     pub blocked_by: BTreeMap<NodeName, Vec<String>>,
     /// What the observers saw, by observer.
     pub evidence: BTreeMap<NodeName, Vec<SlotReport>>,
+    /// Who asked for it, if somebody did.
+    #[serde(default)]
+    pub author: Option<Author>,
 }
 
 /// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).

@@ -81,6 +81,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
         probe_ports: vec![8620],
         mtu: 1420,
         keepalive: 10,
+        commands: Default::default(),
         policy: Policy::default(),
         locations,
         nodes,

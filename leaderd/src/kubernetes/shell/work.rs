@@ -99,7 +99,8 @@ impl Shell {
             let asker = daemon.asker.clone();
             self.busy.insert(key.clone());
             self.under_way.push(Box::pin(async move {
-                let command = |to| Request::Command(request.clone(), to);
+                let user = Some("kubernetes".to_owned());
+                let command = |to| Request::Command(request.clone(), user, to);
                 let response = asker.ask(command, COMMAND_TIMEOUT).await;
                 Done::Command { key, request, response }
             }));

@@ -69,6 +69,7 @@ impl World {
             blackout: None,
             blocked_by: BTreeMap::new(),
             evidence: BTreeMap::new(),
+            author: None,
         });
     }
 

@@ -222,9 +222,9 @@ fn a_node_that_is_not_the_raft_leader_says_so() {
     let now = c.now();
     let request = AdminRequest::Drain { node: name("cloud-1") };
     let follower = c.groups.get_mut(&name("cloud-0")).unwrap();
-    follower.handle_command(now, 1, &request);
+    follower.handle_command(now, 1, &super::cluster::author(), &request);
     let output = std::iter::from_fn(|| follower.poll_output()).last();
-    assert_eq!(output, Some(super::super::GroupOutput::NotLeader { id: 1, request }));
+    assert_eq!(output, Some(super::super::GroupOutput::NotLeader { id: 1 }));
 }
 
 #[test]

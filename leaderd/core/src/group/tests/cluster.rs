@@ -6,6 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::super::*;
+use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::Capabilities;
 use crate::ids::{Generation, NodeIndex, Slot};
 use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
@@ -17,6 +18,11 @@ const EPOCH_WALL: u64 = 1_700_000_000_000_000;
 
 pub fn name(s: &str) -> NodeName {
     s.parse().unwrap()
+}
+
+/// Who gives all commands here.
+pub fn author() -> Author {
+    Author::new(name("cloud-0"), None)
 }
 
 /// Location `cloud` with these candidates, members and witnesses, and location `home` whose candidates observe it.
@@ -65,6 +71,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         probe_ports: vec![8620],
         mtu: 1420,
         keepalive: 10,
+        commands: Default::default(),
         policy: Policy::default(),
         locations: [location("cloud", witnesses), location("home", vec![])]
             .into_iter()
@@ -532,7 +539,7 @@ impl Cluster {
         let id = self.replies.len() as u64 + 100;
         let leader = self.raft_leader().expect("a raft leader");
         let now = self.now();
-        self.groups.get_mut(&leader).unwrap().handle_command(now, id, request);
+        self.groups.get_mut(&leader).unwrap().handle_command(now, id, &author(), request);
         self.drain(&leader);
         id
     }

@@ -41,6 +41,7 @@ fn announce_with_event(epoch: u64, slot: u8, seq: u64) -> Frame {
         blackout: None,
         blocked_by: Default::default(),
         evidence: Default::default(),
+        author: None,
     };
     Frame::Announce { decision, event: Some(Box::new(event)) }
 }
@@ -63,7 +64,7 @@ fn a_node_that_votes_no_more_shows_nothing_of_its_old_group() {
     // Its commands go to the others at once.
     bench.feed(Input::PeerUp { node: name("cloud-0"), rtt_micros: 500 });
     let request = AdminRequest::Drain { node: name("cloud-0") };
-    let effects = bench.feed(Input::Admin { id: 1, request });
+    let effects = bench.feed(admin(1, request));
     let asked = |e: &&Effect| matches!(e, Effect::SendFrame { frame, .. } if matches!(**frame, Frame::Forward { .. }));
     assert_eq!(effects.iter().filter(asked).count(), 1, "{effects:?}");
     // The vote comes back.
@@ -125,7 +126,7 @@ fn a_freeze_that_has_ended_is_not_shown() {
     assert_eq!(shown(&bench).epoch, Epoch(1));
     let freeze =
         AdminRequest::Freeze { location: cloud(), duration: Some(Duration::from_secs(60)) };
-    bench.feed(Input::Admin { id: 1, request: freeze });
+    bench.feed(admin(1, freeze));
     settle(&mut bench);
     let until = shown(&bench).frozen.flatten();
     assert!(until.is_some_and(|until| until > bench.now.wall), "{until:?}");

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::super::{MAX_ASKED, MAX_EVENTS};
 use super::*;
+use crate::admin::Author;
 use crate::ids::Slot;
 use crate::verdict::Cause;
 
@@ -37,6 +39,7 @@ fn decide(expected: u64, epoch: u64, slot: u8, at: u64, cause: Cause) -> Command
             blackout: None,
             evidence: Default::default(),
             blocked_by: Default::default(),
+            author: None,
         }),
     }
 }
@@ -109,6 +112,33 @@ fn events_are_bounded_and_keep_counting() {
     assert_eq!(state.events.len(), MAX_EVENTS);
     assert_eq!(state.last_seq, MAX_EVENTS as u64 + 10);
     assert_eq!(state.events.back().unwrap().seq, state.last_seq);
+}
+
+#[test]
+fn a_flood_of_commands_washes_out_neither_failovers_nor_the_account_of_others() {
+    let mut state = LocationState::new("cloud".parse().unwrap());
+    let asked = |state: &mut LocationState, node: &str| {
+        let Command::Decide { mut event, .. } = decide(0, 1, 0, 1, Cause::Promoted) else {
+            unreachable!()
+        };
+        (event.kind, event.author) = (EventKind::Operator, Some(Author::new(name(node), None)));
+        state.apply(&Command::Record { event });
+    };
+    state.apply(&decide(0, 1, 0, 1, Cause::NewFlow));
+    for _ in 0..MAX_ASKED {
+        asked(&mut state, "cloud-0");
+    }
+    asked(&mut state, "home-0");
+    for _ in 0..1000 {
+        asked(&mut state, "cloud-0");
+    }
+    let of = |node: &str| {
+        let by = |e: &&Event| e.author.as_ref().is_some_and(|a| a.node == name(node));
+        state.events.iter().filter(by).count()
+    };
+    assert_eq!((of("home-0"), of("cloud-0")), (1, MAX_ASKED - 1));
+    assert_eq!(state.events[0].kind, EventKind::Failover);
+    assert_eq!(state.events.back().unwrap().seq, state.last_seq, "the newest is kept");
 }
 
 #[test]
