@@ -19,6 +19,7 @@ pub mod mesh;
 pub mod node;
 pub mod observe;
 pub mod probe;
+pub mod proof;
 pub mod state;
 pub mod status;
 pub mod time;

@@ -447,7 +447,7 @@ fn a_daemon_that_starts_anew_moves_no_route() {
 fn a_planned_promotion_loses_nothing() {
     let mut play = Play::hybrid();
     let request = AdminRequest::Promote { node: name("cloud-2"), force: false };
-    play.world.input(&name("home-0"), Input::Admin { id: 1, user: None, request });
+    play.world.input(&name("cloud-1"), Input::Admin { id: 1, user: None, request });
     let reading = measure(&mut play.world, &name("home-1"), &name("cloud-1"), secs(5));
     assert_eq!((reading.sent, reading.lost), (10_000, 0), "{}", play.story());
     play.run(secs(1));
