@@ -8,6 +8,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, LocationName, NodeName};
+use crate::wire::limits::{MAX_TEXT, shortened};
+
+/// Longest freeze that has an end: ten years. Whoever wants more freezes without one.
+pub const MAX_FREEZE: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 /// A command of the operator. It goes to the raft leader of the location it is about, wherever that is.
 ///
@@ -43,4 +47,18 @@ pub enum AdminResponse {
     Done { location: LocationName, epoch: Epoch, message: String },
     /// Not done, and why, and what to do.
     Refused { message: String },
+}
+
+impl AdminResponse {
+    /// With a message that fits a frame.
+    pub fn shortened(self) -> Self {
+        // The ellipsis has three bytes; all else that we say is ASCII.
+        let short = |message: String| shortened(&message, MAX_TEXT - 2);
+        match self {
+            Self::Done { location, epoch, message } => {
+                Self::Done { location, epoch, message: short(message) }
+            }
+            Self::Refused { message } => Self::Refused { message: short(message) },
+        }
+    }
 }

@@ -121,6 +121,6 @@ impl Slot {
 
 impl Epoch {
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }

@@ -1,9 +1,13 @@
 //! Operators' commands: to the raft leader of the location they are about, wherever that is, and the answer back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::Node;
-use crate::admin::{AdminRequest, AdminResponse};
+use super::ignored::Ignored;
+use crate::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
 use crate::ids::{LocationName, NodeName};
 use crate::io::Effect;
 use crate::time::{Duration, Instant, Now};
@@ -15,6 +19,9 @@ const MAX_FORWARDS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(12);
 /// A command without a reachable raft leader is offered again after this long.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// Sets this use of the seed apart from others.
+const IDS: u64 = 0x636f_6d6d_616e_6473;
 
 /// Who waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,15 +40,25 @@ struct Pending {
     deadline: Instant,
     /// Offer it again then; `None` while someone has it.
     retry: Option<Instant>,
+    /// Nodes that it was sent to: nobody else answers it.
+    asked: BTreeSet<NodeName>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Forwards {
     pending: BTreeMap<u64, Pending>,
     last_id: u64,
 }
 
 impl Forwards {
+    /// Counts on from where the seed says, which is another place at each start: a late answer to a command of before is none to
+    /// one of now.
+    pub(super) fn new(seed: u64) -> Self {
+        let first = ChaCha8Rng::seed_from_u64(seed ^ IDS).next_u64();
+        // Room to count on.
+        Self { pending: BTreeMap::new(), last_id: first >> 1 }
+    }
+
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         self.pending.values().map(|p| p.retry.unwrap_or(p.deadline).min(p.deadline)).min()
     }
@@ -74,8 +91,14 @@ impl Node {
         }
         self.forwards.last_id += 1;
         let id = self.forwards.last_id;
-        let pending =
-            Pending { asker, request, location, deadline: now.mono + PATIENCE, retry: None };
+        let pending = Pending {
+            asker,
+            request,
+            location,
+            deadline: now.mono + PATIENCE,
+            retry: None,
+            asked: BTreeSet::new(),
+        };
         self.forwards.pending.insert(id, pending);
         self.offer_command(now, id);
     }
@@ -97,6 +120,9 @@ impl Node {
                     ));
                 }
                 Ok(node.location.clone())
+            }
+            AdminRequest::Freeze { duration: Some(duration), .. } if *duration > MAX_FREEZE => {
+                Err("a freeze with an end lasts ten years at most: freeze without one".to_owned())
             }
             AdminRequest::Freeze { location, .. } | AdminRequest::Unfreeze { location } => {
                 if self.mesh.locations.contains_key(location) {
@@ -132,9 +158,16 @@ impl Node {
         let to = raft_leader
             .or_else(|| reachable.iter().find(|n| knows_raft_leader(n).is_some()).cloned());
         match to {
-            Some(to) => self.send(&to, Frame::Forward { id, request }),
+            Some(to) => self.ask(&to, id, request),
             None => self.retry_command(now, id),
         }
+    }
+
+    fn ask(&mut self, to: &NodeName, id: u64, request: AdminRequest) {
+        if let Some(pending) = self.forwards.pending.get_mut(&id) {
+            pending.asked.insert(to.clone());
+        }
+        self.send(to, Frame::Forward { id, request });
     }
 
     fn retry_command(&mut self, now: Now, id: u64) {
@@ -159,9 +192,25 @@ impl Node {
             Some(leader)
                 if leader != self.me && !from_afar && self.heard.up.contains_key(&leader) =>
             {
-                self.send(&leader, Frame::Forward { id, request });
+                self.ask(&leader, id, request);
             }
             _ => self.retry_command(now, id),
+        }
+    }
+
+    /// An answer from another node, which must be one that was asked.
+    pub(super) fn forward_answered(
+        &mut self,
+        now: Now,
+        from: &NodeName,
+        id: u64,
+        response: AdminResponse,
+    ) {
+        match self.forwards.pending.get(&id) {
+            Some(pending) if pending.asked.contains(from) => self.command_answered(id, response),
+            // To one that was given up: late, but no lie.
+            None => {}
+            Some(_) => self.ignored(now, from.as_str(), Ignored::AnswerNotAsked),
         }
     }
 
@@ -191,6 +240,7 @@ impl Node {
     }
 
     fn answer(&mut self, asker: Asker, response: AdminResponse) {
+        let response = response.shortened();
         match asker {
             Asker::Local(id) => self.effects.push_back(Effect::AdminReply { id, response }),
             Asker::Remote(node, id) => self.send(&node, Frame::Forwarded { id, response }),

@@ -4,17 +4,52 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::mesh::Mesh;
-use crate::state::{Decision, Event};
+use crate::state::{Decision, Event, MAX_EVENTS, MAX_STATE};
 use crate::time::WallTime;
 
-/// Events of other locations that are kept for `wgctl events`.
-const MAX_FOREIGN_EVENTS: usize = 256;
+/// Bytes of events that are kept for `wgctl events`: of all locations whose state this node does not hold.
+const MAX_ALL_EVENTS: usize = 16 << 20;
+/// What an event takes in memory beyond its size on the wire: its maps and lists, empty as they may be.
+const EVENT_ITSELF: usize = 1 << 10;
+/// An event's number may be this far beyond the newest that is known: this node may have missed some. One that is further would
+/// push out all that come after it.
+const MAX_EVENT_JUMP: u64 = 1 << 16;
 
 #[derive(Debug, Default)]
 pub(super) struct Known {
     locations: BTreeMap<LocationName, KnownDecision>,
     /// Events of locations whose replicated state this node does not hold.
-    events: BTreeMap<LocationName, BTreeMap<u64, Event>>,
+    events: BTreeMap<LocationName, Events>,
+}
+
+/// Of one location, at most [`MAX_EVENTS`] and [`MAX_STATE`] bytes of them, as its own voters keep.
+#[derive(Debug, Default)]
+struct Events {
+    by_seq: BTreeMap<u64, Event>,
+    size: usize,
+}
+
+impl Events {
+    fn insert(&mut self, event: Event) {
+        self.size += size(&event);
+        if let Some(old) = self.by_seq.insert(event.seq, event) {
+            self.size -= size(&old);
+        }
+        while self.by_seq.len() > MAX_EVENTS || self.size > MAX_STATE {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        match self.by_seq.pop_first() {
+            Some((_, oldest)) => self.size -= size(&oldest),
+            None => self.size = 0,
+        }
+    }
+}
+
+fn size(event: &Event) -> usize {
+    event.size() + EVENT_ITSELF
 }
 
 #[derive(Debug)]
@@ -113,16 +148,25 @@ impl Known {
         in_force
     }
 
-    pub(super) fn remember_event(&mut self, event: Event) {
+    /// False if its number is far beyond the newest. The event is within its bounds: that was checked when it came in.
+    pub(super) fn remember_event(&mut self, event: Event) -> bool {
         let events = self.events.entry(event.location.clone()).or_default();
-        events.insert(event.seq, event);
-        while events.len() > MAX_FOREIGN_EVENTS {
-            events.pop_first();
+        let newest = events.by_seq.last_key_value().map(|(seq, _)| *seq);
+        if newest.is_some_and(|newest| event.seq > newest.saturating_add(MAX_EVENT_JUMP)) {
+            return false;
         }
+        events.insert(event);
+        while self.events.values().map(|e| e.size).sum::<usize>() > MAX_ALL_EVENTS {
+            // The location with the most to tell gives way.
+            if let Some(most) = self.events.values_mut().max_by_key(|e| e.size) {
+                most.forget_oldest();
+            }
+        }
+        true
     }
 
     pub(super) fn events(&self, location: &LocationName) -> impl Iterator<Item = &Event> {
-        self.events.get(location).into_iter().flat_map(|e| e.values())
+        self.events.get(location).into_iter().flat_map(|e| e.by_seq.values())
     }
 
     pub(super) fn retain(&mut self, mesh: &Mesh) {

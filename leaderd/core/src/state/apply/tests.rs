@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use super::*;
 use crate::ids::Slot;
+use crate::state::MAX_EVENTS;
 use crate::verdict::Cause;
 
 fn name(s: &str) -> NodeName {
