@@ -197,7 +197,7 @@ mod tests {
                         };
                         drop(to.send(response));
                     }
-                    Request::Snapshot(_) => {}
+                    Request::Snapshot(_) | Request::Beat(_) => {}
                 }
             }
         });

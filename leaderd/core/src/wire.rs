@@ -193,7 +193,7 @@ impl Frame {
             Some((&FRAME_VERSION, body)) => body,
             Some((&version, _)) => return Err(FrameError::Version(version)),
         };
-        let longest = body.first().map_or(0, |kind| Self::longest(*kind));
+        let longest = body.first().map_or(MAX_FRAME, |kind| Self::longest(*kind));
         if bytes.len() > longest {
             return Err(FrameError::TooLong(bytes.len(), longest));
         }

@@ -169,6 +169,10 @@ impl Known {
         self.events.get(location).into_iter().flat_map(|e| e.by_seq.values())
     }
 
+    pub(super) fn has_event(&self, location: &LocationName, seq: u64) -> bool {
+        self.events.get(location).is_some_and(|e| e.by_seq.contains_key(&seq))
+    }
+
     pub(super) fn retain(&mut self, mesh: &Mesh) {
         self.locations.retain(|location, _| mesh.locations.contains_key(location));
         self.events.retain(|location, _| mesh.locations.contains_key(location));

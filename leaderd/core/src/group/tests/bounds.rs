@@ -67,7 +67,10 @@ fn a_command_that_is_too_long_is_not_proposed_and_those_after_it_are() {
     event.kind = EventKind::Notice;
     event.summary = "x".repeat(MAX_COMMAND);
     let group = c.groups.get_mut(&raft_leader).unwrap();
-    assert_eq!(group.raft.propose(Default::default(), &Command::Record { event: Box::new(event) }), None);
+    assert_eq!(
+        group.raft.propose(Default::default(), &Command::Record { event: Box::new(event) }),
+        None
+    );
     let answer = c.command(AdminRequest::Drain { node: name("cloud-2") });
     assert!(matches!(answer, AdminResponse::Done { .. }), "{answer:?}");
 }
