@@ -215,7 +215,7 @@ mod tests {
                         };
                         drop(to.send(response));
                     }
-                    Request::Snapshot(_) => {}
+                    Request::Snapshot(_) | Request::Beat(_) => {}
                 }
             }
         });

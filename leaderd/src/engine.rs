@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
+use leaderd_core::ids::LocationName;
 use leaderd_core::io::{Effect, Input};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::Node;
-use leaderd_core::state::Event;
+use leaderd_core::state::{Event, EventKind, EventSeq};
 use leaderd_core::status::Status;
 use tokio::sync::{mpsc, oneshot, watch};
 use wgctl_plan::Network;
@@ -24,7 +25,7 @@ use crate::probes::Probes;
 use crate::record::Recorder;
 use crate::store::Writer;
 
-/// Inputs that wait. Frames and disk answers wait for room, floods are dropped where they arise.
+/// Inputs that wait, but frames, which have an inbox of their own. Disk answers wait for room.
 pub const MAX_INPUTS: usize = 4096;
 
 /// Requests of the admin socket and of scrapes that wait.
@@ -45,6 +46,8 @@ pub type Program = Option<(u64, Box<Network>)>;
 /// What others may ask of the engine.
 #[derive(Debug)]
 pub enum Request {
+    /// Whether the engine answers, and whether the network was programmed.
+    Beat(oneshot::Sender<bool>),
     Snapshot(oneshot::Sender<Snapshot>),
     Events(oneshot::Sender<Vec<Event>>),
     Network(oneshot::Sender<Box<Network>>),
@@ -66,8 +69,38 @@ pub struct Snapshot {
     pub peers: usize,
     /// Measured by the last failover of each location that this node knows of, in seconds.
     pub blackouts: BTreeMap<String, f64>,
-    /// Failover events known, by location.
+    /// Failovers of each location since the start, and those that were remembered then.
     pub failovers: BTreeMap<String, u64>,
+}
+
+/// What is counted of a location's failovers. Events are forgotten in the end; a count is not to fall.
+#[derive(Debug, Default)]
+struct Failovers {
+    /// Up to here events were counted.
+    upto: EventSeq,
+    count: u64,
+    blackout: Option<Duration>,
+}
+
+impl Failovers {
+    fn count(&mut self, events: &mut dyn Iterator<Item = &Event>) {
+        let mut newest: Option<(EventSeq, Option<Duration>)> = None;
+        let (counted, mut upto) = (self.upto, 0);
+        for event in events {
+            upto = upto.max(event.seq);
+            if event.kind != EventKind::Failover {
+                continue;
+            }
+            self.count += u64::from(event.seq > counted);
+            // The blackout comes some time after its event.
+            if event.blackout.is_some() && newest.is_none_or(|(seq, _)| seq < event.seq) {
+                newest = Some((event.seq, event.blackout));
+            }
+        }
+        // Fewer than before: the location has lost its stores, and counts from the beginning.
+        self.upto = upto;
+        self.blackout = newest.map_or(self.blackout, |(_, blackout)| blackout);
+    }
 }
 
 /// The shells that effects go to.
@@ -96,6 +129,7 @@ pub struct Engine {
     commands: BTreeMap<u64, (tokio::time::Instant, oneshot::Sender<AdminResponse>)>,
     next_command: u64,
     ready: bool,
+    failovers: BTreeMap<LocationName, Failovers>,
 }
 
 impl Engine {
@@ -118,6 +152,7 @@ impl Engine {
             commands,
             next_command: 1,
             ready: false,
+            failovers: BTreeMap::new(),
         }
     }
 
@@ -151,6 +186,7 @@ impl Engine {
                     self.handle(Input::Timeout);
                 }
                 Some(input) = self.inputs.recv() => self.handle(input),
+                frame = self.shells.control.next_frame() => self.handle(frame),
                 inputs = self.shells.probes.ready() => for input in inputs {
                     self.handle(input);
                 },
@@ -226,6 +262,9 @@ impl Engine {
 
     fn answer(&mut self, request: Request) {
         match request {
+            Request::Beat(to) => {
+                let _ = to.send(self.ready);
+            }
             Request::Snapshot(to) => {
                 let _ = to.send(self.snapshot());
             }
@@ -254,16 +293,18 @@ impl Engine {
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let (mut blackouts, mut failovers) = (BTreeMap::new(), BTreeMap::new());
-        for event in self.node.events() {
-            if event.kind == leaderd_core::state::EventKind::Failover {
-                *failovers.entry(event.location.to_string()).or_insert(0) += 1;
-                if let Some(blackout) = event.blackout {
-                    blackouts.insert(event.location.to_string(), blackout.as_secs_f64());
-                }
-            }
+    fn snapshot(&mut self) -> Snapshot {
+        let mesh = self.node.mesh().clone();
+        self.failovers.retain(|location, _| mesh.locations.contains_key(location));
+        for location in mesh.locations.keys() {
+            let failovers = self.failovers.entry(location.clone()).or_default();
+            failovers.count(&mut self.node.events_of(location));
         }
+        let counted = || self.failovers.iter().filter(|(_, f)| f.count > 0);
+        let failovers = counted().map(|(l, f)| (l.to_string(), f.count)).collect();
+        let blackouts = counted()
+            .filter_map(|(l, f)| Some((l.to_string(), f.blackout?.as_secs_f64())))
+            .collect();
         Snapshot {
             status: self.node.status(self.clock.now()),
             core: self.node.counters(),
@@ -288,6 +329,44 @@ mod tests {
     use super::*;
     use crate::secrets::{Keys, Secret};
     use crate::store::{Identity, Store};
+
+    fn event(seq: EventSeq, kind: EventKind, blackout: Option<u64>) -> Event {
+        Event {
+            seq,
+            location: "cloud".parse().unwrap(),
+            kind,
+            epoch: Default::default(),
+            cause: None,
+            direction: None,
+            leaders_before: vec![],
+            leaders_after: vec![],
+            summary: String::new(),
+            times: Default::default(),
+            blackout: blackout.map(Duration::from_millis),
+            blocked_by: Default::default(),
+            evidence: Default::default(),
+        }
+    }
+
+    #[test]
+    fn failovers_are_counted_once_and_stay_counted_when_their_events_are_forgotten() {
+        let mut counted = Failovers::default();
+        let mut look = |events: &[Event]| {
+            counted.count(&mut events.iter());
+            (counted.count, counted.blackout.map(|b| b.as_millis()))
+        };
+        let (failover, other) = (EventKind::Failover, EventKind::Notice);
+        assert_eq!(look(&[]), (0, None));
+        let first = event(1, failover, None);
+        assert_eq!(look(&[first.clone(), event(2, other, None)]), (1, None));
+        let first = Event { blackout: Some(Duration::from_millis(250)), ..first };
+        assert_eq!(look(&[first.clone(), event(2, other, None)]), (1, Some(250)));
+        assert_eq!(look(&[event(4, failover, Some(90)), first]), (2, Some(90)));
+        assert_eq!(look(&[event(9, other, None)]), (2, Some(90)), "forgotten");
+        // A location that has lost its stores begins again.
+        assert_eq!(look(&[event(1, other, None)]), (2, Some(90)));
+        assert_eq!(look(&[event(2, failover, Some(70))]), (3, Some(70)));
+    }
 
     /// A mesh of one node, which has nobody to send anything to; its control and probe ports are free ones.
     fn alone(keys: &Keys) -> Mesh {

@@ -1,9 +1,10 @@
-//! Metrics in the Prometheus text format, made anew from the node's status at every scrape; health and readiness.
+//! Metrics in the Prometheus text format, made from the node's status, once a second at most; health and readiness.
 //!
 //! `/healthz`: the engine answers. `/readyz`: the network was programmed as well.
 
-use std::future::IntoFuture;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
@@ -11,12 +12,18 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use std::sync::atomic::AtomicU64;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::{Instant, timeout};
 
 use crate::admin::Asker;
 use crate::engine::{Request, Snapshot};
@@ -24,13 +31,55 @@ use crate::engine::{Request, Snapshot};
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 
+/// Connections at once. Whoever reaches the port may connect, and descriptors are the probes' as well.
+const MAX_CONNECTIONS: usize = 32;
+
+/// A request must be there, whole, after this; and answered, and the answer taken, after that.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A scrape within this time of another gets the same text: it is made at the engine's cost.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// The last scrape's text. Who scrapes meanwhile waits for the same.
+#[derive(Clone, Debug, Default)]
+struct LastText(Arc<Mutex<Option<(Instant, String)>>>);
+
 /// Serves metrics, health and readiness over TCP until the runtime ends.
 pub async fn serve(address: SocketAddr, asker: Asker) -> anyhow::Result<()> {
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .with_context(|| format!("cannot serve metrics on {address}; use another --metrics"))?;
-    tokio::spawn(axum::serve(listener, routes().with_state(asker)).into_future());
+    let listener = bind(address).await?;
+    tokio::spawn(serve_on(listener, routes().with_state(asker)));
     Ok(())
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot serve metrics on {address}; use another --metrics"))
+}
+
+/// One request a connection, few connections, and none for long. Those beyond that wait in the kernel's queue.
+async fn serve_on(listener: TcpListener, routes: Router) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            // No descriptors, most likely.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let service = TowerToHyperService::new(routes.clone());
+        tokio::spawn(async move {
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // Whoever hangs up or sends nonsense did so.
+            let _ = timeout(CONNECTION_TIMEOUT, connection).await;
+            drop(place);
+        });
+    }
 }
 
 /// While a daemon waits for its first mesh: it lives, and is not ready.
@@ -45,12 +94,7 @@ impl Waiting {
         let routes = Router::new().route("/healthz", get(|| async { "ok\n" })).fallback(|| async {
             (StatusCode::SERVICE_UNAVAILABLE, "this node is in no mesh yet: see the log\n")
         });
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot serve metrics on {address}; use another --metrics"))?;
-        Ok(Self(Some(tokio::spawn(async move {
-            let _ = axum::serve(listener, routes).await;
-        }))))
+        Ok(Self(Some(tokio::spawn(serve_on(bind(address).await?, routes)))))
     }
 
     /// Gives the address back.
@@ -63,35 +107,42 @@ impl Waiting {
 }
 
 pub(crate) fn routes() -> Router<Asker> {
+    let last = LastText::default();
     Router::new()
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(move |State(asker): State<Asker>| metrics(asker, last)))
         .route("/healthz", get(health))
         .route("/readyz", get(ready))
 }
 
-async fn metrics(State(asker): State<Asker>) -> Response {
-    let Some(snapshot) = asker.lookup(Request::Snapshot).await else { return busy() };
-    let mut text = String::new();
-    match encode(&mut text, &registry(&snapshot)) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
+async fn metrics(asker: Asker, last: LastText) -> Response {
+    let mut last = last.0.lock().await;
+    let text = match &*last {
+        Some((at, text)) if at.elapsed() < FRESH => text.clone(),
+        _ => {
+            let Some(snapshot) = asker.lookup(Request::Snapshot).await else { return busy() };
+            let mut text = String::new();
+            if let Err(error) = encode(&mut text, &registry(&snapshot)) {
+                return (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+            }
+            *last = Some((Instant::now(), text.clone()));
+            text
         }
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
+    };
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 async fn health(State(asker): State<Asker>) -> Response {
-    match asker.lookup(Request::Snapshot).await {
+    match asker.lookup(Request::Beat).await {
         Some(_) => "ok\n".into_response(),
         None => busy(),
     }
 }
 
 async fn ready(State(asker): State<Asker>) -> Response {
-    match asker.lookup(Request::Snapshot).await {
-        Some(snapshot) if snapshot.ready => "ok\n".into_response(),
-        Some(_) => {
+    match asker.lookup(Request::Beat).await {
+        Some(true) => "ok\n".into_response(),
+        Some(false) => {
             (StatusCode::SERVICE_UNAVAILABLE, "the network is not programmed yet\n").into_response()
         }
         None => busy(),
@@ -222,7 +273,11 @@ fn registry(s: &Snapshot) -> Registry {
     let blackouts = s.blackouts.iter().map(|(l, seconds)| (label(l), *seconds));
     gauges("blackout_last_seconds", "Measured blackout of the last failover", blackouts.collect());
     let failovers = s.failovers.iter().map(|(l, n)| (label(l), *n as f64));
-    gauges("failovers", "Failovers that this node knows of", failovers.collect());
+    gauges(
+        "failovers",
+        "Failovers since the start, and those that were remembered then",
+        failovers.collect(),
+    );
     for (prefix, name, value) in s
         .core
         .iter()
@@ -252,11 +307,76 @@ fn registry(s: &Snapshot) -> Registry {
 mod tests {
     use leaderd_core::ids::Epoch;
     use leaderd_core::status::{HiddenSource, LocationStatus, Status};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
-    #[test]
-    fn a_scrape_tells_who_leads_and_what_was_counted() {
+    /// Serves from an engine that counts what it is asked.
+    async fn served() -> (SocketAddr, Arc<std::sync::Mutex<Vec<&'static str>>>) {
+        let (tx, mut rx) = tokio::sync::mpsc::channel(8);
+        let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let log = asked.clone();
+        tokio::spawn(async move {
+            while let Some(request) = rx.recv().await {
+                log.lock().unwrap().push(match request {
+                    Request::Beat(to) => to.send(true).map_or("gone", |()| "beat"),
+                    Request::Snapshot(to) => to.send(snapshot()).map_or("gone", |()| "snapshot"),
+                    _ => "another",
+                });
+            }
+        });
+        let listener = bind(([127, 0, 0, 1], 0).into()).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve_on(listener, routes().with_state(Asker(tx))));
+        (address, asked)
+    }
+
+    async fn get_path(address: SocketAddr, path: &str) -> String {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: leaderd\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        // The connection ends with the answer.
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn health_asks_for_a_beat_and_many_scrapes_for_one_snapshot() {
+        let (address, asked) = served().await;
+        for path in ["/healthz", "/readyz"] {
+            assert!(get_path(address, path).await.ends_with("ok\n"));
+        }
+        assert_eq!(*asked.lock().unwrap(), ["beat", "beat"]);
+        asked.lock().unwrap().clear();
+        let began = Instant::now();
+        for _ in 0..20 {
+            assert!(get_path(address, "/metrics").await.contains("leaderd_leader{"));
+        }
+        let most = 1 + began.elapsed().as_secs() as usize;
+        assert!(asked.lock().unwrap().len() <= most, "{:?} in {most} s", asked.lock().unwrap());
+    }
+
+    #[tokio::test]
+    async fn silent_connections_have_few_places_and_lose_them() {
+        let (address, _) = served().await;
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /metr").await.unwrap();
+            silent.push(stream);
+        }
+        // All places are taken, until the silent ones are closed; then it is this one's turn.
+        let answer = timeout(Duration::from_secs(60), get_path(address, "/healthz")).await;
+        assert!(answer.expect("a place became free").ends_with("ok\n"));
+        for mut stream in silent {
+            let mut rest = Vec::new();
+            let ended = timeout(Duration::from_secs(60), stream.read_to_end(&mut rest)).await;
+            assert!(ended.is_ok(), "a silent connection stays");
+        }
+    }
+
+    fn snapshot() -> Snapshot {
         let location = LocationStatus {
             name: "cloud".parse().unwrap(),
             leaders: vec!["cloud-1".parse().unwrap()],
@@ -289,7 +409,7 @@ mod tests {
             probe_addresses: vec![],
             locations: vec![location],
         };
-        let snapshot = Snapshot {
+        Snapshot {
             status,
             core: [("probes.lost".to_owned(), 3)].into(),
             shell: [("persist_latency_micros", 1500)].into(),
@@ -298,7 +418,12 @@ mod tests {
             peers: 2,
             blackouts: [("cloud".to_owned(), 0.25)].into(),
             failovers: [("cloud".to_owned(), 1)].into(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_scrape_tells_who_leads_and_what_was_counted() {
+        let snapshot = snapshot();
         let mut text = String::new();
         encode(&mut text, &registry(&snapshot)).unwrap();
         for line in [

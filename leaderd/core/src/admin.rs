@@ -9,6 +9,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, LocationName, NodeName};
+use crate::wire::limits::{MAX_TEXT, shortened};
+
+/// Longest freeze that has an end: ten years. Whoever wants more freezes without one.
+pub const MAX_FREEZE: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 /// A command of the operator. It goes to the raft leader of the location it is about, wherever that is.
 ///
@@ -37,7 +41,7 @@ pub enum AdminRequest {
 }
 
 /// Longest name of a user that is kept, in characters.
-const MAX_USER: usize = 64;
+pub(crate) const MAX_USER: usize = 64;
 
 /// Who gave a command.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
@@ -52,6 +56,13 @@ pub struct Author {
 impl Author {
     pub fn new(node: NodeName, user: Option<String>) -> Self {
         Self { node, user, through: None }.bounded()
+    }
+
+    /// True for what [`Self::bounded`] leaves as it is.
+    pub fn is_bounded(&self) -> bool {
+        self.user
+            .as_ref()
+            .is_none_or(|u| u.chars().count() <= MAX_USER && !u.contains(char::is_control))
     }
 
     /// The same with what its node says of the user cut to a line of printable characters.
@@ -83,4 +94,18 @@ pub enum AdminResponse {
     Done { location: LocationName, epoch: Epoch, message: String },
     /// Not done, and why, and what to do.
     Refused { message: String },
+}
+
+impl AdminResponse {
+    /// With a message that fits a frame.
+    pub fn shortened(self) -> Self {
+        // The ellipsis has three bytes; all else that we say is ASCII.
+        let short = |message: String| shortened(&message, MAX_TEXT - 2);
+        match self {
+            Self::Done { location, epoch, message } => {
+                Self::Done { location, epoch, message: short(message) }
+            }
+            Self::Refused { message } => Self::Refused { message: short(message) },
+        }
+    }
 }

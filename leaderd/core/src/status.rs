@@ -103,5 +103,6 @@ pub struct CandidateStatus {
     pub services: Option<(u8, u8)>,
     pub drained: bool,
     /// What keeps it from being promoted; empty: eligible.
+    #[serde(deserialize_with = "crate::wire::bounded::texts")]
     pub blocked_by: Vec<String>,
 }

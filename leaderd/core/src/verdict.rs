@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::time::WallTime;
+use crate::wire::bounded;
+use crate::wire::limits::{MAX_ROWS, MAX_SLOTS};
 
 /// Why a candidate is degraded, or why leadership moved.
 ///
@@ -148,6 +150,7 @@ pub struct Report {
     /// The observer watches this location at full rate. Those that look now and then are counted only where nobody does:
     /// they would be the majority in a mesh of many locations, and seconds late.
     pub full_rate: bool,
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_SLOTS>")]
     pub slots: Vec<SlotReport>,
 }
 
@@ -170,6 +173,7 @@ pub struct SlotReport {
     /// Services that answer through it, of so many that were asked.
     pub services: (u8, u8),
     /// Counts behind the verdict, one row per probe class and target group.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_ROWS>")]
     pub evidence: Vec<EvidenceRow>,
 }
 

@@ -4,6 +4,9 @@
 //! skipped, the frames are counted and dropped. All else that changes a frame needs a new version, which is spoken only
 //! where both sides understand it (`docs/compatibility.md`).
 
+pub(crate) mod bounded;
+pub mod limits;
+
 use std::net::IpAddr;
 
 use serde::de::Error as _;
@@ -17,13 +20,16 @@ use crate::status::CandidateStatus;
 use crate::time::WallTime;
 use crate::verdict::{Cause, Report};
 
+use limits::{MAX_ADDRESSED, MAX_DECISIONS, MAX_LOCATIONS, MAX_SLOTS};
+
 /// First byte of every frame.
 pub const FRAME_VERSION: u8 = 3;
 
 /// How many kinds of frames this daemon knows: the variants of [`Frame`].
 const KINDS: u32 = 11;
 
-/// Longest frame, in bytes. A Raft snapshot of [`crate::state::MAX_EVENTS`] events fits.
+/// Longest frame, in bytes: for a Raft snapshot, which is [`crate::state::MAX_STATE`] at most. Other kinds have limits of their own,
+/// see [`Frame::limit`].
 pub const MAX_FRAME: usize = 4 << 20;
 
 /// What one node tells another.
@@ -78,12 +84,16 @@ pub enum Frame {
     /// Where nodes answer probes, none where they hold no such address: the sender itself, and those of whom it heard that the
     /// receiver has no connection with. Daemons of before this frame refuse it, and keep what the mesh file says; it is not in
     /// the hello, as they would refuse that whole.
-    Addresses(Vec<(NodeName, Vec<IpAddr>)>),
+    Addresses(
+        #[serde(deserialize_with = "bounded::list::<_, _, MAX_ADDRESSED>")]
+        Vec<(NodeName, Vec<IpAddr>)>,
+    ),
     /// From a candidate to the plain members of its location, with every hello: other locations that Kilo steers as well and that its
     /// routes do not carry to, by which mesh file (the first eight bytes of its hash). Not sent before it has programmed any. Daemons of
     /// before this frame refuse it, and carry as they did.
     Uncarried {
         mesh_hash: [u8; 8],
+        #[serde(deserialize_with = "bounded::list::<_, _, MAX_LOCATIONS>")]
         locations: Vec<LocationName>,
     },
 }
@@ -130,18 +140,21 @@ pub struct Hello {
     /// Set by a candidate that knows that it cannot relay.
     pub broken: Option<Cause>,
     /// Slots of its own location whose candidates it can reach over the LAN.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_SLOTS>")]
     pub reaches: Vec<Slot>,
     /// From the raft leader, to the nodes of its own location: what `wgctl status` shows there.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_SLOTS>")]
     pub digest: Vec<CandidateStatus>,
     /// From a leader of the location to its plain members: decisions of other locations, a few in each hello.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_DECISIONS>")]
     pub remote: Vec<Decision>,
 }
 
 /// Why bytes are no frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
-    #[error("frame of {0} bytes, the most is {MAX_FRAME}")]
-    TooLong(usize),
+    #[error("frame of {0} bytes, its kind has {1} at most")]
+    TooLong(usize, usize),
     #[error("empty frame")]
     Empty,
     #[error("frame version {0}, this daemon speaks {FRAME_VERSION}")]
@@ -176,19 +189,21 @@ impl Frame {
     }
 
     pub fn decode(bytes: &[u8]) -> Result<Self, FrameError> {
-        if bytes.len() > MAX_FRAME {
-            return Err(FrameError::TooLong(bytes.len()));
+        let body = match bytes.split_first() {
+            None => return Err(FrameError::Empty),
+            Some((&FRAME_VERSION, body)) => body,
+            Some((&version, _)) => return Err(FrameError::Version(version)),
+        };
+        let longest = body.first().map_or(MAX_FRAME, |kind| Self::longest(*kind));
+        if bytes.len() > longest {
+            return Err(FrameError::TooLong(bytes.len(), longest));
         }
-        match bytes.split_first() {
-            None => Err(FrameError::Empty),
-            Some((&FRAME_VERSION, body)) => match postcard::take_from_bytes(body) {
-                Ok((frame, _added_by_a_newer_daemon)) => Ok(frame),
-                Err(_) => Err(match postcard::take_from_bytes::<u32>(body) {
-                    Ok((kind @ KINDS.., _)) => FrameError::UnknownKind(kind),
-                    _ => FrameError::Malformed,
-                }),
-            },
-            Some((&version, _)) => Err(FrameError::Version(version)),
+        match postcard::take_from_bytes(body) {
+            Ok((frame, _added_by_a_newer_daemon)) => Ok(frame),
+            Err(_) => Err(match postcard::take_from_bytes::<u32>(body) {
+                Ok((kind @ KINDS.., _)) => FrameError::UnknownKind(kind),
+                _ => FrameError::Malformed,
+            }),
         }
     }
 }
@@ -236,7 +251,7 @@ mod tests {
         let twice = Frame::Relayed { from: name("cloud-1"), frame: Box::new(relayed) };
         assert_eq!(Frame::decode(&twice.encode()), Err(FrameError::Malformed));
         let mut deep = vec![FRAME_VERSION];
-        while deep.len() < MAX_FRAME - 3 {
+        while deep.len() < limits::MAX_MESSAGE - 3 {
             deep.extend([6, 1, b'a']);
         }
         assert_eq!(Frame::decode(&deep), Err(FrameError::Malformed));

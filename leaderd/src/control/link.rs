@@ -10,12 +10,13 @@ use futures_util::stream::FuturesUnordered;
 use leaderd_core::ids::NodeName;
 use leaderd_core::io::Input;
 use leaderd_core::mesh::ControlPublicKey;
-use leaderd_core::wire::{Frame, FrameError, MAX_FRAME};
+use leaderd_core::wire::Frame;
 use quinn::{Connection, VarInt};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, interval, timeout};
 
-use super::{MAX_QUEUED, MAX_STREAMS, Shared};
+use super::receive::{MAX_TRANSFER, Receiver};
+use super::{MAX_QUEUED, MAX_QUEUED_BYTES, Shared};
 use crate::counters::Counters;
 
 /// A connection without a word for this long is dead, on a short path.
@@ -30,11 +31,12 @@ const WATCH: Duration = Duration::from_millis(500);
 /// How often the round trip is told anew.
 const REFRESH_RTT: Duration = Duration::from_secs(3);
 
-/// A frame that takes longer to arrive whole than this is given up.
-const MAX_TRANSFER: Duration = Duration::from_secs(30);
-
 /// Frames longer than this (snapshots) let shorter ones pass.
 const LONG_FRAME: usize = 16 * 1024;
+
+/// Frames that are written at once: half of the streams that a peer lets us have, and few enough that those which wait at a peer
+/// that takes none are not many.
+const MAX_WRITING: usize = 16;
 
 /// How long a connection may stay silent: at least ten round trips.
 pub(super) fn silence(rtt: Duration) -> Duration {
@@ -45,7 +47,7 @@ pub(super) fn silence(rtt: Duration) -> Duration {
 pub(super) struct Link {
     connection: Connection,
     key: ControlPublicKey,
-    queue: Mutex<VecDeque<Vec<u8>>>,
+    queue: Mutex<Queue>,
     wake: Notify,
     /// When the peer was last heard.
     heard: Mutex<Instant>,
@@ -71,7 +73,7 @@ impl Link {
     /// Never blocks.
     pub(super) fn send(&self, frame: &Frame, counters: &Counters) {
         let bytes = frame.encode();
-        if bytes.len() > MAX_FRAME {
+        if bytes.len() > Frame::limit([bytes[0], bytes[1]]) {
             counters.count("frames_too_long");
             tracing::error!(
                 frame.kind = frame.kind(),
@@ -98,13 +100,15 @@ impl Link {
             }
             return;
         }
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.len() >= MAX_QUEUED {
-            queue.pop_front();
-            counters.count("frames_dropped");
-        }
-        queue.push_back(bytes);
-        drop(queue);
+        let dropped = self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        counters.add("frames_dropped", dropped);
+        self.wake.notify_one();
+    }
+
+    /// What a peer sends that is not ours.
+    #[cfg(test)]
+    pub(super) fn push_raw(&self, bytes: Vec<u8>) {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
         self.wake.notify_one();
     }
 
@@ -112,7 +116,7 @@ impl Link {
     async fn write(&self) {
         let mut writing = FuturesUnordered::new();
         loop {
-            let next = if writing.len() < MAX_STREAMS as usize / 2 { self.pop() } else { None };
+            let next = if writing.len() < MAX_WRITING { self.pop() } else { None };
             match next {
                 Some(bytes) => {
                     writing.push(timeout(MAX_TRANSFER, write_frame(&self.connection, bytes)))
@@ -127,7 +131,36 @@ impl Link {
     }
 
     fn pop(&self) -> Option<Vec<u8>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+}
+
+/// Frames that wait to be written, the oldest first.
+#[derive(Debug, Default)]
+struct Queue {
+    frames: VecDeque<Vec<u8>>,
+    bytes: usize,
+}
+
+impl Queue {
+    /// How many older ones were dropped for it.
+    fn push(&mut self, frame: Vec<u8>) -> u64 {
+        self.bytes += frame.len();
+        self.frames.push_back(frame);
+        let mut dropped = 0;
+        while self.frames.len() > 1
+            && (self.frames.len() > MAX_QUEUED || self.bytes > MAX_QUEUED_BYTES)
+        {
+            self.pop();
+            dropped += 1;
+        }
+        dropped
+    }
+
+    fn pop(&mut self) -> Option<Vec<u8>> {
+        let frame = self.frames.pop_front()?;
+        self.bytes -= frame.len();
+        Some(frame)
     }
 }
 
@@ -162,10 +195,11 @@ pub(super) async fn run(
         |rtt: Duration| Input::PeerUp { node: node.clone(), rtt_micros: rtt.as_micros() as u64 };
     let _ = shared.inputs.send(up(connection.rtt())).await;
 
+    let receiver = Receiver::new(&node, &connection, &shared);
     let why = tokio::select! {
         () = link.write() => connection.closed().await.to_string(),
-        () = read_streams(&node, &connection, &shared) => connection.closed().await.to_string(),
-        () = read_datagrams(&node, &connection, &shared) => connection.closed().await.to_string(),
+        () = receiver.streams() => connection.closed().await.to_string(),
+        () = receiver.datagrams() => connection.closed().await.to_string(),
         why = watch(&link, &shared.inputs, up) => why,
     };
     link.close(&why);
@@ -210,70 +244,9 @@ async fn watch(
     }
 }
 
-async fn read_streams(node: &NodeName, connection: &Connection, shared: &Shared) {
-    let mut reading = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            stream = connection.accept_uni(), if reading.len() < MAX_STREAMS as usize => match stream {
-                Ok(mut stream) => reading.push(async move { timeout(MAX_TRANSFER, stream.read_to_end(MAX_FRAME)).await }),
-                Err(_) => return,
-            },
-            Some(read) = reading.next() => match read {
-                // The acceptor's greeting.
-                Ok(Ok(bytes)) if bytes.is_empty() => {}
-                // Waiting here holds back the peer by QUIC's flow control.
-                Ok(Ok(bytes)) => if let Some(input) = decode(node, connection, shared, &bytes) {
-                    let _ = shared.inputs.send(input).await;
-                },
-                Ok(Err(quinn::ReadToEndError::TooLong)) => {
-                    shared.refuse(connection.remote_address().ip(), "frames_refused_too_long", &format_args!("frame of {node} is too long"));
-                }
-                Ok(Err(_)) | Err(_) => shared.counters.count("frames_incomplete"),
-            },
-        }
-    }
-}
-
-async fn read_datagrams(node: &NodeName, connection: &Connection, shared: &Shared) {
-    while let Ok(bytes) = connection.read_datagram().await {
-        if let Some(input) = decode(node, connection, shared, &bytes)
-            && shared.inputs.try_send(input).is_err()
-        {
-            shared.counters.count("frames_dropped_by_full_engine");
-        }
-    }
-}
-
-fn decode(
-    node: &NodeName,
-    connection: &Connection,
-    shared: &Shared,
-    bytes: &[u8],
-) -> Option<Input> {
-    match Frame::decode(bytes) {
-        Ok(frame) => {
-            shared.counters.count(received_counter(&frame));
-            Some(Input::Frame { from: node.clone(), frame: Box::new(frame) })
-        }
-        Err(FrameError::UnknownKind(_)) => {
-            shared.counters.count("frames_skipped_unknown_kind");
-            None
-        }
-        Err(error) => {
-            let from = connection.remote_address().ip();
-            shared.refuse(
-                from,
-                "frames_refused_malformed",
-                &format_args!("frame of {node}: {error}"),
-            );
-            None
-        }
-    }
-}
-
 macro_rules! counter_by_kind {
     ($name:ident, $prefix:literal) => {
-        fn $name(frame: &Frame) -> &'static str {
+        pub(super) fn $name(frame: &Frame) -> &'static str {
             match frame {
                 Frame::Raft { .. } => concat!($prefix, "raft"),
                 Frame::Report(_) => concat!($prefix, "report"),

@@ -8,8 +8,11 @@
 //! idle timeout cannot.
 
 mod dial;
+mod inbox;
 mod link;
 mod listen;
+mod rate;
+mod receive;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -34,6 +37,7 @@ pub use tls::KnownKeys;
 use crate::counters::Counters;
 use crate::log::Limiter;
 use crate::secrets::Keys;
+use inbox::Inbox;
 use link::Link;
 
 /// QUIC's own idle timeout: longer than any adaptive one, so it only cleans up.
@@ -48,8 +52,9 @@ const MAX_STREAMS: u32 = 64;
 /// Bytes of one peer in flight at once: two of the longest frames.
 const RECEIVE_WINDOW: u32 = 2 * leaderd_core::wire::MAX_FRAME as u32;
 
-/// A frame queue per peer holds this many; more means that the peer is stuck.
+/// What waits to be sent to one peer: so many frames, and bytes but for a single frame; more means that the peer is stuck.
 const MAX_QUEUED: usize = 256;
+const MAX_QUEUED_BYTES: usize = leaderd_core::wire::MAX_FRAME;
 
 /// Shared by all tasks of the control channel.
 pub(crate) struct Shared {
@@ -57,6 +62,7 @@ pub(crate) struct Shared {
     known: KnownKeys,
     links: Mutex<BTreeMap<NodeName, Arc<Link>>>,
     inputs: mpsc::Sender<Input>,
+    inbox: Inbox,
     counters: Counters,
     limiter: Mutex<Limiter>,
 }
@@ -85,7 +91,8 @@ pub(crate) struct Dial {
 }
 
 impl Control {
-    /// Listens on `port` of all addresses. Inputs go to `inputs`. Must be called within a tokio runtime.
+    /// Listens on `port` of all addresses. Who comes and goes is told to `inputs`; frames wait for [`Self::next_frame`]. Must be
+    /// called within a tokio runtime.
     pub fn start(
         port: u16,
         keys: &Keys,
@@ -98,6 +105,7 @@ impl Control {
             known: KnownKeys::default(),
             links: Mutex::default(),
             inputs,
+            inbox: Inbox::default(),
             counters,
             limiter: Mutex::default(),
         });
@@ -148,6 +156,12 @@ impl Control {
             Some(link) => link.send(frame, &self.shared.counters),
             None => self.shared.counters.count("frames_without_connection"),
         }
+    }
+
+    /// The next frame that came in, of each peer in turn. May be given up while it waits.
+    pub async fn next_frame(&self) -> Input {
+        let (from, frame) = self.shared.inbox.next().await;
+        Input::Frame { from, frame }
     }
 
     /// Who is connected.

@@ -41,10 +41,14 @@ fn peer(of: &End, dial: bool) -> Peer {
 }
 
 async fn next(end: &mut End) -> Input {
-    timeout(Duration::from_secs(10), end.inputs.recv())
-        .await
-        .expect("an input in time")
-        .expect("an open channel")
+    let (inputs, control) = (&mut end.inputs, &end.control);
+    let input = async {
+        tokio::select! {
+            input = inputs.recv() => input.expect("an open channel"),
+            frame = control.next_frame() => frame,
+        }
+    };
+    timeout(Duration::from_secs(10), input).await.expect("an input in time")
 }
 
 /// The next frame, past the control channel's own news.
@@ -180,4 +184,64 @@ async fn frames_to_nobody_are_dropped_and_counted_and_a_busy_port_is_named() {
 fn slow_paths_may_be_silent_for_longer() {
     assert_eq!(link::silence(Duration::from_millis(1)), Duration::from_secs(3));
     assert_eq!(link::silence(Duration::from_millis(800)), Duration::from_secs(8));
+}
+
+fn relayed_report(bytes: usize) -> Frame {
+    // Of the longest kind but Raft's: names of no node, many of them.
+    let name: NodeName = "x".repeat(63).parse().unwrap();
+    Frame::Uncarried {
+        mesh_hash: [0; 8],
+        locations: vec![name.as_str().parse().unwrap(); bytes / 64],
+    }
+}
+
+#[tokio::test]
+async fn a_frame_longer_than_its_kind_is_refused_and_the_connection_stays() {
+    let (a, mut b) = connected_pair().await;
+    let link = a.control.shared.lock_links()[&b.name].clone();
+    // The longest frame of any kind is Raft's.
+    let longest = [&raft(0).encode()[..], &vec![0; 5 << 20]].concat();
+    for (n, long) in [(1, relayed_report(70 << 10).encode()), (2, longest)] {
+        link.push_raw(long);
+        let refused = async {
+            while b.counters.get("frames_refused_too_long") < n {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(Duration::from_secs(10), refused).await.expect("it is refused");
+    }
+    a.control.send(&b.name, &relayed_report(60 << 10));
+    assert_eq!(frame(&mut b).await.1, relayed_report(60 << 10));
+    // One of our own is not even sent.
+    a.control.send(&b.name, &relayed_report(70 << 10));
+    assert_eq!(a.counters.get("frames_too_long"), 1);
+}
+
+#[tokio::test]
+async fn a_peer_that_floods_a_stuck_engine_waits_outside_it() {
+    let (mut a, mut b) = connected_pair().await;
+    let (sent, size) = (200, 60_000);
+    let link = a.control.shared.lock_links()[&b.name].clone();
+    for n in 0..sent {
+        // As fast as the connection takes them: what is queued here is dropped beyond its bound.
+        link.push_raw(raft(size + n).encode());
+    }
+    let received = || b.counters.get("frames_in_raft") as usize;
+    let mut last = (0, 0);
+    // Until nothing more comes in, as nobody takes any.
+    while last.1 < 40 {
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        last =
+            if last.0 == received() && last.0 > 0 { (last.0, last.1 + 1) } else { (received(), 0) };
+    }
+    let inside = last.0 * size;
+    assert!(inside <= (1 << 20) + 2 * size, "{inside} bytes of {} wait in the daemon", sent * size);
+    // Then all that were not dropped by the sender come.
+    let mut taken = 0;
+    while timeout(Duration::from_secs(2), frame(&mut b)).await.is_ok() {
+        taken += 1;
+    }
+    assert!(taken > last.0, "{taken} of {sent}");
+    b.control.send(&a.name, &ack(1));
+    assert_eq!(frame(&mut a).await.1, ack(1));
 }

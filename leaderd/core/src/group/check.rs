@@ -6,8 +6,9 @@ use raft::eraftpb::{ConfState, Entry, Message, MessageType};
 use raft::{Raft, StateRole, Storage};
 
 use super::log::unreadable;
+use super::raft_bytes;
 use crate::capability::Unreadable;
-use crate::state::LocationState;
+use crate::state::{LocationState, MAX_COMMAND};
 
 /// Terms and indexes stay below this, so that adding to them cannot overflow. No group lives to see it.
 const MAX_NUMBER: u64 = 1 << 62;
@@ -37,6 +38,9 @@ pub(super) fn check<S: Storage>(
     bytes: &[u8],
     state: &LocationState,
 ) -> Checked {
+    if !raft_bytes::are_plausible(bytes, MAX_ENTRIES) {
+        return Checked::Ignore("malformed");
+    }
     let Ok(mut m) = Message::parse_from_bytes(bytes) else { return Checked::Ignore("malformed") };
     if m.from != from || m.to != raft.id {
         return Checked::Ignore("wrong sender");
@@ -59,6 +63,9 @@ pub(super) fn check<S: Storage>(
             if (m.index == 0) != (m.log_term == 0) {
                 return Checked::Ignore("number out of range");
             }
+            if m.entries.iter().any(|e| e.data.len() > MAX_COMMAND) {
+                return Checked::Ignore("an entry that is too long");
+            }
             if !contiguous(&m.entries, m.index, m.log_term, m.term) {
                 return Checked::Ignore("bad entries");
             }
@@ -77,7 +84,7 @@ pub(super) fn check<S: Storage>(
                 return Checked::Ignore("bad snapshot");
             }
             match LocationState::decode(&m.get_snapshot().data) {
-                Ok(new) if new.location == state.location => {}
+                Ok(new) if new.location == state.location && new.is_within_bounds() => {}
                 Err(Unreadable::Newer) => return Checked::Ignore(NEWER_SNAPSHOT),
                 _ => return Checked::Ignore("bad snapshot"),
             }

@@ -6,12 +6,9 @@ use std::net::SocketAddr;
 use super::decide::Situation;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
-use crate::state::{Decision, Event, EventKind, EventTimes, LocationState};
+use crate::state::{Decision, Event, EventKind, EventTimes, LocationState, MAX_WITNESSES};
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, SlotReport};
-
-/// Observers whose evidence an event keeps: enough to explain it, few enough to replicate.
-const MAX_WITNESSES: usize = 8;
 
 fn names(mesh: &Mesh, state: &LocationState, slots: &[Slot]) -> Vec<NodeName> {
     slots
@@ -98,7 +95,8 @@ pub(super) fn decision(
         evidence: evidence(situation, &about),
         author: None,
     };
-    (decision, event)
+    // Whatever the observers sent: what does not fit cannot be replicated.
+    (decision, event.bounded())
 }
 
 /// What to add where the decision changes nothing for some traffic, as it is only observed.
@@ -148,7 +146,7 @@ fn what_fails(situation: &Situation, slot: Slot, cause: Cause, dual_stack: bool)
     let services = || lost.iter().filter(|r| r.class == ProbeClass::Service);
     let packets = || lost.iter().filter(|r| r.class != ProbeClass::Service);
     // A stray packet is always lost; one target that misses them, or a good part of them all, is no stray.
-    let strays = packets().all(|r| r.target.is_none() && r.lost * 4 <= r.sent);
+    let strays = packets().all(|r| r.target.is_none() && r.lost.saturating_mul(4) <= r.sent);
     if services().next().is_some() && strays {
         let all = services().filter_map(|r| Some(SocketAddr::new(r.address?, r.port?)));
         let names: BTreeSet<String> = all.map(|a| a.to_string()).collect();
@@ -233,7 +231,7 @@ pub(super) fn notice(
     let leaders = state.decision.as_ref().map(|d| d.leaders.clone()).unwrap_or_default();
     let slots = mesh.ranking(&state.location);
     let condemned = (kind == EventKind::FailStatic).then_some(now);
-    Event {
+    let event = Event {
         seq: 0,
         location: state.location.clone(),
         kind,
@@ -250,7 +248,8 @@ pub(super) fn notice(
             .unwrap_or_default(),
         evidence: situation.map(|s| evidence(s, &slots)).unwrap_or_default(),
         author: None,
-    }
+    };
+    event.bounded()
 }
 
 #[cfg(test)]

@@ -351,7 +351,7 @@ impl Ledger {
             .filter(|r| r.value.slots.iter().any(|s| s.verdict != Verdict::Unknown))
             .filter(move |r| {
                 let rtt = r.value.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
-                now.since(r.at) < REPORT_FRESH + (rtt * 4).min(MAX_ALLOWANCE)
+                now.since(r.at) < REPORT_FRESH + rtt.saturating_mul(4).min(MAX_ALLOWANCE)
             })
             .map(|r| &r.value)
     }

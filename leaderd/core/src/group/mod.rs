@@ -16,6 +16,7 @@ mod event;
 mod ledger;
 mod log;
 mod look;
+mod raft_bytes;
 mod raft_node;
 mod settle;
 mod status;
@@ -215,16 +216,17 @@ impl Group {
         self.settle(now);
     }
 
-    /// From observers: candidates of other locations.
-    pub fn handle_report(&mut self, now: Now, report: Report) {
+    /// From observers: candidates of other locations. While a mesh file is rolled out a report may be about slots that ours has
+    /// not: these are left out.
+    pub fn handle_report(&mut self, now: Now, mut report: Report) {
         let observer = self.mesh.node(&report.observer);
         let valid = report.location == self.location
-            && observer.is_some_and(|n| n.slot.is_some() && n.location != self.location)
-            && report.slots.len() <= usize::from(crate::ids::Slot::MAX.0) + 1;
+            && observer.is_some_and(|n| n.slot.is_some() && n.location != self.location);
         if !valid {
             self.ignore(now, &report.observer.clone(), "report of no observer");
             return;
         }
+        report.slots.retain(|s| self.mesh.candidate(&self.location, s.slot).is_some());
         if self.ledger.report(now.mono, report) {
             self.look_soon(now);
         }

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use wgctl_plan::Family;
 
 use super::Node;
+use super::ignored::Ignored;
 use crate::ids::NodeName;
 use crate::io::{HeldAddress, LogLevel};
 use crate::mesh::{self, Mesh, Overlay};
@@ -266,7 +267,7 @@ impl Node {
             // A candidate hears of other locations from their own nodes, a plain member from its leader as well.
             let neighbour = me.slot.is_none() && teller.location == me.location;
             if !first_hand && teller.location != node.location && !neighbour {
-                self.ignored(now, from.as_str(), "addresses of another location's node");
+                self.ignored(now, from.as_str(), Ignored::AddressesOfAnotherLocation);
                 continue;
             }
             let itself = self.addresses.said.get(&name).is_some_and(|s| s.first_hand);
@@ -276,11 +277,7 @@ impl Node {
             let of = |f| addresses.iter().filter(|a| Family::of(a) == f).count();
             let fits = [Family::V4, Family::V6].into_iter().all(|f| of(f) <= 1);
             if !fits || !addresses.iter().all(|a| node.has_workload(*a)) {
-                self.ignored(
-                    now,
-                    from.as_str(),
-                    "addresses that lie in none of the node's prefixes",
-                );
+                self.ignored(now, from.as_str(), Ignored::AddressesOutside);
                 continue;
             }
             self.addresses.take(now.mono, &name, addresses, first_hand);

@@ -1,9 +1,13 @@
 //! Operators' commands: to the raft leader of the location they are about, wherever that is, and the answer back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::Node;
-use crate::admin::{AdminRequest, AdminResponse, Author};
+use super::ignored::Ignored;
+use crate::admin::{AdminRequest, AdminResponse, Author, MAX_FREEZE};
 use crate::ids::{LocationName, NodeName};
 use crate::io::Effect;
 use crate::time::{Duration, Instant, Now};
@@ -20,6 +24,9 @@ const EVERY: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(12);
 /// A command without a reachable raft leader is offered again after this long.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// Sets this use of the seed apart from others.
+const IDS: u64 = 0x636f_6d6d_616e_6473;
 
 /// Who waits for an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,16 +45,16 @@ struct Pending {
     asker: Asker,
     source: Source,
     author: Author,
-    /// The node that has it now: nobody else may answer.
-    with: Option<NodeName>,
     request: AdminRequest,
     location: LocationName,
     deadline: Instant,
     /// Offer it again then; `None` while someone has it.
     retry: Option<Instant>,
+    /// Nodes that it was sent to: nobody else answers it.
+    asked: BTreeSet<NodeName>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Forwards {
     pending: BTreeMap<u64, Pending>,
     last_id: u64,
@@ -56,6 +63,14 @@ pub(super) struct Forwards {
 }
 
 impl Forwards {
+    /// Counts on from where the seed says, which is another place at each start: a late answer to a command of before is none to
+    /// one of now.
+    pub(super) fn new(seed: u64) -> Self {
+        let first = ChaCha8Rng::seed_from_u64(seed ^ IDS).next_u64();
+        // Room to count on.
+        Self { pending: BTreeMap::new(), last_id: first >> 1, paid_at: BTreeMap::new() }
+    }
+
     /// Takes one command of a source on account.
     fn charge(&mut self, now: Instant, source: &Source) -> Result<(), String> {
         let pending = self.pending.values();
@@ -124,8 +139,9 @@ impl Node {
         self.forwards.last_id += 1;
         let id = self.forwards.last_id;
         let deadline = now.mono + PATIENCE;
+        let asked = BTreeSet::new();
         let pending =
-            Pending { asker, source, author, with: None, request, location, deadline, retry: None };
+            Pending { asker, source, author, asked, request, location, deadline, retry: None };
         self.forwards.pending.insert(id, pending);
         self.offer_command(now, id);
     }
@@ -168,6 +184,9 @@ impl Node {
                 }
                 Ok(node.location.clone())
             }
+            AdminRequest::Freeze { duration: Some(duration), .. } if *duration > MAX_FREEZE => {
+                Err("a freeze with an end lasts ten years at most: freeze without one".to_owned())
+            }
             AdminRequest::Freeze { location, .. } | AdminRequest::Unfreeze { location } => {
                 if self.mesh.locations.contains_key(location) {
                     return Ok(location.clone());
@@ -181,7 +200,7 @@ impl Node {
     /// Gives a command to our own group, or to a node of the location.
     fn offer_command(&mut self, now: Now, id: u64) {
         let Some(pending) = self.forwards.pending.get_mut(&id) else { return };
-        (pending.retry, pending.with) = (None, None);
+        pending.retry = None;
         if let Some(group) = self.groups.get_mut(&pending.location).filter(|g| g.votes()) {
             group.handle_command(now, id, &pending.author, &pending.request);
             return;
@@ -208,7 +227,7 @@ impl Node {
 
     fn pass_command(&mut self, to: &NodeName, id: u64) {
         let Some(pending) = self.forwards.pending.get_mut(&id) else { return };
-        pending.with = Some(to.clone());
+        pending.asked.insert(to.clone());
         let (author, request) = (pending.author.clone(), pending.request.clone());
         self.send(to, Frame::Forward { id, author, request });
     }
@@ -235,18 +254,19 @@ impl Node {
         }
     }
 
-    /// Counts only from the node that has the command: ids begin anew with each start.
-    pub(super) fn forwarded_answer(
+    /// An answer from another node, which must be one that was asked.
+    pub(super) fn forward_answered(
         &mut self,
         now: Now,
         from: &NodeName,
         id: u64,
         response: AdminResponse,
     ) {
-        if self.forwards.pending.get(&id).is_some_and(|p| p.with.as_ref() == Some(from)) {
-            self.command_answered(id, response);
-        } else {
-            self.ignored(now, from.as_str(), "answer to a command that this node was not given");
+        match self.forwards.pending.get(&id) {
+            Some(pending) if pending.asked.contains(from) => self.command_answered(id, response),
+            // To one that was given up: late, but no lie.
+            None => {}
+            Some(_) => self.ignored(now, from.as_str(), Ignored::AnswerNotAsked),
         }
     }
 
@@ -276,6 +296,7 @@ impl Node {
     }
 
     fn answer(&mut self, asker: Asker, response: AdminResponse) {
+        let response = response.shortened();
         match asker {
             Asker::Local(id) => self.effects.push_back(Effect::AdminReply { id, response }),
             Asker::Remote(node, id) => self.send(&node, Frame::Forwarded { id, response }),

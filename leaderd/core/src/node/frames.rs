@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::Node;
+use super::ignored::Ignored;
 use super::known::Untaken;
 use crate::ids::{LocationName, NodeName};
 use crate::io::{Effect, LogLevel, Persist};
@@ -11,15 +12,14 @@ use crate::time::{Duration, Now};
 use crate::verdict::{SlotReport, Verdict};
 use crate::wire::Frame;
 
-/// An ignored source is logged once in this time.
-const IGNORED_LOG_INTERVAL: Duration = Duration::from_secs(60);
-/// How many (source, reason) pairs are remembered for that.
-const MAX_IGNORED: usize = 1024;
-
 impl Node {
     pub(super) fn handle_frame(&mut self, now: Now, from: NodeName, frame: Frame) {
         if !self.mesh.nodes.contains_key(&from) || from == self.me {
-            self.ignored(now, from.as_str(), "frame from a node that is not in the mesh file");
+            self.ignored(now, from.as_str(), Ignored::Stranger);
+            return;
+        }
+        if let Err(why) = frame.check() {
+            self.ignored(now, from.as_str(), Ignored::Nonsense(why));
             return;
         }
         match frame {
@@ -28,11 +28,7 @@ impl Node {
                 Some(group) if group.is_peer(now, &from) => {
                     group.handle_raft(now, &from, &message);
                 }
-                _ => self.ignored(
-                    now,
-                    from.as_str(),
-                    "Raft message of a group that it or this node is not in",
-                ),
+                _ => self.ignored(now, from.as_str(), Ignored::RaftOfAnotherGroup),
             },
             Frame::Announce { decision, event } => {
                 self.handle_announce(now, &from, decision, event)
@@ -43,13 +39,15 @@ impl Node {
                 if self.mesh.node(&from).is_some_and(|n| about == Some(&n.location)) {
                     self.handle_observation(now, &origin, *frame, false);
                 } else {
-                    self.ignored(now, from.as_str(), "frame relayed from another location");
+                    self.ignored(now, from.as_str(), Ignored::RelayedFromElsewhere);
                 }
             }
             Frame::Forward { id, author, request } => {
                 self.forwarded_command(now, from, id, author, request)
             }
-            Frame::Forwarded { id, response } => self.forwarded_answer(now, &from, id, response),
+            Frame::Forwarded { id, response } => {
+                self.forward_answered(now, &from, id, response);
+            }
             Frame::Addresses(list) => self.handle_addresses(now, &from, list),
             Frame::Uncarried { mesh_hash, locations } => {
                 self.handle_uncarried(now, &from, mesh_hash, locations);
@@ -63,15 +61,15 @@ impl Node {
     /// What observers tell a location. `first_hand`: from the observer itself, so it may have to be passed on.
     fn handle_observation(&mut self, now: Now, from: &NodeName, frame: Frame, first_hand: bool) {
         if matches!(&frame, Frame::Report(report) if report.observer != *from) {
-            self.ignored(now, from.as_str(), "report in another's name");
+            self.ignored(now, from.as_str(), Ignored::ReportInAnothersName);
             return;
         }
         let Some(location) = observed(&frame).cloned() else {
-            self.ignored(now, from.as_str(), "frame that may not be relayed");
+            self.ignored(now, from.as_str(), Ignored::NotRelayed);
             return;
         };
         let Some(group) = self.groups.get_mut(&location) else {
-            self.ignored(now, from.as_str(), "observation about a group that this node is not in");
+            self.ignored(now, from.as_str(), Ignored::AboutAnotherGroup);
             return;
         };
         match &frame {
@@ -127,7 +125,7 @@ impl Node {
     ) {
         let location = decision.location.clone();
         if !self.speaks_for(from, &location) {
-            self.ignored(now, from.as_str(), "decision about another's location");
+            self.ignored(now, from.as_str(), Ignored::DecisionOfAnotherLocation);
             return;
         }
         let epoch = decision.epoch;
@@ -136,10 +134,12 @@ impl Node {
         }
         self.hear_decision(now, from, &decision);
         if let Some(event) = event
-            && event.location == location
             && self.voting(&location).is_none()
         {
-            self.known.remember_event(*event);
+            let belongs = event.location == location && event.epoch == epoch;
+            if !belongs || !self.known.remember_event(*event) {
+                self.ignored(now, from.as_str(), Ignored::Event);
+            }
         }
         if let Some((epoch, programmed_at)) = self.known.announced(&location, epoch, from) {
             self.send(from, Frame::Ack { location, epoch, programmed_at });
@@ -166,7 +166,7 @@ impl Node {
     pub(super) fn hear_decision(&mut self, now: Now, from: &NodeName, decision: &Decision) {
         match self.adopt(decision) {
             Ok(()) | Err(Untaken::Old) => {}
-            Err(why) => self.ignored(now, from.as_str(), &why.to_string()),
+            Err(why) => self.ignored(now, from.as_str(), Ignored::Decision(why)),
         }
     }
 
@@ -260,37 +260,6 @@ impl Node {
         }
         for (decision, event) in found {
             self.announce_if_ours(now, decision, event);
-        }
-    }
-
-    /// Counts something that was ignored, and says so once per source and minute.
-    pub(super) fn ignored(&mut self, now: Now, source: &str, reason: &str) {
-        self.count(&format!(
-            "ignored.{}",
-            reason.split(':').next().unwrap_or(reason).replace(' ', "-")
-        ));
-        let mut key = (source.to_owned(), reason.to_owned());
-        let logged = &mut self.heard.ignored_logged;
-        if !logged.contains_key(&key) && logged.len() >= MAX_IGNORED {
-            logged.retain(|_, at| now.mono.since(*at) < IGNORED_LOG_INTERVAL);
-            if logged.len() >= MAX_IGNORED {
-                // A flood of made-up sources is told as one source, else it would fill the log.
-                key.0 = "many".to_owned();
-            }
-        }
-        let due = self
-            .heard
-            .ignored_logged
-            .get(&key)
-            .is_none_or(|at| now.mono.since(*at) >= IGNORED_LOG_INTERVAL);
-        if due {
-            let source = key.0.clone();
-            self.heard.ignored_logged.insert(key, now.mono);
-            self.log(
-                LogLevel::Warn,
-                "ignored",
-                [("source", source), ("reason", reason.to_owned())],
-            );
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
+use super::ignored::{Ignored, Said};
 use crate::capability::Capabilities;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::state::Decision;
@@ -38,8 +39,8 @@ pub(super) struct Heard {
     pub(super) uncarried: BTreeMap<NodeName, Uncarried>,
     /// When a node of the location last knew a raft leader.
     pub(super) quorum_seen: BTreeMap<LocationName, Instant>,
-    /// (source, reason) → when it was last logged.
-    pub(super) ignored_logged: BTreeMap<(String, String), Instant>,
+    /// What was ignored, and when the log last said so.
+    pub(super) ignored: Said,
 }
 
 /// Where a candidate does not carry: see [`Frame::Uncarried`].
@@ -62,7 +63,7 @@ impl Heard {
             turn: 0,
             uncarried: BTreeMap::new(),
             quorum_seen: BTreeMap::new(),
-            ignored_logged: BTreeMap::new(),
+            ignored: Said::default(),
         }
     }
 
@@ -188,7 +189,7 @@ impl Node {
     ) {
         let near = |n: &crate::mesh::Node| n.location == self.location && n.slot.is_some();
         if !self.mesh.node(from).is_some_and(near) {
-            self.ignored(now, from.as_str(), "where another location's node does not carry");
+            self.ignored(now, from.as_str(), Ignored::UncarriedOfAnotherLocation);
             return;
         }
         let locations = locations.into_iter().filter(|l| self.mesh.locations.contains_key(l));
@@ -234,7 +235,7 @@ impl Node {
     pub(super) fn handle_hello(&mut self, now: Now, from: &NodeName, mut hello: Hello) {
         let Some(location) = self.mesh.node(from).map(|n| n.location.clone()) else { return };
         if hello.node != *from {
-            self.ignored(now, from.as_str(), "hello in another's name");
+            self.ignored(now, from.as_str(), Ignored::HelloInAnothersName);
             return;
         }
         let speaks = self.speaks_for(from, &location);
@@ -258,7 +259,7 @@ impl Node {
                     self.hear_decision(now, from, &decision);
                 }
             } else {
-                self.ignored(now, from.as_str(), "decision about another's location");
+                self.ignored(now, from.as_str(), Ignored::DecisionOfAnotherLocation);
             }
         }
         let is_candidate = |n: &NodeName| mesh.node(n).is_some_and(|n| n.slot.is_some());
@@ -271,7 +272,10 @@ impl Node {
             }
             self.steer.touch();
         }
-        self.heard.last.insert(from.clone(), (now.mono, hello));
+        // Only what is asked for later is kept: there is one of each node of the mesh.
+        let digest = if location == self.location { hello.digest } else { Vec::new() };
+        let kept = Hello { remote: Vec::new(), digest, ..hello };
+        self.heard.last.insert(from.clone(), (now.mono, kept));
     }
 
     /// Everyone a decision about the location is pushed to: its nodes, and the candidates of all others.

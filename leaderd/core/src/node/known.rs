@@ -4,11 +4,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::mesh::Mesh;
-use crate::state::{Decision, Event, surplus};
+use crate::state::{Decision, Event, EventSeq, MAX_STATE, surplus};
 use crate::time::WallTime;
 
+/// Bytes of events that are kept for `wgctl events`: of all locations whose state this node does not hold.
+const MAX_ALL_EVENTS: usize = 16 << 20;
+/// What an event takes in memory beyond its size on the wire: its maps and lists, empty as they may be.
+const EVENT_ITSELF: usize = 1 << 10;
+/// An event's number may be this far beyond the newest that is known: this node may have missed some. One that is further would
+/// push out all that come after it.
+const MAX_EVENT_JUMP: u64 = 1 << 16;
+
 /// Why a decision is not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub(super) enum Untaken {
     #[error("decision that is known, or an older one")]
     Old,
@@ -18,11 +26,61 @@ pub(super) enum Untaken {
     NoCandidates,
 }
 
+impl Untaken {
+    /// As in metrics.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Old => "old-decision",
+            Self::TooFarAhead => "decision-with-an-epoch-too-far-ahead",
+            Self::NoCandidates => "decision-whose-leaders-are-no-candidates",
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Known {
     locations: BTreeMap<LocationName, KnownDecision>,
     /// Events of locations whose replicated state this node does not hold.
-    events: BTreeMap<LocationName, BTreeMap<u64, Event>>,
+    events: BTreeMap<LocationName, Events>,
+}
+
+/// Of one location, as many as its own voters keep, and at most [`MAX_STATE`] bytes of them.
+#[derive(Debug, Default)]
+struct Events {
+    by_seq: BTreeMap<u64, Event>,
+    size: usize,
+}
+
+impl Events {
+    fn insert(&mut self, event: Event) {
+        self.size += size(&event);
+        if let Some(old) = self.by_seq.insert(event.seq, event) {
+            self.size -= size(&old);
+        }
+        while let Some(seq) = surplus(self.by_seq.values()) {
+            self.forget(seq);
+        }
+        while self.size > MAX_STATE {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget(&mut self, seq: EventSeq) {
+        if let Some(event) = self.by_seq.remove(&seq) {
+            self.size -= size(&event);
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        match self.by_seq.first_key_value() {
+            Some((seq, _)) => self.forget(*seq),
+            None => self.size = 0,
+        }
+    }
+}
+
+fn size(event: &Event) -> usize {
+    event.size() + EVENT_ITSELF
 }
 
 #[derive(Debug)]
@@ -128,16 +186,29 @@ impl Known {
         in_force
     }
 
-    pub(super) fn remember_event(&mut self, event: Event) {
+    /// False if its number is far beyond the newest. The event is within its bounds: that was checked when it came in.
+    pub(super) fn remember_event(&mut self, event: Event) -> bool {
         let events = self.events.entry(event.location.clone()).or_default();
-        events.insert(event.seq, event);
-        while let Some(seq) = surplus(events.values()) {
-            events.remove(&seq);
+        let newest = events.by_seq.last_key_value().map(|(seq, _)| *seq);
+        if newest.is_some_and(|newest| event.seq > newest.saturating_add(MAX_EVENT_JUMP)) {
+            return false;
         }
+        events.insert(event);
+        while self.events.values().map(|e| e.size).sum::<usize>() > MAX_ALL_EVENTS {
+            // The location with the most to tell gives way.
+            if let Some(most) = self.events.values_mut().max_by_key(|e| e.size) {
+                most.forget_oldest();
+            }
+        }
+        true
     }
 
     pub(super) fn events(&self, location: &LocationName) -> impl Iterator<Item = &Event> {
-        self.events.get(location).into_iter().flat_map(|e| e.values())
+        self.events.get(location).into_iter().flat_map(|e| e.by_seq.values())
+    }
+
+    pub(super) fn has_event(&self, location: &LocationName, seq: u64) -> bool {
+        self.events.get(location).is_some_and(|e| e.by_seq.contains_key(&seq))
     }
 
     pub(super) fn retain(&mut self, mesh: &Mesh) {

@@ -10,6 +10,7 @@ mod announce;
 mod fallback;
 mod frames;
 mod hello;
+mod ignored;
 mod known;
 mod mesh_change;
 mod peers;
@@ -39,6 +40,7 @@ use admin::Forwards;
 use announce::Announcer;
 use fallback::Fallback;
 use hello::Heard;
+use ignored::Ignored;
 use known::Known;
 pub use peers::{Peer, PeerAddress};
 use steer::Steer;
@@ -166,7 +168,7 @@ impl Node {
             groups,
             known,
             announcer: Announcer::default(),
-            forwards: Forwards::default(),
+            forwards: Forwards::new(seed),
             facts: LocalFacts::default(),
             raft_leading: BTreeSet::new(),
             network: Network::default(),
@@ -218,7 +220,7 @@ impl Node {
                     }
                     Err(reject) => {
                         self.count(&format!("probes.rejected.{}", reject.as_str()));
-                        self.ignored(now, &from.ip().to_string(), &format!("probe: {reject}"))
+                        self.ignored(now, &from.ip().to_string(), Ignored::Probe(reject))
                     }
                 }
             }

@@ -167,25 +167,23 @@ impl Node {
             .collect()
     }
 
-    /// Every event known here, oldest first.
+    /// Every event known here, oldest first. A copy of up to a mebibyte for each location: for those who ask for events.
     pub fn events(&self) -> Vec<Event> {
-        let mut all: Vec<Event> = Vec::new();
-        for location in self.mesh.locations.keys() {
-            let kept = self.groups.get(location).into_iter().flat_map(|g| &g.state().events);
-            if self.voting(location).is_some() {
-                all.extend(kept.cloned());
-                continue;
-            }
-            // What was announced, and what this node knows from when it had a vote.
-            let told: BTreeMap<_, _> =
-                self.known.events(location).map(|e| (e.seq, e.clone())).collect();
-            all.extend(kept.filter(|e| !told.contains_key(&e.seq)).cloned());
-            all.extend(told.into_values());
-        }
+        let mut all: Vec<Event> =
+            self.mesh.locations.keys().flat_map(|l| self.events_of(l)).cloned().collect();
         let when = |e: &Event| {
             e.times.condemned.or(e.times.committed).or(e.times.suspected).unwrap_or_default()
         };
         all.sort_by_key(|e| (when(e), e.location.clone(), e.seq));
         all
+    }
+
+    /// Those of one location, in no order.
+    pub fn events_of(&self, location: &LocationName) -> impl Iterator<Item = &Event> {
+        let kept = self.groups.get(location).into_iter().flat_map(|g| &g.state().events);
+        let votes = self.voting(location).is_some();
+        // What was announced, and what this node knows from when it had a vote.
+        let told = (!votes).then(|| self.known.events(location)).into_iter().flatten();
+        kept.filter(move |e| votes || !self.known.has_event(location, e.seq)).chain(told)
     }
 }

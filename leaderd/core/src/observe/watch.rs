@@ -7,6 +7,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Policy};
 use crate::time::{Instant, Now};
 use crate::verdict::{Cause, ProbeClass, Report, SlotReport};
+use crate::wire::limits::{MAX_REPORT_ROWS, MAX_ROWS, MAX_RTT};
 
 use super::evidence::{Cell, Obs, Outcome, Path, Target};
 use super::rtt::Rtt;
@@ -352,17 +353,19 @@ impl Watch {
     }
 
     pub(super) fn report(&self, me: &NodeName, now: Now, abstains: bool) -> Report {
+        // The classes come first, so what is cut is some of many targets.
+        let rows = MAX_ROWS.min(MAX_REPORT_ROWS / self.paths.len().max(1));
         let slot = |(n, p): (usize, &Path)| SlotReport {
             slot: p.slot,
             verdict: p.verdict.clone(),
             first_loss: p.first_loss.map(|t| now.wall_at(t)),
             suspected: p.suspected.map(|t| now.wall_at(t)),
             since: now.wall_at(p.since),
-            rtt: p.rtt.smoothed(),
+            rtt: p.rtt.smoothed().map(|rtt| rtt.min(MAX_RTT)),
             loss: p.shown_loss as f32,
             path_mtu: p.path_mtu,
             services: self.services_up(n),
-            evidence: p.rows.clone(),
+            evidence: p.rows.iter().take(rows).cloned().collect(),
         };
         Report {
             observer: me.clone(),

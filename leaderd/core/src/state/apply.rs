@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Command, Decision, Event, EventKind, EventTimes, LocationState, surplus};
+use super::{Command, Decision, Event, EventKind, EventTimes, LocationState, bounds::MAX_DRAINED};
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::mesh::Policy;
 use crate::time::WallTime;
@@ -45,7 +45,9 @@ impl LocationState {
             Command::Decide { expected_epoch, decision, event } => {
                 self.decide(*expected_epoch, decision, event)
             }
-            Command::Drain { node } => changed(self.drained.insert(node.clone())),
+            Command::Drain { node } => {
+                changed(self.drained.len() < MAX_DRAINED && self.drained.insert(node.clone()))
+            }
             Command::Undrain { node } => changed(self.drained.remove(node)),
             Command::Freeze { until } => changed(self.frozen.replace(*until) != Some(*until)),
             Command::Unfreeze => changed(self.frozen.take().is_some()),
@@ -64,12 +66,11 @@ impl LocationState {
     }
 
     fn push(&mut self, event: &Event) -> Box<Event> {
-        self.last_seq += 1;
+        self.last_seq = self.last_seq.saturating_add(1);
         let event = Event { seq: self.last_seq, location: self.location.clone(), ..event.clone() };
+        let event = event.bounded();
         self.events.push_back(event.clone());
-        while let Some(seq) = surplus(self.events.iter()) {
-            self.events.retain(|e| e.seq != seq);
-        }
+        self.shed();
         Box::new(event)
     }
 

@@ -4,6 +4,7 @@
 //! and a decision whose `expected_epoch` is not the present epoch is a no-op.
 
 mod apply;
+mod bounds;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -16,8 +17,11 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, SlotReport};
+use crate::wire::bounded;
+use crate::wire::limits::MAX_SLOTS;
 
 pub use apply::Applied;
+pub use bounds::{MAX_COMMAND, MAX_EVENT, MAX_EVENT_ROWS, MAX_STATE, MAX_SUMMARY, MAX_WITNESSES};
 
 /// How many events a location remembers of what happened by itself.
 pub const MAX_EVENTS: usize = 256;
@@ -48,6 +52,7 @@ pub struct Decision {
     pub location: LocationName,
     pub epoch: Epoch,
     /// In order of preference, never empty. More than one: ECMP.
+    #[serde(deserialize_with = "bounded::list::<_, _, MAX_SLOTS>")]
     pub leaders: Vec<Slot>,
     pub cause: Cause,
     /// When the raft leader proposed it (its wall clock).

@@ -27,7 +27,7 @@ use super::check::{Checked, check};
 use super::log::LogStore;
 use crate::capability::{Capabilities, Unreadable};
 use crate::io::{Persist, Restored};
-use crate::state::{Applied, Command, LocationState};
+use crate::state::{Applied, Command, LocationState, MAX_COMMAND};
 use crate::time::Instant;
 
 /// Ticks of the least election timeout; the longest is twice that.
@@ -353,7 +353,12 @@ impl RaftNode {
             // raft-rs drops proposals during a transfer; a decision does not wait for housekeeping.
             self.raw.raft.abort_leader_transfer();
         }
-        self.raw.propose(Vec::new(), command.encode(needs)).ok()?;
+        let data = command.encode(needs);
+        if data.len() > MAX_COMMAND {
+            // It might never reach the others, and all that follows would wait behind it.
+            return None;
+        }
+        self.raw.propose(Vec::new(), data).ok()?;
         let at = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
         self.pump();
         Some(at)

@@ -1,4 +1,5 @@
 mod behaviour;
+mod bounds;
 mod claims;
 pub(crate) mod cluster;
 mod disk;

@@ -75,7 +75,7 @@ fn a_node_that_votes_no_more_shows_nothing_of_its_old_group() {
 #[test]
 fn a_voter_whose_file_is_newer_still_hears_those_that_vote_by_the_older_one() {
     let raft = || Frame::Raft { location: cloud(), message: vec![1, 2, 3] };
-    let unknown = "ignored.Raft-message-of-a-group-that-it-or-this-node-is-not-in";
+    let unknown = "ignored.raft-of-another-group";
     let mut bench = Bench::of("cloud-1", mesh(2, 1, 0));
     bench.frame("member-0", raft());
     change(&mut bench, mesh(3, 2, 0));

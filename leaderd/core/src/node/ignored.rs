@@ -1,0 +1,121 @@
+//! What is not believed: counted by its reason, and told once per source and minute.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::Node;
+use super::known::Untaken;
+use crate::io::LogLevel;
+use crate::probe::reflect::Reject;
+use crate::time::{Duration, Instant, Now};
+use crate::wire::limits::Nonsense;
+
+/// One source is told of once in this time, for each reason.
+const QUIET: Duration = Duration::from_secs(60);
+/// How many (source, reason) pairs are remembered for that.
+const MAX_SAID: usize = 1024;
+
+/// Why something is ignored. [`Ignored::as_str`] names metrics, [`fmt::Display`] is for the log: rewording one leaves the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ignored {
+    Stranger,
+    Nonsense(Nonsense),
+    RaftOfAnotherGroup,
+    RelayedFromElsewhere,
+    NotRelayed,
+    ReportInAnothersName,
+    AboutAnotherGroup,
+    DecisionOfAnotherLocation,
+    Decision(Untaken),
+    HelloInAnothersName,
+    UncarriedOfAnotherLocation,
+    AddressesOfAnotherLocation,
+    AddressesOutside,
+    Event,
+    AnswerNotAsked,
+    Probe(Reject),
+}
+
+impl Ignored {
+    /// As in metrics, behind `ignored.`.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Stranger => "stranger",
+            Self::Nonsense(_) => "nonsense",
+            Self::RaftOfAnotherGroup => "raft-of-another-group",
+            Self::RelayedFromElsewhere => "relayed-from-elsewhere",
+            Self::NotRelayed => "not-relayed",
+            Self::ReportInAnothersName => "report-in-anothers-name",
+            Self::AboutAnotherGroup => "about-another-group",
+            Self::DecisionOfAnotherLocation => "decision-of-another-location",
+            Self::Decision(why) => why.as_str(),
+            Self::HelloInAnothersName => "hello-in-anothers-name",
+            Self::UncarriedOfAnotherLocation => "uncarried-of-another-location",
+            Self::AddressesOfAnotherLocation => "addresses-of-another-location",
+            Self::AddressesOutside => "addresses-outside",
+            Self::Event => "event",
+            Self::AnswerNotAsked => "answer-not-asked",
+            Self::Probe(_) => "probe",
+        }
+    }
+}
+
+impl fmt::Display for Ignored {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Stranger => "frame from a node that is not in the mesh file",
+            Self::Nonsense(why) => return write!(f, "frame that makes no sense: {why}"),
+            Self::RaftOfAnotherGroup => "Raft message of a group that it or this node is not in",
+            Self::RelayedFromElsewhere => "frame relayed from another location",
+            Self::NotRelayed => "frame that may not be relayed",
+            Self::ReportInAnothersName => "report in another's name",
+            Self::AboutAnotherGroup => "observation about a group that this node is not in",
+            Self::DecisionOfAnotherLocation => "decision about another's location",
+            Self::Decision(why) => return why.fmt(f),
+            Self::HelloInAnothersName => "hello in another's name",
+            Self::UncarriedOfAnotherLocation => "where another location's node does not carry",
+            Self::AddressesOfAnotherLocation => "addresses of another location's node",
+            Self::AddressesOutside => "addresses that lie in none of the node's prefixes",
+            Self::Event => "event that does not belong to its decision, or far beyond the newest",
+            Self::AnswerNotAsked => "answer to a command from a node that was not asked",
+            Self::Probe(why) => return write!(f, "probe: {why}"),
+        })
+    }
+}
+
+/// What the log said lately.
+#[derive(Debug, Default)]
+pub(super) struct Said(BTreeMap<(String, Ignored), Instant>);
+
+impl Said {
+    /// The source to name, if it is time to say so again.
+    fn due(&mut self, now: Instant, source: &str, why: Ignored) -> Option<String> {
+        let mut key = (source.to_owned(), why);
+        if !self.0.contains_key(&key) && self.0.len() >= MAX_SAID {
+            self.0.retain(|_, at| now.since(*at) < QUIET);
+            if self.0.len() >= MAX_SAID {
+                // A flood of made-up sources is told as one source, else it would fill the log.
+                key.0 = "many".to_owned();
+            }
+        }
+        if self.0.get(&key).is_some_and(|at| now.since(*at) < QUIET) {
+            return None;
+        }
+        let source = key.0.clone();
+        self.0.insert(key, now);
+        Some(source)
+    }
+}
+
+impl Node {
+    pub(super) fn ignored(&mut self, now: Now, source: &str, why: Ignored) {
+        self.count(&format!("ignored.{}", why.as_str()));
+        if let Ignored::Nonsense(what) = why {
+            self.count(&format!("nonsense.{}", what.as_str()));
+        }
+        if let Some(source) = self.heard.ignored.due(now.mono, source, why) {
+            let fields = [("source", source), ("reason", why.to_string())];
+            self.log(LogLevel::Warn, "ignored", fields);
+        }
+    }
+}

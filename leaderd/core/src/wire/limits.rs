@@ -1,0 +1,279 @@
+//! What a frame may say: how long each kind is at most, how many elements its lists have, and which values make sense.
+//!
+//! Length and lists are looked at while a frame is read, so what is refused was never large in memory. [`Frame::check`] looks at
+//! the values before anything else sees the frame: everything behind it counts on them, and adds and multiplies without care.
+//! What an honest node says passes; what does not fit is refused whole, and counted by [`Nonsense`].
+
+use std::time::Duration;
+
+use super::{Frame, Hello};
+use crate::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
+use crate::ids::{Epoch, Slot};
+use crate::state::{Decision, Event, EventTimes};
+use crate::status::CandidateStatus;
+use crate::time::WallTime;
+use crate::verdict::{EvidenceRow, Report, SlotReport};
+
+/// Longest frame of most kinds, in bytes. Reports and hellos of the largest locations have a few thousand.
+pub const MAX_MESSAGE: usize = 64 << 10;
+/// Longest announcement: a decision with the event that explains it, which is [`crate::state::MAX_EVENT`] at most.
+pub const MAX_ANNOUNCE: usize = 128 << 10;
+/// Longest command or answer to one: some names and a sentence.
+pub const MAX_COMMAND: usize = 8 << 10;
+
+/// Slots in a list: there are no more.
+pub const MAX_SLOTS: usize = Slot::MAX.0 as usize + 1;
+/// Rows of evidence about one candidate, and in one report. One row a class, and one for each target or service that fails alone.
+pub const MAX_ROWS: usize = 128;
+pub const MAX_REPORT_ROWS: usize = 256;
+/// Decisions of other locations in one hello.
+pub const MAX_DECISIONS: usize = 16;
+/// Nodes in one frame of addresses.
+pub const MAX_ADDRESSED: usize = 128;
+/// Addresses of one node: one of each family, and room for more to come.
+const MAX_NODE_ADDRESSES: usize = 8;
+/// Locations in one list: as many as a mesh can have nodes.
+pub const MAX_LOCATIONS: usize = 4094;
+/// Sentences in a list, and the bytes of each.
+pub const MAX_TEXTS: usize = 16;
+pub const MAX_TEXT: usize = 1 << 10;
+
+/// Longest round trip that counts as one. Probes are given up much sooner.
+pub const MAX_RTT: Duration = Duration::from_secs(60);
+/// The end of the year 9999: beyond it a time has no name in RFC 3339.
+pub const MAX_TIME: WallTime = WallTime(253_402_300_799_999_999);
+/// Longest blackout: ten years.
+const MAX_BLACKOUT: Duration = Duration::from_secs(10 * 366 * 86_400);
+/// Epochs and sequence numbers stay below this, so that counting on from them never overflows. No mesh lives to see it.
+pub const MAX_NUMBER: u64 = 1 << 62;
+/// Probes in one row of evidence. A window has some hundred.
+const MAX_PROBES: u32 = 1 << 24;
+/// Milliseconds, as digests have them.
+const MAX_RTT_MS: f64 = 60_000.0;
+
+/// Why a frame that was read makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, thiserror::Error)]
+pub enum Nonsense {
+    #[error("a round trip of more than 60 s")]
+    RoundTrip,
+    #[error("a share of lost packets that is none")]
+    Loss,
+    #[error("a time beyond the year 9999")]
+    Time,
+    #[error("a duration of more than ten years")]
+    Duration,
+    #[error("a number out of range")]
+    Number,
+    #[error("a slot that cannot be, or one twice")]
+    Slot,
+    #[error("a decision without a leader")]
+    NoLeader,
+    #[error("counts that do not fit each other")]
+    Counts,
+    #[error("a list that is too long")]
+    Length,
+    #[error("a text that is too long")]
+    Text,
+    #[error("an event that is larger than any of ours")]
+    Event,
+}
+
+impl Nonsense {
+    /// As in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::RoundTrip => "round-trip",
+            Self::Loss => "loss",
+            Self::Time => "time",
+            Self::Duration => "duration",
+            Self::Number => "number",
+            Self::Slot => "slot",
+            Self::NoLeader => "no-leader",
+            Self::Counts => "counts",
+            Self::Length => "length",
+            Self::Text => "text",
+            Self::Event => "event",
+        }
+    }
+}
+
+type Check = Result<(), Nonsense>;
+
+fn ensure(holds: bool, otherwise: Nonsense) -> Check {
+    if holds { Ok(()) } else { Err(otherwise) }
+}
+
+impl Frame {
+    /// Most bytes of a frame, by its number in [`Frame`]. A kind that is not named here has the usual limit.
+    pub(super) const fn longest(kind: u8) -> usize {
+        match kind {
+            0 => super::MAX_FRAME,
+            2 => MAX_ANNOUNCE,
+            7 | 8 => MAX_COMMAND,
+            _ => MAX_MESSAGE,
+        }
+    }
+
+    /// Most bytes that a frame may have which begins so; of another version, as many as it takes to refuse it. Whoever reads from a
+    /// peer asks after the first two bytes.
+    pub const fn limit(first: [u8; 2]) -> usize {
+        if first[0] == super::FRAME_VERSION { Self::longest(first[1]) } else { MAX_MESSAGE }
+    }
+
+    /// Whether the values make sense. Whether the sender may say them is for whoever takes the frame.
+    pub fn check(&self) -> Check {
+        match self {
+            // Checked where Raft's own state is known.
+            Self::Raft { .. } => Ok(()),
+            Self::Report(report) => check_report(report),
+            Self::Announce { decision, event } => {
+                check_decision(decision)?;
+                event.as_deref().map_or(Ok(()), check_event)
+            }
+            Self::Ack { epoch, programmed_at, .. } => {
+                check_epoch(*epoch)?;
+                check_time(*programmed_at)
+            }
+            Self::Verified { epoch, at, blackout_micros, .. } => {
+                check_epoch(*epoch)?;
+                check_time(*at)?;
+                check_blackout(blackout_micros.map(Duration::from_micros))
+            }
+            Self::Hello(hello) => check_hello(hello),
+            Self::Relayed { frame, .. } => match **frame {
+                // It is read so that none stands in another; nor may one that was made here.
+                Self::Relayed { .. } => Err(Nonsense::Length),
+                _ => frame.check(),
+            },
+            Self::Forward { request, .. } => check_request(request),
+            Self::Forwarded { response, .. } => check_response(response),
+            Self::Addresses(list) => {
+                let few = |(_, addresses): &(_, Vec<_>)| addresses.len() <= MAX_NODE_ADDRESSES;
+                ensure(list.len() <= MAX_ADDRESSED && list.iter().all(few), Nonsense::Length)
+            }
+            Self::Uncarried { locations, .. } => {
+                ensure(locations.len() <= MAX_LOCATIONS, Nonsense::Length)
+            }
+        }
+    }
+}
+
+fn check_time(at: WallTime) -> Check {
+    ensure(at <= MAX_TIME, Nonsense::Time)
+}
+
+fn check_epoch(epoch: Epoch) -> Check {
+    ensure(epoch.0 < MAX_NUMBER, Nonsense::Number)
+}
+
+fn check_blackout(blackout: Option<Duration>) -> Check {
+    ensure(blackout.is_none_or(|b| b <= MAX_BLACKOUT), Nonsense::Duration)
+}
+
+/// Each once, and none beyond the last.
+fn check_slots(slots: impl IntoIterator<Item = Slot>) -> Check {
+    let mut seen = 0u16;
+    for slot in slots {
+        ensure(slot <= Slot::MAX && seen & (1 << slot.0) == 0, Nonsense::Slot)?;
+        seen |= 1 << slot.0;
+    }
+    Ok(())
+}
+
+fn check_share(loss: f32) -> Check {
+    // Not a number is in no range.
+    ensure((0.0..=1.0).contains(&loss), Nonsense::Loss)
+}
+
+fn check_report(report: &Report) -> Check {
+    check_epoch(report.epoch)?;
+    ensure(report.seq < MAX_NUMBER, Nonsense::Number)?;
+    check_slot_reports(&report.slots)?;
+    let rows: usize = report.slots.iter().map(|s| s.evidence.len()).sum();
+    ensure(rows <= MAX_REPORT_ROWS, Nonsense::Length)
+}
+
+fn check_slot_reports(slots: &[SlotReport]) -> Check {
+    check_slots(slots.iter().map(|s| s.slot))?;
+    slots.iter().try_for_each(check_slot_report)
+}
+
+fn check_slot_report(s: &SlotReport) -> Check {
+    [s.first_loss, s.suspected, Some(s.since)].into_iter().flatten().try_for_each(check_time)?;
+    ensure(s.rtt.is_none_or(|rtt| rtt <= MAX_RTT), Nonsense::RoundTrip)?;
+    check_share(s.loss)?;
+    ensure(s.services.0 <= s.services.1, Nonsense::Counts)?;
+    ensure(s.evidence.len() <= MAX_ROWS, Nonsense::Length)?;
+    let fits =
+        |r: &EvidenceRow| r.sent <= MAX_PROBES && r.lost <= r.sent && r.time_exceeded <= r.sent;
+    ensure(s.evidence.iter().all(fits), Nonsense::Counts)
+}
+
+fn check_decision(decision: &Decision) -> Check {
+    check_epoch(decision.epoch)?;
+    check_time(decision.at)?;
+    ensure(!decision.leaders.is_empty(), Nonsense::NoLeader)?;
+    check_slots(decision.leaders.iter().copied())
+}
+
+fn check_event(event: &Event) -> Check {
+    check_epoch(event.epoch)?;
+    ensure(event.seq < MAX_NUMBER, Nonsense::Number)?;
+    let EventTimes { first_loss, suspected, condemned, committed, programmed, verified } =
+        event.times;
+    let times = [first_loss, suspected, condemned, committed, programmed, verified];
+    times.into_iter().flatten().try_for_each(check_time)?;
+    check_blackout(event.blackout)?;
+    event.evidence.values().try_for_each(|slots| check_slot_reports(slots))?;
+    ensure(event.is_within_bounds(), Nonsense::Event)
+}
+
+fn check_hello(hello: &Hello) -> Check {
+    ensure(hello.generation.0 < MAX_NUMBER, Nonsense::Number)?;
+    check_slots(hello.reaches.iter().copied())?;
+    check_slots(hello.digest.iter().map(|c| c.slot))?;
+    hello.digest.iter().try_for_each(check_status)?;
+    ensure(hello.remote.len() <= MAX_DECISIONS, Nonsense::Length)?;
+    hello.decision.iter().chain(&hello.remote).try_for_each(check_decision)
+}
+
+fn check_status(status: &CandidateStatus) -> Check {
+    ensure(status.observers.0 <= status.observers.1, Nonsense::Counts)?;
+    ensure(status.services.is_none_or(|(up, of)| up <= of), Nonsense::Counts)?;
+    ensure(status.rtt_ms.is_none_or(|ms| (0.0..=MAX_RTT_MS).contains(&ms)), Nonsense::RoundTrip)?;
+    status.loss.map_or(Ok(()), check_share)?;
+    ensure(status.blocked_by.len() <= MAX_TEXTS, Nonsense::Length)?;
+    ensure(status.blocked_by.iter().all(|t| t.len() <= MAX_TEXT), Nonsense::Text)
+}
+
+fn check_request(request: &AdminRequest) -> Check {
+    match request {
+        AdminRequest::Freeze { duration, .. } => {
+            ensure(duration.is_none_or(|d| d <= MAX_FREEZE), Nonsense::Duration)
+        }
+        AdminRequest::Promote { .. }
+        | AdminRequest::Drain { .. }
+        | AdminRequest::Undrain { .. }
+        | AdminRequest::Unfreeze { .. } => Ok(()),
+    }
+}
+
+fn check_response(response: &AdminResponse) -> Check {
+    let (AdminResponse::Done { message, .. } | AdminResponse::Refused { message }) = response;
+    ensure(message.len() <= MAX_TEXT, Nonsense::Text)?;
+    match response {
+        AdminResponse::Done { epoch, .. } => check_epoch(*epoch),
+        AdminResponse::Refused { .. } => Ok(()),
+    }
+}
+
+/// The beginning of a text, with an ellipsis where that is not all, in at most so many characters.
+pub fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
