@@ -14,6 +14,7 @@ help:
 	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine (SCENARIOS=all, or names)'
 	@echo 'make test-kilo  Kubernetes: the real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo (KILO_KG=/path/to/kg: the real one), leaderd beside it'
 	@echo 'make test-kilo-kernel  some of these with kernel WireGuard, in an emulated machine (TESTS=names)'
+	@echo 'make audit   what is linked, and under which licences (ADVISORY_DB=/path/to/advisory-db: known advisories as well)'
 	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (hours; RUNS=10, ONLY="kilo-489 idle": less)'
@@ -35,9 +36,9 @@ help:
 demo: lab
 	"$(LAB)/wgctl" lab demo
 
-test: deps lint check-deploy unit simulation scenarios bad-input test-kernel
+test: deps lint audit check-deploy unit simulation scenarios bad-input test-kernel
 	@echo
-	@echo 'make test: all of it passed: format, clippy, docs; Kubernetes manifests; unit and property tests; virtual time and the fuzz corpus;'
+	@echo 'make test: all of it passed: format, clippy, docs; supply chain; Kubernetes manifests; unit and property tests; virtual time and the fuzz corpus;'
 	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes; kernel WireGuard"
 
 # ONLY: these rows, scenarios or 'idle'.
@@ -102,7 +103,7 @@ recording: lab
 # A minute for each target, or FUZZ_SECONDS. The bootstrap variable lets a stable compiler do what cargo-fuzz asks of it.
 FUZZ_SECONDS ?= 60
 fuzz:
-	@cargo fuzz --version >/dev/null 2>&1 || { echo 'fuzz: run: cargo install cargo-fuzz' >&2; exit 1; }
+	@[ "$$(cargo fuzz --version 2>/dev/null)" = 'cargo-fuzz 0.13.2' ] || { echo 'fuzz: run: cargo install cargo-fuzz --version 0.13.2 --locked' >&2; exit 1; }
 	for target in $$(ls tests/fuzz/fuzz_targets | sed 's/[.]rs$$//'); do \
 	  found="$(TARGET)/fuzz/$$target"; mkdir -p "$$found"; \
 	  RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz "$$target" "$$found" "tests/fuzz/corpus/$$target" -- \
@@ -182,8 +183,10 @@ bench-api: test-kilo-binaries
 	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo run --locked --profile lab -p tests --bin bench_api -- \
 	  --minutes=$(or $(MINUTES),5) $(NODES)
 
+# ADVISORY_DB=/path/to/advisory-db: known advisories too.
 audit:
-	cargo deny check
+	tests/setup audit "$(TARGET)/tools"
+	tests/supply-chain "$(TARGET)/tools/bin/cargo-deny"
 
 clean:
 	cargo clean
