@@ -15,7 +15,7 @@ help:
 	@echo 'make test-kilo  Kubernetes: the real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo (KILO_KG=/path/to/kg: the real one), leaderd beside it'
 	@echo 'make test-kilo-kernel  some of these with kernel WireGuard, in an emulated machine (TESTS=names)'
 	@echo 'make audit   what is linked, and under which licences (ADVISORY_DB=/path/to/advisory-db: known advisories as well)'
-	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
+	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds, FRESH=2000 as many new ones'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (hours; RUNS=10, ONLY="kilo-489 idle": less)'
 	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
@@ -84,9 +84,15 @@ simulation: sim
 	cargo test --locked --profile lab -p tests --lib
 	cargo test --locked -p tests --bins --test corpus --test replay
 
-# Scenarios in virtual time, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
+# Scenarios in virtual time, what once failed, and random worlds of every kind. SEEDS=FROM..TO: these seeds; FRESH=2000: as many that
+# were never run (stopped, it goes on where it was); KIND=disks: of one kind; NOTE=1: a line about it in docs/bench-sim.md.
 sim: deps
-	SIM_SEEDS="$(SEEDS)" cargo test --locked --profile lab -p tests --test virtual_time --test explore --test soak
+ifneq ($(SEEDS)$(FRESH),)
+	cargo run --locked --profile lab -p tests --bin explore -- $(SEEDS) $(if $(FRESH),--fresh $(FRESH)) $(if $(KIND),--kind $(KIND)) $(if $(NOTE),--note)
+else
+	cargo test --locked --profile lab -p tests --test virtual_time --test soak
+	cargo test --locked --profile lab -p tests --test explore -- --nocapture
+endif
 
 # A day of virtual time with trouble every hour: does the memory of the cores stay flat? `make test` runs a share of it.
 soak:
