@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     };
     println!("\nrunning {} tests", names.len());
     let start = Instant::now();
-    let (mut passed, mut again, mut backends) = (0, 0, Vec::new());
+    let (mut passed, mut again, mut backends) = (0, 0usize, Vec::new());
     let most_again = names.len().div_ceil(MOST_AGAIN);
     for (name, on) in &names {
         let on = on.as_deref();

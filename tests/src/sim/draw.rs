@@ -5,7 +5,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use leaderd_core::ids::NodeName;
+use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::mesh::{Mesh, Policy};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -76,7 +76,8 @@ impl Case {
     /// The case that a seed stands for.
     pub fn of_seed(seed: u64) -> Self {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
-        let sites = sites(rng);
+        let kind = Kind::of_seed(seed);
+        let sites = if kind == Kind::RollOuts { voting_sites(rng) } else { sites(rng) };
         let ms = |n: u32| Duration::from_millis(n.into());
         let mut wan = Link::of(ms([1, 10, 10, 40, 150][pick(rng, 5)]));
         wan.jitter = wan.latency.mul_f64([0.0, 0.1, 0.3][pick(rng, 3)]);
@@ -104,15 +105,15 @@ impl Case {
             })
             .collect();
         let mut case = Self { sites, config, faults, roll_outs: Vec::new() };
-        match Kind::of_seed(seed) {
+        match kind {
             Kind::Plain => {}
             Kind::Richer => case.enrich(rng, &names),
-            Kind::Disks => case.break_disks(rng, &names),
+            Kind::Disks => case.break_disks(rng, &mesh),
             Kind::RollOuts => case.roll_out_amid_failovers(rng, &mesh),
             Kind::Hostile => case.have_a_liar(rng, &names),
             Kind::Everything => {
                 case.enrich(rng, &names);
-                case.break_disks(rng, &names);
+                case.break_disks(rng, &mesh);
                 case.roll_out_amid_failovers(rng, &mesh);
                 case.have_a_liar(rng, &names);
             }
@@ -160,66 +161,97 @@ impl Case {
         }
     }
 
-    /// Half of the faults are of disks, and two disks may be bad at once.
-    fn break_disks(&mut self, rng: &mut ChaCha8Rng, names: &[&NodeName]) {
-        let n = 1 + pick(rng, 3);
-        self.faults.truncate(2);
-        for _ in 0..n {
-            let fault = match pick(rng, 6) {
-                0 | 1 => Fault::DiskFull { hard_states_fit: pick(rng, 2) == 0 },
-                2 => Fault::DiskSlow([20, 100, 400, 2_000][pick(rng, 4)]),
+    /// A voter's disk fills, hangs or loses its power, and mostly the location's leader breaks within seconds of that.
+    fn break_disks(&mut self, rng: &mut ChaCha8Rng, mesh: &Mesh) {
+        self.faults.truncate(1);
+        let location = any_location(rng, mesh);
+        let voters = mesh.voters_of(&location);
+        let at_ms = rng.next_u32() % 30_000;
+        // With two bad disks of three nothing is owed, but that all is well again afterwards.
+        let disks = if pick(rng, 4) == 0 { 2 } else { 1 };
+        for _ in 0..disks {
+            let fault = match pick(rng, 8) {
+                0..=3 => Fault::DiskFull { hard_states_fit: pick(rng, 2) == 0 },
+                4 => Fault::DiskSlow([20, 100, 400, 2_000][pick(rng, 4)]),
                 _ => Fault::PowerCut(rng.next_u32() % 12),
             };
             self.faults.push(Planned {
-                // At any moment, also while the first decisions are taken.
-                at_ms: rng.next_u32() % TROUBLED_MS,
-                for_ms: [500, 4_000, 15_000][pick(rng, 3)] + rng.next_u32() % 1000,
-                node: names[pick(rng, names.len())].clone(),
+                at_ms: at_ms + rng.next_u32() % 2_000,
+                for_ms: [2_000, 15_000, 30_000][pick(rng, 3)] + rng.next_u32() % 1000,
+                node: voters[pick(rng, voters.len())].clone(),
                 fault,
             });
         }
+        if pick(rng, 4) > 0 {
+            let after = rng.next_u32() % [200, 6_000][pick(rng, 2)];
+            let for_ms = 20_000 + rng.next_u32() % 10_000;
+            self.break_leader(rng, mesh, &location, at_ms + after, for_ms);
+        }
     }
 
-    /// A candidate breaks, and some moments before or after that a new mesh file comes.
+    /// A candidate breaks, and some moments before or after that a new mesh file comes, which mostly takes a vote.
     fn roll_out_amid_failovers(&mut self, rng: &mut ChaCha8Rng, mesh: &Mesh) {
         self.faults.truncate(1);
         for _ in 0..1 + pick(rng, 2) {
-            let location = mesh.locations.keys().nth(pick(rng, mesh.locations.len()));
-            let location = location.expect("it is one of them").clone();
+            let takes_votes = |l: &&LocationName| {
+                let witnesses = !mesh.locations[*l].witnesses.is_empty();
+                witnesses || mesh.nodes_of(l).any(|n| n.slot.is_none())
+            };
+            let location = match mesh.locations.keys().find(takes_votes) {
+                Some(location) if pick(rng, 4) > 0 => location.clone(),
+                _ => any_location(rng, mesh),
+            };
             let candidates = mesh.candidates_of(&location);
             let members: Vec<&NodeName> =
                 mesh.nodes_of(&location).filter(|n| n.slot.is_none()).map(|n| &n.name).collect();
-            // The first one leads after a quiet start.
             let at_ms = 2_000 + rng.next_u32() % (TROUBLED_MS - 2_000);
-            let first = candidates.values().next().expect("a candidate").name.clone();
-            let fault = match pick(rng, 4) {
-                0 => Fault::VxlanNewFlows,
-                1 => Fault::ForwardingOff,
-                2 => Fault::DaemonKill,
-                _ => Fault::NodeCrash,
-            };
             let for_ms = 5_000 + rng.next_u32() % 20_000;
-            self.faults.push(Planned { at_ms, for_ms, node: first, fault });
-            let change = match (pick(rng, 6), members.as_slice()) {
-                (0 | 1, _) => Change::DropWitnesses(location),
-                (2, [member, ..]) => Change::GiveSlot((*member).clone()),
-                (3, _) if candidates.len() > 2 => {
+            self.break_leader(rng, mesh, &location, at_ms, for_ms);
+            let witnesses = !mesh.locations[&location].witnesses.is_empty();
+            let change = match (pick(rng, 8), members.as_slice()) {
+                (0..=3, _) if witnesses => Change::DropWitnesses(location),
+                (4, [member, ..]) => Change::GiveSlot((*member).clone()),
+                (5, _) if candidates.len() > 2 => {
                     let last = candidates.values().next_back().expect("a candidate");
                     Change::TakeSlot(last.name.clone())
                 }
-                (4, _) => Change::AddMember(location),
+                (6, _) => Change::AddMember(location),
                 // Takes the vote of a member where there is one.
                 _ => Change::AddCandidate(location),
             };
-            // Within two seconds before the fault and four after it.
-            let roll_out_at = (at_ms - 2_000) + rng.next_u32() % 6_000;
+            // Mostly while the failover is under way, else within two seconds before the fault and four after it.
+            let roll_out_at = match pick(rng, 4) {
+                0 => (at_ms - 2_000) + rng.next_u32() % 6_000,
+                _ => at_ms + rng.next_u32() % 800,
+            };
+            let slowest = [0, 200, 2_000][pick(rng, 3)];
             let late = mesh.nodes.keys().filter_map(|n| {
-                let most = [0, 0, 200, 2_000][pick(rng, 4)];
-                (most > 0).then(|| (n.clone(), rng.next_u32() % most))
+                let late = slowest > 0 && pick(rng, 2) == 0;
+                late.then(|| (n.clone(), rng.next_u32() % slowest))
             });
             let late_ms = late.collect();
             self.roll_outs.push(RollOut { at_ms: roll_out_at, change, late_ms });
         }
+    }
+
+    /// Breaks the candidate that leads after a quiet start.
+    fn break_leader(
+        &mut self,
+        rng: &mut ChaCha8Rng,
+        mesh: &Mesh,
+        location: &LocationName,
+        at_ms: u32,
+        for_ms: u32,
+    ) {
+        let candidates = mesh.candidates_of(location);
+        let node = candidates.values().next().expect("a candidate").name.clone();
+        let fault = match pick(rng, 4) {
+            0 => Fault::VxlanNewFlows,
+            1 => Fault::ForwardingOff,
+            2 => Fault::DaemonKill,
+            _ => Fault::NodeCrash,
+        };
+        self.faults.push(Planned { at_ms, for_ms, node, fault });
     }
 
     /// One node lies; at most one other thing is broken, or who is left would be the minority.
@@ -239,6 +271,20 @@ impl Case {
             node,
             fault: Fault::Hostile(lies),
         });
+    }
+}
+
+fn any_location(rng: &mut ChaCha8Rng, mesh: &Mesh) -> LocationName {
+    let n = pick(rng, mesh.locations.len());
+    mesh.locations.keys().nth(n).expect("it is one of them").clone()
+}
+
+/// Locations with voters that a new mesh file may take the vote of.
+fn voting_sites(rng: &mut ChaCha8Rng) -> Vec<Site> {
+    match pick(rng, 4) {
+        0 | 1 => vec![Site::new("cloud", 2, 1), Site::new("home", 3, 0)],
+        2 => vec![Site::new("cloud", 2, 0).witness("home-0"), Site::new("home", 3, 0)],
+        _ => vec![Site::new("cloud", 4, 1), Site::new("home", 2, 1)],
     }
 }
 
