@@ -53,7 +53,8 @@ fn what_is_signed_stays_as_it_is_byte_for_byte() {
     let hex: String = statement.0.iter().map(|b| format!("{b:02x}")).collect();
     insta::assert_snapshot!(hex);
     let signature = signer(&name("cloud-0")).sign(&statement);
-    let hex: String = [signature.0, signature.1].concat().iter().map(|b| format!("{b:02x}")).collect();
+    let hex: String =
+        [signature.0, signature.1].concat().iter().map(|b| format!("{b:02x}")).collect();
     insta::assert_snapshot!("signature", hex);
 }
 
