@@ -205,7 +205,7 @@ fn with_line(text: &str, line: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+mod noting {
     use super::*;
 
     #[test]

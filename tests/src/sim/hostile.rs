@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
-use leaderd_core::admin::{AdminRequest, AdminResponse};
+use leaderd_core::admin::{AdminRequest, AdminResponse, Author};
 use leaderd_core::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use leaderd_core::io::Input;
 use leaderd_core::state::{Command, Decision, LocationState};
@@ -282,7 +282,8 @@ impl Teller<'_> {
             2 => AdminRequest::Freeze { location, duration: None },
             _ => AdminRequest::Freeze { location, duration: Some(Duration::MAX) },
         };
-        Frame::Forward { id: rng.next_u64(), request }
+        let author = Author::new(self.node(rng), None);
+        Frame::Forward { id: rng.next_u64(), author, request }
     }
 
     fn raft(&self, rng: &mut ChaCha8Rng) -> Vec<u8> {
