@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo bench-api audit clean
+.PHONY: nightly help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo bench-api audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -14,7 +14,8 @@ help:
 	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine (SCENARIOS=all, or names)'
 	@echo 'make test-kilo  Kubernetes: the real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo (KILO_KG=/path/to/kg: the real one), leaderd beside it'
 	@echo 'make test-kilo-kernel  some of these with kernel WireGuard, in an emulated machine (TESTS=names)'
-	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds'
+	@echo 'make audit   what is linked, and under which licences (ADVISORY_DB=/path/to/advisory-db: known advisories as well)'
+	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds, FRESH=2000 as many new ones'
 	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
 	@echo 'make bench   the figures of docs/benchmarks.md (hours; RUNS=10, ONLY="kilo-489 idle": less)'
 	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
@@ -30,14 +31,15 @@ help:
 	@echo 'make check-image  the container image, built without a registry: two containers with the rights of a Pod are a mesh (root)'
 	@echo 'make recording  tests/fixtures/*.recording anew, after what a core decides or records was changed'
 	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (FUZZ_SECONDS=60)'
+	@echo 'make nightly  what does not fit into `make test`: mixed versions, 2,000 fresh seeds, long fuzzing, all scenarios on kernels, Kubernetes (PART=name; tests/nightly --list)'
 	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
 
 demo: lab
 	"$(LAB)/wgctl" lab demo
 
-test: deps lint check-deploy unit simulation scenarios bad-input test-kernel
+test: deps lint audit check-deploy unit simulation scenarios bad-input test-kernel
 	@echo
-	@echo 'make test: all of it passed: format, clippy, docs; Kubernetes manifests; unit and property tests; virtual time and the fuzz corpus;'
+	@echo 'make test: all of it passed: format, clippy, docs; supply chain; Kubernetes manifests; unit and property tests; virtual time and the fuzz corpus;'
 	@echo "           $$(ls tests/scenarios/*.toml | wc -l) lab scenarios on real packets; bad input and live changes; kernel WireGuard"
 
 # ONLY: these rows, scenarios or 'idle'.
@@ -83,9 +85,15 @@ simulation: sim
 	cargo test --locked --profile lab -p tests --lib
 	cargo test --locked -p tests --bins --test corpus --test replay
 
-# Scenarios in virtual time, what once failed, and random worlds (25 s of them, or SEEDS=FROM..TO).
+# Scenarios in virtual time, what once failed, and random worlds of every kind. SEEDS=FROM..TO: these seeds; FRESH=2000: as many that
+# were never run (stopped, it goes on where it was); KIND=disks: of one kind; NOTE=1: a line about it in docs/bench-sim.md.
 sim: deps
-	SIM_SEEDS="$(SEEDS)" cargo test --locked --profile lab -p tests --test virtual_time --test explore --test soak
+ifneq ($(SEEDS)$(FRESH),)
+	cargo run --locked --profile lab -p tests --bin explore -- $(SEEDS) $(if $(FRESH),--fresh $(FRESH)) $(if $(KIND),--kind $(KIND)) $(if $(NOTE),--note)
+else
+	cargo test --locked --profile lab -p tests --test virtual_time --test soak --test known_to_fail
+	cargo test --locked --profile lab -p tests --test explore -- --nocapture
+endif
 
 # A day of virtual time with trouble every hour: does the memory of the cores stay flat? `make test` runs a share of it.
 soak:
@@ -102,7 +110,7 @@ recording: lab
 # A minute for each target, or FUZZ_SECONDS. The bootstrap variable lets a stable compiler do what cargo-fuzz asks of it.
 FUZZ_SECONDS ?= 60
 fuzz:
-	@cargo fuzz --version >/dev/null 2>&1 || { echo 'fuzz: run: cargo install cargo-fuzz' >&2; exit 1; }
+	@[ "$$(cargo fuzz --version 2>/dev/null)" = 'cargo-fuzz 0.13.2' ] || { echo 'fuzz: run: cargo install cargo-fuzz --version 0.13.2 --locked' >&2; exit 1; }
 	for target in $$(ls tests/fuzz/fuzz_targets | sed 's/[.]rs$$//'); do \
 	  found="$(TARGET)/fuzz/$$target"; mkdir -p "$$found"; \
 	  RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz "$$target" "$$found" "tests/fuzz/corpus/$$target" -- \
@@ -182,8 +190,14 @@ bench-api: test-kilo-binaries
 	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo run --locked --profile lab -p tests --bin bench_api -- \
 	  --minutes=$(or $(MINUTES),5) $(NODES)
 
+# ADVISORY_DB=/path/to/advisory-db: known advisories too.
 audit:
-	cargo deny check
+	tests/setup audit "$(TARGET)/tools"
+	tests/supply-chain "$(TARGET)/tools/bin/cargo-deny"
+
+# What does not fit into `make test`, in parts of an hour at most; those that have passed for this commit are not run again.
+nightly: deps
+	TARGET="$(TARGET)" tests/nightly $(PART)
 
 clean:
 	cargo clean

@@ -1,39 +1,27 @@
 //! Random worlds, random faults: the reference model must find nothing. `make sim SEEDS=1000..1200` runs chosen seeds,
-//! those from a million on draw more ([`RICHER`]), and `make story OF=…` gives the account of one that failed.
+//! `make sim FRESH=2000` as many that were never run, and `make story OF=…` gives the account of one that failed.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::Mutex;
+use std::time::Duration;
 
-use tests::sim::explore::{Case, RICHER};
+use tests::sim::campaign;
+use tests::sim::draw::Kind;
+use tests::sim::explore::Case;
 
-/// Seeds of an ordinary test run start here …
-const FIRST_SEED: u64 = 1;
-/// … and go on for this long, unless `SIM_SEEDS` names the seeds; those of the richer worlds, in which the mesh file
-/// changes as well, again for so long.
-const TIME: Duration = Duration::from_secs(25);
+/// An ordinary test run explores each kind of world for so long …
+const TIME: Duration = Duration::from_secs(10);
+/// … and at least so many seeds of it: 48 in all, fewer would be no test.
+const LEAST: u64 = 8;
+/// A machine that takes longer for these is too slow to say anything.
+const MOST_TIME: Duration = Duration::from_secs(300);
+
+/// Each test takes all cores: one at a time.
+static CORES: Mutex<()> = Mutex::new(());
 
 fn regressions() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("regressions")
-}
-
-/// Two runs of one case: they must agree with each other, and with the model.
-fn check(case: &Case) -> Result<(), String> {
-    let first = case.run();
-    if let Some(kind) = first.kind() {
-        return Err(kind.to_owned());
-    }
-    let second = case.run();
-    if first.digest != second.digest {
-        return Err("not deterministic".to_owned());
-    }
-    Ok(())
-}
-
-fn seeds() -> Option<Range<u64>> {
-    let text = std::env::var("SIM_SEEDS").ok().filter(|t| !t.is_empty())?;
-    let (from, to) = text.split_once("..").expect("SIM_SEEDS is FROM..TO");
-    Some(from.parse().expect("a number")..to.parse().expect("a number"))
 }
 
 #[test]
@@ -61,22 +49,37 @@ fn what_once_failed_holds() {
 
 #[test]
 fn no_seed_breaks_a_promise() {
-    explore(FIRST_SEED..RICHER);
+    explore(Kind::Plain);
 }
 
 #[test]
 fn no_seed_breaks_a_promise_while_the_mesh_file_changes() {
-    if seeds().is_none() {
-        explore(RICHER..u64::MAX);
-    }
+    explore(Kind::Richer);
 }
 
 #[test]
-fn the_richer_worlds_draw_all_kinds_of_trouble() {
-    let cases: Vec<String> = (RICHER..RICHER + 200)
-        .map(|seed| serde_json::to_string(&Case::of_seed(seed)).expect("plain data"))
-        .collect();
-    for kind in [
+fn no_seed_breaks_a_promise_while_disks_fill_and_power_is_cut() {
+    explore(Kind::Disks);
+}
+
+#[test]
+fn no_seed_breaks_a_promise_while_the_mesh_file_changes_amid_a_failover() {
+    explore(Kind::RollOuts);
+}
+
+#[test]
+fn no_seed_breaks_a_promise_while_a_node_lies() {
+    explore(Kind::Hostile);
+}
+
+#[test]
+fn no_seed_breaks_a_promise_while_all_goes_wrong_at_once() {
+    explore(Kind::Everything);
+}
+
+#[test]
+fn each_kind_of_world_draws_all_its_kinds_of_trouble() {
+    let richer = [
         "AddMember",
         "AddCandidate",
         "GiveSlot",
@@ -92,38 +95,92 @@ fn the_richer_worlds_draw_all_kinds_of_trouble() {
         "MtuBlackhole",
         "\"duplicate\":0.01,\"reorder\":0.02",
         "\"late_ms\":{\"",
+    ];
+    let disks = [
+        "\"hard_states_fit\":true",
+        "\"hard_states_fit\":false",
+        "DiskSlow",
+        "PowerCut",
+        "NodeCrash",
+    ];
+    let roll_outs =
+        ["AddCandidate", "AddMember", "GiveSlot", "TakeSlot", "DropWitnesses", "NodeCrash"];
+    let hostile =
+        ["Hostile", "\"works\":true", "\"works\":false", "\"raft\":true", "\"raft\":false"];
+    for (kind, drawn) in [
+        (Kind::Richer, &richer[..]),
+        (Kind::Disks, &disks),
+        (Kind::RollOuts, &roll_outs),
+        (Kind::Hostile, &hostile),
     ] {
-        let drawn = cases.iter().filter(|c| c.contains(kind)).count();
-        assert!(drawn >= 5, "{kind}: {drawn} of {}", cases.len());
+        let from = kind.seeds().start;
+        let cases: Vec<String> = (from..from + 200)
+            .map(|seed| serde_json::to_string(&Case::of_seed(seed)).expect("plain data"))
+            .collect();
+        for what in drawn {
+            let n = cases.iter().filter(|c| c.contains(what)).count();
+            assert!(n >= 5, "{kind:?}: {what} in {n} of {}", cases.len());
+        }
     }
 }
 
-/// These seeds, for as long as an ordinary run may take; or those of `SIM_SEEDS`, all of them.
-fn explore(range: Range<u64>) {
-    let chosen = seeds();
-    let range = chosen.clone().unwrap_or(range);
-    let started = Instant::now();
-    let mut failed = Vec::new();
-    let mut ran = 0;
-    for seed in range {
-        if chosen.is_none() && started.elapsed() > TIME {
-            break;
-        }
-        ran += 1;
+/// A hostile node of each role, in worlds that are drawn.
+#[test]
+fn nodes_of_every_role_lie() {
+    let mut roles = [0; 4];
+    for seed in Kind::Hostile.seeds().take(200) {
         let case = Case::of_seed(seed);
-        let Err(kind) = check(&case) else { continue };
-        let small = if kind == "not deterministic" { case } else { case.shrink(&kind) };
-        let file = regressions().join(format!("seed-{seed}.json"));
-        let text = serde_json::to_string_pretty(&small).expect("plain data");
-        std::fs::write(&file, text + "\n").expect("a file");
-        let outcome = small.run();
-        println!(
-            "seed {seed}: {kind}\n{}\n{:#?}",
-            serde_json::to_string(&small).expect("plain data"),
-            outcome.violations
-        );
-        failed.push(format!("{seed}: {}", outcome.violations.first().cloned().unwrap_or(kind)));
+        let (mesh, _) = tests::sim::meshes::mesh_of(&case.sites, Default::default());
+        let liar = &case.faults.last().expect("there is one").node;
+        let node = &mesh.nodes[liar];
+        let elsewhere = mesh.locations.keys().filter(|l| **l != node.location);
+        let witness = elsewhere.clone().any(|l| mesh.voters_of(l).contains(liar));
+        let candidate = node.slot.is_some();
+        for (n, is) in
+            [candidate, !candidate, witness, candidate && !witness].into_iter().enumerate()
+        {
+            roles[n] += u32::from(is);
+        }
     }
-    println!("explored {ran} seeds in {:?}, {} failed", started.elapsed(), failed.len());
+    assert!(roles.iter().all(|n| *n >= 5), "candidates, members, witnesses, observers: {roles:?}");
+}
+
+/// The seeds of `SIM_SEEDS` (FROM..TO) that are of this kind.
+fn chosen(kind: Kind) -> Option<Range<u64>> {
+    let text = std::env::var("SIM_SEEDS").ok().filter(|t| !t.is_empty())?;
+    let (from, to) = text.split_once("..").expect("SIM_SEEDS is FROM..TO");
+    let seeds = kind.seeds();
+    let from = from.parse().expect("a number");
+    let to = to.parse().expect("a number");
+    Some(seeds.start.max(from)..seeds.end.min(to)).filter(|r| !r.is_empty())
+}
+
+/// The chosen seeds of a kind, all of them; where none is chosen, as many as an ordinary run explores.
+fn explore(kind: Kind) {
+    let _alone = CORES.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let chosen = chosen(kind);
+    let from = chosen.as_ref().map_or(kind.seeds().start, |r| r.start);
+    let go_on = |begun: u64, passed: Duration| match &chosen {
+        Some(seeds) => begun < seeds.end - seeds.start,
+        None => passed < TIME || (begun < LEAST && passed < MOST_TIME),
+    };
+    let tally = campaign::run(from, go_on, |_, _| {});
+    println!(
+        "{}: explored {} seeds from {from} in {:.1} s, {:.2} a second, {} of them twice; {} failed",
+        kind.as_str(),
+        tally.ran,
+        tally.took.as_secs_f64(),
+        tally.per_second(),
+        tally.repeated,
+        tally.failures.len()
+    );
+    for failure in tally.failures.iter().take(3) {
+        let file = campaign::keep(failure.seed, &regressions()).expect("a file");
+        println!("seed {}: {}\n  {}", failure.seed, failure.what, file.display());
+    }
+    let failed: Vec<String> =
+        tally.failures.iter().map(|f| format!("{}: {}", f.seed, f.what)).collect();
     assert!(failed.is_empty(), "{failed:#?}");
+    let least = chosen.map_or(LEAST, |r| r.end - r.start);
+    assert!(tally.ran >= least, "{} seeds, at least {least} are to be explored", tally.ran);
 }

@@ -12,10 +12,28 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
 use serde_json::Value;
+use wgctl_lab::Failed;
 
 /// What is played once more with another WireGuard than the one this machine has. Setting links down is another thing where
 /// that closes the UDP port.
 const ALSO_ON: [(&str, &str); 1] = [("wireguard-down", "leaderd")];
+
+/// A shared machine may starve a whole mesh of its cores for seconds, so what was late or not played at all has a second try, which is
+/// never hidden. What was decided wrongly has none. One scenario in so many may need it: with more, either the
+/// machine is no place for this test, or the daemon has become slow.
+const MOST_AGAIN: usize = 8;
+
+/// Why a scenario failed.
+struct Miss {
+    failed: Failed,
+    why: String,
+}
+
+impl Miss {
+    fn not_played(why: String) -> Self {
+        Self { failed: Failed::NotPlayed, why }
+    }
+}
 
 fn main() -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
@@ -41,15 +59,19 @@ fn main() -> ExitCode {
     };
     println!("\nrunning {} tests", names.len());
     let start = Instant::now();
-    let (mut passed, mut again, mut backends) = (0, 0, Vec::new());
+    let (mut passed, mut again, mut backends) = (0, 0usize, Vec::new());
+    let most_again = names.len().div_ceil(MOST_AGAIN);
     for (name, on) in &names {
         let on = on.as_deref();
         let title = title(name, on);
-        // A shared machine may starve a whole mesh of its cores for seconds. A second try is allowed, and never hidden.
         let outcome = play(&bin, name, on).or_else(|first| {
+            if !first.failed.may_be_tried_again() {
+                return Err(first);
+            }
             println!(
-                "scenario {title}: first try failed, trying again: {}",
-                first.replace('\n', "\n    ")
+                "scenario {title}: first try failed ({:?}), trying again: {}",
+                first.failed,
+                first.why.replace('\n', "\n    ")
             );
             again += 1;
             play(&bin, name, on)
@@ -62,15 +84,18 @@ fn main() -> ExitCode {
                     backends.push(backend);
                 }
             }
-            Err(why) => println!("test {title} ... FAILED\n    {}", why.replace('\n', "\n    ")),
+            Err(Miss { why, .. }) => {
+                println!("test {title} ... FAILED\n    {}", why.replace('\n', "\n    "));
+            }
         }
     }
     println!(
-        "\nWireGuard backend: {}; scenarios run: {}; needed a second try: {again}",
+        "\nWireGuard backend: {}; scenarios run: {}; needed a second try: {again}, at most {most_again} may",
         backends.join(", "),
         names.len()
     );
-    end(passed, names.len() - passed, start)
+    let failed = names.len() - passed;
+    end(passed, failed + again.saturating_sub(most_again), start)
 }
 
 fn title(name: &str, on: Option<&str>) -> String {
@@ -131,7 +156,7 @@ fn in_path(program: &str) -> bool {
 }
 
 /// Plays a scenario once, on a certain WireGuard if one is named. Ok: backend and a line about what was measured. Err: why it failed.
-fn play(bin: &Path, name: &str, on: Option<&str>) -> Result<(String, String), String> {
+fn play(bin: &Path, name: &str, on: Option<&str>) -> Result<(String, String), Miss> {
     let out = Command::new(bin.join("wgctl"))
         .envs(on.map(|on| ("LEADERD_WIREGUARD", on)))
         .args(["lab", "run", name, "--json", "-"])
@@ -139,13 +164,16 @@ fn play(bin: &Path, name: &str, on: Option<&str>) -> Result<(String, String), St
         .env("LEADERD_BIN", bin.join("leaderd"))
         .stdin(Stdio::null())
         .output()
-        .map_err(|e| format!("cannot run wgctl: {e}"))?;
+        .map_err(|e| Miss::not_played(format!("cannot run wgctl: {e}")))?;
     let errors = String::from_utf8_lossy(&out.stderr).into_owned();
-    let report: Value =
-        serde_json::from_slice(&out.stdout).map_err(|e| format!("no result ({e})\n{errors}"))?;
+    let report: Value = serde_json::from_slice(&out.stdout)
+        .map_err(|e| Miss::not_played(format!("no result ({e})\n{errors}")))?;
     let run = &report["runs"][0];
     if !out.status.success() || run["outcome"] != "pass" {
-        return Err(format!("{}\n{errors}", run["why"].as_str().unwrap_or("no reason given")));
+        let why = format!("{}\n{errors}", run["why"].as_str().unwrap_or("no reason given"));
+        // A failure that says no kind is taken for the worst.
+        let failed = serde_json::from_value(run["failed"].clone()).unwrap_or(Failed::Wrong);
+        return Err(Miss { failed, why });
     }
     let line = format!(
         "{} -> {}, cause {}, condemned after {} ms, blackout {} ms new, {} ms old",
@@ -158,7 +186,10 @@ fn play(bin: &Path, name: &str, on: Option<&str>) -> Result<(String, String), St
     );
     let backend = report["backend"].as_str().unwrap_or("unknown");
     match on {
-        Some(on) if on != backend => Err(format!("it ran on {backend} WireGuard, not {on}")),
+        Some(on) if on != backend => Err(Miss {
+            failed: Failed::Wrong,
+            why: format!("it ran on {backend} WireGuard, not {on}"),
+        }),
         _ => Ok((backend.to_owned(), line)),
     }
 }

@@ -278,6 +278,28 @@ mod tests {
         (n, reader.tail().unwrap())
     }
 
+    /// A recording is read by the version that made it alone, which any version must be able to tell: by the first line, and then by the
+    /// header's first field.
+    #[test]
+    fn a_recording_begins_as_it_did_and_its_records_are_where_they_were() {
+        let header = header();
+        let file = FileWriter::new(Vec::new(), &header).unwrap().finish(Ended::Stopped).unwrap();
+        assert!(file.starts_with(format!("leaderd recording {VERSION}\n").as_bytes()));
+        let Header { leaderd, mesh, me, restored, seed, resolved, lan_device, lan_mtu, now } =
+            &header;
+        let fields = (leaderd, mesh, me, restored, seed, resolved, lan_device, lan_mtu, now);
+        assert_eq!(encode(&header).unwrap(), encode(&fields).unwrap());
+        let started = Record::Started { effects: Vec::new() };
+        assert_eq!(encode(&started).unwrap(), [0, 0]);
+        let mut tape = Tape::default();
+        tape.input(Now::default(), &Input::Timeout);
+        assert_eq!(encode(&tape.record(true)).unwrap(), [1, 0, 0, 0, 0]);
+        let ended = [Ended::Stopped, Ended::DiskTooSlow, Ended::Full, Ended::Panicked];
+        for (place, why) in ended.into_iter().enumerate() {
+            assert_eq!(encode(&Record::Ended(why)).unwrap(), [2, place as u8]);
+        }
+    }
+
     #[test]
     fn what_was_recorded_is_read_again_and_the_file_is_its_owners_alone() {
         let dir = tempfile::tempdir().unwrap();

@@ -180,7 +180,10 @@ impl World {
 
     /// True if frames pass from one node to the other, one way.
     pub(super) fn control_passes(&self, a: &NodeName, b: &NodeName) -> bool {
-        let alive = |n: &NodeName| !self.faults[n].crashed && self.nodes[n].core.is_some();
+        let alive = |n: &NodeName| {
+            let f = &self.faults[n];
+            !f.crashed && (self.nodes[n].core.is_some() || f.hostile.is_some())
+        };
         if !alive(a) || !alive(b) || !self.know_each_other(a, b) {
             return false;
         }
@@ -197,6 +200,12 @@ impl World {
             // No tunnel joins them: over the mesh itself, as any workload.
             self.delivers(a, b)
         }
+    }
+
+    /// How long a frame takes that arrives.
+    pub(super) fn one_way(&mut self, a: &NodeName, b: &NodeName) -> Duration {
+        let least = self.link(a, b).latency;
+        self.control_delay(a, b).unwrap_or(least)
     }
 
     /// One way over the control channel; `None` while there is no way.

@@ -1,19 +1,17 @@
-//! Worlds and faults drawn from seeds; what fails is made small and kept as a file.
+//! One whole run: what is broken and when, what came of it, and how a run that fails is made small.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::{Mesh, Policy};
 use leaderd_core::time::Instant;
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use super::link::draw;
 use super::meshes::{Site, mesh_of};
 use super::model::Model;
-use super::rollout::{Change, RollOut};
+use super::rollout::RollOut;
 use super::{Fault, Link, Loss, World, WorldConfig};
 
 /// Nothing is broken before: the first decisions are taken in peace.
@@ -21,12 +19,6 @@ const PEACE: Duration = Duration::from_secs(15);
 /// Time to converge after the last fault was mended, and how long nothing may have moved by then.
 const SETTLE: Duration = Duration::from_secs(45);
 const CALM: Duration = Duration::from_secs(10);
-/// Faults begin within this.
-const TROUBLED_MS: u32 = 40_000;
-/// Seeds from here on draw more: changes of the mesh file that reach some nodes late, crashes between a write and its
-/// acknowledgement, slower WANs, other MTUs, a LAN that duplicates and reorders. The worlds of smaller seeds stay as they
-/// are, so that their numbers go on naming what they named.
-pub const RICHER: u64 = 1_000_000;
 /// Runs that making a failure small may cost.
 const MAX_SHRINKS: u32 = 200;
 
@@ -74,84 +66,17 @@ impl Outcome {
 }
 
 impl Case {
-    /// The case that a seed stands for.
-    pub fn of_seed(seed: u64) -> Self {
-        let rng = &mut ChaCha8Rng::seed_from_u64(seed);
-        let sites = sites(rng);
-        let ms = |n: u32| Duration::from_millis(n.into());
-        let mut wan = Link::of(ms([1, 10, 10, 40, 150][pick(rng, 5)]));
-        wan.jitter = wan.latency.mul_f64([0.0, 0.1, 0.3][pick(rng, 3)]);
-        wan.loss = match pick(rng, 4) {
-            0 | 1 => Loss::NONE,
-            2 => Loss::Independent(0.03 * draw(rng)),
-            _ => Loss::Bursty { to_bad: 0.002, to_good: 0.1, bad_loss: 0.5 },
-        };
-        (wan.duplicate, wan.reorder) = [(0.0, 0.0), (0.01, 0.02)][pick(rng, 2)];
-        let config = WorldConfig { seed, wan, ..WorldConfig::default() };
-        let (mesh, _) = mesh_of(&sites, Policy::default());
-        let names: Vec<&NodeName> = mesh.nodes.keys().collect();
-        let faults = (0..1 + pick(rng, 5))
-            .map(|_| {
-                let node = names[pick(rng, names.len())].clone();
-                let others: Vec<&&NodeName> = names.iter().filter(|n| ***n != node).collect();
-                let other = (**others[pick(rng, others.len())]).clone();
-                Planned {
-                    at_ms: rng.next_u32() % TROUBLED_MS,
-                    for_ms: [200, 2_000, 8_000, 20_000, 40_000][pick(rng, 5)]
-                        + rng.next_u32() % 1000,
-                    node,
-                    fault: fault(rng, other),
-                }
-            })
-            .collect();
-        let mut case = Self { sites, config, faults, roll_outs: Vec::new() };
-        if seed >= RICHER {
-            case.enrich(rng, &names);
-        }
-        case
-    }
-
-    fn enrich(&mut self, rng: &mut ChaCha8Rng, names: &[&NodeName]) {
-        (self.config.lan.duplicate, self.config.lan.reorder) =
-            [(0.0, 0.0), (0.01, 0.02)][pick(rng, 2)];
-        for planned in &mut self.faults {
-            match pick(rng, 8) {
-                0 | 1 => planned.fault = Fault::DiskCrash,
-                2 => planned.fault = Fault::WanLatency(20 + rng.next_u32() % 180),
-                3 => planned.fault = Fault::MtuBlackhole(600 + (rng.next_u32() % 800) as u16),
-                _ => {}
-            }
-        }
-        for _ in 0..1 + pick(rng, 2) {
-            let name = names[pick(rng, names.len())].clone();
-            let site = &self.sites[pick(rng, self.sites.len())];
-            let location = site.name.parse().expect("a name");
-            let change = match pick(rng, 6) {
-                0 => Change::AddMember(location),
-                1 => Change::AddCandidate(location),
-                2 => match site.members {
-                    0 => Change::AddCandidate(location),
-                    _ => {
-                        let member = format!("{}-{}", site.name, site.candidates);
-                        Change::GiveSlot(member.parse().expect("a name"))
-                    }
-                },
-                3 | 4 => Change::RotateKey(name),
-                _ => match pick(rng, 2) {
-                    0 => Change::ProbeInterval(50 + rng.next_u32() % 400),
-                    _ => Change::HoldDown(rng.next_u32() % 20),
-                },
-            };
-            let late = names.iter().filter_map(|n| {
-                let most = [0, 300, 3_000, 20_000][pick(rng, 4)];
-                (most > 0).then(|| ((*n).clone(), rng.next_u32() % most))
-            });
-            let late_ms = late.collect();
-            self.roll_outs.push(RollOut { at_ms: rng.next_u32() % TROUBLED_MS, change, late_ms });
-        }
-    }
-
+    /// Runs it. A core that panics breaks a promise too.
     pub fn run(&self) -> Outcome {
+        std::panic::catch_unwind(AssertUnwindSafe(|| self.play())).unwrap_or_else(|panic| {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+            let what = format!("panic: {}", text.unwrap_or_default());
+            Outcome { violations: vec![what.clone()], digest: (0, 0), story: vec![what] }
+        })
+    }
+
+    fn play(&self) -> Outcome {
         let (mesh, secrets) = mesh_of(&self.sites, Policy::default());
         let mut world = World::new(mesh, &secrets, self.config.clone());
         let mut model = Model::default();
@@ -291,42 +216,4 @@ fn for_shorter(planned: &Planned, mut with: impl FnMut(Planned)) {
     if planned.at_ms > 400 {
         with(Planned { at_ms: planned.at_ms / 2, ..planned.clone() });
     }
-}
-
-fn sites(rng: &mut ChaCha8Rng) -> Vec<Site> {
-    match pick(rng, 6) {
-        0 | 1 => vec![Site::new("cloud", 3, 0), Site::new("home", 3, 0)],
-        2 => vec![Site::new("cloud", 2, 1), Site::new("home", 3, 0)],
-        3 => vec![Site::new("cloud", 2, 0).witness("home-0"), Site::new("home", 3, 0)],
-        4 => vec![Site::new("cloud", 3, 1), Site::new("home", 2, 1), Site::new("lab", 2, 1)],
-        _ => vec![
-            Site::new("cloud", 2, 0).witness("lab-0"),
-            Site::new("home", 3, 0),
-            Site::new("lab", 3, 0),
-        ],
-    }
-}
-
-fn fault(rng: &mut ChaCha8Rng, other: NodeName) -> Fault {
-    match pick(rng, 16) {
-        0 => Fault::NodeCrash,
-        1 => Fault::DiskLoss,
-        2 | 3 => Fault::VxlanNewFlows,
-        4 => Fault::VxlanAll,
-        5 => Fault::FdbGhost(other),
-        6 => Fault::ForwardingOff,
-        7 => Fault::MtuBlackhole(1300),
-        8 => Fault::RouteLoop,
-        9 => Fault::WireguardDown,
-        10 => Fault::WanCut,
-        11 => Fault::WanLoss(0.05 + 0.6 * draw(rng)),
-        12 => Fault::LanCut,
-        13 => Fault::OneWay(other),
-        14 => Fault::DaemonKill,
-        _ => Fault::DaemonPause,
-    }
-}
-
-fn pick(rng: &mut ChaCha8Rng, of: usize) -> usize {
-    rng.next_u32() as usize % of
 }

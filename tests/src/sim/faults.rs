@@ -7,9 +7,11 @@ use leaderd_core::ids::NodeName;
 use serde::{Deserialize, Serialize};
 
 use super::World;
+use super::disk::Full;
+use super::hostile::{Liar, Lies};
 
 /// The true state of one node's data path.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Faults {
     /// The machine is off: nothing in, nothing out, no daemon.
     pub crashed: bool,
@@ -39,6 +41,13 @@ pub struct Faults {
     pub lan_cut: bool,
     /// The machine goes off as soon as something was written to its disk, before the daemon hears of it.
     pub disk_crash: bool,
+    /// The same after so many writes more.
+    pub power_cut: Option<u32>,
+    pub disk_full: Option<Full>,
+    /// Each write takes so much longer.
+    pub disk_slow: Duration,
+    /// Somebody has broken into it.
+    pub hostile: Option<Liar>,
 }
 
 /// One thing that can be broken, and mended.
@@ -66,6 +75,16 @@ pub enum Fault {
     OneWay(NodeName),
     DaemonKill,
     DaemonPause,
+    /// No room for more, or for hard states alone.
+    DiskFull {
+        hard_states_fit: bool,
+    },
+    /// Each write takes so many milliseconds longer.
+    DiskSlow(u32),
+    /// The machine goes off after so many writes more, between the last of them and its acknowledgement.
+    PowerCut(u32),
+    /// Somebody has broken into the node. Mended, it is set up anew, with an empty store.
+    Hostile(Lies),
 }
 
 impl World {
@@ -113,6 +132,21 @@ impl World {
                     self.crash(node, false);
                 }
             }
+            Fault::DiskFull { hard_states_fit } => {
+                let full = if *hard_states_fit { Full::HardStates } else { Full::Nothing };
+                f.disk_full = on.then_some(full);
+                self.take_what_fits(node);
+            }
+            Fault::DiskSlow(ms) => {
+                f.disk_slow = Duration::from_millis(if on { u64::from(*ms) } else { 0 });
+            }
+            Fault::PowerCut(after) => {
+                f.power_cut = on.then_some(*after);
+                if !on && f.crashed {
+                    self.crash(node, false);
+                }
+            }
+            Fault::Hostile(lies) => self.break_into(node, lies, on),
             Fault::DaemonKill if on => self.kill_daemon(node),
             Fault::DaemonKill if self.faults[node].crashed || self.core(node).is_some() => {}
             Fault::DaemonKill => self.start_daemon(node),

@@ -5,11 +5,15 @@
 //! [`model`] is the reference: written without the core, it says from the true state of the world who could have carried
 //! traffic, and holds the cores to it. [`explore`] draws worlds and faults from seeds and makes what fails small.
 
+pub mod campaign;
 mod carry;
 #[cfg(test)]
 mod checks;
+pub mod disk;
+pub mod draw;
 pub mod explore;
 pub mod faults;
+pub mod hostile;
 pub mod link;
 pub mod meshes;
 pub mod meter;

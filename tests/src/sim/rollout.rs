@@ -30,6 +30,10 @@ pub enum Change {
     AddCandidate(LocationName),
     /// A member becomes a candidate.
     GiveSlot(NodeName),
+    /// A candidate becomes a member.
+    TakeSlot(NodeName),
+    /// The location's witnesses vote no more.
+    DropWitnesses(LocationName),
     /// The node has another WireGuard key.
     RotateKey(NodeName),
     /// Milliseconds between two rounds of probes.
@@ -61,6 +65,22 @@ impl Change {
                 let node = mesh.nodes.get_mut(name).filter(|n| n.slot.is_none())?;
                 node.slot = Some(slot);
                 node.endpoint = Some(endpoint_of(node.address));
+            }
+            Self::TakeSlot(name) => {
+                let location = mesh.nodes.get(name)?.location.clone();
+                // A location without a candidate carries nothing.
+                if mesh.candidates_of(&location).len() < 2 {
+                    return None;
+                }
+                let node = mesh.nodes.get_mut(name).filter(|n| n.slot.is_some())?;
+                (node.slot, node.endpoint) = (None, None);
+            }
+            Self::DropWitnesses(location) => {
+                let location = mesh.locations.get_mut(location)?;
+                if location.witnesses.is_empty() {
+                    return None;
+                }
+                location.witnesses.clear();
             }
             Self::RotateKey(name) => {
                 let node = mesh.nodes.get_mut(name)?;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::{Effect, Input, LocalFacts, LogLevel, Persist, ProbeId, Restored, Ticket};
+use leaderd_core::io::{Effect, Input, LocalFacts, LogLevel, Persist, ProbeId, Restored};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
+use leaderd_core::state::Decision;
 use leaderd_core::time::{Instant, Now, WallTime};
 use leaderd_core::verdict::Cause;
 use rand_chacha::ChaCha8Rng;
@@ -17,6 +18,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 use wgctl_plan::Network;
 
+use super::disk;
 use super::path::{Fate, Packet, Terrain};
 use super::recording::Recording;
 use super::{Faults, Link};
@@ -24,8 +26,8 @@ use super::{Faults, Link};
 /// How often broken and healed control connections are looked for.
 const CONNECTION_CHECK: Duration = Duration::from_millis(500);
 /// A disk's sync, and from there to the one who waits for it: a crash may fall between them.
-const SYNC: Duration = Duration::from_millis(1);
-const SYNCED: Duration = Duration::from_micros(100);
+pub(super) const SYNC: Duration = Duration::from_millis(1);
+pub(super) const SYNCED: Duration = Duration::from_micros(100);
 /// From asking for a network to having it.
 const PROGRAM: Duration = Duration::from_millis(2);
 /// After this long a daemon has noticed what its kernel has lost.
@@ -71,6 +73,7 @@ pub(super) struct SimNode {
     pub core: Option<Node>,
     pub secret: [u8; 32],
     pub store: BTreeMap<LocationName, Restored>,
+    pub disk: disk::Queue,
     /// Counts restarts: what was on its way to an earlier life is dropped.
     pub life: u32,
     pub paused: bool,
@@ -86,6 +89,7 @@ impl SimNode {
             core: None,
             secret,
             store: BTreeMap::new(),
+            disk: disk::Queue::default(),
             life: 0,
             paused: false,
             up: BTreeMap::new(),
@@ -96,8 +100,13 @@ impl SimNode {
 
 pub(super) enum Happening {
     Input(Input),
-    Programmed { revision: u64, network: Box<Network> },
-    Write { ticket: Ticket, location: LocationName, write: Box<Persist> },
+    Programmed {
+        revision: u64,
+        network: Box<Network>,
+    },
+    Write(disk::Write),
+    /// A hostile node's next frame.
+    Lie,
 }
 
 /// All of it.
@@ -132,6 +141,8 @@ pub struct World {
     pub(super) recording: Recording,
     /// The mesh file of each node, once one has changed; before, all have `mesh`.
     pub(super) files: BTreeMap<NodeName, Arc<Mesh>>,
+    /// What hostile nodes made up.
+    pub(super) made_up: Vec<Decision>,
     /// When the last change of the mesh file will have reached everybody and been measured.
     pub(super) parted_until: Instant,
 }
@@ -169,6 +180,7 @@ impl World {
             digest: 0xcbf2_9ce4_8422_2325,
             recording: Recording::default(),
             files: BTreeMap::new(),
+            made_up: Vec::new(),
             parted_until: start,
             config,
         };
@@ -196,6 +208,11 @@ impl World {
             && self.nodes.get(name).is_some_and(|n| n.core.is_some() && !n.paused)
     }
 
+    /// Awake, and nobody has broken into it.
+    pub fn is_sound(&self, name: &NodeName) -> bool {
+        self.is_awake(name) && self.faults[name].hostile.is_none()
+    }
+
     /// How many times a node's daemon was started or ended.
     pub fn life(&self, name: &NodeName) -> u32 {
         self.nodes[name].life
@@ -213,6 +230,7 @@ impl World {
         let Some(node) = self.nodes.get_mut(name) else { return };
         node.life += 1;
         node.up.clear();
+        node.disk = disk::Queue::default();
         let config = NodeConfig {
             mesh: self.files.get(name).unwrap_or(&self.mesh).clone(),
             me: name.clone(),
@@ -235,6 +253,7 @@ impl World {
         if let Some(node) = self.nodes.get_mut(name) {
             node.core = None;
             node.life += 1;
+            node.disk = disk::Queue::default();
         }
         self.set_timer(name);
     }
@@ -369,16 +388,8 @@ impl World {
                 self.kernels.insert(name.clone(), *network);
                 Input::Programmed { revision, error: None }
             }
-            Happening::Write { ticket, location, write } => {
-                store(node.store.entry(location).or_default(), *write);
-                if self.faults[name].disk_crash {
-                    // On disk, and the one who asked for it will never know.
-                    self.crash(name, true);
-                    return;
-                }
-                self.later(SYNCED, name, Happening::Input(Input::Persisted { ticket }));
-                return;
-            }
+            Happening::Write(write) => return self.written(name, write),
+            Happening::Lie => return self.lie(name),
         };
         self.input(name, input);
     }
@@ -400,7 +411,7 @@ impl World {
                 Effect::Reflect { from, to, bytes } => self.reflect(name, from, to, bytes),
                 Effect::SendFrame { to, frame } => self.send_frame(name, &to, *frame),
                 Effect::Persist { ticket, location, write } => {
-                    self.later(SYNC, name, Happening::Write { ticket, location, write });
+                    self.write(name, (ticket, location, write));
                 }
                 Effect::Program { revision, network } => {
                     self.later(PROGRAM, name, Happening::Programmed { revision, network });
@@ -445,7 +456,7 @@ impl World {
     }
 }
 
-fn store(on_disk: &mut Restored, write: Persist) {
+pub(super) fn store(on_disk: &mut Restored, write: Persist) {
     if let Some(hard_state) = write.hard_state {
         on_disk.hard_state = Some(hard_state);
     }

@@ -21,6 +21,9 @@ pub struct RunResult {
     /// `pass` or `fail`.
     pub outcome: String,
     pub why: String,
+    /// How a failed run failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<Failed>,
     pub failovers: u64,
     pub leader: Leaders,
     pub cause: Option<String>,
@@ -31,6 +34,25 @@ pub struct RunResult {
     /// Of each pair of ends.
     #[serde(default)]
     pub meters: Vec<MeterResult>,
+}
+
+/// How a run failed: whether a machine that was busy with something else may be to blame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Failed {
+    /// It was not played to its end: the lab, a readiness that did not come.
+    NotPlayed,
+    /// Too slow, or too much lost: what was decided was right, or has not been decided yet.
+    Late,
+    /// Something was done that should not have been, above all a failover that nobody expected.
+    Wrong,
+}
+
+impl Failed {
+    /// What was decided wrongly is a defect, whatever a second run does.
+    pub fn may_be_tried_again(self) -> bool {
+        self != Self::Wrong
+    }
 }
 
 /// What the meters between two ends saw.
@@ -99,6 +121,7 @@ impl RunResult {
         Self {
             outcome: "fail".into(),
             why,
+            failed: Some(Failed::NotPlayed),
             failovers: 0,
             leader: Leaders::default(),
             cause: None,

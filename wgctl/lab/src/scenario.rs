@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cni::Cni;
 use crate::fabric::FabricKind;
+use crate::report::Failed;
 
 /// A duration written as `"150ms"` or `"2s"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -263,6 +264,10 @@ impl Count {
             Self::Between(low, high) => (low..=high).contains(&n),
         }
     }
+    /// How a run with so many, which are not these, has failed: too few may still come, and one too many is what must never be.
+    pub fn missed_by(self, n: u64) -> Failed {
+        if n < self.least() { Failed::Late } else { Failed::Wrong }
+    }
     pub fn least(self) -> u64 {
         match self {
             Self::Exactly(n) | Self::Between(n, _) => n,
@@ -408,6 +413,15 @@ mod tests {
             assert!(!s.title.is_empty(), "{name}");
             crate::topology::Topology::of(&s).unwrap();
         }
+    }
+
+    #[test]
+    fn a_failover_too_many_is_wrong_and_has_no_second_try() {
+        let again = |want: Count, n: u64| want.missed_by(n).may_be_tried_again();
+        assert!(!again(Count::Exactly(0), 1), "none was expected");
+        assert!(!again(Count::Between(1, 2), 3));
+        assert!(again(Count::Exactly(1), 0), "it may have been too slow");
+        assert!(Failed::NotPlayed.may_be_tried_again());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 pub mod truth;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
@@ -18,7 +18,9 @@ use leaderd_core::verdict::Cause;
 
 use super::World;
 use super::path::Fate;
-use truth::{Quality, has_observers, has_quorum, is_provable, slowest_round_trip, some_dead};
+use truth::{
+    Quality, has_observers, has_quorum, is_outvoted, is_provable, slowest_round_trip, some_dead,
+};
 
 /// How often the whole world is looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -26,6 +28,8 @@ const TICK: Duration = Duration::from_millis(20);
 const WALK: Duration = Duration::from_millis(200);
 /// A location with all it needs moves away from a broken leader within this, and what slow paths and hold-down add.
 const BOUND: Duration = Duration::from_secs(3);
+/// A raft leader whose disk takes nothing gives up within 3 s, and an heir that does not answer may cost as much again.
+const GIVES_UP: Duration = Duration::from_secs(6);
 /// Reports and signs of life of what has just died count for so long.
 const STALE: Duration = Duration::from_secs(4);
 /// A failover may answer trouble that lies this far back.
@@ -56,6 +60,8 @@ pub struct Model {
     histories: BTreeMap<NodeName, History>,
     /// Since when a location has a broken leader and everything that it takes to replace it.
     owed_since: BTreeMap<LocationName, Instant>,
+    /// Told already: whose disk was stuck, since when.
+    led_without_disk: BTreeSet<(NodeName, Instant)>,
     next_tick: Instant,
     next_walk: Instant,
     log_seen: usize,
@@ -104,7 +110,10 @@ impl Model {
 
     pub(super) fn after_step(&mut self, world: &World) {
         let Some(name) = world.touched.clone() else { return };
-        let Some(core) = world.core(&name) else { return };
+        // What a hostile node believes is its own affair.
+        let Some(core) = world.core(&name).filter(|_| world.faults[&name].hostile.is_none()) else {
+            return;
+        };
         let life = world.life(&name);
         let known = self.applied.entry(name.clone()).or_default();
         if known.0 != life {
@@ -122,6 +131,12 @@ impl Model {
             if before.is_some_and(|b| b > decision.epoch) {
                 let what = format!("lower epoch: {name} went back to {decision:?}");
                 self.violated(world, what);
+            }
+            if world.made_up.contains(&decision) {
+                let what = format!("believed a forged decision: {name} {decision:?}");
+                self.violated(world, what);
+                // It is none of the location's.
+                continue;
             }
             let key = (decision.location.clone(), decision.epoch);
             match self.decisions.get(&key) {
@@ -153,12 +168,21 @@ impl Model {
             return; // Learnt late.
         }
         let before: Vec<Slot> = before.map(|d| d.leaders).unwrap_or_default();
+        if matches!(decision.cause, Cause::Promoted | Cause::Drained) && !world.made_up.is_empty() {
+            // Nobody but hostile nodes gives commands here, and none about its own location.
+            let what = format!("obeyed a stranger's command: {decision:?}");
+            self.violated(world, what);
+        }
+        if is_outvoted(world, location) {
+            return;
+        }
         let node = |slot: &Slot| world.mesh.candidate(location, *slot);
         if decision.cause.is_fault() || decision.cause == Cause::DaemonDead {
             for old in before.iter().filter(|s| !decision.leaders.contains(s)).filter_map(node) {
                 let h = self.histories.get(&old.name).copied().unwrap_or_default();
                 let lately = |at: Option<Instant>| at.is_some_and(|at| now.since(at) < MEMORY);
-                if !lately(h.last_not_good) && !lately(h.last_asleep) {
+                let hostile = world.faults[&old.name].hostile.is_some();
+                if !lately(h.last_not_good) && !lately(h.last_asleep) && !hostile {
                     let what = format!(
                         "needless failover: {} forwarded all along, but {decision:?}",
                         old.name
@@ -205,10 +229,11 @@ impl Model {
             if quality != Quality::Good {
                 h.last_not_good = Some(now);
             }
-            if !world.is_awake(&node.name) || world.faults[&node.name].lan_cut {
+            if !world.is_sound(&node.name) || world.faults[&node.name].lan_cut {
                 h.last_asleep = Some(now);
             }
         }
+        self.check_disks(world);
         let locations: Vec<LocationName> = world.mesh.locations.keys().cloned().collect();
         for location in locations {
             self.check_owed(world, &location);
@@ -233,7 +258,7 @@ impl Model {
             .all(|n| history(n).broken_since.is_some());
         let helper = world.mesh.candidates_of(location).into_values().any(|n| {
             let good = history(n).good_since.is_some_and(|at| now.since(at) >= STALE);
-            good && world.is_awake(&n.name)
+            good && world.is_sound(&n.name)
                 && history(n).last_asleep.is_none_or(|at| now.since(at) >= STALE)
         });
         let provable = decision.leaders.iter().filter_map(candidate).all(|n| is_provable(world, n));
@@ -259,7 +284,8 @@ impl Model {
             (policy.hold_down * 2u32.pow(failovers.saturating_sub(1))).min(policy.hold_down_max);
         let hold = if failovers == 0 { Duration::ZERO } else { hold };
         let stale = if some_dead(world) { STALE } else { Duration::ZERO };
-        let bound = BOUND + hold + stale + slowest_round_trip(world) * 20;
+        let disks = world.faults.values().map(|f| f.disk_slow * 10).max().unwrap_or_default();
+        let bound = BOUND + hold + stale + disks + slowest_round_trip(world) * 20;
         if now.since(since) > bound {
             let what = format!(
                 "broken leader kept: {:?} of {location} for {:?}, bound {bound:?}",
@@ -268,6 +294,38 @@ impl Model {
             );
             self.violated(world, what);
             self.owed_since.insert(location.clone(), now + Duration::from_secs(3600));
+        }
+    }
+
+    /// Whose disk takes no writes leads no Raft group, once another voter could.
+    fn check_disks(&mut self, world: &World) {
+        let now = world.now().mono;
+        for (name, node) in &world.mesh.nodes {
+            let location = &node.location;
+            let Some(stuck) = world.nodes.get(name).and_then(|n| n.disk.stuck_since(location))
+            else {
+                continue;
+            };
+            let bound = GIVES_UP + slowest_round_trip(world) * 20;
+            let since = stuck.max(world.fault_changed);
+            if now.since(since) <= bound
+                || !world.is_sound(name)
+                || !has_quorum(world, location)
+                || self.led_without_disk.contains(&(name.clone(), stuck))
+            {
+                continue;
+            }
+            let leads = world.core(name).is_some_and(|core| {
+                let all = core.status(world.now()).locations;
+                let own = all.into_iter().find(|l| l.name == *location);
+                own.and_then(|l| l.raft_leader).as_ref() == Some(name)
+            });
+            if leads {
+                self.led_without_disk.insert((name.clone(), stuck));
+                let what =
+                    format!("leads without a disk: {name}, whose writes wait since {stuck:?}");
+                self.violated(world, what);
+            }
         }
     }
 
@@ -287,8 +345,12 @@ impl Model {
 
     /// Errors are for what an operator must see: lost quorum, and a broken leader that nobody can relieve.
     fn check_log(&mut self, world: &World) {
-        let expected =
-            ["no quorum: following", "no standby would be better", "this node cannot relay"];
+        let expected = [
+            "no quorum: following",
+            "no standby would be better",
+            "this node cannot relay",
+            "disk",
+        ];
         let faulty = world.fault_changed > Instant(1_000_000);
         let lines: Vec<String> = world.log[self.log_seen..]
             .iter()

@@ -25,6 +25,10 @@ const JUMP: Duration = Duration::from_millis(120);
 /// … and all that were late are in after this.
 const JUMPED: Duration = Duration::from_secs(1);
 
+/// A voter that is hostile may keep its own location from deciding by Raft messages alone: Raft trusts its voters. Such a location is
+/// owed no leader while it lasts, and all other promises hold.
+pub const KNOWN_LIMIT_HOSTILE_VOTER: bool = true;
+
 /// Could this candidate have carried the traffic of those who are well?
 pub fn quality(world: &World, c: &Node) -> Quality {
     let remotes: Vec<&Node> = world
@@ -36,6 +40,7 @@ pub fn quality(world: &World, c: &Node) -> Quality {
             o.slot.is_some()
                 && o.location != c.location
                 && !f.crashed
+                && f.hostile.is_none()
                 && !f.wan_cut
                 && !f.wireguard_down
         })
@@ -61,6 +66,10 @@ pub fn quality(world: &World, c: &Node) -> Quality {
         // Whose file is old knows some nodes or keys not yet: nobody carries all of it.
         return Quality::Grey;
     }
+    if world.faults[&c.name].hostile.is_some() {
+        // It carries, and says of itself what it likes.
+        return Quality::Grey;
+    }
     let slower = world.faults[&c.name].wan_delay * 2;
     if slower > JUMP && world.now().mono.since(world.fault_changed) < JUMPED {
         return Quality::Grey;
@@ -82,7 +91,7 @@ pub(super) fn is_provable(world: &World, c: &Node) -> bool {
     let others = || world.mesh.nodes_of(&c.location).filter(|n| n.name != c.name);
     let observers =
         world.mesh.nodes.values().filter(|o| o.slot.is_some() && o.location != c.location);
-    observers.filter(|o| world.is_awake(&o.name)).all(|o| {
+    observers.filter(|o| world.is_sound(&o.name)).all(|o| {
         others().filter(|t| !world.faults[&t.name].crashed).any(|t| {
             let mut controls = others().filter(|k| k.slot.is_some() && k.name != t.name);
             !passes(o, c, t) && controls.any(|k| passes(o, k, t))
@@ -116,13 +125,20 @@ fn crosses_lan(world: &World, c: &Node, t: &Node) -> bool {
         && !cut(t, c)
 }
 
-/// Most voters are awake and reach one of their own, both ways.
+/// Most voters are awake, with disks that work, and reach one of their own, both ways.
 pub(super) fn has_quorum(world: &World, location: &LocationName) -> bool {
     let voters = world.mesh.voters_of(location);
+    let votes = |n: &NodeName| world.is_sound(n) && !world.faults[n].disk_is_bad();
     let joined = |a: &NodeName, b: &NodeName| {
-        a == b || (world.is_awake(b) && world.control_passes(a, b) && world.control_passes(b, a))
+        a == b || (votes(b) && world.control_passes(a, b) && world.control_passes(b, a))
     };
-    voters.iter().filter(|v| world.is_awake(v)).any(|v| {
+    let disturbed = |v: &NodeName| {
+        KNOWN_LIMIT_HOSTILE_VOTER && world.faults[v].hostile.as_ref().is_some_and(|h| h.lies.raft)
+    };
+    if voters.iter().any(disturbed) {
+        return false;
+    }
+    voters.iter().filter(|v| votes(v)).any(|v| {
         let with = voters.iter().filter(|u| joined(v, u)).count();
         // A raft leader that observers cannot reach is not much use.
         with * 2 > voters.len() && world.mesh.nodes[v].location == *location
@@ -135,16 +151,32 @@ pub(super) fn has_observers(world: &World, location: &LocationName) -> bool {
         || world.mesh.nodes.values().filter(|o| o.slot.is_some() && o.location != *location);
     let well = |o: &&Node| {
         let f = &world.faults[&o.name];
-        world.is_awake(&o.name) && !f.wan_cut && !f.wireguard_down
+        world.is_sound(&o.name) && !f.wan_cut && !f.wireguard_down
     };
     let lossy = others().any(|o| world.faults[&o.name].wan_loss > 0.05);
     others().any(|o| well(&o)) && !lossy && world.cuts.is_empty()
 }
 
+/// Those who watch the location from elsewhere and are sound are no more than those who lie about it, or those of its own
+/// nodes: then the liars' word decides, as it would if all the others had cut their cables.
+pub(super) fn is_outvoted(world: &World, location: &LocationName) -> bool {
+    let outvoted = |watches: &dyn Fn(&Node) -> bool| {
+        let of = || world.mesh.nodes.values().filter(|n| watches(n));
+        let liars = of().filter(|n| world.faults[&n.name].hostile.is_some()).count();
+        let sound = of().filter(|n| {
+            let f = &world.faults[&n.name];
+            world.is_sound(&n.name) && !f.wan_cut && !f.lan_cut && !f.wireguard_down
+        });
+        liars > 0 && liars >= sound.count()
+    };
+    outvoted(&|n| n.slot.is_some() && n.location != *location)
+        || outvoted(&|n| n.location == *location)
+}
+
 pub(super) fn some_dead(world: &World) -> bool {
     world.mesh.nodes.values().any(|n| {
         let f = &world.faults[&n.name];
-        !world.is_awake(&n.name) || f.wan_cut || f.lan_cut || f.wireguard_down
+        !world.is_sound(&n.name) || f.disk_is_bad() || f.wan_cut || f.lan_cut || f.wireguard_down
     })
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{POLL, Session};
 use crate::meter::{Meter, wall_micros};
-use crate::report::{Leaders, RunResult};
+use crate::report::{Failed, Leaders, RunResult};
 
 /// The verdicts must stay so for this long.
 const STAYS: Duration = Duration::from_secs(2);
@@ -31,13 +31,15 @@ impl Session {
         self.in_flight();
         let all = [Meter::NewFlows, Meter::Established].map(|m| meters.main().tally(m, 0, until));
         self.remember();
+        let mut failed = missing.is_some().then_some(Failed::Late);
         let mut wrong: Vec<String> = missing.into_iter().collect();
         if all.iter().any(|t| t.lost < t.sent || t.sent == 0) {
+            failed = Some(Failed::Wrong);
             wrong.push(format!("packets get through: {}", meters.losses()));
         }
         let outcome = if wrong.is_empty() { "pass" } else { "fail" }.to_owned();
         let leader = Leaders { before: self.leader(), after: self.leader() };
-        Ok(RunResult { outcome, leader, ..RunResult::broken(wrong.join("; ")) })
+        Ok(RunResult { outcome, leader, failed, ..RunResult::broken(wrong.join("; ")) })
     }
 
     /// A candidate that nobody calls so; `None` when all are.

@@ -3,7 +3,7 @@
 use super::gauges::Account;
 use super::{Gauges, Session};
 use crate::admin::Event;
-use crate::report::{Leaders, RunResult, Stages};
+use crate::report::{Failed, Leaders, RunResult, Stages};
 use crate::scenario::LostMax;
 
 impl Session {
@@ -30,6 +30,7 @@ impl Session {
         let mut result = RunResult {
             outcome: String::new(),
             why: String::new(),
+            failed: None,
             failovers: self.count(location, "failover"),
             leader: Leaders { before, after },
             cause: first.and_then(|e| e.cause.clone()),
@@ -44,12 +45,15 @@ impl Session {
             packets: meters[0].packets.clone(),
             meters,
         };
-        let mut wrong = self.wrong(&result);
+        let mut misses = self.misses(&result);
         if self.world.scenario.expect.recovers && open {
-            wrong.push("packets are still lost at the end".into());
+            misses.push((Failed::Late, "packets are still lost at the end".into()));
         }
-        result.outcome = if wrong.is_empty() { "pass" } else { "fail" }.into();
-        result.why = wrong.join("; ");
+        result.outcome = if misses.is_empty() { "pass" } else { "fail" }.into();
+        let wrong = misses.iter().any(|(how, _)| *how == Failed::Wrong);
+        let how = if wrong { Failed::Wrong } else { Failed::Late };
+        result.failed = (!misses.is_empty()).then_some(how);
+        result.why = misses.into_iter().map(|(_, why)| why).collect::<Vec<_>>().join("; ");
         result
     }
 
@@ -74,21 +78,26 @@ impl Session {
     }
 
     /// Everything that is not as expected.
-    fn wrong(&self, r: &RunResult) -> Vec<String> {
+    fn misses(&self, r: &RunResult) -> Vec<(Failed, String)> {
         let scenario = &self.world.scenario;
         let (e, location) = (&scenario.expect, scenario.location.as_str());
-        let mut wrong = Vec::new();
-        let mut must = |ok: bool, why: String| {
+        let mut misses = Vec::new();
+        let mut miss = |how: Failed, ok: bool, why: String| {
             if !ok {
-                wrong.push(why);
+                misses.push((how, why));
             }
         };
-        must(
+        miss(
+            e.failovers.missed_by(r.failovers),
             e.failovers.holds(r.failovers),
             format!("{} failovers, expected {:?}", r.failovers, e.failovers),
         );
         let moves = self.count(location, "move");
-        must(e.moves.holds(moves), format!("{moves} moves, expected {:?}", e.moves));
+        let moved = format!("{moves} moves, expected {:?}", e.moves);
+        miss(e.moves.missed_by(moves), e.moves.holds(moves), moved);
+        let awaited = r.failovers < e.failovers.least() || moves < e.moves.least();
+        let decided = if awaited { Failed::Late } else { Failed::Wrong };
+        let mut must = |ok: bool, why: String| miss(decided, ok, why);
         match e.leader.as_deref() {
             None => {}
             Some("same") => must(r.leader.before == r.leader.after, "the leader changed".into()),
@@ -112,12 +121,12 @@ impl Session {
             must(said.contains(words.as_str()), format!("{said:?} does not say {words:?}"));
         }
         for kind in &e.kinds {
-            must(self.count(location, kind) > 0, format!("no event of kind {kind}"));
+            miss(Failed::Late, self.count(location, kind) > 0, format!("no event of kind {kind}"));
         }
         if let Some(words) = &e.note {
             let notes = self.notes_elsewhere(location);
             let said = notes.iter().any(|n| n.contains(words.as_str()));
-            must(said, format!("no note says {words:?}: {notes:?}"));
+            miss(Failed::Late, said, format!("no note says {words:?}: {notes:?}"));
         }
         for m in &r.meters {
             let most = e.lost_max.unwrap_or(LostMax { new_flows: None, established: None });
@@ -126,24 +135,26 @@ impl Session {
                 ("the established flow", most.established, m.packets.established),
             ];
             for (name, most, t) in pairs {
-                must(
+                miss(
+                    Failed::Late,
                     most.is_none_or(|m| t.lost <= m),
                     format!("{}: {} of {} packets of {name} lost", m.between, t.lost, t.sent),
                 );
             }
-            must(
+            miss(
+                Failed::Wrong,
                 e.sources.is_none() || m.rewritten.total() == 0,
                 format!("{}: sources were rewritten: {}", m.between, m.rewritten),
             );
             if let (Some(_), Some(tcp)) = (e.tcp, m.tcp) {
                 let well = tcp.opened > 0 && tcp.failed == 0 && tcp.answers > 0 && tcp.broken == 0;
-                must(well, format!("{}: {tcp}", m.between));
+                miss(Failed::Late, well, format!("{}: {tcp}", m.between));
             }
         }
         if e.others_stay {
             for l in self.world.topology.locations.iter().filter(|l| l.name != location) {
                 let n = self.count(&l.name, "failover") + self.count(&l.name, "move");
-                must(n == 0, format!("{n} leader changes in {}", l.name));
+                miss(Failed::Wrong, n == 0, format!("{n} leader changes in {}", l.name));
             }
         }
         if e.hold_down_grows {
@@ -154,7 +165,11 @@ impl Session {
                 .collect();
             let gaps: Vec<u64> = at.windows(2).map(|w| w[1].saturating_sub(w[0])).collect();
             let grows = gaps.len() < 2 || gaps.last() >= gaps.first();
-            must(grows, format!("the time between failovers does not grow: {gaps:?} µs"));
+            miss(
+                Failed::Wrong,
+                grows,
+                format!("the time between failovers does not grow: {gaps:?} µs"),
+            );
         }
         for n in 0..self.world.nodes.len() {
             let name = &self.world.nodes[n].node.name;
@@ -162,9 +177,13 @@ impl Session {
                 on == name && ["daemon-kill", "node-crash", "member-down"].contains(&fault.as_str())
             });
             if self.world.daemon_pid(n).is_none() && !killed {
-                must(false, format!("leaderd on {name} died: {}", self.world.log_tail(n, 3)));
+                miss(
+                    Failed::Wrong,
+                    false,
+                    format!("leaderd on {name} died: {}", self.world.log_tail(n, 3)),
+                );
             }
         }
-        wrong
+        misses
     }
 }

@@ -161,3 +161,15 @@ fn write_the_corpus() {
     )
     .unwrap();
 }
+
+/// RUSTSEC-2024-0437 (docs/decisions/0012-known-advisories.md).
+#[test]
+fn groups_within_groups_are_refused_and_use_no_stack() {
+    // Field 100, which no message of ours has.
+    const START: [u8; 2] = [0xa3, 0x06];
+    const END: [u8; 2] = [0xa4, 0x06];
+    let nested = START.repeat(1_000_000);
+    assert!(Message::parse_from_bytes(&nested).is_err());
+    // One alone is skipped, as any unknown field: so the million were refused for being nested.
+    assert!(Message::parse_from_bytes(&[START, END].concat()).is_ok());
+}

@@ -1,0 +1,117 @@
+//! Disks that are full, slow, or lose their power between two writes.
+//!
+//! Writes are done in the order in which they were asked for, one after the other, as the daemon's store does: one that does
+//! not fit waits, and all that came after it.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use leaderd_core::ids::{LocationName, NodeName};
+use leaderd_core::io::{Input, Persist, Ticket};
+use leaderd_core::time::Instant;
+
+use super::Faults;
+use super::world::{Happening, SYNC, SYNCED, World, store};
+
+/// What a full disk still takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    Nothing,
+    /// A term and a vote, which replace the ones before.
+    HardStates,
+}
+
+impl Full {
+    fn takes(self, write: &Persist) -> bool {
+        let small = write.entries.is_empty() && write.snapshot.is_none();
+        self == Self::HardStates && small
+    }
+}
+
+/// A write that was asked for.
+pub(super) type Write = (Ticket, LocationName, Box<Persist>);
+
+/// What a node's disk has before it.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    /// Does not fit, the oldest first; and since when the oldest waits.
+    held: VecDeque<Write>,
+    since: Option<Instant>,
+    /// When the last write that was begun will be done.
+    busy_until: Option<Instant>,
+}
+
+impl Queue {
+    /// Since when a write of this location's Raft group waits for room.
+    pub(super) fn stuck_since(&self, location: &LocationName) -> Option<Instant> {
+        let raft =
+            |w: &Persist| w.hard_state.is_some() || !w.entries.is_empty() || w.snapshot.is_some();
+        let waits = self.held.iter().any(|(_, l, w)| l == location && raft(w));
+        self.since.filter(|_| waits)
+    }
+}
+
+impl Faults {
+    /// Nobody can count on what this node's disk is to take.
+    pub fn disk_is_bad(&self) -> bool {
+        self.disk_full.is_some() || self.disk_slow >= Duration::from_millis(100)
+    }
+}
+
+impl World {
+    /// A daemon wants something written.
+    pub(super) fn write(&mut self, name: &NodeName, write: Write) {
+        let slow = self.faults[name].disk_slow;
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        let mut done = self.now + SYNC + slow;
+        if let Some(busy) = node.disk.busy_until {
+            done = done.max(busy + slow);
+        }
+        node.disk.busy_until = Some(done);
+        let after = done.since(self.now);
+        self.later(after, name, Happening::Write(write));
+    }
+
+    /// A write has reached the disk.
+    pub(super) fn written(&mut self, name: &NodeName, write: Write) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        node.disk.since.get_or_insert(now);
+        node.disk.held.push_back(write);
+        self.take_what_fits(name);
+    }
+
+    pub(super) fn take_what_fits(&mut self, name: &NodeName) {
+        loop {
+            let full = self.faults[name].disk_full;
+            let now = self.now;
+            let Some(node) = self.nodes.get_mut(name) else { return };
+            let fits = |(_, _, write): &Write| full.is_none_or(|full| full.takes(write));
+            if !node.disk.held.front().is_some_and(fits) {
+                if node.disk.held.is_empty() {
+                    node.disk.since = None;
+                }
+                return;
+            }
+            let (ticket, location, write) = node.disk.held.pop_front().expect("seen above");
+            node.disk.since = Some(now);
+            store(node.store.entry(location).or_default(), *write);
+            let f = self.faults.get_mut(name).expect("a node of the mesh");
+            let cut = match &mut f.power_cut {
+                Some(0) => true,
+                Some(left) => {
+                    *left -= 1;
+                    false
+                }
+                None => false,
+            };
+            if cut || f.disk_crash {
+                // On disk, and the one who asked for it will never know.
+                f.power_cut = None;
+                self.crash(name, true);
+                return;
+            }
+            self.later(SYNCED, name, Happening::Input(Input::Persisted { ticket }));
+        }
+    }
+}
