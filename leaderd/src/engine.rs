@@ -345,6 +345,7 @@ mod tests {
             blackout: blackout.map(Duration::from_millis),
             blocked_by: Default::default(),
             evidence: Default::default(),
+            author: None,
         }
     }
 
