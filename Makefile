@@ -91,7 +91,8 @@ sim: deps
 ifneq ($(SEEDS)$(FRESH),)
 	cargo run --locked --profile lab -p tests --bin explore -- $(SEEDS) $(if $(FRESH),--fresh $(FRESH)) $(if $(KIND),--kind $(KIND)) $(if $(NOTE),--note)
 else
-	cargo test --locked --profile lab -p tests --test virtual_time --test soak --test known_to_fail
+	cargo test --locked --profile lab -p tests --test virtual_time --test soak --test known_to_fail --test worst_peer
+	cargo test --locked --profile lab -p tests --test hostile -- --nocapture
 	cargo test --locked --profile lab -p tests --test explore -- --nocapture
 endif
 

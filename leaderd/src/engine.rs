@@ -226,6 +226,7 @@ impl Engine {
         let mesh = self.node.mesh().clone();
         self.shells.meshes.send_replace(mesh.clone());
         self.shells.control.set_peers(&self.node.peers());
+        self.shells.probes.keep_pinned(&self.node.pinned_flows());
         if let Err(error) = self.shells.probes.set_ports(&mesh.probe_ports) {
             tracing::error!(%error, "the new probe ports are not in use: the old ones stay");
         }

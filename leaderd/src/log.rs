@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use leaderd_core::io::LogLevel;
+use leaderd_core::text::printable;
 use tracing_subscriber::EnvFilter;
 
 /// Environment variable with the filter, such as `info` or `leaderd=debug,quinn=warn`.
@@ -39,12 +40,54 @@ pub fn init(format: LogFormat, usual: &str) -> anyhow::Result<()> {
         Some(silent) => filter.add_directive(silent.parse()?),
         None => filter,
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let ansi = format == LogFormat::Text && std::io::stderr().is_terminal();
+    let writer = move || Lines { to: std::io::stderr(), ansi };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     match format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Text => builder.with_ansi(ansi).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// Writes one event a line, whatever is in it: others' words (why a peer closed its connection, say) could else begin a line of
+/// their own, or steer a terminal. `tracing` writes each event at once.
+struct Lines<W> {
+    to: W,
+    /// It goes to a terminal: the sequences that colour stay, which `tracing` makes, and no others.
+    ansi: bool,
+}
+
+impl<W> Lines<W> {
+    fn shown(&self, event: &str) -> String {
+        let mut parts = event.split('\x1b');
+        let mut shown = printable(parts.next().unwrap_or_default()).into_owned();
+        for part in parts {
+            let colour = part
+                .strip_prefix('[')
+                .map(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';'))
+                .is_some_and(|rest| rest.starts_with('m'));
+            shown.push_str(if self.ansi && colour { "\x1b" } else { "\\u{1b}" });
+            shown.push_str(&printable(part));
+        }
+        shown
+    }
+}
+
+impl<W: std::io::Write> std::io::Write for Lines<W> {
+    fn write(&mut self, event: &[u8]) -> std::io::Result<usize> {
+        let (text, end) = match event.strip_suffix(b"\n") {
+            Some(text) => (text, "\n"),
+            None => (event, ""),
+        };
+        let line = self.shown(&String::from_utf8_lossy(text)) + end;
+        self.to.write_all(line.as_bytes())?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.to.flush()
+    }
 }
 
 /// Logs an event of the core with its fields as fields. `tracing` wants names at compile time, so those that the core uses
@@ -162,6 +205,36 @@ mod tests {
         assert_eq!(line["more"], "new.one=x");
         assert!(line.get("peer.name").is_none(), "what is not said is not there: {line}");
         assert!(in_json(&[("why", "because")]).get("more").is_none());
+    }
+
+    #[test]
+    fn a_peers_words_cannot_begin_a_line_or_steer_a_terminal() {
+        #[derive(Clone, Default)]
+        struct Buffer(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Buffer {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        for ansi in [false, true] {
+            let buffer = Buffer::default();
+            let to = buffer.clone();
+            let writer = move || Lines { to: to.clone(), ansi };
+            let subscriber = tracing_subscriber::fmt().with_ansi(ansi).with_writer(writer).finish();
+            let evil = "closed\n2026-11-27T00:00:00Z  INFO leaderd: all is well\r\x1b[2J\u{9b}2J";
+            tracing::subscriber::with_default(subscriber, || {
+                tracing::warn!(reason = evil, peer.node = %evil, "{evil}");
+                core_event(LogLevel::Warn, evil, &[("why".to_owned(), evil.to_owned())]);
+            });
+            let text = String::from_utf8(buffer.0.lock().unwrap().clone()).unwrap();
+            assert_eq!(text.lines().count(), 2, "{text:?}");
+            assert!(!text.contains(['\r', '\u{9b}']) && !text.contains("\x1b[2J"), "{text:?}");
+            assert_eq!(text.contains('\x1b'), ansi, "its own colours: {text:?}");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod bench_peers;
 pub mod bench_sim;
 pub mod fuzz;
 pub mod kilo;
+pub mod liar;
 pub mod memory;
 pub mod runner;
 pub mod sim;

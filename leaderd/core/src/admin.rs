@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, LocationName, NodeName};
-use crate::wire::limits::{MAX_TEXT, shortened};
+use crate::text::shortened;
+use crate::wire::limits::MAX_TEXT;
 
 /// Longest freeze that has an end: ten years. Whoever wants more freezes without one.
 pub const MAX_FREEZE: Duration = Duration::from_secs(10 * 366 * 86_400);

@@ -11,7 +11,7 @@ mod receive;
 mod reflector;
 mod socket;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -187,6 +187,14 @@ impl Probes {
         }
     }
 
+    /// Closes the sockets of all other long-lived flows: their targets are gone.
+    pub fn keep_pinned(&mut self, flows: &BTreeSet<u32>) {
+        let gone = self.pinned.iter().filter(|(key, _)| !flows.contains(&key.flow));
+        for token in gone.map(|(_, token)| *token).collect::<Vec<_>>() {
+            self.close(token);
+        }
+    }
+
     /// Answers a request from exactly this local address and port.
     pub fn reflect(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
         match self.reflectors.send(from, to, bytes) {
@@ -316,8 +324,8 @@ impl Probes {
         {
             self.by_probe.remove(&old);
         }
-        outstanding.push_back((sequence(&probe.payload), probe.probe));
         socket::set_dont_fragment(fd.as_fd(), probe.target.is_ipv4(), probe.dont_fragment)?;
+        outstanding.push_back((sequence(&probe.payload), probe.probe));
         let sent = socket::send(fd.as_fd(), &probe.payload);
         self.by_probe.insert(probe.probe, token);
         let errno = sent.as_ref().err().and_then(io::Error::raw_os_error);

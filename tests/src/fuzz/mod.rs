@@ -5,12 +5,14 @@
 mod frame;
 mod mesh_file;
 mod recording;
+mod stateful;
 mod store;
 mod wireguard;
 
 pub use frame::frame;
 pub use mesh_file::mesh_file;
 pub use recording::recording;
+pub use stateful::{Settled, stateful};
 pub use store::{store_file, store_record};
 pub use wireguard::wireguard_request;
 
@@ -24,12 +26,13 @@ use leaderd_core::probe::stamp::{ERROR_ESTIMATE, Location, ReflectorPacket, Send
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("admin", admin),
     ("frame", frame),
     ("mesh_file", mesh_file),
     ("recording", recording),
     ("stamp", stamp),
+    ("stateful", stateful),
     ("store_file", store_file),
     ("store_record", store_record),
     ("wireguard_request", wireguard_request),

@@ -231,6 +231,7 @@ impl World {
         if let Some(delay) = self.control_delay(from, to) {
             let bytes = frame.encode();
             let frame = Frame::decode(&bytes).expect("what is encoded can be decoded");
+            assert_eq!(frame.check(), Ok(()), "{from} sends what others refuse");
             let input = Input::Frame { from: from.clone(), frame: Box::new(frame) };
             self.later(delay, to, Happening::Input(input));
         }

@@ -8,6 +8,7 @@ mod confined;
 mod half_open;
 mod inside;
 mod lab;
+mod liar;
 mod live;
 mod mischief;
 mod starts;
@@ -32,6 +33,10 @@ const TESTS: &[Test] = &[
     (
         "a_flood_of_garbage_and_half_open_handshakes_does_not_stop_a_failover",
         mischief::a_flood_while_the_leader_fails,
+    ),
+    (
+        "a_member_that_sends_the_worst_it_may_costs_neither_memory_nor_failover",
+        liar::a_member_that_sends_the_worst,
     ),
     ("the_daemon_needs_no_more_than_its_two_capabilities", confined::least_privileges),
     ("no_log_recording_or_answer_has_a_key_in_it", confined::keys_stay_in_their_files),

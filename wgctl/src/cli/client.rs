@@ -1,5 +1,6 @@
 //! The daemon's admin API, from the operator's side: HTTP over a Unix socket, one request per connection.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use hyper_util::rt::TokioIo;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
+use leaderd_core::text::printable;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use wgctl_plan::Network;
@@ -103,14 +105,14 @@ impl Client {
     }
 
     fn parse<T: DeserializeOwned>(&self, answer: &[u8]) -> Result<T, ClientError> {
-        serde_json::from_slice(answer)
-            .map_err(|e| ClientError::NotUnderstood(self.socket.clone(), e))
+        read(answer).map_err(|e| ClientError::NotUnderstood(self.socket.clone(), e))
     }
 
     fn unexpected(&self, status: StatusCode, answer: &[u8]) -> ClientError {
         /// Enough of an unknown answer to recognise it.
         const SHOWN: usize = 400;
-        let text = String::from_utf8_lossy(&answer[..answer.len().min(SHOWN)]).trim().to_owned();
+        let text = String::from_utf8_lossy(&answer[..answer.len().min(SHOWN)]);
+        let text = printable(text.trim()).into_owned();
         ClientError::Status { socket: self.socket.clone(), status, text }
     }
 
@@ -171,5 +173,45 @@ impl Client {
         })?;
         connection.abort();
         Ok((status, body.to_bytes()))
+    }
+}
+
+/// Reads an answer with all its texts made printable: some are other nodes' words, and end up on a terminal.
+fn read<T: DeserializeOwned>(answer: &[u8]) -> serde_json::Result<T> {
+    let mut value: Value = serde_json::from_slice(answer)?;
+    make_printable(&mut value);
+    serde_json::from_value(value)
+}
+
+fn make_printable(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Cow::Owned(shown) = printable(text) {
+                *text = shown;
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(make_printable),
+        Value::Object(all) => all.values_mut().for_each(make_printable),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_node_says_reaches_the_terminal_as_text() {
+        let mut event = super::super::fixture::failover();
+        let evil = "\x1b]0;owned\x07 all is \u{9b}2J well\n2026-11-27 WARN a false line \u{202e}";
+        event.summary = evil.to_owned();
+        event.blocked_by.values_mut().flatten().for_each(|why| *why = evil.to_owned());
+        let said = serde_json::to_vec(&[&event]).unwrap();
+        let events: Vec<Event> = read(&said).unwrap();
+        let value: Value = read(&said).unwrap();
+        let shown = events[0].summary.clone();
+        assert_eq!(shown, printable(evil));
+        assert!(!format!("{events:?}{value}").contains(['\x1b', '\x07', '\u{9b}', '\u{202e}']));
+        assert!(!shown.contains('\n'));
     }
 }

@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use leaderd_core::admin::{AdminRequest, AdminResponse};
+use leaderd_core::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
 use leaderd_core::ids::{LocationName, NodeName};
 
 use super::client::Client;
@@ -61,6 +61,10 @@ pub struct UnfreezeArgs {
 fn freeze_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
         Ok(d) if d.is_zero() => Err("a freeze of no length freezes nothing".to_owned()),
+        Ok(d) if d > MAX_FREEZE => {
+            Err("longer than ten years; without --for a freeze lasts until `wgctl unfreeze`"
+                .to_owned())
+        }
         Ok(d) => Ok(d),
         Err(e) => Err(format!("{e}; write it like 10m or 1h30m")),
     }
@@ -123,6 +127,10 @@ mod tests {
     fn a_freeze_needs_a_length_that_is_one() {
         assert_eq!(freeze_duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert!(freeze_duration("0s").is_err());
+        assert!(freeze_duration("10years").is_ok());
+        for ages in ["11years", "9000years", "500000000000years"] {
+            assert!(freeze_duration(ages).unwrap_err().contains("unfreeze"), "{ages}");
+        }
         assert!(freeze_duration("soon").unwrap_err().contains("10m"));
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use leaderd_core::time::WallTime;
 use leaderd_core::verdict::{Cause, Direction, Verdict};
+use leaderd_core::wire::limits::MAX_TIME;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde::Serialize;
 
@@ -121,6 +122,9 @@ pub fn wall_now() -> WallTime {
 
 /// `2026-11-21 09:58:05.123 UTC`
 pub fn timestamp(at: WallTime) -> String {
+    if at > MAX_TIME {
+        return "after the year 9999".to_owned();
+    }
     let time = SystemTime::UNIX_EPOCH + Duration::from_micros(at.0);
     let text = humantime::format_rfc3339_millis(time).to_string();
     text.replace('T', " ").replace('Z', " UTC")
@@ -223,6 +227,14 @@ mod tests {
         let ages: Vec<String> =
             [0, 59, 60, 192, 3600, 90_061].map(|s| age(Duration::from_secs(s))).into();
         assert_eq!(ages, ["0s", "59s", "1m 0s", "3m 12s", "1h 0m", "1d 1h"]);
+    }
+
+    #[test]
+    fn times_without_a_name_are_told_in_words() {
+        assert_eq!(timestamp(WallTime(0)), "1970-01-01 00:00:00.000 UTC");
+        assert_eq!(timestamp(MAX_TIME), "9999-12-31 23:59:59.999 UTC");
+        assert_eq!(timestamp(WallTime(MAX_TIME.0 + 1)), "after the year 9999");
+        assert_eq!(timestamp(WallTime(u64::MAX)), "after the year 9999");
     }
 
     #[test]

@@ -290,6 +290,11 @@ impl Node {
         self.known.decision(location)
     }
 
+    /// The long-lived flows of probes that may be used again; all others are over.
+    pub fn pinned_flows(&self) -> BTreeSet<u32> {
+        self.observer.as_ref().map(Observer::pinned_flows).unwrap_or_default()
+    }
+
     /// What the kernel is to look like now.
     pub fn desired(&self) -> &Network {
         &self.network

@@ -72,6 +72,10 @@ pub(super) struct Cell {
     /// When the latest probe that was answered had been sent.
     pub delivered: Option<Instant>,
     pub lost_in_row: u32,
+    /// When the latest probe that the target's daemon answered had been sent.
+    pub proved: Option<Instant>,
+    /// When the first probe since was sent of which an ICMP error said, in the target's name, that nobody listens there.
+    pub refused: Option<Instant>,
 }
 
 /// Something that answers probes.

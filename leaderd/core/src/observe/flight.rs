@@ -45,6 +45,9 @@ impl Observer {
             self.forget(id, &f);
             return;
         }
+        if let Some(p) = f.shot.path {
+            w.proved(p, target, f.sent);
+        }
         let rtt = now.mono.since(f.sent);
         let overdue = f.late || f.stretched || f.due < now.mono;
         match f.shot.path {
@@ -92,7 +95,9 @@ impl Observer {
             }
         };
         let id = *self.by_seq.get(&(ssid, reply.sender_seq))?;
-        Some((id, at, target, reply))
+        // An answer of before this daemon's last start may have the same numbers, and a relay may have kept it.
+        let genuine = self.flying.get(&id)?.stamp == reply.sender_timestamp;
+        genuine.then_some((id, at, target, reply))
     }
 
     pub fn handle_error(&mut self, now: Now, probe: ProbeId, error: ProbeError) {
@@ -106,8 +111,13 @@ impl Observer {
             ProbeError::TimeExceeded { .. } => (Outcome::Looped, None),
             // Of our own interface, or beyond the plane: in both cases a packet of this size does not pass.
             ProbeError::TooBig { mtu, .. } => (Outcome::Lost, mtu),
-            // The target itself says that nobody listens: the path is good, its daemon is gone.
-            ProbeError::Unreachable { from } if from == Some(target) => (Outcome::Delivered, None),
+            // The target's kernel says that nobody listens: the path is good, its daemon is gone. So it seems: whoever relays can say
+            // the same in its name, which is no proof while the daemon answers through others.
+            ProbeError::Unreachable { from } if from == Some(target) => {
+                let (path, target, sent) = (f.shot.path, f.shot.target, f.sent);
+                let forged = path.is_some_and(|p| self.watches[at].refused(p, target, sent));
+                (if forged { Outcome::Lost } else { Outcome::Delivered }, None)
+            }
             ProbeError::Unreachable { .. } => (Outcome::Lost, None),
             ProbeError::Local { .. } => (Outcome::Void, None),
         };

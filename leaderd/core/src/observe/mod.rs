@@ -264,6 +264,11 @@ impl Observer {
         self.mesh.ranking(location).into_iter().find(forwards)
     }
 
+    /// The long-lived flows that may be used again: [`crate::io::Flow::Pinned`].
+    pub fn pinned_flows(&self) -> BTreeSet<u32> {
+        self.watches.iter().flat_map(Watch::pinned_flows).collect()
+    }
+
     /// Replies since the start whose HMAC was wrong.
     pub fn forged_replies(&self) -> u64 {
         self.forged

@@ -22,7 +22,9 @@ impl Observer {
         for (id, _) in std::mem::take(&mut self.asked) {
             self.emit(ObserverOutput::Forget(id));
         }
-        (self.by_seq, self.by_ssid, self.by_name) = Default::default();
+        (self.by_seq, self.by_name) = Default::default();
+        // Numbers that targets had stay theirs.
+        let in_use: BTreeSet<u16> = std::mem::take(&mut self.by_ssid).into_keys().collect();
         self.timers.clear();
         let mut old: BTreeMap<LocationName, Watch> = std::mem::take(&mut self.watches)
             .into_iter()
@@ -32,7 +34,8 @@ impl Observer {
         let Some(me) = mesh.node(&self.me).filter(|n| n.slot.is_some()) else { return };
         for location in mesh.locations.keys().filter(|l| **l != me.location) {
             let at = self.watches.len();
-            if let Some(watch) = self.watched(now, me, location, at, old.remove(location)) {
+            if let Some(watch) = self.watched(now, me, location, at, old.remove(location), &in_use)
+            {
                 self.by_name.insert(location.clone(), at);
                 self.watches.push(watch);
             }
@@ -62,8 +65,9 @@ impl Observer {
             }
             self.give_up(at);
             let before = self.watches.remove(at);
+            let in_use = before.targets.iter().map(|t| t.ssid).collect();
             // It has the candidates that it had.
-            if let Some(watch) = self.watched(now, me, &location, at, Some(before)) {
+            if let Some(watch) = self.watched(now, me, &location, at, Some(before), &in_use) {
                 self.watches.insert(at, watch);
             }
         }
@@ -87,7 +91,8 @@ impl Observer {
         self.timers.retain(|(_, timer)| !timer.is_of(at));
     }
 
-    /// What a location is watched with, as number `at`; `None` if it has no candidates.
+    /// What a location is watched with, as number `at`; `None` if it has no candidates. `in_use`: session numbers that targets
+    /// may take over from before, and no new one gets.
     fn watched(
         &mut self,
         now: Now,
@@ -95,16 +100,15 @@ impl Observer {
         location: &LocationName,
         at: usize,
         old: Option<Watch>,
+        in_use: &BTreeSet<u16>,
     ) -> Option<Watch> {
         let mesh = self.mesh.clone();
-        let mut ssids = Vec::new();
         let mut watch = Watch::new(&mesh, me, location, now.mono, || {
             // Other locations' are in use: there are far fewer targets than numbers.
             self.next_ssid = self.next_ssid.wrapping_add(1);
-            while self.by_ssid.contains_key(&self.next_ssid) {
+            while self.by_ssid.contains_key(&self.next_ssid) || in_use.contains(&self.next_ssid) {
                 self.next_ssid = self.next_ssid.wrapping_add(1);
             }
-            ssids.push(self.next_ssid);
             self.next_ssid
         });
         if watch.paths.is_empty() {
@@ -116,8 +120,8 @@ impl Observer {
         if let Some(old) = old {
             watch.inherit(old);
         }
-        for (target, ssid) in ssids.into_iter().enumerate() {
-            self.by_ssid.insert(ssid, (at, target));
+        for (number, target) in watch.targets.iter().enumerate() {
+            self.by_ssid.insert(target.ssid, (at, number));
         }
         let interval = watch.interval(mesh.policy_of(&watch.location), now.mono);
         // Observers are out of phase, so that together they look more often.

@@ -68,12 +68,12 @@ impl Observer {
             Some(key) => packet.encode_from(me.index, key, length),
             None => packet.encode(None, length),
         };
-        let flow = match shot.path {
-            Some(p) if pinned => Flow::Pinned(u32::from(target.ssid) << 8 | p as u32),
-            _ => Flow::Fresh,
-        };
         let port = target.port.unwrap_or(mesh.probe_ports[port]);
         let (address, ssid) = (target.address, target.ssid);
+        let flow = match shot.path {
+            Some(p) if pinned => Flow::Pinned(w.pinned(p, shot.target)),
+            _ => Flow::Fresh,
+        };
         let least = mesh.policy.min_probe_timeout;
         let timeout = match shot.path {
             Some(p) => w.paths[p].rtt.timeout(least),

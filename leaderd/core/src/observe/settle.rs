@@ -119,6 +119,20 @@ impl Watch {
         }
     }
 
+    /// The target's daemon itself answered.
+    pub(super) fn proved(&mut self, p: usize, t: usize, sent: Instant) {
+        let cell = &mut self.cells[p][t];
+        cell.proved = cell.proved.max(Some(sent));
+        cell.refused = None;
+    }
+
+    /// An ICMP error says in the target's name that nobody listens there. True if the target's daemon has since answered what
+    /// was sent through another path: then it is this path that does not reach it.
+    pub(super) fn refused(&mut self, p: usize, t: usize, sent: Instant) -> bool {
+        let first = *self.cells[p][t].refused.get_or_insert(sent);
+        (0..self.paths.len()).any(|k| k != p && self.cells[k][t].proved > Some(first))
+    }
+
     /// The target's own kernel says that nobody listens there.
     pub(super) fn muted(&mut self, t: usize) {
         if !self.targets[t].mute {

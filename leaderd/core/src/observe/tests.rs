@@ -6,7 +6,7 @@ use std::time::Duration;
 use std::net::{IpAddr, SocketAddr};
 
 use super::*;
-use crate::io::ProbeError;
+use crate::io::{Flow, ProbeError};
 use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
 use crate::probe::Reflector;
 use crate::probe::stamp::{Ntp, SenderPacket};
@@ -18,6 +18,7 @@ mod calm;
 mod detection;
 mod families;
 mod foreign;
+mod forged;
 mod service;
 mod sources;
 mod upkeep;
@@ -82,9 +83,13 @@ pub(super) struct World<'n> {
     pub nat: fn(&Seen<'_>) -> Option<IpAddr>,
     /// The reflectors are of a release that knows no TLV but padding.
     pub older: bool,
+    /// Somebody on the way kept the answers to probes of ten seconds ago, which had the same numbers.
+    pub kept: bool,
     pub now: Instant,
     count: u64,
     pub sent: Vec<Instant>,
+    /// Long-lived flows that were used.
+    pub flows: BTreeSet<u32>,
     /// Bytes that services answer.
     pub answer: u32,
     pub reports: Vec<(Instant, Report)>,
@@ -191,9 +196,11 @@ impl<'n> World<'n> {
             foreign: foreign::twamp_light,
             nat: |_| None,
             older: false,
+            kept: false,
             now: Instant(0),
             count: 0,
             sent: vec![],
+            flows: BTreeSet::new(),
             answer: 200,
             reports: vec![],
             verified: vec![],
@@ -256,12 +263,28 @@ impl<'n> World<'n> {
         self.mesh.locations.values().any(|l| l.reflectors.contains(&address))
     }
 
-    fn carry(&mut self, p: ProbeSend) {
+    /// What was sent ten seconds before with the same numbers.
+    fn earlier(&self, target: &NodeName, payload: &[u8]) -> Vec<u8> {
+        let me = &self.mesh.nodes[&"home-0".parse::<NodeName>().unwrap()];
+        let mut keys = ProbeKeys::new([me.index.0 as u8; 32]);
+        let key = keys.with(&self.mesh.nodes[target].wireguard_key);
+        let mut packet = SenderPacket::decode(payload, Some(&key)).unwrap();
+        packet.timestamp.0 -= 10 << 32;
+        packet.encode_from(me.index, &key, payload.len())
+    }
+
+    fn carry(&mut self, mut p: ProbeSend) {
         self.sent.push(self.now);
+        if let Flow::Pinned(flow) = p.flow {
+            self.flows.insert(flow);
+        }
         let cloud = "cloud".parse().unwrap();
         let by_address = self.mesh.node_by_address(p.target.ip()).map(|(n, _)| n);
         let target = by_address.or(self.mesh.node_behind(&cloud, p.target.ip())).unwrap();
         let target = target.name.clone();
+        if self.kept {
+            p.payload = self.earlier(&target, &p.payload);
+        }
         let random = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         let seen = Seen {
             class: p.class,

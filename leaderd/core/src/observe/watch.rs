@@ -204,6 +204,13 @@ impl Watch {
 
     /// Takes over what was known under the previous mesh file.
     pub(super) fn inherit(&mut self, old: Watch) {
+        for target in &mut self.targets {
+            // Its session goes on, and so do its long-lived flows.
+            let same = |o: &&Target| target.is_same_as(o) && target.key == o.key;
+            if let Some(old) = old.targets.iter().find(same) {
+                (target.ssid, target.seq) = (old.ssid, old.seq);
+            }
+        }
         let number_now = |t: &usize| {
             let is = |n: &Target| n.is_same_as(&old.targets[*t]);
             self.targets.iter().position(is)
@@ -229,6 +236,16 @@ impl Watch {
         self.rtt = old.rtt;
         self.as_workload_sources = old.as_workload_sources.renumbered(number_now);
         self.verify = old.verify.filter(|_| !self.observed).map(Verify::forget_targets);
+    }
+
+    /// The long-lived flow to a target through a path.
+    pub(super) fn pinned(&self, p: usize, t: usize) -> u32 {
+        u32::from(self.targets[t].ssid) << 8 | u32::from(self.paths[p].slot.0)
+    }
+
+    pub(super) fn pinned_flows(&self) -> impl Iterator<Item = u32> + '_ {
+        let paths = 0..self.paths.len();
+        paths.flat_map(move |p| (0..self.targets.len()).map(move |t| self.pinned(p, t)))
     }
 
     pub(super) fn interval(&self, policy: &Policy, now: Instant) -> Duration {

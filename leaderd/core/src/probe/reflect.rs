@@ -21,6 +21,8 @@ use super::stamp::{
 
 /// Most sessions remembered; the one idle longest goes first. A thousand observers with a few sessions each fit.
 const MAX_SESSIONS: usize = 8192;
+/// Sessions of one peer: one for each address that it probes here, and those of its last few starts. It pushes out its own only.
+const MAX_SESSIONS_PER_PEER: usize = 32;
 /// A sender that starts again counts from zero: believed when its (authenticated) clock has moved on by so much since
 /// the newest of the session (NTP units: 2⁻³² s).
 const RESTART_GAP: u64 = 1 << 32;
@@ -152,6 +154,20 @@ impl Reflector {
         self.by_index.get(&NodeIndex(low)).copied()
     }
 
+    /// Forgets the session that is idle longest: of this peer if it has many, else of all if there are too many.
+    fn make_room(&mut self, peer: WgPublicKey) {
+        let own = || self.sessions.range((peer, 0)..=(peer, u16::MAX));
+        let oldest = if own().count() >= MAX_SESSIONS_PER_PEER {
+            own().min_by_key(|(_, s)| s.used).map(|((_, ssid), s)| (s.used, peer, *ssid))
+        } else {
+            self.idle.first().copied().filter(|_| self.sessions.len() >= MAX_SESSIONS)
+        };
+        if let Some(oldest) = oldest {
+            self.idle.remove(&oldest);
+            self.sessions.remove(&(oldest.1, oldest.2));
+        }
+    }
+
     /// This answer's number in its session, or `Replayed`.
     fn count(
         &mut self,
@@ -160,11 +176,8 @@ impl Reflector {
         request: &SenderPacket,
     ) -> Result<u32, Reject> {
         let id = (peer, request.ssid);
-        if !self.sessions.contains_key(&id)
-            && self.sessions.len() >= MAX_SESSIONS
-            && let Some((_, k, ssid)) = self.idle.pop_first()
-        {
-            self.sessions.remove(&(k, ssid));
+        if !self.sessions.contains_key(&id) {
+            self.make_room(peer);
         }
         let fresh = || Session {
             seen: 0,

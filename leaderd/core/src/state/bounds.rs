@@ -5,8 +5,9 @@
 
 use crate::admin::Author;
 use crate::ids::NodeName;
+use crate::text::shortened;
 use crate::verdict::{EvidenceRow, SlotReport};
-use crate::wire::limits::{MAX_SLOTS, MAX_TEXT, MAX_TEXTS, shortened};
+use crate::wire::limits::{MAX_SLOTS, MAX_TEXT, MAX_TEXTS};
 
 use super::{Event, LocationState, MAX_ASKED, MAX_EVENTS, surplus};
 

@@ -145,7 +145,10 @@ impl Frame {
                 Self::Relayed { .. } => Err(Nonsense::Length),
                 _ => frame.check(),
             },
-            Self::Forward { request, .. } => check_request(request),
+            Self::Forward { author, request, .. } => {
+                ensure(author.clone().bounded() == *author, Nonsense::Text)?;
+                check_request(request)
+            }
             Self::Forwarded { response, .. } => check_response(response),
             Self::Addresses(list) => {
                 let few = |(_, addresses): &(_, Vec<_>)| addresses.len() <= MAX_NODE_ADDRESSES;
@@ -264,14 +267,6 @@ fn check_response(response: &AdminResponse) -> Check {
     match response {
         AdminResponse::Done { epoch, .. } => check_epoch(*epoch),
         AdminResponse::Refused { .. } => Ok(()),
-    }
-}
-
-/// The beginning of a text, with an ellipsis where that is not all, in at most so many characters.
-pub fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        None => text.to_owned(),
-        Some(_) => text.chars().take(most.saturating_sub(1)).chain(['…']).collect(),
     }
 }
 

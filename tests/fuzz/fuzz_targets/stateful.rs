@@ -1,0 +1,5 @@
+//! See [`tests::fuzz::stateful`].
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tests::fuzz::stateful(bytes));
