@@ -69,6 +69,29 @@ pub enum Change<'a> {
 }
 
 impl Persist {
+    /// Adds a later write. The two as one leave on disk what they leave one after the other.
+    pub fn then(&mut self, later: Self) {
+        if let Some(mut snapshot) = later.snapshot {
+            let had_entries = !self.entries.is_empty();
+            match snapshot.tail {
+                Tail::Dropped => self.entries.clear(),
+                Tail::Kept => self.entries.retain(|(index, _)| *index > snapshot.index),
+            }
+            // What our entries had replaced, or our snapshot dropped, is not in the tail that is kept.
+            let dropped = self.snapshot.as_ref().is_some_and(|s| s.tail == Tail::Dropped);
+            if dropped || (had_entries && self.entries.is_empty()) {
+                snapshot.tail = Tail::Dropped;
+            }
+            self.snapshot = Some(snapshot);
+        }
+        if let Some((first, _)) = later.entries.first() {
+            self.entries.retain(|(index, _)| index < first);
+            self.entries.extend(later.entries);
+        }
+        self.hard_state = later.hard_state.or(self.hard_state.take());
+        self.decision = later.decision.or(self.decision.take());
+    }
+
     /// What the write does to the rows, in order.
     pub fn changes(&self) -> impl Iterator<Item = Change<'_>> {
         let snapshot = self.snapshot.iter().flat_map(|s| {

@@ -6,13 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::Persist;
 use nix::fcntl::Flock;
 use redb::backends::InMemoryBackend;
 use redb::{Database, DatabaseError, StorageBackend as _};
 
 use super::lock::lock;
-use super::tables::{self, Foreign, Refused, Rows};
+use super::tables::{self, Foreign, Refused, Rows, Writes};
 use crate::durable;
 
 const FILE: &str = "leaderd.redb";
@@ -95,11 +94,8 @@ impl StoreFile {
         self.database.is_none()
     }
 
-    /// Writes all in order in one transaction and syncs. What fails may be done again: it has the same outcome twice as once.
-    pub(super) fn write(
-        &mut self,
-        writes: &[(LocationName, Box<Persist>)],
-    ) -> Result<(), StoreError> {
+    /// Writes all in one transaction and syncs. What fails may be done again: it has the same outcome twice as once.
+    pub(super) fn write(&mut self, writes: &Writes) -> Result<(), StoreError> {
         let database = match self.database.take() {
             Some(database) => database,
             // redb refuses all work after an I/O error until it is opened again.

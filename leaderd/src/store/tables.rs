@@ -28,6 +28,9 @@ pub(super) struct Foreign {
     pub expected: String,
 }
 
+/// What is written, by location.
+pub(super) type Writes = BTreeMap<LocationName, Persist>;
+
 /// Why the rows are not taken.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refused {
@@ -110,11 +113,8 @@ pub(super) fn read(database: &Database) -> Result<Result<Rows, Refused>, redb::E
     Ok(checked.collect())
 }
 
-/// Does all writes in order in one transaction, and syncs.
-pub(super) fn write(
-    database: &Database,
-    writes: &[(LocationName, Box<Persist>)],
-) -> Result<(), redb::Error> {
+/// Does all writes in one transaction, and syncs.
+pub(super) fn write(database: &Database, writes: &Writes) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
     {
         let mut hard_states = write.open_table(HARD_STATE)?;

@@ -1,6 +1,7 @@
 //! The thread that writes.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -10,11 +11,8 @@ use leaderd_core::ids::LocationName;
 use leaderd_core::io::{Persist, StoredGroup, Ticket};
 
 use super::file::{Identity, StoreError, StoreFile};
+use super::tables::Writes;
 use crate::counters::Counters;
-
-/// Most writes that wait. More means that the disk has refused for long; then the store stops acknowledging, as
-/// whatever came after a lost write must not count as durable.
-const MAX_WAITING: usize = 4096;
 
 /// Between two tries after a failure.
 const RETRY: Duration = Duration::from_millis(500);
@@ -34,11 +32,19 @@ impl std::fmt::Debug for Store {
     }
 }
 
+/// Writes that wait, all of a location as one: however long the disk refuses, they are no more than the location's log and its
+/// snapshot.
 #[derive(Default)]
 struct Waiting {
-    writes: VecDeque<(Ticket, LocationName, Box<Persist>)>,
+    batch: Batch,
     closed: bool,
-    wedged: bool,
+}
+
+/// What goes to disk in one transaction, and the last ticket in it.
+#[derive(Default)]
+struct Batch {
+    writes: Writes,
+    last: Option<Ticket>,
 }
 
 /// Hands writes to the thread; never blocks. Dropping it waits for what is under way.
@@ -50,7 +56,7 @@ pub struct Writer {
 
 impl std::fmt::Debug for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} waiting", self.writes.len())
+        write!(f, "writes of {} locations wait", self.batch.writes.len())
     }
 }
 
@@ -74,10 +80,7 @@ impl Store {
             counters.count("persist_errors");
         }
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
-            while let Some(batch) = next_batch(&theirs) {
-                let last = batch.last().expect("a batch is never empty").0;
-                let writes: Vec<_> =
-                    batch.into_iter().map(|(_, location, write)| (location, write)).collect();
+            while let Some((writes, last)) = next_batch(&theirs) {
                 if !write_until_done(&mut file, &writes, &theirs, &counters) {
                     // What came later may be smaller and fit: the log would have a gap, and the next start would be refused.
                     return;
@@ -93,16 +96,12 @@ impl Writer {
     pub fn persist(&self, ticket: Ticket, location: LocationName, write: Box<Persist>) {
         let (waiting, wake) = &*self.shared;
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.writes.len() >= MAX_WAITING && !waiting.wedged {
-            waiting.wedged = true;
-            tracing::error!(
-                "the store has taken no write for too long: this daemon stops voting until it is restarted"
-            );
+        waiting.batch.last = Some(ticket);
+        match waiting.batch.writes.entry(location) {
+            Entry::Vacant(none) => drop(none.insert(*write)),
+            Entry::Occupied(mut earlier) => earlier.get_mut().then(*write),
         }
-        if !waiting.wedged {
-            waiting.writes.push_back((ticket, location, write));
-            wake.notify_one();
-        }
+        wake.notify_one();
     }
 }
 
@@ -116,14 +115,12 @@ impl Drop for Writer {
     }
 }
 
-fn next_batch(
-    shared: &(Mutex<Waiting>, Condvar),
-) -> Option<Vec<(Ticket, LocationName, Box<Persist>)>> {
+fn next_batch(shared: &(Mutex<Waiting>, Condvar)) -> Option<(Writes, Ticket)> {
     let (waiting, wake) = shared;
     let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
-        if !waiting.writes.is_empty() {
-            return Some(waiting.writes.drain(..).collect());
+        if let Batch { writes, last: Some(last) } = std::mem::take(&mut waiting.batch) {
+            return Some((writes, last));
         }
         if waiting.closed {
             return None;
@@ -135,7 +132,7 @@ fn next_batch(
 /// False if the daemon stopped before the write succeeded.
 fn write_until_done(
     file: &mut StoreFile,
-    writes: &[(LocationName, Box<Persist>)],
+    writes: &Writes,
     shared: &(Mutex<Waiting>, Condvar),
     counters: &Counters,
 ) -> bool {
