@@ -11,6 +11,7 @@ pub mod clock;
 pub mod confine;
 pub mod control;
 pub mod counters;
+mod durable;
 pub mod engine;
 #[cfg(test)]
 mod fixture;

@@ -2,6 +2,7 @@
 //! A start that fails leaves the data path of an earlier run as it was.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{addresses, confine, log, metrics, network, reload, resolve};
+use crate::{addresses, confine, durable, log, metrics, network, reload, resolve};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -192,10 +193,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
                 lan_mtu,
                 now,
             };
-            Some(
-                Recorder::create(path, &header)
-                    .with_context(|| format!("cannot record to {}", path.display()))?,
-            )
+            recorder(path, &header)?
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
@@ -260,6 +258,18 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     Ok(())
 }
 
+/// `None`: the disk takes no recording, which keeps no daemon from starting.
+fn recorder(path: &Path, header: &record::Header) -> anyhow::Result<Option<Recorder>> {
+    match Recorder::create(path, header) {
+        Ok(recorder) => Ok(Some(recorder)),
+        Err(error) if durable::is_disk_trouble(&error) => {
+            tracing::error!(file = %path.display(), %error, "nothing is recorded: the disk takes no writes");
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| format!("cannot record to {}", path.display())),
+    }
+}
+
 /// Remote locations with a rule of ours: where a daemon before this one was carrying beside Kilo.
 fn carried_before(mesh: &Mesh) -> BTreeSet<LocationName> {
     let rules = wgctl::net::our_rules().unwrap_or_else(|error| {
@@ -301,6 +311,26 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_recording_that_does_not_fit_keeps_no_daemon_from_starting_and_a_wrong_path_does() {
+        let mesh = crate::fixture::example_mesh();
+        let header = record::Header {
+            leaderd: "test".into(),
+            me: mesh.nodes.keys().next().unwrap().clone(),
+            mesh,
+            restored: BTreeMap::new(),
+            seed: 1,
+            resolved: BTreeMap::new(),
+            lan_device: None,
+            lan_mtu: None,
+            now: Clock::default().now(),
+        };
+        assert!(recorder(Path::new("/dev/full"), &header).unwrap().is_none());
+        let dir = tempfile::tempdir().unwrap();
+        let error = recorder(&dir.path().join("nowhere/file"), &header).unwrap_err();
+        assert!(told(&error).contains("nowhere/file: No such file"), "{}", told(&error));
+    }
 
     #[test]
     fn the_end_does_not_wait_for_a_lookup_that_gets_no_answer() {

@@ -1,8 +1,8 @@
 //! Key files: read once, refused if others may read them, compared with what the mesh file says of this node.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{DirBuilder, File};
+use std::io::Read;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -10,6 +10,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use leaderd_core::mesh::{ControlPublicKey, Node};
 use wgctl_plan::WgPublicKey;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
+
+use crate::durable;
 
 /// A key file is 45 bytes; a longer one is something else.
 const MAX_KEY_FILE: u64 = 1024;
@@ -139,15 +141,7 @@ fn make(path: &Path, clamp: bool) -> std::io::Result<()> {
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
-    let beside = path.with_extension("key.new");
-    match std::fs::remove_file(&beside) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
-        _ => {}
-    }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
-    file.write_all(&*line)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)
+    durable::replace(path, &*line)
 }
 
 fn read(path: &Path) -> Result<Secret, SecretError> {

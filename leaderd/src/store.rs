@@ -5,6 +5,14 @@
 //! it is on disk, and the daemon goes on forwarding meanwhile. The directory is locked, so one state has one daemon.
 
 mod file;
+mod lock;
+#[cfg(test)]
+mod power;
+#[cfg(test)]
+mod rows;
+mod tables;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use file::{Identity, StoreError, reset};

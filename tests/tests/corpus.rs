@@ -37,24 +37,48 @@ fn every_target_of_the_fuzzer_is_replayed() {
 #[test]
 #[ignore = "writes files"]
 fn write_the_corpus_of_store_records() {
-    use leaderd_core::io::Restored;
+    use leaderd_core::io::StoredGroup;
+    use leaderd_core::state::LocationState;
+    use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/store_record");
-    let seed = |name: &str, restored: Restored| {
-        let bytes = postcard::to_stdvec(&restored).expect("plain data");
+    let seed = |name: &str, stored: StoredGroup| {
+        let bytes = postcard::to_stdvec(&stored).expect("plain data");
         std::fs::write(dir.join(name), bytes).expect("a directory that can be written");
     };
-    // Protobuf: HardState { term: 2, vote: 1, commit: 2 }, and Entry { term: 2, index }.
-    let hard_state = Some(vec![0x08, 2, 0x10, 1, 0x18, 2]);
-    let entry = |index: u8| (u64::from(index), vec![0x10, 2, 0x18, index]);
-    seed("empty", Restored::default());
-    let log = Restored { hard_state, entries: vec![entry(2), entry(3)], ..Restored::default() };
+    let bytes = |m: &dyn protobuf::Message| m.write_to_bytes().expect("protobuf writes to memory");
+    let snapshot = |index, term| {
+        let state = LocationState::new("cloud".parse().expect("a name"));
+        let mut snapshot = Snapshot::default();
+        snapshot.data = state.encode().into();
+        let meta = snapshot.mut_metadata();
+        (meta.index, meta.term) = (index, term);
+        meta.set_conf_state(ConfState { voters: vec![1, 2, 3], ..ConfState::default() });
+        Some((index, bytes(&snapshot)))
+    };
+    let hard_state =
+        |term, commit| Some(bytes(&HardState { term, vote: 1, commit, ..HardState::default() }));
+    let entry = |index, term| (index, bytes(&Entry { index, term, ..Entry::default() }));
+    seed("empty", StoredGroup::default());
+    let log = StoredGroup {
+        hard_state: hard_state(2, 2),
+        entries: [entry(2, 2), entry(3, 2)].into(),
+        snapshot: snapshot(1, 1),
+        decision: None,
+    };
     seed("log", log.clone());
-    seed("gap", Restored { entries: vec![entry(2), entry(5)], ..log.clone() });
-    seed("commit-beyond", Restored { hard_state: Some(vec![0x18, 90]), ..log.clone() });
-    seed("no-protobuf", Restored { hard_state: Some(vec![0xff; 5]), ..log.clone() });
-    let no_snapshot = Some((9, vec![0x12, 2, 0x10, 9]));
-    seed("snapshot-without-state", Restored { snapshot: no_snapshot, ..log.clone() });
-    seed("decision", Restored { decision: Some(vec![1, 2, 3]), ..log });
+    seed("without-vote", StoredGroup { hard_state: None, ..log.clone() });
+    seed("without-snapshot", StoredGroup { snapshot: None, ..log.clone() });
+    seed(
+        "stale-tail",
+        StoredGroup { snapshot: snapshot(2, 9), hard_state: hard_state(9, 2), ..log.clone() },
+    );
+    seed("falling-term", StoredGroup { entries: [entry(2, 2), entry(3, 1)].into(), ..log.clone() });
+    seed("gap", StoredGroup { entries: [entry(2, 2), entry(5, 2)].into(), ..log.clone() });
+    seed("commit-beyond", StoredGroup { hard_state: hard_state(2, 90), ..log.clone() });
+    seed("no-protobuf", StoredGroup { hard_state: Some(vec![0xff; 5]), ..log.clone() });
+    let no_state = Some((9, vec![0x12, 2, 0x10, 9]));
+    seed("snapshot-without-state", StoredGroup { snapshot: no_state, ..log.clone() });
+    seed("decision", StoredGroup { decision: Some(vec![1, 2, 3]), ..log });
 }
 
 /// Probes with TLVs, good and damaged: `cargo test -p tests --test corpus write_the_corpus -- --ignored`.

@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::{Capabilities, Capability};
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
-use crate::io::{Persist, Restored};
+use crate::io::{Persist, StoredGroup};
 use crate::state::{Command, Decision, Event, EventKind, EventTimes, LocationState};
 use crate::status::CandidateStatus;
+use crate::stored::{SnapshotWrite, Tail};
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
 use crate::wire::{Frame, Hello};
@@ -373,17 +374,17 @@ fn the_log_the_state_and_the_store_have_the_bytes_that_they_had() {
     let persist = Persist {
         hard_state: Some(vec![1]),
         entries: vec![(300, vec![2])],
-        snapshot: Some((299, vec![3])),
+        snapshot: Some(SnapshotWrite { index: 299, bytes: vec![3], tail: Tail::Dropped }),
         decision: Some(vec![4]),
     };
     golden.plain("write to the store", &persist);
-    let restored = Restored {
+    let stored = StoredGroup {
         hard_state: Some(vec![1]),
-        entries: vec![(300, vec![2])],
+        entries: [(300, vec![2])].into(),
         snapshot: Some((299, vec![3])),
         decision: Some(vec![4]),
     };
-    golden.plain("read from the store", &restored);
+    golden.plain("read from the store", &stored);
     insta::assert_snapshot!("disk", golden.0);
 }
 

@@ -9,6 +9,7 @@ use wgctl_plan::{InterfaceName, Network};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{HttpRequest, Mesh};
+pub use crate::stored::{Persist, StoredGroup};
 use crate::verdict::{Cause, ProbeClass};
 use crate::wire::Frame;
 
@@ -173,28 +174,6 @@ pub enum LogLevel {
     Warn,
     Info,
     Debug,
-}
-
-/// What a Raft group wants on disk. All bytes are opaque to the store.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Persist {
-    /// Protobuf `HardState`.
-    pub hard_state: Option<Vec<u8>>,
-    /// (index, protobuf `Entry`), contiguous. Entries at and after the first index that are on disk are dropped first.
-    pub entries: Vec<(u64, Vec<u8>)>,
-    /// (index, protobuf `Snapshot`): replaces the log up to that index.
-    pub snapshot: Option<(u64, Vec<u8>)>,
-    /// The last decision known of this location, so that a restart changes no route. Replaces the one before.
-    pub decision: Option<Vec<u8>>,
-}
-
-/// What the store gives back at start, for one group.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Restored {
-    pub hard_state: Option<Vec<u8>>,
-    pub entries: Vec<(u64, Vec<u8>)>,
-    pub snapshot: Option<(u64, Vec<u8>)>,
-    pub decision: Option<Vec<u8>>,
 }
 
 /// One probe to send.

@@ -22,6 +22,7 @@ pub mod probe;
 pub mod proof;
 pub mod state;
 pub mod status;
+pub mod stored;
 pub mod text;
 pub mod time;
 pub mod topology;

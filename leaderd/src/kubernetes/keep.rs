@@ -1,12 +1,14 @@
 //! The last good view, on disk: a daemon that starts while the API server is away begins where the last one was.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs::{DirBuilder, File};
+use std::io::Read as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use leaderd_core::cluster::ClusterView;
+
+use crate::durable;
 
 /// Its name in the state directory.
 pub const FILE: &str = "cluster.json";
@@ -95,22 +97,12 @@ fn read(path: &Path) -> std::io::Result<ClusterView> {
     serde_json::from_slice(&bytes).map_err(std::io::Error::other)
 }
 
-/// The whole file or the one before, whenever the power goes.
 fn write(path: &Path, view: &ClusterView) -> std::io::Result<()> {
     let bytes = serde_json::to_vec(view)?;
     if let Some(dir) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
-    let beside = path.with_extension("json.new");
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(&bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
-    if let Some(dir) = path.parent() {
-        File::open(dir)?.sync_all()?;
-    }
-    Ok(())
+    durable::replace(path, &bytes)
 }
 
 #[cfg(test)]

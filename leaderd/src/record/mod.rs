@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::{Effect, Input, Restored};
+use leaderd_core::io::{Effect, Input, StoredGroup};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::time::Now;
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ pub struct Header {
     pub mesh: Mesh,
     pub me: NodeName,
     /// What the store held.
-    pub restored: BTreeMap<LocationName, Restored>,
+    pub restored: BTreeMap<LocationName, StoredGroup>,
     pub seed: u64,
     /// DNS names of endpoints.
     pub resolved: BTreeMap<String, IpAddr>,

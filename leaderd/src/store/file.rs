@@ -1,27 +1,22 @@
-//! The store's file: opening, checking, reading, and one transaction of writes.
+//! The store's file: opening, checking, reading and writing it.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::{Persist, Restored};
-use nix::fcntl::{Flock, FlockArg};
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use nix::fcntl::Flock;
+use redb::backends::InMemoryBackend;
+use redb::{Database, DatabaseError, StorageBackend as _};
+
+use super::lock::lock;
+use super::tables::{self, Foreign, Refused, Rows, Writes};
+use crate::durable;
 
 const FILE: &str = "leaderd.redb";
-const LOCK: &str = "lock";
-
-/// Set when the layout below changes incompatibly.
-const FORMAT: &str = "3";
-
-const IDENTITY: TableDefinition<'_, &str, &str> = TableDefinition::new("identity");
-const HARD_STATE: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("hard-state");
-const ENTRIES: TableDefinition<'_, (&str, u64), &[u8]> = TableDefinition::new("entries");
-const DECISION: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("decision");
-const SNAPSHOT: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("snapshot");
+/// While it is made.
+const NEW_FILE: &str = "leaderd.redb.new";
 
 /// Whom a store belongs to.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +38,11 @@ pub enum StoreError {
     )]
     Damaged { path: PathBuf, dir: PathBuf, what: String },
     #[error(
+        "a newer version of leaderd wrote the store {}: start that version; or `leaderd reset --state {}` forgets it, and this node then rejoins its location as new",
+        path.display(), dir.display()
+    )]
+    Newer { path: PathBuf, dir: PathBuf },
+    #[error(
         "the store {} belongs to {found}, not to {expected}; use another --state, or `leaderd reset --state {}` to forget it",
         path.display(), dir.display()
     )]
@@ -51,94 +51,149 @@ pub enum StoreError {
     Io { path: PathBuf, source: redb::Error },
 }
 
-/// The open file with the directory's lock.
+/// The file with the directory's lock.
 pub(super) struct StoreFile {
     dir: PathBuf,
+    identity: Identity,
+    /// `None`: it must be opened (again) before it can be written.
     database: Option<Database>,
     _lock: Flock<File>,
 }
 
 impl StoreFile {
     /// Opens or makes the store of `dir`, and reads what it holds.
-    pub(super) fn open(
-        dir: &Path,
-        identity: &Identity,
-    ) -> Result<(Self, BTreeMap<LocationName, Restored>), StoreError> {
+    ///
+    /// redb writes when it opens a file, so a disk that is full, or has gone read-only, would keep the daemon from starting: then
+    /// the file is read in memory, and stays closed until there is something to write.
+    pub(super) fn open(dir: &Path, identity: &Identity) -> Result<(Self, Rows), StoreError> {
         let lock = lock(dir)?;
-        let path = dir.join(FILE);
-        let damaged =
-            |what: String| StoreError::Damaged { path: path.clone(), dir: dir.to_owned(), what };
-        // redb checks sums, but a file of any bytes may still trip an assertion in it: that is damage as well.
-        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<_, StoreError> {
-            let mut database =
-                Database::create(&path).map_err(|e| classify(&path, dir, e.into()))?;
-            database.check_integrity().map_err(|e| classify(&path, dir, e.into()))?;
-            let restored = load(&database, &path, dir, identity)?;
-            Ok((database, restored))
-        }));
-        let (database, restored) = opened.map_err(|_| damaged("reading it fails".to_owned()))??;
-        Ok((Self { dir: dir.to_owned(), database: Some(database), _lock: lock }, restored))
+        let mut file =
+            Self { dir: dir.to_owned(), identity: identity.clone(), database: None, _lock: lock };
+        let rows = match file.open_to_write() {
+            Ok((database, rows)) => {
+                file.database = Some(database);
+                rows
+            }
+            Err(StoreError::Io { source: redb::Error::Io(error), .. })
+                if durable::is_disk_trouble(&error) =>
+            {
+                let rows = file.read_in_memory()?;
+                tracing::error!(
+                    store = %file.path().display(), %error,
+                    "cannot write to the store: starting from what it holds; forwarding and probing go on, voting does not"
+                );
+                rows
+            }
+            Err(error) => return Err(error),
+        };
+        Ok((file, rows))
     }
 
-    /// Writes all in order in one transaction and syncs.
-    pub(super) fn write(
-        &mut self,
-        writes: &[(LocationName, Box<Persist>)],
-    ) -> Result<(), StoreError> {
-        let path = self.dir.join(FILE);
-        let failed = |source: redb::Error| StoreError::Io { path: path.clone(), source };
+    /// It was read, and nothing can be written to it yet.
+    pub(super) fn is_closed(&self) -> bool {
+        self.database.is_none()
+    }
+
+    /// Writes all in one transaction and syncs. What fails may be done again: it has the same outcome twice as once.
+    pub(super) fn write(&mut self, writes: &Writes) -> Result<(), StoreError> {
         let database = match self.database.take() {
             Some(database) => database,
             // redb refuses all work after an I/O error until it is opened again.
-            None => Database::open(&path).map_err(|e| failed(e.into()))?,
+            None => self.open_to_write()?.0,
         };
-        transaction(&database, writes).map_err(failed)?;
+        tables::write(&database, writes)
+            .map_err(|source| StoreError::Io { path: self.path(), source })?;
         self.database = Some(database);
         Ok(())
     }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join(FILE)
+    }
+
+    fn open_to_write(&self) -> Result<(Database, Rows), StoreError> {
+        let path = self.path();
+        if is_empty(&path) {
+            create(&self.dir, &self.identity).map_err(|e| classify(&path, &self.dir, e))?;
+        }
+        self.read_with(|| Database::open(&path))
+    }
+
+    fn read_in_memory(&self) -> Result<Rows, StoreError> {
+        let path = self.path();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
+            Err(e) => return Err(classify(&path, &self.dir, redb::Error::Io(e))),
+        };
+        let memory = InMemoryBackend::new();
+        let filled = memory.set_len(bytes.len() as u64).and_then(|()| memory.write(0, &bytes));
+        filled.map_err(|e| classify(&path, &self.dir, redb::Error::Io(e)))?;
+        Ok(self.read_with(|| Database::builder().create_with_backend(memory))?.1)
+    }
+
+    fn read_with(
+        &self,
+        open: impl FnOnce() -> Result<Database, DatabaseError>,
+    ) -> Result<(Database, Rows), StoreError> {
+        let path = self.path();
+        let failed = |e: redb::Error| classify(&path, &self.dir, e);
+        let damaged =
+            |what| StoreError::Damaged { path: path.clone(), dir: self.dir.clone(), what };
+        // redb checks sums, but a file of any bytes may still trip an assertion in it: that is damage as well.
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            let mut database = open().map_err(|e| failed(e.into()))?;
+            database.check_integrity().map_err(|e| failed(e.into()))?;
+            let (path, dir) = (path.clone(), self.dir.clone());
+            if let Err(Foreign { found, expected }) =
+                tables::prepare(&database, &self.identity).map_err(failed)?
+            {
+                return Err(StoreError::Foreign { path, dir, found, expected });
+            }
+            match tables::read(&database).map_err(failed)? {
+                Ok(rows) => Ok((database, rows)),
+                Err(Refused::Damaged(what)) => Err(damaged(what)),
+                Err(Refused::Newer) => Err(StoreError::Newer { path, dir }),
+            }
+        }));
+        read.unwrap_or_else(|_| Err(damaged("reading it fails".to_owned())))
+    }
+}
+
+/// There is no store, or a file system has lost what was in it: this node is then new, and votes when it has caught up.
+fn is_empty(path: &Path) -> bool {
+    match fs::metadata(path) {
+        Ok(found) if found.len() == 0 => {
+            tracing::warn!(store = %path.display(), "the store is an empty file: this node begins as new");
+            true
+        }
+        Ok(_) => false,
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
+}
+
+/// Makes a store under another name first: a power cut leaves it whole, or none.
+fn create(dir: &Path, identity: &Identity) -> Result<(), redb::Error> {
+    let beside = dir.join(NEW_FILE);
+    durable::remove(&beside).map_err(redb::Error::Io)?;
+    let database = Database::create(&beside)?;
+    let _is_new = tables::prepare(&database, identity)?;
+    drop(database);
+    let named = File::open(&beside)
+        .and_then(|file| file.sync_all())
+        .and_then(|()| durable::rename(&beside, &dir.join(FILE)));
+    named.map_err(redb::Error::Io)
 }
 
 /// Forgets the store of a directory. True if there was one.
 pub fn reset(dir: &Path) -> Result<bool, StoreError> {
     let _lock = lock(dir)?;
-    match fs::remove_file(dir.join(FILE)) {
-        Ok(()) => Ok(true),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(source) => Err(StoreError::Directory { path: dir.to_owned(), source }),
-    }
-}
-
-fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
-    let failed = |source| StoreError::Directory { path: dir.to_owned(), source };
-    fs::create_dir_all(dir).map_err(failed)?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(dir.join(LOCK))
-        .map_err(failed)?;
-    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-        Ok(mut lock) => {
-            let written = lock
-                .set_len(0)
-                .and_then(|()| lock.rewind())
-                .and_then(|()| writeln!(lock, "{}", std::process::id()));
-            if let Err(error) = written {
-                // The lock holds without the pid in it (full disk); only the message to a second daemon is poorer.
-                tracing::warn!(%error, "cannot write our pid to the state's lock");
-            }
-            Ok(lock)
-        }
-        Err((file, nix::errno::Errno::EWOULDBLOCK)) => {
-            let mut pid = String::new();
-            let _ = file.take(32).read_to_string(&mut pid);
-            let pid =
-                if pid.trim().is_empty() { "unknown".to_owned() } else { pid.trim().to_owned() };
-            Err(StoreError::Locked { path: dir.to_owned(), pid })
-        }
-        Err((_, errno)) => Err(failed(errno.into())),
-    }
+    let removed = durable::remove(&dir.join(NEW_FILE)).and_then(|_| {
+        let was = durable::remove(&dir.join(FILE))?;
+        durable::sync_directory_of(&dir.join(FILE))?;
+        Ok(was)
+    });
+    removed.map_err(|source| StoreError::Directory { path: dir.to_owned(), source })
 }
 
 fn classify(path: &Path, dir: &Path, error: redb::Error) -> StoreError {
@@ -146,141 +201,13 @@ fn classify(path: &Path, dir: &Path, error: redb::Error) -> StoreError {
         |what: String| StoreError::Damaged { path: path.to_owned(), dir: dir.to_owned(), what };
     match error {
         redb::Error::Io(e)
-            if matches!(
-                e.kind(),
-                std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof
-            ) =>
+            if matches!(e.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
         {
             damaged(e.to_string())
         }
-        redb::Error::Io(_) => StoreError::Io { path: path.to_owned(), source: error },
+        redb::Error::Io(_) | redb::Error::PreviousIo => {
+            StoreError::Io { path: path.to_owned(), source: error }
+        }
         other => damaged(other.to_string()),
     }
-}
-
-fn load(
-    database: &Database,
-    path: &Path,
-    dir: &Path,
-    identity: &Identity,
-) -> Result<BTreeMap<LocationName, Restored>, StoreError> {
-    let result =
-        (|| -> Result<Result<BTreeMap<LocationName, Restored>, StoreError>, redb::Error> {
-            let write = database.begin_write()?;
-            {
-                let mut table = write.open_table(IDENTITY)?;
-                let wanted = [
-                    ("format", FORMAT),
-                    ("mesh", identity.mesh.as_str()),
-                    ("location", identity.location.as_str()),
-                    ("node", identity.node.as_str()),
-                ];
-                for (key, value) in wanted {
-                    let found = table.get(key)?.map(|v| v.value().to_owned());
-                    match found {
-                        Some(found) if found != value => {
-                            return Ok(Err(StoreError::Foreign {
-                                path: path.to_owned(),
-                                dir: dir.to_owned(),
-                                found: format!("{key} {found}"),
-                                expected: format!("{key} {value}"),
-                            }));
-                        }
-                        Some(_) => {}
-                        None => {
-                            table.insert(key, value)?;
-                        }
-                    }
-                }
-                write.open_table(HARD_STATE)?;
-                write.open_table(ENTRIES)?;
-                write.open_table(SNAPSHOT)?;
-                write.open_table(DECISION)?;
-            }
-            write.commit()?;
-            read_all(database).map(|all| {
-                all.map_err(|what| StoreError::Damaged {
-                    path: path.to_owned(),
-                    dir: dir.to_owned(),
-                    what,
-                })
-            })
-        })();
-    result.map_err(|e| classify(path, dir, e))?
-}
-
-/// The inner error says what is wrong with what was read.
-fn read_all(
-    database: &Database,
-) -> Result<Result<BTreeMap<LocationName, Restored>, String>, redb::Error> {
-    let read = database.begin_read()?;
-    let mut all: BTreeMap<String, Restored> = BTreeMap::new();
-    for row in read.open_table(HARD_STATE)?.iter()? {
-        let (key, value) = row?;
-        all.entry(key.value().to_owned()).or_default().hard_state = Some(value.value().to_owned());
-    }
-    for row in read.open_table(DECISION)?.iter()? {
-        let (key, value) = row?;
-        all.entry(key.value().to_owned()).or_default().decision = Some(value.value().to_owned());
-    }
-    for row in read.open_table(SNAPSHOT)?.iter()? {
-        let (key, value) = row?;
-        let (index, bytes) = value.value();
-        all.entry(key.value().to_owned()).or_default().snapshot = Some((index, bytes.to_owned()));
-    }
-    for row in read.open_table(ENTRIES)?.iter()? {
-        let (key, value) = row?;
-        let (location, index) = key.value();
-        let restored = all.entry(location.to_owned()).or_default();
-        let base = restored.snapshot.as_ref().map_or(0, |(i, _)| *i);
-        if index <= base {
-            continue;
-        }
-        let expected = restored.entries.last().map_or(base, |(i, _)| *i) + 1;
-        if index != expected {
-            return Ok(Err(format!(
-                "the log of {location} has entry {index} where {expected} belongs"
-            )));
-        }
-        restored.entries.push((index, value.value().to_owned()));
-    }
-    let parsed = all.into_iter().map(|(name, r)| match LocationName::try_from(name) {
-        Ok(name) => Ok((name, r)),
-        Err(e) => Err(e.to_string()),
-    });
-    Ok(parsed.collect())
-}
-
-fn transaction(
-    database: &Database,
-    writes: &[(LocationName, Box<Persist>)],
-) -> Result<(), redb::Error> {
-    let write = database.begin_write()?;
-    {
-        let mut hard_states = write.open_table(HARD_STATE)?;
-        let mut entries = write.open_table(ENTRIES)?;
-        let mut snapshots = write.open_table(SNAPSHOT)?;
-        let mut decisions = write.open_table(DECISION)?;
-        for (location, persist) in writes {
-            let location = location.as_str();
-            if let Some((index, bytes)) = &persist.snapshot {
-                snapshots.insert(location, (*index, bytes.as_slice()))?;
-                entries.retain_in((location, 0)..=(location, *index), |_, _| false)?;
-            }
-            if let Some((first, _)) = persist.entries.first() {
-                entries.retain_in((location, *first)..=(location, u64::MAX), |_, _| false)?;
-            }
-            for (index, bytes) in &persist.entries {
-                entries.insert((location, *index), bytes.as_slice())?;
-            }
-            if let Some(bytes) = &persist.hard_state {
-                hard_states.insert(location, bytes.as_slice())?;
-            }
-            if let Some(bytes) = &persist.decision {
-                decisions.insert(location, bytes.as_slice())?;
-            }
-        }
-    }
-    write.commit()?; // `Durability::Immediate` is redb's default: synced when this returns.
-    Ok(())
 }

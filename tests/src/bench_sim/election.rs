@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use leaderd_core::group::{Group, GroupOutput};
 use leaderd_core::ids::{LocationName, NodeName, Slot};
-use leaderd_core::io::Restored;
+use leaderd_core::io::StoredGroup;
 use leaderd_core::mesh::Policy;
 use leaderd_core::time::{Instant, Now, WallTime};
 use leaderd_core::wire::Hello;
@@ -122,8 +122,15 @@ pub fn ours(seconds: u64, seed: u64) -> Elections {
     let mut groups: Vec<Group> = (0..VOTERS)
         .map(|i| {
             let seed = seed + i as u64;
-            Group::new(mesh.clone(), location.clone(), name(i), Restored::default(), seed, at(now))
-                .expect("a candidate votes")
+            Group::new(
+                mesh.clone(),
+                location.clone(),
+                name(i),
+                &StoredGroup::default(),
+                seed,
+                at(now),
+            )
+            .expect("a candidate votes")
         })
         .collect();
     enum What {

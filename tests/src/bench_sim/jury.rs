@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use leaderd_core::group::{Group, GroupOutput};
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
-use leaderd_core::io::{ProbeId, ProbeSend, Restored};
+use leaderd_core::io::{ProbeId, ProbeSend, StoredGroup};
 use leaderd_core::mesh::{Mesh, Policy};
 use leaderd_core::observe::{Observer, ObserverOutput};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -140,7 +140,7 @@ impl Jury {
             .map(|i| {
                 let seed = seed * 16 + 8 + i as u64;
                 let (mesh, me) = (mesh.clone(), name("cloud", i));
-                Group::new(mesh, location.clone(), me, Restored::default(), seed, start)
+                Group::new(mesh, location.clone(), me, &StoredGroup::default(), seed, start)
                     .expect("a candidate votes")
             })
             .collect();

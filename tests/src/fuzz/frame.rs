@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use leaderd_core::group::{Group, GroupError, GroupOutput};
 use leaderd_core::ids::{Generation, NodeIndex, Slot};
-use leaderd_core::io::Restored;
+use leaderd_core::io::StoredGroup;
 use leaderd_core::mesh::{ControlPublicKey, InnerRange, Location, Mesh, Node, Overlay, Policy};
 use leaderd_core::time::{Instant, Now, WallTime};
 use leaderd_core::wire::Frame;
@@ -22,9 +22,9 @@ pub fn frame(bytes: &[u8]) {
 }
 
 /// `cloud-1` of a location with the candidates `cloud-0` to `cloud-2`, started from a store.
-pub(super) fn group(restored: Restored) -> Result<Group, GroupError> {
+pub(super) fn group(stored: &StoredGroup) -> Result<Group, GroupError> {
     let me = "cloud-1".parse().expect("a name");
-    Group::new(mesh(), "cloud".parse().expect("a name"), me, restored, 1, at(0))
+    Group::new(mesh(), "cloud".parse().expect("a name"), me, stored, 1, at(0))
 }
 
 /// Lets a group live for five seconds, with some bytes from a peer in the first and the third.
@@ -49,7 +49,7 @@ pub(super) fn live(group: &mut Group, bytes: Option<&[u8]>) {
 }
 
 fn deliver(bytes: &[u8]) {
-    live(&mut group(Restored::default()).expect("a voter"), Some(bytes));
+    live(&mut group(&StoredGroup::default()).expect("a voter"), Some(bytes));
 }
 
 fn at(ms: u64) -> Now {

@@ -1,16 +1,16 @@
 use leaderd::store::{Identity, Store};
-use leaderd_core::io::Restored;
+use leaderd_core::io::StoredGroup;
 use leaderd_core::state::Decision;
 
 use super::frame::{group, live};
 
-/// The records of a store (a [`Restored`] in postcard): a group starts from them and lives, or refuses them.
+/// The rows of a store (a [`StoredGroup`] in postcard): a group starts from them and lives, or refuses them.
 pub fn store_record(bytes: &[u8]) {
-    let Ok(restored) = postcard::from_bytes::<Restored>(bytes) else { return };
-    if let Some(decision) = &restored.decision {
+    let Ok(stored) = postcard::from_bytes::<StoredGroup>(bytes) else { return };
+    if let Some(decision) = &stored.decision {
         let _ = postcard::from_bytes::<Decision>(decision);
     }
-    if let Ok(mut group) = group(restored) {
+    if let Ok(mut group) = group(&stored) {
         live(&mut group, None);
     }
 }

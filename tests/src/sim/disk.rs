@@ -11,7 +11,7 @@ use leaderd_core::io::{Input, Persist, Ticket};
 use leaderd_core::time::Instant;
 
 use super::Faults;
-use super::world::{Happening, SYNC, SYNCED, World, store};
+use super::world::{Happening, SYNC, SYNCED, World};
 
 /// What a full disk still takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +95,12 @@ impl World {
             }
             let (ticket, location, write) = node.disk.held.pop_front().expect("seen above");
             node.disk.since = Some(now);
-            store(node.store.entry(location).or_default(), *write);
+            let stored = node.store.entry(location.clone()).or_default();
+            stored.write(&write);
+            // The power may go after any write: each must leave what the next start takes.
+            if let Err(error) = stored.check(&location) {
+                panic!("{name}'s store of {location} is refused after {write:?}: {error}");
+            }
             let f = self.faults.get_mut(name).expect("a node of the mesh");
             let cut = match &mut f.power_cut {
                 Some(0) => true,

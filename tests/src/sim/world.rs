@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::{Effect, Input, LocalFacts, LogLevel, Persist, ProbeId, Restored};
+use leaderd_core::io::{Effect, Input, LocalFacts, LogLevel, ProbeId, StoredGroup};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -72,7 +72,7 @@ pub struct LogLine {
 pub(super) struct SimNode {
     pub core: Option<Node>,
     pub secret: [u8; 32],
-    pub store: BTreeMap<LocationName, Restored>,
+    pub store: BTreeMap<LocationName, StoredGroup>,
     pub disk: disk::Queue,
     /// Counts restarts: what was on its way to an earlier life is dropped.
     pub life: u32,
@@ -453,22 +453,5 @@ impl World {
                 self.check_connection(&name, &peer);
             }
         }
-    }
-}
-
-pub(super) fn store(on_disk: &mut Restored, write: Persist) {
-    if let Some(hard_state) = write.hard_state {
-        on_disk.hard_state = Some(hard_state);
-    }
-    if let Some((first, _)) = write.entries.first() {
-        on_disk.entries.retain(|(index, _)| index < first);
-        on_disk.entries.extend(write.entries);
-    }
-    if let Some((index, bytes)) = write.snapshot {
-        on_disk.entries.retain(|(i, _)| *i > index);
-        on_disk.snapshot = Some((index, bytes));
-    }
-    if let Some(decision) = write.decision {
-        on_disk.decision = Some(decision);
     }
 }

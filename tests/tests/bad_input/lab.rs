@@ -351,7 +351,7 @@ impl Daemon {
         self.child.try_wait().expect("a child").is_none()
     }
 
-    fn pid(&self, lab: &Lab) -> String {
+    pub fn pid(&self, lab: &Lab) -> String {
         let path = format!("{}/{}/state/lock", lab.dir, self.node);
         lab.sh(&self.node, "cat $1", &[&path]).trim().to_owned()
     }

@@ -42,6 +42,7 @@ const TESTS: &[Test] = &[
     ("no_log_recording_or_answer_has_a_key_in_it", confined::keys_stay_in_their_files),
     ("wrong_admin_requests_are_refused_and_two_operators_get_along", mischief::admin_requests),
     ("a_full_disk_stops_neither_forwarding_nor_probing", store::a_full_disk),
+    ("a_daemon_killed_at_any_moment_while_it_writes_starts_again", store::a_killed_daemon),
     ("a_damaged_store_is_refused_and_a_reset_node_rejoins", store::a_damaged_store),
     ("the_store_of_another_node_is_refused", store::a_foreign_store),
     ("a_restart_under_traffic_loses_nothing", live::a_restart_under_traffic),

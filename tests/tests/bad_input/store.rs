@@ -1,6 +1,12 @@
 //! The disk fails, the daemon is told so, and the data path does not notice.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
 use super::lab::{Daemon, Lab, Stream, location_of, texts, wait_for};
+
+/// How long daemons are killed and started.
+const KILLING: Duration = Duration::from_secs(25);
 
 pub fn a_full_disk() {
     let lab = Lab::up();
@@ -44,6 +50,54 @@ pub fn a_full_disk() {
     daemons.remove(2).end(&lab, "KILL");
     let story = || daemons.iter().map(Daemon::tail).collect::<String>();
     wait_for("it votes again", story, || {
+        lab.run("cloud-0", "wgctl", &["freeze", "cloud", "--for", "1m"]).status.success()
+    });
+}
+
+/// SIGKILL while operators' commands and its own elections have it write; each start must take the store as it was left.
+pub fn a_killed_daemon() {
+    let lab = Lab::up();
+    let mut daemons = lab.daemons();
+    let (stop, confirmed) = (AtomicBool::new(false), AtomicU64::new(0));
+    let mut kills = 0;
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for minutes in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+                let end = format!("{minutes}m");
+                let out = lab.run("cloud-0", "wgctl", &["freeze", "cloud", "--for", &end]);
+                confirmed.fetch_add(u64::from(out.status.success()), Ordering::Relaxed);
+            }
+        });
+        let begin = Instant::now();
+        while begin.elapsed() < KILLING {
+            // Moments that are spread over the first second: the store is opened, the log caught up with, a vote given.
+            let wait = Duration::from_millis(kills * 137 % 997);
+            std::thread::sleep(wait);
+            let mut killed = daemons.remove(1);
+            assert!(killed.alive(), "after {kills} kills: {}", killed.tail());
+            let before = killed.pid(&lab);
+            killed.end(&lab, "KILL");
+            kills += 1;
+            let again = lab.daemon("cloud-1", &[]);
+            let has_store = || !["", &before].contains(&again.pid(&lab).as_str());
+            wait_for("it has its state directory", || again.tail(), has_store);
+            daemons.insert(1, again);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    let confirmed = confirmed.into_inner();
+    assert!(
+        kills >= 8 && confirmed >= 8,
+        "{kills} kills while {confirmed} commands were confirmed"
+    );
+    lab.wait_ready(&daemons);
+    // With the third voter gone, nothing is decided without it.
+    daemons.remove(2).end(&lab, "KILL");
+    let story = || daemons.iter().map(Daemon::tail).collect::<String>();
+    wait_for("it votes", story, || {
         lab.run("cloud-0", "wgctl", &["freeze", "cloud", "--for", "1m"]).status.success()
     });
 }

@@ -9,9 +9,8 @@ use super::log::unreadable;
 use super::raft_bytes;
 use crate::capability::Unreadable;
 use crate::state::{LocationState, MAX_COMMAND};
+use crate::stored::MAX_NUMBER;
 
-/// Terms and indexes stay below this, so that adding to them cannot overflow. No group lives to see it.
-const MAX_NUMBER: u64 = 1 << 62;
 /// Most entries in one message.
 const MAX_ENTRIES: usize = 4096;
 /// Most voters in a configuration.

@@ -4,17 +4,25 @@
 //! voter: so a node that comes to an old location with an empty store can never mistake its own beginning for the
 //! group's, since the group has left index 1 behind as soon as it compacts.
 
-use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
-use super::GroupError;
 use crate::capability::Unreadable;
-use crate::io::Restored;
 use crate::state::{Command, LocationState};
+use crate::stored::{StoredError, StoredGroup, StoredLog};
 
 /// Index and term of the genesis snapshot.
 const GENESIS: u64 = 1;
+
+/// What a group has on disk when it begins.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Beginning {
+    /// Nothing.
+    New,
+    /// A log, and no hard state: this node never voted, or it has lost what it knew of that.
+    WithoutVote,
+    Voter,
+}
 
 /// Everything that Raft has written, the newest snapshot first.
 pub(super) struct LogStore {
@@ -29,59 +37,32 @@ pub(super) struct LogStore {
 }
 
 impl LogStore {
-    /// The store and the state at its snapshot. `empty` in the result: nothing that binds this node was on disk.
+    /// The log as it is on disk, or a new one, and the state at its snapshot.
     pub fn restore(
-        restored: Restored,
+        stored: &StoredGroup,
         genesis: &LocationState,
         voters: &[u64],
-    ) -> Result<(Self, LocationState, bool), GroupError> {
-        let empty = restored.hard_state.is_none();
-        let snapshot = match restored.snapshot {
-            Some((index, bytes)) => {
-                let snapshot = Snapshot::parse_from_bytes(&bytes)
-                    .map_err(|_| GroupError::Damaged("snapshot"))?;
-                if snapshot.get_metadata().index != index {
-                    return Err(GroupError::Damaged("snapshot index"));
-                }
-                snapshot
-            }
-            None => genesis_snapshot(genesis, voters),
+    ) -> Result<(Self, LocationState, Beginning), StoredError> {
+        let log = stored.read(&genesis.location)?;
+        let beginning = match &log {
+            None => Beginning::New,
+            Some(log) if log.hard_state.is_none() => Beginning::WithoutVote,
+            Some(_) => Beginning::Voter,
         };
-        let state = LocationState::decode(&snapshot.data).map_err(|e| match e {
-            Unreadable::Newer => GroupError::Newer,
-            Unreadable::Malformed => GroupError::Damaged("state in the snapshot"),
-        })?;
-        if state.location != genesis.location {
-            return Err(GroupError::WrongLocation(state.location));
-        }
+        let StoredLog { hard_state, snapshot, state, entries } = log.unwrap_or_else(|| StoredLog {
+            hard_state: None,
+            snapshot: genesis_snapshot(genesis, voters),
+            state: genesis.clone(),
+            entries: Vec::new(),
+        });
         let meta = snapshot.get_metadata();
         let base = (meta.index, meta.term);
-        let mut entries = Vec::new();
-        for (index, bytes) in restored.entries {
-            if index <= base.0 {
-                continue;
-            }
-            let entry =
-                Entry::parse_from_bytes(&bytes).map_err(|_| GroupError::Damaged("log entry"))?;
-            if entry.index != index || index != base.0 + 1 + entries.len() as u64 {
-                return Err(GroupError::Damaged("log index"));
-            }
-            entries.push(entry);
-        }
-        let last = entries.last().map_or(base.0, |e| e.index);
-        let mut hard_state = match restored.hard_state {
-            Some(bytes) => HardState::parse_from_bytes(&bytes)
-                .map_err(|_| GroupError::Damaged("hard state"))?,
-            None => HardState::default(),
-        };
-        if hard_state.commit > last {
-            return Err(GroupError::Damaged("commit index beyond the log"));
-        }
-        hard_state.commit = hard_state.commit.max(base.0);
-        // Rejecting a pre-vote at term 0 panics in raft-rs.
-        hard_state.term = hard_state.term.max(meta.term).max(1);
         let conf = meta.get_conf_state().clone();
-        Ok((Self { hard_state, conf, snapshot, entries, base }, state, empty))
+        let mut hard_state = hard_state.unwrap_or_default();
+        hard_state.commit = hard_state.commit.max(base.0);
+        // One without a vote has no term on disk, and is at least in that of its log.
+        hard_state.term = hard_state.term.max(entries.last().map_or(base.1, |e| e.term));
+        Ok((Self { hard_state, conf, snapshot, entries, base }, state, beginning))
     }
 
     pub fn set_hard_state(&mut self, hard_state: HardState) {

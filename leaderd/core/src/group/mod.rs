@@ -27,9 +27,10 @@ use std::time::Duration;
 
 use crate::admin::AdminResponse;
 use crate::ids::{Epoch, LocationName, NodeName};
-use crate::io::{LocalFacts, LogLevel, Persist, Restored};
+use crate::io::{LocalFacts, LogLevel, Persist, StoredGroup};
 use crate::mesh::Mesh;
 use crate::state::{Decision, Event, LocationState};
+use crate::stored::StoredError;
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::Report;
 use crate::wire::Hello;
@@ -46,11 +47,7 @@ pub enum GroupError {
     #[error(
         "the store is damaged ({0}): `leaderd reset` forgets it, and the node rejoins as a new one"
     )]
-    Damaged(&'static str),
-    #[error(
-        "the store belongs to location {0}: give this node its own --state, or `leaderd reset` it"
-    )]
-    WrongLocation(LocationName),
+    Damaged(StoredError),
     #[error(
         "a newer version of leaderd wrote the store: start that version, or `leaderd reset` the store, and the node rejoins as a new one"
     )]
@@ -130,13 +127,21 @@ impl std::fmt::Debug for Group {
     }
 }
 
+impl From<StoredError> for GroupError {
+    fn from(error: StoredError) -> Self {
+        if error == StoredError::Newer { Self::Newer } else { Self::Damaged(error) }
+    }
+}
+
 impl Group {
-    /// One location's Raft group on this node, which must be one of `mesh.voters_of(location)`.
+    /// One location's Raft group on this node, which must be one of `mesh.voters_of(location)`. `stored` is what this node has on
+    /// disk of it: whatever that is, the group goes on from it, for a voter that forgets its vote or its log may vote twice in a
+    /// term, or elect somebody who lacks what it helped to commit.
     pub fn new(
         mesh: Arc<Mesh>,
         location: LocationName,
         me: NodeName,
-        restored: Restored,
+        stored: &StoredGroup,
         seed: u64,
         now: Now,
     ) -> Result<Self, GroupError> {
@@ -149,7 +154,7 @@ impl Group {
         // A new group begins with the voters of the mesh file; a store may know others, which count until Raft says otherwise.
         let mut genesis_ids: Vec<u64> = voters.iter().map(|n| id_of(&mesh, n)).collect();
         genesis_ids.sort_unstable();
-        let raft = RaftNode::new(my_id, &genesis_ids, &genesis, restored, seed, now.mono)?;
+        let raft = RaftNode::new(my_id, &genesis_ids, &genesis, stored, seed, now.mono)?;
         let ids = ids_of(&mesh, &voters, &raft.voters());
         let mut group = Self {
             mesh,

@@ -1,9 +1,10 @@
 //! A new mesh file, taken live: what is the same in both keeps its state.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::group::Group;
-use crate::io::{LogLevel, Restored};
+use crate::io::LogLevel;
 use crate::mesh::Mesh;
 use crate::observe::Observer;
 use crate::time::Now;
@@ -46,28 +47,7 @@ impl Node {
         }
         self.reflector.set_mesh(mesh.clone());
         self.steer.set_mesh(now, &old, &mesh, &self.location);
-        self.groups.retain(|location, _| mesh.locations.contains_key(location));
-        for location in mesh.locations.keys() {
-            if let Some(group) = self.groups.get_mut(location) {
-                group.set_mesh(now, mesh.clone());
-            } else if mesh.voters_of(location).contains(&self.me) {
-                match Group::new(
-                    mesh.clone(),
-                    location.clone(),
-                    self.me.clone(),
-                    Restored::default(),
-                    self.seed,
-                    now,
-                ) {
-                    Ok(group) => drop(self.groups.insert(location.clone(), group)),
-                    Err(error) => self.log(
-                        LogLevel::Error,
-                        "cannot join a Raft group",
-                        [("location.name", location.to_string()), ("error", error.to_string())],
-                    ),
-                }
-            }
-        }
+        self.groups_follow(now);
         self.known.retain(&mesh);
         // One that named a candidate of the new file could not be followed before.
         let decided = self.groups.values().filter_map(|g| g.state().decision.clone());
@@ -85,5 +65,38 @@ impl Node {
             [("mesh.generation", mesh.generation.to_string())],
         );
         self.reprogram(false);
+    }
+
+    /// A group of each location that this node votes in, with what it already has of it. The group of a location that is gone
+    /// rests: if the location comes back, perhaps for others it never was away, and then this node's vote still binds it.
+    fn groups_follow(&mut self, now: Now) {
+        let mesh = self.mesh.clone();
+        let (here, gone) = std::mem::take(&mut self.groups)
+            .into_iter()
+            .partition::<BTreeMap<_, _>, _>(|(location, _)| mesh.locations.contains_key(location));
+        self.groups = here;
+        self.resting.extend(gone);
+        for location in mesh.locations.keys() {
+            if let Some(group) = self.resting.remove(location) {
+                self.groups.insert(location.clone(), group);
+            }
+            if let Some(group) = self.groups.get_mut(location) {
+                group.set_mesh(now, mesh.clone());
+            } else if mesh.voters_of(location).contains(&self.me) {
+                let stored = self.stored.remove(location).unwrap_or_default();
+                let me = self.me.clone();
+                match Group::new(mesh.clone(), location.clone(), me, &stored, self.seed, now) {
+                    Ok(group) => drop(self.groups.insert(location.clone(), group)),
+                    Err(error) => {
+                        self.stored.insert(location.clone(), stored);
+                        self.log(
+                            LogLevel::Error,
+                            "cannot join a Raft group",
+                            [("location.name", location.to_string()), ("error", error.to_string())],
+                        );
+                    }
+                }
+            }
+        }
     }
 }

@@ -27,7 +27,7 @@ use wgctl_plan::{InterfaceName, Network};
 
 use crate::group::{Group, GroupError};
 use crate::ids::{LocationName, NodeName};
-use crate::io::{Effect, Input, LocalFacts, LogLevel, Restored, Ticket};
+use crate::io::{Effect, Input, LocalFacts, LogLevel, StoredGroup, Ticket};
 use crate::mesh::Mesh;
 use crate::observe::Observer;
 use crate::probe::keys::ProbeKeys;
@@ -52,7 +52,7 @@ pub struct NodeConfig {
     pub me: NodeName,
     pub keys: ProbeKeys,
     /// What the store holds, by location.
-    pub restored: BTreeMap<LocationName, Restored>,
+    pub restored: BTreeMap<LocationName, StoredGroup>,
     pub seed: u64,
     /// DNS names of endpoints, as far as they resolve.
     pub resolved: BTreeMap<String, IpAddr>,
@@ -89,6 +89,10 @@ pub struct Node {
     observer: Option<Observer>,
     reflector: Reflector,
     groups: BTreeMap<LocationName, Group>,
+    /// Of locations that the mesh file does not have any more. They hear nothing but the disk, and go on if the location comes back.
+    resting: BTreeMap<LocationName, Group>,
+    /// What was on disk at the start of groups that this node had no vote in then.
+    stored: BTreeMap<LocationName, StoredGroup>,
     known: Known,
     announcer: Announcer,
     heard: Heard,
@@ -138,14 +142,14 @@ impl Node {
         let mut groups = BTreeMap::new();
         for location in mesh.locations.keys().filter(|l| mesh.voters_of(l).contains(&me)) {
             let stored = restored.remove(location).unwrap_or_default();
-            let group =
-                Group::new(mesh.clone(), location.clone(), me.clone(), stored, seed, now)
-                    .map_err(|source| NodeError::Group { location: location.clone(), source })?;
+            let group = Group::new(mesh.clone(), location.clone(), me.clone(), &stored, seed, now)
+                .map_err(|source| NodeError::Group { location: location.clone(), source })?;
             if let Some(decision) = &group.state().decision {
                 known.restore(location, decision.clone());
             }
             groups.insert(location.clone(), group);
         }
+        restored.retain(|_, stored| stored.has_log());
         let observer =
             is_candidate.then(|| Observer::new(mesh.clone(), me.clone(), keys.clone(), seed, now));
         let reflector = Reflector::new(mesh.clone(), me.clone(), keys.clone());
@@ -166,6 +170,8 @@ impl Node {
             observer,
             reflector,
             groups,
+            resting: BTreeMap::new(),
+            stored: restored,
             known,
             announcer: Announcer::default(),
             forwards: Forwards::new(seed),

@@ -127,7 +127,8 @@ impl Node {
     pub(super) fn persisted(&mut self, now: Now, ticket: Ticket) {
         let rest = self.persists.split_off(&Ticket(ticket.0 + 1));
         for (_, (location, group_ticket)) in std::mem::replace(&mut self.persists, rest) {
-            if let Some(group) = self.groups.get_mut(&location) {
+            let group = self.groups.get_mut(&location).or_else(|| self.resting.get_mut(&location));
+            if let Some(group) = group {
                 group.handle_persisted(now, group_ticket);
             }
         }

@@ -21,6 +21,8 @@ use crate::wire::{Frame, Hello};
 struct Bench {
     node: Node,
     now: Now,
+    /// All that was to be written is there at once; the node hears of it when a test says so.
+    disk: BTreeMap<LocationName, StoredGroup>,
 }
 
 impl Bench {
@@ -45,32 +47,50 @@ impl Bench {
     }
 
     fn with_key(me: &str, mesh: Mesh, key: [u8; 32]) -> Self {
-        Self::made(me, mesh, key, 1)
+        Self::made(me, mesh, key, 1, BTreeMap::new())
     }
 
     fn seeded(me: &str, mesh: Mesh, seed: u64) -> Self {
-        Self::made(me, mesh, [7; 32], seed)
+        Self::made(me, mesh, [7; 32], seed, BTreeMap::new())
     }
 
-    fn made(me: &str, mesh: Mesh, key: [u8; 32], seed: u64) -> Self {
+    fn with_disk(me: &str, mesh: Mesh, disk: BTreeMap<LocationName, StoredGroup>) -> Self {
+        Self::made(me, mesh, [7; 32], 1, disk)
+    }
+
+    fn made(
+        me: &str,
+        mesh: Mesh,
+        key: [u8; 32],
+        seed: u64,
+        disk: BTreeMap<LocationName, StoredGroup>,
+    ) -> Self {
         let now = Now { mono: Instant(1_000_000), wall: WallTime(1_700_000_000_000_000) };
         let config = NodeConfig {
             mesh: Arc::new(mesh),
             me: name(me),
             keys: ProbeKeys::new(key),
-            restored: BTreeMap::new(),
+            restored: disk.clone(),
             seed,
             resolved: BTreeMap::new(),
             lan_device: None,
             lan_mtu: None,
         };
-        let mut bench = Self { node: Node::new(config, now).unwrap(), now };
+        let mut bench = Self { node: Node::new(config, now).unwrap(), now, disk };
         bench.effects();
         bench
     }
 
     fn effects(&mut self) -> Vec<Effect> {
-        std::iter::from_fn(|| self.node.poll_effect()).collect()
+        let effects: Vec<Effect> = std::iter::from_fn(|| self.node.poll_effect()).collect();
+        for effect in &effects {
+            if let Effect::Persist { location, write, .. } = effect {
+                let stored = self.disk.entry(location.clone()).or_default();
+                stored.write(write);
+                stored.check(location).expect("a start from this disk succeeds");
+            }
+        }
+        effects
     }
 
     fn feed(&mut self, input: Input) -> Vec<Effect> {

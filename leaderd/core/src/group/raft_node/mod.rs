@@ -24,10 +24,11 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::GroupError;
 use super::check::{Checked, check};
-use super::log::LogStore;
+use super::log::{Beginning, LogStore};
 use crate::capability::{Capabilities, Unreadable};
-use crate::io::{Persist, Restored};
+use crate::io::{Persist, StoredGroup};
 use crate::state::{Applied, Command, LocationState, MAX_COMMAND};
+use crate::stored::Tail;
 use crate::time::Instant;
 
 /// Ticks of the least election timeout; the longest is twice that.
@@ -110,11 +111,11 @@ impl RaftNode {
         id: u64,
         voters: &[u64],
         genesis: &LocationState,
-        restored: Restored,
+        stored: &StoredGroup,
         seed: u64,
         now: Instant,
     ) -> Result<Self, GroupError> {
-        let (store, state, empty) = LogStore::restore(restored, genesis, voters)?;
+        let (store, state, beginning) = LogStore::restore(stored, genesis, voters)?;
         let applied = store.snapshot_index();
         let config = Config {
             id,
@@ -148,11 +149,15 @@ impl RaftNode {
             persisted: 0,
             applied,
             rtts: BTreeMap::new(),
-            mute: empty.then_some(0),
+            mute: (beginning != Beginning::Voter).then_some(0),
             stopped: None,
             out: VecDeque::new(),
         };
-        if voters == [id] && empty {
+        if beginning == Beginning::New {
+            let first = node.raw.store().current_snapshot().clone();
+            node.persist_snapshot(&first, Tail::Dropped);
+        }
+        if voters == [id] {
             node.unmute();
         }
         node.pump();
@@ -194,6 +199,16 @@ impl RaftNode {
     /// True once this node has met a command that it cannot read.
     pub fn is_stopped(&self) -> bool {
         self.stopped.is_some()
+    }
+
+    /// (index, term) of the snapshot and of each entry after it.
+    #[cfg(test)]
+    pub fn log(&self) -> Vec<(u64, u64)> {
+        use raft::Storage as _;
+        let store = self.raw.store();
+        let from = store.snapshot_index();
+        let to = store.last_index().expect("the log is in memory");
+        (from..=to).map(|i| (i, store.term(i).expect("it is in the log"))).collect()
     }
 
     pub fn is_mute(&self) -> bool {
@@ -241,20 +256,13 @@ impl RaftNode {
         self.rtts.retain(|id, _| ids.contains(id));
     }
 
-    /// Lets a node with an empty store vote. From here on its store binds it, so its beginning is written down.
+    /// Lets a node with an empty store vote. From here on its store binds it.
     pub fn unmute(&mut self) {
         if self.mute.take().is_none() {
             return;
         }
-        let snapshot = self.raw.store().current_snapshot();
-        let index = snapshot.get_metadata().index;
-        let write = Persist {
-            hard_state: Some(encode(&self.raw.raft.hard_state())),
-            entries: Vec::new(),
-            snapshot: (index <= 1).then(|| (index, encode(snapshot))),
-            decision: None,
-        };
-        self.persist(write);
+        let hard_state = Some(encode(&self.raw.raft.hard_state()));
+        self.persist(Persist { hard_state, ..Persist::default() });
     }
 
     pub fn receive(&mut self, from: u64, bytes: &[u8]) {

@@ -7,6 +7,7 @@ use super::{Held, KEEP_BEHIND, LogEvent, RaftNode, SNAPSHOT_EVERY, encode};
 use crate::group::log::unreadable;
 use crate::io::Persist;
 use crate::state::{Command, LocationState};
+use crate::stored::{SnapshotWrite, Tail};
 
 impl RaftNode {
     pub fn handle_persisted(&mut self, ticket: u64) {
@@ -45,7 +46,7 @@ impl RaftNode {
             let mut write = Persist::default();
             if !ready.snapshot().is_empty() {
                 let snapshot = ready.snapshot().clone();
-                write.snapshot = Some((snapshot.get_metadata().index, encode(&snapshot)));
+                write.snapshot = Some(snapshot_write(&snapshot, Tail::Dropped));
                 self.install(snapshot);
             }
             write.entries = ready.entries().iter().map(|e| (e.index, encode(e))).collect();
@@ -141,8 +142,15 @@ impl RaftNode {
         let (applied, state) = (self.applied, &self.state);
         self.raw.mut_store().compact(applied, state, keep);
         let snapshot = self.raw.store().current_snapshot().clone();
-        // The store drops what the snapshot covers and keeps the entries after it.
-        let write = Persist { snapshot: Some((applied, encode(&snapshot))), ..Default::default() };
-        self.persist(write);
+        self.persist_snapshot(&snapshot, Tail::Kept);
     }
+
+    pub(super) fn persist_snapshot(&mut self, snapshot: &Snapshot, tail: Tail) {
+        let snapshot = Some(snapshot_write(snapshot, tail));
+        self.persist(Persist { snapshot, ..Persist::default() });
+    }
+}
+
+fn snapshot_write(snapshot: &Snapshot, tail: Tail) -> SnapshotWrite {
+    SnapshotWrite { index: snapshot.get_metadata().index, bytes: encode(snapshot), tail }
 }

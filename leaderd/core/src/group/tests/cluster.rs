@@ -81,52 +81,22 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
     }
 }
 
-#[derive(Clone, Default)]
-pub struct Disk(Restored);
-
-impl Disk {
-    /// An entry of the last term at the end of the log.
-    pub fn append(&mut self, data: Vec<u8>) {
-        use protobuf::Message as _;
-        let (term, index) = match (self.0.entries.last(), &self.0.snapshot) {
-            (Some((_, last)), _) => {
-                let last = raft::eraftpb::Entry::parse_from_bytes(last).unwrap();
-                (last.term, last.index)
-            }
-            (None, Some((index, bytes))) => {
-                let snapshot = raft::eraftpb::Snapshot::parse_from_bytes(bytes).unwrap();
-                (snapshot.get_metadata().term, *index)
-            }
-            (None, None) => (1, 1),
-        };
-        let entry = raft::eraftpb::Entry {
-            term,
-            index: index + 1,
-            data: data.into(),
-            ..Default::default()
-        };
-        self.0.entries.push((index + 1, entry.write_to_bytes().unwrap()));
-    }
-
-    fn write(&mut self, write: Persist) {
-        let disk = &mut self.0;
-        if let Some(hs) = write.hard_state {
-            disk.hard_state = Some(hs);
-        }
-        if let Some((index, snapshot)) = write.snapshot {
-            disk.entries.retain(|(i, _)| *i > index);
-            disk.snapshot = Some((index, snapshot));
-        }
-        if let Some((first, _)) = write.entries.first() {
-            disk.entries.retain(|(i, _)| i < first);
-            disk.entries.extend(write.entries);
-        }
-    }
+/// An entry of the last term at the end of the log on a disk.
+pub fn append(disk: &mut StoredGroup, data: Vec<u8>) {
+    use protobuf::Message as _;
+    let log = disk.read(&"cloud".parse().unwrap()).unwrap().unwrap();
+    let meta = log.snapshot.get_metadata();
+    let (term, index) = log.entries.last().map_or((meta.term, meta.index), |e| (e.term, e.index));
+    let index = index + 1;
+    let entry = raft::eraftpb::Entry { term, index, data: data.into(), ..Default::default() };
+    let entries = vec![(index, entry.write_to_bytes().unwrap())];
+    disk.write(&Persist { entries, ..Persist::default() });
 }
 
 enum Due {
     Raft { from: NodeName, to: NodeName, message: Vec<u8>, life: u64 },
     Persisted { node: NodeName, ticket: u64, write: Persist, life: u64 },
+    PowerIsBack(NodeName),
     Hello,
     Reports,
 }
@@ -134,7 +104,7 @@ enum Due {
 pub struct Cluster {
     pub mesh: Arc<Mesh>,
     pub groups: BTreeMap<NodeName, Group>,
-    pub disks: BTreeMap<NodeName, Disk>,
+    pub disks: BTreeMap<NodeName, StoredGroup>,
     lives: BTreeMap<NodeName, u64>,
     queue: BTreeMap<(u64, u64), Due>,
     count: u64,
@@ -148,6 +118,8 @@ pub struct Cluster {
     pub cut: BTreeSet<(NodeName, NodeName)>,
     /// Disks that take no more writes, and what waits for them.
     pub hung: BTreeMap<NodeName, VecDeque<(u64, Persist)>>,
+    /// The power goes after so many more writes, before the daemon hears that the last of them is done. It comes back soon.
+    pub power: BTreeMap<NodeName, u32>,
     /// What observers see: verdict by (observer, slot); forwarding if absent.
     pub verdicts: BTreeMap<(NodeName, Slot), Verdict>,
     pub observers: Vec<NodeName>,
@@ -183,6 +155,7 @@ impl Cluster {
             loss_percent: 0,
             cut: BTreeSet::new(),
             hung: BTreeMap::new(),
+            power: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             observers: (0..3).map(|i| name(&format!("home-{i}"))).collect(),
             claims: BTreeMap::new(),
@@ -215,11 +188,11 @@ impl Cluster {
     }
 
     pub fn start(&mut self, node: &NodeName) {
-        let disk = self.disks.entry(node.clone()).or_default().0.clone();
+        let disk = self.disks.entry(node.clone()).or_default().clone();
         let location = "cloud".parse().unwrap();
         let seed = self.rng.next_u64();
         let group =
-            Group::new(self.mesh.clone(), location, node.clone(), disk, seed, self.now()).unwrap();
+            Group::new(self.mesh.clone(), location, node.clone(), &disk, seed, self.now()).unwrap();
         *self.lives.entry(node.clone()).or_default() += 1;
         self.groups.insert(node.clone(), group);
         self.drain(node);
@@ -315,6 +288,33 @@ impl Cluster {
         }
     }
 
+    /// Whatever comes next, a start from this disk must succeed.
+    fn write(&mut self, node: &NodeName, write: &Persist) {
+        let disk = self.disks.get_mut(node).unwrap();
+        disk.write(write);
+        if let Err(error) = disk.check(&"cloud".parse().unwrap()) {
+            panic!("the disk of {node} after {write:?}: {error}");
+        }
+    }
+
+    fn power_goes(&mut self, node: &NodeName) -> bool {
+        let Some(left) = self.power.get_mut(node) else { return false };
+        *left -= 1;
+        let goes = *left == 0;
+        if goes {
+            self.power.remove(node);
+        }
+        goes
+    }
+
+    /// No write of this node is under way.
+    pub fn is_written(&self, node: &NodeName) -> bool {
+        let life = self.lives[node];
+        !self.queue.values().any(
+            |due| matches!(due, Due::Persisted { node: n, life: l, .. } if n == node && *l == life),
+        )
+    }
+
     fn happen(&mut self, due: Due) {
         let now = self.now();
         match due {
@@ -328,11 +328,17 @@ impl Cluster {
             }
             Due::Persisted { node, ticket, write, life } => {
                 if self.lives[&node] == life {
-                    self.disks.get_mut(&node).unwrap().write(write);
+                    self.write(&node, &write);
+                    if self.power_goes(&node) {
+                        self.crash(&node);
+                        self.push(300 * MS, Due::PowerIsBack(node));
+                        return;
+                    }
                     self.groups.get_mut(&node).unwrap().handle_persisted(now, ticket);
                     self.drain(&node);
                 }
             }
+            Due::PowerIsBack(node) => self.start(&node),
             Due::Hello => {
                 self.hellos();
                 self.push(1000 * MS, Due::Hello);

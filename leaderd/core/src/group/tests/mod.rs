@@ -4,5 +4,6 @@ mod claims;
 pub(crate) mod cluster;
 mod disk;
 mod hostile;
+mod power;
 mod versions;
 mod voters;

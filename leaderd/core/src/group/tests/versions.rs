@@ -1,6 +1,6 @@
 //! Voters of two versions: what one cannot read is never applied as nothing.
 
-use super::cluster::{Cluster, MS, mesh, name};
+use super::cluster::{Cluster, MS, append, mesh, name};
 use crate::capability::{Capabilities, Capability};
 use crate::ids::NodeName;
 use crate::state::Command;
@@ -71,7 +71,7 @@ fn a_voter_whose_log_has_what_it_cannot_read_says_so_and_neither_applies_votes_n
     c.crash(&old);
     // Written by a newer version, before this one was started in its place.
     let needs = Capabilities::from_bits(1 << 40);
-    c.disks.get_mut(&old).unwrap().append(drain("cloud-1").encode(needs));
+    append(c.disks.get_mut(&old).unwrap(), drain("cloud-1").encode(needs));
     c.start(&old);
     c.run(1);
     assert!(c.errors.iter().any(|e| e.contains("cannot read")), "{:?}", c.errors);

@@ -203,3 +203,80 @@ fn a_candidate_that_loses_its_slot_leaves_its_own_ranking_of_other_locations() {
     bench.later(Duration::from_millis(500));
     assert!(!bench.node.fallback.is_active(&cloud()));
 }
+
+/// What raft-rs of the cloud's `from` asks of `home-0`: its vote in term 7.
+fn vote_for(bench: &mut Bench, from: &str) -> bool {
+    use protobuf::Message as _;
+    use raft::eraftpb::{Message, MessageType};
+    let index = |n: &str, bench: &Bench| u64::from(bench.node.mesh.nodes[&name(n)].index.0);
+    let (from_id, to) = (index(from, bench), index("home-0", bench));
+    let mut m = Message { from: from_id, to, term: 7, index: 1, log_term: 1, ..Message::default() };
+    m.set_msg_type(MessageType::MsgRequestVote);
+    let message = m.write_to_bytes().unwrap();
+    let mut effects = bench.frame(from, Frame::Raft { location: cloud(), message });
+    effects.extend(persisted(bench));
+    effects.iter().any(|effect| {
+        let Effect::SendFrame { to, frame } = effect else { return false };
+        let Frame::Raft { message, .. } = &**frame else { return false };
+        let answer = Message::parse_from_bytes(message).unwrap();
+        *to == name(from)
+            && answer.get_msg_type() == MessageType::MsgRequestVoteResponse
+            && !answer.reject
+    })
+}
+
+/// All that was to be written is on disk.
+fn persisted(bench: &mut Bench) -> Vec<Effect> {
+    let ticket = Ticket(bench.node.last_ticket);
+    bench.feed(Input::Persisted { ticket })
+}
+
+/// `home-0` is a witness of `cloud`, which has a vote for each of its two candidates.
+fn witnessed() -> Mesh {
+    mesh(2, 0, 1)
+}
+
+fn without_the_cloud() -> Mesh {
+    let mut mesh = witnessed();
+    mesh.locations.remove(&cloud());
+    mesh.nodes.retain(|_, n| n.location != cloud());
+    mesh
+}
+
+/// `home-0`, which voted in a location where nobody else answers.
+fn witness() -> Bench {
+    let mut bench = Bench::of("home-0", witnessed());
+    assert!(wait_and_vote_for(&mut bench, "cloud-0"), "it votes");
+    bench
+}
+
+/// Long enough for a node with an empty store to vote whatever it may have forgotten.
+fn wait_and_vote_for(bench: &mut Bench, from: &str) -> bool {
+    (0..80).any(|_| {
+        bench.later(Duration::from_millis(500));
+        persisted(bench);
+        vote_for(bench, from)
+    })
+}
+
+fn votes_for_one_only(mut bench: Bench) {
+    assert!(!wait_and_vote_for(&mut bench, "cloud-1"));
+    assert!(vote_for(&mut bench, "cloud-0"), "the vote that it gave");
+}
+
+#[test]
+fn a_witness_of_a_location_that_left_and_came_back_does_not_vote_twice_in_a_term() {
+    let mut bench = witness();
+    change(&mut bench, without_the_cloud());
+    bench.later(Duration::from_secs(60));
+    change(&mut bench, witnessed());
+    votes_for_one_only(bench);
+}
+
+#[test]
+fn a_vote_that_comes_back_to_a_node_that_was_restarted_without_it_is_not_given_twice_in_a_term() {
+    let disk = witness().disk;
+    let mut bench = Bench::with_disk("home-0", mesh(2, 0, 0), disk);
+    change(&mut bench, witnessed());
+    votes_for_one_only(bench);
+}

@@ -1,7 +1,7 @@
 //! Whom a node believes about who leads, and what it refuses whoever says it.
 
 use super::*;
-use crate::io::Restored;
+use crate::io::StoredGroup;
 
 fn cloud() -> LocationName {
     "cloud".parse().unwrap()
@@ -50,7 +50,7 @@ fn an_epoch_that_could_never_be_outdone_is_not_taken_from_the_store() {
     let stored = |epoch| {
         let mut bench = Bench::of("home-0", mesh(3, 1, 0));
         let bytes = postcard::to_allocvec(&decision(epoch, &[1])).unwrap();
-        let restored = Restored { decision: Some(bytes), ..Restored::default() };
+        let restored = StoredGroup { decision: Some(bytes), ..StoredGroup::default() };
         let config = NodeConfig {
             mesh: bench.node.mesh.clone(),
             me: name("home-0"),

@@ -1,0 +1,27 @@
+//! The power goes after any of the writes of a node that comes with an empty disk; what it finds then lets it vote.
+
+use super::*;
+
+#[test]
+fn a_joiner_whose_power_goes_after_any_write_votes_in_the_next_failover() {
+    for writes in 1.. {
+        let sites = [Site::new("cloud", 3, 0), Site::new("home", 1, 0)];
+        let mut play = Play::of(&sites, Policy::default(), WorldConfig::default());
+        play.fault("cloud-2", Fault::DiskLoss, true);
+        play.run(secs(2));
+        play.world.faults.get_mut(&name("cloud-2")).expect("a node").disk_crash = Some(writes);
+        play.fault("cloud-2", Fault::DiskLoss, false);
+        play.run(secs(10));
+        if !play.world.faults[&name("cloud-2")].crashed {
+            assert!(writes > 4, "it wrote {writes} times: {}", play.story());
+            return;
+        }
+        play.fault("cloud-2", Fault::DiskCrash, false);
+        play.run(secs(20));
+        // Only with its vote is there a majority.
+        play.fault("cloud-0", Fault::NodeCrash, true);
+        play.run(secs(15));
+        assert_ne!(play.leader_of("cloud"), "cloud-0", "{writes} writes: {}", play.story());
+        play.fine();
+    }
+}
