@@ -332,6 +332,7 @@ fn state() -> LocationState {
         frozen: Some(Some(WallTime(301))),
         events: VecDeque::from([event()]),
         last_seq: 7,
+        voters_generation: Generation(3),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::decide::{CandidateFacts, ObserverView, Situation};
 use crate::capability::Capabilities;
-use crate::ids::{Epoch, LocationName, NodeName, Slot};
+use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::LocationState;
 use crate::time::{Instant, Now, WallTime};
@@ -61,6 +61,8 @@ struct HelloFacts {
     /// The raft leader of its location, as it says.
     raft_leader: Option<NodeName>,
     local: bool,
+    /// Of the mesh file that the node has.
+    generation: Generation,
 }
 
 impl Ledger {
@@ -174,6 +176,7 @@ impl Ledger {
             raft_leader: hello.raft_leader.clone(),
             decided: decided.is_some() || (local && hello.raft_leader.is_some()),
             local,
+            generation: hello.generation,
         };
         self.alive.insert(hello.node.clone(), now);
         let old = self.hellos.insert(hello.node.clone(), Seen { at: now, value: facts });
@@ -243,6 +246,12 @@ impl Ledger {
             return None;
         }
         Some(1 + fresh().filter(|(n, _)| *n != me && voters.contains(n)).count())
+    }
+
+    /// The generation of the mesh file that a living node has, as it says.
+    pub fn generation(&self, now: Instant, node: &NodeName) -> Option<Generation> {
+        let hello = self.hellos.get(node).filter(|h| now.since(h.at) < ALIVE)?;
+        Some(hello.value.generation)
     }
 
     /// Another node of the location says so.

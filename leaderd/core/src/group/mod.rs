@@ -13,6 +13,7 @@ mod check;
 mod commands;
 mod decide;
 mod event;
+mod leadership;
 mod ledger;
 mod log;
 mod look;
@@ -35,6 +36,7 @@ use crate::verdict::Report;
 use crate::wire::Hello;
 
 use commands::Pending;
+use leadership::Leadership;
 use ledger::Ledger;
 use raft_node::RaftNode;
 
@@ -104,9 +106,7 @@ pub struct Group {
     ledger: Ledger,
     started: Instant,
     next_look: Instant,
-    /// Writes wait for the disk: the newest of them, and since when it has confirmed none.
-    unwritten: Option<(u64, Instant)>,
-    next_housekeeping: Instant,
+    leadership: Leadership,
     /// (index, term) of a proposed decision that is not applied yet.
     proposed: Option<(u64, u64)>,
     pending: VecDeque<Pending>,
@@ -145,7 +145,8 @@ impl Group {
             return Err(GroupError::NotVoter { node: me, location });
         }
         let my_id = u64::from(mesh.nodes[&me].index.0);
-        let genesis = LocationState::new(location.clone());
+        let mut genesis = LocationState::new(location.clone());
+        genesis.voters_generation = mesh.generation;
         // A new group begins with the voters of the mesh file; a store may know others, which count until Raft says otherwise.
         let mut genesis_ids: Vec<u64> = voters.iter().map(|n| id_of(&mesh, n)).collect();
         genesis_ids.sort_unstable();
@@ -161,8 +162,7 @@ impl Group {
             ledger: Ledger::new(now.mono),
             started: now.mono,
             next_look: now.mono,
-            unwritten: None,
-            next_housekeeping: now.mono,
+            leadership: Leadership::new(now.mono),
             proposed: None,
             pending: VecDeque::new(),
             told: Epoch(0),
@@ -188,7 +188,7 @@ impl Group {
         self.raft.forget_rtts_but(&ids);
         self.ledger.keep(&mesh);
         self.mesh = mesh;
-        self.next_housekeeping = now.mono;
+        self.leadership.next_housekeeping = now.mono;
         self.look_soon(now);
         self.settle(now);
     }
@@ -290,8 +290,7 @@ impl Group {
     }
 
     pub fn handle_persisted(&mut self, now: Now, ticket: u64) {
-        let waiting = self.unwritten.filter(|(newest, _)| *newest > ticket);
-        self.unwritten = waiting.map(|(newest, _)| (newest, now.mono));
+        self.leadership.written(now.mono, ticket);
         self.raft.handle_persisted(ticket);
         self.settle(now);
     }
@@ -300,7 +299,6 @@ impl Group {
         if now.mono >= self.raft.next_timeout() {
             self.raft.handle_timeout(now.mono);
         }
-        self.leave_muteness(now);
         self.expire_commands(now);
         self.settle(now);
     }
@@ -313,7 +311,7 @@ impl Group {
         if let Some(p) = self.pending.front() {
             at = at.min(p.deadline);
         }
-        Some(at)
+        self.leadership.poll_timeout().map_or(Some(at), |disk| Some(at.min(disk)))
     }
 
     pub fn poll_output(&mut self) -> Option<GroupOutput> {

@@ -103,6 +103,7 @@ impl Node {
             frozen: group.and_then(|g| g.frozen(now)),
             raft_leader,
             quorum: group.map(|g| g.has_quorum(now)),
+            disk_stuck: group.is_some_and(|g| g.disk_is_stuck(now)),
             fallback,
             candidates,
             next,

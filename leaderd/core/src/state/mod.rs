@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admin::Author;
 use crate::capability::{self, Capabilities, Unreadable};
-use crate::ids::{Epoch, LocationName, NodeName, Slot};
+use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, SlotReport};
@@ -206,6 +206,8 @@ pub struct LocationState {
     /// The newest last.
     pub events: VecDeque<Event>,
     pub last_seq: EventSeq,
+    /// Generation of the mesh file that the voters come from.
+    pub voters_generation: Generation,
 }
 
 impl LocationState {

@@ -4,5 +4,7 @@ mod claims;
 pub(crate) mod cluster;
 mod disk;
 mod hostile;
+mod leaving;
+mod slow_disk;
 mod versions;
 mod voters;
