@@ -15,8 +15,10 @@ use crate::verdict::{Cause, Direction};
 const TROUBLE_FOR: Duration = Duration::from_secs(1);
 /// Least time between two records about trouble, so that flapping evidence does not fill the events.
 const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
-/// Least time between two decisions for the sake of a claimed epoch, so that a liar does not fill the events.
+/// Least time between two decisions for the sake of a claimed epoch, and the longest that it becomes as it doubles with each:
+/// one or two are enough where the location has lost its stores, and a liar does not fill the events.
 const OUTDONE_AGAIN: Duration = Duration::from_secs(10);
+const OUTDONE_AGAIN_MAX: Duration = Duration::from_secs(3600);
 
 impl Group {
     /// The raft leader looks at the situation.
@@ -51,11 +53,17 @@ impl Group {
     /// what it proposes comes to nothing. Whoever lies costs one event in a while, as a claim is outdone only so often.
     fn is_outdone(&mut self, now: Now, situation: &Situation) -> bool {
         let outdone = situation.decided && self.next_epoch() > self.state().epoch().next();
-        let recently = self.outdone_at.is_some_and(|at| now.mono.since(at) < OUTDONE_AGAIN);
-        if outdone && !recently {
-            self.outdone_at = Some(now.mono);
+        let Some((at, pause)) = self.outdone.filter(|_| outdone) else {
+            if outdone {
+                self.outdone = Some((now.mono, OUTDONE_AGAIN));
+            }
+            return outdone;
+        };
+        let again = now.mono.since(at) >= pause;
+        if again {
+            self.outdone = Some((now.mono, (pause * 2).min(OUTDONE_AGAIN_MAX)));
         }
-        outdone && !recently
+        again
     }
 
     fn next_epoch(&self) -> Epoch {

@@ -115,7 +115,8 @@ pub struct Group {
     completing: (Epoch, bool, bool),
     trouble_since: Option<Instant>,
     trouble_told: Option<Instant>,
-    outdone_at: Option<Instant>,
+    /// When a claimed epoch was outdone last, and for how long none is.
+    outdone: Option<(Instant, Duration)>,
     ignored: u64,
     ignored_told: Option<Instant>,
     outputs: VecDeque<GroupOutput>,
@@ -170,7 +171,7 @@ impl Group {
             completing: (Epoch(0), false, false),
             trouble_since: None,
             trouble_told: None,
-            outdone_at: None,
+            outdone: None,
             ignored: 0,
             ignored_told: None,
             outputs: VecDeque::new(),
