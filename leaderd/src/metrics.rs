@@ -211,6 +211,11 @@ fn registry(s: &Snapshot) -> Registry {
     let quorum = locations.iter().filter_map(|l| Some((label(&l.name), flag(l.quorum?))));
     gauges("quorum", "The location has a quorum, as far as known", quorum.collect());
     gauges(
+        "disk_stuck",
+        "This node's disk confirms no writes of the location's Raft group",
+        locations.iter().map(|l| (label(&l.name), flag(l.disk_stuck))).collect(),
+    );
+    gauges(
         "frozen",
         "No automatic failover",
         locations.iter().map(|l| (label(&l.name), flag(l.frozen.is_some()))).collect(),
@@ -386,6 +391,7 @@ mod tests {
             frozen: None,
             raft_leader: Some("cloud-2".parse().unwrap()),
             quorum: Some(true),
+            disk_stuck: false,
             fallback: false,
             candidates: vec![],
             next: None,

@@ -14,7 +14,7 @@ use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::{Capabilities, Capability};
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::io::{Persist, StoredGroup};
-use crate::state::{Command, Decision, Event, EventKind, EventTimes, LocationState};
+use crate::state::{Command, Decision, Event, EventKind, EventTimes, FreezeEnd, LocationState};
 use crate::status::CandidateStatus;
 use crate::stored::{SnapshotWrite, Tail};
 use crate::time::WallTime;
@@ -166,7 +166,7 @@ fn next_command(before: Option<&Command>) -> Option<Command> {
         },
         Some(Command::Decide { .. }) => Command::Drain { node: node("cloud-1") },
         Some(Command::Drain { .. }) => Command::Undrain { node: node("cloud-1") },
-        Some(Command::Undrain { .. }) => Command::Freeze { until: Some(WallTime(301)) },
+        Some(Command::Undrain { .. }) => Command::Freeze { until: Some(freeze_end()) },
         Some(Command::Freeze { .. }) => Command::Unfreeze,
         Some(Command::Unfreeze) => Command::Record { event: Box::new(event()) },
         Some(Command::Record { .. }) => Command::Complete {
@@ -325,14 +325,19 @@ fn hello() -> Hello {
     }
 }
 
+fn freeze_end() -> FreezeEnd {
+    FreezeEnd { until: WallTime(301), span: Duration::from_secs(1) }
+}
+
 fn state() -> LocationState {
     LocationState {
         location: cloud(),
         decision: Some(decision()),
         drained: BTreeSet::from([node("cloud-3")]),
-        frozen: Some(Some(WallTime(301))),
+        frozen: Some(Some(freeze_end())),
         events: VecDeque::from([event()]),
         last_seq: 7,
+        voters_generation: Generation(3),
     }
 }
 

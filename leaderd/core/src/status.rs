@@ -41,6 +41,9 @@ pub struct LocationStatus {
     pub raft_leader: Option<NodeName>,
     /// `None` where this node cannot know.
     pub quorum: Option<bool>,
+    /// True while this node's disk confirms none of the writes of this location's Raft group.
+    #[serde(default)]
+    pub disk_stuck: bool,
     /// True while this node has left the decision for its own ranking, for want of a quorum.
     pub fallback: bool,
     /// Of another location: this node's own evidence (if it is a candidate). Of its own: what the observers reported.

@@ -34,11 +34,12 @@ pub fn a_full_disk() {
     let probes = || lab.metric("cloud-1", "leaderd_shell_probes_sent_total");
     let before = probes();
     wait_for("it goes on probing", || cloud_1.tail(), || probes() > before + 20.0);
-    // Were it raft leader, it hands over, as it can confirm nothing; a command that it had taken is refused, and may be given again.
+    // Were it raft leader, it hands over, as it can confirm nothing. A command that it had taken is refused, and carried out by its
+    // heir: so it must be one that may be given again.
     wait_for(
         "the others confirm commands without it",
         || daemons.iter().map(Daemon::tail).collect(),
-        || lab.run("cloud-0", "wgctl", &["unfreeze", "cloud"]).status.success(),
+        || lab.run("cloud-0", "wgctl", &["freeze", "cloud", "--for", "1m"]).status.success(),
     );
     lab.sh("cloud-1", "rm $1/fill", &[&state]);
     cloud_1.says("the store takes writes again");

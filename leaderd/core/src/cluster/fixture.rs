@@ -89,6 +89,7 @@ pub(super) fn location_status(location: &str, leaders: &[&str], epoch: u64) -> L
         frozen: None,
         raft_leader: None,
         quorum: Some(true),
+        disk_stuck: false,
         fallback: false,
         candidates: Vec::new(),
         next: None,

@@ -2,19 +2,20 @@
 //! log, terms that do not fit, configurations that make no sense), so each is checked first; nothing is caught later.
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry, Message, MessageType};
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 use raft::{Raft, StateRole, Storage};
 
 use super::log::unreadable;
 use super::raft_bytes;
+use super::raft_node::{MAX_VOTERS, is_ours};
 use crate::capability::Unreadable;
 use crate::state::{LocationState, MAX_COMMAND};
 use crate::stored::MAX_NUMBER;
 
+/// Nobody is this far ahead of a voter: else one message could leave a group no numbers to go on with.
+const MAX_JUMP: u64 = 1 << 40;
 /// Most entries in one message.
 const MAX_ENTRIES: usize = 4096;
-/// Most voters in a configuration.
-const MAX_VOTERS: usize = 32;
 
 /// Why a voter that is too old for its group takes nothing from the raft leader.
 const NEWER_ENTRY: &str = "an entry that only a newer leaderd can read";
@@ -44,13 +45,15 @@ pub(super) fn check<S: Storage>(
     if m.from != from || m.to != raft.id {
         return Checked::Ignore("wrong sender");
     }
-    if m.term == 0 || m.term >= MAX_NUMBER || m.index >= MAX_NUMBER || m.commit >= MAX_NUMBER {
-        return Checked::Ignore("number out of range");
-    }
-    if m.request_snapshot != 0 || m.log_term >= MAX_NUMBER || m.entries.len() > MAX_ENTRIES {
-        return Checked::Ignore("number out of range");
-    }
     let last = raft.raft_log.last_index();
+    let numbers = [m.index, m.commit, m.log_term, m.commit_term, m.reject_hint];
+    let far = m.term.saturating_sub(raft.term) > MAX_JUMP;
+    if m.term == 0 || far || m.term >= MAX_NUMBER || numbers.iter().any(|n| *n >= MAX_NUMBER) {
+        return Checked::Ignore("number out of range");
+    }
+    if m.request_snapshot != 0 || m.entries.len() > MAX_ENTRIES {
+        return Checked::Ignore("number out of range");
+    }
     match m.get_msg_type() {
         MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
             if m.term == raft.term && raft.state == StateRole::Leader =>
@@ -79,6 +82,7 @@ pub(super) fn check<S: Storage>(
             let meta = m.get_snapshot().get_metadata();
             let numbers =
                 meta.index > 0 && meta.index < MAX_NUMBER && meta.term > 0 && meta.term <= m.term;
+            let numbers = numbers && meta.index.saturating_sub(last) <= MAX_JUMP;
             if !numbers || !sound(meta.get_conf_state()) {
                 return Checked::Ignore("bad snapshot");
             }
@@ -112,7 +116,7 @@ pub(super) fn check<S: Storage>(
                 return Checked::Ignore("answer about entries that we never sent");
             }
         }
-        MessageType::MsgTimeoutNow if m.term == raft.term && raft.leader_id != m.from => {
+        MessageType::MsgTimeoutNow if m.term != raft.term || raft.leader_id != m.from => {
             return Checked::Ignore("not from the raft leader");
         }
         MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
@@ -136,11 +140,16 @@ fn contiguous(entries: &[Entry], prev_index: u64, prev_term: u64, term: u64) -> 
             let fits =
                 e.index == before.0 + 1 && e.term >= before.1 && e.term <= term && e.term > 0;
             before = (e.index, e.term);
-            fits
+            let known = match e.get_entry_type() {
+                EntryType::EntryNormal => true,
+                EntryType::EntryConfChange => false,
+                EntryType::EntryConfChangeV2 => is_ours(&e.data),
+            };
+            fits && known
         })
 }
 
-/// Voters only, each once: what our own configuration changes make.
+/// Voters only, each once, and never one that ends by itself: what our own configuration changes make.
 fn sound(conf: &ConfState) -> bool {
     let distinct = |ids: &[u64]| {
         let set: std::collections::BTreeSet<_> = ids.iter().collect();
@@ -149,6 +158,7 @@ fn sound(conf: &ConfState) -> bool {
     !conf.voters.is_empty()
         && conf.voters.len() <= MAX_VOTERS
         && conf.voters_outgoing.len() <= MAX_VOTERS
+        && !conf.auto_leave
         && conf.learners.is_empty()
         && conf.learners_next.is_empty()
         && distinct(&conf.voters)

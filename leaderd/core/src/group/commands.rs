@@ -6,7 +6,7 @@ use super::{Group, GroupOutput, event};
 use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::Capabilities;
 use crate::ids::NodeName;
-use crate::state::{Command, EventKind};
+use crate::state::{Command, EventKind, FreezeEnd};
 use crate::time::{Instant, Now};
 use crate::verdict::Cause;
 
@@ -83,8 +83,10 @@ impl Group {
             }
             AdminRequest::Freeze { location, duration } => {
                 self.check_location(location)?;
-                let until =
-                    duration.map(|d| crate::time::WallTime(now.wall.0.saturating_add(micros(d))));
+                let until = duration.map(|span| FreezeEnd {
+                    until: crate::time::WallTime(now.wall.0.saturating_add(micros(span))),
+                    span,
+                });
                 let how = duration
                     .map_or("until `unfreeze`".to_owned(), |d| format!("for {} s", d.as_secs()));
                 (Command::Freeze { until }, format!("no automatic failover of {location} {how}"))

@@ -118,7 +118,10 @@ impl Situation {
             };
         }
         let asked_for = matches!(cause, Cause::Drained | Cause::Reconfigured);
-        if !asked_for && (self.frozen || self.hold_down > Duration::ZERO) {
+        // Hold-down spares those who lose packets a move too many. Through a dead leader nothing gets at all.
+        let dead = faults.iter().all(|f| self.reached_by_nobody(f.slot));
+        let held = self.hold_down > Duration::ZERO && !dead;
+        if !asked_for && (self.frozen || held) {
             return Choice::Blocked { cause };
         }
         Choice::Move { leaders, cause, direction: first.direction }
@@ -211,6 +214,15 @@ impl Situation {
     pub fn condemned(&self, slot: Slot) -> bool {
         let degraded = self.observers.iter().filter(|o| o.sees(slot, Verdict::is_degraded)).count();
         degraded * 2 > self.observers.len()
+    }
+
+    /// Condemned because nothing comes back from it, and no observer says otherwise.
+    fn reached_by_nobody(&self, slot: Slot) -> bool {
+        let reached = |v: &Verdict| matches!(v, Verdict::Forwarding | Verdict::Suspected);
+        !self.observers.is_empty()
+            && self.condemned(slot)
+            && self.majority_cause(slot).0 == Cause::TunnelDown
+            && !self.observers.iter().any(|o| o.sees(slot, reached))
     }
 
     fn condemners(&self, slot: Slot) -> impl Iterator<Item = &ObserverView> {

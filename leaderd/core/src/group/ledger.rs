@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::decide::{CandidateFacts, ObserverView, Situation};
 use crate::capability::Capabilities;
-use crate::ids::{Epoch, LocationName, NodeName, Slot};
+use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
-use crate::state::LocationState;
+use crate::state::{FreezeEnd, LocationState};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{Cause, Report, Verdict};
 use crate::wire::Hello;
@@ -47,7 +47,7 @@ pub(super) struct Ledger {
     /// When this node first saw each failover of the replicated state, by the wall-clock time that the state has of it.
     failovers_seen: BTreeMap<WallTime, Instant>,
     /// The freeze in the replicated state, and when it is over on this node's monotonic clock.
-    freeze_seen: Option<(WallTime, Instant)>,
+    freeze_seen: Option<(FreezeEnd, Instant)>,
 }
 
 /// What matters of a hello.
@@ -61,6 +61,8 @@ struct HelloFacts {
     /// The raft leader of its location, as it says.
     raft_leader: Option<NodeName>,
     local: bool,
+    /// Of the mesh file that the node has.
+    generation: Generation,
 }
 
 impl Ledger {
@@ -94,18 +96,16 @@ impl Ledger {
         }
         let until = state.frozen.flatten();
         if until != self.freeze_seen.map(|(until, _)| until) {
-            self.freeze_seen = until.map(|until| {
-                let left = Duration::from_micros(until.0.saturating_sub(now.wall.0));
-                (until, now.mono + left)
-            });
+            self.freeze_seen =
+                until.map(|until| (until, now.mono + until.span.min(by_wall(now, until))));
         }
     }
 
     /// What is left of a freeze (`Some(None)`: it has no end). One with an end is over when either clock says so.
     pub fn freeze_left(&self, now: Now, state: &LocationState) -> Option<Option<Duration>> {
         let Some(until) = state.frozen? else { return Some(None) };
-        let by_wall = Duration::from_micros(until.0.saturating_sub(now.wall.0));
-        let by_mono = self.freeze_seen.map_or(by_wall, |(_, ends)| ends.since(now.mono));
+        let by_wall = by_wall(now, until);
+        let by_mono = self.freeze_seen.map_or(until.span, |(_, ends)| ends.since(now.mono));
         Some(by_wall.min(by_mono)).filter(|left| *left > Duration::ZERO).map(Some)
     }
 
@@ -174,6 +174,7 @@ impl Ledger {
             raft_leader: hello.raft_leader.clone(),
             decided: decided.is_some() || (local && hello.raft_leader.is_some()),
             local,
+            generation: hello.generation,
         };
         self.alive.insert(hello.node.clone(), now);
         let old = self.hellos.insert(hello.node.clone(), Seen { at: now, value: facts });
@@ -243,6 +244,12 @@ impl Ledger {
             return None;
         }
         Some(1 + fresh().filter(|(n, _)| *n != me && voters.contains(n)).count())
+    }
+
+    /// The generation of the mesh file that a living node has, as it says.
+    pub fn generation(&self, now: Instant, node: &NodeName) -> Option<Generation> {
+        let hello = self.hellos.get(node).filter(|h| now.since(h.at) < ALIVE)?;
+        Some(hello.value.generation)
     }
 
     /// Another node of the location says so.
@@ -379,4 +386,9 @@ impl Ledger {
     fn unreachable(&self, now: Instant, slot: Slot) -> bool {
         self.unreachable_since.get(&slot).is_some_and(|&at| now.since(at) >= UNREACHABLE_FOR)
     }
+}
+
+/// What is left of a freeze by this node's wall clock.
+fn by_wall(now: Now, end: FreezeEnd) -> Duration {
+    Duration::from_micros(end.until.0.saturating_sub(now.wall.0))
 }

@@ -5,22 +5,20 @@ use std::time::Duration;
 use super::decide::{Choice, Situation};
 use super::{Group, event};
 use crate::admin::Author;
-use crate::ids::{Epoch, NodeName, Slot};
+use crate::ids::{Epoch, Slot};
 use crate::io::LogLevel;
 use crate::state::{Command, EventKind, EventTimes};
 use crate::time::{Now, WallTime};
 use crate::verdict::{Cause, Direction};
 
-/// Time between two tries to move Raft leadership off the location leader, or to change the voters.
-const HOUSEKEEPING: Duration = Duration::from_secs(1);
 /// Trouble must last this long to be recorded as fail-static: a standby's verdict may only be a burst behind.
 const TROUBLE_FOR: Duration = Duration::from_secs(1);
 /// Least time between two records about trouble, so that flapping evidence does not fill the events.
 const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
-/// Least time between two decisions for the sake of a claimed epoch, so that a liar does not fill the events.
+/// Least time between two decisions for the sake of a claimed epoch, and the longest that it becomes as it doubles with each:
+/// one or two are enough where the location has lost its stores, and a liar does not fill the events.
 const OUTDONE_AGAIN: Duration = Duration::from_secs(10);
-/// A disk that for so long confirms none of the writes that wait for it is full or broken.
-const DISK_STUCK: Duration = Duration::from_secs(2);
+const OUTDONE_AGAIN_MAX: Duration = Duration::from_secs(3600);
 
 impl Group {
     /// The raft leader looks at the situation.
@@ -44,10 +42,7 @@ impl Group {
             }
         }
         self.complete(&situation);
-        if now.mono >= self.next_housekeeping {
-            self.next_housekeeping = now.mono + HOUSEKEEPING;
-            self.housekeeping(now, &situation);
-        }
+        self.housekeeping(now, &situation);
     }
 
     /// Somebody knows a higher epoch than the present decision has, and so obeys none of ours: the location has lost its stores, and
@@ -58,11 +53,17 @@ impl Group {
     /// what it proposes comes to nothing. Whoever lies costs one event in a while, as a claim is outdone only so often.
     fn is_outdone(&mut self, now: Now, situation: &Situation) -> bool {
         let outdone = situation.decided && self.next_epoch() > self.state().epoch().next();
-        let recently = self.outdone_at.is_some_and(|at| now.mono.since(at) < OUTDONE_AGAIN);
-        if outdone && !recently {
-            self.outdone_at = Some(now.mono);
+        let Some((at, pause)) = self.outdone.filter(|_| outdone) else {
+            if outdone {
+                self.outdone = Some((now.mono, OUTDONE_AGAIN));
+            }
+            return outdone;
+        };
+        let again = now.mono.since(at) >= pause;
+        if again {
+            self.outdone = Some((now.mono, (pause * 2).min(OUTDONE_AGAIN_MAX)));
         }
-        outdone && !recently
+        again
     }
 
     fn next_epoch(&self) -> Epoch {
@@ -163,71 +164,6 @@ impl Group {
         }
         if times != EventTimes::default() {
             let _ = self.propose(&Command::Complete { epoch, times, blackout });
-        }
-    }
-
-    fn disk_is_stuck(&self, now: Now) -> bool {
-        self.unwritten.is_some_and(|(_, since)| now.mono.since(since) > DISK_STUCK)
-    }
-
-    /// A raft leader whose disk took its vote and hangs since: it keeps the others from electing another, and applies nothing of its
-    /// own term, so it never gets as far as [`Self::look`]. Whoever has the whole log takes over.
-    pub(super) fn hand_over_unsettled(&mut self, now: Now) {
-        let unsettled = self.raft.is_leader() && !self.raft.is_settled_leader();
-        if !unsettled || now.mono < self.next_housekeeping || !self.disk_is_stuck(now) {
-            return;
-        }
-        self.next_housekeeping = now.mono + HOUSEKEEPING;
-        let up = |name: &&NodeName| **name != self.me && self.ledger.is_up(now.mono, name);
-        // Those that lead the location come first among the voters, and are better left alone.
-        let heirs: Vec<NodeName> = self.voters.iter().rev().filter(up).cloned().collect();
-        for name in heirs {
-            if self.raft.transfer_unsettled(super::id_of(&self.mesh, &name)) {
-                return;
-            }
-        }
-    }
-
-    /// Voters as in the mesh file; Raft leadership off the location leader, so that losing it never costs an election.
-    fn housekeeping(&mut self, now: Now, situation: &Situation) {
-        let wanted: Vec<u64> = self.voters.iter().map(|n| super::id_of(&self.mesh, n)).collect();
-        self.raft.follow_voters(&wanted);
-        let leads = |name: &NodeName| {
-            situation
-                .leaders
-                .iter()
-                .any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
-        };
-        // A raft leader whose disk takes no writes sends heartbeats and can commit nothing.
-        let stuck = self.disk_is_stuck(now);
-        // One whose tunnels are dead hears observers only through others, and announces to nobody far away.
-        let condemned = |name: &NodeName| {
-            let found = situation.candidates.iter().find(|(_, c)| c.name == *name);
-            !situation.observers.is_empty() && found.is_some_and(|(s, _)| situation.condemned(*s))
-        };
-        // raft-rs leaves a raft leader that is no voter any more in place, but takes no proposals of it.
-        let leaves = !self.voters.contains(&self.me);
-        if !leaves && !leads(&self.me) && !stuck && !condemned(&self.me) {
-            return;
-        }
-        if self.raft.is_joint() && !stuck {
-            // New voters that have not caught up do not vote: an election now might find no winner.
-            return;
-        }
-        let broken = |name: &NodeName| {
-            situation.candidates.values().any(|c| c.name == *name && c.broken.is_some())
-        };
-        let unfit = |name: &NodeName| leads(name) || broken(name) || condemned(name);
-        let up = |name: &&NodeName| **name != self.me && self.ledger.is_up(now.mono, name);
-        // The order of `voters_of` is candidates, members, witnesses.
-        let mut heirs: Vec<&NodeName> = self.voters.iter().filter(up).collect();
-        heirs.sort_by_key(|name| unfit(name));
-        // Any voter leads Raft better than one that is none.
-        let needs_any = !self.raft.voters().contains(&super::id_of(&self.mesh, &self.me));
-        for name in heirs.into_iter().filter(|n| needs_any || !unfit(n)) {
-            if self.raft.transfer(super::id_of(&self.mesh, name)) {
-                return;
-            }
         }
     }
 }

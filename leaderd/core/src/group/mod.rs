@@ -13,6 +13,7 @@ mod check;
 mod commands;
 mod decide;
 mod event;
+mod leadership;
 mod ledger;
 mod log;
 mod look;
@@ -36,6 +37,7 @@ use crate::verdict::Report;
 use crate::wire::Hello;
 
 use commands::Pending;
+use leadership::Leadership;
 use ledger::Ledger;
 use raft_node::RaftNode;
 
@@ -101,9 +103,7 @@ pub struct Group {
     ledger: Ledger,
     started: Instant,
     next_look: Instant,
-    /// Writes wait for the disk: the newest of them, and since when it has confirmed none.
-    unwritten: Option<(u64, Instant)>,
-    next_housekeeping: Instant,
+    leadership: Leadership,
     /// (index, term) of a proposed decision that is not applied yet.
     proposed: Option<(u64, u64)>,
     pending: VecDeque<Pending>,
@@ -112,7 +112,8 @@ pub struct Group {
     completing: (Epoch, bool, bool),
     trouble_since: Option<Instant>,
     trouble_told: Option<Instant>,
-    outdone_at: Option<Instant>,
+    /// When a claimed epoch was outdone last, and for how long none is.
+    outdone: Option<(Instant, Duration)>,
     ignored: u64,
     ignored_told: Option<Instant>,
     outputs: VecDeque<GroupOutput>,
@@ -150,7 +151,8 @@ impl Group {
             return Err(GroupError::NotVoter { node: me, location });
         }
         let my_id = u64::from(mesh.nodes[&me].index.0);
-        let genesis = LocationState::new(location.clone());
+        let mut genesis = LocationState::new(location.clone());
+        genesis.voters_generation = mesh.generation;
         // A new group begins with the voters of the mesh file; a store may know others, which count until Raft says otherwise.
         let mut genesis_ids: Vec<u64> = voters.iter().map(|n| id_of(&mesh, n)).collect();
         genesis_ids.sort_unstable();
@@ -166,8 +168,7 @@ impl Group {
             ledger: Ledger::new(now.mono),
             started: now.mono,
             next_look: now.mono,
-            unwritten: None,
-            next_housekeeping: now.mono,
+            leadership: Leadership::new(now.mono),
             proposed: None,
             pending: VecDeque::new(),
             told: Epoch(0),
@@ -175,7 +176,7 @@ impl Group {
             completing: (Epoch(0), false, false),
             trouble_since: None,
             trouble_told: None,
-            outdone_at: None,
+            outdone: None,
             ignored: 0,
             ignored_told: None,
             outputs: VecDeque::new(),
@@ -193,7 +194,7 @@ impl Group {
         self.raft.forget_rtts_but(&ids);
         self.ledger.keep(&mesh);
         self.mesh = mesh;
-        self.next_housekeeping = now.mono;
+        self.leadership.next_housekeeping = now.mono;
         self.look_soon(now);
         self.settle(now);
     }
@@ -295,8 +296,7 @@ impl Group {
     }
 
     pub fn handle_persisted(&mut self, now: Now, ticket: u64) {
-        let waiting = self.unwritten.filter(|(newest, _)| *newest > ticket);
-        self.unwritten = waiting.map(|(newest, _)| (newest, now.mono));
+        self.leadership.written(now.mono, ticket);
         self.raft.handle_persisted(ticket);
         self.settle(now);
     }
@@ -305,7 +305,6 @@ impl Group {
         if now.mono >= self.raft.next_timeout() {
             self.raft.handle_timeout(now.mono);
         }
-        self.leave_muteness(now);
         self.expire_commands(now);
         self.settle(now);
     }
@@ -318,7 +317,7 @@ impl Group {
         if let Some(p) = self.pending.front() {
             at = at.min(p.deadline);
         }
-        Some(at)
+        self.leadership.poll_timeout().map_or(Some(at), |disk| Some(at.min(disk)))
     }
 
     pub fn poll_output(&mut self) -> Option<GroupOutput> {

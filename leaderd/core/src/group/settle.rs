@@ -55,11 +55,12 @@ impl Group {
     /// Takes what Raft did, looks at the situation if it is time, until nothing more follows.
     pub(super) fn settle(&mut self, now: Now) {
         loop {
+            self.leave_muteness(now);
+            self.watch_disk(now);
             while let Some(event) = self.raft.out.pop_front() {
                 self.take(now, event);
             }
             self.note_raft_leader(now);
-            self.hand_over_unsettled(now);
             if now.mono < self.next_look || !self.raft.is_settled_leader() {
                 return;
             }
@@ -76,8 +77,7 @@ impl Group {
                 }
             }
             LogEvent::Persist { ticket, write } => {
-                let since = self.unwritten.map_or(now.mono, |(_, since)| since);
-                self.unwritten = Some((ticket, since));
+                self.leadership.write_waits(now.mono, ticket);
                 self.outputs.push_back(GroupOutput::Persist { ticket, write })
             }
             LogEvent::Applied { index, term, applied } => {
@@ -110,7 +110,7 @@ impl Group {
             LogEvent::Voters(ids) => {
                 self.ids.extend(super::ids_of(&self.mesh, &self.voters, &ids));
                 // The next step of the change, or a raft leader that is no voter any more, does not wait.
-                self.next_housekeeping = now.mono;
+                self.leadership.next_housekeeping = now.mono;
                 self.look_soon(now);
                 let text = ids
                     .iter()
@@ -136,7 +136,7 @@ impl Group {
             let _ = self.propose(&Command::Complete { epoch: event.epoch, times, blackout: None });
         }
         self.told = decision.epoch;
-        self.next_housekeeping = now.mono;
+        self.leadership.next_housekeeping = now.mono;
         let level = if event.kind == EventKind::Failover { LogLevel::Warn } else { LogLevel::Info };
         let fields = [
             ("decision.epoch", decision.epoch.to_string()),
@@ -174,6 +174,7 @@ impl Group {
         }
         self.led_by = leader;
         self.proposed = None;
+        self.leadership.another_leads();
         self.look_soon(now);
         let name = self.ids.get(&leader).map_or("nobody".to_owned(), NodeName::to_string);
         self.log(

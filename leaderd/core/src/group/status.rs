@@ -11,13 +11,19 @@ use crate::time::{Now, WallTime};
 use crate::verdict::{Cause, SlotReport, Verdict};
 
 impl Group {
-    /// True if this node is in touch with most voters (as raft leader), or with a raft leader that is.
+    /// True if this node is in touch with most voters (as raft leader), or with a raft leader that is. A raft leader whose
+    /// disk takes no writes decides nothing.
     pub fn has_quorum(&self, now: Now) -> bool {
         if self.raft.is_leader() {
-            self.reachable_voters(now) * 2 > self.voters.len()
+            !self.disk_is_stuck(now) && self.reachable_voters(now) * 2 > self.voters.len()
         } else {
             self.raft.follows()
         }
+    }
+
+    /// True while the disk confirms none of the writes that wait for it.
+    pub fn disk_is_stuck(&self, now: Now) -> bool {
+        self.leadership.disk_stuck_for(now.mono).is_some()
     }
 
     fn reachable_voters(&self, now: Now) -> usize {
@@ -81,6 +87,18 @@ impl Group {
     /// What stands in the way of a decision, as far as every voter knows.
     pub fn notes(&self, now: Now) -> Vec<String> {
         let mut notes = Vec::new();
+        if let Some(waited) = self.leadership.disk_stuck_for(now.mono) {
+            notes.push(format!(
+                "the disk has confirmed no writes for {} s: this node neither votes nor leads Raft until it does",
+                waited.as_secs()
+            ));
+        }
+        let (mine, theirs) = (self.mesh.generation, self.state().voters_generation);
+        if mine < theirs {
+            notes.push(format!(
+                "the voters come from generation {theirs} of the mesh file, and this node has {mine}"
+            ));
+        }
         if !self.has_quorum(now) {
             let (have, of) = (self.reachable_voters(now), self.voters.len());
             notes.push(format!(

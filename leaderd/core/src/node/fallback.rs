@@ -2,7 +2,7 @@
 //!
 //! This is safe because leadership is no lock: two nodes that rank differently cost symmetry, never packets.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
 use super::hello::HELLO_STALE;
@@ -13,6 +13,18 @@ use crate::verdict::Verdict;
 
 /// How often it is looked whether a location has lost its quorum, or has it back.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What speaks for and against a location's candidates.
+struct Evidence {
+    good: BTreeSet<Slot>,
+    drained: BTreeSet<Slot>,
+}
+
+impl Evidence {
+    fn speaks_for(&self, slot: Slot) -> bool {
+        self.good.contains(&slot)
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Fallback {
@@ -40,14 +52,16 @@ impl Fallback {
 impl Node {
     /// Who is to lead a location as far as this node's routes go.
     pub(super) fn effective_leaders(&self, location: &LocationName) -> Option<Vec<Slot>> {
-        let decided = || {
-            let candidates = self.mesh.candidates_of(location);
-            let leaders: Vec<Slot> = self.known.decision(location)?.leaders.clone();
-            let present: Vec<Slot> =
-                leaders.into_iter().filter(|s| candidates.contains_key(s)).collect();
-            (!present.is_empty()).then_some(present)
-        };
-        self.fallback.chosen.get(location).cloned().or_else(decided)
+        let chosen = self.fallback.chosen.get(location).cloned();
+        chosen.or_else(|| self.decided_leaders(location))
+    }
+
+    fn decided_leaders(&self, location: &LocationName) -> Option<Vec<Slot>> {
+        let candidates = self.mesh.candidates_of(location);
+        let leaders = &self.known.decision(location)?.leaders;
+        let present: Vec<Slot> =
+            leaders.iter().copied().filter(|s| candidates.contains_key(s)).collect();
+        (!present.is_empty()).then_some(present)
     }
 
     pub(super) fn check_fallback(&mut self, now: Now) {
@@ -72,7 +86,8 @@ impl Node {
             let limit = if far { limit.max(self.heard.far_round * 3) } else { limit };
             let lost = now.mono.since(seen) > limit;
             let was = self.fallback.chosen.get(location).cloned();
-            let choice = if lost { self.own_ranking(now, location) } else { None };
+            let choice = if lost || was.is_some() { self.own_ranking(now, location) } else { None };
+            let choice = choice.filter(|own| lost || self.is_better(now, location, own));
             if choice == was {
                 continue;
             }
@@ -106,31 +121,58 @@ impl Node {
         }
     }
 
-    /// The leader in force while nothing speaks against it, else the first by ranking that something speaks for.
+    /// The leaders in force while nothing speaks against them, then by ranking those that something speaks for, as many as the
+    /// policy has. One that is drained leads only for want of another.
     fn own_ranking(&self, now: Now, location: &LocationName) -> Option<Vec<Slot>> {
         let ranking = self.mesh.ranking(location);
-        let current = self.effective_leaders(location).and_then(|l| l.first().copied());
-        let order =
-            current.into_iter().chain(ranking.iter().copied().filter(|s| Some(*s) != current));
-        let verdicts: BTreeMap<Slot, Verdict> = self.verdicts(now, location);
-        let good = |slot: &Slot| {
+        let current = self.effective_leaders(location).unwrap_or_default();
+        let others = ranking.iter().filter(|s| !current.contains(s));
+        let mut order: Vec<Slot> = current.iter().chain(others).copied().collect();
+        let evidence = self.evidence(now, location);
+        order.retain(|s| evidence.speaks_for(*s));
+        if order.iter().any(|s| !evidence.drained.contains(s)) {
+            order.retain(|s| !evidence.drained.contains(s));
+        }
+        if order.is_empty() {
+            // Nobody is good: stay with what is.
+            order = if current.is_empty() { ranking } else { current };
+        }
+        order.truncate(usize::from(self.mesh.policy_of(location).leaders.max(1)));
+        (!order.is_empty()).then_some(order)
+    }
+
+    /// The location has a quorum again, and its decision may be the one from before: true while by this node's evidence a decided
+    /// leader is dead and its own choice is not. A new decision ends it.
+    fn is_better(&self, now: Now, location: &LocationName, own: &[Slot]) -> bool {
+        let Some(decided) = self.decided_leaders(location) else { return false };
+        let evidence = self.evidence(now, location);
+        let good = |slots: &[Slot]| slots.iter().all(|s| evidence.speaks_for(*s));
+        decided != own && !good(&decided) && good(own)
+    }
+
+    /// What this node knows about a location's candidates.
+    fn evidence(&self, now: Now, location: &LocationName) -> Evidence {
+        let verdicts = self.verdicts(now, location);
+        let here = *location == self.location;
+        let speaks_for = |slot: &Slot| {
             let degraded = verdicts.get(slot).is_some_and(Verdict::is_degraded);
-            if *location == self.location {
-                let Some(node) = self.mesh.candidate(location, *slot) else { return false };
-                let alive = if node.name == self.me {
-                    self.facts.broken.is_none()
-                } else {
-                    self.heard.last.get(&node.name).is_some_and(|(at, hello)| {
-                        now.mono.since(*at) <= HELLO_STALE && hello.broken.is_none()
-                    })
-                };
-                alive && !degraded
-            } else {
-                verdicts.get(slot) == Some(&Verdict::Forwarding)
+            if !here {
+                return verdicts.get(slot) == Some(&Verdict::Forwarding);
             }
+            let Some(node) = self.mesh.candidate(location, *slot) else { return false };
+            let alive = if node.name == self.me {
+                self.facts.broken.is_none()
+            } else {
+                self.heard.last.get(&node.name).is_some_and(|(at, hello)| {
+                    now.mono.since(*at) <= HELLO_STALE && hello.broken.is_none()
+                })
+            };
+            alive && !degraded
         };
-        // Nobody is good: stay with what is.
-        order.clone().find(good).or(current).or_else(|| ranking.first().copied()).map(|s| vec![s])
+        let good = self.mesh.ranking(location).into_iter().filter(speaks_for).collect();
+        // Drains are told within a location only.
+        let drained = if here { self.drained_here(now) } else { BTreeSet::new() };
+        Evidence { good, drained }
     }
 
     /// What is known of a location's candidates here: own evidence, or what observers reported to this location.

@@ -63,7 +63,8 @@ impl Node {
         let fallback = self.fallback.is_active(location);
         if fallback {
             notes.push(
-                "no quorum: this node follows its own ranking until the location decides again"
+                "this node follows its own ranking, for want of a quorum, until the location decides again or its leader is \
+                 seen to forward"
                     .to_owned(),
             );
         }
@@ -103,6 +104,7 @@ impl Node {
             frozen: group.and_then(|g| g.frozen(now)),
             raft_leader,
             quorum: group.map(|g| g.has_quorum(now)),
+            disk_stuck: group.is_some_and(|g| g.disk_is_stuck(now)),
             fallback,
             candidates,
             next,
@@ -126,6 +128,17 @@ impl Node {
         }
         let view = self.observer.as_ref().and_then(|o| o.view(now, location));
         self.unobserved(location, view)
+    }
+
+    /// The candidates of this location that are drained, as far as this node is told.
+    pub(super) fn drained_here(&self, now: Now) -> std::collections::BTreeSet<Slot> {
+        if let Some(group) = self.voting(&self.location) {
+            let drained = |n: &crate::mesh::Node| group.state().drained.contains(&n.name);
+            let candidates = self.mesh.candidates_of(&self.location).into_iter();
+            return candidates.filter(|(_, n)| drained(n)).map(|(slot, _)| slot).collect();
+        }
+        let candidates = self.candidates_status(now, &self.location);
+        candidates.into_iter().filter(|c| c.drained).map(|c| c.slot).collect()
     }
 
     /// Reports go to the candidates and to the raft leader; a plain member hears of them from the latter, and its own group

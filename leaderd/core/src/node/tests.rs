@@ -3,6 +3,7 @@
 mod addresses;
 mod authors;
 mod change;
+mod fallback;
 mod hostile;
 mod steer;
 mod trust;

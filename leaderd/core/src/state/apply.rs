@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Command, Decision, Event, EventKind, EventTimes, LocationState, bounds::MAX_DRAINED};
-use crate::ids::{Epoch, LocationName, NodeName};
+use crate::ids::{Epoch, Generation, LocationName, NodeName};
 use crate::mesh::Policy;
 use crate::time::WallTime;
 
@@ -31,6 +31,7 @@ impl LocationState {
             frozen: None,
             events: Default::default(),
             last_seq: 0,
+            voters_generation: Generation(0),
         }
     }
 

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admin::Author;
 use crate::capability::{self, Capabilities, Unreadable};
-use crate::ids::{Epoch, LocationName, NodeName, Slot};
+use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::time::WallTime;
 use crate::verdict::{Cause, Direction, SlotReport};
@@ -91,7 +91,7 @@ pub enum Command {
     },
     /// No automatic failover until then (`None`: until `unfreeze`).
     Freeze {
-        until: Option<WallTime>,
+        until: Option<FreezeEnd>,
     },
     Unfreeze,
     /// Something worth telling without a new decision (all candidates sick, quorum back, …).
@@ -128,6 +128,14 @@ impl Command {
     pub fn decode(bytes: &[u8]) -> Result<Self, Unreadable> {
         capability::decode(bytes)
     }
+}
+
+/// When a freeze ends: at a time by the clock of the raft leader that proposed it, and after a span, whichever comes first.
+/// So it does not last longer where a clock is behind.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FreezeEnd {
+    pub until: WallTime,
+    pub span: Duration,
 }
 
 /// Number of an event within its location, from 1.
@@ -202,10 +210,12 @@ pub struct LocationState {
     pub decision: Option<Decision>,
     pub drained: BTreeSet<NodeName>,
     /// `Some(None)`: until unfrozen.
-    pub frozen: Option<Option<WallTime>>,
+    pub frozen: Option<Option<FreezeEnd>>,
     /// The newest last.
     pub events: VecDeque<Event>,
     pub last_seq: EventSeq,
+    /// Generation of the mesh file that the voters come from.
+    pub voters_generation: Generation,
 }
 
 impl LocationState {

@@ -1,24 +1,26 @@
 //! raft-rs without its clock, its randomness and its disk.
 //!
 //! * **Time.** raft-rs counts ticks; we decide when one passes. An election timeout is 10 to 20 units, a unit is the
-//!   longest round trip to another voter (p99, at least 50 ms), so that a mesh with slow paths does not flap. The raft
-//!   leader's heartbeats leave every 150 ms whatever its unit, so voters near to it may replace it fast.
+//!   round trip to a quorum (p99, at least 50 ms), so that a mesh with slow paths does not flap and one far voter slows
+//!   nobody. The raft leader's heartbeats leave every 150 ms whatever its unit, so voters near to it may replace it fast.
 //! * **Randomness.** raft-rs would draw election timeouts from a thread's generator. Its range is set to exactly 10
 //!   ticks, and the random part is added here, from our seeded generator, by counting the last ticks ourselves.
 //! * **Disk.** What `ready` asks to be written leaves as `Persist` with a ticket; messages that depend on it wait in
-//!   `held` until the ticket comes back (raft-rs: asynchronous ready).
+//!   `held` until the ticket comes back (raft-rs: asynchronous ready). Until then the node does not campaign: raft-rs
+//!   panics if one with entries or a snapshot that are not on disk becomes a candidate or wins.
 //! * **Muteness.** A node without a hard state on disk may have voted and forgotten it. Until it has caught up with a
 //!   raft leader, or is known to be part of a new location, it neither votes nor campaigns and writes no hard state.
 
 mod ready;
+mod voters;
+
+pub(super) use voters::{MAX_VOTERS, is_ours};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use raft::eraftpb::{
-    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, Message, MessageType,
-};
-use raft::{Config, RawNode, StateRole};
+use raft::eraftpb::{Message, MessageType};
+use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
@@ -98,6 +100,10 @@ pub(super) struct RaftNode {
     persisted: u64,
     applied: u64,
     rtts: BTreeMap<u64, VecDeque<Duration>>,
+    /// Ticks for which a voter has owed the answer to a snapshot.
+    snapshots: BTreeMap<u64, usize>,
+    /// Set by the group while the disk takes no writes: this node does not campaign.
+    pub barred: bool,
     /// `Some`: mute, with the highest commit index that a raft leader has shown.
     mute: Option<u64>,
     /// The entry that this version cannot read. A state that skips a command differs from the others': this node applies nothing
@@ -149,6 +155,8 @@ impl RaftNode {
             persisted: 0,
             applied,
             rtts: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            barred: false,
             mute: (beginning != Beginning::Voter).then_some(0),
             stopped: None,
             out: VecDeque::new(),
@@ -219,23 +227,26 @@ impl RaftNode {
         self.raw.raft.term
     }
 
-    /// Voters of the committed configuration as far as it is applied here, both halves while it is joint.
-    pub fn voters(&self) -> Vec<u64> {
-        let conf = self.raw.store().conf();
-        let mut all: Vec<u64> = conf.voters.iter().chain(&conf.voters_outgoing).copied().collect();
-        all.sort_unstable();
-        all.dedup();
-        all
-    }
-
-    /// Two configurations vote together, until the newer one has caught up.
-    pub fn is_joint(&self) -> bool {
-        !self.raw.store().conf().voters_outgoing.is_empty()
-    }
-
+    /// The round trip to a quorum: an election needs no more, however far the other voters are.
     pub fn unit(&self) -> Duration {
-        let slowest = self.rtts.values().filter_map(|samples| samples.iter().max()).max();
-        slowest.copied().unwrap_or_default().clamp(MIN_UNIT, MAX_UNIT)
+        let conf = self.raw.store().conf();
+        let halves = [&conf.voters, &conf.voters_outgoing].map(|half| self.quorum_rtt(half));
+        halves.into_iter().max().unwrap_or_default().clamp(MIN_UNIT, MAX_UNIT)
+    }
+
+    /// The round trip within which a majority of these voters answers, as far as it is known.
+    fn quorum_rtt(&self, voters: &[u64]) -> Duration {
+        let me = self.raw.raft.id;
+        let others = || voters.iter().filter(|id| **id != me);
+        let mut rtts: Vec<Duration> =
+            others().filter_map(|id| self.rtts.get(id)?.iter().max().copied()).collect();
+        rtts.sort_unstable();
+        // This node counts itself at once.
+        let needed = voters.len() / 2 + usize::from(!voters.contains(&me));
+        match needed.checked_sub(1) {
+            Some(last) => rtts.get(last).or(rtts.last()).copied().unwrap_or_default(),
+            None => Duration::ZERO,
+        }
     }
 
     /// The least time without a raft leader after which one is elected.
@@ -291,6 +302,16 @@ impl RaftNode {
                 _ => return,
             }
         }
+        // Nothing makes a candidate, or a raft leader, of a node that waits for its disk: see the module.
+        let elects = matches!(
+            kind,
+            MessageType::MsgTimeoutNow
+                | MessageType::MsgRequestVoteResponse
+                | MessageType::MsgRequestPreVoteResponse
+        );
+        if elects && !self.may_campaign() {
+            return;
+        }
         if kind == MessageType::MsgAppendResponse
             && m.reject
             && m.term == self.raw.raft.term
@@ -309,6 +330,25 @@ impl RaftNode {
             }
         }
         let _ = self.raw.step(m);
+    }
+
+    /// True if this node may become a candidate or win as one: it is not mute, its log is on disk, and what it has of a
+    /// snapshot is applied.
+    fn may_campaign(&self) -> bool {
+        let log = &self.raw.raft.raft_log;
+        self.mute.is_none()
+            && !self.is_stopped()
+            && !self.barred
+            && self.held.is_empty()
+            && log.persisted == log.last_index()
+            && log.applied() + 1 >= log.first_index()
+    }
+
+    /// Term, last index, commit index and index of the snapshot.
+    #[cfg(test)]
+    pub fn ends(&self) -> (u64, u64, u64, u64) {
+        let log = &self.raw.raft.raft_log;
+        (self.raw.raft.term, log.last_index(), log.committed, self.raw.store().snapshot_index())
     }
 
     fn note_commit(&mut self, commit: u64) {
@@ -341,10 +381,12 @@ impl RaftNode {
     }
 
     fn tick(&mut self) {
+        self.repeat_snapshots();
+        let may_campaign = self.may_campaign();
         let raft = &mut self.raw.raft;
         if raft.state == StateRole::Leader || raft.election_elapsed + 1 < ELECTION_TICKS {
             self.raw.tick();
-        } else if raft.election_elapsed + 1 < self.timeout || self.mute.is_some() {
+        } else if raft.election_elapsed + 1 < self.timeout || !may_campaign {
             raft.election_elapsed = (raft.election_elapsed + 1).min(2 * ELECTION_TICKS);
         } else {
             self.timeout = draw(&mut self.rng);
@@ -352,9 +394,31 @@ impl RaftNode {
         }
     }
 
+    /// raft-rs sends nothing more to a voter until it has answered a snapshot, and never learns that one was lost on the
+    /// way: after an election timeout it is sent again, to a voter that is heard.
+    fn repeat_snapshots(&mut self) {
+        let progress = self.raw.raft.prs().iter();
+        let waiting: Vec<u64> = progress
+            .filter(|(_, p)| p.state == ProgressState::Snapshot)
+            .map(|(id, _)| *id)
+            .collect();
+        self.snapshots.retain(|id, _| waiting.contains(id));
+        if !self.is_leader() {
+            return;
+        }
+        for id in waiting {
+            let ticks = self.snapshots.entry(id).or_default();
+            *ticks += 1;
+            if *ticks > ELECTION_TICKS {
+                *ticks = 0;
+                self.raw.report_snapshot(id, SnapshotStatus::Failure);
+            }
+        }
+    }
+
     /// The (index, term) that the command will have if it is committed.
     pub fn propose(&mut self, needs: Capabilities, command: &Command) -> Option<(u64, u64)> {
-        if !self.is_leader() {
+        if !self.is_leader() || self.is_leaving() {
             return None;
         }
         if self.raw.raft.lead_transferee.is_some() {
@@ -371,60 +435,6 @@ impl RaftNode {
         self.pump();
         Some(at)
     }
-
-    /// Brings the voters to `wanted` by joint consensus, one step a call.
-    pub fn follow_voters(&mut self, wanted: &[u64]) {
-        if !self.is_settled_leader() || self.raw.raft.has_pending_conf() {
-            return;
-        }
-        let conf = self.raw.store().conf().clone();
-        let mut change = ConfChangeV2::default();
-        if conf.voters_outgoing.is_empty() {
-            let added = wanted
-                .iter()
-                .filter(|id| !conf.voters.contains(id))
-                .map(|&id| (id, ConfChangeType::AddNode));
-            let gone = conf
-                .voters
-                .iter()
-                .filter(|id| !wanted.contains(id))
-                .map(|&id| (id, ConfChangeType::RemoveNode));
-            let changes: Vec<ConfChangeSingle> =
-                added.chain(gone).map(|(id, ty)| raft_proto_single(id, ty)).collect();
-            if changes.is_empty() {
-                return;
-            }
-            change.set_transition(ConfChangeTransition::Explicit);
-            change.set_changes(changes.into());
-        }
-        // While joint: an empty change leaves it.
-        let _ = self.raw.propose_conf_change(Vec::new(), change);
-        self.pump();
-    }
-
-    /// Hands Raft leadership to this voter if it is alive and has the whole log.
-    pub fn transfer(&mut self, to: u64) -> bool {
-        self.is_settled_leader() && self.transfer_unsettled(to)
-    }
-
-    /// The same of a raft leader that has applied nothing of its own term.
-    pub fn transfer_unsettled(&mut self, to: u64) -> bool {
-        let raft = &self.raw.raft;
-        let ready = self.is_leader()
-            && raft.lead_transferee.is_none()
-            && raft.prs().get(to).is_some_and(|p| p.matched == raft.raft_log.last_index());
-        if ready {
-            self.raw.transfer_leader(to);
-            self.pump();
-        }
-        ready
-    }
-}
-
-fn raft_proto_single(id: u64, ty: ConfChangeType) -> ConfChangeSingle {
-    let mut single = ConfChangeSingle { node_id: id, ..Default::default() };
-    single.set_change_type(ty);
-    single
 }
 
 fn encode<M: protobuf::Message>(m: &M) -> Vec<u8> {

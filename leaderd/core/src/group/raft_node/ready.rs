@@ -1,7 +1,6 @@
 //! What raft-rs has ready: send, write, apply, compact, in the order that Raft demands.
 
-use protobuf::Message as _;
-use raft::eraftpb::{ConfChangeV2, Entry, EntryType, Message, Snapshot};
+use raft::eraftpb::{Entry, EntryType, Message, Snapshot};
 
 use super::{Held, KEEP_BEHIND, LogEvent, RaftNode, SNAPSHOT_EVERY, encode};
 use crate::group::log::unreadable;
@@ -121,13 +120,7 @@ impl RaftNode {
                 });
             }
             EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
-                let Ok(change) = ConfChangeV2::parse_from_bytes(&entry.data) else { return };
-                if let Ok(conf) = self.raw.apply_conf_change(&change) {
-                    self.raw.mut_store().set_conf(conf);
-                    // A voter that joins must begin with this configuration, so nothing older may be replayed to it.
-                    self.compact(0);
-                    self.out.push_back(LogEvent::Voters(self.voters()));
-                }
+                self.apply_change(&entry);
             }
         }
     }
@@ -138,7 +131,7 @@ impl RaftNode {
         }
     }
 
-    fn compact(&mut self, keep: u64) {
+    pub(super) fn compact(&mut self, keep: u64) {
         let (applied, state) = (self.applied, &self.state);
         self.raw.mut_store().compact(applied, state, keep);
         let snapshot = self.raw.store().current_snapshot().clone();

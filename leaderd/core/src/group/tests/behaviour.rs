@@ -290,6 +290,31 @@ fn a_freeze_of_ten_minutes_ends_after_ten_minutes_though_the_clock_was_set_back(
 }
 
 #[test]
+fn a_freeze_lasts_no_longer_where_the_clock_is_behind() {
+    use crate::group::ledger::Ledger;
+    let mut state = crate::state::LocationState::new("cloud".parse().unwrap());
+    let hour = 3600 * 1000 * MS;
+    let wall = crate::time::WallTime;
+    let at = |seconds: u64, wall_micros| crate::time::Now {
+        mono: crate::time::Instant(seconds * 1000 * MS),
+        wall: wall(wall_micros + seconds * 1000 * MS),
+    };
+    // Proposed for ten minutes by a clock that is right; this node's is an hour behind.
+    let right = 2 * hour;
+    let until = crate::state::FreezeEnd {
+        until: wall(right + 600 * 1000 * MS),
+        span: Duration::from_secs(600),
+    };
+    state.apply(&crate::state::Command::Freeze { until: Some(until) });
+    let mut ledger = Ledger::new(at(0, right - hour).mono);
+    ledger.note_state(at(0, right - hour), &state);
+    assert!(ledger.is_frozen(at(599, right - hour), &state));
+    assert!(!ledger.is_frozen(at(601, right - hour), &state));
+    // Where it is ahead, the end by the wall clock comes first.
+    assert!(!ledger.is_frozen(at(1, right + hour), &state));
+}
+
+#[test]
 fn two_candidates_and_a_witness_survive_a_crash() {
     let mut c = Cluster::settled(mesh(2, 0, 1), 16);
     assert_eq!(c.groups.len(), 3);

@@ -93,6 +93,12 @@ pub fn append(disk: &mut StoredGroup, data: Vec<u8>) {
     disk.write(&Persist { entries, ..Persist::default() });
 }
 
+fn is_snapshot(message: &[u8]) -> bool {
+    use protobuf::Message as _;
+    let message = raft::eraftpb::Message::parse_from_bytes(message).unwrap();
+    message.get_msg_type() == raft::eraftpb::MessageType::MsgSnapshot
+}
+
 enum Due {
     Raft { from: NodeName, to: NodeName, message: Vec<u8>, life: u64 },
     Persisted { node: NodeName, ticket: u64, write: Persist, life: u64 },
@@ -113,6 +119,8 @@ pub struct Cluster {
     pub set_back: u64,
     rng: ChaCha8Rng,
     pub delay_ms: (u64, u64),
+    /// How long a write takes, in ms.
+    pub disk_ms: (u64, u64),
     pub loss_percent: u32,
     /// Pairs of nodes cut off from each other.
     pub cut: BTreeSet<(NodeName, NodeName)>,
@@ -120,6 +128,12 @@ pub struct Cluster {
     pub hung: BTreeMap<NodeName, VecDeque<(u64, Persist)>>,
     /// The power goes after so many more writes, before the daemon hears that the last of them is done. It comes back soon.
     pub power: BTreeMap<NodeName, u32>,
+    /// Disks in which hard states fit and entries do not: they hang with the first of those.
+    pub full: BTreeSet<NodeName>,
+    /// Since when a disk has taken none of the writes that wait for it.
+    pub stuck_since: BTreeMap<NodeName, u64>,
+    /// Snapshots are lost on the way.
+    pub drop_snapshots: bool,
     /// What observers see: verdict by (observer, slot); forwarding if absent.
     pub verdicts: BTreeMap<(NodeName, Slot), Verdict>,
     pub observers: Vec<NodeName>,
@@ -152,10 +166,14 @@ impl Cluster {
             set_back: 0,
             rng: ChaCha8Rng::seed_from_u64(seed),
             delay_ms: (1, 2),
+            disk_ms: (1, 3),
             loss_percent: 0,
             cut: BTreeSet::new(),
             hung: BTreeMap::new(),
             power: BTreeMap::new(),
+            full: BTreeSet::new(),
+            stuck_since: BTreeMap::new(),
+            drop_snapshots: false,
             verdicts: BTreeMap::new(),
             observers: (0..3).map(|i| name(&format!("home-{i}"))).collect(),
             claims: BTreeMap::new(),
@@ -209,11 +227,34 @@ impl Cluster {
             return false;
         };
         let life = self.lives[node];
+        self.stuck_since.insert(node.clone(), self.time);
         self.happen(Due::Persisted { node: node.clone(), ticket, write, life });
         true
     }
 
-    fn random(&mut self, below: u64) -> u64 {
+    /// A disk that hung or was full takes all that waits for it.
+    pub fn thaw(&mut self, node: &NodeName) {
+        self.full.remove(node);
+        self.stuck_since.remove(node);
+        let life = self.lives[node];
+        for (ticket, write) in self.hung.remove(node).unwrap_or_default() {
+            self.write(node, ticket, write, life);
+        }
+    }
+
+    fn write(&mut self, node: &NodeName, ticket: u64, write: Persist, life: u64) {
+        let (min, max) = self.disk_ms;
+        let after = min * MS + self.random((max - min + 1) * MS);
+        // Writes are in order: nothing overtakes an earlier one.
+        let last = self.queue.iter().filter_map(|((t, _), d)| match d {
+            Due::Persisted { node: n, life: l, .. } if n == node && *l == life => Some(*t),
+            _ => None,
+        });
+        let at = last.max().unwrap_or(0).max(self.time + after);
+        self.push(at - self.time, Due::Persisted { node: node.clone(), ticket, write, life });
+    }
+
+    pub fn random(&mut self, below: u64) -> u64 {
         self.rng.next_u64() % below.max(1)
     }
 
@@ -226,6 +267,7 @@ impl Cluster {
                 GroupOutput::Send { to, message } => {
                     let lost = self.random(100) < u64::from(self.loss_percent);
                     let cut = self.cut.contains(&(node.clone(), to.clone()));
+                    let lost = lost || self.drop_snapshots && is_snapshot(&message);
                     if !lost && !cut {
                         let (min, max) = self.delay_ms;
                         let delay = min * MS + self.random((max - min + 1) * MS);
@@ -233,24 +275,21 @@ impl Cluster {
                         self.push(delay, Due::Raft { from: node.clone(), to, message, life });
                     }
                 }
+                GroupOutput::Persist { ticket, write }
+                    if self.full.contains(node)
+                        && !self.hung.contains_key(node)
+                        && !(write.entries.is_empty() && write.snapshot.is_none()) =>
+                {
+                    self.hung.insert(node.clone(), VecDeque::from([(ticket, write)]));
+                    self.stuck_since.entry(node.clone()).or_insert(self.time);
+                }
                 GroupOutput::Persist { ticket, write } if self.hung.contains_key(node) => {
                     self.hung.get_mut(node).unwrap().push_back((ticket, write));
+                    self.stuck_since.entry(node.clone()).or_insert(self.time);
                 }
                 GroupOutput::Persist { ticket, write } => {
                     let life = self.lives[node];
-                    let after = MS + self.random(3 * MS);
-                    // Writes are in order: nothing overtakes an earlier one.
-                    let last = self.queue.iter().filter_map(|((t, _), d)| match d {
-                        Due::Persisted { node: n, life: l, .. } if n == node && *l == life => {
-                            Some(*t)
-                        }
-                        _ => None,
-                    });
-                    let at = last.max().unwrap_or(0).max(self.time + after);
-                    self.push(
-                        at - self.time,
-                        Due::Persisted { node: node.clone(), ticket, write, life },
-                    );
+                    self.write(node, ticket, write, life);
                 }
                 GroupOutput::Decided { decision, event } => {
                     if self.ack {
@@ -289,7 +328,7 @@ impl Cluster {
     }
 
     /// Whatever comes next, a start from this disk must succeed.
-    fn write(&mut self, node: &NodeName, write: &Persist) {
+    fn written(&mut self, node: &NodeName, write: &Persist) {
         let disk = self.disks.get_mut(node).unwrap();
         disk.write(write);
         if let Err(error) = disk.check(&"cloud".parse().unwrap()) {
@@ -315,6 +354,13 @@ impl Cluster {
         )
     }
 
+    /// A Raft message comes from a voter that is not what it should be.
+    pub fn receive(&mut self, to: &NodeName, from: &NodeName, message: &[u8]) {
+        let now = self.now();
+        self.groups.get_mut(to).unwrap().handle_raft(now, from, message);
+        self.drain(to);
+    }
+
     fn happen(&mut self, due: Due) {
         let now = self.now();
         match due {
@@ -328,7 +374,7 @@ impl Cluster {
             }
             Due::Persisted { node, ticket, write, life } => {
                 if self.lives[&node] == life {
-                    self.write(&node, &write);
+                    self.written(&node, &write);
                     if self.power_goes(&node) {
                         self.crash(&node);
                         self.push(300 * MS, Due::PowerIsBack(node));
@@ -360,10 +406,10 @@ impl Cluster {
             let hello = Hello {
                 capabilities: self.capabilities.get(from).copied().unwrap_or(Capabilities::OURS),
                 node: from.clone(),
-                generation: Generation(1),
+                generation: group.mesh.generation,
                 mesh_hash: [0; 8],
                 decision: group.state().decision.clone().filter(|_| local),
-                raft_leader: group.raft_leader().cloned(),
+                raft_leader: group.raft_leader().filter(|_| group.has_quorum(now)).cloned(),
                 broken: self.broken.get(from).copied(),
                 reaches: reaches
                     .into_iter()
@@ -525,9 +571,18 @@ impl Cluster {
         self.leaders().values().all(|(_, l)| l.first() == Some(&slot))
     }
 
+    /// The raft leader; of several, of which all but one do not know yet that they lead no more, that of the newest term.
     pub fn raft_leader(&self) -> Option<NodeName> {
-        let mut leading = self.groups.iter().filter(|(_, g)| g.is_raft_leader());
-        leading.next().map(|(n, _)| n.clone())
+        let leading = self.groups.iter().filter(|(_, g)| g.is_raft_leader());
+        leading.max_by_key(|(_, g)| g.raft.term()).map(|(n, _)| n.clone())
+    }
+
+    /// The voters that the raft leader has committed.
+    pub fn committed_voters(&self) -> BTreeSet<NodeName> {
+        let Some(leader) = self.raft_leader() else { return BTreeSet::new() };
+        let voters = self.groups[&leader].raft.voters();
+        let all = self.mesh.nodes.values();
+        all.filter(|n| voters.contains(&u64::from(n.index.0))).map(|n| n.name.clone()).collect()
     }
 
     pub fn settled(mesh: Mesh, seed: u64) -> Self {

@@ -4,6 +4,8 @@ mod claims;
 pub(crate) mod cluster;
 mod disk;
 mod hostile;
+mod leaving;
 mod power;
+mod slow_disk;
 mod versions;
 mod voters;

@@ -7,7 +7,7 @@ use crate::ids::Generation;
 use crate::mesh::Mesh;
 
 /// The mesh file changes on all nodes that run.
-fn roll_out(c: &mut Cluster, mesh: Mesh) {
+pub fn roll_out(c: &mut Cluster, mesh: Mesh) {
     c.mesh = Arc::new(mesh);
     let (now, mesh) = (c.now(), c.mesh.clone());
     c.groups.values_mut().for_each(|group| group.set_mesh(now, mesh.clone()));
@@ -139,4 +139,41 @@ fn nodes_that_never_voted_are_not_heard_even_by_a_voter_with_an_empty_store() {
     let group = c.groups.get_mut(&voters[0]).unwrap();
     group.handle_hello(now, &hello("member-1"));
     assert!(!group.is_peer(now, &name("member-0")));
+}
+
+#[test]
+fn one_far_voter_does_not_slow_elections_of_the_others() {
+    for seed in 0..4 {
+        let mut c = Cluster::settled(mesh(4, 0, 1), 600 + seed);
+        let far = name("home-0");
+        let all = ["cloud-0", "cloud-1", "cloud-2", "cloud-3", "home-0"].map(name);
+        for (node, other) in all.iter().flat_map(|n| all.iter().map(move |o| (n, o))) {
+            if node != other {
+                // One second in which something else filled the line, or a witness that takes its time.
+                let slow = *node == far || *other == far;
+                let rtt = std::time::Duration::from_millis(if slow { 3000 } else { 2 });
+                let now = c.now();
+                c.groups.get_mut(node).unwrap().peer_rtt(now, other, Some(rtt));
+            }
+        }
+        let unit = |n: &str| c.groups[&name(n)].raft.unit().as_millis();
+        assert_eq!((unit("cloud-0"), unit("cloud-1"), unit("home-0")), (50, 50, 3000));
+        let leader = c.raft_leader().unwrap();
+        assert_ne!(leader, far);
+        c.crash(&leader);
+        c.until(2000, "another raft leader", |c| c.raft_leader().is_some_and(|n| n != leader));
+    }
+}
+
+#[test]
+fn an_election_waits_for_the_round_trip_to_a_quorum() {
+    let mut c = Cluster::new(mesh(5, 0, 0), 610);
+    let me = name("cloud-0");
+    for (other, ms) in [("cloud-1", 70), ("cloud-2", 400), ("cloud-3", 500), ("cloud-4", 2000)] {
+        let now = c.now();
+        let rtt = Some(std::time::Duration::from_millis(ms));
+        c.groups.get_mut(&me).unwrap().peer_rtt(now, &name(other), rtt);
+    }
+    // Itself and two others.
+    assert_eq!(c.groups[&me].raft.unit().as_millis(), 400);
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::super::{MAX_ASKED, MAX_EVENTS};
+use super::super::{FreezeEnd, MAX_ASKED, MAX_EVENTS};
 use super::*;
 use crate::admin::Author;
 use crate::ids::Slot;
@@ -52,7 +52,12 @@ fn parse(line: &str) -> Command {
         "move" => decide(n(1), n(2), n(3) as u8, n(4), Cause::Promoted),
         "drain" => Command::Drain { node: name(words[1]) },
         "undrain" => Command::Undrain { node: name(words[1]) },
-        "freeze" => Command::Freeze { until: words.get(1).map(|_| WallTime(n(1) * 1_000_000)) },
+        "freeze" => Command::Freeze {
+            until: words.get(1).map(|_| FreezeEnd {
+                until: WallTime(n(1) * 1_000_000),
+                span: Duration::from_secs(n(1)),
+            }),
+        },
         "unfreeze" => Command::Unfreeze,
         "programmed" => Command::Complete {
             epoch: Epoch(n(1)),

@@ -1,0 +1,215 @@
+//! Which voter leads Raft: the voters follow the mesh file, Raft leadership keeps off the location leader, and a node
+//! whose disk takes no writes gives it up.
+
+use std::time::Duration;
+
+use super::decide::Situation;
+use super::{Group, id_of};
+use crate::ids::NodeName;
+use crate::io::LogLevel;
+use crate::time::{Instant, Now};
+
+/// Time between two tries to move Raft leadership off the location leader, or to change the voters; longer where an
+/// election takes longer.
+const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// A disk that for so long confirms none of the writes that wait for it is full or broken.
+const DISK_STUCK: Duration = Duration::from_secs(2);
+/// How long such a raft leader tries to hand over before it just steps down: with [`DISK_STUCK`] less than 3 s.
+const GIVE_UP_WITHIN: Duration = Duration::from_millis(800);
+/// How long each heir has for taking over from it.
+const HEIR_TURN: Duration = Duration::from_millis(400);
+/// How long a raft leader that loses its vote tries to hand over to a voter that stays before it lets the new ones in:
+/// one of those takes over then.
+const HAND_OVER_FIRST: Duration = Duration::from_secs(3);
+
+/// What a group knows about giving up and handing over Raft leadership.
+#[derive(Debug)]
+pub(super) struct Leadership {
+    pub next_housekeeping: Instant,
+    /// Writes wait for the disk: the newest of them, and since when it has confirmed none.
+    pub unwritten: Option<(u64, Instant)>,
+    /// The log has it that the disk is stuck.
+    disk_told: bool,
+    /// Since when this raft leader gives up because of its disk, and when the next heir is asked.
+    giving_up: Option<(Instant, Instant)>,
+    leaving_since: Option<Instant>,
+    /// Heirs that were asked while this raft leader leads, the last one last.
+    asked: Vec<NodeName>,
+}
+
+impl Leadership {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            next_housekeeping: now,
+            unwritten: None,
+            disk_told: false,
+            giving_up: None,
+            leaving_since: None,
+            asked: Vec::new(),
+        }
+    }
+
+    pub fn another_leads(&mut self) {
+        self.asked.clear();
+        self.leaving_since = None;
+    }
+
+    pub fn write_waits(&mut self, now: Instant, ticket: u64) {
+        let since = self.unwritten.map_or(now, |(_, since)| since);
+        self.unwritten = Some((ticket, since));
+    }
+
+    pub fn written(&mut self, now: Instant, ticket: u64) {
+        let waiting = self.unwritten.filter(|(newest, _)| *newest > ticket);
+        self.unwritten = waiting.map(|(newest, _)| (newest, now));
+    }
+
+    /// For how long a full or broken disk has confirmed nothing.
+    pub fn disk_stuck_for(&self, now: Instant) -> Option<Duration> {
+        let (_, since) = self.unwritten?;
+        Some(now.since(since)).filter(|waited| *waited >= DISK_STUCK)
+    }
+
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let noticed = self.unwritten.filter(|_| !self.disk_told);
+        let noticed = noticed.map(|(_, since)| since + DISK_STUCK);
+        noticed.into_iter().chain(self.giving_up.map(|(_, next)| next)).min()
+    }
+}
+
+impl Group {
+    /// A raft leader whose disk takes no writes can commit nothing, and its heartbeats keep the others from electing
+    /// another. So it hands over, or steps down, and campaigns no more until the disk confirms something.
+    pub(super) fn watch_disk(&mut self, now: Now) {
+        let stuck = self.leadership.disk_stuck_for(now.mono).is_some();
+        self.raft.barred = stuck;
+        if stuck != self.leadership.disk_told {
+            self.leadership.disk_told = stuck;
+            if stuck {
+                let text = "the disk confirms no writes: this node neither votes nor leads Raft until it does";
+                self.log(LogLevel::Error, text, &[]);
+            } else {
+                self.log(LogLevel::Info, "the disk confirms writes again", &[]);
+            }
+        }
+        if !stuck || !self.raft.is_leader() {
+            self.leadership.giving_up = None;
+            return;
+        }
+        let (since, next) = self.leadership.giving_up.unwrap_or((now.mono, now.mono));
+        if now.mono < next {
+            return;
+        }
+        self.leadership.giving_up = Some((since, now.mono + HEIR_TURN));
+        let mut heirs = self.heirs(now);
+        // Those that lead the location come first, and are better left alone.
+        heirs.reverse();
+        if now.mono.since(since) >= GIVE_UP_WITHIN || !self.ask_heir(heirs) {
+            self.leadership.giving_up = None;
+            self.raft.step_down();
+            self.log(LogLevel::Warn, "gave up raft leadership: the disk confirms no writes", &[]);
+        }
+    }
+
+    /// The other voters that are up and keep their vote: candidates, then members and witnesses.
+    fn heirs(&self, now: Now) -> Vec<NodeName> {
+        // The order of `voters_of`. One that a newer mesh file knows comes last.
+        let place = |name: &NodeName| {
+            self.voters.iter().position(|v| v == name).unwrap_or(self.voters.len())
+        };
+        let able = |(id, name): &(&u64, &NodeName)| {
+            **name != self.me && self.raft.stays(**id) && self.ledger.is_up(now.mono, name)
+        };
+        let mut heirs: Vec<NodeName> =
+            self.ids.iter().filter(able).map(|(_, name)| name.clone()).collect();
+        heirs.sort_by_key(place);
+        heirs
+    }
+
+    /// Asks one of them to take over, in turn: one that hangs is not asked again before the others.
+    fn ask_heir(&mut self, mut heirs: Vec<NodeName>) -> bool {
+        let asked = &mut self.leadership.asked;
+        heirs.sort_by_key(|name| asked.iter().position(|a| a == name).map_or(0, |at| at + 1));
+        for name in heirs {
+            if self.raft.transfer(id_of(&self.mesh, &name)) {
+                let asked = &mut self.leadership.asked;
+                asked.retain(|a| *a != name);
+                asked.push(name);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Voters as in the mesh file; Raft leadership off the location leader, so that losing it never costs an election.
+    pub(super) fn housekeeping(&mut self, now: Now, situation: &Situation) {
+        if now.mono < self.leadership.next_housekeeping {
+            return;
+        }
+        self.leadership.next_housekeeping = now.mono + HOUSEKEEPING.max(self.raft.unit() * 4);
+        self.follow_voters(now);
+        let leads = |name: &NodeName| {
+            situation
+                .leaders
+                .iter()
+                .any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
+        };
+        // One whose tunnels are dead hears observers only through others, and announces to nobody far away.
+        let condemned = |name: &NodeName| {
+            let found = situation.candidates.iter().find(|(_, c)| c.name == *name);
+            !situation.observers.is_empty() && found.is_some_and(|(s, _)| situation.condemned(*s))
+        };
+        let leaves = !self.raft.stays(id_of(&self.mesh, &self.me));
+        if !leaves && !leads(&self.me) && !condemned(&self.me) {
+            return;
+        }
+        if self.raft.is_joint() && !(leaves && self.raft.newcomers_vote()) {
+            // New voters that have not caught up do not vote: an election now might find no winner.
+            return;
+        }
+        let broken = |name: &NodeName| {
+            situation.candidates.values().any(|c| c.name == *name && c.broken.is_some())
+        };
+        let unfit = |name: &NodeName| leads(name) || broken(name) || condemned(name);
+        let mut heirs = self.heirs(now);
+        // Any voter leads Raft better than one that is to be none.
+        if !leaves || !heirs.iter().all(unfit) {
+            heirs.retain(|name| !unfit(name));
+        }
+        self.ask_heir(heirs);
+    }
+
+    /// Brings the voters to those of the mesh file, one step a call.
+    fn follow_voters(&mut self, now: Now) {
+        let wanted: Vec<u64> = self.voters.iter().map(|n| id_of(&self.mesh, n)).collect();
+        if self.raft.is_joint() {
+            return self.raft.leave_joint();
+        }
+        if !self.raft.voters_differ(&wanted) || !self.know_the_file(now) {
+            self.leadership.leaving_since = None;
+            return;
+        }
+        if !self.voters.contains(&self.me) {
+            let since = *self.leadership.leaving_since.get_or_insert(now.mono);
+            let mut heirs = self.heirs(now);
+            heirs.retain(|name| self.voters.contains(name) && self.has_the_file(now, name));
+            if !heirs.is_empty() && now.mono.since(since) < HAND_OVER_FIRST {
+                self.ask_heir(heirs);
+                return;
+            }
+        }
+        self.raft.enter_joint(&wanted, self.mesh.generation);
+    }
+
+    /// True if most of the voters to come are alive and have this mesh file, or a later one: without them the change
+    /// could not be committed, and nothing after it.
+    fn know_the_file(&self, now: Now) -> bool {
+        let know = self.voters.iter().filter(|n| **n == self.me || self.has_the_file(now, n));
+        know.count() * 2 > self.voters.len()
+    }
+
+    fn has_the_file(&self, now: Now, node: &NodeName) -> bool {
+        let known = self.ledger.generation(now.mono, node);
+        known.is_some_and(|generation| generation >= self.mesh.generation)
+    }
+}
