@@ -28,4 +28,5 @@ pub mod resolve;
 pub mod run;
 pub mod secrets;
 pub mod store;
+pub mod supervise;
 pub mod userspace;

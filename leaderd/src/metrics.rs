@@ -1,6 +1,6 @@
 //! Metrics in the Prometheus text format, made from the node's status, once a second at most; health and readiness.
 //!
-//! `/healthz`: the engine answers. `/readyz`: the network was programmed as well.
+//! `/healthz`: the engine answers, and no other thread hangs. `/readyz`: the network was programmed as well.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::admin::Asker;
 use crate::engine::{Request, Snapshot};
+use crate::supervise;
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -48,7 +49,8 @@ struct LastText(Arc<Mutex<Option<(Instant, String)>>>);
 /// Serves metrics, health and readiness over TCP until the runtime ends.
 pub async fn serve(address: SocketAddr, asker: Asker) -> anyhow::Result<()> {
     let listener = bind(address).await?;
-    tokio::spawn(serve_on(listener, routes().with_state(asker)));
+    let served = serve_on(listener, routes().with_state(asker));
+    tokio::spawn(supervise::never_ends("metrics address", served));
     Ok(())
 }
 
@@ -133,6 +135,9 @@ async fn metrics(asker: Asker, last: LastText) -> Response {
 }
 
 async fn health(State(asker): State<Asker>) -> Response {
+    if let Some(name) = supervise::stalled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("thread {name} hangs\n")).into_response();
+    }
     match asker.lookup(Request::Beat).await {
         Some(_) => "ok\n".into_response(),
         None => busy(),

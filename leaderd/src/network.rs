@@ -18,6 +18,7 @@ pub use steward::{KernelSteward, cleanup};
 
 use crate::counters::Counters;
 use crate::engine::Program;
+use crate::supervise;
 
 /// Keeps the kernel as it is told to.
 pub trait Steward {
@@ -67,6 +68,7 @@ where
 {
     let (made, is_made) = oneshot::channel();
     std::thread::Builder::new().name("network".into()).spawn(move || {
+        let _essential = supervise::essential("network thread");
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -78,16 +80,19 @@ where
             match make().await {
                 Ok(steward) => {
                     let _ = made.send(Ok(()));
-                    Keeper {
+                    let keeper = Keeper {
                         steward,
                         inputs,
                         counters,
                         programmed: None,
                         told: None,
                         complained: None,
+                    };
+                    // What takes long (a WireGuard process that starts) is done elsewhere, and this goes on.
+                    tokio::select! {
+                        () = keeper.run(programs) => {}
+                        () = supervise::pulse("network") => {}
                     }
-                    .run(programs)
-                    .await;
                 }
                 Err(error) => {
                     let _ = made.send(Err(error));

@@ -31,7 +31,7 @@ use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{addresses, confine, log, metrics, network, reload, resolve};
+use crate::{addresses, confine, log, metrics, network, reload, resolve, supervise};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -55,6 +55,7 @@ pub struct Daemon {
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, log::FILTER)?;
+    supervise::end_on_panic();
     confine::no_core_dumps()?;
     confine::narrow_umask();
     raise_descriptors();
@@ -93,9 +94,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 /// getaddrinfo(3) for as long as it likes, and dropping the runtime would wait for that. What must be done when the daemon
 /// ends (the store's last write, the recording's) is waited for within `work`, by what it drops.
 fn run_on<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
-    let done = runtime.block_on(work);
-    runtime.shutdown_background();
-    done
+    supervise::end_if_unwound(|| {
+        let done = runtime.block_on(work);
+        runtime.shutdown_background();
+        done
+    })
 }
 
 /// As a node of a Kubernetes cluster: the mesh is the cluster's, and what is decided is told there.
@@ -199,7 +202,8 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
-    tokio::spawn(addresses::watch(me.clone(), meshes_rx, inputs.clone()));
+    let addresses = addresses::watch(me.clone(), meshes_rx, inputs.clone());
+    tokio::spawn(supervise::never_ends("watch of addresses", addresses));
     inputs.send(Input::Carried(carried_before(&mesh))).await?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
@@ -237,11 +241,11 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     }
     let (decided, decided_rx) = watch::channel(0);
     started(Daemon { asker, decided: decided_rx });
-    tokio::spawn(async move {
+    tokio::spawn(supervise::never_ends("watch of the mesh file", async move {
         if let Err(error) = reload::watch(source, me, file, resolved, lan, inputs).await {
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
-    });
+    }));
     let shells = Shells { probes, control, writer, programs, meshes, recorder, counters, decided };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -250,7 +254,9 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        supervise::stopping();
     };
+    supervise::running().context("cannot watch over the daemon's threads")?;
     // All that a start can be refused for is behind us, and who asks at the admin socket is answered.
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot tell the service manager that the daemon runs");

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::{Persist, Restored};
 use nix::fcntl::{Flock, FlockArg};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::supervise;
 
 const FILE: &str = "leaderd.redb";
 const LOCK: &str = "lock";
@@ -69,13 +70,13 @@ impl StoreFile {
         let damaged =
             |what: String| StoreError::Damaged { path: path.clone(), dir: dir.to_owned(), what };
         // redb checks sums, but a file of any bytes may still trip an assertion in it: that is damage as well.
-        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<_, StoreError> {
+        let opened = supervise::caught(|| -> Result<_, StoreError> {
             let mut database =
                 Database::create(&path).map_err(|e| classify(&path, dir, e.into()))?;
             database.check_integrity().map_err(|e| classify(&path, dir, e.into()))?;
             let restored = load(&database, &path, dir, identity)?;
             Ok((database, restored))
-        }));
+        });
         let (database, restored) = opened.map_err(|_| damaged("reading it fails".to_owned()))??;
         Ok((Self { dir: dir.to_owned(), database: Some(database), _lock: lock }, restored))
     }

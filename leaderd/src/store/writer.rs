@@ -11,6 +11,7 @@ use leaderd_core::io::{Persist, Restored, Ticket};
 
 use super::file::{Identity, StoreError, StoreFile};
 use crate::counters::Counters;
+use crate::supervise;
 
 /// Most writes that wait. More means that the disk has refused for long; then the store stops acknowledging, as
 /// whatever came after a lost write must not count as durable.
@@ -71,6 +72,7 @@ impl Store {
         let theirs = shared.clone();
         let mut file = self.file;
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+            let _essential = supervise::essential("store");
             while let Some(batch) = next_batch(&theirs) {
                 let last = batch.last().expect("a batch is never empty").0;
                 let writes: Vec<_> =
