@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::admin::Asker;
 use crate::engine::{Request, Snapshot};
-use crate::supervise;
+use crate::{counters, supervise};
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -292,7 +292,11 @@ fn registry(s: &Snapshot) -> Registry {
         // A name is a word of ours; anything else in it becomes an underscore.
         let clean: String =
             name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        if clean.ends_with("_micros") {
+        if prefix == "shell" && counters::GAUGES.contains(&name) {
+            let gauge: Gauge<f64, AtomicU64> = Gauge::default();
+            gauge.set(value as f64);
+            registry.register(format!("{prefix}_{clean}"), "As it is now", gauge);
+        } else if clean.ends_with("_micros") {
             let gauge: Gauge<f64, AtomicU64> = Gauge::default();
             gauge.set(value as f64 / 1e6);
             let name = format!("{prefix}_{}_seconds", clean.trim_end_matches("_micros"));
@@ -417,7 +421,7 @@ mod tests {
         Snapshot {
             status,
             core: [("probes.lost".to_owned(), 3)].into(),
-            shell: [("persist_latency_micros", 1500)].into(),
+            shell: [("persist_latency_micros", 1500), ("network_parts_failing", 2)].into(),
             ready: true,
             peers_connected: 1,
             peers: 2,
@@ -438,6 +442,7 @@ mod tests {
             r#"leaderd_blackout_last_seconds{location="cloud"} 0.25"#,
             "leaderd_core_probes_lost_total 3",
             "leaderd_shell_persist_latency_seconds 0.0015",
+            "leaderd_shell_network_parts_failing 2.0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -1,7 +1,7 @@
 //! `leaderd run`: everything is opened in the order in which a failure does least harm, and only then started.
 //! A start that fails leaves the data path of an earlier run as it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -29,6 +29,7 @@ use crate::network::KernelSteward;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
+use crate::resolve::Resolver;
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
 use crate::{addresses, confine, log, metrics, network, reload, resolve, supervise};
@@ -171,7 +172,9 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     let (inputs, inputs_rx) = mpsc::channel(MAX_INPUTS);
     let control = Control::start(file.control_port, &keys, inputs.clone(), counters.clone())?;
 
-    let resolved = resolve::resolve(&file, &BTreeMap::new()).await;
+    let mut resolver = Resolver::open(me.clone(), &args.state, clock);
+    resolver.set_mesh(&file);
+    let resolved = resolver.first(&file, resolve::START).await;
     let mesh = Arc::new(file.clone());
     let mut lan = LanDevice::new(me.clone());
     lan.look(&mesh).await;
@@ -212,19 +215,19 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         keys: ProbeKeys::new(*secret),
         restored,
         seed,
-        resolved: resolved.clone(),
+        resolved,
         lan_device,
         lan_mtu,
     };
     let node = Node::new(config, now).context("cannot take up where the store left off")?;
 
     let (programs, programs_rx) = watch::channel(None);
+    let (silent_tx, silent) = watch::channel(BTreeSet::new());
     let steward_keys = keys.clone();
     network::start(
         move || async move { KernelSteward::open(&steward_keys).await },
         programs_rx,
-        inputs.clone(),
-        counters.clone(),
+        network::Tells { inputs: inputs.clone(), silent: silent_tx, counters: counters.clone() },
     )
     .await
     .context("cannot work on this machine's network")?;
@@ -242,7 +245,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     let (decided, decided_rx) = watch::channel(0);
     started(Daemon { asker, decided: decided_rx });
     tokio::spawn(supervise::never_ends("watch of the mesh file", async move {
-        if let Err(error) = reload::watch(source, me, file, resolved, lan, inputs).await {
+        if let Err(error) = reload::watch(source, me, file, resolver, lan, silent, inputs).await {
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
     }));

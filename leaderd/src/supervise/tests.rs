@@ -36,12 +36,12 @@ fn daemon(part: &str) {
         runtime.block_on(async {
             let engine = beat("engine");
             match part {
-                "panic in a thread" => drop(std::thread::Builder::new().name("store".into()).spawn(
-                    || {
+                "panic in a thread" => {
+                    drop(std::thread::Builder::new().name("store".into()).spawn(|| {
                         running().unwrap();
                         panic!("no page {}", 7)
-                    },
-                )),
+                    }))
+                }
                 "panic in a task" => drop(tokio::spawn(async { panic!("a task's") })),
                 "panic in a blocking thread" => {
                     drop(tokio::task::spawn_blocking(|| panic!("a blocking one")))
@@ -70,7 +70,10 @@ fn daemon(part: &str) {
                     panic!("the engine's")
                 }
                 "a caught panic" => {
-                    assert_eq!(caught(|| -> u8 { panic!("of a library") }).unwrap_err(), "of a library");
+                    assert_eq!(
+                        caught(|| -> u8 { panic!("of a library") }).unwrap_err(),
+                        "of a library"
+                    );
                     assert_eq!(caught(|| 5), Ok(5));
                     eprintln!("it goes on");
                     panic!("and the next one ends it");
@@ -239,7 +242,11 @@ fn the_service_managers_watchdog_is_fed_while_the_engine_beats_and_then_no_longe
         fed += 1;
     }
     // Some 3 while it beat, and those until it was missed; one a second to the end would be many more.
-    assert!(fed >= 2 && fed < 3 + super::watchdog::LIMIT / 2, "fed {fed} times in {:?}", began.elapsed());
+    assert!(
+        fed >= 2 && fed < 3 + super::watchdog::LIMIT / 2,
+        "fed {fed} times in {:?}",
+        began.elapsed()
+    );
     let mut said = String::new();
     child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     assert!(said.contains("thread engine has hung"), "{said}");

@@ -147,4 +147,3 @@ async fn revive(tunnel: &Tunnel) {
         tunnel.revive().await;
     }
 }
-

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod encode;
+mod heard;
 mod kernel;
 mod link;
 mod netlink;

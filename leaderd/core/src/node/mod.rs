@@ -102,6 +102,8 @@ pub struct Node {
     network: Network,
     /// What is to be known of that network; the log has it, and the status.
     notes: Vec<String>,
+    /// What parts of the shell say of this host, for the status.
+    host_notes: BTreeMap<String, Vec<String>>,
     revision: u64,
     program_retry: Option<Instant>,
     persists: BTreeMap<Ticket, (LocationName, u64)>,
@@ -173,6 +175,7 @@ impl Node {
             raft_leading: BTreeSet::new(),
             network: Network::default(),
             notes: Vec::new(),
+            host_notes: BTreeMap::new(),
             revision: 0,
             program_retry: None,
             persists: BTreeMap::new(),
@@ -242,6 +245,7 @@ impl Node {
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
             Input::Carried(rules) => self.carried_before(rules),
             Input::Addresses(held) => self.addresses_held(now, held),
+            Input::HostNotes { part, notes } => drop(self.host_notes.insert(part, notes)),
             Input::LanMtu(mtu) => {
                 if self.lan_mtu != mtu {
                     self.lan_mtu = mtu;

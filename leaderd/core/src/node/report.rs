@@ -71,7 +71,7 @@ impl Node {
             if let Some((cause, why)) = &self.facts.broken {
                 notes.push(format!("this node cannot relay ({cause}): {why}"));
             }
-            notes.extend(self.notes.iter().cloned());
+            notes.extend(self.notes.iter().chain(self.host_notes.values().flatten()).cloned());
         }
         notes.extend(self.address_notes(location));
         let observed = self.mesh.observed_between(&self.location, location);
