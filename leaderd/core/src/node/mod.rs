@@ -301,7 +301,12 @@ impl Node {
 
     /// Counts since start, by dotted name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
-        self.counters.clone()
+        let mut counters = self.counters.clone();
+        let left_out = self.observer.as_ref().map_or(0, Observer::rounds_left_out);
+        if left_out > 0 {
+            counters.insert("probes.rounds-left-out".to_owned(), left_out);
+        }
+        counters
     }
 
     /// Probe packets since start, of either direction, whose HMAC was wrong. A recorder asks before and after an input: it
