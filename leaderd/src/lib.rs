@@ -14,6 +14,7 @@ pub mod counters;
 pub mod engine;
 #[cfg(test)]
 mod fixture;
+pub mod host;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod lan;

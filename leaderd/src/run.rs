@@ -32,7 +32,7 @@ use crate::reload::{MeshFile, MeshSource};
 use crate::resolve::Resolver;
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{addresses, confine, log, metrics, network, reload, resolve, supervise};
+use crate::{addresses, confine, host, log, metrics, network, reload, resolve, supervise};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -205,6 +205,8 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
+    let host = host::watch(me.clone(), meshes_rx.clone(), inputs.clone());
+    tokio::spawn(supervise::never_ends("watch of the host's settings", host));
     let addresses = addresses::watch(me.clone(), meshes_rx, inputs.clone());
     tokio::spawn(supervise::never_ends("watch of addresses", addresses));
     inputs.send(Input::Carried(carried_before(&mesh))).await?;

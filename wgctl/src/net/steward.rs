@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use wgctl_plan::{Change, InterfaceName, Network, WgPublicKey, diff, diff_desired};
@@ -223,7 +224,7 @@ impl Steward {
     }
 
     /// What is there. A peer's endpoint counts as lost (and is set again) if it is not the desired one although the desired
-    /// one is new, or although nobody has been heard there for long.
+    /// one is new, although nobody has been heard there for long, or although our own tunnels carry the address that it roamed to.
     async fn observe(&mut self, desired: &Network) -> io::Result<Network> {
         let mut observed = self.kernel.observe(&Scope::of(desired)).await?;
         // What the kernel refuses is not tried with every look.
@@ -245,7 +246,8 @@ impl Steward {
                 let new =
                     self.last_in_place.is_some() && of(self.last_in_place.as_ref(), key) != wanted;
                 let alive = self.heard.is_alive(&(name.clone(), *key), now);
-                if peer.endpoint != wanted && (new || !alive) {
+                if peer.endpoint != wanted && (new || !alive || carried_by(desired, peer.endpoint))
+                {
                     peer.endpoint = None;
                 }
             }
@@ -264,5 +266,38 @@ impl Steward {
     ) -> io::Result<BTreeMap<(InterfaceName, WgPublicKey), PeerStats>> {
         let links = self.desired.iter().flat_map(|d| d.wireguard.keys().cloned());
         self.kernel.wireguard_stats(links.collect::<Vec<_>>()).await
+    }
+}
+
+/// Whether packets to this endpoint would take a route of ours: WireGuard's own would run through its tunnels, for ever.
+fn carried_by(network: &Network, endpoint: Option<SocketAddr>) -> bool {
+    let Some(address) = endpoint.map(|e| e.ip()) else { return false };
+    network.routes.keys().any(|route| route.prefix.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use wgctl_plan::{RouteKey, RouteVia};
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_our_own_routes_lead_to_is_no_place_for_a_peer() {
+        let mut network = Network::default();
+        for prefix in ["10.0.2.0/24", "fd00::/64"] {
+            let key = RouteKey { table: 254, prefix: prefix.parse().unwrap(), metric: 50 };
+            let via = RouteVia::Device { dev: "wgl0".parse().unwrap(), source: None };
+            network.routes.insert(key, via);
+        }
+        for (endpoint, carried) in [
+            (Some("10.0.2.7:51900"), true),
+            (Some("[fd00::7]:51901"), true),
+            (Some("10.0.3.7:51900"), false),
+            (Some("203.0.113.7:51900"), false),
+            (None, false),
+        ] {
+            let endpoint = endpoint.map(|e| e.parse().unwrap());
+            assert_eq!(carried_by(&network, endpoint), carried, "{endpoint:?}");
+        }
     }
 }
