@@ -106,7 +106,7 @@ fn daemon(part: &str) {
                 "another thread hangs" => {
                     let hung = beat("network");
                     running().unwrap();
-                    while LONG > Duration::ZERO {
+                    for _ in 0..LONG.as_secs() * 10 {
                         engine.give();
                         tokio::time::sleep(Duration::from_millis(100)).await;
                     }
@@ -243,7 +243,7 @@ fn the_service_managers_watchdog_is_fed_while_the_engine_beats_and_then_no_longe
     }
     // Some 3 while it beat, and those until it was missed; one a second to the end would be many more.
     assert!(
-        fed >= 2 && fed < 3 + super::watchdog::LIMIT / 2,
+        (2..3 + super::watchdog::LIMIT / 2).contains(&fed),
         "fed {fed} times in {:?}",
         began.elapsed()
     );

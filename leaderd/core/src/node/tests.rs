@@ -475,7 +475,7 @@ fn what_is_wrong_with_the_host_is_shown_until_it_is_mended() {
     let note = "IPv6 cannot be programmed on this host".to_owned();
     let say =
         |part: &str, notes: &[String]| Input::HostNotes { part: part.into(), notes: notes.into() };
-    bench.feed(say("network", &[note.clone()]));
+    bench.feed(say("network", std::slice::from_ref(&note)));
     bench.feed(say("host", &[]));
     assert_eq!(bench.notes(), [before.clone(), vec![note]].concat());
     bench.feed(say("network", &[]));
