@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::engine::{COMMAND_TIMEOUT, Request};
-use crate::metrics;
+use crate::{metrics, supervise};
 
 /// Longest body of a request, in bytes.
 const MAX_BODY: usize = 64 * 1024;
@@ -96,7 +96,8 @@ impl AdminSocket {
     pub fn serve(&mut self, asker: Asker) {
         if let Some(listener) = self.listener.take() {
             let service = router(asker).into_make_service_with_connect_info::<User>();
-            tokio::spawn(axum::serve(listener, service).into_future());
+            let served = axum::serve(listener, service).into_future();
+            tokio::spawn(supervise::never_ends("admin socket", served));
         }
     }
 }

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Those that are set, and go down as well as up; none is a time, which ends in `_micros`.
+pub const GAUGES: [&str; 2] = ["network_parts_failing", "transit_tracked"];
+
 /// Cheap to clone; all clones count together. A name ends up in `leaderd_shell_NAME_total`.
 #[derive(Clone, Default, Debug)]
 pub struct Counters(Arc<Mutex<BTreeMap<&'static str, u64>>>);

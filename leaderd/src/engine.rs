@@ -16,6 +16,7 @@ use leaderd_core::node::Node;
 use leaderd_core::state::{Event, EventKind, EventSeq};
 use leaderd_core::status::Status;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::MissedTickBehavior;
 use wgctl_plan::Network;
 
 use crate::clock::Clock;
@@ -24,6 +25,7 @@ use crate::counters::Counters;
 use crate::probes::Probes;
 use crate::record::Recorder;
 use crate::store::Writer;
+use crate::supervise;
 
 /// Inputs that wait, but frames, which have an inbox of their own. Disk answers wait for room.
 pub const MAX_INPUTS: usize = 4096;
@@ -39,6 +41,9 @@ const MAX_COMMANDS: usize = 64;
 
 /// After this nobody waits for the answer of a command any more.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How often the engine shows that it lives, at least.
+const BEAT: Duration = Duration::from_millis(500);
 
 /// What the kernel is to look like: the newest only. Revision and network.
 pub type Program = Option<(u64, Box<Network>)>;
@@ -159,10 +164,14 @@ impl Engine {
     /// Runs until `stop` is done.
     pub async fn run(mut self, stop: impl Future<Output = ()>) {
         tokio::pin!(stop);
+        let beat = supervise::beat("engine");
+        let mut beats = tokio::time::interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.peers_changed();
         self.drain();
         self.recorded(0);
         loop {
+            beat.give();
             for _ in 0..MAX_IMMEDIATE {
                 let Some(input) = self.immediate.pop_front() else { break };
                 self.handle(input);
@@ -192,12 +201,16 @@ impl Engine {
                 },
                 Some(request) = self.requests.recv() => self.answer(request),
                 () = std::future::ready(()), if !self.immediate.is_empty() => {}
+                // With nothing to do it still shows that it lives.
+                _ = beats.tick() => {}
             }
         }
     }
 
     fn handle(&mut self, input: Input) {
         let now = self.clock.now();
+        // A recording keeps the input that the core did not survive.
+        let _unwind = self.shells.recorder.is_some().then(supervise::unwind_first);
         let forged = self.node.forged_packets();
         if let Some(recorder) = &mut self.shells.recorder {
             recorder.input(now, &input);

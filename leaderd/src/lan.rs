@@ -95,6 +95,11 @@ fn choose(
     named.or(stays).or(found.first()).cloned()
 }
 
+/// The first device that has this address.
+pub(crate) fn device_of(address: IpAddr) -> Option<InterfaceName> {
+    devices_of(address).into_iter().next()
+}
+
 /// The devices that have this address.
 fn devices_of(address: IpAddr) -> Vec<InterfaceName> {
     let Ok(all) = getifaddrs() else { return Vec::new() };

@@ -15,6 +15,7 @@ mod durable;
 pub mod engine;
 #[cfg(test)]
 mod fixture;
+pub mod host;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;
 pub mod lan;
@@ -29,4 +30,5 @@ pub mod resolve;
 pub mod run;
 pub mod secrets;
 pub mod store;
+pub mod supervise;
 pub mod userspace;

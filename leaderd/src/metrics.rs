@@ -1,6 +1,6 @@
 //! Metrics in the Prometheus text format, made from the node's status, once a second at most; health and readiness.
 //!
-//! `/healthz`: the engine answers. `/readyz`: the network was programmed as well.
+//! `/healthz`: the engine answers, and no other thread hangs. `/readyz`: the network was programmed as well.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,6 +27,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::admin::Asker;
 use crate::engine::{Request, Snapshot};
+use crate::{counters, supervise};
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
@@ -48,7 +49,8 @@ struct LastText(Arc<Mutex<Option<(Instant, String)>>>);
 /// Serves metrics, health and readiness over TCP until the runtime ends.
 pub async fn serve(address: SocketAddr, asker: Asker) -> anyhow::Result<()> {
     let listener = bind(address).await?;
-    tokio::spawn(serve_on(listener, routes().with_state(asker)));
+    let served = serve_on(listener, routes().with_state(asker));
+    tokio::spawn(supervise::never_ends("metrics address", served));
     Ok(())
 }
 
@@ -133,6 +135,9 @@ async fn metrics(asker: Asker, last: LastText) -> Response {
 }
 
 async fn health(State(asker): State<Asker>) -> Response {
+    if let Some(name) = supervise::stalled() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("thread {name} hangs\n")).into_response();
+    }
     match asker.lookup(Request::Beat).await {
         Some(_) => "ok\n".into_response(),
         None => busy(),
@@ -292,7 +297,11 @@ fn registry(s: &Snapshot) -> Registry {
         // A name is a word of ours; anything else in it becomes an underscore.
         let clean: String =
             name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
-        if clean.ends_with("_micros") {
+        if prefix == "shell" && counters::GAUGES.contains(&name) {
+            let gauge: Gauge<f64, AtomicU64> = Gauge::default();
+            gauge.set(value as f64);
+            registry.register(format!("{prefix}_{clean}"), "As it is now", gauge);
+        } else if clean.ends_with("_micros") {
             let gauge: Gauge<f64, AtomicU64> = Gauge::default();
             gauge.set(value as f64 / 1e6);
             let name = format!("{prefix}_{}_seconds", clean.trim_end_matches("_micros"));
@@ -418,7 +427,7 @@ mod tests {
         Snapshot {
             status,
             core: [("probes.lost".to_owned(), 3)].into(),
-            shell: [("persist_latency_micros", 1500)].into(),
+            shell: [("persist_latency_micros", 1500), ("network_parts_failing", 2)].into(),
             ready: true,
             peers_connected: 1,
             peers: 2,
@@ -439,6 +448,7 @@ mod tests {
             r#"leaderd_blackout_last_seconds{location="cloud"} 0.25"#,
             "leaderd_core_probes_lost_total 3",
             "leaderd_shell_persist_latency_seconds 0.0015",
+            "leaderd_shell_network_parts_failing 2.0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -4,41 +4,69 @@
 //! looks at what this node needs to relay at all: its interfaces up and forwarding on.
 
 mod facts;
+mod failing;
 mod steward;
+#[cfg(test)]
+mod tests;
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use leaderd_core::io::{Input, LocalFacts};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
-use wgctl_plan::Network;
+use wgctl_plan::{Network, WgPublicKey};
 
+pub use failing::Failing;
 pub use steward::{KernelSteward, cleanup};
 
 use crate::counters::Counters;
 use crate::engine::Program;
+use crate::supervise;
 
 /// Keeps the kernel as it is told to.
 pub trait Steward {
     /// `kernel`, `wireguard-go` or `leaderd`.
     fn backend(&self) -> String;
-    fn program(&mut self, network: Network) -> impl Future<Output = Result<(), String>>;
+    /// Gives what the kernel refused of it; all else is programmed then.
+    ///
+    /// # Errors
+    /// If nothing could be programmed, as the kernel cannot be read.
+    fn program(&mut self, network: Network) -> impl Future<Output = Result<Failing, String>>;
     /// Compares the kernel with the last programmed network, puts right what differs, and says what that was.
     fn reconcile(&mut self) -> impl Future<Output = Repairs>;
     /// True when something that was put off is due: call `reconcile`.
     fn is_due(&self) -> bool {
         false
     }
+    /// Peers that were sent to and are silent, by the last comparison.
+    fn silent(&self) -> BTreeSet<WgPublicKey> {
+        BTreeSet::new()
+    }
+    /// What works less well than it should although nothing failed, and what to do about it.
+    fn notes(&self) -> Vec<String> {
+        Vec::new()
+    }
     /// Waits until the kernel tells of a change that may concern us. Cancel-safe.
     fn drift(&mut self) -> impl Future<Output = ()>;
 }
 
 /// What a comparison with the kernel led to. Some repairs may fail while others are made.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Repairs {
     pub made: Vec<String>,
-    pub failed: Option<String>,
+    /// What the kernel refused; or why nothing could be compared.
+    pub failing: Result<Failing, String>,
+}
+
+/// Whom the thread tells what.
+#[derive(Clone, Debug)]
+pub struct Tells {
+    pub inputs: mpsc::Sender<Input>,
+    /// Peers that were sent to and are silent.
+    pub silent: watch::Sender<BTreeSet<WgPublicKey>>,
+    pub counters: Counters,
 }
 
 /// How often the node looks at its own ability to relay.
@@ -58,8 +86,7 @@ const REPEAT_LOG: Duration = Duration::from_secs(60);
 pub async fn start<S, M>(
     make: impl FnOnce() -> M + Send + 'static,
     programs: watch::Receiver<Program>,
-    inputs: mpsc::Sender<Input>,
-    counters: Counters,
+    tells: Tells,
 ) -> anyhow::Result<()>
 where
     S: Steward,
@@ -67,6 +94,7 @@ where
 {
     let (made, is_made) = oneshot::channel();
     std::thread::Builder::new().name("network".into()).spawn(move || {
+        let _essential = supervise::essential("network thread");
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => {
@@ -78,16 +106,21 @@ where
             match make().await {
                 Ok(steward) => {
                     let _ = made.send(Ok(()));
-                    Keeper {
+                    let keeper = Keeper {
                         steward,
-                        inputs,
-                        counters,
+                        tells,
                         programmed: None,
                         told: None,
                         complained: None,
+                        failing: Failing::default(),
+                        failing_told: Failing::default(),
+                        notes: Vec::new(),
+                    };
+                    // What takes long (a WireGuard process that starts) is done elsewhere, and this goes on.
+                    tokio::select! {
+                        () = keeper.run(programs) => {}
+                        () = supervise::pulse("network") => {}
                     }
-                    .run(programs)
-                    .await;
                 }
                 Err(error) => {
                     let _ = made.send(Err(error));
@@ -100,12 +133,16 @@ where
 
 struct Keeper<S> {
     steward: S,
-    inputs: mpsc::Sender<Input>,
-    counters: Counters,
+    tells: Tells,
     programmed: Option<Network>,
     told: Option<LocalFacts>,
     /// What kept us from programming, and when it was last logged.
     complained: Option<(String, Instant)>,
+    /// What the kernel refused when it was last asked.
+    failing: Failing,
+    /// What it refused again, and was told of.
+    failing_told: Failing,
+    notes: Vec<String>,
 }
 
 impl<S: Steward> Keeper<S> {
@@ -151,46 +188,109 @@ impl<S: Steward> Keeper<S> {
         let (revision, network) = programs.borrow_and_update().clone()?;
         let began = Instant::now();
         let result = self.steward.program((*network).clone()).await;
-        self.counters.set("program_latency_micros", began.elapsed().as_micros() as u64);
+        self.tells.counters.set("program_latency_micros", began.elapsed().as_micros() as u64);
         let error = match result {
-            Ok(()) => {
-                self.counters.count("programs");
+            // What failed before will fail again: all that can be in force is.
+            Ok(failing) => {
+                let error = (!failing.failed_before(&self.failing)).then(|| failing.to_string());
+                self.failing(failing).await;
+                error
+            }
+            Err(error) => Some(error),
+        };
+        match &error {
+            None => {
+                self.tells.counters.count("programs");
                 self.programmed = Some(*network);
                 if self.complained.take().is_some() {
                     tracing::info!(revision, "the network is programmed now");
                 }
-                None
             }
-            Err(error) => {
-                self.counters.count("program_errors");
-                let told =
-                    |(why, at): &(String, Instant)| *why == error && at.elapsed() < REPEAT_LOG;
-                if !self.complained.as_ref().is_some_and(told) {
+            Some(error) => {
+                self.tells.counters.count("program_errors");
+                if self.complains(error) {
                     tracing::error!(revision, error, "cannot program the network; trying again");
-                    self.complained = Some((error.clone(), Instant::now()));
                 }
-                Some(error)
             }
-        };
+        }
         let again = error.is_some().then(|| tokio::time::Instant::now() + RETRY);
-        let _ = self.inputs.send(Input::Programmed { revision, error }).await;
+        let _ = self.tells.inputs.send(Input::Programmed { revision, error }).await;
         again
+    }
+
+    /// Whether this is to be logged: not the same again and again.
+    fn complains(&mut self, error: &str) -> bool {
+        let told = |(why, at): &(String, Instant)| why == error && at.elapsed() < REPEAT_LOG;
+        let new = !self.complained.as_ref().is_some_and(told);
+        if new {
+            self.complained = Some((error.to_owned(), Instant::now()));
+        }
+        new
+    }
+
+    /// What was refused just now. Told of is what was refused twice: much is gone the next time.
+    async fn failing(&mut self, now: Failing) {
+        let before = std::mem::replace(&mut self.failing, now);
+        let still = self.failing.still(&before);
+        if !still.has_same_parts(&self.failing_told) {
+            if still.is_empty() {
+                tracing::info!("all of the network can be programmed now");
+            } else {
+                tracing::error!(parts = still.len(), error = %still, "a part of the network cannot be programmed; all else is in force");
+            }
+            self.tells.counters.set("network_parts_failing", still.len() as u64);
+            self.failing_told = still;
+        }
+        self.tell_notes().await;
+    }
+
+    async fn tell_notes(&mut self) {
+        let mut notes = self.steward.notes();
+        self.tells.counters.set("transit_tracked", notes.len() as u64);
+        if !self.failing_told.is_empty() {
+            let parts = self.failing_told.len();
+            let what = format!(
+                "{parts} parts of this node's network cannot be programmed, all else is in force"
+            );
+            notes.push(format!("{what}: {}", self.failing_told));
+        }
+        if notes != self.notes {
+            self.notes.clone_from(&notes);
+            let _ =
+                self.tells.inputs.send(Input::HostNotes { part: "network".into(), notes }).await;
+        }
     }
 
     async fn reconcile(&mut self) {
         let began = Instant::now();
-        let Repairs { made, failed } = self.steward.reconcile().await;
+        let Repairs { made, failing } = self.steward.reconcile().await;
         if !made.is_empty() {
-            self.counters.add("repairs", made.len() as u64);
+            self.tells.counters.add("repairs", made.len() as u64);
             let took = began.elapsed();
             for change in made {
                 tracing::warn!(?took, "repaired: {change}");
             }
         }
-        if let Some(error) = failed {
-            self.counters.count("repair_errors");
-            tracing::error!(error, "cannot compare or repair the network");
+        match failing {
+            Ok(failing) => {
+                if !failing.is_empty() {
+                    self.tells.counters.count("repair_errors");
+                }
+                self.failing(failing).await;
+            }
+            Err(error) => {
+                self.tells.counters.count("repair_errors");
+                if self.complains(&error) {
+                    tracing::error!(error, "cannot compare or repair the network");
+                }
+            }
         }
+        let silent = self.steward.silent();
+        self.tells.silent.send_if_modified(|told| {
+            let changed = *told != silent;
+            *told = silent;
+            changed
+        });
         self.look().await;
     }
 
@@ -199,104 +299,7 @@ impl<S: Steward> Keeper<S> {
         let facts = LocalFacts { broken, backend: self.steward.backend() };
         if self.told.as_ref() != Some(&facts) {
             self.told = Some(facts.clone());
-            let _ = self.inputs.send(Input::Local(facts)).await;
+            let _ = self.tells.inputs.send(Input::Local(facts)).await;
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Fake {
-        failures: u32,
-        seen: mpsc::UnboundedSender<Network>,
-        repairs: Repairs,
-    }
-    impl Steward for Fake {
-        fn backend(&self) -> String {
-            "wireguard-go".into()
-        }
-        async fn program(&mut self, network: Network) -> Result<(), String> {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            if self.failures > 0 {
-                self.failures -= 1;
-                return Err("busy".into());
-            }
-            self.seen.send(network).map_err(|e| e.to_string())
-        }
-        async fn reconcile(&mut self) -> Repairs {
-            std::mem::take(&mut self.repairs)
-        }
-        async fn drift(&mut self) {
-            std::future::pending().await
-        }
-    }
-
-    fn marked(mark: &str) -> Box<Network> {
-        Box::new(Network {
-            sysctls: [(mark.to_owned(), "1".to_owned())].into(),
-            ..Network::default()
-        })
-    }
-
-    #[tokio::test]
-    async fn the_newest_network_is_programmed_until_it_succeeds_and_those_between_are_skipped() {
-        let (seen, mut programmed) = mpsc::unbounded_channel();
-        let (programs, rx) = watch::channel(None);
-        let (inputs, mut told) = mpsc::channel(64);
-        start(
-            move || async move { Ok(Fake { failures: 2, seen, repairs: Repairs::default() }) },
-            rx,
-            inputs,
-            Counters::default(),
-        )
-        .await
-        .unwrap();
-        for revision in 1..=20u64 {
-            programs.send_replace(Some((revision, marked(&format!("r{revision}")))));
-        }
-        let mut errors = 0;
-        loop {
-            match tokio::time::timeout(Duration::from_secs(10), told.recv()).await.unwrap().unwrap()
-            {
-                Input::Programmed { error: Some(_), .. } => errors += 1,
-                Input::Programmed { revision, error: None } => {
-                    assert_eq!(revision, 20);
-                    break;
-                }
-                Input::Local(facts) => assert_eq!(facts.backend, "wireguard-go"),
-                other => panic!("{other:?}"),
-            }
-        }
-        assert_eq!(errors, 2);
-        assert_eq!(programmed.recv().await.unwrap(), *marked("r20"));
-    }
-
-    #[tokio::test]
-    async fn a_repair_that_fails_in_part_counts_as_what_it_repaired_and_as_an_error() {
-        let (seen, _programmed) = mpsc::unbounded_channel();
-        let (programs, rx) = watch::channel(None);
-        let (inputs, _told) = mpsc::channel(64);
-        let counters = Counters::default();
-        let made = vec!["add route".to_owned(), "set up".to_owned()];
-        let repairs = Repairs { made, failed: Some("EEXIST".into()) };
-        let fake = Fake { failures: 0, seen, repairs };
-        start(move || async move { Ok(fake) }, rx, inputs, counters.clone()).await.unwrap();
-        programs.send_replace(Some((1, marked("r1"))));
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while counters.get("repair_errors") == 0 {
-            assert!(Instant::now() < deadline, "nothing is compared");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        assert_eq!((counters.get("repairs"), counters.get("repair_errors")), (2, 1));
-    }
-
-    #[tokio::test]
-    async fn a_steward_that_cannot_be_made_stops_the_start_with_its_reason() {
-        let (_programs, rx) = watch::channel(None);
-        let make = || async { Err::<Fake, _>(anyhow::anyhow!("/dev/net/tun is missing")) };
-        let error = start(make, rx, mpsc::channel(1).0, Counters::default()).await.unwrap_err();
-        assert!(error.to_string().contains("/dev/net/tun"));
     }
 }

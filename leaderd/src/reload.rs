@@ -3,9 +3,8 @@
 //! A file with mistakes, of an older generation, or in which this node is no longer the same, is told in the log and
 //! left aside: the daemon goes on with what it has.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::Read as _;
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 #[cfg(feature = "kubernetes")]
@@ -16,19 +15,17 @@ use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::Input;
 use leaderd_core::mesh::{Mesh, Steering};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-#[cfg(feature = "kubernetes")]
-use tokio::sync::watch;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval, interval_at};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Interval, MissedTickBehavior, interval};
+use wgctl_plan::WgPublicKey;
 
 use crate::lan::{self, LanDevice};
-use crate::resolve::resolve;
+use crate::resolve;
+use crate::resolve::Resolver;
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// How often DNS names are resolved anew.
-const RESOLVE: Duration = Duration::from_secs(60);
 
 /// Longest mesh file, in bytes: 3,000 nodes take about 1 MiB.
 const MAX_FILE: u64 = leaderd_core::mesh::MAX_TEXT as u64;
@@ -127,29 +124,38 @@ impl std::fmt::Display for MeshSource {
 #[derive(Debug)]
 pub struct MeshFile {
     path: PathBuf,
-    seen: Option<(u64, i64, i64, u64)>,
+    seen: Option<Stamp>,
     looks: Interval,
+    /// One look at a time: a disk that hangs keeps one thread, not one for each second.
+    looking: Option<JoinHandle<Option<Looked>>>,
 }
+
+/// Inode, time of change, length.
+type Stamp = (u64, i64, i64, u64);
+type Looked = (Option<Stamp>, Result<Mesh, MeshFileError>);
 
 impl MeshFile {
     /// From what `path` is now: changes since then are seen.
     pub fn new(path: PathBuf) -> Self {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { seen: stamp(&path), path, looks }
+        Self { seen: stamp(&path), path, looks, looking: None }
     }
 }
 
 impl MeshSource {
     /// The next mesh to look at. Cancelling it loses nothing.
+    ///
+    /// # Errors
+    /// If no more meshes can come.
     async fn next(&mut self) -> anyhow::Result<Result<Mesh, MeshFileError>> {
         match self {
             Self::File(file) => loop {
-                file.looks.tick().await;
-                let now = stamp(&file.path);
-                if now != file.seen {
-                    file.seen = now;
-                    return Ok(read(&file.path));
+                if file.looking.is_none() {
+                    file.looks.tick().await;
+                }
+                if let Some(found) = file.look(false).await? {
+                    return Ok(found);
                 }
             },
             #[cfg(feature = "kubernetes")]
@@ -163,47 +169,70 @@ impl MeshSource {
     }
 
     /// The mesh as it is now, because somebody asked (SIGHUP).
-    fn now(&mut self) -> Option<Result<Mesh, MeshFileError>> {
+    async fn now(&mut self) -> anyhow::Result<Option<Result<Mesh, MeshFileError>>> {
         match self {
-            Self::File(file) => {
-                file.seen = stamp(&file.path);
-                Some(read(&file.path))
-            }
+            Self::File(file) => file.look(true).await,
             #[cfg(feature = "kubernetes")]
-            Self::Cluster(meshes) => meshes.borrow().as_deref().cloned().map(Ok),
+            Self::Cluster(meshes) => Ok(meshes.borrow().as_deref().cloned().map(Ok)),
         }
     }
 }
 
-/// Watches until the engine is gone; `lan` as well, whatever the mesh comes from. `resolved` and `lan` are what the core has.
+impl MeshFile {
+    /// Reads the file if it is another one than at the last look, or `always`. Not on this thread, which the engine shares: a large
+    /// file takes a while, and its disk may hang. Cancel-safe: the next call gets what this one waited for.
+    async fn look(&mut self, always: bool) -> anyhow::Result<Option<Result<Mesh, MeshFileError>>> {
+        loop {
+            let (path, seen) = (self.path.clone(), self.seen);
+            let begun = self.looking.is_none();
+            let looking = self.looking.get_or_insert_with(|| {
+                tokio::task::spawn_blocking(move || {
+                    let now = stamp(&path);
+                    (always || now != seen).then(|| (now, read(&path)))
+                })
+            });
+            let looked = looking.await?;
+            self.looking = None;
+            if let Some((now, found)) = looked {
+                self.seen = now;
+                return Ok(Some(found));
+            }
+            // One that was under way may not have been asked to read it always.
+            if begun {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// Watches until the engine is gone; `lan` and the names of endpoints as well, whatever the mesh comes from. `resolver` and `lan`
+/// are what the core has. `silent`: peers that were sent to and do not answer.
 pub async fn watch(
     mut source: MeshSource,
     me: NodeName,
     mut mesh: Mesh,
-    mut resolved: BTreeMap<String, IpAddr>,
+    mut resolver: Resolver,
     mut lan: LanDevice,
+    mut silent: watch::Receiver<BTreeSet<WgPublicKey>>,
     inputs: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut names = interval_at(Instant::now() + RESOLVE, RESOLVE);
     let mut lan_looks = interval(lan::LOOK);
-    for timer in [&mut names, &mut lan_looks] {
-        timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
+    lan_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let (found, asked) = tokio::select! {
-            Some(()) = hangup.recv() => match source.now() {
+            Some(()) = hangup.recv() => match source.now().await? {
                 Some(found) => (found, true),
                 None => continue,
             },
             found = source.next() => (found?, false),
-            _ = names.tick() => {
-                let new = resolve(&mesh, &resolved).await;
-                if new != resolved {
-                    tracing::info!(endpoints = ?new, "endpoints have other addresses now");
-                    resolved = new;
-                    inputs.send(Input::Resolved(resolved.clone())).await?;
-                }
+            resolved = resolver.changed(&mesh) => {
+                tracing::info!(endpoints = ?resolved, "endpoints have other addresses now");
+                inputs.send(Input::Resolved(resolved)).await?;
+                continue;
+            }
+            Ok(()) = silent.changed() => {
+                resolver.silent(&silent.borrow_and_update());
                 continue;
             }
             _ = lan_looks.tick() => {
@@ -234,10 +263,10 @@ pub async fn watch(
                     }
                     tracing::info!(mesh.generation = %new.generation, "applying the changed mesh file");
                     mesh = new;
-                    resolved = resolve(&mesh, &resolved).await;
-                    names.reset();
+                    resolver.set_mesh(&mesh);
                     // First the names, so that the new nodes have addresses at once.
-                    inputs.send(Input::Resolved(resolved.clone())).await?;
+                    let resolved = resolver.first(&mesh, resolve::START).await;
+                    inputs.send(Input::Resolved(resolved)).await?;
                     if lan.look(&mesh).await.mtu {
                         inputs.send(Input::LanMtu(lan.mtu())).await?;
                     }
@@ -249,7 +278,7 @@ pub async fn watch(
 }
 
 /// Changes when the file does: replaced, rewritten, or gone.
-fn stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {
+fn stamp(path: &Path) -> Option<Stamp> {
     let m = std::fs::metadata(path).ok()?;
     Some((m.ino(), m.mtime(), m.mtime_nsec(), m.len()))
 }
@@ -257,6 +286,7 @@ fn stamp(path: &Path) -> Option<(u64, i64, i64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
     use crate::fixture::example_mesh;
 
     #[tokio::test]
@@ -270,7 +300,9 @@ mod tests {
         // It has not looked yet: as if the address had not been there at the start.
         let lan = LanDevice::new(me.clone());
         let (inputs, mut received) = mpsc::channel(8);
-        let watching = watch(source, me.clone(), mesh, BTreeMap::new(), lan, inputs);
+        let resolver = Resolver::open(me.clone(), dir.path(), Clock::default());
+        let (_silent, silent) = tokio::sync::watch::channel(BTreeSet::new());
+        let watching = super::watch(source, me.clone(), mesh, resolver, lan, silent, inputs);
         tokio::select! {
             ended = watching => panic!("it ended: {ended:?}"),
             inputs = async { [received.recv().await, received.recv().await] } => match inputs {

@@ -1,76 +1,229 @@
-//! DNS names of endpoints.
+//! DNS names of endpoints: looked up again and again, for what they resolve to may change, and DNS may be late.
+//!
+//! An address that was good is kept on disk and used at once by the next start: DNS may be slow at a boot, or lie behind the mesh.
+//! Which of the addresses found are fit, and which is used, is the core's to say ([`Addresses`], [`Mesh::unfit_endpoint`]).
+
+mod kept;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
-use leaderd_core::mesh::{Host, Mesh};
-use tokio::time::timeout;
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use leaderd_core::ids::NodeName;
+use leaderd_core::mesh::{Addresses, Host, Mesh, Unfit};
+use tokio::time::{Instant, timeout};
+use wgctl_plan::WgPublicKey;
 
-/// How long one name may take; the last known address stays in use.
+use crate::clock::Clock;
+use kept::Kept;
+
+/// How long one look-up may take; the last known address stays in use.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Resolves every name in the mesh. Names that cannot be resolved keep what `known` has, if it has something.
-pub async fn resolve(mesh: &Mesh, known: &BTreeMap<String, IpAddr>) -> BTreeMap<String, IpAddr> {
-    let names: BTreeSet<&String> = mesh
-        .nodes
-        .values()
-        .filter_map(|n| match &n.endpoint {
-            Some(Host::Name(name)) => Some(name),
-            _ => None,
-        })
-        .collect();
-    let lookups = names.into_iter().map(|name| async move {
-        let old = known.get(name).copied();
-        let found = match timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host((name.as_str(), 0))).await
-        {
-            Ok(Ok(addresses)) => addresses.map(|a| a.ip()).collect::<Vec<_>>(),
-            Ok(Err(error)) => {
-                tracing::warn!(endpoint.name = name, %error, "cannot resolve an endpoint");
-                Vec::new()
-            }
-            Err(_) => {
-                tracing::warn!(endpoint.name = name, "resolving an endpoint takes too long");
-                Vec::new()
-            }
-        };
-        choose(old, &found).map(|ip| (name.clone(), ip))
-    });
-    futures_util::future::join_all(lookups).await.into_iter().flatten().collect()
+/// How often a name that resolves is looked up.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// After the first failure; doubles with each, up to [`AGAIN`].
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// How long a start waits for names that no address is known of.
+pub const START: Duration = Duration::from_secs(2);
+
+type Answer = (String, Result<Vec<IpAddr>, String>);
+type Lookup = fn(String) -> BoxFuture<'static, Answer>;
+
+/// Addresses in use, by name.
+pub type Resolved = BTreeMap<String, IpAddr>;
+
+/// See the module.
+#[allow(missing_debug_implementations)]
+pub struct Resolver {
+    me: NodeName,
+    clock: Clock,
+    names: BTreeMap<String, Name>,
+    lookup: Lookup,
+    lookups: FuturesUnordered<BoxFuture<'static, Answer>>,
+    kept: Kept,
+    /// What was last told of.
+    told: Resolved,
 }
 
-/// Which of the addresses that the resolver found to use.
-///
-/// Its order says which family to prefer: what this machine cannot reach comes last (RFC 6724, section 6, rule 1). Within a
-/// family the order may be another each time, so the one in use stays, or all tunnels would move about.
-fn choose(old: Option<IpAddr>, found: &[IpAddr]) -> Option<IpAddr> {
-    let family = found.first().map(IpAddr::is_ipv4);
-    let preferred = found.iter().filter(|ip| Some(ip.is_ipv4()) == family).min();
-    old.filter(|ip| found.contains(ip)).or(preferred.copied()).or(old)
+struct Name {
+    addresses: Addresses,
+    keys: BTreeSet<WgPublicKey>,
+    /// All nodes with this name are of this node's own location: no tunnel of its own ends there.
+    near: bool,
+    /// `None` while a look-up is under way.
+    due: Option<Instant>,
+    failures: u32,
+    /// The address that was last called unfit in the log.
+    refused: BTreeSet<IpAddr>,
+}
+
+impl Resolver {
+    /// With the addresses that were kept in `state`. It looks up nothing yet.
+    pub fn open(me: NodeName, state: &Path, clock: Clock) -> Self {
+        Self::with(me, Kept::open(state), clock, |name| Box::pin(look_up(name)))
+    }
+
+    fn with(me: NodeName, kept: Kept, clock: Clock, lookup: Lookup) -> Self {
+        let (names, told, lookups) = (BTreeMap::new(), Resolved::new(), FuturesUnordered::new());
+        Self { me, clock, names, lookup, lookups, kept, told }
+    }
+
+    /// The names are this mesh's from now on. New ones are looked up as soon as somebody waits.
+    pub fn set_mesh(&mut self, mesh: &Mesh) {
+        let mut before = std::mem::take(&mut self.names);
+        let home = mesh.node(&self.me).map(|n| &n.location);
+        for node in mesh.nodes.values() {
+            let Some(Host::Name(text)) = &node.endpoint else { continue };
+            let name = self.names.entry(text.clone()).or_insert_with(|| {
+                let known =
+                    before.remove(text).map(|n| Name { keys: BTreeSet::new(), near: true, ..n });
+                known.unwrap_or_else(|| Name {
+                    addresses: Addresses::new(self.kept.address(text)),
+                    keys: BTreeSet::new(),
+                    near: true,
+                    due: Some(Instant::now()),
+                    failures: 0,
+                    refused: BTreeSet::new(),
+                })
+            });
+            name.keys.insert(node.wireguard_key);
+            name.near &= home == Some(&node.location);
+        }
+        for (text, name) in &mut self.names {
+            if let Some(address) = name.addresses.in_use()
+                && let Some(why) = unfit(mesh, &self.me, name.near, address)
+            {
+                tracing::warn!(endpoint.name = text, %address, %why, "an endpoint's address is not used any more");
+                name.addresses.give_up();
+            }
+        }
+    }
+
+    /// The addresses in use.
+    pub fn addresses(&self) -> Resolved {
+        let in_use = |(name, n): (&String, &Name)| Some((name.clone(), n.addresses.in_use()?));
+        self.names.iter().filter_map(in_use).collect()
+    }
+
+    /// Waits until every name has an address or was looked up once, but not longer than `limit`.
+    pub async fn first(&mut self, mesh: &Mesh, limit: Duration) -> Resolved {
+        let _ = timeout(limit, async {
+            while self.names.values().any(|n| n.addresses.in_use().is_none() && n.failures == 0) {
+                self.step(mesh).await;
+            }
+        })
+        .await;
+        self.told = self.addresses();
+        self.told.clone()
+    }
+
+    /// Waits until other addresses are in use than were last told, and gives them all. Cancel-safe.
+    pub async fn changed(&mut self, mesh: &Mesh) -> Resolved {
+        loop {
+            let now = self.addresses();
+            if now != self.told {
+                self.told = now.clone();
+                return now;
+            }
+            self.step(mesh).await;
+        }
+    }
+
+    /// Peers that were sent to and are silent: where a name has several addresses, another one is tried.
+    pub fn silent(&mut self, peers: &BTreeSet<WgPublicKey>) {
+        let now = self.clock.now().mono;
+        for (text, name) in &mut self.names {
+            if name.keys.iter().any(|key| !peers.contains(key)) {
+                name.addresses.heard();
+                continue;
+            }
+            let before = name.addresses.in_use();
+            if name.addresses.silent(now)
+                && let (Some(before), Some(address)) = (before, name.addresses.in_use())
+            {
+                tracing::warn!(endpoint.name = text, %before, %address, "an endpoint is silent: trying the next address of its name");
+            }
+        }
+    }
+
+    /// One answer, or what is due. Cancel-safe.
+    async fn step(&mut self, mesh: &Mesh) {
+        let now = Instant::now();
+        for (text, name) in &mut self.names {
+            if name.due.is_some_and(|due| due <= now) {
+                name.due = None;
+                self.lookups.push((self.lookup)(text.clone()));
+            }
+        }
+        let next = self.names.values().filter_map(|n| n.due).min();
+        tokio::select! {
+            Some((text, answer)) = self.lookups.next() => self.answered(mesh, &text, answer),
+            () = self.kept.written() => {}
+            () = tokio::time::sleep_until(next.unwrap_or(now)), if next.is_some() => {}
+        }
+    }
+
+    fn answered(&mut self, mesh: &Mesh, text: &str, answer: Result<Vec<IpAddr>, String>) {
+        // The mesh may have lost the name meanwhile.
+        let Some(name) = self.names.get_mut(text) else { return };
+        let found = answer.unwrap_or_else(|error| {
+            // Told when it begins; it ends with the line about its end.
+            if name.failures == 0 {
+                tracing::warn!(endpoint.name = text, error, "cannot resolve an endpoint");
+            }
+            Vec::new()
+        });
+        let (mut fit, mut refused) = (Vec::new(), BTreeSet::new());
+        for address in found {
+            match unfit(mesh, &self.me, name.near, address) {
+                None => fit.push(address),
+                Some(why) => {
+                    if !name.refused.contains(&address) {
+                        tracing::warn!(endpoint.name = text, %address, %why, "an endpoint's name has an address that cannot be its own: ignored");
+                    }
+                    refused.insert(address);
+                }
+            }
+        }
+        name.refused = refused;
+        if fit.is_empty() {
+            let wait = FIRST_RETRY.saturating_mul(1 << name.failures.min(8));
+            name.failures += 1;
+            name.due = Some(Instant::now() + wait.min(AGAIN));
+            return;
+        }
+        if std::mem::take(&mut name.failures) > 0 {
+            tracing::info!(endpoint.name = text, "the endpoint resolves again");
+        }
+        name.due = Some(Instant::now() + AGAIN);
+        name.addresses.answered(&fit);
+        let in_use = self.addresses();
+        self.kept.keep(in_use);
+    }
+}
+
+/// An endpoint in this node's own location is no peer of its own, and may well be its own address.
+fn unfit(mesh: &Mesh, me: &NodeName, near: bool, address: IpAddr) -> Option<Unfit> {
+    let why = mesh.unfit_endpoint(me, address);
+    why.filter(|why| !near || !matches!(why, Unfit::Own | Unfit::Neighbour(_)))
+}
+
+async fn look_up(name: String) -> Answer {
+    let host = (name.clone(), 0);
+    let found = match timeout(LOOKUP_TIMEOUT, tokio::net::lookup_host(host)).await {
+        Ok(Ok(addresses)) => Ok(addresses.map(|a| a.ip().to_canonical()).collect()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!("no answer within {} s", LOOKUP_TIMEOUT.as_secs())),
+    };
+    (name, found)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_resolvers_family_is_taken_and_the_address_in_use_stays() {
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let all = |text: &str| text.split_whitespace().map(ip).collect::<Vec<_>>();
-        for (old, found, chosen) in [
-            // A machine without IPv4, and one that prefers it.
-            (None, "2001:db8::1 192.0.2.1", Some("2001:db8::1")),
-            (None, "192.0.2.1 2001:db8::1", Some("192.0.2.1")),
-            // The same from every order within the family.
-            (None, "2001:db8::2 192.0.2.1 2001:db8::1", Some("2001:db8::1")),
-            (None, "2001:db8::1 2001:db8::2 192.0.2.1", Some("2001:db8::1")),
-            // In use: stays while it is listed, and while nothing is.
-            (Some("192.0.2.2"), "2001:db8::1 192.0.2.1 192.0.2.2", Some("192.0.2.2")),
-            (Some("192.0.2.2"), "", Some("192.0.2.2")),
-            (Some("192.0.2.2"), "2001:db8::1 192.0.2.1", Some("2001:db8::1")),
-            (None, "", None),
-        ] {
-            assert_eq!(choose(old.map(ip), &all(found)), chosen.map(ip), "{old:?} {found}");
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,7 @@
 //! `leaderd run`: everything is opened in the order in which a failure does least harm, and only then started.
 //! A start that fails leaves the data path of an earlier run as it was.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -30,9 +30,10 @@ use crate::network::KernelSteward;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
+use crate::resolve::Resolver;
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{addresses, confine, durable, log, metrics, network, reload, resolve};
+use crate::{addresses, confine, durable, host, log, metrics, network, reload, resolve, supervise};
 
 /// It was asked wrongly, and nothing was touched.
 const ASKED_WRONGLY: u8 = 2;
@@ -56,6 +57,7 @@ pub struct Daemon {
 
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, log::FILTER)?;
+    supervise::end_on_panic();
     confine::no_core_dumps()?;
     confine::narrow_umask();
     raise_descriptors();
@@ -94,9 +96,11 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 /// getaddrinfo(3) for as long as it likes, and dropping the runtime would wait for that. What must be done when the daemon
 /// ends (the store's last write, the recording's) is waited for within `work`, by what it drops.
 fn run_on<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
-    let done = runtime.block_on(work);
-    runtime.shutdown_background();
-    done
+    supervise::end_if_unwound(|| {
+        let done = runtime.block_on(work);
+        runtime.shutdown_background();
+        done
+    })
 }
 
 /// As a node of a Kubernetes cluster: the mesh is the cluster's, and what is decided is told there.
@@ -169,7 +173,9 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     let (inputs, inputs_rx) = mpsc::channel(MAX_INPUTS);
     let control = Control::start(file.control_port, &keys, inputs.clone(), counters.clone())?;
 
-    let resolved = resolve::resolve(&file, &BTreeMap::new()).await;
+    let mut resolver = Resolver::open(me.clone(), &args.state, clock);
+    resolver.set_mesh(&file);
+    let resolved = resolver.first(&file, resolve::START).await;
     let mesh = Arc::new(file.clone());
     let mut lan = LanDevice::new(me.clone());
     lan.look(&mesh).await;
@@ -197,7 +203,10 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         }
     };
     let (meshes, meshes_rx) = watch::channel(mesh.clone());
-    tokio::spawn(addresses::watch(me.clone(), meshes_rx, inputs.clone()));
+    let host = host::watch(me.clone(), meshes_rx.clone(), inputs.clone());
+    tokio::spawn(supervise::never_ends("watch of the host's settings", host));
+    let addresses = addresses::watch(me.clone(), meshes_rx, inputs.clone());
+    tokio::spawn(supervise::never_ends("watch of addresses", addresses));
     inputs.send(Input::Carried(carried_before(&mesh))).await?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
@@ -206,19 +215,19 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         keys: ProbeKeys::new(*secret),
         restored,
         seed,
-        resolved: resolved.clone(),
+        resolved,
         lan_device,
         lan_mtu,
     };
     let node = Node::new(config, now).context("cannot take up where the store left off")?;
 
     let (programs, programs_rx) = watch::channel(None);
+    let (silent_tx, silent) = watch::channel(BTreeSet::new());
     let steward_keys = keys.clone();
     network::start(
         move || async move { KernelSteward::open(&steward_keys).await },
         programs_rx,
-        inputs.clone(),
-        counters.clone(),
+        network::Tells { inputs: inputs.clone(), silent: silent_tx, counters: counters.clone() },
     )
     .await
     .context("cannot work on this machine's network")?;
@@ -235,11 +244,11 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     }
     let (decided, decided_rx) = watch::channel(0);
     started(Daemon { asker, decided: decided_rx });
-    tokio::spawn(async move {
-        if let Err(error) = reload::watch(source, me, file, resolved, lan, inputs).await {
+    tokio::spawn(supervise::never_ends("watch of the mesh file", async move {
+        if let Err(error) = reload::watch(source, me, file, resolver, lan, silent, inputs).await {
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
-    });
+    }));
     let shells = Shells { probes, control, writer, programs, meshes, recorder, counters, decided };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -248,7 +257,9 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
+        supervise::stopping();
     };
+    supervise::running().context("cannot watch over the daemon's threads")?;
     // All that a start can be refused for is behind us, and who asks at the admin socket is answered.
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot tell the service manager that the daemon runs");
@@ -308,6 +319,7 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     use super::*;

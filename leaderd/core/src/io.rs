@@ -91,6 +91,12 @@ pub enum Input {
     Addresses(Vec<HeldAddress>),
     /// The MTU of this node's LAN device is another now; `None` if there is no such device.
     LanMtu(Option<u32>),
+    /// What on this host keeps something of the mesh from working, in words for a person: all that this part of the shell has to
+    /// say, whenever it changes.
+    HostNotes {
+        part: String,
+        notes: Vec<String>,
+    },
 }
 
 /// An address that this host answers at.

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Shared, link, tls, transport};
+use crate::supervise;
 
 /// Handshakes under way at once, of addresses that were proved. More are refused: a real peer comes again.
 const MAX_HANDSHAKES: usize = 64;
@@ -68,7 +69,8 @@ pub(super) fn start(port: u16, shared: Arc<Shared>) -> Result<JoinHandle<()>, Li
     let endpoint =
         Endpoint::new(EndpointConfig::default(), Some(config), socket, Arc::new(TokioRuntime))
             .map_err(failed)?;
-    Ok(tokio::spawn(accept(endpoint, shared)))
+    let accepts = accept(endpoint, shared);
+    Ok(tokio::spawn(supervise::never_ends("control channel's accept loop", accepts)))
 }
 
 fn bind_all(port: u16) -> io::Result<std::net::UdpSocket> {

@@ -40,6 +40,7 @@ use crate::cli::RunArgs;
 use crate::counters::Counters;
 use crate::run::Daemon;
 use crate::secrets::Keys;
+use crate::supervise;
 
 /// Who says events in the cluster, and who its objects are managed by.
 const COMPONENT: &str = "leaderd";
@@ -125,6 +126,7 @@ pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle>
     let (daemon, daemon_rx) = mpsc::channel(1);
     let out = shell::Out { meshes };
     std::thread::Builder::new().name("kubernetes".to_owned()).spawn(move || {
+        let _essential = supervise::essential("view of the cluster");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
             runtime.block_on(async {

@@ -1,17 +1,18 @@
 //! The real steward: `wgctl::net`.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::stream::{self, LocalBoxStream};
 use futures_util::{Stream, StreamExt};
-use wgctl::net::{self, Kernel};
+use wgctl::net::{self, Kernel, ProgramError};
 use wgctl::wireguard::PrivateKey;
-use wgctl_plan::Network;
+use wgctl_plan::{Network, WgPublicKey};
 use zeroize::Zeroizing;
 
-use super::{Repairs, Steward};
+use super::{Failing, Repairs, Steward};
 use crate::secrets::Keys;
 
 /// A watch of the network that has ended is opened anew after this. It ends when the kernel refuses to go on with it, which may last.
@@ -43,29 +44,54 @@ impl Steward for KernelSteward {
         self.backend.clone()
     }
 
-    async fn program(&mut self, network: Network) -> Result<(), String> {
-        let report = self.steward.program(network).await.map_err(|e| e.to_string())?;
+    async fn program(&mut self, network: Network) -> Result<Failing, String> {
+        let report = match self.steward.program(network).await {
+            Ok(report) => report,
+            Err(error) => return failing(&error),
+        };
         tracing::debug!(changes = report.changes.len(), "programmed");
         for change in &report.changes {
             tracing::trace!("{change}");
         }
-        Ok(())
+        Ok(Failing::default())
     }
 
     async fn reconcile(&mut self) -> Repairs {
-        let (repaired, failed) = match self.steward.reconcile().await {
-            Ok(repaired) => (repaired, None),
-            Err(error) => (error.repaired, Some(error.why.to_string())),
+        let (repaired, failing) = match self.steward.reconcile().await {
+            Ok(repaired) => (repaired, Ok(Failing::default())),
+            Err(error) => (error.repaired, failing(&error.why)),
         };
-        Repairs { made: repaired.iter().map(ToString::to_string).collect(), failed }
+        Repairs { made: repaired.iter().map(ToString::to_string).collect(), failing }
     }
 
     fn is_due(&self) -> bool {
         self.steward.is_due()
     }
 
+    fn silent(&self) -> BTreeSet<WgPublicKey> {
+        self.steward.silent_peers()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let refused = self.steward.kernel().untracked_refused();
+        let note = |why| {
+            format!(
+                "transit is tracked, so source NAT and firewalls of others on this node apply to what it relays: the kernel refused the \
+                 nftables table `inet leaderd` ({why}); load nf_tables and nf_conntrack, or set `track_transit = true`"
+            )
+        };
+        refused.map(note).into_iter().collect()
+    }
+
     async fn drift(&mut self) {
         self.drift.next().await;
+    }
+}
+
+fn failing(error: &ProgramError) -> Result<Failing, String> {
+    match error {
+        ProgramError::Apply(error) => Ok(error.failures.iter().collect()),
+        ProgramError::Observe(_) => Err(error.to_string()),
     }
 }
 

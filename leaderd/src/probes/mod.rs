@@ -324,10 +324,11 @@ impl Probes {
         {
             self.by_probe.remove(&old);
         }
+        // Before it is entered anywhere: what fails here leaves nothing behind.
         socket::set_dont_fragment(fd.as_fd(), probe.target.is_ipv4(), probe.dont_fragment)?;
         outstanding.push_back((sequence(&probe.payload), probe.probe));
-        let sent = socket::send(fd.as_fd(), &probe.payload);
         self.by_probe.insert(probe.probe, token);
+        let sent = socket::send(fd.as_fd(), &probe.payload);
         let errno = sent.as_ref().err().and_then(io::Error::raw_os_error);
         if let Some(nix::libc::ENODEV | nix::libc::ENXIO | nix::libc::EINVAL) = errno {
             // The interface went and came back under another index: the next probe gets a new socket.

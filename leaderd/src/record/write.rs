@@ -119,13 +119,14 @@ impl Recorder {
     /// Makes the file, readable by its owner only, and starts the thread that writes it. A file that is there already is
     /// kept as `FILE.old`: a daemon that is started again is not to wipe out what it did before.
     pub fn create(path: &Path, header: &Header) -> std::io::Result<Self> {
-        if path.is_file() {
+        // A link in its place is moved away as well, and never written through.
+        let there = std::fs::symlink_metadata(path);
+        if there.is_ok_and(|m| m.is_file() || m.is_symlink()) {
             let mut old = path.as_os_str().to_owned();
             old.push(".old");
             std::fs::rename(path, old)?;
         }
-        let file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
         Self::start(BufWriter::new(file), header, LIMITS)
     }
 

@@ -143,7 +143,8 @@ impl Account {
             | Input::Admin { .. }
             | Input::MeshChanged(_)
             | Input::Resolved(_)
-            | Input::LanMtu(_) => true,
+            | Input::LanMtu(_)
+            | Input::HostNotes { .. } => true,
             Input::Programmed { error, .. } => error.is_some(),
             _ => false,
         };

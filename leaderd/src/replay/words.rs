@@ -185,6 +185,7 @@ pub fn kind(input: &Input) -> &'static str {
         Input::Carried(_) => "what was carried before",
         Input::Addresses(_) => "addresses held",
         Input::LanMtu(_) => "MTUs of the LAN",
+        Input::HostNotes { .. } => "notes about the host",
     }
 }
 
@@ -221,6 +222,8 @@ pub fn input(input: &Input) -> String {
         Input::Addresses(held) => format!("{} addresses within this node's prefixes", held.len()),
         Input::LanMtu(Some(mtu)) => format!("the LAN device has an MTU of {mtu}"),
         Input::LanMtu(None) => "there is no LAN device".to_owned(),
+        Input::HostNotes { part, notes } if notes.is_empty() => format!("{part}: nothing is wrong"),
+        Input::HostNotes { part, notes } => format!("{part}: {}", notes.join("; ")),
         Input::Carried(rules) => {
             let names: Vec<&str> = rules.iter().map(LocationName::as_str).collect();
             format!(

@@ -2,7 +2,6 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use leaderd_core::ids::{LocationName, NodeName};
@@ -12,7 +11,7 @@ use redb::{Database, DatabaseError, StorageBackend as _};
 
 use super::lock::lock;
 use super::tables::{self, Foreign, Refused, Rows, Writes};
-use crate::durable;
+use crate::{durable, supervise};
 
 const FILE: &str = "leaderd.redb";
 /// While it is made.
@@ -141,7 +140,7 @@ impl StoreFile {
         let damaged =
             |what| StoreError::Damaged { path: path.clone(), dir: self.dir.clone(), what };
         // redb checks sums, but a file of any bytes may still trip an assertion in it: that is damage as well.
-        let read = catch_unwind(AssertUnwindSafe(|| {
+        let read = supervise::caught(|| {
             let mut database = open().map_err(|e| failed(e.into()))?;
             database.check_integrity().map_err(|e| failed(e.into()))?;
             let (path, dir) = (path.clone(), self.dir.clone());
@@ -155,7 +154,7 @@ impl StoreFile {
                 Err(Refused::Damaged(what)) => Err(damaged(what)),
                 Err(Refused::Newer) => Err(StoreError::Newer { path, dir }),
             }
-        }));
+        });
         read.unwrap_or_else(|_| Err(damaged("reading it fails".to_owned())))
     }
 }

@@ -13,6 +13,7 @@ use leaderd_core::io::{Persist, StoredGroup, Ticket};
 use super::file::{Identity, StoreError, StoreFile};
 use super::tables::Writes;
 use crate::counters::Counters;
+use crate::supervise;
 
 /// Between two tries after a failure.
 const RETRY: Duration = Duration::from_millis(500);
@@ -80,6 +81,7 @@ impl Store {
             counters.count("persist_errors");
         }
         let thread = std::thread::Builder::new().name("store".into()).spawn(move || {
+            let _essential = supervise::essential("store");
             while let Some((writes, last)) = next_batch(&theirs) {
                 if !write_until_done(&mut file, &writes, &theirs, &counters) {
                     // What came later may be smaller and fit: the log would have a gap, and the next start would be refused.

@@ -26,7 +26,7 @@ use wgctl::wireguard::socket_of;
 use wgctl_plan::InterfaceName;
 
 use crate::cli::UserspaceArgs;
-use crate::{confine, log};
+use crate::{confine, log, supervise};
 use server::Server;
 use tunnel::Tunnel;
 
@@ -48,7 +48,7 @@ const FIRST_MTU: u16 = 1420;
 pub fn run(args: &UserspaceArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, FILTER)?;
     confine::no_core_dumps()?;
-    end_on_panic();
+    supervise::end_on_panic();
     // The socket is for its owner alone.
     umask(Mode::from_bits_truncate(0o077));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_THREADS);
@@ -146,13 +146,4 @@ async fn revive(tunnel: &Tunnel) {
         tokio::time::sleep(REVIVE).await;
         tunnel.revive().await;
     }
-}
-
-/// A task that panics takes the process along: an interface that nobody reads would look alive, and stay.
-fn end_on_panic() {
-    let told = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        told(info);
-        std::process::exit(101);
-    }));
 }

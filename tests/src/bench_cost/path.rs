@@ -52,7 +52,8 @@ pub async fn failovers(prefixes: u32) -> Result<Took> {
     let (programs, newest) = watch::channel(None);
     let (inputs, mut told) = mpsc::channel(64);
     let make = move || async move { KernelSteward::open(&keys).await };
-    network::start(make, newest, inputs, Counters::default()).await?;
+    let (silent, counters) = (watch::channel(Default::default()).0, Counters::default());
+    network::start(make, newest, network::Tells { inputs, silent, counters }).await?;
     let first = core.program().context("nothing is wanted at the start")?;
     programs.send_replace(Some(first));
     programmed(&mut told, 1).await?;

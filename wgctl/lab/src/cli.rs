@@ -11,11 +11,18 @@ use clap::{Args, Subcommand};
 
 use crate::control::{self, Reply, Request};
 use crate::faults::FAULTS;
+use crate::machine::Machine;
 use crate::report::Report;
 use crate::sandbox::{LabDir, run_inside};
 use crate::scenario::{Scenario, Span};
 use crate::world::{World, find_leaderd, wait_ready};
 use crate::{catalog, demo, play};
+
+/// Exit status of `lab exec` when the lab ends before the command: a shell's for a command that SIGKILL ended.
+const ENDED_WITH_THE_LAB: u8 = 128 + 9;
+
+/// How often `lab up` says that the machine starves it, at most.
+const STARVED_EVERY: Duration = Duration::from_secs(10);
 
 /// A whole mesh of network namespaces on this machine: try things, break things, measure
 #[derive(Debug, Args)]
@@ -137,6 +144,11 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
         Verb::Exec { node, pod, name, command } => {
             match ask(name.as_deref(), &Request::Exec { node, pod, command })? {
                 Reply::Exit(code) => Ok(ExitCode::from(code as u8)),
+                // With the lab's processes ended, by SIGKILL.
+                Reply::Gone => {
+                    eprintln!("the lab ended, and the command with it");
+                    Ok(ExitCode::from(ENDED_WITH_THE_LAB))
+                }
                 other => bail!("unexpected answer {other:?}"),
             }
         }
@@ -166,6 +178,9 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
 fn ask(name: Option<&str>, request: &Request) -> Result<Reply> {
     match control::ask(&LabDir::running(name)?, request)? {
         Reply::Failed(why) => bail!("{why}"),
+        Reply::Gone if !matches!(request, Request::Exec { .. }) => {
+            bail!("the lab ended before it answered")
+        }
         reply => Ok(reply),
     }
 }
@@ -191,7 +206,14 @@ fn up(scenario: &str, name: Option<String>, no_daemons: bool) -> Result<ExitCode
             "lab {} is up; in another shell: wgctl lab status | exec NODE -- CMD | fault NODE FAULT | down",
             dir.name()
         );
-        let _ = serving.join();
+        let machine = Machine::watch();
+        while !serving.is_finished() {
+            std::thread::sleep(STARVED_EVERY);
+            let seen = machine.take();
+            if seen.starved() {
+                eprintln!("lab {}: {seen}", dir.name());
+            }
+        }
         Ok(0)
     })?;
     Ok(ExitCode::from(code))

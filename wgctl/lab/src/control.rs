@@ -37,6 +37,9 @@ pub enum Reply {
     Exit(i32),
     Failed(String),
     Status(Vec<NodeLine>),
+    /// None: the lab ended before it answered. Never sent.
+    #[serde(skip)]
+    Gone,
 }
 
 /// A row of `lab status`.
@@ -66,8 +69,11 @@ pub fn ask(dir: &LabDir, request: &Request) -> Result<Reply> {
     let mut answer = String::new();
     BufReader::new(stream).read_line(&mut answer)?;
     if answer.is_empty() {
-        // `down` ends the lab before it can answer.
-        return Ok(Reply::Done);
+        return Ok(match request {
+            // It ends the lab before it can answer.
+            Request::Down => Reply::Done,
+            _ => Reply::Gone,
+        });
     }
     serde_json::from_str(&answer).context("unexpected answer from the lab")
 }

@@ -17,6 +17,7 @@ mod demo;
 mod fabric;
 mod faults;
 mod flows;
+mod machine;
 mod meter;
 pub mod netem;
 mod ns;

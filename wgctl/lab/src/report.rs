@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::machine::Seen;
 use crate::meter::{Rewritten, TcpTally};
 use crate::scenario::Between;
 
@@ -34,6 +35,9 @@ pub struct RunResult {
     /// Of each pair of ends.
     #[serde(default)]
     pub meters: Vec<MeterResult>,
+    /// Whether the machine let the lab run, while it was measured.
+    #[serde(default)]
+    pub machine: Seen,
 }
 
 /// How a run failed: whether a machine that was busy with something else may be to blame.
@@ -129,6 +133,7 @@ impl RunResult {
             blackout_ms: Blackout::default(),
             packets: Packets::default(),
             meters: Vec::new(),
+            machine: Seen::default(),
         }
     }
 
@@ -229,6 +234,9 @@ impl fmt::Display for Report {
                     None => writeln!(f)?,
                 }
             }
+            if r.machine.starved() {
+                writeln!(f, "          {}", r.machine)?;
+            }
             if !r.why.is_empty() {
                 writeln!(f, "          {}", r.why)?;
             }
@@ -271,6 +279,8 @@ mod tests {
             "/runs/0/ms/suspected",
             "/runs/0/blackout_ms/new_flows",
             "/runs/0/packets/established/lost",
+            "/runs/0/machine/longest_ms",
+            "/runs/0/machine/share",
             "/summary/passed",
             "/summary/blackout_ms/p99",
         ] {

@@ -200,6 +200,40 @@ impl fmt::Display for Rule {
     }
 }
 
+impl Change {
+    /// What it changes, whatever to: changes of the same thing have the same.
+    pub fn object(&self) -> String {
+        match self {
+            Self::SetSysctl { path, .. } => format!("sysctl {path}"),
+            Self::AddWireguard { name, .. }
+            | Self::AddVxlan { name, .. }
+            | Self::DeleteLink { name }
+            | Self::SetMtu { name, .. }
+            | Self::SetMac { name, .. }
+            | Self::SetUp { name, .. }
+            | Self::SetWireguard { name, .. } => format!("link {name}"),
+            Self::SetPeer { name, key, .. } | Self::RemovePeer { name, key } => {
+                format!("peer {key} of {name}")
+            }
+            Self::AddAddress { name, address } | Self::RemoveAddress { name, address } => {
+                format!("address {address} dev {name}")
+            }
+            Self::SetNeighbour { dev, address, .. } | Self::RemoveNeighbour { dev, address } => {
+                format!("neighbour {address} dev {dev}")
+            }
+            Self::SetFdb { dev, mac, .. } | Self::RemoveFdb { dev, mac } => {
+                format!("fdb {mac} dev {dev}")
+            }
+            Self::SetNexthop { id, .. } | Self::RemoveNexthop { id } => format!("nexthop {id}"),
+            Self::AddRule { rule } | Self::RemoveRule { rule } => format!("rule {rule}"),
+            Self::AddRoute { key, .. }
+            | Self::ReplaceRoute { key, .. }
+            | Self::RemoveRoute { key } => format!("route {key}"),
+            Self::SetUntracked { .. } | Self::RemoveUntracked => "untracked transit".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use leaderd_core::mesh::{self, Diagnostic, EXAMPLE_NODES, ExampleKeys, Mesh, Overlay};
+use leaderd_core::observe::steady_probes;
 use serde::Serialize;
 
 use super::keygen::NodeKeys;
@@ -87,6 +88,9 @@ struct Report<'a> {
     file: &'a Path,
     valid: bool,
     mistakes: &'a [Diagnostic],
+    /// What is allowed, and hardly meant.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     mesh: Option<Summary>,
 }
@@ -113,9 +117,10 @@ struct LocationSummary {
 fn validate(file: &Path, out: &Output) -> anyhow::Result<ExitCode> {
     let result = mesh::parse(&read(file)?);
     let mistakes = result.as_ref().err().map_or(&[][..], Vec::as_slice);
+    let warnings = result.as_ref().map(warnings).unwrap_or_default();
     let mesh = result.as_ref().ok().map(summary);
     let text = if out.json {
-        let report = Report { file, valid: result.is_ok(), mistakes, mesh };
+        let report = Report { file, valid: result.is_ok(), mistakes, warnings, mesh };
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
         let name = file.display().to_string();
@@ -126,10 +131,31 @@ fn validate(file: &Path, out: &Output) -> anyhow::Result<ExitCode> {
         if let Some(mesh) = mesh {
             text += &table(&mesh)?;
         }
+        for warning in warnings {
+            writeln!(text, "warning: {warning}")?;
+        }
         text
     };
     out.print(&text)?;
     Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Candidates whose probe budget is too small for what they watch: the one that misses most stands for all.
+fn warnings(mesh: &Mesh) -> Vec<String> {
+    let candidates = mesh.nodes.values().filter(|n| n.slot.is_some());
+    let asked = candidates.map(|n| (n, steady_probes(mesh, n)));
+    let short = asked.filter(|(_, (wanted, may))| wanted > may);
+    // The first of several that miss the same.
+    let worst = short.reduce(|worst, other| if other.1.0 > worst.1.0 { other } else { worst });
+    let warning = |(node, (wanted, may)): (&mesh::Node, (f64, f64))| {
+        format!(
+            "{} wants to send {wanted:.0} probes a second and may send {may:.0}, half of `probe_budget`: rounds are left out and faults found \
+             later; raise `probe_budget` to {:.0}, or `probe_interval`",
+            node.name,
+            (2.0 * wanted / 100.0).ceil() * 100.0
+        )
+    };
+    worst.map(warning).into_iter().collect()
 }
 
 /// The file's text; of a longer one only as much as shows that it is too long.
@@ -221,6 +247,18 @@ mod tests {
         cloud     vxlan              3        1  2 of 3  cloud-0, cloud-1, cloud-2
         home      vxlan              2        0  2 of 3  home-0, home-1, cloud-0
         ");
+    }
+
+    #[test]
+    fn a_probe_budget_that_is_too_small_is_warned_of() {
+        let mesh = |policy: &str| {
+            let text = example().unwrap().replace("probe_interval = \"100ms\"", policy);
+            mesh::parse(&text).unwrap_or_else(|e| panic!("{e:#?}"))
+        };
+        assert!(warnings(&mesh("")).is_empty());
+        let fast = mesh("probe_interval = \"10ms\"\nprobe_budget = 200");
+        // 3 slots, 100 rounds a second, and 2 more probes of each slot in 5 rounds.
+        insta::assert_snapshot!(warnings(&fast).join("\n"), @"home-0 wants to send 420 probes a second and may send 100, half of `probe_budget`: rounds are left out and faults found later; raise `probe_budget` to 900, or `probe_interval`");
     }
 
     #[test]

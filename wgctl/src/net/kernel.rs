@@ -153,7 +153,12 @@ impl Kernel {
         spawn(move || {
             let mut all = BTreeMap::new();
             for name in links {
-                let stats = backend.read(&name)?.map(|seen| seen.stats).unwrap_or_default();
+                // One that does not answer says nothing, and all others do.
+                let seen = backend.read(&name).unwrap_or_else(|error| {
+                    tracing::warn!(interface.name = %name, %error, "WireGuard does not answer");
+                    None
+                });
+                let stats = seen.map(|seen| seen.stats).unwrap_or_default();
                 all.extend(stats.into_iter().map(|(key, stats)| ((name.clone(), key), stats)));
             }
             Ok(all)

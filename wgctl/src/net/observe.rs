@@ -302,27 +302,56 @@ pub fn our_rules() -> io::Result<BTreeSet<Rule>> {
     Ok(network.rules.into_inner())
 }
 
+/// The policy rules of others, of both families, without those for marked packets: the kernel's own are among them.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn foreign_rules() -> io::Result<Vec<Rule>> {
+    let mut netlink = Netlink::open()?;
+    let mut all = Vec::new();
+    for family in [AF_INET, AF_INET6] {
+        let rules = all_rules(&mut netlink, family)?.into_iter();
+        all.extend(rules.filter(|r| !r.ours && !r.marked).map(|r| r.rule));
+    }
+    all.sort();
+    Ok(all)
+}
+
 fn rules(netlink: &mut Netlink, family: u8, network: &mut Network) -> io::Result<()> {
+    let ours = all_rules(netlink, family)?.into_iter().filter(|r| r.ours);
+    network.rules.extend(ours.map(|r| r.rule));
+    Ok(())
+}
+
+struct Found {
+    rule: Rule,
+    ours: bool,
+    /// It holds for packets with a certain mark only.
+    marked: bool,
+}
+
+fn all_rules(netlink: &mut Netlink, family: u8) -> io::Result<Vec<Found>> {
     let mut header = [0; 12];
     header[0] = family;
+    let mut found = Vec::new();
     for message in netlink.dump(Message::new(RTM_GETRULE, 0, &header))? {
         let attrs = message.attrs(12);
         let bytes = &message.payload;
-        if bytes.len() < 12
-            || attrs.get(FRA_PROTOCOL) != Some(&[ROUTE_PROTOCOL])
-            || bytes[0] != family
-        {
+        if bytes.len() < 12 || bytes[0] != family {
             continue;
         }
         let Some(of) = family_of(family) else { continue };
-        network.rules.insert(Rule {
+        let rule = Rule {
             family: of,
             priority: attrs.u32(FRA_PRIORITY).unwrap_or(0),
             from: attrs.get(FRA_SRC).and_then(|b| prefix(family, Some(b), bytes[2])),
             to: attrs.get(FRA_DST).and_then(|b| prefix(family, Some(b), bytes[1])),
             iif: attrs.str(FRA_IIFNAME).and_then(|n| n.parse().ok()),
             table: attrs.u32(FRA_TABLE).unwrap_or(u32::from(bytes[4])),
-        });
+        };
+        let ours = attrs.get(FRA_PROTOCOL) == Some(&[ROUTE_PROTOCOL]);
+        let marked = attrs.u32(FRA_FWMARK).is_some_and(|mark| mark != 0);
+        found.push(Found { rule, ours, marked });
     }
-    Ok(())
+    Ok(found)
 }

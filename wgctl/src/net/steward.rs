@@ -2,16 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::time::{Duration, Instant, SystemTime};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use wgctl_plan::{Change, InterfaceName, Network, WgPublicKey, diff, diff_desired};
 
+use super::heard::Heard;
 use super::kernel::{ApplyError, Kernel};
 use super::observe::Scope;
 use crate::wireguard::{PeerStats, PrivateKey};
-
-/// A peer that has shaken hands within this time is alive where it is (WireGuard's `REJECT_AFTER_TIME`, 180 s).
-const ALIVE: Duration = Duration::from_secs(180);
 
 /// How long the side with the greater public key leaves the first handshake to the other. When both begin at once, each
 /// drops its own half for the other's and both answers are lost; WireGuard then waits 5 s (`REKEY_TIMEOUT`), and probes
@@ -34,6 +33,7 @@ pub struct Steward {
     in_place: bool,
     /// While not in place: the last network that was. Endpoints that changed since must be set, roaming or not.
     last_in_place: Option<Network>,
+    heard: Heard,
 }
 
 /// What was done.
@@ -77,6 +77,7 @@ impl Steward {
             desired: None,
             in_place: false,
             last_in_place: None,
+            heard: Heard::default(),
         }
     }
 
@@ -158,7 +159,10 @@ impl Steward {
         let remove: Vec<Change> = silent
             .map(|(name, key)| Change::RemovePeer { name: name.clone(), key: *key })
             .collect();
-        self.kernel.apply(&remove, &self.key).await?;
+        // One that cannot be removed must not keep the rest from being repaired.
+        if let Err(error) = self.kernel.apply(&remove, &self.key).await {
+            tracing::warn!(%error, "a silent peer is not renewed");
+        }
         Ok(over)
     }
 
@@ -189,8 +193,9 @@ impl Steward {
         if let Some(wanted) = self.wanted.take() {
             self.desired = Some(self.without_yielded(wanted));
         }
-        let Some(desired) = &self.desired else { return Ok(Vec::new()) };
-        let mut changes = diff(desired, &self.observe(desired).await?);
+        // Cheap: its parts are shared.
+        let Some(desired) = self.desired.clone() else { return Ok(Vec::new()) };
+        let mut changes = diff(&desired, &self.observe(&desired).await?);
         let applied = self.apply(&mut changes).await;
         changes.retain(|change| match change {
             Change::SetPeer { name, key, .. } => !put_off.contains(&(name.clone(), *key)),
@@ -219,8 +224,8 @@ impl Steward {
     }
 
     /// What is there. A peer's endpoint counts as lost (and is set again) if it is not the desired one although the desired
-    /// one is new, or although nobody has been heard there for long.
-    async fn observe(&self, desired: &Network) -> io::Result<Network> {
+    /// one is new, although nobody has been heard there for long, or although our own tunnels carry the address that it roamed to.
+    async fn observe(&mut self, desired: &Network) -> io::Result<Network> {
         let mut observed = self.kernel.observe(&Scope::of(desired)).await?;
         // What the kernel refuses is not tried with every look.
         if desired.untracked.is_some() && self.kernel.untracked_is_put_off() {
@@ -230,7 +235,8 @@ impl Steward {
             .kernel
             .wireguard_stats(observed.wireguard.keys().cloned().collect::<Vec<_>>())
             .await?;
-        let now = SystemTime::now();
+        let now = Instant::now();
+        self.heard.note(&stats, now);
         for (name, interface) in &mut observed.wireguard {
             let of = |network: Option<&Network>, key| {
                 network.and_then(|n| n.wireguard.get(name)?.peers.get(key)?.endpoint)
@@ -239,15 +245,19 @@ impl Steward {
                 let wanted = of(Some(desired), key);
                 let new =
                     self.last_in_place.is_some() && of(self.last_in_place.as_ref(), key) != wanted;
-                let heard = stats.get(&(name.clone(), *key)).and_then(|s| s.last_handshake);
-                let alive =
-                    heard.is_some_and(|at| now.duration_since(at).unwrap_or_default() < ALIVE);
-                if peer.endpoint != wanted && (new || !alive) {
+                let alive = self.heard.is_alive(&(name.clone(), *key), now);
+                if peer.endpoint != wanted && (new || !alive || carried_by(desired, peer.endpoint))
+                {
                     peer.endpoint = None;
                 }
             }
         }
         Ok(observed)
+    }
+
+    /// Peers that were sent to and have not been heard for 15 s, by the last comparison with the kernel.
+    pub fn silent_peers(&self) -> BTreeSet<WgPublicKey> {
+        self.heard.silent(Instant::now())
     }
 
     /// Counters of every peer of the desired interfaces.
@@ -256,5 +266,38 @@ impl Steward {
     ) -> io::Result<BTreeMap<(InterfaceName, WgPublicKey), PeerStats>> {
         let links = self.desired.iter().flat_map(|d| d.wireguard.keys().cloned());
         self.kernel.wireguard_stats(links.collect::<Vec<_>>()).await
+    }
+}
+
+/// Whether packets to this endpoint would take a route of ours: WireGuard's own would run through its tunnels, for ever.
+fn carried_by(network: &Network, endpoint: Option<SocketAddr>) -> bool {
+    let Some(address) = endpoint.map(|e| e.ip()) else { return false };
+    network.routes.keys().any(|route| route.prefix.contains(&address))
+}
+
+#[cfg(test)]
+mod tests {
+    use wgctl_plan::{RouteKey, RouteVia};
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_that_our_own_routes_lead_to_is_no_place_for_a_peer() {
+        let mut network = Network::default();
+        for prefix in ["10.0.2.0/24", "fd00::/64"] {
+            let key = RouteKey { table: 254, prefix: prefix.parse().unwrap(), metric: 50 };
+            let via = RouteVia::Device { dev: "wgl0".parse().unwrap(), source: None };
+            network.routes.insert(key, via);
+        }
+        for (endpoint, carried) in [
+            (Some("10.0.2.7:51900"), true),
+            (Some("[fd00::7]:51901"), true),
+            (Some("10.0.3.7:51900"), false),
+            (Some("203.0.113.7:51900"), false),
+            (None, false),
+        ] {
+            let endpoint = endpoint.map(|e| e.parse().unwrap());
+            assert_eq!(carried_by(&network, endpoint), carried, "{endpoint:?}");
+        }
     }
 }

@@ -9,6 +9,7 @@
 mod check;
 mod diagnostic;
 mod draft;
+mod endpoint;
 mod index;
 mod inner;
 mod model;
@@ -25,6 +26,7 @@ use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 pub use diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
+pub use endpoint::{Addresses, SILENCE, Unfit};
 pub use index::Index;
 pub use inner::{NEW_INNER, OTHER_INNER, UNSAID_INNER, is_taken};
 pub use model::*;

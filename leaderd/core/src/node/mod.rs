@@ -106,6 +106,8 @@ pub struct Node {
     network: Network,
     /// What is to be known of that network; the log has it, and the status.
     notes: Vec<String>,
+    /// What parts of the shell say of this host, for the status.
+    host_notes: BTreeMap<String, Vec<String>>,
     revision: u64,
     program_retry: Option<Instant>,
     persists: BTreeMap<Ticket, (LocationName, u64)>,
@@ -179,6 +181,7 @@ impl Node {
             raft_leading: BTreeSet::new(),
             network: Network::default(),
             notes: Vec::new(),
+            host_notes: BTreeMap::new(),
             revision: 0,
             program_retry: None,
             persists: BTreeMap::new(),
@@ -248,6 +251,7 @@ impl Node {
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
             Input::Carried(rules) => self.carried_before(rules),
             Input::Addresses(held) => self.addresses_held(now, held),
+            Input::HostNotes { part, notes } => drop(self.host_notes.insert(part, notes)),
             Input::LanMtu(mtu) => {
                 if self.lan_mtu != mtu {
                     self.lan_mtu = mtu;
@@ -308,7 +312,12 @@ impl Node {
 
     /// Counts since start, by dotted name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
-        self.counters.clone()
+        let mut counters = self.counters.clone();
+        let left_out = self.observer.as_ref().map_or(0, Observer::rounds_left_out);
+        if left_out > 0 {
+            counters.insert("probes.rounds-left-out".to_owned(), left_out);
+        }
+        counters
     }
 
     /// Probe packets since start, of either direction, whose HMAC was wrong. A recorder asks before and after an input: it

@@ -72,7 +72,14 @@ impl Node {
             if let Some((cause, why)) = &self.facts.broken {
                 notes.push(format!("this node cannot relay ({cause}): {why}"));
             }
-            notes.extend(self.notes.iter().cloned());
+            if self.observer.as_ref().is_some_and(|o| o.is_short_of_probes(now.mono)) {
+                notes.push(format!(
+                    "probes are left out: this node watches more than {} probes a second (half of `probe_budget`) can; raise \
+                     `probe_budget` or `probe_interval` in [policy]",
+                    self.mesh.policy.probe_budget / 2
+                ));
+            }
+            notes.extend(self.notes.iter().chain(self.host_notes.values().flatten()).cloned());
         }
         notes.extend(self.address_notes(location));
         let observed = self.mesh.observed_between(&self.location, location);

@@ -108,6 +108,12 @@ impl Bench {
         self.feed(Input::Timeout)
     }
 
+    /// What the status says of this node's own location besides.
+    fn notes(&self) -> Vec<String> {
+        let status = self.node.status(self.now);
+        status.locations.into_iter().find(|l| l.name == status.location).unwrap().notes
+    }
+
     fn counted(&self, what: &str) -> u64 {
         self.node.counters().get(what).copied().unwrap_or(0)
     }
@@ -481,4 +487,18 @@ fn who_a_location_said_is_its_raft_leader_is_shown_while_it_is_heard() {
     assert_eq!(shown(&bench), None);
     bench.frame("cloud-0", hello("cloud-0", Some("cloud-1")));
     assert_eq!(shown(&bench), Some(name("cloud-1")));
+}
+
+#[test]
+fn what_is_wrong_with_the_host_is_shown_until_it_is_mended() {
+    let mut bench = Bench::new();
+    let before = bench.notes();
+    let note = "IPv6 cannot be programmed on this host".to_owned();
+    let say =
+        |part: &str, notes: &[String]| Input::HostNotes { part: part.into(), notes: notes.into() };
+    bench.feed(say("network", std::slice::from_ref(&note)));
+    bench.feed(say("host", &[]));
+    assert_eq!(bench.notes(), [before.clone(), vec![note]].concat());
+    bench.feed(say("network", &[]));
+    assert_eq!(bench.notes(), before);
 }

@@ -15,6 +15,7 @@
 //!
 //! Nothing here reads a clock or a random source, and nothing grows without a bound.
 
+mod budget;
 mod cause;
 mod evidence;
 mod flight;
@@ -48,6 +49,8 @@ use crate::status::HiddenSource;
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{Report, Verdict};
 
+use budget::Budget;
+pub use budget::steady_probes;
 use flight::Flying;
 use service::ask::Asked;
 use watch::Watch;
@@ -141,13 +144,9 @@ pub struct Observer {
     out: VecDeque<ObserverOutput>,
     next_probe: u64,
     next_ssid: u16,
-    /// Token bucket. Half of the budget at once and half of it per second, so no second ever sees more than all of it.
-    tokens: f64,
-    refilled: Instant,
+    budget: Budget,
     /// When this daemon last ran late.
     stalled: Instant,
-    /// Rounds left out for want of budget.
-    skipped: u64,
     /// Replies whose HMAC was wrong.
     forged: u64,
     /// Probes that arrived from another source than they were sent from.
@@ -173,10 +172,8 @@ impl Observer {
             out: VecDeque::new(),
             next_probe: 0,
             next_ssid,
-            tokens: 0.0,
-            refilled: now.mono,
+            budget: Budget::new(now.mono),
             stalled: Instant::default(),
-            skipped: 0,
             forged: 0,
             rewritten: 0,
         };
@@ -285,8 +282,13 @@ impl Observer {
     }
 
     /// Rounds left out since the start because the probe budget was spent.
-    pub fn skipped_rounds(&self) -> u64 {
-        self.skipped
+    pub fn rounds_left_out(&self) -> u64 {
+        self.budget.left_out()
+    }
+
+    /// The probe budget is too small for what this node watches.
+    pub fn is_short_of_probes(&self, now: Instant) -> bool {
+        self.budget.is_short(now)
     }
 
     fn emit(&mut self, output: ObserverOutput) {
@@ -305,6 +307,8 @@ impl Observer {
                 for shot in shots {
                     self.send(now, at, shot);
                 }
+            } else {
+                self.budget.leave_out(now.mono);
             }
         }
         for shot in judged.shots {

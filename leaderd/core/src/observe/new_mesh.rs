@@ -42,7 +42,7 @@ impl Observer {
         }
         let peers: BTreeSet<_> = mesh.nodes.values().map(|n| n.wireguard_key).collect();
         self.keys.retain(|k| peers.contains(k));
-        self.tokens = self.tokens.min(self.bucket());
+        self.budget.mesh_changed(&mesh);
     }
 
     /// Whether nodes have yet to say where they are probed: a relay without targets is not taken for one that has none.
@@ -53,6 +53,7 @@ impl Observer {
     /// Takes the same mesh with other addresses of its nodes: where those of a location are the same, nothing is disturbed.
     pub fn readdress(&mut self, now: Now, mesh: Arc<Mesh>) {
         let old = std::mem::replace(&mut self.mesh, mesh.clone());
+        self.budget.mesh_changed(&mesh);
         let Some(me) = mesh.node(&self.me).filter(|n| n.slot.is_some()) else { return };
         for at in 0..self.watches.len() {
             let location = self.watches[at].location.clone();

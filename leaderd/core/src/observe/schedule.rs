@@ -14,7 +14,7 @@ use crate::verdict::{Cause, ProbeClass, Verdict};
 use super::watch::Watch;
 
 /// A cycle of rounds: full size, pinned flow, relay and as-workload have one of them each.
-const CYCLE: u64 = 5;
+pub(super) const CYCLE: u64 = 5;
 /// One round in so many also tries a target that is thought dead.
 const REVISIT: u64 = 5;
 /// Long-lived flows per slot: each costs a socket.

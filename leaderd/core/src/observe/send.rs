@@ -1,4 +1,4 @@
-//! Sending: a round of paired probes, one probe, and the budget that bounds them all.
+//! Sending: a round of paired probes, and one probe.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -26,9 +26,14 @@ impl Observer {
         // Not from `now`: a late wake-up must not slow the rhythm, but rounds missed in a pause are not made up for.
         w.next_round =
             (w.next_round + interval - interval / 20 + jitter).max(now.mono + interval / 2);
+        let taken = self.budget.round(&mesh, now.mono, at, shots.len());
+        if let Err(again) = taken {
+            // The same one again: else a class of probes might be left out each time.
+            w.round -= 1;
+            w.next_round = again.map_or(w.next_round, |again| again.min(w.next_round));
+        }
         self.timers.insert((w.next_round, Timer::Round(at)));
-        if !self.spend(now.mono, shots.len()) {
-            self.skipped += 1;
+        if taken.is_err() {
             return;
         }
         for shot in shots {
@@ -121,20 +126,9 @@ impl Observer {
         }));
     }
 
-    pub(super) fn bucket(&self) -> f64 {
-        f64::from(self.mesh.policy.probe_budget) / 2.0
-    }
-
     /// Takes `n` probes from the budget, or none.
     pub(super) fn spend(&mut self, now: Instant, n: usize) -> bool {
-        let full = self.bucket();
-        self.tokens = (self.tokens + now.since(self.refilled).as_secs_f64() * full).min(full);
-        self.refilled = now;
-        let enough = self.tokens >= n as f64;
-        if enough {
-            self.tokens -= n as f64;
-        }
-        enough
+        self.budget.spend(&self.mesh, now, n)
     }
 
     /// A random part of a duration.

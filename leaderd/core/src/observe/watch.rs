@@ -17,6 +17,9 @@ use super::verify::Verify;
 
 /// How long a location that is watched slowly is watched at full rate after a loss.
 const RAISED_FOR: Duration = Duration::from_secs(10);
+/// Between two rounds, whatever the policy says.
+const LEAST_INTERVAL: Duration = Duration::from_millis(10);
+
 /// Locations watched slowly at `slow_probe_interval`; with more of them the interval grows, so that their rounds stay as
 /// many a second and leave the probe budget to the locations that are watched at full rate.
 const SLOW_LOCATIONS: usize = 40;
@@ -154,14 +157,13 @@ impl Watch {
         }
         let rank = rank(mesh, &me.location, location);
         let watchers = usize::from(mesh.policy_of(location).watchers);
-        let slow = mesh.locations.len().saturating_sub(1).div_ceil(SLOW_LOCATIONS).max(1);
         let cells = vec![vec![Cell::default(); targets.len()]; paths.len()];
         let mut watch = Self {
             location: location.clone(),
             full_rate: rank < watchers,
             deputy: rank < 2 * watchers,
             told_trouble: false,
-            stretch: slow as u32,
+            stretch: stretch(mesh),
             raised_until: now,
             epoch: Epoch::default(),
             leaders: Vec::new(),
@@ -249,14 +251,13 @@ impl Watch {
     }
 
     pub(super) fn interval(&self, policy: &Policy, now: Instant) -> Duration {
-        let least = Duration::from_millis(10);
         if self.full_rate
             || now < self.raised_until
             || self.paths.iter().any(|p| p.verdict.is_degraded())
         {
-            policy.probe_interval.max(least)
+            policy.probe_interval.max(LEAST_INTERVAL)
         } else {
-            self.slow_interval(policy).max(least)
+            self.slow_interval(policy).max(LEAST_INTERVAL)
         }
     }
 
@@ -402,6 +403,27 @@ pub(super) fn source(mesh: &Mesh, me: &Node, own: bool, v6: bool) -> Option<IpAd
         true => mesh.carried_address(me).filter(|a| a.is_ipv6() == v6),
         false => me.probe_addresses.iter().copied().find(|a| a.is_ipv6() == v6),
     }
+}
+
+/// By how much the rounds over locations that are watched slowly are stretched.
+fn stretch(mesh: &Mesh) -> u32 {
+    mesh.locations.len().saturating_sub(1).div_ceil(SLOW_LOCATIONS).max(1) as u32
+}
+
+/// Whether `observer` watches `location` at full rate.
+pub(super) fn is_watched_fully(
+    mesh: &Mesh,
+    observer: &LocationName,
+    location: &LocationName,
+) -> bool {
+    rank(mesh, observer, location) < usize::from(mesh.policy_of(location).watchers)
+}
+
+/// Between two rounds over a location, while all is well.
+pub(super) fn interval_of(mesh: &Mesh, location: &LocationName, fully: bool) -> Duration {
+    let policy = mesh.policy_of(location);
+    let slow = policy.slow_probe_interval * stretch(mesh);
+    if fully { policy.probe_interval } else { slow }.max(LEAST_INTERVAL)
 }
 
 /// Rendezvous hashing: how many locations come before `observer` in watching `location`? The first `watchers` of its policy watch it

@@ -4,7 +4,9 @@ use leaderd_core::admin::{AdminRequest, AdminResponse, Author};
 use leaderd_core::capability::Capabilities;
 use leaderd_core::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use leaderd_core::mesh::Mesh;
-use leaderd_core::state::{Command, Decision, Event, EventKind, EventTimes, LocationState};
+use leaderd_core::state::{
+    Command, Decision, Event, EventKind, EventTimes, FreezeEnd, LocationState,
+};
 use leaderd_core::status::CandidateStatus;
 use leaderd_core::time::WallTime;
 use leaderd_core::verdict::{
@@ -139,6 +141,10 @@ impl Maker<'_, '_, '_> {
         } else {
             self.source.number()
         })
+    }
+
+    fn freeze_end(&mut self) -> FreezeEnd {
+        FreezeEnd { until: self.time(), span: self.source.duration() }
     }
 
     fn time(&mut self) -> WallTime {
@@ -422,7 +428,7 @@ impl Maker<'_, '_, '_> {
         let event = Box::new(self.event(&decision));
         let command = match self.source.byte() % 8 {
             0 => Command::Drain { node: self.node() },
-            1 => Command::Freeze { until: self.source.once_in(2).then(|| self.time()) },
+            1 => Command::Freeze { until: self.source.once_in(2).then(|| self.freeze_end()) },
             2 => Command::Record { event },
             3 => Command::Complete {
                 epoch: self.epoch(),
@@ -445,7 +451,8 @@ impl Maker<'_, '_, '_> {
         }
         state.decision = self.source.once_in(2).then_some(decision);
         state.last_seq = self.source.number();
-        state.frozen = self.source.once_in(4).then(|| self.source.once_in(2).then(|| self.time()));
+        state.frozen =
+            self.source.once_in(4).then(|| self.source.once_in(2).then(|| self.freeze_end()));
         state.encode()
     }
 }

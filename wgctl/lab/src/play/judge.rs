@@ -28,6 +28,7 @@ impl Session {
         let since_injection = |t: Option<u64>| Some((t? as f64 - self.injected? as f64) / 1e3);
         let times = first.map(|e| e.times).unwrap_or_default();
         let mut result = RunResult {
+            machine: Default::default(),
             outcome: String::new(),
             why: String::new(),
             failed: None,

@@ -18,6 +18,7 @@ use serde_json::json;
 
 use crate::admin::{self, Event};
 use crate::control;
+use crate::machine::Machine;
 use crate::meter::wall_micros;
 use crate::report::RunResult;
 use crate::sandbox::{LabDir, run_inside};
@@ -51,8 +52,14 @@ pub fn once(
     let (scenario, leaderd, logs) = (scenario.clone(), leaderd.to_owned(), logs.map(PathBuf::from));
     let (code, out) = run_inside(&dir, move |dir, mut pipe| {
         let mut session = Session::start(&scenario, dir, leaderd, record)?;
-        let played = session.play();
-        let result = played.unwrap_or_else(|e| RunResult::broken(format!("{e:#}")));
+        let machine = Machine::watch();
+        let played = session.play(&machine);
+        let mut result = played.unwrap_or_else(|e| RunResult::broken(format!("{e:#}")));
+        result.machine = machine.take();
+        // Whoever reads why it failed reads that as well.
+        if !result.passed() && result.machine.starved() {
+            result.why = format!("{}; {}", result.why, result.machine);
+        }
         if let Some(logs) = logs {
             if record {
                 // A daemon that stops ends its recording.
@@ -121,11 +128,13 @@ impl Session {
         self.backend.clone().unwrap_or_default()
     }
 
-    fn play(&mut self) -> Result<RunResult> {
+    fn play(&mut self, machine: &Machine) -> Result<RunResult> {
         if let Some(words) = self.world.scenario.expect.dead.clone() {
             return self.play_dead(&words);
         }
         let meters = self.settle()?;
+        // What starting took counts for nothing that is measured.
+        machine.take();
         let before = meters.account();
         let since = wall_micros();
         let start = Instant::now();

@@ -92,7 +92,7 @@ impl Observer {
         if self.spend(now.mono, paths.len()) {
             self.ask(now, at, s, &paths);
         } else {
-            self.skipped += 1;
+            self.budget.leave_out(now.mono);
         }
     }
 

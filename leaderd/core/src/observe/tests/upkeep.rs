@@ -134,7 +134,34 @@ fn no_second_has_more_probes_than_the_budget() {
             world.sent[i..].iter().take_while(|t| t.since(*at) < Duration::from_secs(1)).count();
         assert!(in_second <= 40, "{in_second} at {at:?}");
     }
-    assert!(world.observer.skipped_rounds() > 0);
+    assert!(world.observer.rounds_left_out() > 0);
+    let now = world.clock().mono;
+    assert!(world.observer.is_short_of_probes(now));
+    assert!(!world.observer.is_short_of_probes(now + Duration::from_secs(60)));
+}
+
+#[test]
+fn a_budget_that_is_too_small_leaves_out_rounds_of_all_locations_alike() {
+    // One location with many slots beside two with one; each round of the one costs more than half of what comes in meanwhile.
+    let names: Vec<String> = (0..8).map(|n| format!("wide-{n}")).collect();
+    let wide = names.iter().zip(0..).map(|(name, slot)| (name.as_str(), "wide", Some(slot)));
+    let narrow =
+        [("home-0", "home", Some(0)), ("east-0", "east", Some(0)), ("west-0", "west", Some(0))];
+    let mut mesh = mesh(&narrow.into_iter().chain(wide).collect::<Vec<_>>());
+    mesh.policy.probe_budget = 40;
+    let mut rounds: std::collections::BTreeMap<String, u32> = Default::default();
+    let mut world = World::new(mesh, 2, |p: &Seen<'_>| {
+        let location = p.target.split('-').next().unwrap_or_default();
+        *rounds.entry(location.to_owned()).or_default() += 1;
+        Fate::Back(ms(20))
+    });
+    world.run_until(Duration::from_secs(120));
+    assert!(world.observer.rounds_left_out() > 100);
+    drop(world);
+    // 20 probes a second, of which a round over `wide` takes 8 and the others 1 each: each comes round twice a second.
+    let rate = |location: &str, slots: f64| f64::from(rounds[location]) / slots / 120.0;
+    let rates = [rate("wide", 8.0), rate("east", 1.0), rate("west", 1.0)];
+    assert!(rates.iter().all(|r| (1.0..=4.0).contains(r)), "{rates:?}");
 }
 
 #[test]

@@ -1,0 +1,163 @@
+use super::failing::failing;
+use super::*;
+
+struct Fake {
+    /// What becomes of one programming after the other; then all succeed.
+    outcomes: Vec<Result<Failing, String>>,
+    /// What the first comparison gives; the others find what the last programming left.
+    repairs: Option<Repairs>,
+    seen: mpsc::UnboundedSender<Network>,
+    notes: Vec<String>,
+    left: Failing,
+}
+
+impl Steward for Fake {
+    fn backend(&self) -> String {
+        "wireguard-go".into()
+    }
+    async fn program(&mut self, network: Network) -> Result<Failing, String> {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let outcome = match self.outcomes.is_empty() {
+            true => Ok(Failing::default()),
+            false => self.outcomes.remove(0),
+        };
+        if let Ok(failing) = &outcome {
+            self.left = failing.clone();
+            self.seen.send(network).map_err(|e| e.to_string())?;
+        }
+        outcome
+    }
+    async fn reconcile(&mut self) -> Repairs {
+        let left = Repairs { made: Vec::new(), failing: Ok(self.left.clone()) };
+        self.repairs.take().unwrap_or(left)
+    }
+    fn notes(&self) -> Vec<String> {
+        self.notes.clone()
+    }
+    async fn drift(&mut self) {
+        std::future::pending().await
+    }
+}
+
+struct Bench {
+    programs: watch::Sender<Program>,
+    told: mpsc::Receiver<Input>,
+    seen: mpsc::UnboundedReceiver<Network>,
+    counters: Counters,
+}
+
+impl Bench {
+    async fn new(outcomes: Vec<Result<Failing, String>>, repairs: Option<Repairs>) -> Self {
+        let (fed, seen) = mpsc::unbounded_channel();
+        let (programs, rx) = watch::channel(None);
+        let (inputs, told) = mpsc::channel(64);
+        let counters = Counters::default();
+        let silent = watch::channel(BTreeSet::new()).0;
+        let tells = Tells { inputs, silent, counters: counters.clone() };
+        let notes = vec!["transit is tracked".into()];
+        let fake = Fake { outcomes, repairs, seen: fed, notes, left: Failing::default() };
+        start(move || async move { Ok(fake) }, rx, tells).await.unwrap();
+        Self { programs, told, seen, counters }
+    }
+
+    fn program(&self, revision: u64) {
+        self.programs.send_replace(Some((revision, marked(&format!("r{revision}")))));
+    }
+
+    async fn next(&mut self) -> Input {
+        let next = tokio::time::timeout(Duration::from_secs(30), self.told.recv());
+        next.await.expect("it says something").unwrap()
+    }
+
+    /// The next programming's end, and the notes that came before it.
+    async fn programmed(&mut self) -> (u64, Option<String>, Vec<String>) {
+        let mut before = Vec::new();
+        loop {
+            match self.next().await {
+                Input::Programmed { revision, error } => return (revision, error, before),
+                Input::HostNotes { part, notes } => {
+                    assert_eq!(part, "network");
+                    before = notes;
+                }
+                Input::Local(facts) => assert_eq!(facts.backend, "wireguard-go"),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+fn marked(mark: &str) -> Box<Network> {
+    Box::new(Network { sysctls: [(mark.to_owned(), "1".to_owned())].into(), ..Network::default() })
+}
+
+#[tokio::test]
+async fn the_newest_network_is_programmed_until_it_succeeds_and_those_between_are_skipped() {
+    let busy = || Err("busy".to_owned());
+    let mut bench = Bench::new(vec![busy(), busy()], None).await;
+    (1..=20).for_each(|revision| bench.program(revision));
+    let mut errors = 0;
+    loop {
+        match bench.programmed().await {
+            (_, Some(_), _) => errors += 1,
+            (revision, None, _) => {
+                assert_eq!(revision, 20);
+                break;
+            }
+        }
+    }
+    assert_eq!(errors, 2);
+    assert_eq!(bench.seen.recv().await.unwrap(), *marked("r20"));
+}
+
+#[tokio::test]
+async fn a_part_that_the_kernel_refuses_again_keeps_nothing_else_from_being_in_force() {
+    let no_ipv6 = || Ok(failing(&["address fd00::1/128 dev wgl0", "route fd01::/64"]));
+    let more = Ok(failing(&["address fd00::1/128 dev wgl0", "route fd01::/64", "link lvx0"]));
+    let outcomes = vec![no_ipv6(), no_ipv6(), no_ipv6(), more, Ok(Failing::default())];
+    let mut bench = Bench::new(outcomes, None).await;
+    bench.program(1);
+    let (revision, error, _) = bench.programmed().await;
+    assert_eq!(revision, 1);
+    assert!(error.is_some_and(|e| e.contains("fd00::1")), "it may be for a moment: once more");
+    let (revision, error, notes) = bench.programmed().await;
+    assert_eq!((revision, error), (1, None), "all else is in force");
+    assert_eq!(notes.len(), 2, "what is tracked, and what is refused: {notes:?}");
+    assert!(notes[1].starts_with("2 parts of this node's network cannot be programmed"));
+    assert!(notes[1].contains("fd00::1") && notes[1].contains("fd01::"), "{notes:?}");
+    assert_eq!(bench.counters.get("network_parts_failing"), 2);
+
+    bench.program(2);
+    let (revision, error, _) = bench.programmed().await;
+    assert_eq!((revision, error), (2, None), "the next decision does not wait for it");
+    bench.program(3);
+    let (revision, error, _) = bench.programmed().await;
+    assert!((revision, error.is_some()) == (3, true), "one more part: that may be for a moment");
+    let (revision, error, notes) = bench.programmed().await;
+    assert_eq!((revision, error), (3, None));
+    assert_eq!(notes, ["transit is tracked"], "it is mended, and that is told");
+    assert_eq!(bench.counters.get("network_parts_failing"), 0);
+}
+
+#[tokio::test]
+async fn a_repair_that_fails_in_part_counts_as_what_it_repaired_and_as_an_error() {
+    let made = vec!["add route".to_owned(), "set up".to_owned()];
+    let repairs = Repairs { made, failing: Ok(failing(&["route 10.1.0.0/24"])) };
+    let bench = Bench::new(Vec::new(), Some(repairs)).await;
+    bench.program(1);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while bench.counters.get("repair_errors") == 0 {
+        assert!(Instant::now() < deadline, "nothing is compared");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!((bench.counters.get("repairs"), bench.counters.get("repair_errors")), (2, 1));
+}
+
+#[tokio::test]
+async fn a_steward_that_cannot_be_made_stops_the_start_with_its_reason() {
+    let (_programs, rx) = watch::channel(None);
+    let make = || async { Err::<Fake, _>(anyhow::anyhow!("/dev/net/tun is missing")) };
+    let silent = watch::channel(BTreeSet::new()).0;
+    let tells = Tells { inputs: mpsc::channel(1).0, silent, counters: Counters::default() };
+    let error = start(make, rx, tells).await.unwrap_err();
+    assert!(error.to_string().contains("/dev/net/tun"));
+}

@@ -1,0 +1,92 @@
+//! The addresses that were last in use, on disk. Nobody waits for that disk.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use tokio::task::JoinHandle;
+
+use super::Resolved;
+
+const FILE: &str = "endpoints.json";
+
+/// Longest file, in bytes: a mesh has 4,094 nodes at most, and a DNS name 253 letters.
+const MAX_FILE: u64 = 2 << 20;
+
+pub(super) struct Kept {
+    path: PathBuf,
+    on_disk: Resolved,
+    /// What is to be on disk, if that is something else.
+    wanted: Option<Resolved>,
+    writing: Option<(Resolved, JoinHandle<io::Result<()>>)>,
+}
+
+impl Kept {
+    pub fn open(state: &Path) -> Self {
+        let path = state.join(FILE);
+        let on_disk = read(&path).unwrap_or_else(|error| {
+            tracing::warn!(file = %path.display(), %error, "the addresses of endpoints that were kept are of no use");
+            Resolved::new()
+        });
+        Self { path, on_disk, wanted: None, writing: None }
+    }
+
+    pub fn address(&self, name: &str) -> Option<IpAddr> {
+        self.on_disk.get(name).copied()
+    }
+
+    /// These are to be on disk. A disk that hangs holds up nobody; the newest ones are written when it has come round.
+    pub fn keep(&mut self, addresses: Resolved) {
+        self.wanted = Some(addresses);
+        self.begin();
+    }
+
+    fn begin(&mut self) {
+        if self.writing.is_some() {
+            return;
+        }
+        let Some(wanted) = self.wanted.take().filter(|w| *w != self.on_disk) else { return };
+        let (path, addresses) = (self.path.clone(), wanted.clone());
+        let task = tokio::task::spawn_blocking(move || write(&path, &addresses));
+        self.writing = Some((wanted, task));
+    }
+
+    /// Waits until a write is done; never if none is under way. Cancel-safe.
+    pub async fn written(&mut self) {
+        let Some((_, task)) = &mut self.writing else { return std::future::pending().await };
+        let done = task.await.map_err(io::Error::other).and_then(|done| done);
+        let Some((addresses, _)) = self.writing.take() else { return };
+        match done {
+            Ok(()) => self.on_disk = addresses,
+            Err(error) => {
+                tracing::warn!(file = %self.path.display(), %error, "cannot keep the addresses of endpoints");
+            }
+        }
+        self.begin();
+    }
+}
+
+fn read(path: &Path) -> io::Result<Resolved> {
+    let mut bytes = Vec::new();
+    match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Resolved::new()),
+        opened => opened?.take(MAX_FILE).read_to_end(&mut bytes)?,
+    };
+    serde_json::from_slice(&bytes).map_err(io::Error::other)
+}
+
+/// The whole file or the one before, whenever the power goes.
+fn write(path: &Path, addresses: &Resolved) -> io::Result<()> {
+    let beside = path.with_extension("json.new");
+    let mut options = OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    file.write_all(&serde_json::to_vec(addresses)?)?;
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    match path.parent() {
+        Some(dir) => File::open(dir)?.sync_all(),
+        None => Ok(()),
+    }
+}
