@@ -126,14 +126,14 @@ pub struct Cluster {
     pub cut: BTreeSet<(NodeName, NodeName)>,
     /// Disks that take no more writes, and what waits for them.
     pub hung: BTreeMap<NodeName, VecDeque<(u64, Persist)>>,
-    /// The power goes after so many more writes, before the daemon hears that the last of them is done. It comes back soon.
-    pub power: BTreeMap<NodeName, u32>,
     /// Disks in which hard states fit and entries do not: they hang with the first of those.
     pub full: BTreeSet<NodeName>,
     /// Since when a disk has taken none of the writes that wait for it.
     pub stuck_since: BTreeMap<NodeName, u64>,
     /// Snapshots are lost on the way.
     pub drop_snapshots: bool,
+    /// The power goes after so many more writes, before the daemon hears that the last of them is done. It comes back soon.
+    pub power: BTreeMap<NodeName, u32>,
     /// What observers see: verdict by (observer, slot); forwarding if absent.
     pub verdicts: BTreeMap<(NodeName, Slot), Verdict>,
     pub observers: Vec<NodeName>,
@@ -170,10 +170,10 @@ impl Cluster {
             loss_percent: 0,
             cut: BTreeSet::new(),
             hung: BTreeMap::new(),
-            power: BTreeMap::new(),
             full: BTreeSet::new(),
             stuck_since: BTreeMap::new(),
             drop_snapshots: false,
+            power: BTreeMap::new(),
             verdicts: BTreeMap::new(),
             observers: (0..3).map(|i| name(&format!("home-{i}"))).collect(),
             claims: BTreeMap::new(),
@@ -238,11 +238,11 @@ impl Cluster {
         self.stuck_since.remove(node);
         let life = self.lives[node];
         for (ticket, write) in self.hung.remove(node).unwrap_or_default() {
-            self.write(node, ticket, write, life);
+            self.write_later(node, ticket, write, life);
         }
     }
 
-    fn write(&mut self, node: &NodeName, ticket: u64, write: Persist, life: u64) {
+    fn write_later(&mut self, node: &NodeName, ticket: u64, write: Persist, life: u64) {
         let (min, max) = self.disk_ms;
         let after = min * MS + self.random((max - min + 1) * MS);
         // Writes are in order: nothing overtakes an earlier one.
@@ -289,7 +289,7 @@ impl Cluster {
                 }
                 GroupOutput::Persist { ticket, write } => {
                     let life = self.lives[node];
-                    self.write(node, ticket, write, life);
+                    self.write_later(node, ticket, write, life);
                 }
                 GroupOutput::Decided { decision, event } => {
                     if self.ack {
@@ -328,7 +328,7 @@ impl Cluster {
     }
 
     /// Whatever comes next, a start from this disk must succeed.
-    fn written(&mut self, node: &NodeName, write: &Persist) {
+    fn write(&mut self, node: &NodeName, write: &Persist) {
         let disk = self.disks.get_mut(node).unwrap();
         disk.write(write);
         if let Err(error) = disk.check(&"cloud".parse().unwrap()) {
@@ -374,7 +374,7 @@ impl Cluster {
             }
             Due::Persisted { node, ticket, write, life } => {
                 if self.lives[&node] == life {
-                    self.written(&node, &write);
+                    self.write(&node, &write);
                     if self.power_goes(&node) {
                         self.crash(&node);
                         self.push(300 * MS, Due::PowerIsBack(node));

@@ -288,8 +288,9 @@ fn a_voter_whose_snapshot_waits_for_the_disk_outlives_its_raft_leader() {
         c.run(20);
     }
     c.start(&lost);
-    c.hung.entry(lost.clone()).or_default();
-    c.run(1000);
+    // A new term fits, and the snapshot does not.
+    c.full.insert(lost.clone());
+    c.run(2000);
     let snapshot_waits = c.hung[&lost].iter().any(|(_, write)| write.snapshot.is_some());
     assert!(snapshot_waits);
     let leader = c.raft_leader().unwrap();
