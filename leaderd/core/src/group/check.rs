@@ -2,13 +2,13 @@
 //! log, terms that do not fit, configurations that make no sense), so each is checked first; nothing is caught later.
 
 use protobuf::Message as _;
-use raft::eraftpb::{ConfState, Entry, Message, MessageType};
+use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 use raft::{Raft, StateRole, Storage};
 
 use super::log::unreadable;
 use super::raft_bytes;
 use crate::capability::Unreadable;
-use crate::state::{LocationState, MAX_COMMAND};
+use crate::state::{Command, LocationState, MAX_COMMAND};
 
 /// Terms and indexes stay below this, so that adding to them cannot overflow. No group lives to see it.
 const MAX_NUMBER: u64 = 1 << 62;
@@ -73,6 +73,9 @@ pub(super) fn check<S: Storage>(
             match m.entries.iter().find_map(unreadable) {
                 Some(Unreadable::Newer) => return Checked::Ignore(NEWER_ENTRY),
                 Some(Unreadable::Malformed) => return Checked::Ignore("bad entries"),
+                None if m.entries.iter().any(makes_no_sense) => {
+                    return Checked::Ignore("entries that make no sense");
+                }
                 None => {}
             }
         }
@@ -84,7 +87,7 @@ pub(super) fn check<S: Storage>(
                 return Checked::Ignore("bad snapshot");
             }
             match LocationState::decode(&m.get_snapshot().data) {
-                Ok(new) if new.location == state.location && new.is_within_bounds() => {}
+                Ok(new) if new.location == state.location && new.check().is_ok() => {}
                 Err(Unreadable::Newer) => return Checked::Ignore(NEWER_SNAPSHOT),
                 _ => return Checked::Ignore("bad snapshot"),
             }
@@ -128,6 +131,12 @@ pub(super) fn check<S: Storage>(
         _ => return Checked::Ignore("kind of message"),
     }
     Checked::Step(Box::new(m))
+}
+
+/// A command with values that our own never have.
+fn makes_no_sense(entry: &Entry) -> bool {
+    entry.get_entry_type() == EntryType::EntryNormal
+        && Command::decode(&entry.data).is_ok_and(|command| command.check().is_err())
 }
 
 fn contiguous(entries: &[Entry], prev_index: u64, prev_term: u64, term: u64) -> bool {

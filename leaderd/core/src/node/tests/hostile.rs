@@ -3,7 +3,7 @@
 use super::*;
 use crate::admin::Author;
 use crate::mesh::Commands;
-use crate::state::{Event, EventKind};
+use crate::state::{Event, EventKind, MAX_STATE};
 use crate::wire::limits::MAX_TEXT;
 
 /// A report of `home-1` whose first slot was changed.
@@ -96,7 +96,7 @@ fn events_of_other_locations_take_a_bounded_room_however_large_and_many_they_are
     }
     let kept = bench.node.events();
     let size: usize = kept.iter().map(Event::size).sum();
-    assert!(sent > 8 << 20 && size <= 1 << 20, "{size} of {sent} bytes");
+    assert!(sent > 8 << 20 && size <= MAX_STATE, "{size} of {sent} bytes");
     assert_eq!(kept.last().map(|e| e.seq), Some(1999), "the newest are kept");
     // What none of ours would send is not kept at all.
     bench.frame("cloud-1", with_event(event(2000, 17)));
