@@ -75,7 +75,7 @@ impl Liar {
             request: AdminRequest::Undrain { node: name("cloud-1") },
         });
         frames.push(Frame::Raft { location: cloud, message: vec![0x62; 300 << 10] });
-        for frame in &frames {
+        for frame in frames.iter().filter(|_| self.sent == 1) {
             // Nothing is refused for its size alone.
             Frame::decode(&frame.encode()).expect("it is read");
         }

@@ -9,7 +9,7 @@ use super::log::unreadable;
 use super::raft_bytes;
 use super::raft_node::{MAX_VOTERS, is_ours};
 use crate::capability::Unreadable;
-use crate::state::{LocationState, MAX_COMMAND};
+use crate::state::{Command, LocationState, MAX_COMMAND};
 use crate::stored::MAX_NUMBER;
 
 /// Nobody is this far ahead of a voter: else one message could leave a group no numbers to go on with.
@@ -75,6 +75,9 @@ pub(super) fn check<S: Storage>(
             match m.entries.iter().find_map(unreadable) {
                 Some(Unreadable::Newer) => return Checked::Ignore(NEWER_ENTRY),
                 Some(Unreadable::Malformed) => return Checked::Ignore("bad entries"),
+                None if m.entries.iter().any(makes_no_sense) => {
+                    return Checked::Ignore("entries that make no sense");
+                }
                 None => {}
             }
         }
@@ -87,7 +90,7 @@ pub(super) fn check<S: Storage>(
                 return Checked::Ignore("bad snapshot");
             }
             match LocationState::decode(&m.get_snapshot().data) {
-                Ok(new) if new.location == state.location && new.is_within_bounds() => {}
+                Ok(new) if new.location == state.location && new.check().is_ok() => {}
                 Err(Unreadable::Newer) => return Checked::Ignore(NEWER_SNAPSHOT),
                 _ => return Checked::Ignore("bad snapshot"),
             }
@@ -131,6 +134,12 @@ pub(super) fn check<S: Storage>(
         _ => return Checked::Ignore("kind of message"),
     }
     Checked::Step(Box::new(m))
+}
+
+/// A command with values that our own never have.
+fn makes_no_sense(entry: &Entry) -> bool {
+    entry.get_entry_type() == EntryType::EntryNormal
+        && Command::decode(&entry.data).is_ok_and(|command| command.check().is_err())
 }
 
 fn contiguous(entries: &[Entry], prev_index: u64, prev_term: u64, term: u64) -> bool {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Frame, Hello};
 use crate::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
 use crate::ids::{Epoch, Slot};
-use crate::state::{Decision, Event, EventTimes};
+use crate::state::{Command, Decision, Event, EventTimes, LocationState};
 use crate::status::CandidateStatus;
 use crate::time::WallTime;
 use crate::verdict::{EvidenceRow, Report, SlotReport};
@@ -161,6 +161,37 @@ impl Frame {
     }
 }
 
+impl Command {
+    /// The same of a command in a replicated log: what is applied is told to others, who would refuse it.
+    pub fn check(&self) -> Check {
+        match self {
+            Self::Decide { decision, event, .. } => {
+                check_decision(decision)?;
+                check_event(event)
+            }
+            Self::Record { event } => check_event(event),
+            Self::Freeze { until } => until.map_or(Ok(()), check_time),
+            Self::Complete { epoch, times, blackout } => {
+                check_epoch(*epoch)?;
+                check_times(times)?;
+                check_blackout(*blackout)
+            }
+            Self::Drain { .. } | Self::Undrain { .. } | Self::Unfreeze => Ok(()),
+        }
+    }
+}
+
+impl LocationState {
+    /// The same of a state that came in a snapshot.
+    pub fn check(&self) -> Check {
+        ensure(self.is_within_bounds(), Nonsense::Event)?;
+        ensure(self.last_seq < MAX_NUMBER, Nonsense::Number)?;
+        self.decision.iter().try_for_each(check_decision)?;
+        self.frozen.flatten().map_or(Ok(()), check_time)?;
+        self.events.iter().try_for_each(check_event)
+    }
+}
+
 fn check_time(at: WallTime) -> Check {
     ensure(at <= MAX_TIME, Nonsense::Time)
 }
@@ -222,13 +253,16 @@ fn check_decision(decision: &Decision) -> Check {
 fn check_event(event: &Event) -> Check {
     check_epoch(event.epoch)?;
     ensure(event.seq < MAX_NUMBER, Nonsense::Number)?;
-    let EventTimes { first_loss, suspected, condemned, committed, programmed, verified } =
-        event.times;
-    let times = [first_loss, suspected, condemned, committed, programmed, verified];
-    times.into_iter().flatten().try_for_each(check_time)?;
+    check_times(&event.times)?;
     check_blackout(event.blackout)?;
     event.evidence.values().try_for_each(|slots| check_slot_reports(slots))?;
     ensure(event.is_within_bounds(), Nonsense::Event)
+}
+
+fn check_times(times: &EventTimes) -> Check {
+    let EventTimes { first_loss, suspected, condemned, committed, programmed, verified } = *times;
+    let times = [first_loss, suspected, condemned, committed, programmed, verified];
+    times.into_iter().flatten().try_for_each(check_time)
 }
 
 fn check_hello(hello: &Hello) -> Check {

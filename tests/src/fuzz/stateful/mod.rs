@@ -42,6 +42,7 @@ pub fn stateful(bytes: &[u8]) {
 }
 
 /// A mesh of seven nodes: three candidates and a member in `cloud`, two candidates and a member in `home`.
+#[derive(Debug)]
 pub struct Settled {
     now: Instant,
     nodes: BTreeMap<NodeName, Node>,

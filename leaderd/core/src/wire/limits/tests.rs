@@ -259,3 +259,25 @@ fn the_largest_report_that_is_sent_fits_its_frame() {
     assert_eq!(frame.check(), Ok(()));
     assert!(frame.encode().len() < MAX_MESSAGE);
 }
+
+#[test]
+fn what_would_be_told_to_others_and_refused_there_does_not_enter_a_log() {
+    let late = EventTimes { verified: Some(WallTime(u64::MAX)), ..Default::default() };
+    let record = |event: Event| Command::Record { event: Box::new(event) }.check();
+    assert_eq!(record(event()), Ok(()));
+    assert_eq!(record(Event { times: late, ..event() }), Err(Nonsense::Time));
+    assert_eq!(record(Event { summary: "x".repeat(301), ..event() }), Err(Nonsense::Event));
+    let complete = Command::Complete { epoch: Epoch(1), times: late, blackout: None };
+    assert_eq!(complete.check(), Err(Nonsense::Time));
+    let freeze = Command::Freeze { until: Some(WallTime(u64::MAX)) };
+    assert_eq!(freeze.check(), Err(Nonsense::Time));
+    let decide = |leaders| {
+        let (decision, event) = (decision(leaders), Box::new(event()));
+        Command::Decide { expected_epoch: Epoch(2), decision, event }.check()
+    };
+    assert_eq!(decide(vec![Slot(1)]), Ok(()));
+    assert_eq!(decide(vec![Slot(1), Slot(1)]), Err(Nonsense::Slot));
+    let mut state = LocationState::new(cloud());
+    state.frozen = Some(Some(WallTime(u64::MAX)));
+    assert_eq!(state.check(), Err(Nonsense::Time));
+}
