@@ -222,7 +222,9 @@ impl Case {
             // Mostly while the failover is under way, else within two seconds before the fault and four after it.
             let roll_out_at = match pick(rng, 4) {
                 0 => (at_ms - 2_000) + rng.next_u32() % 6_000,
-                _ => at_ms + rng.next_u32() % 800,
+                1 => at_ms + rng.next_u32() % 800,
+                // When it is seen and decided.
+                _ => at_ms + 80 + rng.next_u32() % 300,
             };
             let slowest = [0, 200, 2_000][pick(rng, 3)];
             let late = mesh.nodes.keys().filter_map(|n| {
