@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Frame, Hello};
 use crate::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
 use crate::ids::{Epoch, Slot};
-use crate::state::{Command, Decision, Event, EventTimes, LocationState};
+use crate::state::{Command, Decision, Event, EventTimes, FreezeEnd, LocationState};
 use crate::status::CandidateStatus;
 use crate::time::WallTime;
 use crate::verdict::{EvidenceRow, Report, SlotReport};
@@ -170,7 +170,7 @@ impl Command {
                 check_event(event)
             }
             Self::Record { event } => check_event(event),
-            Self::Freeze { until } => until.map_or(Ok(()), check_time),
+            Self::Freeze { until } => until.map_or(Ok(()), check_freeze),
             Self::Complete { epoch, times, blackout } => {
                 check_epoch(*epoch)?;
                 check_times(times)?;
@@ -187,13 +187,18 @@ impl LocationState {
         ensure(self.is_within_bounds(), Nonsense::Event)?;
         ensure(self.last_seq < MAX_NUMBER, Nonsense::Number)?;
         self.decision.iter().try_for_each(check_decision)?;
-        self.frozen.flatten().map_or(Ok(()), check_time)?;
+        self.frozen.flatten().map_or(Ok(()), check_freeze)?;
         self.events.iter().try_for_each(check_event)
     }
 }
 
 fn check_time(at: WallTime) -> Check {
     ensure(at <= MAX_TIME, Nonsense::Time)
+}
+
+fn check_freeze(end: FreezeEnd) -> Check {
+    check_time(end.until)?;
+    ensure(end.span <= MAX_FREEZE, Nonsense::Duration)
 }
 
 fn check_epoch(epoch: Epoch) -> Check {

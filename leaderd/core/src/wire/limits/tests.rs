@@ -269,8 +269,13 @@ fn what_would_be_told_to_others_and_refused_there_does_not_enter_a_log() {
     assert_eq!(record(Event { summary: "x".repeat(301), ..event() }), Err(Nonsense::Event));
     let complete = Command::Complete { epoch: Epoch(1), times: late, blackout: None };
     assert_eq!(complete.check(), Err(Nonsense::Time));
-    let freeze = Command::Freeze { until: Some(WallTime(u64::MAX)) };
-    assert_eq!(freeze.check(), Err(Nonsense::Time));
+    let freeze = |until, span| {
+        let end = FreezeEnd { until: WallTime(until), span };
+        Command::Freeze { until: Some(end) }.check()
+    };
+    assert_eq!(freeze(1, MAX_FREEZE), Ok(()));
+    assert_eq!(freeze(u64::MAX, MAX_FREEZE), Err(Nonsense::Time));
+    assert_eq!(freeze(1, Duration::MAX), Err(Nonsense::Duration));
     let decide = |leaders| {
         let (decision, event) = (decision(leaders), Box::new(event()));
         Command::Decide { expected_epoch: Epoch(2), decision, event }.check()
@@ -278,6 +283,6 @@ fn what_would_be_told_to_others_and_refused_there_does_not_enter_a_log() {
     assert_eq!(decide(vec![Slot(1)]), Ok(()));
     assert_eq!(decide(vec![Slot(1), Slot(1)]), Err(Nonsense::Slot));
     let mut state = LocationState::new(cloud());
-    state.frozen = Some(Some(WallTime(u64::MAX)));
+    state.frozen = Some(Some(FreezeEnd { until: WallTime(u64::MAX), span: MAX_FREEZE }));
     assert_eq!(state.check(), Err(Nonsense::Time));
 }
