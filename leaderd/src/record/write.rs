@@ -119,14 +119,23 @@ impl Recorder {
     /// Makes the file, readable by its owner only, and starts the thread that writes it. A file that is there already is
     /// kept as `FILE.old`: a daemon that is started again is not to wipe out what it did before.
     pub fn create(path: &Path, header: &Header) -> std::io::Result<Self> {
+        let there = std::fs::symlink_metadata(path).ok();
+        let mut options = OpenOptions::new();
+        options.write(true).mode(0o600);
         // A link in its place is moved away as well, and never written through.
-        let there = std::fs::symlink_metadata(path);
-        if there.is_ok_and(|m| m.is_file() || m.is_symlink()) {
+        if there.as_ref().is_some_and(|m| m.is_file() || m.is_symlink()) {
             let mut old = path.as_os_str().to_owned();
             old.push(".old");
             std::fs::rename(path, old)?;
         }
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        match there {
+            // A device or a pipe is no file to make.
+            Some(found) if !found.is_file() && !found.is_symlink() => {
+                options.custom_flags(nix::libc::O_NOFOLLOW)
+            }
+            _ => options.create_new(true),
+        };
+        let file = options.open(path)?;
         Self::start(BufWriter::new(file), header, LIMITS)
     }
 
@@ -423,5 +432,20 @@ mod tests {
         assert!(
             error(format!("{MAGIC}{VERSION}\nno gzip, no gzip").as_bytes()).contains("damaged")
         );
+    }
+
+    #[test]
+    fn nothing_is_written_through_a_link_in_the_recordings_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, precious) = (dir.path().join("a.recording"), dir.path().join("precious"));
+        std::fs::write(&precious, "kept").unwrap();
+        for target in [&precious, &dir.path().join("nowhere")] {
+            let _ = std::fs::remove_file(&path);
+            std::os::unix::fs::symlink(target, &path).unwrap();
+            drop(Recorder::create(&path, &header()).unwrap());
+            assert!(std::fs::symlink_metadata(&path).unwrap().is_file());
+        }
+        assert_eq!(std::fs::read_to_string(&precious).unwrap(), "kept");
+        assert!(!dir.path().join("nowhere").exists());
     }
 }

@@ -1,14 +1,14 @@
 //! The addresses that were last in use, on disk. Nobody waits for that disk.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use tokio::task::JoinHandle;
 
 use super::Resolved;
+use crate::durable;
 
 const FILE: &str = "endpoints.json";
 
@@ -49,7 +49,9 @@ impl Kept {
         }
         let Some(wanted) = self.wanted.take().filter(|w| *w != self.on_disk) else { return };
         let (path, addresses) = (self.path.clone(), wanted.clone());
-        let task = tokio::task::spawn_blocking(move || write(&path, &addresses));
+        let task = tokio::task::spawn_blocking(move || {
+            durable::replace(&path, &serde_json::to_vec(&addresses)?)
+        });
         self.writing = Some((wanted, task));
     }
 
@@ -75,18 +77,4 @@ fn read(path: &Path) -> io::Result<Resolved> {
         opened => opened?.take(MAX_FILE).read_to_end(&mut bytes)?,
     };
     serde_json::from_slice(&bytes).map_err(io::Error::other)
-}
-
-/// The whole file or the one before, whenever the power goes.
-fn write(path: &Path, addresses: &Resolved) -> io::Result<()> {
-    let beside = path.with_extension("json.new");
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
-    file.write_all(&serde_json::to_vec(addresses)?)?;
-    file.sync_all()?;
-    std::fs::rename(&beside, path)?;
-    match path.parent() {
-        Some(dir) => File::open(dir)?.sync_all(),
-        None => Ok(()),
-    }
 }

@@ -55,17 +55,19 @@ impl fmt::Display for Seen {
 #[derive(Debug)]
 struct Tally {
     since: Instant,
+    wakes: u64,
     longest: Duration,
     late: Duration,
 }
 
 impl Tally {
     fn new(since: Instant) -> Self {
-        Self { since, longest: Duration::ZERO, late: Duration::ZERO }
+        Self { since, wakes: 0, longest: Duration::ZERO, late: Duration::ZERO }
     }
 
     /// Woken so long after it wanted to.
     fn woken(&mut self, delay: Duration) {
+        self.wakes += 1;
         let late = delay.saturating_sub(IN_TIME);
         self.longest = self.longest.max(late);
         self.late += late;
@@ -154,10 +156,17 @@ mod tests {
 
         if std::env::var_os(WATCHED).is_some() {
             let machine = Machine::watch();
+            let wakes = || machine.tally.lock().unwrap().wakes;
+            while wakes() == 0 {
+                std::thread::sleep(SLEEP);
+            }
             println!("watching");
             let _ = std::io::stdin().read_line(&mut String::new());
-            // Woken at last, and its thread as well.
-            std::thread::sleep(10 * SLEEP);
+            // Woken at last; and its thread as well, once it has counted two more.
+            let before = wakes();
+            while wakes() < before + 2 {
+                std::thread::sleep(SLEEP);
+            }
             println!("starved: {}", machine.take().starved());
             return;
         }

@@ -46,6 +46,7 @@ fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
         raft_leader: candidates.iter().find(|c| !c.leading).map(|c| c.name.clone()),
         quorum: Some(true),
         fallback: false,
+        disk_stuck: false,
         next: candidates
             .iter()
             .find(|c| !c.leading && c.verdict == Verdict::Forwarding)
