@@ -168,6 +168,14 @@ pub fn a_throttled_account_waits_and_recovers(rig: &mut Rig) -> Result<String> {
     wait_ready(&rig.world)?;
     let old = led_by(rig).context("nobody leads")?;
     let traffic = rig.traffic()?;
+    wait_for(
+        "another could lead",
+        || pool_text(rig),
+        || {
+            let standbys = rig.api.get(&pool_path(LOCATION))?["status"]["standbys"].clone();
+            Ok(standbys.as_array().is_some_and(|s| !s.is_empty()))
+        },
+    )?;
     jail(rig, true)?;
     let leaderd = rig.control.api(User::Leaderd)?;
     let schema = "/apis/flowcontrol.apiserver.k8s.io/v1/flowschemas/jail";
