@@ -21,6 +21,9 @@ const WIREGUARD_FILE: &str = "wireguard.key";
 /// File of the Ed25519 seed, for the control channel.
 const CONTROL_FILE: &str = "control.key";
 
+/// The control key that the node had before, as long as it is to vouch for the new one.
+const OLD_CONTROL_FILE: &str = "control.key.old";
+
 /// 32 secret bytes. No `Debug`, zeroed on drop.
 #[derive(Clone, Zeroize, ZeroizeOnDrop)]
 #[allow(missing_debug_implementations)]
@@ -115,6 +118,18 @@ impl Keys {
         self.wireguard_public() == node.wireguard_key && self.control_public() == node.control_key
     }
 
+    /// Ed25519 signatures by the control key, and by the one of before if `dir` still has it.
+    pub fn sign_as_ever(&self, dir: &Path, message: &[u8]) -> Result<Vec<[u8; 64]>, SecretError> {
+        let old = dir.join(OLD_CONTROL_FILE);
+        let old = old.exists().then(|| read(&old)).transpose()?;
+        let all = std::iter::once(&self.control).chain(&old);
+        let sign = |key: &Secret| {
+            use ed25519_dalek::Signer as _;
+            ed25519_dalek::SigningKey::from_bytes(key.expose()).sign(message).to_bytes()
+        };
+        Ok(all.map(sign).collect())
+    }
+
     pub fn wireguard_public(&self) -> WgPublicKey {
         let secret = x25519_dalek::StaticSecret::from(*self.wireguard.expose());
         WgPublicKey(x25519_dalek::PublicKey::from(&secret).to_bytes())
@@ -181,6 +196,25 @@ mod tests {
         assert!(error.contains(&format!("chmod 600 {}", path.display())), "{error}");
         write(&path, &format!("{}\n", BASE64.encode([7; 32])), 0o600);
         assert_eq!(read(&path).ok().unwrap().expose(), &[7; 32]);
+    }
+
+    #[test]
+    fn an_old_control_key_vouches_for_a_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, _) = Keys::load_or_make(dir.path()).unwrap();
+        let signs = |keys: &Keys| keys.sign_as_ever(dir.path(), b"new keys").unwrap();
+        assert_eq!(signs(&old).len(), 1);
+        std::fs::rename(dir.path().join(CONTROL_FILE), dir.path().join(OLD_CONTROL_FILE)).unwrap();
+        let (new, made) = Keys::load_or_make(dir.path()).unwrap();
+        assert!(made && new.wireguard_public() == old.wireguard_public());
+        let both = signs(&new);
+        let verifies = |key: ControlPublicKey, signature: [u8; 64]| {
+            let key = ed25519_dalek::VerifyingKey::from_bytes(&key.0).unwrap();
+            key.verify_strict(b"new keys", &ed25519_dalek::Signature::from_bytes(&signature))
+                .is_ok()
+        };
+        assert!(verifies(new.control_public(), both[0]) && verifies(old.control_public(), both[1]));
+        assert!(!verifies(old.control_public(), both[0]));
     }
 
     #[test]

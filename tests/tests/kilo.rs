@@ -23,6 +23,8 @@ mod nodes;
 mod observe;
 #[path = "kilo/race.rs"]
 mod race;
+#[path = "kilo/trust.rs"]
+mod trust;
 
 use std::process::ExitCode;
 
@@ -46,6 +48,11 @@ const TESTS: &[Test] = &[
     (
         "leaderd_may_do_no_more_than_it_needs",
         (Beside::Chart, chart::rights_are_no_more_than_needed),
+    ),
+    ("keys_of_a_node_are_its_own", (Beside::Chart, trust::keys_of_a_node_are_its_own)),
+    (
+        "a_node_with_nonsense_is_held_and_keys_are_pinned",
+        (Beside::Leaderd, trust::a_node_with_nonsense_is_held_and_keys_are_pinned),
     ),
     ("with_leaderd_new_flows_end", (Beside::Leaderd, beside::new_flows_end)),
     ("planned_promotion_loses_nothing", (Beside::Leaderd, beside::a_planned_promotion)),
@@ -77,6 +84,10 @@ const TESTS: &[Test] = &[
         (Beside::Leaderd, race::an_older_epoch_never_undoes_a_newer_one),
     ),
     ("a_leaders_node_is_deleted", (Beside::Leaderd, nodes::a_leaders_node_is_deleted)),
+    (
+        "what_is_behind_no_node_is_reached",
+        (Beside::Leaderd, nodes::what_is_behind_no_node_is_reached),
+    ),
     ("a_cnis_objects_say_the_prefixes", (Beside::Leaderd, nodes::a_cnis_objects_say_the_prefixes)),
 ];
 

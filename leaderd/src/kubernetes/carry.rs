@@ -14,13 +14,15 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DynamicObject, Patch, PatchParams, PostParams};
 use kube::core::ApiResource;
 use kube::{Client, Resource as _};
-use leaderd_core::cluster::{Action, ClusterEvent, ClusterView, PoolStatus, RelayForwarding};
+use leaderd_core::cluster::{
+    Action, ChangeRefused, ClusterEvent, ClusterView, PoolStatus, RelayForwarding,
+};
 use leaderd_core::ids::NodeName;
 use serde_json::{Value, json};
 
 use super::COMPONENT;
 use super::contact::{CallError, call};
-use super::convert::{CONDITION, MESH_KEY};
+use super::convert::{CONDITION, MESH_KEY, REFUSED};
 use super::crd::LocationPool;
 use super::seen::MESH_OBJECT;
 
@@ -48,12 +50,14 @@ pub enum Call {
         resource_version: Option<String>,
         text: String,
     },
+    /// The events are for after it.
     Node {
         node: String,
         status: bool,
         patch: Value,
+        events: Vec<Event>,
     },
-    /// The events are for after it.
+    /// The same.
     Pool {
         pool: String,
         resource_version: String,
@@ -75,13 +79,34 @@ impl Call {
                 }}),
                 node: change.node,
                 status: false,
+                events: Vec::new(),
             },
             Action::RelayForwarding { node, resource_version, condition } => {
                 let before = view.nodes.get(&node).and_then(|n| n.relay_forwarding.as_ref());
                 let before = before.map(|(status, _)| status.as_str());
+                let patch = condition_patch(
+                    CONDITION,
+                    Some(&resource_version),
+                    before,
+                    condition,
+                    Timestamp::now(),
+                );
+                Self::Node { node, status: true, patch, events: Vec::new() }
+            }
+            Action::ChangeRefused { node, uid, resource_version, refused, event } => {
+                let now = Timestamp::now();
+                let told = refused.iter().filter(|_| event);
+                let events = told.map(|r| node_event((&node, &uid), r, me, now)).collect();
+                let before = view.nodes.get(&node).and_then(|n| n.change_refused.as_ref());
+                let before = before.map(|_| "True");
+                let condition = refused.map(|r| RelayForwarding {
+                    status: "True",
+                    reason: r.reason.to_owned(),
+                    message: r.message,
+                });
                 let patch =
-                    condition_patch(Some(&resource_version), before, condition, Timestamp::now());
-                Self::Node { node, status: true, patch }
+                    condition_patch(REFUSED, Some(&resource_version), before, condition, now);
+                Self::Node { node, status: true, patch, events }
             }
             Action::PoolStatus { pool, resource_version, status, events } => {
                 let events = events.into_iter().map(|e| event(e, view, me, Timestamp::now()));
@@ -131,11 +156,11 @@ impl Carrier {
                         .map(drop),
                 }
             }
-            Call::Node { node, status: false, patch } => {
+            Call::Node { node, status: false, patch, .. } => {
                 let patch = Patch::Merge(patch);
                 call(nodes().patch_metadata(&node, &ours, &patch)).await.map(drop)
             }
-            Call::Node { node, status: true, patch } => {
+            Call::Node { node, status: true, patch, .. } => {
                 let patch = Patch::Strategic(patch);
                 call(nodes().patch_status(&node, &ours, &patch)).await.map(drop)
             }
@@ -177,18 +202,19 @@ fn mesh_object(resource_version: Option<String>, text: String) -> ConfigMap {
     }
 }
 
-/// A strategic merge patch of a node's status: other conditions stay as they are. `before`: the condition's status now.
+/// A strategic merge patch of a node's status: other conditions than that of type `kind` stay as they are. `before`: its status now.
 pub fn condition_patch(
+    kind: &str,
     resource_version: Option<&str>,
     before: Option<&str>,
     condition: Option<RelayForwarding>,
     now: Timestamp,
 ) -> Value {
     let condition = match condition {
-        None => json!({"type": CONDITION, "$patch": "delete"}),
+        None => json!({"type": kind, "$patch": "delete"}),
         Some(RelayForwarding { status, reason, message }) => {
             let mut condition = json!({
-                "type": CONDITION, "status": status, "reason": reason, "message": message,
+                "type": kind, "status": status, "reason": reason, "message": message,
                 "lastHeartbeatTime": Time(now),
             });
             if before != Some(status) {
@@ -216,37 +242,68 @@ fn did(reason: &str) -> &'static str {
 }
 
 fn event(event: ClusterEvent, view: &ClusterView, me: &NodeName, now: Timestamp) -> Event {
-    let related = event.node.map(|name| ObjectReference {
+    let related = event.node.map(|name| {
+        let uid = view.nodes.get(&name).map(|n| n.uid.clone());
+        node_reference(name, uid)
+    });
+    let pool = ObjectReference {
+        api_version: Some(LocationPool::api_version(&()).into()),
+        kind: Some(LocationPool::kind(&()).into()),
+        name: Some(event.pool),
+        uid: Some(event.pool_uid),
+        ..ObjectReference::default()
+    };
+    let type_ = if event.warning { "Warning" } else { "Normal" };
+    let action = did(&event.reason);
+    Event { related, ..told(pool, action, (type_, event.reason, event.message), me, now) }
+}
+
+/// What of a node is not taken into the mesh.
+fn node_event(
+    (name, uid): (&str, &str),
+    refused: &ChangeRefused,
+    me: &NodeName,
+    now: Timestamp,
+) -> Event {
+    let node = node_reference(name.to_owned(), Some(uid.to_owned()));
+    let words = ("Warning", refused.reason.to_owned(), refused.message.clone());
+    told(node, "RefuseChange", words, me, now)
+}
+
+fn node_reference(name: String, uid: Option<String>) -> ObjectReference {
+    ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Node".into()),
-        uid: view.nodes.get(&name).map(|n| n.uid.clone()),
+        uid,
         name: Some(name),
         ..ObjectReference::default()
-    });
-    let mut note = event.message;
+    }
+}
+
+fn told(
+    regarding: ObjectReference,
+    action: &str,
+    (type_, reason, mut note): (&str, String, String),
+    me: &NodeName,
+    now: Timestamp,
+) -> Event {
     if note.len() > MAX_NOTE {
         let end = (0..=MAX_NOTE - '…'.len_utf8()).rev().find(|i| note.is_char_boundary(*i));
         note.truncate(end.unwrap_or(0));
         note.push('…');
     }
+    let of = regarding.name.as_deref().unwrap_or_default();
     Event {
         metadata: ObjectMeta {
-            generate_name: Some(format!("{}-", event.pool)),
+            generate_name: Some(format!("{of}-")),
             namespace: Some(EVENTS.to_owned()),
             ..ObjectMeta::default()
         },
-        regarding: Some(ObjectReference {
-            api_version: Some(LocationPool::api_version(&()).into()),
-            kind: Some(LocationPool::kind(&()).into()),
-            name: Some(event.pool),
-            uid: Some(event.pool_uid),
-            ..ObjectReference::default()
-        }),
-        related,
+        regarding: Some(regarding),
         event_time: Some(MicroTime(now)),
-        type_: Some(if event.warning { "Warning" } else { "Normal" }.into()),
-        action: Some(did(&event.reason).to_owned()),
-        reason: Some(event.reason),
+        type_: Some(type_.into()),
+        action: Some(action.to_owned()),
+        reason: Some(reason),
         note: Some(note),
         reporting_controller: Some(COMPONENT.to_owned()),
         reporting_instance: Some(me.to_string()),
@@ -272,7 +329,7 @@ mod tests {
             annotations: [("a".to_owned(), Some("x".to_owned())), ("b".to_owned(), None)].into(),
             why: String::new(),
         };
-        let Some(Call::Node { node, status, patch }) =
+        let Some(Call::Node { node, status, patch, .. }) =
             Call::of(Action::Annotate(change), &ClusterView::default(), &me())
         else {
             panic!()
@@ -291,14 +348,52 @@ mod tests {
             reason: "Degraded".into(),
             message: "new flows die".into(),
         };
-        let moved = condition_patch(Some("3"), Some("True"), Some(condition.clone()), now);
+        let moved =
+            condition_patch(CONDITION, Some("3"), Some("True"), Some(condition.clone()), now);
         assert_eq!(moved["metadata"]["resourceVersion"], "3");
         assert_eq!(moved["status"]["conditions"][0]["lastTransitionTime"], "2026-05-01T10:00:00Z");
-        let same = condition_patch(None, Some("False"), Some(condition), now);
+        let same = condition_patch(CONDITION, None, Some("False"), Some(condition), now);
         assert!(same.get("metadata").is_none());
         assert!(same["status"]["conditions"][0].get("lastTransitionTime").is_none());
-        let gone = condition_patch(None, Some("False"), None, now);
+        let gone = condition_patch(CONDITION, None, Some("False"), None, now);
         assert_eq!(gone["status"]["conditions"], json!([{"type": CONDITION, "$patch": "delete"}]));
+    }
+
+    #[test]
+    fn what_is_refused_of_a_node_is_a_condition_and_an_event_of_that_node() {
+        let mut view = ClusterView::default();
+        let refused = ChangeRefused { reason: "KeyChanged", message: "other keys".into() };
+        let action = |event| Action::ChangeRefused {
+            node: "cloud-1".into(),
+            uid: "u".into(),
+            resource_version: "5".into(),
+            refused: Some(refused.clone()),
+            event,
+        };
+        let Some(Call::Node { node, status: true, patch, events }) =
+            Call::of(action(true), &view, &me())
+        else {
+            panic!()
+        };
+        let condition = &patch["status"]["conditions"][0];
+        assert_eq!((node.as_str(), &condition["type"]), ("cloud-1", &json!(REFUSED)));
+        assert_eq!(condition["reason"], "KeyChanged");
+        assert!(condition.get("lastTransitionTime").is_some());
+        let regarding = events[0].regarding.as_ref().unwrap();
+        assert_eq!(
+            (regarding.kind.as_deref(), regarding.uid.as_deref()),
+            (Some("Node"), Some("u"))
+        );
+        assert_eq!(events[0].type_.as_deref(), Some("Warning"));
+        let was = ("KeyChanged".to_owned(), "other keys".to_owned());
+        let node =
+            leaderd_core::cluster::ClusterNode { change_refused: Some(was), ..Default::default() };
+        view.nodes.insert("cloud-1".into(), node);
+        let Some(Call::Node { patch, events, .. }) = Call::of(action(false), &view, &me()) else {
+            panic!()
+        };
+        assert!(patch["status"]["conditions"][0].get("lastTransitionTime").is_none());
+        assert_eq!(events, []);
     }
 
     #[test]

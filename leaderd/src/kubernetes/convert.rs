@@ -11,8 +11,9 @@ use serde_json::Value;
 /// Key of the mesh file in its ConfigMap.
 pub const MESH_KEY: &str = "mesh.toml";
 
-/// Type of the Node condition.
+/// Types of the Node conditions.
 pub const CONDITION: &str = "RelayForwarding";
+pub const REFUSED: &str = "MeshChangeRefused";
 
 /// Prefixes of the annotations that are looked at.
 const ANNOTATIONS: [&str; 2] = ["kilo.squat.ai/", "leaderd.io/"];
@@ -31,7 +32,6 @@ pub fn node(node: Node) -> ClusterNode {
         name: meta.name.unwrap_or_default(),
         resource_version: meta.resource_version.unwrap_or_default(),
         uid: meta.uid.unwrap_or_default(),
-        ready: condition("Ready").is_some_and(|c| c.status == "True"),
         labels: meta.labels.unwrap_or_default(),
         annotations: meta
             .annotations
@@ -44,6 +44,8 @@ pub fn node(node: Node) -> ClusterNode {
         external: addresses("ExternalIP"),
         relay_forwarding: condition(CONDITION)
             .map(|c| (c.status.clone(), c.reason.clone().unwrap_or_default())),
+        change_refused: condition(REFUSED)
+            .map(|c| (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default())),
     }
 }
 
@@ -106,6 +108,7 @@ mod tests {
                 "conditions": [
                     {"type": "Ready", "status": "True"},
                     {"type": "RelayForwarding", "status": "False", "reason": "Degraded"},
+                    {"type": "MeshChangeRefused", "status": "True", "reason": "Held", "message": "it clashes"},
                 ],
                 "images": [{"names": ["large"], "sizeBytes": 1}],
             },
@@ -113,7 +116,6 @@ mod tests {
         .unwrap();
         let node = node(object);
         assert_eq!((node.name.as_str(), node.resource_version.as_str()), ("cloud-0", "7"));
-        assert!(node.ready);
         assert_eq!(
             node.annotations.keys().collect::<Vec<_>>(),
             ["kilo.squat.ai/leader", "leaderd.io/epoch"]
@@ -128,10 +130,11 @@ mod tests {
         );
         assert_eq!(node.external, ["203.0.113.5".parse::<IpAddr>().unwrap()]);
         assert_eq!(node.relay_forwarding, Some(("False".into(), "Degraded".into())));
+        assert_eq!(node.change_refused, Some(("Held".into(), "it clashes".into())));
     }
 
     #[test]
-    fn a_node_of_which_nothing_is_known_is_not_ready_and_has_no_addresses() {
+    fn a_node_of_which_nothing_is_known_has_no_addresses() {
         let empty = node(Node::default());
         assert_eq!(empty, ClusterNode::default());
         let old = json!({"metadata": {}, "spec": {"podCIDR": "10.4.1.0/24"}});

@@ -80,6 +80,7 @@ fn material(view: &ClusterView) -> ClusterView {
     for node in view.nodes.values_mut() {
         node.resource_version.clear();
         node.relay_forwarding = None;
+        node.change_refused = None;
     }
     for pool in view.pools.values_mut() {
         pool.resource_version.clear();
@@ -111,11 +112,11 @@ mod tests {
 
     use super::*;
 
-    fn view(version: &str, ready: bool, text: &str) -> ClusterView {
+    fn view(version: &str, lives: bool, text: &str) -> ClusterView {
         let node = ClusterNode {
             name: "a".into(),
             resource_version: version.into(),
-            ready,
+            internal: lives.then(|| [10, 0, 0, 1].into()).into_iter().collect(),
             ..ClusterNode::default()
         };
         ClusterView {

@@ -31,7 +31,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::Response;
 use kube::client::{ClientBuilder, DynBody};
-use leaderd_core::cluster::{self, ClusterView, Subject, names};
+use leaderd_core::cluster::{self, ClusterView, NodeKeys, Subject, names};
 use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::Mesh;
 use tokio::sync::{mpsc, watch};
@@ -57,18 +57,23 @@ pub struct Config {
     pub settings: String,
     /// Directory that the last view is kept in.
     pub state: PathBuf,
-    /// Annotations that this node's Node shall have: its public keys.
+    /// Annotations that this node's Node shall have: its public keys, and the proof that they are its own.
     own: BTreeMap<String, String>,
 }
 
 impl Config {
     /// # Errors
-    /// If the settings file cannot be read, or has mistakes.
+    /// If the settings file cannot be read, or has mistakes; or if a key file cannot be read.
     pub fn new(args: &RunArgs, me: &NodeName, keys: &Keys) -> anyhow::Result<Self> {
         let settings = settings(&args.settings)?;
+        let public =
+            NodeKeys { wireguard: keys.wireguard_public().0, control: keys.control_public().0 };
+        let proofs = keys.sign_as_ever(&args.keys, &public.to_sign(me))?;
+        let proofs: Vec<String> = proofs.iter().map(|p| BASE64.encode(p)).collect();
         let own = [
-            (names::WIREGUARD_KEY, BASE64.encode(keys.wireguard_public().0)),
-            (names::CONTROL_KEY, BASE64.encode(keys.control_public().0)),
+            (names::WIREGUARD_KEY, BASE64.encode(public.wireguard)),
+            (names::CONTROL_KEY, BASE64.encode(public.control)),
+            (names::KEY_PROOF, proofs.join(",")),
         ];
         Ok(Self {
             me: me.clone(),

@@ -407,23 +407,26 @@ mod tests {
 
     #[test]
     fn a_kubelets_report_is_no_news_and_an_annotation_is_news_at_once() {
-        let node = |version: &str, annotation: Option<&str>, ready: &str| -> Node {
+        let node = |version: &str, annotation: Option<&str>, address: &str| -> Node {
             serde_json::from_value(json!({
                 "metadata": {
                     "name": "a", "resourceVersion": version,
                     "annotations": annotation.map_or(json!({}), |a| json!({"kilo.squat.ai/leader": a})),
                 },
-                "status": {"conditions": [{"type": "Ready", "status": ready}]},
+                "status": {
+                    "conditions": [{"type": "Ready", "status": "True", "reason": version}],
+                    "addresses": [{"type": "InternalIP", "address": address}],
+                },
             }))
             .unwrap()
         };
         let mut seen = Seen::default();
-        assert_eq!(seen.node(Event::Apply(node("1", None, "True"))), News::Soon);
-        assert_eq!(seen.node(Event::Apply(node("2", None, "True"))), News::Nothing);
+        assert_eq!(seen.node(Event::Apply(node("1", None, "10.0.0.1"))), News::Soon);
+        assert_eq!(seen.node(Event::Apply(node("2", None, "10.0.0.1"))), News::Nothing);
         assert_eq!(seen.view.nodes["a"].resource_version, "2", "and is known all the same");
-        assert_eq!(seen.node(Event::Apply(node("3", Some("x"), "True"))), News::AtOnce);
-        assert_eq!(seen.node(Event::Apply(node("4", Some("x"), "False"))), News::Soon);
-        assert_eq!(seen.node(Event::Delete(node("4", Some("x"), "False"))), News::Soon);
+        assert_eq!(seen.node(Event::Apply(node("3", Some("x"), "10.0.0.1"))), News::AtOnce);
+        assert_eq!(seen.node(Event::Apply(node("4", Some("x"), "10.0.0.2"))), News::Soon);
+        assert_eq!(seen.node(Event::Delete(node("4", Some("x"), "10.0.0.2"))), News::Soon);
     }
 
     #[test]

@@ -74,7 +74,10 @@ async fn of_node(nodes: &Api<Node>, name: &str) -> anyhow::Result<Vec<String>> {
     let mut done = Vec::new();
     for tried in 1.. {
         let node = convert::node(call(nodes.get(name)).await?);
-        let condition = node.relay_forwarding.is_some();
+        let conditions = [
+            (convert::CONDITION, node.relay_forwarding.is_some()),
+            (convert::REFUSED, node.change_refused.is_some()),
+        ];
         let view =
             ClusterView { nodes: [(name.to_owned(), node)].into(), ..ClusterView::default() };
         let mut conflict = false;
@@ -96,10 +99,10 @@ async fn of_node(nodes: &Api<Node>, name: &str) -> anyhow::Result<Vec<String>> {
         if conflict {
             continue;
         }
-        if condition {
-            let patch = Patch::Strategic(condition_patch(None, None, None, Timestamp::now()));
+        for (kind, _) in conditions.into_iter().filter(|(_, there)| *there) {
+            let patch = Patch::Strategic(condition_patch(kind, None, None, None, Timestamp::now()));
             call(nodes.patch_status(name, &PatchParams::apply(COMPONENT), &patch)).await?;
-            done.push(format!("node {name}: condition {} removed", convert::CONDITION));
+            done.push(format!("node {name}: condition {kind} removed"));
         }
         break;
     }

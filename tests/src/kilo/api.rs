@@ -1,9 +1,11 @@
 //! HTTPS to the API server: as much of it as the rig asks.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -17,6 +19,12 @@ const CONNECT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(25);
 /// The server ends a watch after so long, and it is asked again.
 const WATCH: Duration = Duration::from_secs(20);
+
+/// Between two bytes of a request that is held.
+const DRIP: Duration = Duration::from_millis(100);
+
+/// The API server ends what takes a minute.
+const HELD: Duration = Duration::from_secs(50);
 
 /// Who asks, and whom. A connection is of the network namespace of the thread that first needed it, and clones share them: whoever is
 /// in a namespace of their own needs an `Api` of their own.
@@ -85,6 +93,32 @@ impl Api {
         self.send("PATCH", &path, request, "application/apply-patch+yaml", object)
     }
 
+    /// The flow schema (its UID) by which the API server ranks what this one asks.
+    pub fn flow_schema(&self, path: &str) -> Result<String> {
+        let asked = self.agent.get(self.url(path)).header("Authorization", self.bearer());
+        let answer = asked.call().with_context(|| format!("GET {path}"))?;
+        let uid =
+            answer.headers().get("X-Kubernetes-PF-FlowSchema-UID").context("no flow schema")?;
+        Ok(uid.to_str()?.to_owned())
+    }
+
+    /// Begins a request whose body hardly ends, and holds it until the handle is dropped: it keeps its seat in the API server's queues,
+    /// if it got one. Begun anew before the server gives up on it.
+    pub fn hold(self, path: &str) -> Held {
+        let (path, end) = (path.to_owned(), Arc::new(AtomicBool::new(false)));
+        let ended = end.clone();
+        let thread = std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                let request =
+                    self.agent.post(self.url(&path)).header("Authorization", self.bearer());
+                let request = request.header("Content-Type", "application/json");
+                let body = Endless(ended.clone(), Instant::now() + HELD);
+                let _ = request.send(ureq::SendBody::from_owned_reader(body));
+            }
+        });
+        Held { end, thread: Some(thread) }
+    }
+
     pub fn delete(&self, path: &str) -> Result<Value> {
         let asked = self.agent.delete(self.url(path)).header("Authorization", self.bearer());
         answer("DELETE", path, asked.call())
@@ -139,6 +173,36 @@ impl Api {
                 }
             }
         }
+    }
+}
+
+/// A request under way, until it is dropped.
+#[derive(Debug)]
+pub struct Held {
+    end: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.end.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Blanks, a few a second.
+struct Endless(Arc<AtomicBool>, Instant);
+
+impl Read for Endless {
+    fn read(&mut self, to: &mut [u8]) -> std::io::Result<usize> {
+        std::thread::sleep(DRIP);
+        if self.0.load(Ordering::Relaxed) || to.is_empty() || Instant::now() > self.1 {
+            return Ok(0);
+        }
+        to[0] = b' ';
+        Ok(1)
     }
 }
 

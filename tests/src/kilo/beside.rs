@@ -2,7 +2,7 @@
 //!
 //! The chart itself is applied with the real Helm and the real API server: CRD, roles, admission policy. Its DaemonSet stays an object,
 //! as nothing here starts containers; the lab starts the daemons, each in its node's namespaces, with the name and the rights of the
-//! chart's service account.
+//! chart's service account, by a token that is bound to the node.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -57,7 +57,7 @@ pub fn prepare(
         // It makes its own.
         std::fs::remove_dir_all(n.dir.join("keys"))?;
         let config = n.dir.join("leaderd.kubeconfig");
-        control.write_kubeconfig(User::Leaderd, &config)?;
+        control.write_kubeconfig_of(&control.node_token(&n.node.name)?, &config)?;
         let arguments = vec!["--kubernetes".into(), "--settings".into(), settings.clone().into()];
         let environment =
             vec![("KUBECONFIG", config.into_os_string()), ("POD_NAMESPACE", NAMESPACE.into())];

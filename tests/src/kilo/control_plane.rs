@@ -1,7 +1,8 @@
 //! etcd and kube-apiserver, real ones, in the lab's own network namespace, where the management network ends.
 //!
 //! No controllers, no scheduler and no kubelet run: Nodes are what the rig writes. Who asks is known by a token; what they may is
-//! RBAC's to say. The API server makes its own certificate, and its key signs service account tokens, of which there are none.
+//! RBAC's to say, and the chart's admission policies'. The API server makes its own certificate, and its key signs the service account
+//! tokens of leaderd's daemons.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -35,7 +36,7 @@ pub enum User {
     Admin,
     /// Kilo's agents.
     Kilo,
-    /// leaderd's, by the name its service account has in `deploy/`.
+    /// leaderd's, by the name its service account has in `deploy/`, on no node. Its daemons have [`ControlPlane::node_token`].
     Leaderd,
 }
 
@@ -230,19 +231,51 @@ impl ControlPlane {
         Api::new(&server(), &self.ca, self.token(user))
     }
 
+    /// As whoever has this token.
+    pub fn api_of(&self, token: &str) -> Result<Api> {
+        Api::new(&server(), &self.ca, token)
+    }
+
+    /// A token of leaderd's account for a Pod on a node, as its kubelet gets one for the DaemonSet's: it says which node that is.
+    pub fn node_token(&self, node: &str) -> Result<String> {
+        let admin = self.api(User::Admin)?;
+        let namespace = "/api/v1/namespaces/leaderd";
+        let pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"generateName": format!("token-{node}-")},
+            "spec": {
+                "nodeName": node, "serviceAccountName": "leaderd", "automountServiceAccountToken": false,
+                "containers": [{"name": "leaderd", "image": "leaderd"}],
+            },
+        });
+        let pod = admin.create(&format!("{namespace}/pods"), &pod)?;
+        let asked = json!({
+            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+            "spec": {"expirationSeconds": 86_400, "boundObjectRef": {
+                "apiVersion": "v1", "kind": "Pod", "name": pod["metadata"]["name"], "uid": pod["metadata"]["uid"],
+            }},
+        });
+        let got = admin.create(&format!("{namespace}/serviceaccounts/leaderd/token"), &asked)?;
+        got["status"]["token"].as_str().map(str::to_owned).context("no token")
+    }
+
     fn token(&self, user: User) -> &str {
         &self.tokens[user as usize]
     }
 
     /// Writes a kubeconfig, readable to its owner alone.
     pub fn write_kubeconfig(&self, user: User, to: &Path) -> Result<()> {
+        self.write_kubeconfig_of(self.token(user), to)
+    }
+
+    /// The same, for whoever has this token.
+    pub fn write_kubeconfig_of(&self, token: &str, to: &Path) -> Result<()> {
         use base64::Engine as _;
         let ca = base64::engine::general_purpose::STANDARD.encode(&self.ca);
         // JSON is YAML.
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "lab",
             "clusters": [{"name": "lab", "cluster": {"server": server(), "certificate-authority-data": ca}}],
-            "users": [{"name": "lab", "user": {"token": self.token(user)}}],
+            "users": [{"name": "lab", "user": {"token": token}}],
             "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "lab"}}],
         });
         write_secret(to, &config.to_string())

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use wgctl_lab::{
-    LabDir, Meter, Meters, Scenario, TICK, Users, World, longest_outage, run_inside_as, wall_micros,
+    End, LabDir, Lane, Meter, Meters, Scenario, TICK, Tally, Users, World, longest_outage,
+    run_inside_as, wall_micros,
 };
 
 use super::agents::Agents;
@@ -26,6 +27,10 @@ pub const TWO_LOCATIONS: &str = "title = \"Kilo\"\nlocation = \"cloud\"\n[locati
      [locations.cloud]\noverlay = \"flannel\"\ncandidates = 2\nmembers = 1\n";
 /// Bytes of the meters' packets.
 const SIZE: u16 = 128;
+/// What is metered besides the Pods, from the location that is not on trial to the one that is and back.
+const NODES: [&str; 3] = ["pods with nodes", "nodes with pods", "nodes with nodes"];
+/// Time between two packets of these.
+const NODES_EVERY: Duration = Duration::from_millis(20);
 /// Until traffic flows without loss.
 const FLOWS_WITHIN: Duration = Duration::from_secs(60);
 /// How long whatever a test waits for may take. Generous: a shared machine.
@@ -161,9 +166,17 @@ impl Rig {
             // try again in the same moment, every 5 s.
             Ok(a.pod.output("ping", &["-q", "-c", "1", "-W", "1", &far]).is_ok())
         })?;
-        let (a, b) = ((&a.pod, a.pod_address(false)), (&b.pod, b.pod_address(false)));
+        let lane = |n| Lane::new(n, 1 + NODES.len());
+        let pods = [a, b].map(|n| End::of(&n.pod, n.pod_address(false)));
+        let nodes = [a, b].map(|n| End::of(&n.ns, n.node.lan().into()));
+        let ends = [[&pods[0], &nodes[1]], [&nodes[0], &pods[1]], [&nodes[0], &nodes[1]]];
+        let every = NODES_EVERY.max(self.options.meter_every);
+        let beside = ends.into_iter().enumerate();
+        let beside = beside.map(|(i, ends)| Meters::start_in(lane(1 + i), ends, SIZE, every));
+        let every = self.options.meter_every;
         let traffic = Traffic {
-            meters: Meters::start(a, b, SIZE, self.options.meter_every)?,
+            meters: Meters::start_in(lane(0), [&pods[0], &pods[1]], SIZE, every)?,
+            nodes: beside.collect::<Result<_>>()?,
             carriers: Carriers::watch(&self.world, self.options.meter_every)?,
         };
         traffic.wait_steady("at the start")?;
@@ -208,6 +221,8 @@ pub fn wait_for(
 #[derive(Debug)]
 pub struct Traffic {
     meters: Meters,
+    /// In the order of [`NODES`].
+    nodes: Vec<Meters>,
     pub carriers: Carriers,
 }
 
@@ -217,6 +232,17 @@ pub struct Account {
     pub blackout: [Blackout; 2],
     pub lost: [u64; 2],
     pub sent: [u64; 2],
+    /// The same two of nodes, added up.
+    pub nodes: [Tally; 3],
+}
+
+impl Account {
+    /// Of Pods and nodes.
+    pub fn nothing_lost(&self) -> Result<()> {
+        let nodes = self.nodes.iter().all(|t| t.lost == 0 && t.sent > 0);
+        ensure!(self.lost == [0, 0] && nodes, "packets were lost: {self}");
+        Ok(())
+    }
 }
 
 impl Traffic {
@@ -246,7 +272,13 @@ impl Traffic {
             Blackout { ms, unfinished: both.iter().any(|o| o.unfinished) }
         });
         let tallies = all.map(|m| self.meters.tally(m, since, until));
-        Account { blackout, lost: tallies.map(|t| t.lost), sent: tallies.map(|t| t.sent) }
+        let mut nodes = [Tally::default(); 3];
+        for (sum, meters) in nodes.iter_mut().zip(&self.nodes) {
+            for t in all.map(|m| meters.tally(m, since, until)) {
+                (sum.sent, sum.lost) = (sum.sent + t.sent, sum.lost + t.lost);
+            }
+        }
+        Account { blackout, lost: tallies.map(|t| t.lost), sent: tallies.map(|t| t.sent), nodes }
     }
 }
 
@@ -258,6 +290,9 @@ impl fmt::Display for Account {
             let comma = if i > 0 { "; " } else { "" };
             let (lost, sent) = (self.lost[i], self.sent[i]);
             write!(f, "{comma}{name}: blackout {:.0} ms{end}, {lost} of {sent} lost", b.ms)?;
+        }
+        for (name, Tally { sent, lost }) in NODES.into_iter().zip(self.nodes) {
+            write!(f, ", {name} {lost} of {sent}")?;
         }
         Ok(())
     }

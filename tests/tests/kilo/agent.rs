@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ::tests::kilo::beside::pool_path;
 use ::tests::kilo::cluster::node_path;
-use ::tests::kilo::rig::{Account, Rig, wait_for};
+use ::tests::kilo::rig::{Rig, wait_for};
 use ::tests::kilo::rules::NOT_READY_AFTER;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -31,13 +31,13 @@ pub fn kilos_agent_is_killed(rig: &mut Rig) -> Result<String> {
     leads_for_kilo(rig, leader, at)?;
     std::thread::sleep(LOOK);
     let crashed = traffic.account(since);
-    nothing_lost(&crashed).context("an agent that crashed and started")?;
+    crashed.nothing_lost().context("an agent that crashed and started")?;
     let at = wall_micros();
     rig.kilo.terminate(leader)?;
     leads_for_kilo(rig, other, at)?;
     std::thread::sleep(LOOK);
     let ended = traffic.account(at);
-    nothing_lost(&ended).context("and was told to end")?;
+    ended.nothing_lost().context("and was told to end")?;
     nobody_moved(rig, leader)?;
     Ok(format!("killed and started again: {crashed}; told to end: {ended}"))
 }
@@ -67,7 +67,7 @@ pub fn kilos_agent_cleans_up(rig: &mut Rig) -> Result<String> {
     leads_for_kilo(rig, leader, at)?;
     std::thread::sleep(LOOK);
     let of_leader = traffic.account(since);
-    nothing_lost(&of_leader).context("the leader's agent was replaced")?;
+    of_leader.nothing_lost().context("the leader's agent was replaced")?;
     nobody_moved(rig, leader)?;
     ensure!(mesh_file(rig)? == mesh, "the mesh file is another because an agent restarted");
     let (member, _) = rig.world.topology.metered(&rig.world.scenario)?;
@@ -80,7 +80,7 @@ pub fn kilos_agent_cleans_up(rig: &mut Rig) -> Result<String> {
     rig.kilo.launch(member, &rig.control)?;
     std::thread::sleep(LOOK);
     let of_member = traffic.account(since);
-    nothing_lost(&of_member).context("a member's agent was replaced")?;
+    of_member.nothing_lost().context("a member's agent was replaced")?;
     still_carrying(rig)?;
     Ok(format!("leader's agent replaced: {of_leader}; member's agent replaced: {of_member}"))
 }
@@ -111,7 +111,7 @@ pub fn a_crashed_leader_returns(rig: &mut Rig) -> Result<String> {
     still_carrying(rig)?;
     traffic.wait_steady("after the return")?;
     let back = traffic.account(at);
-    nothing_lost(&back)?;
+    back.nothing_lost()?;
     Ok(format!("crash: {crash}; return: {back}"))
 }
 
@@ -126,7 +126,7 @@ pub fn the_api_server_is_away_for_long(rig: &mut Rig) -> Result<String> {
         rig.control.stop_api_server()?;
         std::thread::sleep(away);
         let gone = traffic.account(since);
-        nothing_lost(&gone).context("forwarding depends on the API server")?;
+        gone.nothing_lost().context("forwarding depends on the API server")?;
         let at = wall_micros();
         rig.control.start_api_server()?;
         // All agents' timers come by.
@@ -145,7 +145,7 @@ pub fn the_api_server_is_away_for_long(rig: &mut Rig) -> Result<String> {
         said.push(format!(
             "away for {away:?}: {gone}; back, with {changes} changes of Kilo's: {back}"
         ));
-        nothing_lost(&back).with_context(|| format!("{away:?}, {changes} changes of Kilo's"))?;
+        back.nothing_lost().with_context(|| format!("{away:?}, {changes} changes of Kilo's"))?;
         still_carrying(rig)?;
         if away > NOT_READY_AFTER {
             ensure!(changes > rig.world.nodes.len(), "Kilo's stand-in did not flap: {changes}");
@@ -163,11 +163,6 @@ fn freeze(rig: &Rig) -> Result<()> {
             Ok(rig.api.get(&path)?["status"]["asked"]["freeze"] == true)
         })?;
     }
-    Ok(())
-}
-
-fn nothing_lost(account: &Account) -> Result<()> {
-    ensure!(account.lost == [0, 0], "packets were lost: {account}");
     Ok(())
 }
 

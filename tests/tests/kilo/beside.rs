@@ -51,7 +51,7 @@ pub fn a_planned_promotion(rig: &mut Rig) -> Result<String> {
     kilo_follows(rig, from, to)?;
     traffic.wait_steady("after the move")?;
     let account = traffic.account(since);
-    ensure!(account.lost == [0, 0], "a planned move lost packets: {account}");
+    account.nothing_lost().context("a planned move")?;
     Ok(account.to_string())
 }
 
@@ -105,7 +105,7 @@ pub fn a_person_annotates_a_node(rig: &mut Rig) -> Result<String> {
     steered(rig, "True", "")?;
     traffic.wait_steady("once the annotation is gone")?;
     still_carrying(rig)?;
-    ensure!(followed.lost == [0, 0], "Kilo's change lost packets: {followed}");
+    followed.nothing_lost().context("Kilo's change")?;
     Ok(format!("unreachable: {unreachable}; followed by Kilo: {followed}"))
 }
 

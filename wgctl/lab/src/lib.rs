@@ -35,7 +35,9 @@ mod world;
 pub use cli::{LabArgs, run};
 
 // What plays something else than scenarios is built of these: `tests`' side-by-side benchmark.
-pub use meter::{Meter, Meters, Outage, Stream, TICK, Tally, longest_outage, wall_micros};
+pub use meter::{
+    End, Lane, Meter, Meters, Outage, Stream, TICK, Tally, longest_outage, wall_micros,
+};
 pub use ns::{Namespace, feed};
 pub use report::Failed;
 pub use sandbox::{LabDir, Users, run_inside_as};

@@ -19,7 +19,6 @@ pub(super) fn node(n: u8, location: &str, name: &str) -> ClusterNode {
         name: name.to_owned(),
         resource_version: format!("{}", 1000 + u32::from(n)),
         uid: format!("uid-{name}"),
-        ready: true,
         pod_cidrs: vec![format!("10.42.{n}.0/24").parse().unwrap()],
         internal: vec![format!("10.0.{}.{n}", location.len()).parse().unwrap()],
         external: vec![format!("203.0.113.{n}").parse().unwrap()],

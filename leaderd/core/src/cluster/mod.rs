@@ -12,6 +12,7 @@
 //! whether it is still wanted.
 
 mod depart;
+mod keys;
 mod rank;
 mod render;
 mod report;
@@ -22,15 +23,16 @@ mod view;
 #[cfg(test)]
 mod fixture;
 
+pub use keys::{NodeKeys, NotTaken, Pins};
 pub use rank::{looks, turn_of_any};
 pub use render::{
-    PrefixSource, Problem, Refused, Rendered, RenderedCandidate, RenderedPool, Subject,
-    prefix_source, render,
+    PrefixSource, Problem, Refusal, Refused, Rendered, RenderedCandidate, RenderedPool, Subject,
+    Why, prefix_source, render,
 };
 pub use report::{
     Asked, CandidateReport, ClusterEvent, Condition, LastFailover, PoolStatus, commands,
     pool_statuses,
 };
 pub use steer::{kilo_changes, uninstall_changes};
-pub use task::{Action, NodeChange, RelayForwarding, Running, Task, Turns, tasks};
+pub use task::{Action, ChangeRefused, NodeChange, RelayForwarding, Running, Task, Turns, tasks};
 pub use view::*;

@@ -22,6 +22,8 @@ pub struct Running<'a> {
     pub status: &'a Status,
     /// As [`crate::node::Node::events`] returns them.
     pub events: &'a [Event],
+    /// It is connected to somebody. Without that it hears nothing of others, and cannot tell that from their silence.
+    pub hears: bool,
 }
 
 /// Something that one of several daemons does.
@@ -50,6 +52,15 @@ pub enum Action {
     },
     /// Set (or with `None` remove) the condition `RelayForwarding` of a node, by strategic merge (subresource `status`).
     RelayForwarding { node: String, resource_version: String, condition: Option<RelayForwarding> },
+    /// Set (or with `None` remove) the condition `MeshChangeRefused` of a node, as above; and when it was set for another reason than
+    /// before, emit the event.
+    ChangeRefused {
+        node: String,
+        uid: String,
+        resource_version: String,
+        refused: Option<ChangeRefused>,
+        event: bool,
+    },
     /// Ask the mesh: goes to the raft leader of the location, as what an operator asks does.
     Command(AdminRequest),
 }
@@ -61,6 +72,14 @@ pub struct RelayForwarding {
     pub status: &'static str,
     /// In one word: `Forwarding`, `Degraded`, …
     pub reason: String,
+    pub message: String,
+}
+
+/// What of a node is not taken into the mesh, and why. The shell adds times.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChangeRefused {
+    /// In one word: `KeyChanged`, `Held`, `LeftOut`.
+    pub reason: &'static str,
     pub message: String,
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::keys::Pins;
 pub use crate::mesh::Steering;
 
 /// Everything read, as of about the same time.
@@ -23,6 +24,9 @@ pub struct ClusterView {
     /// Where the cluster's Services have their addresses, as far as the API says it.
     #[serde(default)]
     pub services: Vec<IpNet>,
+    /// The keys that this daemon knows the nodes by.
+    #[serde(default)]
+    pub pins: Pins,
 }
 
 /// What CNIs say of the nodes' prefixes, by name of the node. `None`: the cluster knows no such objects, or they are not asked for.
@@ -49,8 +53,6 @@ pub struct ClusterNode {
     pub resource_version: String,
     /// The object's, for Events about it.
     pub uid: String,
-    /// Condition `Ready`. Shown, and never taken for forwarding.
-    pub ready: bool,
     pub labels: BTreeMap<String, String>,
     /// Those of `kilo.squat.ai/` and `leaderd.io/` only.
     pub annotations: BTreeMap<String, String>,
@@ -61,6 +63,9 @@ pub struct ClusterNode {
     pub external: Vec<IpAddr>,
     /// Condition `RelayForwarding` as it is set now: status, reason.
     pub relay_forwarding: Option<(String, String)>,
+    /// Condition `MeshChangeRefused` as it is set now: reason, message.
+    #[serde(default)]
+    pub change_refused: Option<(String, String)>,
 }
 
 /// A `LocationPool` of `leaderd.io/v1alpha1`.
@@ -140,14 +145,17 @@ pub mod names {
     pub const KILO_FORCE_INTERNAL_IP: &str = "kilo.squat.ai/force-internal-ip";
     /// Comma-separated prefixes of the node's location that are behind none of its nodes.
     pub const KILO_ALLOWED_LOCATION_IPS: &str = "kilo.squat.ai/allowed-location-ips";
-    /// Base64 public key of the node's `kilo0`.
-    pub const KILO_KEY: &str = "kilo.squat.ai/key";
     /// The location where Kilo has none.
     pub const REGION: &str = "topology.kubernetes.io/region";
     /// Base64 X25519 public key of the node's daemon.
     pub const WIREGUARD_KEY: &str = "leaderd.io/wireguard-key";
     /// Base64 Ed25519 public key of the node's daemon.
     pub const CONTROL_KEY: &str = "leaderd.io/control-key";
+    /// Fingerprint of the keys that the node may have from now on. People write it.
+    pub const ACCEPT_KEY: &str = "leaderd.io/accept-key";
+    /// Base64 Ed25519 signatures of the node's keys, with commas between them: by the control key that it has, and by the one that it
+    /// had before if that is there.
+    pub const KEY_PROOF: &str = "leaderd.io/key-proof";
     /// Addresses that the node's daemon is probed at, with commas between them: for people. Daemons tell each other, so the mesh file
     /// does not have them, and an address that changes makes no new generation of it.
     pub const PROBE_ADDRESS: &str = "leaderd.io/probe-address";

@@ -1,6 +1,8 @@
 //! The loop: one word of a watch, one answer or one timer at a time. It never waits for the API: requests are under way beside
-//! it, each bounded in time, and at most one for each thing. What is done when its turn has come: `work`; what the log says: `tell`.
+//! it, each bounded in time, and at most one for each thing. Which mesh is in force: `mesh`; what is done when its turn has come: `work`; what the log says:
+//! `tell`.
 
+mod mesh;
 mod tell;
 mod work;
 
@@ -30,6 +32,7 @@ use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::engine::Request;
 use crate::run::Daemon;
+use mesh::Doubt;
 
 /// How long after a change of the view it is looked at: what changes together is looked at once.
 const SETTLE: Duration = Duration::from_millis(200);
@@ -43,6 +46,22 @@ const POLL: Duration = Duration::from_secs(1);
 /// How often everything is weighed again although nothing seems to have changed.
 const ANEW: Duration = Duration::from_secs(10);
 
+/// What the daemon knows.
+struct Known {
+    status: Status,
+    events: Vec<Event>,
+    /// It is connected to somebody.
+    hears: bool,
+}
+
+impl Known {
+    /// But for what changes all the time.
+    fn says_the_same(&self, other: &Self) -> bool {
+        let same = self.events == other.events && self.hears == other.hears;
+        same && material(&self.status) == material(&other.status)
+    }
+}
+
 /// What others are told.
 #[derive(Debug)]
 pub struct Out {
@@ -52,7 +71,7 @@ pub struct Out {
 /// What came of something that was under way.
 enum Done {
     /// The daemon's answer; `None`: it is too busy.
-    Status(Option<Box<(Status, Vec<Event>)>>),
+    Status(Option<Box<Known>>),
     /// `then`: what was to follow once it was done.
     Call {
         key: String,
@@ -87,7 +106,9 @@ pub struct Shell {
     asking: bool,
     /// The mesh in force, by the text that it was read from.
     in_force: Option<(String, Option<Arc<Mesh>>)>,
-    status: Option<Box<(Status, Vec<Event>)>>,
+    /// The cluster holds a mesh with keys that are not believed: since when, and whether that was said.
+    doubted: Option<Doubt>,
+    status: Option<Box<Known>>,
     /// The status changed in something that counts, or the view did, since all was weighed.
     stale: bool,
     weighed: Option<Instant>,
@@ -131,6 +152,7 @@ impl Shell {
             busy: BTreeSet::new(),
             asking: false,
             in_force: None,
+            doubted: None,
             status: None,
             stale: true,
             weighed: None,
@@ -155,7 +177,7 @@ impl Shell {
             let mut sleep = pin!(tokio::time::sleep_until(wake.into()));
             tokio::select! {
                 Some(word) = words.next() => {
-                    let of_mesh = matches!(word, Word::Mesh(_));
+                    let of_mesh = matches!(word, Word::Mesh(_)) || self.doubted.is_some();
                     self.word(word);
                     if of_mesh && self.rescope() {
                         words = self.watch();
@@ -211,7 +233,14 @@ impl Shell {
 
     fn word(&mut self, word: Word) {
         let news = match word {
-            Word::Node(event) => self.seen.node(event),
+            Word::Node(event) => {
+                let news = self.seen.node(event);
+                // It may say now why a key is another.
+                if self.doubted.is_some() && news != News::Nothing {
+                    self.take_mesh();
+                }
+                news
+            }
             Word::Pool(event) => self.seen.pool(event),
             Word::Mesh(event) => {
                 self.seen.mesh(event);
@@ -266,41 +295,13 @@ impl Shell {
         }
     }
 
-    /// The mesh that the cluster holds is in force as soon as it is seen, if it is good.
-    fn take_mesh(&mut self) {
-        let Some(object) = &self.seen.view.mesh else { return };
-        if object.text.is_empty() || self.in_force.as_ref().is_some_and(|(t, _)| *t == object.text)
-        {
-            return;
-        }
-        match leaderd_core::mesh::parse(&object.text) {
-            Ok(mesh) => {
-                let mesh = Arc::new(mesh);
-                self.in_force = Some((object.text.clone(), Some(mesh.clone())));
-                self.out.meshes.send_replace(Some(mesh));
-            }
-            Err(mistakes) => {
-                let mistakes: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
-                tracing::error!(
-                    error = mistakes.join("\n"),
-                    "the mesh file of the cluster has mistakes; the one in use stays"
-                );
-                let before = self.in_force.take().and_then(|(_, mesh)| mesh);
-                self.in_force = Some((object.text.clone(), before));
-            }
-        }
-    }
-
     /// True if the watches are to begin anew.
     fn done(&mut self, done: Done) -> bool {
         match done {
             Done::Status(answer) => {
                 self.asking = false;
                 if let Some(new) = answer {
-                    let news = self
-                        .status
-                        .as_ref()
-                        .is_none_or(|old| material(&old.0) != material(&new.0) || old.1 != new.1);
+                    let news = self.status.as_ref().is_none_or(|old| !old.says_the_same(&new));
                     self.stale |= news;
                     self.status = Some(new);
                     self.weigh();
@@ -348,6 +349,7 @@ impl Shell {
         if self.next_poll <= now {
             self.next_poll = now + POLL;
             self.contact.measure();
+            self.say_doubt();
             if self.next_ask <= now {
                 self.ask();
             }
@@ -390,9 +392,11 @@ impl Shell {
         }
         let asker = daemon.asker.clone();
         self.under_way.push(Box::pin(async move {
-            let status = asker.lookup(Request::Snapshot).await.map(|s| s.status);
+            let snapshot = asker.lookup(Request::Snapshot).await;
             let events = asker.lookup(Request::Events).await;
-            Done::Status(status.zip(events).map(Box::new))
+            Done::Status(snapshot.zip(events).map(|(s, events)| {
+                Box::new(Known { hears: s.peers_connected > 0, status: s.status, events })
+            }))
         }));
     }
 }

@@ -52,6 +52,10 @@ fn status(mesh: &Mesh, me: &str, probe_address: &str) -> Status {
     }
 }
 
+fn known(status: Status) -> Box<Known> {
+    Box::new(Known { status, events: vec![], hears: true })
+}
+
 fn shell(me: &NodeName, state: &std::path::Path) -> Shell {
     let config = Config {
         me: me.clone(),
@@ -76,7 +80,7 @@ async fn a_plain_member_publishes_what_its_daemon_says_and_weighs_nothing_old() 
     let (_decides, decided) = watch::channel(0);
     shell.daemon = Some(Daemon { asker: crate::admin::Asker(asked), decided });
     shell.in_force = Some((text, Some(mesh.clone())));
-    shell.status = Some(Box::new((status(&mesh, me.as_str(), "10.42.1.1"), vec![])));
+    shell.status = Some(known(status(&mesh, me.as_str(), "10.42.1.1")));
     shell.next_ask = Instant::now() + ANEW;
 
     assert!(shell.rescope() && shell.seen.scope() == Scope::Own);
@@ -99,7 +103,7 @@ async fn a_plain_member_publishes_what_its_daemon_says_and_weighs_nothing_old() 
     for change in [Change::Init, Change::InitDone] {
         shell.seen.mesh(change);
     }
-    shell.done(Done::Status(Some(Box::new((status(&mesh, me.as_str(), "10.42.9.9"), vec![])))));
+    shell.done(Done::Status(Some(known(status(&mesh, me.as_str(), "10.42.9.9")))));
     let busy: Vec<&str> = shell.busy.iter().map(String::as_str).collect();
     assert_eq!(busy, [OWN], "its own annotations, and nothing by a view of one Node");
 
@@ -130,4 +134,40 @@ async fn a_mesh_that_is_lost_comes_back_as_it_was_where_it_is_others_to_change()
         }
     };
     assert_eq!((written(false), written(true)), ("another".to_owned(), text));
+}
+
+#[tokio::test]
+async fn a_mesh_file_with_other_keys_is_not_taken_before_its_node_says_why() {
+    let (view, text, mesh) = mesh();
+    let state = tempfile::tempdir().unwrap();
+    let mut shell = shell(mesh.nodes.keys().next().unwrap(), state.path());
+    let put = |shell: &mut Shell, text: &str| {
+        let object = MeshObject { resource_version: "1".into(), text: text.to_owned() };
+        shell.seen.view.mesh = Some(object);
+        shell.take_mesh();
+    };
+    shell.seen.view = view;
+    put(&mut shell, &text);
+    let in_force = |shell: &Shell| shell.out.meshes.borrow().as_ref().unwrap().hash;
+    assert_eq!(in_force(&shell), mesh.hash);
+    // Somebody who may write the object gives home-2 a key of theirs.
+    let theirs = text.replace(&BASE64.encode([2; 32]), &BASE64.encode([99; 32]));
+    assert_ne!(theirs, text);
+    put(&mut shell, &theirs);
+    assert_eq!(in_force(&shell), mesh.hash);
+    let doubt = shell.doubted.as_mut().expect("it is not believed");
+    assert_eq!(doubt.strange[0].node.as_str(), "home-2");
+    let accepted = doubt.strange[0].keys.fingerprint();
+    shell.say_doubt();
+    assert_eq!(shell.counters.get("kubernetes_meshes_refused"), 0, "another watch may be late");
+    shell.doubted.as_mut().unwrap().since -= mesh::DOUBT;
+    shell.say_doubt();
+    shell.say_doubt();
+    assert_eq!(shell.counters.get("kubernetes_meshes_refused"), 1, "said once");
+    // A person accepts it.
+    let mut node = json!({"metadata": {"name": "home-2", "annotations": {}}});
+    node["metadata"]["annotations"][names::ACCEPT_KEY] = json!(accepted);
+    shell.word(Word::Node(Change::Apply(serde_json::from_value(node).unwrap())));
+    assert_ne!(in_force(&shell), mesh.hash);
+    assert!(shell.doubted.is_none());
 }

@@ -7,7 +7,7 @@ use leaderd_core::cluster::{self, Action, Rendered, Running, Task};
 use leaderd_core::status::Status;
 
 use super::super::seen::Held;
-use super::{ANEW, Call, Done, LOST, OWN, Shell};
+use super::{ANEW, Call, Done, Known, LOST, OWN, Shell};
 use crate::engine::{COMMAND_TIMEOUT, Request};
 
 impl Shell {
@@ -28,8 +28,9 @@ impl Shell {
         }
         let in_force = self.in_force.as_ref().and_then(|(_, mesh)| mesh.clone());
         let running = match (&self.daemon, &self.status, &in_force) {
-            (Some(_), Some(status), Some(mesh)) => {
-                Some(Running { mesh, status: &status.0, events: &status.1 })
+            (Some(_), Some(known), Some(mesh)) => {
+                let Known { status, events, hears } = &**known;
+                Some(Running { mesh, status, events, hears: *hears })
             }
             _ => None,
         };
@@ -78,7 +79,7 @@ impl Shell {
         let mut own = self.config.own.clone();
         let found = node.annotations.get(names::PROBE_ADDRESS).cloned();
         let found = found.map(|address| (names::PROBE_ADDRESS.to_owned(), address));
-        own.extend(self.status.as_ref().map(|s| probe_address(&s.0)).or(found));
+        own.extend(self.status.as_ref().map(|s| probe_address(&s.status)).or(found));
         let published = own.iter().all(|(name, value)| node.annotations.get(name) == Some(value));
         if published || self.busy.contains(OWN) {
             return;
@@ -109,6 +110,15 @@ impl Shell {
         if let Action::Annotate(change) = &action {
             tracing::info!(node.name = change.node, annotations = ?change.annotations, why = change.why, "annotating a node");
         }
+        if let Action::ChangeRefused { node, refused: Some(refused), .. } = &action {
+            self.counters.count("kubernetes_changes_refused");
+            tracing::error!(
+                node.name = node,
+                reason = refused.reason,
+                problem = refused.message,
+                "what a node says is not taken into the mesh"
+            );
+        }
         if let Action::Mesh { text, .. } = &action {
             tracing::info!(bytes = text.len(), "writing the mesh file of the cluster");
         }
@@ -120,7 +130,7 @@ impl Shell {
     pub(super) fn call(&mut self, key: String, mut call: Call) {
         let (carrier, what) = (self.carrier.clone(), call.what());
         let then = match &mut call {
-            Call::Pool { events, .. } => {
+            Call::Pool { events, .. } | Call::Node { events, .. } => {
                 events.drain(..).map(|e| Call::Event(Box::new(e))).collect()
             }
             _ => Vec::new(),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use toml::{Table, Value};
 
 use super::prefixes::PrefixSource;
@@ -99,6 +100,12 @@ impl Before {
 
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.mesh.as_ref()?.nodes.get(&name.parse().ok()?)
+    }
+
+    /// What a location had besides its nodes.
+    pub fn besides(&self, location: &LocationName) -> Vec<IpNet> {
+        let was = self.mesh.as_ref().and_then(|m| m.locations.get(location));
+        was.map_or_else(Vec::new, |l| l.prefixes.clone())
     }
 
     /// Kilo steers the location.

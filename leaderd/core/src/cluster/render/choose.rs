@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::Ipv4Net;
 
 use super::before::Before;
+use super::draft::fault;
 use super::facts::Facts;
-use super::{Problem, Refused, Subject};
+use super::{Fault, Problem, Refused, Subject};
 use crate::cluster::rank;
 use crate::cluster::view::{ClusterView, Pool};
 use crate::ids::{LocationName, NodeName, Slot};
@@ -45,6 +46,8 @@ pub(super) struct Chooser<'a> {
     pub facts: &'a BTreeMap<NodeName, Facts>,
     /// Endpoints given out: all candidates listen on the same ports.
     pub taken: BTreeMap<Host, NodeName>,
+    /// Nodes that have taken the endpoint of a candidate of the mesh before.
+    pub robbed: Vec<Fault>,
     pub problems: &'a mut Vec<Problem>,
 }
 
@@ -182,14 +185,22 @@ impl Chooser<'_> {
         }
     }
 
-    fn endpoint_of(&self, facts: &Facts) -> Result<Host, String> {
+    fn endpoint_of(&mut self, facts: &Facts) -> Result<Host, String> {
         let endpoint = facts.endpoint.clone()?;
-        match self.taken.get(&endpoint) {
-            Some(other) if *other != facts.name => Err(format!(
-                "its endpoint is that of candidate {other}, and both would listen on the same ports: give it an address of its own"
-            )),
-            _ => Ok(endpoint),
+        let other = match self.taken.get(&endpoint) {
+            Some(other) if *other != facts.name => other.clone(),
+            _ => return Ok(endpoint),
+        };
+        let had = |n: &NodeName| {
+            self.before.node(n.as_str()).is_some_and(|w| w.endpoint.as_ref() == Some(&endpoint))
+        };
+        if had(&facts.name) && !had(&other) {
+            let message = format!("{other} has the endpoint of candidate {}", facts.name);
+            self.robbed.push(fault(&other, message, "give it an address of its own"));
         }
+        Err(format!(
+            "its endpoint is that of candidate {other}, and both would listen on the same ports: give it an address of its own"
+        ))
     }
 
     /// Where nobody may lead, those that did go on: a location without a candidate would fall out of the mesh.

@@ -3,17 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
 use super::before::Before;
 use super::inner::{Inner, remedy};
 use super::prefixes::Claims;
 use super::{Problem, Subject};
+use crate::cluster::keys::{self, NodeKeys, Pins};
 use crate::cluster::view::{ClusterNode, names};
 use crate::ids::{LocationName, NodeName};
-use crate::mesh::{Host, Mesh, Node};
+use crate::mesh::{Host, Node};
 
 /// One node of the mesh to be.
 #[derive(Clone, Debug)]
@@ -26,9 +25,9 @@ pub(super) struct Facts {
     pub location_prefixes: Vec<IpNet>,
     /// Where other locations reach it; or why they do not, so that it may not lead.
     pub endpoint: Result<Host, String>,
-    /// Base64.
-    pub wireguard_key: String,
-    pub control_key: String,
+    pub keys: NodeKeys,
+    /// What is told of keys that it publishes and that are not taken.
+    pub key_refused: Option<String>,
     /// A candidate of the mesh before whose Node object is gone, or says no endpoint any more: it stays one until it is seen not to
     /// lead.
     pub departed: bool,
@@ -42,39 +41,72 @@ pub(super) struct Known<'a> {
     pub before: &'a Before,
     pub inner: &'a Inner,
     pub claims: &'a Claims,
+    pub pins: &'a Pins,
     /// Departed candidates that are no candidates any more.
     pub leaving: &'a BTreeSet<NodeName>,
 }
 
 /// A candidate of the mesh before, whose Node object is gone.
-pub(super) fn departed(node: &Node, mesh: &Mesh, claims: &Claims) -> Option<Facts> {
+pub(super) fn departed(node: &Node, known: Known<'_>) -> Option<Facts> {
+    let Known { before, claims, pins, .. } = known;
     Some(Facts {
         name: node.name.clone(),
         location: node.location.clone(),
         address: node.address,
         prefixes: claims.or_kept(node.name.as_str(), &node.prefixes),
         // Which of them its Node said is not known any more. They stay with it, and not longer.
-        location_prefixes: besides(mesh, &node.location),
+        location_prefixes: before.besides(&node.location),
         endpoint: Ok(node.endpoint.clone().filter(|_| node.slot.is_some())?),
-        wireguard_key: STANDARD.encode(node.wireguard_key.0),
-        control_key: STANDARD.encode(node.control_key.0),
+        keys: pins.of_name(&node.name).unwrap_or(NodeKeys::of(node)),
+        key_refused: None,
         departed: true,
         gone: true,
     })
-}
-
-/// What a location has besides its nodes.
-fn besides(mesh: &Mesh, location: &LocationName) -> Vec<IpNet> {
-    mesh.locations.get(location).map_or_else(Vec::new, |l| l.prefixes.clone())
 }
 
 impl Facts {
     /// Both cannot be in one mesh: the one was put in the other's place.
     pub fn replaces(&self, other: &Self) -> bool {
         (&self.location, self.address) == (&other.location, other.address)
-            || self.wireguard_key == other.wireguard_key
-            || self.control_key == other.control_key
+            || self.keys.wireguard == other.keys.wireguard
+            || self.keys.control == other.keys.control
             || self.endpoint.is_ok() && self.endpoint == other.endpoint
+    }
+
+    /// The node is in the mesh before with other facts than these.
+    pub fn differs(&self, before: &Before) -> bool {
+        before.node(self.name.as_str()).is_some_and(|was| {
+            // A member's is not in the mesh file, and new if it is to lead.
+            let endpoint = self.endpoint.as_ref().ok() != was.endpoint.as_ref();
+            let besides = before.besides(&was.location);
+            endpoint
+                || (&self.location, self.address, self.keys)
+                    != (&was.location, was.address, NodeKeys::of(was))
+                || BTreeSet::from_iter(&self.prefixes) != BTreeSet::from_iter(&was.prefixes)
+                || self.location_prefixes.iter().any(|p| !besides.contains(p))
+        })
+    }
+
+    /// What it says does not fit: it stays as it was in the mesh before.
+    pub fn held(self, was: &Node, known: Known<'_>) -> Self {
+        let Known { before, pins, leaving, .. } = known;
+        let besides = before.besides(&was.location);
+        let here = self.location == was.location;
+        let good = self.location_prefixes.into_iter().filter(|p| here && besides.contains(p));
+        let endpoint =
+            was.endpoint.clone().filter(|_| was.slot.is_some() && !leaving.contains(&was.name));
+        Self {
+            location: was.location.clone(),
+            address: was.address,
+            prefixes: was.prefixes.clone(),
+            location_prefixes: good.collect(),
+            endpoint: endpoint.ok_or_else(|| {
+                "it is held as it was, since what its Node says now does not fit into the mesh"
+                    .to_owned()
+            }),
+            keys: pins.of_name(&was.name).unwrap_or(NodeKeys::of(was)),
+            ..self
+        }
     }
 }
 
@@ -85,7 +117,7 @@ pub(super) fn facts(
     known: Known<'_>,
     problems: &mut Vec<Problem>,
 ) -> Option<Facts> {
-    let Known { before, inner, claims, leaving } = known;
+    let Known { before, inner, claims, pins, leaving } = known;
     let was = before.node(&node.name);
     let mut say = |message: String| {
         problems.push(Problem { subject: Subject::Node(node.name.clone()), message });
@@ -94,14 +126,14 @@ pub(super) fn facts(
         say("its name is too long for the mesh: leaderd takes up to 63 characters".to_owned());
         return None;
     };
-    let keys = [names::WIREGUARD_KEY, names::CONTROL_KEY].map(|k| key(node, k, &mut say));
-    let kept = was.map(|n| [STANDARD.encode(n.wireguard_key.0), STANDARD.encode(n.control_key.0)]);
-    let [wireguard_key, control_key] = match (keys, kept) {
-        ([Some(w), Some(c)], _) => [w, c],
-        (_, Some(kept)) => kept,
-        // Its daemon will publish them.
-        (_, None) => return None,
-    };
+    // What is pinned goes before what the mesh file says: that may be somebody else's word.
+    let pinned = pins.of_node(node).or(was.map(NodeKeys::of));
+    let published = keys::published(node, &mut say);
+    let (keys, refused) = keys::counted(node, &name, published, pinned);
+    // Its daemon will publish them.
+    let keys = keys?;
+    let key_refused = refused.map(|new| key_refused(&node.name, &new));
+    key_refused.iter().cloned().for_each(&mut say);
     let location = location(node, was, &mut say)?;
     let kilos = was.filter(|n| n.location == location && before.is_kilos(&location));
     if is_alone(node) {
@@ -145,14 +177,9 @@ pub(super) fn facts(
             names::KILO_FORCE_ENDPOINT
         ));
     }
-    let location_prefixes = match &before.mesh {
-        Some(mesh)
-            if departed && !node.annotations.contains_key(names::KILO_ALLOWED_LOCATION_IPS) =>
-        {
-            besides(mesh, &location)
-        }
-        _ => location_prefixes(node, &mut say),
-    };
+    let bare = departed && !node.annotations.contains_key(names::KILO_ALLOWED_LOCATION_IPS);
+    let location_prefixes =
+        if bare { before.besides(&location) } else { location_prefixes(node, &mut say) };
     Some(Facts {
         name,
         location,
@@ -160,8 +187,8 @@ pub(super) fn facts(
         prefixes,
         location_prefixes,
         endpoint,
-        wireguard_key,
-        control_key,
+        keys,
+        key_refused,
         departed,
         gone: false,
     })
@@ -224,13 +251,13 @@ fn location(
     }
 }
 
-fn key(node: &ClusterNode, name: &str, say: &mut impl FnMut(String)) -> Option<String> {
-    let text = node.annotations.get(name)?;
-    let good = STANDARD.decode(text).is_ok_and(|k| k.len() == 32 && k != [0; 32]);
-    if !good {
-        say(format!("annotation {name} is no key: remove it, its daemon will set it again"));
-    }
-    good.then(|| text.clone())
+fn key_refused(node: &str, new: &NodeKeys) -> String {
+    format!(
+        "its keys are others than before, so the mesh stays with those that it had: if you gave it new ones, or its keys were lost, \
+         kubectl annotate --overwrite node {node} {}={}",
+        names::ACCEPT_KEY,
+        new.fingerprint()
+    )
 }
 
 /// Kilo has said, or was told, that the node has no internal address.

@@ -1,6 +1,7 @@
 mod addresses;
 mod departed;
 mod inner;
+mod nonsense;
 mod prefixes;
 mod random;
 mod revisions;
@@ -62,7 +63,6 @@ fn the_text_stays_byte_for_byte_until_something_else_is_meant() {
     let first = text_of(&view);
     assert_eq!(first, view.mesh.as_ref().unwrap().text);
     // What the mesh file does not say changes nothing.
-    view.nodes.get_mut("home-0").unwrap().ready = false;
     view.nodes.get_mut("home-0").unwrap().labels.insert("x".into(), "y".into());
     assert_eq!(text_of(&view), first);
     // Nor does another way of writing the same.
@@ -233,7 +233,7 @@ fn a_node_without_an_internal_address_is_kilos_own_location_and_left_out() {
 }
 
 #[test]
-fn a_new_node_that_would_spoil_the_mesh_is_left_out_and_an_old_one_keeps_it_as_it_is() {
+fn a_new_node_that_would_spoil_the_mesh_is_left_out_and_an_old_one_stays_as_it_was() {
     let mut view = two_locations();
     settle(&mut view);
     let was = text_of(&view);
@@ -261,7 +261,7 @@ fn a_new_node_that_would_spoil_the_mesh_is_left_out_and_an_old_one_keeps_it_as_i
     // Now two of the mesh in force.
     view.nodes.get_mut("home-2").unwrap().internal = view.nodes["home-0"].internal.clone();
     let r = render(&view, SETTINGS);
-    assert_eq!((r.text, r.mesh), (None, None));
+    assert_eq!(r.text, Some(was));
     assert!(matches!(&r.problems[0].subject, Subject::Node(_)), "{:?}", r.problems);
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write};
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use toml::Value;
 
-use super::Draft;
 use super::before::{Before, GIVEN_UP, PREFIXES, REVISION};
+use super::draft::Draft;
 use super::numbers::Numbers;
 use super::settings::Settings;
 use crate::cluster::view::{Pool, PoolPolicy, Steering};
@@ -155,9 +157,9 @@ pub(super) fn text(
             policy.into_iter().for_each(|(key, value)| w.set(key, value));
         }
     }
-    // New ones last: of two that clash the later one is blamed, and left out.
+    // Those that are as before first, then new ones, then those that changed: of two that clash the later one is blamed.
     let mut nodes: Vec<_> = draft.facts.iter().collect();
-    nodes.sort_by_key(|(name, _)| (before.index(name.as_str()).is_none(), *name));
+    nodes.sort_by_key(|(n, _)| (draft.changed.contains(*n), draft.new.contains(*n), *n));
     for (name, facts) in nodes {
         w.table(Blame::Node(name.clone()), format!("nodes.{}", toml_key(name.as_str())));
         w.set("location", facts.location.as_str());
@@ -174,8 +176,8 @@ pub(super) fn text(
         }
         w.set("address", facts.address.to_string());
         w.set("prefixes", facts.prefixes.iter().map(|p| p.to_string()).collect::<Vec<_>>());
-        w.set("wireguard_key", facts.wireguard_key.as_str());
-        w.set("control_key", facts.control_key.as_str());
+        w.set("wireguard_key", STANDARD.encode(facts.keys.wireguard));
+        w.set("control_key", STANDARD.encode(facts.keys.control));
     }
     (w.text, w.blames)
 }

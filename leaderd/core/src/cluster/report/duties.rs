@@ -6,7 +6,7 @@ use super::{Condition, PoolStatus, events, is_voter, known, pool_statuses, statu
 use crate::admin::AdminRequest;
 use crate::cluster::rank;
 use crate::cluster::render::Rendered;
-use crate::cluster::task::{Action, RelayForwarding, Running, Task};
+use crate::cluster::task::{Action, ChangeRefused, RelayForwarding, Running, Task};
 use crate::cluster::view::{ClusterNode, ClusterView, Pool};
 use crate::ids::NodeName;
 use crate::mesh::Mesh;
@@ -61,6 +61,40 @@ pub(in crate::cluster) fn status_tasks(
     if let Some(running) = running {
         tasks.extend(relay_tasks(view, rendered, running, me));
     }
+    tasks.extend(refusal_tasks(view, rendered, me));
+    tasks
+}
+
+/// Longest message of a condition that quotes what a Node says, in characters.
+const MAX_MESSAGE: usize = 500;
+
+/// The condition `MeshChangeRefused` of nodes of which something is not taken, and its removal from the others.
+fn refusal_tasks(view: &ClusterView, rendered: &Rendered, me: &NodeName) -> Vec<Task> {
+    let mut tasks = Vec::new();
+    for node in view.nodes.values() {
+        let refused = rendered.refusals.get(&node.name).map(|r| ChangeRefused {
+            reason: r.why.as_str(),
+            message: r.message.chars().take(MAX_MESSAGE).collect(),
+        });
+        let has = node.change_refused.as_ref().map(|(r, m)| (r.as_str(), m.as_str()));
+        if has == refused.as_ref().map(|r| (r.reason, r.message.as_str())) {
+            continue;
+        }
+        let key = format!("refused/{}", node.name);
+        let Some(turn) = rank::turn_of_any(view, rendered.mesh.as_ref(), &key, me.as_str()) else {
+            continue;
+        };
+        let event =
+            refused.as_ref().is_some_and(|r| has.is_none_or(|(reason, _)| reason != r.reason));
+        let action = Action::ChangeRefused {
+            node: node.name.clone(),
+            uid: node.uid.clone(),
+            resource_version: node.resource_version.clone(),
+            refused,
+            event,
+        };
+        tasks.push(Task { key, wait: GRACE + turn, action });
+    }
     tasks
 }
 
@@ -93,6 +127,8 @@ fn writer(
         .filter(|c| c.status == "True")
         .is_none_or(|c| age(&c.last_transition_time, now).is_none_or(|age| age > QUIET));
     let no_quorum = l.raft_leader.is_none() && long_so && !told(before) && told(after);
+    // Who hears nobody cannot tell whether the location is silent, or it is deaf itself.
+    let no_quorum = no_quorum && (running.hears || running.status.location == l.name);
     let lags = lags || before.epoch < after.epoch || no_quorum;
     let turn = rank::turn(candidates(running.mesh), &key, me.as_str())?;
     lags.then_some(GRACE + turn)

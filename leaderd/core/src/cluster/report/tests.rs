@@ -23,6 +23,7 @@ struct World {
     mesh: Mesh,
     status: Status,
     events: Vec<Event>,
+    hears: bool,
 }
 
 impl World {
@@ -32,7 +33,7 @@ impl World {
         settle(&mut view);
         let mesh = render(&view, SETTINGS).mesh.unwrap();
         let status = mesh_status(&mesh, "home-0");
-        let mut w = Self { view, mesh, status, events: Vec::new() };
+        let mut w = Self { view, mesh, status, events: Vec::new(), hears: true };
         w.happens(EventKind::Move, Cause::Initial, &[], &["home-1"], 1);
         w
     }
@@ -89,7 +90,12 @@ impl World {
 
     fn status_at(&self, now: WallTime) -> PoolStatus {
         let rendered = render(&self.view, SETTINGS);
-        let running = Running { mesh: &self.mesh, status: &self.status, events: &self.events };
+        let running = Running {
+            mesh: &self.mesh,
+            status: &self.status,
+            events: &self.events,
+            hears: self.hears,
+        };
         pool_statuses(&self.view, &rendered, Some(running), now).remove("home").unwrap()
     }
 
@@ -101,7 +107,12 @@ impl World {
     }
 
     fn tasks(&self, me: &str, now: WallTime) -> Vec<Task> {
-        let running = Running { mesh: &self.mesh, status: &self.status, events: &self.events };
+        let running = Running {
+            mesh: &self.mesh,
+            status: &self.status,
+            events: &self.events,
+            hears: self.hears,
+        };
         tasks(&self.view, SETTINGS, &me.parse().unwrap(), Some(running), now).1
     }
 
@@ -544,4 +555,60 @@ fn who_hears_late_takes_nothing_back_and_the_raft_leader_may() {
     w.home().raft_leader = Some("home-0".parse().unwrap());
     let status = w.status_at(later(4));
     assert_eq!((status.epoch, status.last_event, status.leader.as_deref()), (1, 1, Some("home-1")));
+}
+
+/// Once for each reason, by whoever's turn it is; and taken back.
+#[test]
+fn what_is_not_taken_of_a_node_is_told_at_that_node() {
+    let mut w = World::new();
+    annotate(w.view.nodes.get_mut("home-2").unwrap(), names::KILO_FORCE_INTERNAL_IP, "10.0.4.1/24");
+    let told = |w: &World| {
+        let mut all = Vec::new();
+        for me in ["home-0", "home-1", "cloud-0", "cloud-1"] {
+            let running =
+                Running { mesh: &w.mesh, status: &w.status, events: &w.events, hears: w.hears };
+            let (_, tasks) = tasks(&w.view, SETTINGS, &me.parse().unwrap(), Some(running), NOW);
+            let ours = tasks.into_iter().filter_map(|t| match t.action {
+                Action::ChangeRefused { node, refused, event, .. } => {
+                    Some((t.wait, (node, refused, event)))
+                }
+                _ => None,
+            });
+            all.extend(ours);
+        }
+        all.sort_by_key(|(wait, _)| *wait);
+        all
+    };
+    let all = told(&w);
+    assert_eq!(all.len(), 4);
+    assert!(all.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 == w[1].1), "by turns: {all:?}");
+    let (node, Some(refused), true) = &all[0].1 else { panic!("{all:?}") };
+    assert_eq!((node.as_str(), refused.reason), ("home-2", "Held"));
+    assert!(refused.message.contains("10.0.4.1"), "{}", refused.message);
+    // Told, and once.
+    let was = Some((refused.reason.to_owned(), refused.message.clone()));
+    w.view.nodes.get_mut("home-2").unwrap().change_refused = was;
+    assert_eq!(told(&w), []);
+    w.view.nodes.get_mut("home-2").unwrap().annotations.remove(names::KILO_FORCE_INTERNAL_IP);
+    let all = told(&w);
+    assert_eq!(all[0].1, ("home-2".to_owned(), None, false));
+}
+
+/// One that is connected to nobody may be the deaf one itself: it says nothing of locations that it does not hear.
+#[test]
+fn who_is_connected_to_nobody_writes_about_its_own_location_only() {
+    let mut w = World::new();
+    w.write(NOW);
+    let home = w.home();
+    (home.raft_leader, home.quorum, home.fallback) = (None, Some(false), true);
+    let long_after = later(600);
+    let writes = |w: &World, me: &str| {
+        w.tasks(me, long_after).iter().any(|t| matches!(t.action, Action::PoolStatus { .. }))
+    };
+    w.status.location = "cloud".parse().unwrap();
+    assert!(writes(&w, "cloud-0"), "the location is dead");
+    w.hears = false;
+    assert!(!writes(&w, "cloud-0"), "or this daemon is deaf");
+    w.status.location = "home".parse().unwrap();
+    assert!(writes(&w, "home-1"), "its own quorum is its own to miss");
 }

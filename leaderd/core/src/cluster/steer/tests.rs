@@ -181,7 +181,7 @@ fn uninstalling_removes_what_is_ours_and_nothing_else() {
     let mut view = cluster();
     set_by_us(&mut view, "home-1", "3");
     annotate(view.nodes.get_mut("home-2").unwrap(), names::KILO_LEADER, "");
-    annotate(view.nodes.get_mut("home-2").unwrap(), names::KILO_KEY, "x");
+    annotate(view.nodes.get_mut("home-2").unwrap(), "kilo.squat.ai/key", "x");
     annotate(view.nodes.get_mut("home-2").unwrap(), names::PREFIXES, "10.9.0.0/24");
     for c in uninstall_changes(&view) {
         let node = view.nodes.get_mut(&c.node).unwrap();
@@ -195,7 +195,8 @@ fn uninstalling_removes_what_is_ours_and_nothing_else() {
     let locations = view.nodes.keys().map(|n| format!("{n} {}", names::KILO_LOCATION));
     let mut want: Vec<String> = locations
         .chain(
-            [names::KILO_KEY, names::KILO_LEADER, names::PREFIXES].map(|k| format!("home-2 {k}")),
+            ["kilo.squat.ai/key", names::KILO_LEADER, names::PREFIXES]
+                .map(|k| format!("home-2 {k}")),
         )
         .collect();
     want.sort();

@@ -76,7 +76,12 @@ impl World {
                 daemon.looked = Some(seen.clone());
                 let mesh = seen.mesh.as_ref().and_then(|m| crate::mesh::parse(&m.text).ok());
                 let running = mesh.as_ref().zip(daemon.status.as_ref());
-                let running = running.map(|(mesh, status)| Running { mesh, status, events: &[] });
+                let running = running.map(|(mesh, status)| Running {
+                    mesh,
+                    status,
+                    events: &[],
+                    hears: true,
+                });
                 let wall = WallTime(1_790_000_000_000_000 + self.now.0);
                 let (_, tasks) = tasks(&seen, "", &daemon.name, running, wall);
                 let (due, next) = daemon.turns.due(self.now, tasks);
@@ -136,6 +141,15 @@ impl World {
                 if fits {
                     node.resource_version = version;
                     node.relay_forwarding = condition.map(|c| (c.status.to_owned(), c.reason));
+                }
+                fits
+            }
+            Action::ChangeRefused { node, resource_version, refused, .. } => {
+                let node = api.nodes.get_mut(&node).unwrap();
+                let fits = node.resource_version == resource_version;
+                if fits {
+                    node.resource_version = version;
+                    node.change_refused = refused.map(|r| (r.reason.to_owned(), r.message));
                 }
                 fits
             }

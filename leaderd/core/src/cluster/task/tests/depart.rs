@@ -109,7 +109,7 @@ fn on_hearsay_nobody_removes_a_leader_soon() {
             l.leaders = vec!["home-0".parse().unwrap()];
             l.fallback = fallback;
         }
-        let running = Some(Running { mesh: &mesh, status: &status, events: &[] });
+        let running = Some(Running { mesh: &mesh, status: &status, events: &[], hears: true });
         let (_, tasks) = tasks(&view, "", &status.node, running, WallTime::default());
         tasks.into_iter().find(|t| t.key == "depart/home-1").unwrap().wait
     };
