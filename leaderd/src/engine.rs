@@ -13,6 +13,7 @@ use leaderd_core::ids::LocationName;
 use leaderd_core::io::{Effect, Input};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::Node;
+use leaderd_core::proof::Signer;
 use leaderd_core::state::{Event, EventKind, EventSeq};
 use leaderd_core::status::Status;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -114,6 +115,8 @@ pub struct Shells {
     pub probes: Probes,
     pub control: Control,
     pub writer: Writer,
+    /// This node's control key.
+    pub signer: Signer,
     pub programs: watch::Sender<Program>,
     /// The mesh in force, for whoever has to know.
     pub meshes: watch::Sender<Arc<Mesh>>,
@@ -255,6 +258,10 @@ impl Engine {
                 Effect::ForgetProbe { probe } => self.shells.probes.forget(probe),
                 Effect::Reflect { from, to, bytes } => self.shells.probes.reflect(from, to, &bytes),
                 Effect::SendFrame { to, frame } => self.shells.control.send(&to, &frame),
+                Effect::Sign { id, statement } => {
+                    let signature = self.shells.signer.sign(&statement);
+                    self.immediate.push_back(Input::Signed { id, signature });
+                }
                 Effect::Persist { ticket, location, write } => {
                     self.shells.writer.persist(ticket, location, write)
                 }
@@ -446,6 +453,7 @@ mod tests {
             probes,
             control,
             writer,
+            signer: Signer::new(keys.control.expose()),
             programs: watch::channel(None).0,
             meshes: watch::channel(mesh).0,
             recorder: None,

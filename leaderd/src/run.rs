@@ -12,6 +12,7 @@ use leaderd_core::io::Input;
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
+use leaderd_core::proof::Signer;
 use leaderd_core::topology::steered_location;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
@@ -249,7 +250,9 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
     }));
-    let shells = Shells { probes, control, writer, programs, meshes, recorder, counters, decided };
+    let signer = Signer::new(keys.control.expose());
+    let shells =
+        Shells { probes, control, writer, signer, programs, meshes, recorder, counters, decided };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {

@@ -141,6 +141,7 @@ impl Liar {
             blocked_by: vec!["x".repeat(MAX_TEXT / 5); MAX_TEXTS],
         };
         Hello {
+            proof: Default::default(),
             node: self.from.clone(),
             capabilities: leaderd_core::capability::Capabilities::OURS,
             generation: Default::default(),
@@ -172,6 +173,6 @@ impl Liar {
             author: None,
         };
         assert!(event.is_within_bounds() && event.size() > 20 << 10, "{}", event.size());
-        Frame::Announce { decision, event: Some(Box::new(event)) }
+        Frame::Announce { decision, proof: Default::default(), event: Some(Box::new(event)) }
     }
 }

@@ -16,6 +16,8 @@ use serde::{Deserialize, Serialize};
 pub enum Capability {
     /// All that the first version with a promise of compatibility understands.
     Base,
+    /// Signs decisions as a voter. Not of a version alone: the node's key must be at hand.
+    Proofs,
 }
 
 /// A set of capabilities, one bit each.

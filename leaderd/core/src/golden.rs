@@ -14,6 +14,7 @@ use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::{Capabilities, Capability};
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::io::{Persist, StoredGroup};
+use crate::proof::{Proof, Signed, Signer, Statement, VoterSet};
 use crate::state::{Command, Decision, Event, EventKind, EventTimes, FreezeEnd, LocationState};
 use crate::status::CandidateStatus;
 use crate::stored::{SnapshotWrite, Tail};
@@ -183,7 +184,7 @@ fn next_frame(before: Option<&Frame>) -> Option<Frame> {
         None => Frame::Raft { location: cloud(), message: vec![1, 2, 3] },
         Some(Frame::Raft { .. }) => Frame::Report(report()),
         Some(Frame::Report(_)) => {
-            Frame::Announce { decision: decision(), event: Some(Box::new(event())) }
+            Frame::Announce { decision: decision(), proof: proof(), event: Some(Box::new(event())) }
         }
         Some(Frame::Announce { .. }) => {
             Frame::Ack { location: cloud(), epoch: Epoch(300), programmed_at: WallTime(301) }
@@ -214,7 +215,10 @@ fn next_frame(before: Option<&Frame>) -> Option<Frame> {
         Some(Frame::Addresses(_)) => {
             Frame::Uncarried { mesh_hash: [1, 2, 3, 4, 5, 6, 7, 8], locations: vec![cloud()] }
         }
-        Some(Frame::Uncarried { .. }) => return None,
+        Some(Frame::Uncarried { .. }) => {
+            Frame::Signed { location: cloud(), epoch: Epoch(300), signatures: vec![signed()] }
+        }
+        Some(Frame::Signed { .. }) => return None,
     })
 }
 
@@ -293,6 +297,22 @@ fn event() -> Event {
     }
 }
 
+fn signed() -> Signed {
+    let mut mesh = crate::group::tests::cluster::mesh(1, 0, 0);
+    let signer = Signer::new(&[1; 32]);
+    mesh.nodes.get_mut(&node("cloud-0")).unwrap().control_key = signer.public();
+    let set = VoterSet::of(&mesh, &cloud());
+    let signature = signer.sign(&Statement::decision("mesh", &decision(), &set));
+    Signed { voter: node("cloud-0"), set: set.id(), signature }
+}
+
+fn proof() -> Proof {
+    let mut mesh = crate::group::tests::cluster::mesh(1, 0, 0);
+    mesh.nodes.get_mut(&node("cloud-0")).unwrap().control_key = Signer::new(&[1; 32]).public();
+    let set = VoterSet::of(&mesh, &cloud());
+    Proof::of("mesh", &decision(), &[&set], [signed()].iter()).unwrap()
+}
+
 fn author() -> Author {
     let told = Author::new(node("home-1"), Some("uid 0".to_owned()));
     Author { through: Some(node("cloud-1")), ..told }
@@ -305,6 +325,7 @@ fn hello() -> Hello {
         generation: Generation(300),
         mesh_hash: [1, 2, 3, 4, 5, 6, 7, 8],
         decision: Some(decision()),
+        proof: proof(),
         raft_leader: Some(node("cloud-2")),
         broken: Some(Cause::SelfReported),
         reaches: vec![Slot(1), Slot(2)],

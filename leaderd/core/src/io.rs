@@ -9,6 +9,7 @@ use wgctl_plan::{InterfaceName, Network};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{HttpRequest, Mesh};
+use crate::proof::{Signature, Statement};
 pub use crate::stored::{Persist, StoredGroup};
 use crate::verdict::{Cause, ProbeClass};
 use crate::wire::Frame;
@@ -97,6 +98,11 @@ pub enum Input {
         part: String,
         notes: Vec<String>,
     },
+    /// What `Effect::Sign` with this number asked for.
+    Signed {
+        id: u64,
+        signature: Signature,
+    },
 }
 
 /// An address that this host answers at.
@@ -164,6 +170,11 @@ pub enum Effect {
     AdminReply {
         id: u64,
         response: AdminResponse,
+    },
+    /// Sign with this node's control key, and answer at once with `Input::Signed`.
+    Sign {
+        id: u64,
+        statement: Statement,
     },
     /// For the log.
     Log {

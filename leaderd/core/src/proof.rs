@@ -15,7 +15,7 @@ use crate::mesh::{ControlPublicKey, Mesh};
 use crate::state::Decision;
 
 /// Most signatures of a proof: two sets of voters of the largest location.
-const MAX_SIGNATURES: usize = 64;
+pub const MAX_SIGNATURES: usize = 64;
 
 /// A node's control key, to sign with. The shell holds it, never the core, so recordings hold signatures and no key.
 /// Zeroed on drop.
@@ -189,10 +189,19 @@ impl Proof {
         Self::of(mesh, decision, sets, self.0.iter()).is_some()
     }
 
+    /// True if voters of this set are among those who signed it.
+    pub fn is_of(&self, set: SetId) -> bool {
+        self.0.iter().any(|s| s.set == set)
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -73,6 +73,11 @@ impl Cause {
 
     /// True for the causes that evidence gives; false for an operator's wish or housekeeping.
     pub const fn is_fault(self) -> bool {
+        self.is_seen_by_observers() || matches!(self, Self::SelfReported | Self::Unreachable)
+    }
+
+    /// True for what observers measure: their word can confirm it, or contradict it.
+    pub const fn is_seen_by_observers(self) -> bool {
         matches!(
             self,
             Self::TunnelDown
@@ -82,8 +87,6 @@ impl Cause {
                 | Self::Loop
                 | Self::Partial
                 | Self::Loss
-                | Self::SelfReported
-                | Self::Unreachable
         )
     }
 }

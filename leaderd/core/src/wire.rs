@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::Capabilities;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
+use crate::proof::{Proof, Signed};
 use crate::state::{Decision, Event};
 use crate::status::CandidateStatus;
 use crate::time::WallTime;
@@ -26,7 +27,7 @@ use limits::{MAX_ADDRESSED, MAX_DECISIONS, MAX_LOCATIONS, MAX_SLOTS};
 pub const FRAME_VERSION: u8 = 3;
 
 /// How many kinds of frames this daemon knows: the variants of [`Frame`].
-const KINDS: u32 = 11;
+const KINDS: u32 = 12;
 
 /// Longest frame, in bytes: for a Raft snapshot, which is [`crate::state::MAX_STATE`] at most. Other kinds have limits of their own,
 /// see [`Frame::limit`].
@@ -47,6 +48,7 @@ pub enum Frame {
     /// Who leads: from a node of the location to its nodes and to the candidates of all others, until acknowledged.
     Announce {
         decision: Decision,
+        proof: Proof,
         event: Option<Box<Event>>,
     },
     /// The sender has programmed this epoch (or a later one) of this location.
@@ -96,6 +98,12 @@ pub enum Frame {
         #[serde(deserialize_with = "bounded::list::<_, _, MAX_LOCATIONS>")]
         locations: Vec<LocationName>,
     },
+    /// Between the voters of a location: what the sender has signed of a decision, by each set of voters that it knows.
+    Signed {
+        location: LocationName,
+        epoch: Epoch,
+        signatures: Vec<Signed>,
+    },
 }
 
 /// The frames that are relayed, written by position: at their places in [`Frame`]. Frames within frames would be read by recursion, and a
@@ -135,6 +143,8 @@ pub struct Hello {
     pub mesh_hash: [u8; 8],
     /// What the sender has programmed for its own location.
     pub decision: Option<Decision>,
+    /// What makes that decision believed.
+    pub proof: Proof,
     /// The raft leader of the sender's location, if it knows one; without one the location has no quorum (for it).
     pub raft_leader: Option<NodeName>,
     /// Set by a candidate that knows that it cannot relay.
@@ -181,6 +191,7 @@ impl Frame {
             Self::Forwarded { .. } => "forwarded",
             Self::Addresses(_) => "addresses",
             Self::Uncarried { .. } => "uncarried",
+            Self::Signed { .. } => "signed",
         }
     }
 
@@ -227,7 +238,12 @@ mod tests {
     fn a_newer_daemons_kind_of_frame_is_told_from_a_damaged_one() {
         let addresses = Frame::Addresses(Vec::new()).encode();
         let uncarried = Frame::Uncarried { mesh_hash: [0; 8], locations: Vec::new() }.encode();
-        let last = addresses[1].max(uncarried[1]);
+        let signed = Frame::Signed {
+            location: "cloud".parse().unwrap(),
+            epoch: Epoch(1),
+            signatures: Vec::new(),
+        };
+        let last = addresses[1].max(uncarried[1]).max(signed.encode()[1]);
         assert_eq!(u32::from(last) + 1, KINDS, "KINDS counts the variants");
         let decode = |kind: u8| Frame::decode(&[FRAME_VERSION, kind, 1, 2, 3]);
         assert_eq!(decode(last + 1), Err(FrameError::UnknownKind(KINDS)));

@@ -92,7 +92,10 @@ impl Link {
             | Frame::Hello(_)
             | Frame::Addresses(_)
             | Frame::Uncarried { .. } => true,
-            Frame::Raft { .. } | Frame::Forward { .. } | Frame::Forwarded { .. } => false,
+            Frame::Raft { .. }
+            | Frame::Signed { .. }
+            | Frame::Forward { .. }
+            | Frame::Forwarded { .. } => false,
         };
         if urgent && self.connection.max_datagram_size().is_some_and(|max| bytes.len() <= max) {
             if self.connection.send_datagram(bytes.into()).is_err() {
@@ -259,6 +262,7 @@ macro_rules! counter_by_kind {
                 Frame::Forwarded { .. } => concat!($prefix, "forwarded"),
                 Frame::Addresses(_) => concat!($prefix, "addresses"),
                 Frame::Uncarried { .. } => concat!($prefix, "uncarried"),
+                Frame::Signed { .. } => concat!($prefix, "signed"),
             }
         }
     };

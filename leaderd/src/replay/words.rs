@@ -186,6 +186,7 @@ pub fn kind(input: &Input) -> &'static str {
         Input::Addresses(_) => "addresses held",
         Input::LanMtu(_) => "MTUs of the LAN",
         Input::HostNotes { .. } => "notes about the host",
+        Input::Signed { .. } => "signatures",
     }
 }
 
@@ -224,6 +225,7 @@ pub fn input(input: &Input) -> String {
         Input::LanMtu(None) => "there is no LAN device".to_owned(),
         Input::HostNotes { part, notes } if notes.is_empty() => format!("{part}: nothing is wrong"),
         Input::HostNotes { part, notes } => format!("{part}: {}", notes.join("; ")),
+        Input::Signed { id, .. } => format!("signature {id}"),
         Input::Carried(rules) => {
             let names: Vec<&str> = rules.iter().map(LocationName::as_str).collect();
             format!(

@@ -172,7 +172,7 @@ impl Core {
             cause: Cause::NewFlow,
             at: WallTime(0),
         };
-        let frame = Box::new(Frame::Announce { decision, event: None });
+        let frame = Box::new(Frame::Announce { decision, proof: Default::default(), event: None });
         self.node.handle_input(now(epoch), Input::Frame { from: self.from.clone(), frame });
         self.program()
     }

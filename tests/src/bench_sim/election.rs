@@ -155,6 +155,7 @@ pub fn ours(seconds: u64, seed: u64) -> Elections {
                     broken: None,
                     reaches: (0..VOTERS).map(|s| Slot(s as u8)).collect(),
                     digest: Vec::new(),
+                    proof: Default::default(),
                     remote: Vec::new(),
                 };
                 group.handle_hello(at(now), &hello);

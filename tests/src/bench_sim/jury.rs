@@ -288,6 +288,7 @@ impl Jury {
             broken: None,
             reaches: alive.iter().map(|i| Slot(*i as u8)).collect(),
             digest: Vec::new(),
+            proof: Default::default(),
             remote: Vec::new(),
         }
     }

@@ -238,6 +238,7 @@ impl Slice {
             broken: None,
             reaches: vec![Slot(0), Slot(1), Slot(2)],
             digest: Vec::new(),
+            proof: Default::default(),
             remote: Vec::new(),
         }
     }
@@ -314,7 +315,10 @@ impl Slice {
                 let input = Input::Programmed { revision, error: None };
                 self.later(PROGRAM, Happening::Input(i, input));
             }
-            Effect::ForgetProbe { .. } | Effect::AdminReply { .. } | Effect::Log { .. } => {}
+            Effect::ForgetProbe { .. }
+            | Effect::AdminReply { .. }
+            | Effect::Sign { .. }
+            | Effect::Log { .. } => {}
         }
     }
 

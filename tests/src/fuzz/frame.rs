@@ -86,6 +86,7 @@ fn mesh() -> Arc<Mesh> {
         mtu: 1420,
         keepalive: 10,
         commands: Default::default(),
+        proof: Default::default(),
         policy: Policy::default(),
         locations: [(name, cloud)].into(),
         nodes: (0..3).map(node).map(|n| (n.name.clone(), n)).collect(),

@@ -47,7 +47,7 @@ fn announce(world: &mut World, model: &mut Model, to: &str, epoch: u64, slot: u8
     let location: LocationName = "cloud".parse().expect("a name");
     let at = world.now().wall;
     let decision = Decision { location, epoch: Epoch(epoch), leaders: vec![Slot(slot)], cause, at };
-    let frame = Box::new(Frame::Announce { decision, event: None });
+    let frame = Box::new(Frame::Announce { decision, proof: Default::default(), event: None });
     world.input(&name(to), Input::Frame { from: name("cloud-0"), frame });
     // The input went past the model's own stepping.
     model.after_step(world);

@@ -110,7 +110,7 @@ impl Teller<'_> {
             0 => {
                 let decision = self.decision(rng);
                 made_up.push(decision.clone());
-                Frame::Announce { decision, event: None }
+                Frame::Announce { decision, proof: Default::default(), event: None }
             }
             1 | 2 => Frame::Report(self.report(rng)),
             3 => self.ack(rng),
@@ -260,6 +260,7 @@ impl Teller<'_> {
             capabilities: Default::default(),
             generation: Generation([generation, generation + 1, u64::MAX][pick(rng, 3)]),
             mesh_hash: [7; 8],
+            proof: Default::default(),
             decision: Some(self.decision(rng)),
             raft_leader: Some(self.node(rng)),
             broken: [None, Some(Cause::SelfReported)][pick(rng, 2)],

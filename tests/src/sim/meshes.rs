@@ -4,10 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use leaderd_core::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
-use leaderd_core::mesh::{
-    ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy, VxlanDevice,
-};
+use leaderd_core::mesh::{Host, InnerRange, Location, Mesh, Node, Overlay, Policy, VxlanDevice};
 use leaderd_core::probe::keys::ProbeKeys;
+use leaderd_core::proof::Signer;
 use serde::{Deserialize, Serialize};
 
 /// A location to be: name, candidates, members, witnesses.
@@ -47,6 +46,7 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
         mtu: 1420,
         keepalive: 10,
         commands: Default::default(),
+        proof: Default::default(),
         policy,
         locations: BTreeMap::new(),
         nodes: BTreeMap::new(),
@@ -105,7 +105,7 @@ pub(super) fn node_of(
         probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, a, b, 1))],
         probe_addresses_written: false,
         wireguard_key: ProbeKeys::new(secret).public(),
-        control_key: ControlPublicKey(secret),
+        control_key: Signer::new(&secret).public(),
     }
 }
 

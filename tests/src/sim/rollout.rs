@@ -11,6 +11,7 @@ use leaderd_core::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 use leaderd_core::io::Input;
 use leaderd_core::mesh::Mesh;
 use leaderd_core::probe::keys::ProbeKeys;
+use leaderd_core::proof::Signer;
 use serde::{Deserialize, Serialize};
 use wgctl_plan::Network;
 
@@ -86,6 +87,7 @@ impl Change {
                 let node = mesh.nodes.get_mut(name)?;
                 let secret = secret_of(node.index.0, mesh.generation.0 as u8);
                 node.wireguard_key = ProbeKeys::new(secret).public();
+                node.control_key = Signer::new(&secret).public();
                 secrets.insert(name.clone(), secret);
             }
             Self::ProbeInterval(ms) => {

@@ -10,6 +10,7 @@ use leaderd_core::io::{Effect, Input, LocalFacts, LogLevel, ProbeId, StoredGroup
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
+use leaderd_core::proof::Signer;
 use leaderd_core::state::Decision;
 use leaderd_core::time::{Instant, Now, WallTime};
 use leaderd_core::verdict::Cause;
@@ -410,6 +411,12 @@ impl World {
                 Effect::ForgetProbe { .. } | Effect::AdminReply { .. } => {}
                 Effect::Reflect { from, to, bytes } => self.reflect(name, from, to, bytes),
                 Effect::SendFrame { to, frame } => self.send_frame(name, &to, *frame),
+                Effect::Sign { id, statement } => {
+                    let secret = self.nodes[name].secret;
+                    let signature = Signer::new(&secret).sign(&statement);
+                    let signed = Happening::Input(Input::Signed { id, signature });
+                    self.later(Duration::ZERO, name, signed);
+                }
                 Effect::Persist { ticket, location, write } => {
                     self.write(name, (ticket, location, write));
                 }

@@ -1,6 +1,7 @@
 //! The daemons' real cores in a modelled network: what a whole mesh does, second by second, without waiting for it.
 //! The reference model watches all of it.
 
+mod hostile;
 mod power;
 mod voters;
 

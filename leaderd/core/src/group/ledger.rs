@@ -37,9 +37,12 @@ pub(super) struct Ledger {
     down: BTreeMap<NodeName, Instant>,
     /// This node's own trouble.
     pub broken: Option<Cause>,
-    /// The highest epoch that anybody claims for this location, and that of the replicated state.
-    highest_epoch: Epoch,
+    /// The highest epoch that anybody claims for this location, the highest that was proved, and that of the replicated state.
+    claimed_epoch: Epoch,
+    proved_epoch: Epoch,
     epoch: Epoch,
+    /// Claims count only with a proof.
+    pub proof_required: bool,
     pub acks: BTreeMap<NodeName, WallTime>,
     pub verified: BTreeMap<NodeName, (WallTime, Option<Duration>)>,
     acks_of: Epoch,
@@ -74,8 +77,10 @@ impl Ledger {
             alive: BTreeMap::new(),
             down: BTreeMap::new(),
             broken: None,
-            highest_epoch: Epoch(0),
+            claimed_epoch: Epoch(0),
+            proved_epoch: Epoch(0),
             epoch: Epoch(0),
+            proof_required: false,
             acks: BTreeMap::new(),
             verified: BTreeMap::new(),
             acks_of: Epoch(0),
@@ -122,14 +127,25 @@ impl Ledger {
         span.saturating_sub(by_wall.max(by_mono))
     }
 
+    /// The epoch to count on from.
     pub fn highest_epoch(&self) -> Epoch {
-        self.highest_epoch
+        let claimed = if self.proof_required { Epoch(0) } else { self.claimed_epoch };
+        claimed.max(self.proved_epoch)
+    }
+
+    /// True if it is more than was known.
+    pub fn proved(&mut self, epoch: Epoch) -> bool {
+        let more = epoch > self.proved_epoch && epoch.next().may_follow(self.epoch);
+        if more {
+            self.proved_epoch = epoch;
+        }
+        more
     }
 
     /// A claim that can never be outdone is nonsense, and hides no other.
     fn claimed(&mut self, epoch: Epoch) {
         if epoch.next().may_follow(self.epoch) {
-            self.highest_epoch = self.highest_epoch.max(epoch);
+            self.claimed_epoch = self.claimed_epoch.max(epoch);
         }
     }
 
@@ -240,7 +256,8 @@ impl Ledger {
     /// How many voters, this node included, have said hello and know of no decision; `None` if one knows of one.
     pub fn undecided(&self, now: Instant, voters: &[NodeName], me: &NodeName) -> Option<usize> {
         let fresh = || self.hellos.iter().filter(|(_, h)| now.since(h.at) < ALIVE);
-        if self.highest_epoch > Epoch(0) || fresh().any(|(_, h)| h.value.local && h.value.decided) {
+        if self.highest_epoch() > Epoch(0) || fresh().any(|(_, h)| h.value.local && h.value.decided)
+        {
             return None;
         }
         Some(1 + fresh().filter(|(n, _)| *n != me && voters.contains(n)).count())

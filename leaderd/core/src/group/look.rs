@@ -28,6 +28,8 @@ impl Group {
         if self.proposed.is_none() && self.is_outdone(now, &situation) {
             let leaders = situation.leaders.clone();
             self.propose_decision(now, &situation, leaders, (Cause::Initial, None), None);
+        } else if let Some(leaders) = self.disowned(now).filter(|_| self.proposed.is_none()) {
+            self.propose_decision(now, &situation, leaders, (Cause::Reconfigured, None), None);
         } else if self.proposed.is_none() {
             match situation.decide() {
                 Choice::Keep => self.trouble_over(now, &situation),
@@ -66,7 +68,7 @@ impl Group {
         again
     }
 
-    fn next_epoch(&self) -> Epoch {
+    pub(crate) fn next_epoch(&self) -> Epoch {
         self.state().epoch().max(self.ledger.highest_epoch()).next()
     }
 

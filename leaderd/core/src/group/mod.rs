@@ -20,6 +20,7 @@ mod look;
 mod raft_bytes;
 mod raft_node;
 mod settle;
+mod sign;
 mod status;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -40,6 +41,8 @@ use commands::Pending;
 use leadership::Leadership;
 use ledger::Ledger;
 use raft_node::RaftNode;
+pub use sign::Refusal;
+use sign::Signing;
 
 /// Why there is no group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,6 +77,10 @@ pub enum GroupOutput {
         decision: Decision,
         event: Box<Event>,
     },
+    /// On this node's disk, as an entry of its present term: it may be signed, though it is not known to be committed.
+    Written {
+        decision: Decision,
+    },
     /// An event was added or completed (times, blackout).
     EventChanged(Box<Event>),
     Reply {
@@ -101,6 +108,7 @@ pub struct Group {
     ids: BTreeMap<u64, NodeName>,
     raft: RaftNode,
     ledger: Ledger,
+    signing: Signing,
     started: Instant,
     next_look: Instant,
     leadership: Leadership,
@@ -166,6 +174,7 @@ impl Group {
             ids,
             raft,
             ledger: Ledger::new(now.mono),
+            signing: Signing::default(),
             started: now.mono,
             next_look: now.mono,
             leadership: Leadership::new(now.mono),
@@ -274,6 +283,21 @@ impl Group {
         self.settle(now);
     }
 
+    /// What this node follows, and whether it needs a proof: only proved epochs count as claims then (see [`Self::proved`]), and
+    /// what nobody signs is decided anew.
+    pub fn in_force(&mut self, decision: Option<&Decision>, proof_required: bool) {
+        self.ledger.proof_required = proof_required;
+        self.signing.in_force = decision.cloned();
+    }
+
+    /// Somebody showed a decision of this location with a proof: the location counts on from its epoch.
+    pub fn proved(&mut self, now: Now, epoch: Epoch) {
+        if self.ledger.proved(epoch) {
+            self.look_soon(now);
+            self.settle(now);
+        }
+    }
+
     /// This node's own brokenness.
     pub fn local_facts(&mut self, now: Now, facts: &LocalFacts) {
         let broken = facts.broken.as_ref().map(|(cause, _)| *cause);
@@ -297,6 +321,7 @@ impl Group {
 
     pub fn handle_persisted(&mut self, now: Now, ticket: u64) {
         self.leadership.written(now.mono, ticket);
+        self.sign_written(ticket);
         self.raft.handle_persisted(ticket);
         self.settle(now);
     }
@@ -305,6 +330,7 @@ impl Group {
         if now.mono >= self.raft.next_timeout() {
             self.raft.handle_timeout(now.mono);
         }
+        self.ask_for_another_raft_leader(now);
         self.expire_commands(now);
         self.settle(now);
     }

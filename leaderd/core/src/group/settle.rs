@@ -78,6 +78,7 @@ impl Group {
             }
             LogEvent::Persist { ticket, write } => {
                 self.leadership.write_waits(now.mono, ticket);
+                self.judge(ticket, &write);
                 self.outputs.push_back(GroupOutput::Persist { ticket, write })
             }
             LogEvent::Applied { index, term, applied } => {
@@ -99,6 +100,7 @@ impl Group {
             }
             LogEvent::Restored => {
                 self.proposed = None;
+                self.signing.forget();
                 self.ledger.note_state(now, &self.raft.state);
                 self.tell_decision(now);
             }
@@ -108,6 +110,7 @@ impl Group {
                 self.log(LogLevel::Error, TOO_OLD, &fields);
             }
             LogEvent::Voters(ids) => {
+                self.signing.voters_changed();
                 self.ids.extend(super::ids_of(&self.mesh, &self.voters, &ids));
                 // The next step of the change, or a raft leader that is no voter any more, does not wait.
                 self.leadership.next_housekeeping = now.mono;

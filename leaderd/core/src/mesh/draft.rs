@@ -13,7 +13,7 @@ use super::first_host;
 use super::inner::{NEW_INNER, UNSAID_INNER};
 use super::model::{
     Commands, ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay,
-    Policy, Service, Steering, VxlanDevice,
+    Policy, ProofPolicy, Service, Steering, VxlanDevice,
 };
 use super::reader::{At, Bad, Section};
 use super::{policy, values};
@@ -53,6 +53,7 @@ pub(super) struct Head {
     pub(super) mtu: At<u16>,
     keepalive: u16,
     commands: Commands,
+    proof: ProofPolicy,
 }
 
 /// `[locations.NAME]`
@@ -178,6 +179,7 @@ fn head(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> Head {
         mtu: port(s.number("mtu", 1280..=9000, sink), 1420),
         keepalive: keepalive(&mut s, sink),
         commands: commands(&mut s, sink),
+        proof: proof(&mut s, sink),
     };
     s.finish(sink);
     head
@@ -196,6 +198,18 @@ fn keepalive(s: &mut Section<'_, '_>, sink: &mut Sink<'_>) -> u16 {
         );
     }
     found.value.as_secs() as u16
+}
+
+fn proof(s: &mut Section<'_, '_>, sink: &mut Sink<'_>) -> ProofPolicy {
+    let found = s.text("proof", sink, |t| match t {
+        "auto" => Ok(ProofPolicy::Auto),
+        "require" => Ok(ProofPolicy::Require),
+        _ => Err(Bad::new(
+            format!("{t:?} says nothing of proofs"),
+            "write \"auto\" (decisions need a proof once most voters are known to sign) or \"require\" (always)",
+        )),
+    });
+    found.map(|f| f.value).unwrap_or_default()
 }
 
 /// Nodes that may command every location: their names, or `"*"` for all. A name that no node has gives nobody a right.
@@ -389,6 +403,7 @@ impl Draft {
             mtu: head.mtu.value,
             keepalive: head.keepalive,
             commands: head.commands,
+            proof: head.proof,
             policy: self.policy,
             locations: self.locations.into_iter().map(location).collect::<Option<_>>()?,
             nodes: self.nodes.into_iter().map(node).collect::<Option<_>>()?,

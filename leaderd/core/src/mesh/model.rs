@@ -34,10 +34,21 @@ pub struct Mesh {
     pub policy: Policy,
     /// Who may command a location besides its own nodes and voters; ask [`Mesh::may_command`].
     pub commands: Commands,
+    /// Whether decisions are believed without a proof.
+    pub proof: ProofPolicy,
     pub locations: BTreeMap<LocationName, Location>,
     pub nodes: BTreeMap<NodeName, Node>,
     #[serde(skip)]
     pub index: Index,
+}
+
+/// When decisions need a proof.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub enum ProofPolicy {
+    /// Once most voters of the location are known to sign, or it has proved one.
+    #[default]
+    Auto,
+    Require,
 }
 
 /// Who may command every location.

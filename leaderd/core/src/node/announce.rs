@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::io::Effect;
 use crate::mesh::Mesh;
+use crate::proof::Proof;
 use crate::state::{Decision, Event};
 use crate::time::{Duration, Instant};
 use crate::wire::Frame;
@@ -22,6 +23,7 @@ pub(super) struct Announcer {
 #[derive(Debug)]
 struct Announcement {
     decision: Decision,
+    proof: Proof,
     event: Option<Box<Event>>,
     /// Not acknowledged yet: when to send again, and the pause after that.
     pending: BTreeMap<NodeName, (Instant, Duration)>,
@@ -29,7 +31,11 @@ struct Announcement {
 
 impl Announcement {
     fn send(&self, to: &NodeName, effects: &mut VecDeque<Effect>) {
-        let frame = Frame::Announce { decision: self.decision.clone(), event: self.event.clone() };
+        let frame = Frame::Announce {
+            decision: self.decision.clone(),
+            proof: self.proof.clone(),
+            event: self.event.clone(),
+        };
         effects.push_back(Effect::SendFrame { to: to.clone(), frame: Box::new(frame) });
     }
 }
@@ -39,7 +45,7 @@ impl Announcer {
     pub(super) fn start(
         &mut self,
         now: Instant,
-        decision: Decision,
+        (decision, proof): (Decision, Proof),
         event: Option<Box<Event>>,
         audience: &BTreeSet<NodeName>,
         effects: &mut VecDeque<Effect>,
@@ -50,7 +56,7 @@ impl Announcer {
         }
         let pending =
             audience.iter().map(|n| (n.clone(), (now + FIRST_RETRY, FIRST_RETRY))).collect();
-        let announcement = Announcement { decision, event, pending };
+        let announcement = Announcement { decision, proof, event, pending };
         for node in audience {
             announcement.send(node, effects);
         }
@@ -60,13 +66,13 @@ impl Announcer {
     /// The event of the decision in force got more times: told once, for show only.
     pub(super) fn update_event(
         &mut self,
-        decision: Decision,
+        (decision, proof): (Decision, Proof),
         event: Box<Event>,
         audience: &BTreeSet<NodeName>,
         effects: &mut VecDeque<Effect>,
     ) {
         let update =
-            Announcement { decision, event: Some(event.clone()), pending: BTreeMap::new() };
+            Announcement { decision, proof, event: Some(event.clone()), pending: BTreeMap::new() };
         for node in audience {
             update.send(node, effects);
         }

@@ -6,7 +6,8 @@ use super::Node;
 use super::ignored::Ignored;
 use super::known::Untaken;
 use crate::ids::{LocationName, NodeName};
-use crate::io::{Effect, LogLevel, Persist};
+use crate::io::{Effect, LogLevel};
+use crate::proof::Proof;
 use crate::state::{Decision, Event};
 use crate::time::{Duration, Now};
 use crate::verdict::{SlotReport, Verdict};
@@ -30,13 +31,18 @@ impl Node {
                 }
                 _ => self.ignored(now, from.as_str(), Ignored::RaftOfAnotherGroup),
             },
-            Frame::Announce { decision, event } => {
-                self.handle_announce(now, &from, decision, event)
+            Frame::Announce { decision, proof, event } => {
+                self.handle_announce(now, &from, decision, proof, event)
+            }
+            Frame::Signed { location, epoch, signatures } => {
+                self.handle_signed(now, &from, location, epoch, signatures);
             }
             Frame::Hello(hello) => self.handle_hello(now, &from, hello),
             Frame::Relayed { from: origin, frame } => {
-                let about = observed(&frame);
-                if self.mesh.node(&from).is_some_and(|n| about == Some(&n.location)) {
+                // Those that take part in the group pass on what they heard; plain members hear nothing of observers.
+                let about = observed(&frame).cloned();
+                let of_location = self.mesh.node(&from).map(|n| n.location.clone());
+                if of_location == about && about.is_some_and(|l| self.speaks_for(&from, &l)) {
                     self.handle_observation(now, &origin, *frame, false);
                 } else {
                     self.ignored(now, from.as_str(), Ignored::RelayedFromElsewhere);
@@ -121,18 +127,25 @@ impl Node {
         now: Now,
         from: &NodeName,
         decision: Decision,
+        proof: Proof,
         event: Option<Box<Event>>,
     ) {
         let location = decision.location.clone();
         if !self.speaks_for(from, &location) {
-            self.ignored(now, from.as_str(), Ignored::DecisionOfAnotherLocation);
+            // A proof speaks for itself, whoever shows it.
+            if proof.is_empty() {
+                self.ignored(now, from.as_str(), Ignored::DecisionOfAnotherLocation);
+            } else {
+                self.hear_decision(now, from, &decision, &proof, false);
+            }
             return;
         }
         let epoch = decision.epoch;
         if epoch < self.known.epoch(&location) {
             self.count("ignored.old-epoch");
+            self.show_proved(from, &location, epoch);
         }
-        self.hear_decision(now, from, &decision);
+        self.hear_decision(now, from, &decision, &proof, true);
         if let Some(event) = event
             && self.voting(&location).is_none()
         {
@@ -162,23 +175,17 @@ impl Node {
         voters.contains(node) || (of_location() && voters.iter().any(names_it))
     }
 
-    /// Takes a decision that another node told, if it is newer. What cannot be one is told and counted.
-    pub(super) fn hear_decision(&mut self, now: Now, from: &NodeName, decision: &Decision) {
-        match self.adopt(decision) {
-            Ok(()) | Err(Untaken::Old) => {}
-            Err(why) => self.ignored(now, from.as_str(), Ignored::Decision(why)),
-        }
-    }
-
     /// Takes a decision if it is newer, and asks for the network that follows from it.
-    pub(super) fn adopt(&mut self, decision: &Decision) -> Result<(), Untaken> {
+    pub(super) fn adopt(
+        &mut self,
+        decision: &Decision,
+        proof: Option<&Proof>,
+    ) -> Result<(), Untaken> {
         let location = &decision.location;
-        let mesh = self.mesh.clone();
-        self.known.take(&mesh, decision)?;
+        let (mesh, required) = (self.mesh.clone(), self.proof_required(location));
+        self.known.take(&mesh, decision, proof, required)?;
         self.fallback.left(location);
-        let bytes = postcard::to_allocvec(decision).expect("a decision is plain data");
-        let write = Persist { decision: Some(bytes), ..Persist::default() };
-        self.persist(location.clone(), None, write);
+        self.store_known(location);
         // Always asked for, even if nothing changes in the kernel: the answer brings the decision into force.
         self.reprogram_leaders(location);
         Ok(())
@@ -231,6 +238,14 @@ impl Node {
         event: Option<Box<Event>>,
     ) {
         let location = &decision.location;
+        let proof = self.known.proof(location).cloned();
+        let proof = proof
+            .filter(|_| self.known.decision(location).is_some_and(|d| d.says_the_same(&decision)));
+        if proof.is_none() && self.proof_required(location) {
+            // Nobody would believe it yet.
+            return;
+        }
+        let proof = proof.unwrap_or_default();
         let Some(group) = self.groups.get(location) else { return };
         let is_candidate_here = |name: &NodeName| {
             self.mesh.node(name).is_some_and(|n| n.location == *location && n.slot.is_some())
@@ -238,7 +253,8 @@ impl Node {
         let raft_leader_has_tunnels = group.raft_leader().is_some_and(is_candidate_here);
         if group.is_raft_leader() || (!raft_leader_has_tunnels && is_candidate_here(&self.me)) {
             let audience = self.audience(location);
-            self.announcer.start(now.mono, decision, event, &audience, &mut self.effects);
+            let said = (decision, proof);
+            self.announcer.start(now.mono, said, event, &audience, &mut self.effects);
         } else {
             self.announcer.stop(&decision.location);
         }

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Node;
 use super::ignored::{Ignored, Said};
-use crate::capability::Capabilities;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
@@ -111,6 +110,7 @@ impl Node {
             self.tell_addresses(now, &peer);
             self.tell_uncarried(&peer);
         }
+        self.keep_proving(now);
         // Our own groups hear of this node as they hear of the others.
         let own = self.hello(now, &self.me);
         for (location, group) in &mut self.groups {
@@ -156,10 +156,11 @@ impl Node {
         mesh_hash.copy_from_slice(&self.mesh.hash[..8]);
         Hello {
             node: self.me.clone(),
-            capabilities: Capabilities::OURS,
+            capabilities: self.capabilities(),
             generation: self.mesh.generation,
             mesh_hash,
             decision: self.known.decision(&self.location).cloned(),
+            proof: self.known.proof(&self.location).cloned().unwrap_or_default(),
             raft_leader,
             broken: self.facts.broken.as_ref().map(|(cause, _)| *cause),
             reaches: self.reaches(),
@@ -252,12 +253,15 @@ impl Node {
                 group.handle_hello(now, &hello);
             }
         }
+        if mesh.voters_of(&location).contains(from) {
+            let theirs = hello.decision.as_ref().map_or(Epoch(0), |d| d.epoch);
+            self.show_proved(from, &location, theirs);
+        }
         if let Some(decision) = hello.decision.clone() {
             if decision.location == location {
                 // Gossip repairs what a push has missed; among the nodes of one location plain members pass it on, too.
-                if speaks || location == self.location {
-                    self.hear_decision(now, from, &decision);
-                }
+                let speaks = speaks || location == self.location;
+                self.hear_decision(now, from, &decision, &hello.proof, speaks);
             } else {
                 self.ignored(now, from.as_str(), Ignored::DecisionOfAnotherLocation);
             }

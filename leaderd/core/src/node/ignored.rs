@@ -33,6 +33,8 @@ pub(super) enum Ignored {
     AddressesOutside,
     Event,
     AnswerNotAsked,
+    SignatureOfNoVoter,
+    DecisionForCandidates,
     Probe(Reject),
 }
 
@@ -55,6 +57,8 @@ impl Ignored {
             Self::AddressesOutside => "addresses-outside",
             Self::Event => "event",
             Self::AnswerNotAsked => "answer-not-asked",
+            Self::SignatureOfNoVoter => "signature-of-no-voter",
+            Self::DecisionForCandidates => "decision-for-candidates",
             Self::Probe(_) => "probe",
         }
     }
@@ -66,7 +70,7 @@ impl fmt::Display for Ignored {
             Self::Stranger => "frame from a node that is not in the mesh file",
             Self::Nonsense(why) => return write!(f, "frame that makes no sense: {why}"),
             Self::RaftOfAnotherGroup => "Raft message of a group that it or this node is not in",
-            Self::RelayedFromElsewhere => "frame relayed from another location",
+            Self::RelayedFromElsewhere => "frame relayed by no voter of the location",
             Self::NotRelayed => "frame that may not be relayed",
             Self::ReportInAnothersName => "report in another's name",
             Self::AboutAnotherGroup => "observation about a group that this node is not in",
@@ -78,6 +82,8 @@ impl fmt::Display for Ignored {
             Self::AddressesOutside => "addresses that lie in none of the node's prefixes",
             Self::Event => "event that does not belong to its decision, or far beyond the newest",
             Self::AnswerNotAsked => "answer to a command from a node that was not asked",
+            Self::SignatureOfNoVoter => "signature of no voter, or in another voter's name",
+            Self::DecisionForCandidates => "decision of another location, told to a plain member",
             Self::Probe(why) => return write!(f, "probe: {why}"),
         })
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::mesh::Mesh;
+use crate::proof::Proof;
 use crate::state::{Decision, Event, EventSeq, MAX_STATE, surplus};
 use crate::time::WallTime;
 
@@ -24,6 +25,8 @@ pub(super) enum Untaken {
     TooFarAhead,
     #[error("decision whose leaders are no candidates")]
     NoCandidates,
+    #[error("decision without a proof")]
+    Unproved,
 }
 
 impl Untaken {
@@ -33,6 +36,7 @@ impl Untaken {
             Self::Old => "old-decision",
             Self::TooFarAhead => "decision-with-an-epoch-too-far-ahead",
             Self::NoCandidates => "decision-whose-leaders-are-no-candidates",
+            Self::Unproved => "decision-without-a-proof",
         }
     }
 }
@@ -86,6 +90,8 @@ fn size(event: &Event) -> usize {
 #[derive(Debug)]
 struct KnownDecision {
     decision: Decision,
+    /// Empty: it was taken without one.
+    proof: Proof,
     /// The revision of the network that first had it; `None` until it is asked for.
     revision: Option<u64>,
     programmed_at: Option<WallTime>,
@@ -95,10 +101,41 @@ struct KnownDecision {
 
 impl Known {
     /// A decision from the store: in force before, not to be acknowledged.
-    pub(super) fn restore(&mut self, location: &LocationName, decision: Decision) {
-        if decision.location == *location && decision.epoch.may_follow(self.epoch(location)) {
-            self.replace(decision);
+    ///
+    /// One that was proved when it was stored is believed.
+    pub(super) fn restore(&mut self, location: &LocationName, decision: Decision, proof: Proof) {
+        let known = self.epoch(location);
+        let newer =
+            decision.epoch.may_follow(known) || (!proof.is_empty() && decision.epoch > known);
+        if decision.location == *location && newer {
+            self.replace(decision, proof);
         }
+    }
+
+    /// Bytes for the store: the decision, and its proof behind it.
+    pub(super) fn stored(&self, location: &LocationName) -> Option<Vec<u8>> {
+        let known = self.locations.get(location)?;
+        Some(postcard::to_allocvec(&(&known.decision, &known.proof)).expect("plain data"))
+    }
+
+    /// What [`Self::stored`] wrote, or a daemon from before proofs.
+    pub(super) fn read_stored(bytes: &[u8]) -> Option<(Decision, Proof)> {
+        let (decision, rest) = postcard::take_from_bytes(bytes).ok()?;
+        Some((decision, postcard::from_bytes(rest).unwrap_or_default()))
+    }
+
+    pub(super) fn proof(&self, location: &LocationName) -> Option<&Proof> {
+        self.locations.get(location).map(|k| &k.proof).filter(|p| !p.is_empty())
+    }
+
+    /// The proof of the decision that is known, told later or by other voters than the one before.
+    pub(super) fn attach(&mut self, decision: &Decision, proof: Proof) -> bool {
+        let known = self.locations.get_mut(&decision.location);
+        let Some(known) = known.filter(|k| k.decision.says_the_same(decision)) else {
+            return false;
+        };
+        known.proof = proof;
+        true
     }
 
     pub(super) fn decision(&self, location: &LocationName) -> Option<&Decision> {
@@ -111,26 +148,43 @@ impl Known {
     }
 
     /// Takes a decision if it is newer than the known one.
-    pub(super) fn take(&mut self, mesh: &Mesh, decision: &Decision) -> Result<(), Untaken> {
-        let known = self.epoch(&decision.location);
-        if decision.epoch <= known {
+    /// Where proofs are required one that has one goes before any that has none: the number of such a one may be made up.
+    pub(super) fn take(
+        &mut self,
+        mesh: &Mesh,
+        decision: &Decision,
+        proof: Option<&Proof>,
+        required: bool,
+    ) -> Result<(), Untaken> {
+        let location = &decision.location;
+        let known = self.epoch(location);
+        let outranks = required && proof.is_some() && self.proof(location).is_none();
+        if decision.epoch <= known && (!outranks || self.says(decision)) {
             return Err(Untaken::Old);
         }
-        if !decision.epoch.may_follow(known) {
+        if proof.is_none() && required {
+            return Err(Untaken::Unproved);
+        }
+        if proof.is_none() && !decision.epoch.may_follow(known) {
             return Err(Untaken::TooFarAhead);
         }
         if !decision.fits(mesh) {
             return Err(Untaken::NoCandidates);
         }
-        self.replace(decision.clone());
+        self.replace(decision.clone(), proof.cloned().unwrap_or_default());
         Ok(())
     }
 
-    fn replace(&mut self, decision: Decision) {
+    fn says(&self, decision: &Decision) -> bool {
+        self.decision(&decision.location).is_some_and(|d| d.says_the_same(decision))
+    }
+
+    fn replace(&mut self, decision: Decision, proof: Proof) {
         self.locations.insert(
             decision.location.clone(),
             KnownDecision {
                 decision,
+                proof,
                 revision: None,
                 programmed_at: None,
                 announced_by: BTreeSet::new(),

@@ -49,10 +49,11 @@ impl Node {
         self.steer.set_mesh(now, &old, &mesh, &self.location);
         self.groups_follow(now);
         self.known.retain(&mesh);
+        self.new_voters(now, &mesh);
         // One that named a candidate of the new file could not be followed before.
         let decided = self.groups.values().filter_map(|g| g.state().decision.clone());
         for decision in decided.collect::<Vec<_>>() {
-            let _ = self.adopt(&decision);
+            let _ = self.adopt(&decision, None);
         }
         // Nodes that are gone have no generation, and locations that are gone no quorum to miss.
         self.heard.last.retain(|n, _| mesh.nodes.contains_key(n));

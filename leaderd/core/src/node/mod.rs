@@ -15,6 +15,7 @@ mod known;
 mod mesh_change;
 mod peers;
 mod program;
+mod proofs;
 mod pump;
 mod report;
 mod steer;
@@ -32,6 +33,7 @@ use crate::mesh::Mesh;
 use crate::observe::Observer;
 use crate::probe::keys::ProbeKeys;
 use crate::probe::reflect::Reflector;
+use crate::proof::Proof;
 use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
 
@@ -43,6 +45,7 @@ use hello::Heard;
 use ignored::Ignored;
 use known::Known;
 pub use peers::{Peer, PeerAddress};
+use proofs::Proofs;
 use steer::Steer;
 
 /// What a node is made from.
@@ -98,6 +101,7 @@ pub struct Node {
     heard: Heard,
     fallback: Fallback,
     forwards: Forwards,
+    proofs: Proofs,
     facts: LocalFacts,
     steer: Steer,
     /// The groups that this node leads (Raft), to notice when it begins to.
@@ -135,10 +139,9 @@ impl Node {
 
         let mut known = Known::default();
         for (location, stored) in &restored {
-            if let Some(decision) =
-                stored.decision.as_deref().and_then(|b| postcard::from_bytes(b).ok())
+            if let Some((decision, proof)) = stored.decision.as_deref().and_then(Known::read_stored)
             {
-                known.restore(location, decision);
+                known.restore(location, decision, proof);
             }
         }
         let mut groups = BTreeMap::new();
@@ -147,7 +150,7 @@ impl Node {
             let group = Group::new(mesh.clone(), location.clone(), me.clone(), &stored, seed, now)
                 .map_err(|source| NodeError::Group { location: location.clone(), source })?;
             if let Some(decision) = &group.state().decision {
-                known.restore(location, decision.clone());
+                known.restore(location, decision.clone(), Proof::default());
             }
             groups.insert(location.clone(), group);
         }
@@ -159,6 +162,7 @@ impl Node {
         let mut this = Self {
             steer: Steer::new(&mesh, &location),
             heard: Heard::new(now.mono),
+            proofs: Proofs::new(&mesh),
             fallback: Fallback::new(now.mono),
             addresses: Addresses::new(mesh.clone()),
             mesh,
@@ -190,6 +194,7 @@ impl Node {
             counters: BTreeMap::new(),
         };
         this.reprogram(true);
+        this.try_key();
         this.pump(now);
         Ok(this)
     }
@@ -252,6 +257,7 @@ impl Node {
             Input::Carried(rules) => self.carried_before(rules),
             Input::Addresses(held) => self.addresses_held(now, held),
             Input::HostNotes { part, notes } => drop(self.host_notes.insert(part, notes)),
+            Input::Signed { id, signature } => self.signed(now, id, signature),
             Input::LanMtu(mtu) => {
                 if self.lan_mtu != mtu {
                     self.lan_mtu = mtu;
@@ -303,6 +309,11 @@ impl Node {
     /// The long-lived flows of probes that may be used again; all others are over.
     pub fn pinned_flows(&self) -> BTreeSet<u32> {
         self.observer.as_ref().map(Observer::pinned_flows).unwrap_or_default()
+    }
+
+    /// What makes that decision believed; `None`: it was taken without.
+    pub fn proof(&self, location: &LocationName) -> Option<&Proof> {
+        self.known.proof(location)
     }
 
     /// What the kernel is to look like now.

@@ -73,8 +73,10 @@ impl Node {
             GroupOutput::Persist { ticket, write } => self.persist(location, Some(ticket), write),
             GroupOutput::Decided { decision, event } => {
                 self.count("decisions");
+                self.sign(now, &decision, false);
+                // Without the proof that it needs it comes into force when that is there.
                 if let Err(why @ (Untaken::TooFarAhead | Untaken::NoCandidates)) =
-                    self.adopt(&decision)
+                    self.adopt(&decision, None)
                 {
                     let fields = [
                         ("location.name", location.to_string()),
@@ -88,14 +90,17 @@ impl Node {
                     );
                 }
                 self.announce_if_ours(now, decision, Some(event));
+                self.prove(now, &location);
             }
+            GroupOutput::Written { decision } => self.sign(now, &decision, true),
             GroupOutput::EventChanged(event) => {
                 if self.groups.get(&location).is_some_and(Group::is_raft_leader)
                     && let Some(decision) = self.known.decision(&location).cloned()
                     && event.epoch == decision.epoch
                 {
+                    let proof = self.known.proof(&location).cloned().unwrap_or_default();
                     self.announcer.update_event(
-                        decision,
+                        (decision, proof),
                         event,
                         &self.audience(&location),
                         &mut self.effects,

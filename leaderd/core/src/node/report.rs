@@ -81,6 +81,7 @@ impl Node {
             }
             notes.extend(self.notes.iter().chain(self.host_notes.values().flatten()).cloned());
         }
+        notes.extend(self.proof_note(location));
         notes.extend(self.address_notes(location));
         let observed = self.mesh.observed_between(&self.location, location);
         let carried = (observed || self.mesh.kilo_between(&self.location, location))

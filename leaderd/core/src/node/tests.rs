@@ -5,6 +5,7 @@ mod authors;
 mod change;
 mod fallback;
 mod hostile;
+mod proofs;
 mod steer;
 mod trust;
 
@@ -137,7 +138,7 @@ fn announce(epoch: u64, slot: u8) -> Frame {
         cause: Cause::NewFlow,
         at: WallTime(0),
     };
-    Frame::Announce { decision, event: None }
+    Frame::Announce { decision, proof: Default::default(), event: None }
 }
 
 fn hello(node: &str, raft_leader: Option<&str>) -> Frame {
@@ -151,6 +152,7 @@ fn hello(node: &str, raft_leader: Option<&str>) -> Frame {
         broken: None,
         reaches: vec![],
         digest: vec![],
+        proof: Default::default(),
         remote: vec![],
     })
 }
@@ -432,7 +434,10 @@ fn a_leader_tells_its_members_of_other_locations() {
         cause: Cause::Initial,
         at: WallTime(0),
     };
-    bench.frame("home-1", Frame::Announce { decision: home, event: None });
+    bench.frame(
+        "home-1",
+        Frame::Announce { decision: home, proof: Default::default(), event: None },
+    );
     for peer in ["home-1", "cloud-0"] {
         bench.feed(Input::PeerUp { node: name(peer), rtt_micros: 1000 });
     }

@@ -111,6 +111,7 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
         mtu: 1420,
         keepalive: 10,
         commands: Default::default(),
+        proof: Default::default(),
         policy: Policy::default(),
         locations: BTreeMap::new(),
         nodes: BTreeMap::new(),

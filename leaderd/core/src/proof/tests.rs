@@ -6,14 +6,18 @@ use crate::ids::{Epoch, Slot};
 use crate::time::WallTime;
 use crate::verdict::Cause;
 
-fn signer(node: &NodeName) -> Signer {
+/// The control key of a node in tests.
+pub(crate) fn signer(node: &NodeName) -> Signer {
     let mut seed = [0; 32];
     seed[..node.as_str().len()].copy_from_slice(node.as_str().as_bytes());
     Signer::new(&seed)
 }
 
 fn signed_mesh(candidates: u8) -> Mesh {
-    let mut mesh = mesh(candidates, 0, 0);
+    with_keys(mesh(candidates, 0, 0))
+}
+
+pub(crate) fn with_keys(mut mesh: Mesh) -> Mesh {
     for node in mesh.nodes.values_mut() {
         node.control_key = signer(&node.name).public();
     }
@@ -34,7 +38,11 @@ fn set(mesh: &Mesh) -> VoterSet {
     VoterSet::of(mesh, &"cloud".parse().unwrap())
 }
 
-fn sign(decision: &Decision, set: &VoterSet, who: &[&str]) -> Vec<Signed> {
+pub(crate) fn proof(mesh: &Mesh, decision: &Decision, who: &[&str]) -> Proof {
+    Proof(sign(decision, &VoterSet::of(mesh, &decision.location), who))
+}
+
+pub(crate) fn sign(decision: &Decision, set: &VoterSet, who: &[&str]) -> Vec<Signed> {
     let one = |who: &&str| {
         let statement = Statement::decision("test", decision, set);
         Signed { voter: name(who), set: set.id(), signature: signer(&name(who)).sign(&statement) }

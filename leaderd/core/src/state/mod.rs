@@ -60,6 +60,12 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// True if it is the same decision as far as it is signed.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let signed = |d: &Self| (d.location.clone(), d.epoch, d.leaders.clone());
+        signed(self) == signed(other)
+    }
+
     /// True if it names leaders, each once, and all of them are candidates of its location by this mesh file.
     pub fn fits(&self, mesh: &Mesh) -> bool {
         let candidates = mesh.candidates_of(&self.location);

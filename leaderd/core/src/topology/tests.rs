@@ -82,6 +82,7 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
         mtu: 1420,
         keepalive: 10,
         commands: Default::default(),
+        proof: Default::default(),
         policy: Policy::default(),
         locations,
         nodes,

@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::{Frame, Hello};
 use crate::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
 use crate::ids::{Epoch, Slot};
+use crate::proof::{MAX_SIGNATURES, Proof};
 use crate::state::{Command, Decision, Event, EventTimes, FreezeEnd, LocationState};
 use crate::status::CandidateStatus;
 use crate::time::WallTime;
@@ -97,6 +98,13 @@ impl Nonsense {
     }
 }
 
+/// Signatures of one voter: of its present set of voters and the one before.
+pub const MAX_SIGNED: usize = 2;
+
+fn check_proof(proof: &Proof) -> Check {
+    ensure(proof.len() <= MAX_SIGNATURES, Nonsense::Length)
+}
+
 type Check = Result<(), Nonsense>;
 
 fn ensure(holds: bool, otherwise: Nonsense) -> Check {
@@ -126,8 +134,9 @@ impl Frame {
             // Checked where Raft's own state is known.
             Self::Raft { .. } => Ok(()),
             Self::Report(report) => check_report(report),
-            Self::Announce { decision, event } => {
+            Self::Announce { decision, proof, event } => {
                 check_decision(decision)?;
+                check_proof(proof)?;
                 event.as_deref().map_or(Ok(()), check_event)
             }
             Self::Ack { epoch, programmed_at, .. } => {
@@ -145,6 +154,10 @@ impl Frame {
                 Self::Relayed { .. } => Err(Nonsense::Length),
                 _ => frame.check(),
             },
+            Self::Signed { epoch, signatures, .. } => {
+                check_epoch(*epoch)?;
+                ensure(signatures.len() <= MAX_SIGNED, Nonsense::Length)
+            }
             Self::Forward { author, request, .. } => {
                 ensure(author.clone().bounded() == *author, Nonsense::Text)?;
                 check_request(request)
@@ -271,6 +284,7 @@ fn check_times(times: &EventTimes) -> Check {
 }
 
 fn check_hello(hello: &Hello) -> Check {
+    check_proof(&hello.proof)?;
     ensure(hello.generation.0 < MAX_NUMBER, Nonsense::Number)?;
     check_slots(hello.reaches.iter().copied())?;
     check_slots(hello.digest.iter().map(|c| c.slot))?;

@@ -70,7 +70,7 @@ impl Maker<'_, '_, '_> {
             4 | 5 => {
                 let decision = self.decision();
                 let event = self.source.once_in(2).then(|| Box::new(self.event(&decision)));
-                Frame::Announce { decision, event }
+                Frame::Announce { decision, proof: Default::default(), event }
             }
             6 => self.ack(),
             7 => self.verified(),
@@ -310,6 +310,7 @@ impl Maker<'_, '_, '_> {
             capabilities: Capabilities::OURS,
             generation: Generation(self.source.number()),
             mesh_hash: self.hash(),
+            proof: Default::default(),
             decision: self.source.once_in(2).then(|| self.decision()),
             raft_leader: self.source.once_in(2).then(|| self.node()),
             broken: self.source.once_in(4).then(|| self.source.pick(&CAUSES)),

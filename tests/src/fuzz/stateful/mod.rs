@@ -332,7 +332,11 @@ impl Settled {
                         self.later(WIRE, &node, Input::ProbeReply { probe, bytes });
                     }
                 }
-                Effect::ForgetProbe { .. } | Effect::AdminReply { .. } | Effect::Log { .. } => {}
+                // Keys are not at hand here: nobody says that it signs, and decisions count without a proof.
+                Effect::Sign { .. }
+                | Effect::ForgetProbe { .. }
+                | Effect::AdminReply { .. }
+                | Effect::Log { .. } => {}
             }
         }
     }

@@ -181,7 +181,12 @@ impl RaftNode {
 
     /// True once this raft leader has applied an entry of its own term, so that its state is not behind.
     pub fn is_settled_leader(&self) -> bool {
-        self.is_leader() && self.raw.raft.apply_to_current_term()
+        self.is_leader() && self.is_settled()
+    }
+
+    /// True once this node has applied an entry of its present term, and so all that was committed before it.
+    pub fn is_settled(&self) -> bool {
+        self.raw.raft.apply_to_current_term()
     }
 
     /// Raft id of the raft leader, 0 if unknown.
@@ -434,6 +439,18 @@ impl RaftNode {
         let at = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
         self.pump();
         Some(at)
+    }
+
+    /// Takes Raft leadership from the one that has it, if most voters agree and all that this node has is on its disk.
+    pub fn take_over(&mut self) {
+        if self.is_leader() || self.is_stopped() {
+            return;
+        }
+        let raft = &self.raw.raft;
+        let mut m = Message { from: raft.id, to: raft.id, term: raft.term, ..Default::default() };
+        m.set_msg_type(MessageType::MsgTimeoutNow);
+        self.step(m);
+        self.pump();
     }
 }
 

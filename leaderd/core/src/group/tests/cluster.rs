@@ -72,6 +72,7 @@ pub fn mesh(candidates: u8, members: u8, witnesses: u8) -> Mesh {
         mtu: 1420,
         keepalive: 10,
         commands: Default::default(),
+        proof: Default::default(),
         policy: Policy::default(),
         locations: [location("cloud", witnesses), location("home", vec![])]
             .into_iter()
@@ -146,6 +147,8 @@ pub struct Cluster {
     seq: u64,
     /// (time, node, decision) as told.
     pub decided: Vec<(u64, NodeName, Decision, Event)>,
+    /// Decisions that were on a voter's disk, not known to be committed.
+    pub written: Vec<(NodeName, Decision)>,
     pub replies: Vec<(u64, AdminResponse)>,
     pub not_leader: usize,
     pub errors: Vec<String>,
@@ -181,6 +184,7 @@ impl Cluster {
             broken: BTreeMap::new(),
             seq: 0,
             decided: Vec::new(),
+            written: Vec::new(),
             replies: Vec::new(),
             not_leader: 0,
             errors: Vec::new(),
@@ -313,6 +317,7 @@ impl Cluster {
                     self.decided.push((self.time, node.clone(), decision, *event));
                 }
                 GroupOutput::EventChanged(_) => {}
+                GroupOutput::Written { decision } => self.written.push((node.clone(), decision)),
                 GroupOutput::Reply { id, response } => self.replies.push((id, response)),
                 GroupOutput::NotLeader { .. } => self.not_leader += 1,
                 GroupOutput::Log { level, message, fields } => {
@@ -417,6 +422,7 @@ impl Cluster {
                     .map(|(s, _)| s)
                     .collect(),
                 digest: Vec::new(),
+                proof: Default::default(),
                 remote: Vec::new(),
             };
             for to in nodes.iter().filter(|n| *n != from) {

@@ -424,6 +424,7 @@ fn write_the_corpus() {
         broken: None,
         reaches: vec![crate::ids::Slot(1)],
         digest: Vec::new(),
+        proof: Default::default(),
         remote: Vec::new(),
     });
     let messages = [

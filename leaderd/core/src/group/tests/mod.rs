@@ -6,6 +6,7 @@ mod disk;
 mod hostile;
 mod leaving;
 mod power;
+mod sign;
 mod slow_disk;
 mod versions;
 mod voters;

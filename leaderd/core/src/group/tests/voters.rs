@@ -128,6 +128,7 @@ fn nodes_that_never_voted_are_not_heard_even_by_a_voter_with_an_empty_store() {
         broken: None,
         reaches: vec![],
         digest: vec![],
+        proof: Default::default(),
         remote: vec![],
     };
     let group = c.groups.get_mut(&voters[0]).unwrap();

@@ -5,9 +5,9 @@ use super::*;
 /// A node of the location, told who leads it by a decision of a voter.
 fn bench(me: &str, mesh: Mesh, leaders: &[u8]) -> Bench {
     let mut bench = Bench::of(me, mesh);
-    let Frame::Announce { mut decision, event } = announce(5, 0) else { unreachable!() };
+    let Frame::Announce { mut decision, proof, event } = announce(5, 0) else { unreachable!() };
     decision.leaders = leaders.iter().map(|s| Slot(*s)).collect();
-    bench.frame("cloud-0", Frame::Announce { decision, event });
+    bench.frame("cloud-0", Frame::Announce { decision, proof, event });
     bench
 }
 

@@ -82,7 +82,7 @@ fn event(seq: u64, rows: usize) -> Event {
 
 fn with_event(event: Event) -> Frame {
     let Frame::Announce { decision, .. } = announce(3, 0) else { unreachable!() };
-    Frame::Announce { decision, event: Some(Box::new(event)) }
+    Frame::Announce { decision, proof: Default::default(), event: Some(Box::new(event)) }
 }
 
 #[test]

@@ -21,7 +21,10 @@ fn decision(epoch: u64, leaders: &[u8]) -> Decision {
 fn says(from: &str, decision: &Decision) -> [Frame; 2] {
     let Frame::Hello(mut gossip) = hello(from, None) else { unreachable!() };
     gossip.decision = Some(decision.clone());
-    [Frame::Announce { decision: decision.clone(), event: None }, Frame::Hello(gossip)]
+    [
+        Frame::Announce { decision: decision.clone(), proof: Default::default(), event: None },
+        Frame::Hello(gossip),
+    ]
 }
 
 fn known(bench: &Bench) -> Option<(u64, Vec<u8>)> {
@@ -125,4 +128,34 @@ fn only_a_candidate_tells_a_plain_member_of_other_locations_and_no_nonsense() {
         bench.frame(from, Frame::Hello(hello));
         assert_eq!(shown(&bench), expected, "{from}: epoch {epoch}, slot {slot}");
     }
+}
+
+#[test]
+fn a_plain_member_cannot_speak_in_an_observers_name() {
+    let mut bench = Bench::of("cloud-0", mesh(3, 1, 0));
+    bench.later(Duration::from_secs(5));
+    let heard = |bench: &Bench| {
+        let status = bench.node.status(bench.now);
+        status.locations[0].candidates.iter().map(|c| c.observers.1).max()
+    };
+    let forged = || Frame::Relayed {
+        from: name("home-1"),
+        frame: Box::new(report(&[Verdict::Forwarding, Verdict::Forwarding])),
+    };
+    bench.frame("member-0", forged());
+    assert_eq!(heard(&bench), Some(0));
+    assert_eq!(bench.counted("ignored.relayed-from-elsewhere"), 1);
+    bench.frame("cloud-1", forged());
+    assert_eq!(heard(&bench), Some(1));
+}
+
+#[test]
+fn a_plain_member_takes_no_decision_of_another_location() {
+    let mut bench = Bench::of("member-0", mesh(3, 1, 0));
+    let home = Decision { location: "home".parse().unwrap(), ..decision(7, &[1]) };
+    for frame in says("home-0", &home) {
+        bench.frame("home-0", frame);
+    }
+    assert!(bench.node.decision(&home.location).is_none());
+    assert_eq!(bench.counted("ignored.decision-for-candidates"), 2);
 }

@@ -68,6 +68,7 @@ fn hello() -> Hello {
         capabilities: Default::default(),
         generation: Default::default(),
         mesh_hash: [0; 8],
+        proof: Default::default(),
         decision: Some(decision(vec![Slot(0)])),
         raft_leader: None,
         broken: None,
@@ -157,7 +158,8 @@ fn hellos_decisions_commands_and_answers_are_refused_where_they_cannot_be() {
 
     let announce = |event: Event| {
         let decision = decision(vec![Slot(0)]);
-        Frame::Announce { decision, event: Some(Box::new(event)) }.check()
+        Frame::Announce { decision, proof: Default::default(), event: Some(Box::new(event)) }
+            .check()
     };
     assert_eq!(announce(event()), Ok(()));
     assert_eq!(announce(Event { summary: "x".repeat(301), ..event() }), Err(Nonsense::Event));
@@ -193,7 +195,14 @@ fn a_frame_longer_than_its_kind_is_refused_before_it_is_read() {
     let frames = [
         (Frame::Raft { location: cloud(), message: vec![1; 9] }, 4 << 20),
         (report(vec![slot(0)]), MAX_MESSAGE),
-        (Frame::Announce { decision: decision(vec![Slot(0)]), event: None }, MAX_ANNOUNCE),
+        (
+            Frame::Announce {
+                decision: decision(vec![Slot(0)]),
+                proof: Default::default(),
+                event: None,
+            },
+            MAX_ANNOUNCE,
+        ),
         (
             Frame::Ack { location: cloud(), epoch: Epoch(1), programmed_at: WallTime(1) },
             MAX_MESSAGE,
