@@ -167,7 +167,7 @@ fn receivers(seed: u64) -> Cluster {
     let mut c = Cluster::new(mesh(3, 0, 0), seed);
     c.disk_ms = (1, 1 + 40 * (seed % 4));
     c.run([0, 300, 4000, 9000][seed as usize % 4]);
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         let lost = name("cloud-2");
         c.crash(&lost);
         c.disks.remove(&lost);
