@@ -8,4 +8,6 @@ pub mod kilo;
 pub mod liar;
 pub mod memory;
 pub mod runner;
+#[cfg(test)]
+mod security_page;
 pub mod sim;
