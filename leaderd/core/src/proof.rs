@@ -184,14 +184,15 @@ impl Proof {
         enough.then_some(Self(all))
     }
 
-    /// True if a majority of one of these sets has signed the decision.
-    pub fn proves(&self, mesh: &str, decision: &Decision, sets: &[&VoterSet]) -> bool {
-        Self::of(mesh, decision, sets, self.0.iter()).is_some()
+    /// The part of this proof that counts; `None` if no majority of one of these sets has signed the decision.
+    pub fn checked(&self, mesh: &str, decision: &Decision, sets: &[&VoterSet]) -> Option<Self> {
+        Self::of(mesh, decision, sets, self.0.iter())
     }
 
-    /// True if voters of this set are among those who signed it.
-    pub fn is_of(&self, set: SetId) -> bool {
-        self.0.iter().any(|s| s.set == set)
+    /// True if as many voters of this set are named as a proof needs. Whether they signed is for [`Self::checked`].
+    pub fn is_of(&self, set: &VoterSet) -> bool {
+        let of_set = self.0.iter().filter(|s| s.set == set.id && set.contains(&s.voter));
+        set.is_majority(of_set.map(|s| &s.voter).collect::<BTreeSet<_>>().len())
     }
 
     pub fn len(&self) -> usize {

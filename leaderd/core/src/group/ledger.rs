@@ -37,9 +37,11 @@ pub(super) struct Ledger {
     down: BTreeMap<NodeName, Instant>,
     /// This node's own trouble.
     pub broken: Option<Cause>,
-    /// The highest epoch that anybody claims for this location, the highest that was proved, and that of the replicated state.
+    /// The highest epoch that anybody claims for this location, the highest that was proved, that of the decision that this node
+    /// follows, and that of the replicated state.
     claimed_epoch: Epoch,
     proved_epoch: Epoch,
+    followed_epoch: Epoch,
     epoch: Epoch,
     /// Claims count only with a proof.
     pub proof_required: bool,
@@ -79,6 +81,7 @@ impl Ledger {
             broken: None,
             claimed_epoch: Epoch(0),
             proved_epoch: Epoch(0),
+            followed_epoch: Epoch(0),
             epoch: Epoch(0),
             proof_required: false,
             acks: BTreeMap::new(),
@@ -130,7 +133,13 @@ impl Ledger {
     /// The epoch to count on from.
     pub fn highest_epoch(&self) -> Epoch {
         let claimed = if self.proof_required { Epoch(0) } else { self.claimed_epoch };
-        claimed.max(self.proved_epoch)
+        claimed.max(self.proved_epoch).max(self.followed_epoch)
+    }
+
+    /// A group that starts anew goes beyond what its own voters follow, or they would go back with it.
+    pub fn followed(&mut self, epoch: Epoch) {
+        let outdone = epoch.next().may_follow(self.epoch);
+        self.followed_epoch = if outdone { epoch } else { Epoch(0) };
     }
 
     /// True if it is more than was known.

@@ -41,8 +41,8 @@ use commands::Pending;
 use leadership::Leadership;
 use ledger::Ledger;
 use raft_node::RaftNode;
-pub use sign::Refusal;
 use sign::Signing;
+pub use sign::{Refusal, Standing};
 
 /// Why there is no group.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -283,11 +283,17 @@ impl Group {
         self.settle(now);
     }
 
-    /// What this node follows, and whether it needs a proof: only proved epochs count as claims then (see [`Self::proved`]), and
-    /// what nobody signs is decided anew.
-    pub fn in_force(&mut self, decision: Option<&Decision>, proof_required: bool) {
+    /// What this node follows and why, and whether it needs a proof: what others only claim does not count then (see
+    /// [`Self::proved`]), and what nobody signs is decided anew.
+    pub fn in_force(
+        &mut self,
+        decision: Option<&Decision>,
+        standing: Standing,
+        proof_required: bool,
+    ) {
         self.ledger.proof_required = proof_required;
-        self.signing.in_force = decision.cloned();
+        self.ledger.followed(decision.map_or(Epoch(0), |d| d.epoch));
+        self.signing.in_force = decision.map(|d| (d.clone(), standing));
     }
 
     /// Somebody showed a decision of this location with a proof: the location counts on from its epoch.

@@ -14,7 +14,7 @@ use protobuf::Message as _;
 use raft::eraftpb::{Entry, EntryType};
 
 use super::{Group, GroupOutput, id_of};
-use crate::ids::{Epoch, Slot};
+use crate::ids::{Epoch, NodeName, Slot};
 use crate::io::{LogLevel, Persist};
 use crate::state::{Command, Decision};
 use crate::time::{Instant, Now};
@@ -32,7 +32,7 @@ const TURN: Duration = Duration::from_millis(1500);
 /// Why a voter does not sign a decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("its leaders are no candidates")]
+    #[error("its leaders are no candidates by this node's mesh file")]
     NoCandidates,
     #[error("it makes a drained candidate lead")]
     Drained,
@@ -45,10 +45,24 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Wrong for ever. What this voter's own knowledge speaks against may only be ahead of it.
-    pub const fn is_nonsense(self) -> bool {
-        matches!(self, Self::NoCandidates | Self::Drained)
+    /// How loudly to say so. What this voter's own knowledge speaks against may only be ahead of it, as may a newer mesh file.
+    pub const fn level(self) -> LogLevel {
+        match self {
+            Self::Drained => LogLevel::Error,
+            Self::NoCandidates => LogLevel::Warn,
+            Self::Epoch | Self::TooMany | Self::Contradicted => LogLevel::Debug,
+        }
     }
+}
+
+/// Why a node follows what it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Without a proof.
+    Claimed,
+    /// Proved by the voters before the last change. Who knows only those after it does not believe it.
+    ProvedBefore,
+    Proved,
 }
 
 /// A decision in the log of this node, on disk or not.
@@ -60,8 +74,8 @@ struct Judged {
     ticket: u64,
     expected: Epoch,
     decision: Decision,
-    /// What it would have been wrong to sign when it came, and always will be.
-    nonsense: Option<Refusal>,
+    /// A drained candidate would lead by it. That was wrong when it came, and always will be.
+    drained: bool,
     /// Leaders that it takes leadership from for a fault that observers saw.
     condemned: Vec<Slot>,
 }
@@ -75,7 +89,7 @@ pub(super) struct Signing {
     paid_at: Option<Instant>,
     signed: Epoch,
     /// The decision that this node follows.
-    pub(super) in_force: Option<Decision>,
+    pub(super) in_force: Option<(Decision, Standing)>,
     /// The epoch of a decision that this voter refuses to sign, and since when; or when it last did something about that.
     refused: Option<(Epoch, Instant)>,
 }
@@ -90,6 +104,16 @@ impl Signing {
     /// A snapshot has taken the place of the log.
     pub(super) fn forget(&mut self) {
         self.cut(0);
+    }
+
+    /// What a proof says of a decision: it stands, and may be signed for other voters whatever has become of its reasons; or
+    /// another stands for its epoch or a later one. Two proofs for one epoch would part the mesh.
+    fn settled(&self, decision: &Decision) -> Option<Result<(), Refusal>> {
+        let (proved, _) = self.in_force.as_ref().filter(|(_, s)| *s != Standing::Claimed)?;
+        if decision.epoch > proved.epoch {
+            return None;
+        }
+        Some(if proved.says_the_same(decision) { Ok(()) } else { Err(Refusal::Epoch) })
     }
 
     pub(super) fn voters_changed(&mut self) {
@@ -136,17 +160,11 @@ impl Group {
         // Where no leader is left, somebody has to lead.
         let some_stay = before.iter().any(|s| self.mesh.candidate(&self.location, *s).is_some());
         let made_to_lead = |s: &Slot| drained(s) && !before.contains(s);
-        let nonsense = if !decision.fits(&self.mesh) {
-            Some(Refusal::NoCandidates)
-        } else if some_stay && others() && decision.leaders.iter().any(made_to_lead) {
-            Some(Refusal::Drained)
-        } else {
-            None
-        };
+        let drained = some_stay && others() && decision.leaders.iter().any(made_to_lead);
         let gone = before.iter().filter(|s| !decision.leaders.contains(s));
         let seen_by_observers = decision.cause.is_seen_by_observers();
         let condemned = gone.copied().filter(|_| seen_by_observers).collect();
-        Judged { index, term, ticket, expected, decision, nonsense, condemned }
+        Judged { index, term, ticket, expected, decision, drained, condemned }
     }
 
     /// Writes up to this ticket are on disk: tells the decisions among them that may be signed now.
@@ -177,18 +195,30 @@ impl Group {
         self.signing.refused = match answer {
             // That many are signed a little later.
             Ok(()) | Err(Refusal::TooMany) => None,
+            Err(Refusal::NoCandidates) if self.is_behind(now) => None,
             Err(_) => refused.or(Some((decision.epoch, now.mono))),
         };
         answer
     }
 
+    /// Most voters have a newer mesh file, and so know better who is a candidate.
+    fn is_behind(&self, now: Now) -> bool {
+        let newer = |v: &&NodeName| {
+            self.ledger.generation(now.mono, v).is_some_and(|g| g > self.mesh.generation)
+        };
+        self.voters.iter().filter(newer).count() * 2 > self.voters.len()
+    }
+
     /// The present decision is in force nowhere, as this voter and others refuse to sign it.
     fn is_disowned(&self, now: Now, after: Duration) -> bool {
         let epoch = self.state().epoch();
-        let followed = self.signing.in_force.as_ref().map_or(Epoch(0), |d| d.epoch);
+        let in_force = self.signing.in_force.as_ref();
+        let followed = in_force.map_or(Epoch(0), |(d, _)| d.epoch);
+        // The raft leader may be one with an empty store, which cannot check what proves this one wrong.
+        let contradicts = in_force.is_some_and(|(_, s)| *s == Standing::ProvedBefore);
         let refused = self.signing.refused.filter(|(refused, _)| *refused == epoch);
         self.ledger.proof_required
-            && followed < epoch
+            && (followed < epoch || contradicts)
             && refused.is_some_and(|(_, since)| now.mono.since(since) >= after)
     }
 
@@ -212,7 +242,8 @@ impl Group {
             return None;
         }
         let candidates = self.mesh.candidates_of(&self.location);
-        let before = self.signing.in_force.as_ref().map(|d| d.leaders.clone()).unwrap_or_default();
+        let in_force = self.signing.in_force.as_ref();
+        let before = in_force.map(|(d, _)| d.leaders.clone()).unwrap_or_default();
         let stay: Vec<Slot> = before.into_iter().filter(|s| candidates.contains_key(s)).collect();
         let first = || self.mesh.ranking(&self.location).into_iter().take(1).collect();
         Some(if stay.is_empty() { first() } else { stay })
@@ -222,9 +253,12 @@ impl Group {
         if !decision.fits(&self.mesh) {
             return Err(Refusal::NoCandidates);
         }
+        if let Some(answer) = self.signing.settled(decision) {
+            return answer;
+        }
         if let Some(judged) = self.signing.judged.iter().rev().find(|j| j.decision == *decision) {
-            if let Some(why) = judged.nonsense {
-                return Err(why);
+            if judged.drained {
+                return Err(Refusal::Drained);
             }
             let next = decision.epoch == judged.expected.next();
             if !next && decision.epoch > self.ledger.highest_epoch().next() {

@@ -186,6 +186,7 @@ impl Node {
         self.known.take(&mesh, decision, proof, required)?;
         self.fallback.left(location);
         self.store_known(location);
+        self.tell_group(location);
         // Always asked for, even if nothing changes in the kernel: the answer brings the decision into force.
         self.reprogram_leaders(location);
         Ok(())

@@ -149,7 +149,10 @@ impl Node {
             let stored = restored.remove(location).unwrap_or_default();
             let group = Group::new(mesh.clone(), location.clone(), me.clone(), &stored, seed, now)
                 .map_err(|source| NodeError::Group { location: location.clone(), source })?;
-            if let Some(decision) = &group.state().decision {
+            // Where decisions are proved, what is committed and not signed is in force nowhere; its proof may come again.
+            if let Some(decision) = &group.state().decision
+                && known.proof(location).is_none()
+            {
                 known.restore(location, decision.clone(), Proof::default());
             }
             groups.insert(location.clone(), group);

@@ -7,8 +7,9 @@ use super::Node;
 use super::ignored::Ignored;
 use super::known::Untaken;
 use crate::capability::{Capabilities, Capability};
+use crate::group::Standing;
 use crate::ids::{Epoch, LocationName, NodeName};
-use crate::io::{Effect, LogLevel, Persist};
+use crate::io::{Effect, Persist};
 use crate::mesh::{Mesh, ProofPolicy};
 use crate::proof::{Proof, SetId, Signature, Signed, Statement, VoterSet};
 use crate::state::Decision;
@@ -184,14 +185,13 @@ impl Node {
         if let Err(why) = group.may_sign(now, decision) {
             let told = self.proofs.refused.insert(location.clone(), decision.epoch);
             if told != Some(decision.epoch) {
-                let level = if why.is_nonsense() { LogLevel::Error } else { LogLevel::Debug };
                 self.count("decisions.not-signed");
                 let fields = [
                     ("location.name", location.to_string()),
                     ("decision.epoch", decision.epoch.to_string()),
                     ("why", why.to_string()),
                 ];
-                self.log(level, "a decision is not signed by this voter", fields);
+                self.log(why.level(), "a decision is not signed by this voter", fields);
             }
             return;
         }
@@ -225,18 +225,12 @@ impl Node {
         else {
             return;
         };
-        let sets = self.proofs.sets(location);
-        let sets = &sets[..];
-        let proved = self.known.proof(location).is_some_and(|p| {
-            let known = self.known.decision(location);
-            known.is_some_and(|d| d.says_the_same(&decision))
-                && sets.first().is_some_and(|set| p.is_of(set.id()))
-        });
         let newer =
             self.known.epoch(location) > decision.epoch && self.known.proof(location).is_some();
-        if proved || newer {
+        if newer || self.is_proved(&decision) {
             return;
         }
+        let sets = &self.proofs.sets(location)[..];
         let voices = self.proofs.voices.get(location);
         let voices = voices.into_iter().flat_map(BTreeMap::values);
         let signatures =
@@ -245,11 +239,23 @@ impl Node {
         self.believe(now, &decision, proof);
     }
 
+    /// This node holds a proof of the decision by the voters of its present mesh file. One by those of the file before is not
+    /// enough for ever: who starts with the present file knows no other.
+    fn is_proved(&self, decision: &Decision) -> bool {
+        let location = &decision.location;
+        let known = self.known.decision(location);
+        known.is_some_and(|d| d.says_the_same(decision))
+            && self.known.proof(location).is_some_and(|proof| {
+                self.proofs.sets.get(location).is_some_and(|(set, _)| proof.is_of(set))
+            })
+    }
+
     /// A proof of a decision was found, or told.
     fn believe(&mut self, now: Now, decision: &Decision, proof: Proof) {
         let location = decision.location.clone();
         if self.known.attach(decision, proof.clone()) {
             self.store_known(&location);
+            self.tell_group(&location);
         } else if self.adopt(decision, Some(&proof)).is_err() {
             return;
         }
@@ -281,19 +287,23 @@ impl Node {
             self.ignored(now, from.as_str(), Ignored::DecisionForCandidates);
             return;
         }
-        let news =
-            decision.epoch > self.known.epoch(location) || self.known.proof(location).is_none();
-        let proved = news && !proof.is_empty() && {
-            let sets = self.proofs.sets(location);
-            proof.proves(&self.mesh.name, decision, &sets)
-        };
-        if proved {
+        let known = self.known.epoch(location);
+        let by_present_voters =
+            self.proofs.sets.get(location).is_some_and(|(set, _)| proof.is_of(set));
+        let news = decision.epoch > known
+            || self.known.proof(location).is_none()
+            || (decision.epoch == known && by_present_voters && !self.is_proved(decision));
+        let proof = Some(proof).filter(|proof| news && !proof.is_empty()).and_then(|proof| {
+            // What does not count in it is not passed on.
+            proof.checked(&self.mesh.name, decision, &self.proofs.sets(location))
+        });
+        if let Some(proof) = proof {
             if let Some(group) = self.groups.get_mut(location)
                 && decision.epoch > group.state().epoch()
             {
                 group.proved(now, decision.epoch);
             }
-            return self.believe(now, decision, proof.clone());
+            return self.believe(now, decision, proof);
         }
         if !speaks {
             return;
@@ -359,20 +369,30 @@ impl Node {
         ))
     }
 
+    /// What this node follows of a location that it votes in.
+    pub(super) fn tell_group(&mut self, location: &LocationName) {
+        let required = self.proof_required(location);
+        let decision = self.known.decision(location);
+        let standing = match self.known.proof(location) {
+            None => Standing::Claimed,
+            Some(_) if decision.is_some_and(|d| self.is_proved(d)) => Standing::Proved,
+            Some(_) => Standing::ProvedBefore,
+        };
+        if let Some(group) = self.groups.get_mut(location) {
+            group.in_force(decision, standing, required);
+        }
+    }
+
     /// With each hello: what was not signed may be signed now, and what was lost is told again.
     pub(super) fn keep_proving(&mut self, now: Now) {
         let locations: Vec<LocationName> = self.groups.keys().cloned().collect();
         for location in locations {
-            let required = self.proof_required(&location);
-            let Some(group) = self.groups.get_mut(&location) else { continue };
-            group.in_force(self.known.decision(&location), required);
-            let Some(decision) = group.state().decision.clone() else { continue };
+            self.tell_group(&location);
+            let group = self.groups.get(&location);
+            let Some(decision) = group.and_then(|g| g.state().decision.clone()) else { continue };
             self.sign(now, &decision, false);
             self.prove(now, &location);
-            let known = self.known.decision(&location);
-            if self.known.proof(&location).is_none()
-                || known.is_none_or(|d| d.epoch < decision.epoch)
-            {
+            if !self.is_proved(&decision) {
                 self.tell_voters(&location);
             }
         }

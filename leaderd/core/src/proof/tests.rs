@@ -42,6 +42,10 @@ pub(crate) fn proof(mesh: &Mesh, decision: &Decision, who: &[&str]) -> Proof {
     Proof(sign(decision, &VoterSet::of(mesh, &decision.location), who))
 }
 
+pub(crate) fn of_signed(signed: Vec<Signed>) -> Proof {
+    Proof(signed)
+}
+
 pub(crate) fn sign(decision: &Decision, set: &VoterSet, who: &[&str]) -> Vec<Signed> {
     let one = |who: &&str| {
         let statement = Statement::decision("test", decision, set);
@@ -51,7 +55,7 @@ pub(crate) fn sign(decision: &Decision, set: &VoterSet, who: &[&str]) -> Vec<Sig
 }
 
 fn is_proof(signed: &[Signed], decision: &Decision, set: &VoterSet) -> bool {
-    Proof(signed.to_vec()).proves("test", decision, &[set])
+    Proof(signed.to_vec()).checked("test", decision, &[set]).is_some()
 }
 
 #[test]
@@ -89,12 +93,12 @@ fn a_proof_is_of_one_decision_of_one_mesh_and_one_set_of_voters() {
     }
     let elsewhere = Decision { location: "home".parse().unwrap(), ..d.clone() };
     assert!(!is_proof(&two, &elsewhere, &voters));
-    assert!(!Proof(two.clone()).proves("another", &d, &[&voters]));
+    assert!(Proof(two.clone()).checked("another", &d, &[&voters]).is_none());
     // Another vote, or another key: what was signed for the set before proves nothing in the new one.
     let more = set(&signed_mesh(4));
     let renamed: Vec<Signed> = two.iter().map(|s| Signed { set: more.id(), ..s.clone() }).collect();
     assert!(!is_proof(&two, &d, &more) && !is_proof(&renamed, &d, &more));
-    assert!(Proof(two.clone()).proves("test", &d, &[&more, &voters]), "the file before");
+    assert!(Proof(two.clone()).checked("test", &d, &[&more, &voters]).is_some(), "the file before");
     let mut rekeyed = mesh.clone();
     rekeyed.nodes.get_mut(&name("cloud-1")).unwrap().control_key = ControlPublicKey([9; 32]);
     assert!(!is_proof(&two, &d, &set(&rekeyed)));
@@ -118,4 +122,18 @@ fn a_proof_has_a_bounded_number_of_signatures() {
     let mut all = vec![sign(&decision(6, &[0]), &set, &["cloud-0"])[0].clone(); MAX_SIGNATURES];
     all.extend(sign(&d, &set, &["cloud-0", "cloud-2"]));
     assert!(!is_proof(&all, &d, &set), "what comes behind so many is not looked at");
+}
+
+#[test]
+fn a_proof_by_the_voters_before_a_change_is_none_by_those_after_it_though_some_of_them_have_signed()
+{
+    let d = decision(7, &[1]);
+    let (before, after) = (set(&signed_mesh(3)), set(&signed_mesh(4)));
+    let mut all = sign(&d, &before, &["cloud-0", "cloud-1"]);
+    all.extend(sign(&d, &after, &["cloud-0", "cloud-1"]));
+    let proof = |all: &[Signed]| Proof::of("test", &d, &[&after, &before], all.iter()).unwrap();
+    assert!(proof(&all).is_of(&before) && !proof(&all).is_of(&after));
+    assert!(proof(&all).checked("test", &d, &[&after]).is_none(), "who knows the new file only");
+    all.extend(sign(&d, &after, &["cloud-1", "cloud-3"]));
+    assert!(proof(&all).is_of(&after) && proof(&all).checked("test", &d, &[&after]).is_some());
 }

@@ -1,10 +1,14 @@
 //! What a voter signs of what its raft leader proposes. A raft leader that was broken into proposes anything.
 
-use super::super::{Refusal, event};
+use std::sync::Arc;
+
+use super::super::{Refusal, Standing, event};
 use super::cluster::{Cluster, mesh, name};
 use crate::admin::AdminRequest;
 use crate::capability::Capabilities;
-use crate::ids::{Epoch, NodeName, Slot};
+use crate::ids::{Epoch, Generation, NodeName, Slot};
+use crate::io::LogLevel;
+use crate::mesh::Mesh;
 use crate::state::{Command, Decision, EventKind};
 use crate::verdict::{Cause, Verdict};
 
@@ -77,6 +81,21 @@ fn leaders_that_are_no_candidates_and_made_up_epochs_are_not_signed() {
 }
 
 #[test]
+fn a_candidate_of_a_newer_mesh_file_is_signed_once_the_file_is_there() {
+    let mut c = settled(42);
+    let leader = c.raft_leader().unwrap();
+    let decision = proposed(&mut c, &leader, 1, &[3], Cause::Promoted);
+    c.run(50);
+    assert_eq!(answers(&mut c, &leader, &decision), [Err(Refusal::NoCandidates); 2]);
+    assert_ne!(Refusal::NoCandidates.level(), LogLevel::Error, "a roll-out is no error");
+    let (now, newer) = (c.now(), Mesh { generation: Generation(2), ..mesh(4, 0, 0) });
+    for group in c.groups.values_mut() {
+        group.set_mesh(now, Arc::new(newer.clone()));
+    }
+    assert_eq!(answers(&mut c, &leader, &decision), [Ok(()); 2]);
+}
+
+#[test]
 fn a_drained_candidate_is_not_made_to_lead() {
     let mut c = settled(35);
     c.command(AdminRequest::Drain { node: name("cloud-2") });
@@ -95,6 +114,19 @@ fn a_fault_that_every_other_location_contradicts_is_not_signed_until_one_sees_it
     c.verdicts.insert((name("home-1"), Slot(0)), degraded);
     c.report_now();
     c.run(50);
+    assert_eq!(answers(&mut c, &leader, &decision), [Ok(()); 2]);
+}
+
+#[test]
+fn what_most_voters_signed_is_signed_for_new_voters_though_the_fault_is_over() {
+    let mut c = settled(43);
+    let leader = c.raft_leader().unwrap();
+    let decision = proposed(&mut c, &leader, 1, &[1], Cause::NewFlow);
+    c.run(50);
+    assert_eq!(answers(&mut c, &leader, &decision), [Err(Refusal::Contradicted); 2]);
+    for group in c.groups.values_mut() {
+        group.in_force(Some(&decision), Standing::ProvedBefore, true);
+    }
     assert_eq!(answers(&mut c, &leader, &decision), [Ok(()); 2]);
 }
 
@@ -133,7 +165,7 @@ fn what_is_not_signed_is_decided_anew_by_another_raft_leader() {
         c.run(500);
         let now = c.now();
         for (node, group) in &mut c.groups {
-            group.in_force(Some(&truth), true);
+            group.in_force(Some(&truth), Standing::Proved, true);
             let decision = group.state().decision.clone().unwrap();
             assert!(
                 *node == liar || decision != made_up || group.may_sign(now, &decision).is_err()
@@ -148,4 +180,49 @@ fn what_is_not_signed_is_decided_anew_by_another_raft_leader() {
     assert_ne!(c.raft_leader().unwrap(), liar);
     let decision = c.groups[&liar].state().decision.clone().unwrap();
     assert_eq!(answers(&mut c, &liar, &decision), [Ok(()); 2]);
+}
+
+#[test]
+fn what_was_proved_otherwise_is_not_signed_and_decided_anew_beyond_it() {
+    let mut c = settled(40);
+    let liar = c.raft_leader().unwrap();
+    let before = c.groups[&liar].state().decision.clone().unwrap();
+    let made_up = proposed(&mut c, &liar, 1, &[1], Cause::Promoted);
+    c.run(50);
+    // As before a change of the voters: the raft leader cannot check it.
+    let proved = Decision { epoch: Epoch(made_up.epoch.0 + 3), ..before };
+    for (_, group) in c.groups.iter_mut().filter(|(n, _)| **n != liar) {
+        group.in_force(Some(&proved), Standing::ProvedBefore, true);
+    }
+    let twin = Decision { leaders: vec![Slot(1)], ..proved.clone() };
+    for (decision, answer) in
+        [(&made_up, Err(Refusal::Epoch)), (&twin, Err(Refusal::Epoch)), (&proved, Ok(()))]
+    {
+        assert_eq!(answers(&mut c, &liar, decision), [answer; 2], "{decision:?}");
+    }
+    let anew = (0..30).any(|_| {
+        let now = c.now();
+        for (_, group) in c.groups.iter_mut().filter(|(n, _)| **n != liar) {
+            group.in_force(Some(&proved), Standing::ProvedBefore, true);
+            let decision = group.state().decision.clone().unwrap();
+            let _ = group.may_sign(now, &decision);
+        }
+        c.run(500);
+        c.groups.values().all(|g| g.state().decision.as_ref().unwrap().epoch == proved.epoch.next())
+    });
+    assert!(anew, "{:?}", c.raft_leaders);
+}
+
+#[test]
+fn a_raft_leader_goes_beyond_what_it_follows_itself_whatever_its_store_has() {
+    let mut c = settled(41);
+    let leader = c.raft_leader().unwrap();
+    let before = c.groups[&leader].state().decision.clone().unwrap();
+    let followed = Decision { epoch: Epoch(before.epoch.0 + 6), ..before };
+    c.groups.get_mut(&leader).unwrap().in_force(Some(&followed), Standing::Claimed, true);
+    c.run(3000);
+    for group in c.groups.values() {
+        let decision = group.state().decision.as_ref().unwrap();
+        assert_eq!((decision.epoch, &decision.leaders), (followed.epoch.next(), &followed.leaders));
+    }
 }

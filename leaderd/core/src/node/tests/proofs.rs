@@ -4,8 +4,8 @@ use super::*;
 use crate::capability::{Capabilities, Capability};
 use crate::io::StoredGroup;
 use crate::mesh::ProofPolicy;
-use crate::proof::Proof;
-use crate::proof::tests::{proof, with_keys};
+use crate::proof::tests::{of_signed, proof, sign, with_keys};
+use crate::proof::{Proof, VoterSet};
 
 const MAJORITY: [&str; 2] = ["cloud-0", "cloud-2"];
 
@@ -132,6 +132,30 @@ fn a_location_that_has_proved_a_decision_is_held_to_it_while_nobody_is_heard() {
 }
 
 #[test]
+fn at_a_restart_a_decision_that_was_proved_goes_before_one_that_is_only_committed() {
+    use protobuf::Message as _;
+    let mesh = signed_mesh();
+    let mut snapshot = raft::eraftpb::Snapshot::default();
+    let mut state = crate::state::LocationState::new(cloud());
+    state.decision = Some(decision(2, 1));
+    snapshot.data = state.encode().into();
+    let meta = snapshot.mut_metadata();
+    (meta.index, meta.term) = (5, 1);
+    meta.mut_conf_state().voters = vec![1, 2, 3];
+    let snapshot = Some((5, snapshot.write_to_bytes().unwrap()));
+    let started = |row: Option<(Decision, Proof)>| {
+        let decision = row.map(|row| postcard::to_allocvec(&row).unwrap());
+        let stored = StoredGroup { snapshot: snapshot.clone(), decision, ..StoredGroup::default() };
+        known(&Bench::with_disk("cloud-0", mesh.clone(), [(cloud(), stored)].into()))
+    };
+    let d = decision(1, 0);
+    assert_eq!(started(Some((d.clone(), proof(&mesh, &d, &MAJORITY)))), (1, 0));
+    // From before proofs, a restart changes no route.
+    assert_eq!(started(Some((d, Proof::default()))), (2, 1));
+    assert_eq!(started(None), (2, 1));
+}
+
+#[test]
 fn where_proofs_are_required_nothing_else_is_believed_from_the_start() {
     let mesh = Mesh { proof: ProofPolicy::Require, ..signed_mesh() };
     let mut bench = Bench::of("home-0", mesh);
@@ -204,6 +228,32 @@ fn signatures_by_the_voters_before_a_change_are_believed_until_the_next() {
     let present = proof(&bench.node.mesh.clone(), &d, &["cloud-1", "cloud-3", "cloud-4"]);
     say(&mut bench, "cloud-0", &d, present);
     assert_eq!(known(&bench), (8, 0));
+}
+
+#[test]
+fn a_proof_by_the_present_voters_takes_the_place_of_one_by_those_before_and_only_what_counts_is_kept()
+ {
+    let mut bench = Bench::of("home-0", signed_mesh());
+    let d = decision(7, 1);
+    let before = VoterSet::of(&bench.node.mesh, &cloud());
+    proved(&mut bench, "cloud-0", 7, 1, &MAJORITY);
+    let mesh = Mesh { generation: crate::ids::Generation(2), ..with_keys(mesh(4, 1, 0)) };
+    bench.feed(Input::MeshChanged(Box::new(mesh)));
+    let after = VoterSet::of(&bench.node.mesh, &cloud());
+    let kept = |bench: &Bench| {
+        let proof = bench.node.proof(&cloud()).unwrap();
+        (proof.is_of(&before), proof.is_of(&after), proof.len())
+    };
+    assert_eq!(kept(&bench), (true, false, 2));
+    // A majority by name only: one of the signatures is of something else.
+    let mut forged = sign(&decision(8, 1), &after, &["cloud-3"]);
+    forged.extend(sign(&d, &after, &MAJORITY));
+    say(&mut bench, "cloud-1", &d, of_signed(forged.clone()));
+    assert_eq!(kept(&bench), (true, false, 2));
+    forged.extend(sign(&d, &after, &["cloud-1"]));
+    say(&mut bench, "cloud-1", &d, of_signed(forged));
+    assert_eq!(kept(&bench), (false, true, 3));
+    assert_eq!(known(&bench), (7, 1));
 }
 
 #[test]
