@@ -182,5 +182,5 @@ fn a_day_of_trouble_leaves_the_cores_as_light_as_two_hours_of_it() {
     // All together: who leads a Raft group holds more than who follows, and that is not always the same one.
     let [before, after] = [&early, &late].map(|all| all.values().sum::<i64>());
     println!("all: {before} bytes, {after}: {:.3} times as much", after as f64 / before as f64);
-    assert!(after <= before + before / 20, "the cores grew from {before} to {after} bytes");
+    assert!(after <= before + before / 50, "the cores grew from {before} to {after} bytes");
 }
