@@ -5,6 +5,7 @@ use std::time::Duration;
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
 use leaderd_core::io::{Input, LogLevel};
 use leaderd_core::mesh::Policy;
+use leaderd_core::proof::{Proof, Signed, Signer, Statement, VoterSet};
 use leaderd_core::state::Decision;
 use leaderd_core::verdict::Cause;
 use leaderd_core::wire::Frame;
@@ -46,12 +47,21 @@ fn says(model: &Model, kind: &str) {
     assert!(said, "not {kind:?} but {:#?}", model.violations);
 }
 
-/// `cloud-0` announces what nobody decided.
+/// `cloud-0` announces what nobody decided. All voters signed it: without their signatures nobody would believe it.
 fn announce(world: &mut World, model: &mut Model, to: &str, epoch: u64, slot: u8, cause: Cause) {
     let location: LocationName = "cloud".parse().expect("a name");
     let at = world.now().wall;
     let decision = Decision { location, epoch: Epoch(epoch), leaders: vec![Slot(slot)], cause, at };
-    let frame = Box::new(Frame::Announce { decision, proof: Default::default(), event: None });
+    let set = VoterSet::of(&world.mesh, &decision.location);
+    let statement = Statement::decision(&world.mesh.name, &decision, &set);
+    let signed = |voter: &NodeName| {
+        let signature = Signer::new(&world.nodes[voter].secret).sign(&statement);
+        Signed { voter: voter.clone(), set: set.id(), signature }
+    };
+    let signed: Vec<Signed> = set.voters().map(signed).collect();
+    let proof = Proof::of(&world.mesh.name, &decision, &[&set], signed.iter());
+    let proof = proof.expect("all have signed");
+    let frame = Box::new(Frame::Announce { decision, proof, event: None });
     world.input(&name(to), Input::Frame { from: name("cloud-0"), frame });
     // The input went past the model's own stepping.
     model.after_step(world);
