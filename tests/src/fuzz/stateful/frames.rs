@@ -218,7 +218,7 @@ impl Maker<'_, '_, '_> {
         Report {
             observer,
             location,
-            seq: 1_000 + self.source.number(),
+            seq: 1_000_u64.wrapping_add(self.source.number()),
             epoch: self.epoch(),
             abstains: self.source.once_in(8),
             full_rate: !self.source.once_in(4),
