@@ -13,7 +13,11 @@ fn named(cell: &str) -> Vec<(String, Vec<String>)> {
         if word.ends_with(".rs") {
             files.push((word.to_owned(), Vec::new()));
         } else {
-            files.last_mut().unwrap_or_else(|| panic!("{word}: in no file")).1.push(word.to_owned());
+            files
+                .last_mut()
+                .unwrap_or_else(|| panic!("{word}: in no file"))
+                .1
+                .push(word.to_owned());
         }
     }
     files

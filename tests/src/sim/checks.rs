@@ -5,11 +5,13 @@ use std::time::Duration;
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
 use leaderd_core::io::{Input, LogLevel};
 use leaderd_core::mesh::Policy;
+use leaderd_core::proof::{Proof, Signed, Signer, Statement, VoterSet};
 use leaderd_core::state::Decision;
 use leaderd_core::verdict::Cause;
 use leaderd_core::wire::Frame;
 use wgctl_plan::Network;
 
+use super::hostile::Lies;
 use super::meshes::{Site, mesh_of};
 use super::model::Model;
 use super::rollout::Change;
@@ -26,8 +28,11 @@ fn secs(s: u64) -> Duration {
 
 /// A world in which all is well, and its judge.
 fn calm() -> (World, Model) {
-    let sites = [Site::new("cloud", 2, 1), Site::new("home", 3, 0)];
-    let (mesh, secrets) = mesh_of(&sites, Policy::default());
+    calm_of(&[Site::new("cloud", 2, 1), Site::new("home", 3, 0)])
+}
+
+fn calm_of(sites: &[Site]) -> (World, Model) {
+    let (mesh, secrets) = mesh_of(sites, Policy::default());
     let mut world = World::new(mesh, &secrets, WorldConfig::default());
     let mut model = Model::default();
     model.run(&mut world, secs(30));
@@ -42,12 +47,21 @@ fn says(model: &Model, kind: &str) {
     assert!(said, "not {kind:?} but {:#?}", model.violations);
 }
 
-/// `cloud-0` announces what nobody decided.
+/// `cloud-0` announces what nobody decided. All voters signed it: without their signatures nobody would believe it.
 fn announce(world: &mut World, model: &mut Model, to: &str, epoch: u64, slot: u8, cause: Cause) {
     let location: LocationName = "cloud".parse().expect("a name");
     let at = world.now().wall;
     let decision = Decision { location, epoch: Epoch(epoch), leaders: vec![Slot(slot)], cause, at };
-    let frame = Box::new(Frame::Announce { decision, proof: Default::default(), event: None });
+    let set = VoterSet::of(&world.mesh, &decision.location);
+    let statement = Statement::decision(&world.mesh.name, &decision, &set);
+    let signed = |voter: &NodeName| {
+        let signature = Signer::new(&world.nodes[voter].secret).sign(&statement);
+        Signed { voter: voter.clone(), set: set.id(), signature }
+    };
+    let signed: Vec<Signed> = set.voters().map(signed).collect();
+    let proof = Proof::of(&world.mesh.name, &decision, &[&set], signed.iter());
+    let proof = proof.expect("all have signed");
+    let frame = Box::new(Frame::Announce { decision, proof, event: None });
     world.input(&name(to), Input::Frame { from: name("cloud-0"), frame });
     // The input went past the model's own stepping.
     model.after_step(world);
@@ -74,6 +88,40 @@ fn a_node_that_goes_back_to_a_lower_epoch_is_seen() {
     world.nodes.get_mut(&name("home-0")).expect("a node").life = life;
     announce(&mut world, &mut model, "home-0", 3, 0, Cause::Promoted);
     says(&model, "lower epoch");
+}
+
+#[test]
+fn a_command_in_a_hostile_world_is_seen_unless_its_giver_may_command() {
+    let strangers = [("home-0", false), ("home-1", true), ("cloud-1", false)];
+    for (who, stranger) in strangers {
+        let sites = [Site::new("cloud", 2, 0).witness("home-0"), Site::new("home", 3, 0)];
+        let (mut world, mut model) = calm_of(&sites);
+        let lies = Lies { seed: 1, every_ms: 60_000, works: true, raft: false };
+        world.fault(&name(who), &Fault::Hostile(lies), true);
+        announce(&mut world, &mut model, "home-2", 50, 1, Cause::Promoted);
+        match stranger {
+            true => says(&model, "obeyed a stranger's command"),
+            false => assert_eq!(model.violations, Vec::<String>::new(), "{who}"),
+        }
+    }
+}
+
+#[test]
+fn a_hostile_node_commands_only_where_it_may_not_and_often() {
+    let sites = [Site::new("cloud", 2, 0).witness("home-0"), Site::new("home", 3, 0)];
+    for (who, commands) in [("home-0", false), ("home-1", true)] {
+        let (mut world, mut model) = calm_of(&sites);
+        let lies = Lies { seed: 1, every_ms: 20, works: true, raft: false };
+        world.fault(&name(who), &Fault::Hostile(lies), true);
+        model.run(&mut world, secs(10));
+        let refused = |n: &NodeName| {
+            let counters = world.core(n).map(|c| c.counters()).unwrap_or_default();
+            counters.get("commands.refused").copied().unwrap_or(0)
+        };
+        let refused: u64 = world.mesh.nodes.keys().map(refused).sum();
+        assert_eq!(refused > 10, commands, "{who}: {refused} were refused");
+        assert_eq!(model.violations, Vec::<String>::new());
+    }
 }
 
 #[test]

@@ -59,6 +59,12 @@ impl Faults {
 }
 
 impl World {
+    /// Index of the newest snapshot of a location's log on a node's disk.
+    pub fn snapshot_index(&self, name: &NodeName, location: &LocationName) -> Option<u64> {
+        let stored = self.nodes.get(name)?.store.get(location)?;
+        stored.snapshot.as_ref().map(|(index, _)| *index)
+    }
+
     /// A daemon wants something written.
     pub(super) fn write(&mut self, name: &NodeName, write: Write) {
         let slow = self.faults[name].disk_slow;

@@ -1,7 +1,7 @@
 //! A node that somebody has broken into: it says whatever the frames can say, in its own and in others' names, to everybody,
 //! at a bounded rate. What it carries it carries honestly: that it sees what it relays no protocol can help.
 //!
-//! Of the commands it gives only those are drawn that are about other locations: its own location obeys its nodes.
+//! Of the commands it gives only those are drawn that nobody may obey: a location obeys its own nodes, and its witnesses.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -59,6 +59,7 @@ impl World {
         let f = self.faults.get_mut(name).expect("a node of the mesh");
         let was = std::mem::replace(&mut f.hostile, on.then_some(Liar { lies: lies.clone(), rng }));
         if on {
+            self.note_say(name);
             if !lies.works {
                 self.kill_daemon(name);
             }
@@ -72,10 +73,22 @@ impl World {
         }
     }
 
+    /// Remembers which locations a hostile node may command, by the newest mesh file: others may have an older one yet.
+    fn note_say(&mut self, name: &NodeName) {
+        let mesh = &self.mesh;
+        let say = mesh
+            .locations
+            .keys()
+            .filter(|l| mesh.nodes[name].location == **l || mesh.voters_of(l).contains(name));
+        let say: Vec<LocationName> = say.cloned().collect();
+        self.hostile.entry(name.clone()).or_default().extend(say);
+    }
+
     /// Sends one frame that is not true.
     pub(super) fn lie(&mut self, name: &NodeName) {
         let Some(mut liar) = self.faults[name].hostile.clone() else { return };
         self.later(Duration::from_millis(liar.lies.every_ms.into()), name, Happening::Lie);
+        self.note_say(name);
         let others: Vec<NodeName> =
             self.mesh.nodes.keys().filter(|n| *n != name).cloned().collect();
         let to = others[pick(&mut liar.rng, others.len())].clone();
@@ -270,11 +283,14 @@ impl Teller<'_> {
         }
     }
 
-    /// About another location than its own.
+    /// About a location that it may not command. Where there is none it says something else.
     fn command(&self, rng: &mut ChaCha8Rng) -> Frame {
         let mesh = &self.world.mesh;
-        let mine = &mesh.nodes[self.me].location;
-        let foreign: Vec<_> = mesh.nodes.values().filter(|n| n.location != *mine).collect();
+        let say = &self.world.hostile[self.me];
+        let foreign: Vec<_> = mesh.nodes.values().filter(|n| !say.contains(&n.location)).collect();
+        if foreign.is_empty() {
+            return Frame::Report(self.report(rng));
+        }
         let of = foreign[pick(rng, foreign.len())];
         let (node, location) = (of.name.clone(), of.location.clone());
         let request = match pick(rng, 4) {

@@ -142,6 +142,8 @@ pub struct World {
     pub(super) recording: Recording,
     /// The mesh file of each node, once one has changed; before, all have `mesh`.
     pub(super) files: BTreeMap<NodeName, Arc<Mesh>>,
+    /// Nodes that are hostile or were, and the locations that each may command.
+    pub(super) hostile: BTreeMap<NodeName, BTreeSet<LocationName>>,
     /// What hostile nodes made up.
     pub(super) made_up: Vec<Decision>,
     /// When the last change of the mesh file will have reached everybody and been measured.
@@ -181,6 +183,7 @@ impl World {
             digest: 0xcbf2_9ce4_8422_2325,
             recording: Recording::default(),
             files: BTreeMap::new(),
+            hostile: BTreeMap::new(),
             made_up: Vec::new(),
             parted_until: start,
             config,

@@ -104,11 +104,21 @@ impl LogStore {
         self.entries.extend_from_slice(entries);
     }
 
-    /// Makes a snapshot of the state at `index`, and drops entries but the last `keep` before it.
-    pub fn compact(&mut self, index: u64, state: &LocationState, keep: u64) {
+    /// Bytes of the entries after the first index, up to the second.
+    pub fn bytes(&self, after: u64, to: u64) -> usize {
+        let held = self.entries.iter().filter(|e| e.index > after && e.index <= to);
+        held.map(|e| e.data.len()).sum()
+    }
+
+    /// Makes a snapshot of the state at `index`, and drops entries but the last `keep` before it, of which it keeps as many as have
+    /// room in `keep_bytes`.
+    pub fn compact(&mut self, index: u64, state: &LocationState, keep: u64, keep_bytes: usize) {
         let Ok(term) = self.term(index) else { return };
         self.snapshot = snapshot_of(state, index, term, self.conf.clone());
-        let to = index.saturating_sub(keep);
+        let mut to = index.saturating_sub(keep).max(self.base.0);
+        while to < index && self.bytes(to, index) > keep_bytes {
+            to += 1;
+        }
         if to > self.base.0 {
             let term = self.term(to).unwrap_or(term);
             self.entries.drain(..(to - self.base.0) as usize);

@@ -4,6 +4,7 @@ use leaderd_core::admin::{AdminRequest, AdminResponse, Author};
 use leaderd_core::capability::Capabilities;
 use leaderd_core::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use leaderd_core::mesh::Mesh;
+use leaderd_core::proof::{Signed, Signer, Statement, VoterSet};
 use leaderd_core::state::{
     Command, Decision, Event, EventKind, EventTimes, FreezeEnd, LocationState,
 };
@@ -28,6 +29,8 @@ pub(super) struct Maker<'s, 'b, 'm> {
     pub wall: WallTime,
     pub from: NodeName,
     pub to: NodeName,
+    /// With the sender's key.
+    pub signer: Signer,
 }
 
 const CAUSES: [Cause; 15] = [
@@ -99,6 +102,7 @@ impl Maker<'_, '_, '_> {
                 let list = (0..self.source.below(4)).map(|_| (self.node(), self.addresses()));
                 Frame::Addresses(list.collect())
             }
+            14 if self.source.once_in(2) => self.signed(),
             _ => {
                 let location = self.location();
                 let message = self.raft(&location).write_to_bytes().expect("memory takes it");
@@ -111,6 +115,18 @@ impl Maker<'_, '_, '_> {
         let node = if self.source.once_in(4) { self.node() } else { self.from.clone() };
         let user = self.source.option(Source::text);
         Author { node, user, through: self.source.once_in(4).then(|| self.node()) }
+    }
+
+    /// Signatures with its own key, of what was decided or of what was not.
+    fn signed(&mut self) -> Frame {
+        let decision = self.decision();
+        let set = VoterSet::of(self.mesh, &decision.location);
+        let signature = self.signer.sign(&Statement::decision(&self.mesh.name, &decision, &set));
+        let voter = if self.source.once_in(8) { self.node() } else { self.from.clone() };
+        let signed = Signed { voter, set: set.id(), signature };
+        let epoch = if self.source.once_in(8) { self.epoch() } else { decision.epoch };
+        let signatures = vec![signed; self.source.below(4)];
+        Frame::Signed { location: decision.location, epoch, signatures }
     }
 
     fn node(&mut self) -> NodeName {
@@ -202,7 +218,7 @@ impl Maker<'_, '_, '_> {
         Report {
             observer,
             location,
-            seq: 1_000 + self.source.number(),
+            seq: 1_000_u64.wrapping_add(self.source.number()),
             epoch: self.epoch(),
             abstains: self.source.once_in(8),
             full_rate: !self.source.once_in(4),

@@ -14,6 +14,7 @@ use leaderd_core::io::{Effect, Input, LocalFacts, ProbeError, ProbeId, Ticket};
 use leaderd_core::mesh::{Mesh, Policy};
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
+use leaderd_core::proof::Signer;
 use leaderd_core::state::{Event, MAX_EVENTS, MAX_STATE};
 use leaderd_core::time::{Instant, Now, WallTime};
 use leaderd_core::verdict::Cause;
@@ -46,6 +47,7 @@ pub fn stateful(bytes: &[u8]) {
 pub struct Settled {
     now: Instant,
     nodes: BTreeMap<NodeName, Node>,
+    signers: BTreeMap<NodeName, Signer>,
     /// The mesh file, and another one in which a candidate of `cloud` is none.
     files: [Mesh; 2],
     queue: BTreeMap<(Instant, u64), (NodeName, Input)>,
@@ -73,6 +75,7 @@ impl Settled {
         let mut world = Self {
             now: Instant(0),
             nodes: BTreeMap::new(),
+            signers: secrets.iter().map(|(n, secret)| (n.clone(), Signer::new(secret))).collect(),
             files: [mesh, other],
             queue: BTreeMap::new(),
             sequence: 0,
@@ -110,6 +113,13 @@ impl Settled {
             let knows =
                 |n: &leaderd_core::mesh::Node| world.nodes[&n.name].decision(&location).is_some();
             assert!(world.files[0].nodes.values().filter(needs).all(knows), "not settled");
+            for node in world.files[0].nodes.values().filter(needs) {
+                let locations = world.nodes[&node.name].status(world.time()).locations;
+                let own = locations.into_iter().find(|l| l.name == location);
+                let notes = own.map(|l| l.notes).unwrap_or_default();
+                let unproved = notes.iter().any(|n| n.contains("not proved"));
+                assert!(!unproved, "{}: {notes:?}", node.name);
+            }
         }
         world
     }
@@ -143,8 +153,9 @@ impl Settled {
             0..=6 => {
                 let mesh = self.files[0].clone();
                 let wall = self.time().wall;
+                let signer = self.signers[&from].clone();
                 let mut maker =
-                    Maker { source, mesh: &mesh, wall, from: from.clone(), to: to.clone() };
+                    Maker { source, mesh: &mesh, wall, from: from.clone(), to: to.clone(), signer };
                 let frame = maker.frame();
                 // As it would come over the network, if it would.
                 if let Ok(frame) = Frame::decode(&frame.encode()) {
@@ -182,7 +193,8 @@ impl Settled {
             11 => {
                 let mesh = self.files[0].clone();
                 let wall = self.time().wall;
-                let mut maker = Maker { source, mesh: &mesh, wall, from, to: to.clone() };
+                let signer = self.signers[&from].clone();
+                let mut maker = Maker { source, mesh: &mesh, wall, from, to: to.clone(), signer };
                 let request = maker.request();
                 let user = source.option(Source::text);
                 self.input(&to, Input::Admin { id: source.number(), user, request });
@@ -332,11 +344,11 @@ impl Settled {
                         self.later(WIRE, &node, Input::ProbeReply { probe, bytes });
                     }
                 }
-                // Keys are not at hand here: nobody says that it signs, and decisions count without a proof.
-                Effect::Sign { .. }
-                | Effect::ForgetProbe { .. }
-                | Effect::AdminReply { .. }
-                | Effect::Log { .. } => {}
+                Effect::Sign { id, statement } => {
+                    let signature = self.signers[me].sign(&statement);
+                    self.later(Duration::ZERO, me, Input::Signed { id, signature });
+                }
+                Effect::ForgetProbe { .. } | Effect::AdminReply { .. } | Effect::Log { .. } => {}
             }
         }
     }

@@ -168,8 +168,10 @@ impl Model {
             return; // Learnt late.
         }
         let before: Vec<Slot> = before.map(|d| d.leaders).unwrap_or_default();
-        if matches!(decision.cause, Cause::Promoted | Cause::Drained) && !world.made_up.is_empty() {
-            // Nobody but hostile nodes gives commands here, and none about its own location.
+        let commanded = matches!(decision.cause, Cause::Promoted | Cause::Drained);
+        let has_say = world.hostile.values().any(|say| say.contains(location));
+        if commanded && !world.hostile.is_empty() && !has_say {
+            // Nobody but hostile nodes gives commands here, and none of them has a say in this location.
             let what = format!("obeyed a stranger's command: {decision:?}");
             self.violated(world, what);
         }

@@ -43,8 +43,11 @@ const MAX_UNIT: Duration = Duration::from_secs(3);
 const HEARTBEAT: Duration = Duration::from_millis(150);
 /// Entries applied since the last snapshot that make a new one due.
 const SNAPSHOT_EVERY: u64 = 256;
-/// Entries kept behind a snapshot for voters that lag a little.
+/// Their bytes that make a new one due earlier: about twice what a snapshot may have, so that writing it costs no more than they did.
+const SNAPSHOT_BYTES: usize = 2 << 20;
+/// Entries kept behind a snapshot for voters that lag a little, and their bytes.
 const KEEP_BEHIND: u64 = 64;
+const KEEP_BYTES: usize = 512 << 10;
 /// Round trips remembered per voter for the p99.
 const RTT_SAMPLES: usize = 64;
 /// Largest Raft message that we make, bytes (one entry may exceed it).
@@ -222,6 +225,12 @@ impl RaftNode {
         let from = store.snapshot_index();
         let to = store.last_index().expect("the log is in memory");
         (from..=to).map(|i| (i, store.term(i).expect("it is in the log"))).collect()
+    }
+
+    /// Bytes of all entries in it.
+    #[cfg(test)]
+    pub fn log_bytes(&self) -> usize {
+        self.raw.store().bytes(0, u64::MAX)
     }
 
     pub fn is_mute(&self) -> bool {

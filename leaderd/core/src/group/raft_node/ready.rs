@@ -2,7 +2,9 @@
 
 use raft::eraftpb::{Entry, EntryType, Message, Snapshot};
 
-use super::{Held, KEEP_BEHIND, LogEvent, RaftNode, SNAPSHOT_EVERY, encode};
+use super::{
+    Held, KEEP_BEHIND, KEEP_BYTES, LogEvent, RaftNode, SNAPSHOT_BYTES, SNAPSHOT_EVERY, encode,
+};
 use crate::group::log::unreadable;
 use crate::io::Persist;
 use crate::state::{Command, LocationState};
@@ -126,14 +128,16 @@ impl RaftNode {
     }
 
     fn maybe_compact(&mut self) {
-        if self.applied >= self.raw.store().snapshot_index() + SNAPSHOT_EVERY {
+        let (store, applied) = (self.raw.store(), self.applied);
+        let last = store.snapshot_index();
+        if applied >= last + SNAPSHOT_EVERY || store.bytes(last, applied) >= SNAPSHOT_BYTES {
             self.compact(KEEP_BEHIND);
         }
     }
 
     pub(super) fn compact(&mut self, keep: u64) {
         let (applied, state) = (self.applied, &self.state);
-        self.raw.mut_store().compact(applied, state, keep);
+        self.raw.mut_store().compact(applied, state, keep, KEEP_BYTES);
         let snapshot = self.raw.store().current_snapshot().clone();
         self.persist_snapshot(&snapshot, Tail::Kept);
     }

@@ -1,9 +1,9 @@
 //! Whatever observers say, what follows from it can be replicated.
 
-use super::cluster::{Cluster, mesh, name};
+use super::cluster::{Cluster, MS, mesh, name};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::ids::{Epoch, Slot};
-use crate::state::{Command, EventKind, MAX_COMMAND};
+use crate::state::{Command, EventKind, MAX_COMMAND, MAX_EVENT};
 use crate::time::WallTime;
 use crate::verdict::{EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
 
@@ -73,4 +73,37 @@ fn a_command_that_is_too_long_is_not_proposed_and_those_after_it_are() {
     );
     let answer = c.command(AdminRequest::Drain { node: name("cloud-2") });
     assert!(matches!(answer, AdminResponse::Done { .. }), "{answer:?}");
+}
+
+#[test]
+fn a_log_of_long_entries_is_compacted_by_its_bytes_and_whoever_missed_them_catches_up() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 63);
+    let raft_leader = c.raft_leader().unwrap();
+    let late = c.groups.keys().find(|n| **n != raft_leader).unwrap().clone();
+    for other in c.groups.keys() {
+        c.cut.insert((late.clone(), other.clone()));
+        c.cut.insert((other.clone(), late.clone()));
+    }
+    let mut event = c.event();
+    event.kind = EventKind::Notice;
+    event.blocked_by =
+        (0..16).map(|n| (name(&format!("cloud-{n}")), vec!["x".repeat(200); 8])).collect();
+    let event = event.bounded();
+    assert!(event.size() > MAX_EVENT / 2, "only {} bytes", event.size());
+    // By count none of these would make a snapshot due.
+    let (mut most, mut proposed) = (0, 0);
+    let last = c.time + 120_000 * MS;
+    while proposed < 240 {
+        assert!(c.time < last, "only {proposed} were proposed");
+        if let Some(leader) = c.groups.values_mut().find(|g| g.is_raft_leader()) {
+            let command = Command::Record { event: Box::new(event.clone()) };
+            proposed += usize::from(leader.raft.propose(Default::default(), &command).is_some());
+        }
+        c.run(200);
+        most = c.groups.values().map(|g| g.raft.log_bytes()).max().unwrap().max(most);
+    }
+    assert!(most > 2 << 20, "at most {most} bytes were in a log");
+    assert!(most < (5 << 19) + 2 * MAX_COMMAND, "{most} bytes in a log");
+    c.cut.clear();
+    c.until(20_000, "what was missed", |c| c.states().values().all(|s| *s == c.states()[&late]));
 }
