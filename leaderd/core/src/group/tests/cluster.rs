@@ -232,7 +232,12 @@ impl Cluster {
         };
         let life = self.lives[node];
         self.stuck_since.insert(node.clone(), self.time);
-        self.happen(Due::Persisted { node: node.clone(), ticket, write, life });
+        if self.is_written(node) {
+            self.happen(Due::Persisted { node: node.clone(), ticket, write, life });
+        } else {
+            // What was given to the disk before it hung goes first.
+            self.write_later(node, ticket, write, life);
+        }
         true
     }
 
