@@ -43,7 +43,7 @@ fn every_row_of_the_security_page_names_tests_that_are_there() {
                 .map(|p| std::fs::read_to_string(p).unwrap_or_default());
             for test in tests {
                 let is_there = text.contains(&format!("fn {test}("))
-                    || text.contains(&format!("(\"{test}\""))
+                    || text.contains(&format!("\"{test}\""))
                     || registered.iter().any(|r| r.contains(&format!("\"{test}\"")));
                 assert!(is_there, "{file} has no test {test}");
             }
