@@ -263,7 +263,7 @@ impl Engine {
                     self.immediate.push_back(Input::Signed { id, signature });
                 }
                 Effect::Persist { ticket, location, write } => {
-                    self.shells.writer.persist(ticket, location, write)
+                    self.shells.writer.persist(ticket, location, *write)
                 }
                 Effect::Program { revision, network } => {
                     self.shells.programs.send_replace(Some((revision, network)));
@@ -448,7 +448,7 @@ mod tests {
                 let _ = inputs.blocking_send(Input::Persisted { ticket });
             })
             .unwrap();
-        writer.persist(Ticket(1), location, Box::<Persist>::default());
+        writer.persist(Ticket(1), location, Persist::default());
         let shells = Shells {
             probes,
             control,

@@ -48,8 +48,7 @@ fn write_the_corpus_of_store_records() {
     let bytes = |m: &dyn protobuf::Message| m.write_to_bytes().expect("protobuf writes to memory");
     let snapshot = |index, term| {
         let state = LocationState::new("cloud".parse().expect("a name"));
-        let mut snapshot = Snapshot::default();
-        snapshot.data = state.encode().into();
+        let mut snapshot = Snapshot { data: state.encode().into(), ..Snapshot::default() };
         let meta = snapshot.mut_metadata();
         (meta.index, meta.term) = (index, term);
         meta.set_conf_state(ConfState { voters: vec![1, 2, 3], ..ConfState::default() });

@@ -29,7 +29,7 @@ fn write(dir: &Path, writes: Vec<Persist>) {
         .unwrap();
     let last = Ticket(writes.len() as u64);
     for (i, write) in writes.into_iter().enumerate() {
-        writer.persist(Ticket(i as u64 + 1), "cloud".parse().unwrap(), Box::new(write));
+        writer.persist(Ticket(i as u64 + 1), "cloud".parse().unwrap(), write);
     }
     while rx.recv_timeout(Duration::from_secs(20)).unwrap() < last {}
 }
@@ -150,9 +150,9 @@ fn stop_on_a_full_disk(dir: &Path) {
     let entries_of = |size: u64| (4..=5).map(|i| entry(1, i, size as usize)).collect();
     let big = Persist { entries: entries_of(size), ..Persist::default() };
     let location: LocationName = "cloud".parse().unwrap();
-    writer.persist(Ticket(1), location.clone(), Box::new(big));
+    writer.persist(Ticket(1), location.clone(), big);
     wait_for_errors(&counters, 0);
-    writer.persist(Ticket(2), location, Box::new(entries(6..=6, 1)));
+    writer.persist(Ticket(2), location, entries(6..=6, 1));
     drop(writer);
     limit_files(None);
 }
@@ -192,7 +192,7 @@ fn start_on_a_full_disk(dir: &Path) {
         1,
         "the metric says so before there is anything to write"
     );
-    writer.persist(Ticket(1), "cloud".parse().unwrap(), Box::new(entries(4..=4, 1)));
+    writer.persist(Ticket(1), "cloud".parse().unwrap(), entries(4..=4, 1));
     wait_for_errors(&counters, 2);
     assert!(written.try_recv().is_err(), "nothing is acknowledged");
     limit_files(None);

@@ -95,13 +95,13 @@ impl Store {
 }
 
 impl Writer {
-    pub fn persist(&self, ticket: Ticket, location: LocationName, write: Box<Persist>) {
+    pub fn persist(&self, ticket: Ticket, location: LocationName, write: Persist) {
         let (waiting, wake) = &*self.shared;
         let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.batch.last = Some(ticket);
         match waiting.batch.writes.entry(location) {
-            Entry::Vacant(none) => drop(none.insert(*write)),
-            Entry::Occupied(mut earlier) => earlier.get_mut().then(*write),
+            Entry::Vacant(none) => drop(none.insert(write)),
+            Entry::Occupied(mut earlier) => earlier.get_mut().then(write),
         }
         wake.notify_one();
     }

@@ -41,7 +41,7 @@ fn check(seed: u64) -> (Option<String>, bool) {
     if let Some(what) = first.violations.first() {
         return (Some(what.clone()), false);
     }
-    let repeat = seed % REPEATED == 0;
+    let repeat = seed.is_multiple_of(REPEATED);
     if repeat && case.run().digest != first.digest {
         return (Some("not deterministic: two runs had other inputs".to_owned()), true);
     }

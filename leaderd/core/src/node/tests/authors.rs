@@ -124,7 +124,11 @@ fn an_author_may_give_ten_commands_at_once_and_then_one_a_second_whatever_others
     settle(&mut bench);
     let toggle = |i: u64| {
         let node = name("cloud-0");
-        if i % 2 == 0 { AdminRequest::Drain { node } } else { AdminRequest::Undrain { node } }
+        if i.is_multiple_of(2) {
+            AdminRequest::Drain { node }
+        } else {
+            AdminRequest::Undrain { node }
+        }
     };
     let mut given = 0;
     for i in 0..100 {

@@ -202,7 +202,8 @@ proptest! {
 #[test]
 fn a_node_of_the_mesh_that_clashes_stays_as_it_was_and_is_named() {
     let wide = |n: &mut ClusterNode| annotate(n, names::PREFIXES, "10.0.0.0/8");
-    let table: Vec<(&str, &str, &dyn Fn(&mut ClusterNode))> = vec![
+    type Clash<'a> = (&'a str, &'a str, &'a dyn Fn(&mut ClusterNode));
+    let table: Vec<Clash<'_>> = vec![
         ("another's WireGuard key", "cloud-0", &|n| {
             annotate(n, names::WIREGUARD_KEY, &STANDARD.encode([1; 32]));
         }),
