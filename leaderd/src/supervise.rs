@@ -6,7 +6,7 @@
 //! - [`end_on_panic`]: a panic in any thread or task ends the process with status 101. Who can handle one uses [`caught`].
 //! - [`essential`]: a guard that a task or thread holds while it works. Once the daemon is [`running`], dropping the guard
 //!   ends the process, unless the daemon is [`stopping`].
-//! - [`Beat`]: a sign of life, given at least once a second. A thread that gives none for [`watchdog::LIMIT`] ends the process.
+//! - [`Beat`]: a sign of life, given at least once a second. A thread that gives none for `watchdog::LIMIT` looks ends the process.
 //!   Only threads that never wait for a disk have one: a disk that hangs stops voting, and a restart would not mend it. So the
 //!   engine and the network's thread have one; the store, the recorder, the cluster's thread (it keeps a view on disk) and tokio's
 //!   blocking threads (DNS, reading the mesh file, starting WireGuard processes) have none.

@@ -2,7 +2,7 @@
 //!
 //! A [`Persist`] is one write. All of it reaches the disk or nothing, and writes reach it in the order in which they were
 //! asked for; so a power cut leaves what the first few writes made. The store does [`Persist::changes`] to its tables, and
-//! [`StoredGroup`] does the same in memory, for the simulator and for tests. Both read back through [`StoredGroup::read`].
+//! [`StoredGroup`] does the same in memory, for the simulator and for tests. Both read back through `StoredGroup::read`.
 //!
 //! **Invariants**, after any number of writes of one daemon or of several, one after the other:
 //! * Raft has nothing on disk, or it has a snapshot. The first write of a group holds its first snapshot, so a log never

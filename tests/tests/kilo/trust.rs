@@ -19,13 +19,16 @@ const KEY: &str = "leaderd.io/wireguard-key";
 const ACCEPT: &str = "leaderd.io/accept-key";
 
 /// A request that is to be refused, or not.
-type Request<'a> = (&'a str, &'a Api, Box<dyn Fn(&Api) -> Result<Value>>);
+type Request<'a> = (&'a str, &'a Api, Asks);
 
-fn patch(path: String, what: Value) -> Box<dyn Fn(&Api) -> Result<Value>> {
+/// Something that is asked of the API server.
+type Asks = Box<dyn Fn(&Api) -> Result<Value>>;
+
+fn patch(path: String, what: Value) -> Asks {
     Box::new(move |api| api.merge_patch(&path, &what))
 }
 
-fn says(node: &str, key: &str, value: Value) -> Box<dyn Fn(&Api) -> Result<Value>> {
+fn says(node: &str, key: &str, value: Value) -> Asks {
     patch(node_path(node), json!({"metadata": {"annotations": {key: value}}}))
 }
 
