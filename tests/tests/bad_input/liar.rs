@@ -121,9 +121,9 @@ pub fn a_member_that_sends_the_worst() {
         println!("{} held {} KiB at first, {} KiB later", daemon.node, early[n], late[n]);
         assert!(late[n] <= early[n] + GROWTH && late[n] <= MOST, "{}", daemon.tail());
     }
-    // A failover while it goes on: cloud has two voters of three left. Which of two is sick must be plain: nothing that is forwarded
-    // gets through the leader, and all does through the other.
-    lab.fault(&leader, "forwarding-off");
+    // A failover while it goes on: cloud has two voters of three left. Which of two nodes is sick must be plain, so the
+    // leader's tunnels go.
+    lab.fault(&leader, "wireguard-down");
     let moved = || lab.leader("home-0", "cloud").is_some_and(|(l, e)| l != leader && e > epoch);
     wait_for("another one leads", || story(&daemons), moved);
     let sent: u64 = liar.end().trim().parse().expect("a number");
