@@ -20,6 +20,23 @@ use crate::time::WallTime;
 use crate::verdict::{Cause, Report, SlotReport, Verdict};
 use crate::wire::{Frame, Hello};
 
+/// What candidates of `cloud` tell about one of them: all is well, and slot 0 leads.
+fn candidate(slot: u8) -> crate::status::CandidateStatus {
+    crate::status::CandidateStatus {
+        name: name(&format!("cloud-{slot}")),
+        slot: Slot(slot),
+        leading: slot == 0,
+        verdict: Verdict::Forwarding,
+        observers: (3, 3),
+        rtt_ms: None,
+        loss: None,
+        path_mtu: None,
+        services: None,
+        drained: false,
+        blocked_by: vec![],
+    }
+}
+
 struct Bench {
     node: Node,
     now: Now,

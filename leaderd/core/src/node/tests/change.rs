@@ -163,19 +163,7 @@ fn a_member_that_votes_shows_what_the_raft_leader_judges() {
 }
 
 fn bench_candidates() -> Vec<crate::status::CandidateStatus> {
-    let of = |slot| crate::status::CandidateStatus {
-        name: name(&format!("cloud-{slot}")),
-        slot: Slot(slot),
-        leading: false,
-        verdict: Verdict::Forwarding,
-        observers: (3, 3),
-        rtt_ms: None,
-        loss: None,
-        path_mtu: None,
-        services: None,
-        drained: false,
-        blocked_by: vec![],
-    };
+    let of = |slot| crate::status::CandidateStatus { leading: false, ..candidate(slot) };
     vec![of(0), of(1)]
 }
 

@@ -53,19 +53,7 @@ fn the_own_ranking_passes_over_who_is_drained() {
     let mut bench = bench("member-0", mesh(3, 1, 0), &[0]);
     let Frame::Hello(mut digest) = hello("cloud-0", Some("cloud-0")) else { unreachable!() };
     digest.digest = (0..3)
-        .map(|slot| crate::status::CandidateStatus {
-            name: name(&format!("cloud-{slot}")),
-            slot: Slot(slot),
-            leading: slot == 0,
-            verdict: Verdict::Forwarding,
-            observers: (3, 3),
-            rtt_ms: None,
-            loss: None,
-            path_mtu: None,
-            services: None,
-            drained: slot == 1,
-            blocked_by: vec![],
-        })
+        .map(|slot| crate::status::CandidateStatus { drained: slot == 1, ..candidate(slot) })
         .collect();
     bench.frame("cloud-0", Frame::Hello(digest));
     hear(&mut bench, &["cloud-1", "cloud-2"], None);

@@ -114,18 +114,7 @@ fn a_location_that_has_proved_a_decision_is_held_to_it_while_nobody_is_heard() {
     // Also after a restart: the proof is in the store.
     let stored = bench.node.known.stored(&cloud());
     let restored = StoredGroup { decision: stored, ..StoredGroup::default() };
-    let mut again = Bench::of("home-0", signed_mesh());
-    let config = NodeConfig {
-        mesh: bench.node.mesh.clone(),
-        me: name("home-0"),
-        keys: ProbeKeys::new([7; 32]),
-        restored: [(cloud(), restored)].into(),
-        seed: 1,
-        resolved: BTreeMap::new(),
-        lan_device: None,
-        lan_mtu: None,
-    };
-    again.node = Node::new(config, again.now).unwrap();
+    let mut again = Bench::with_disk("home-0", signed_mesh(), [(cloud(), restored)].into());
     assert_eq!(known(&again), (5, 1));
     say(&mut again, "cloud-0", &decision(6, 0), Proof::default());
     assert_eq!(known(&again), (5, 1));

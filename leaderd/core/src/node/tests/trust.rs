@@ -51,20 +51,9 @@ fn an_epoch_that_could_never_be_outdone_is_refused_however_it_is_told() {
 #[test]
 fn an_epoch_that_could_never_be_outdone_is_not_taken_from_the_store() {
     let stored = |epoch| {
-        let mut bench = Bench::of("home-0", mesh(3, 1, 0));
         let bytes = postcard::to_allocvec(&decision(epoch, &[1])).unwrap();
         let restored = StoredGroup { decision: Some(bytes), ..StoredGroup::default() };
-        let config = NodeConfig {
-            mesh: bench.node.mesh.clone(),
-            me: name("home-0"),
-            keys: ProbeKeys::new([7; 32]),
-            restored: [(cloud(), restored)].into(),
-            seed: 1,
-            resolved: BTreeMap::new(),
-            lan_device: None,
-            lan_mtu: None,
-        };
-        bench.node = Node::new(config, bench.now).unwrap();
+        let bench = Bench::with_disk("home-0", mesh(3, 1, 0), [(cloud(), restored)].into());
         known(&bench)
     };
     assert_eq!(stored(7), Some((7, vec![1])));
