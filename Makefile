@@ -6,7 +6,7 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: nightly help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo bench-api audit clean
+.PHONY: nightly help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc links unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo bench-api audit clean
 
 help:
 	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
@@ -64,7 +64,7 @@ bench-cost: lab
 deps:
 	@tests/setup
 
-lint: fmt clippy doc
+lint: fmt clippy doc links
 
 fmt:
 	cargo fmt --all --check
@@ -75,6 +75,10 @@ clippy:
 
 doc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --features leaderd/kubernetes
+
+# Links and anchors of the documents, and the README's length.
+links:
+	docs/check
 
 unit:
 	cargo test --locked --workspace --exclude tests
