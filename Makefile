@@ -44,22 +44,22 @@ test: deps lint audit check-deploy unit simulation scenarios bad-input test-kern
 
 # ONLY: these rows, scenarios or 'idle'.
 bench: lab
-	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench -- $(or $(RUNS),50) $(ONLY)
+	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p leaderd-bench --bin bench -- $(or $(RUNS),50) $(ONLY)
 
 # On a quiet machine. Needs root: FRR gives it up for a user of its own. ONLY='bfd-50 node-crash': this alone, on the terminal.
 bench-peers: lab
 	tests/setup peers
-	cargo build --locked --profile lab -p tests --bin bench_peers
+	cargo build --locked --profile lab -p leaderd-bench --bin bench_peers
 	"$(LAB)/bench_peers" $(if $(QUICK),--quick) $(if $(RUNS),--runs $(RUNS)) $(if $(PROVISIONAL),--provisional) $(ONLY)
 
 # Figures and pictures from virtual time: PART=detection, scale or election alone.
 bench-sim:
-	cargo run --locked --profile lab -p tests --bin bench_sim -- $(if $(QUICK),--quick) $(PART)
+	cargo run --locked --profile lab -p leaderd-bench --bin bench_sim -- $(if $(QUICK),--quick) $(PART)
 
 # Figures of real kernels and daemons: PART=programming, scale, throughput or times alone.
 bench-cost: lab
 	tests/setup cost
-	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p tests --bin bench_cost -- $(if $(QUICK),--quick) $(PART)
+	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p leaderd-bench --bin bench_cost -- $(if $(QUICK),--quick) $(PART)
 
 deps:
 	@tests/setup
@@ -81,13 +81,14 @@ links:
 	docs/check
 
 unit:
-	cargo test --locked --workspace --exclude tests
+	cargo test --locked --workspace --exclude tests --exclude leaderd-bench
 	cargo test --locked -p leaderd --features kubernetes --lib kubernetes
 
-# The mesh in virtual time, recordings, and the fuzzer's corpus: all of package tests but what needs the lab.
+# The mesh in virtual time, recordings, and the fuzzer's corpus: all tests of packages `tests` and `leaderd-bench` but those that need the lab.
 simulation: sim
-	cargo test --locked --profile lab -p tests --lib
-	cargo test --locked -p tests --bins --test corpus --test replay
+	cargo test --locked --profile lab -p tests -p leaderd-bench --lib
+	cargo test --locked -p tests -p leaderd-bench --bins
+	cargo test --locked -p tests --test corpus --test replay
 
 # Scenarios in virtual time, what once failed, and random worlds of every kind. SEEDS=FROM..TO: these seeds; FRESH=2000: as many that
 # were never run (stopped, it goes on where it was); KIND=disks: of one kind; NOTE=1: a line about it in docs/bench-sim.md.
@@ -192,7 +193,7 @@ bench-kilo: test-kilo-binaries
 
 # Requests to the API server in peace, as a table on the terminal.
 bench-api: test-kilo-binaries
-	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo run --locked --profile lab -p tests --bin bench_api -- \
+	LEADERD_BIN_DIR="$(TARGET)/kilo/bin" KILO_BIN_DIR="$(TARGET)/kilo/bin" cargo run --locked --profile lab -p leaderd-bench --bin bench_api -- \
 	  --minutes=$(or $(MINUTES),5) $(NODES)
 
 # ADVISORY_DB=/path/to/advisory-db: known advisories too.

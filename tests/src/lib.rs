@@ -1,10 +1,9 @@
-//! What the tests share: the simulator, the benchmarks in virtual time and beside other systems, and what the fuzzer does. The tests themselves are in `tests/`.
+//! What tests, benchmarks (`bench/`) and the fuzzer (`fuzz/`) share: the simulator, Kilo's rig, what each fuzz target does. The tests themselves
+//! are in `tests/`.
 
-pub mod bench_cost;
-pub mod bench_peers;
-pub mod bench_sim;
 pub mod fuzz;
 pub mod kilo;
+pub mod lab;
 pub mod liar;
 pub mod memory;
 pub mod runner;

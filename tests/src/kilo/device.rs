@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use wgctl_lab::LabNode;
 
 use super::rules::{DEVICE, Wanted};
-use crate::bench_peers::systems::overlay;
+use crate::lab::overlay;
 
 /// The kernel's side, which outlives the agent, and what the agent remembers of its own work.
 #[derive(Debug)]

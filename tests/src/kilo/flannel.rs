@@ -8,7 +8,7 @@ use wgctl_lab::World;
 pub use wgctl_lab::cni::flannel::address;
 use wgctl_lab::cni::flannel::{self, Reach};
 
-use crate::bench_peers::systems::overlay;
+use crate::lab::overlay;
 
 /// Sets it up on all nodes, with forwarding.
 pub fn set_up(world: &World) -> Result<()> {

@@ -20,7 +20,7 @@ use wgctl_lab::{LabNode, World};
 use super::agents::{Applied, locked};
 use super::control_plane::{ControlPlane, User};
 use super::rules::{DEVICE, PORT};
-use crate::bench_peers::systems::overlay;
+use crate::lab::overlay;
 
 /// How long an agent may take to clean up after SIGTERM. It asks the API server, which may be away.
 const ENDS_WITHIN: Duration = Duration::from_secs(30);

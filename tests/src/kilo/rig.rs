@@ -19,8 +19,9 @@ use super::cluster;
 use super::control_plane::{ControlPlane, User};
 use super::flannel;
 use super::programs::Programs;
-use crate::bench_peers::carriers::Carriers;
-use crate::bench_peers::play::{Blackout, TRANSIT, steady_within};
+
+use crate::lab::flows::{Blackout, TRANSIT, steady_within};
+use crate::lab::gateways::GatewayWatch;
 
 /// Two locations of two gateways, which have a public endpoint, and a member, which has none. Meters run between the members.
 pub const TWO_LOCATIONS: &str = "title = \"Kilo\"\nlocation = \"cloud\"\n[locations.onprem]\noverlay = \"flannel\"\ncandidates = 2\nmembers = 1\n\
@@ -177,7 +178,7 @@ impl Rig {
         let traffic = Traffic {
             meters: Meters::start_in(lane(0), [&pods[0], &pods[1]], SIZE, every)?,
             nodes: beside.collect::<Result<_>>()?,
-            carriers: Carriers::watch(&self.world, self.options.meter_every)?,
+            carriers: GatewayWatch::start(&self.world, self.options.meter_every)?,
         };
         traffic.wait_steady("at the start")?;
         Ok(traffic)
@@ -223,7 +224,7 @@ pub struct Traffic {
     meters: Meters,
     /// In the order of [`NODES`].
     nodes: Vec<Meters>,
-    pub carriers: Carriers,
+    pub carriers: GatewayWatch,
 }
 
 /// What the meters saw: new flows, established flow; the worse direction of a blackout, both directions of counts.
