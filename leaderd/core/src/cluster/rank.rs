@@ -78,7 +78,7 @@ fn daemons(view: &ClusterView) -> impl Iterator<Item = &str> {
     view.nodes.values().filter(|n| has_daemon(n)).map(|n| n.name.as_str())
 }
 
-/// FNV-1a with a finish that mixes, as `observe::watch` uses it: the same on every machine.
+/// FNV-1a with a finish that mixes, as `observe::location` uses it: the same on every machine.
 fn weight(key: &str, name: &str) -> u64 {
     let bytes = key.bytes().chain([0]).chain(name.bytes());
     let mut h = bytes

@@ -15,24 +15,15 @@
 //!
 //! Nothing here reads a clock or a random source, and nothing grows without a bound.
 
-mod budget;
-mod cause;
 mod evidence;
-mod flight;
-mod judge;
-mod new_mesh;
-mod rtt;
-mod schedule;
-mod send;
+mod judgement;
+mod location;
+mod probing;
+mod reconfigure;
 mod service;
-mod settle;
-mod sources;
-mod sprt;
 #[cfg(test)]
 mod tests;
 mod verify;
-mod watch;
-mod weigh;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -49,12 +40,12 @@ use crate::status::HiddenSource;
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{Report, Verdict};
 
-use budget::Budget;
-pub use budget::steady_probes;
-use flight::Flying;
-use service::ask::Asked;
-use watch::Watch;
-pub use watch::weight;
+use location::LocationWatch;
+pub use location::weight;
+use probing::budget::Budget;
+pub use probing::budget::steady_probes;
+use probing::in_flight::InFlight;
+use service::requests::InFlightRequest;
 
 /// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
 const GRACE: Duration = Duration::from_secs(2);
@@ -108,7 +99,7 @@ enum Timer {
     /// The next service of a location.
     Service(usize),
     /// A service's timeout, and then the end of its grace.
-    Asked(ProbeId),
+    Request(ProbeId),
 }
 
 impl Timer {
@@ -120,7 +111,7 @@ impl Timer {
             | Self::Verify(at)
             | Self::Judge(at)
             | Self::Service(at) => at == watch,
-            Self::Probe(_) | Self::Asked(_) => false,
+            Self::Probe(_) | Self::Request(_) => false,
         }
     }
 }
@@ -132,14 +123,14 @@ pub struct Observer {
     me: NodeName,
     keys: ProbeKeys,
     rng: ChaCha8Rng,
-    watches: Vec<Watch>,
+    watches: Vec<LocationWatch>,
     by_name: BTreeMap<LocationName, usize>,
     /// SSID to (watch, target).
     by_ssid: BTreeMap<u16, (usize, usize)>,
     by_seq: BTreeMap<(u16, u32), ProbeId>,
-    flying: BTreeMap<ProbeId, Flying>,
+    in_flight: BTreeMap<ProbeId, InFlight>,
     /// What services were asked and may still answer.
-    asked: BTreeMap<ProbeId, Asked>,
+    requests: BTreeMap<ProbeId, InFlightRequest>,
     timers: BTreeSet<(Instant, Timer)>,
     out: VecDeque<ObserverOutput>,
     next_probe: u64,
@@ -166,8 +157,8 @@ impl Observer {
             by_name: BTreeMap::new(),
             by_ssid: BTreeMap::new(),
             by_seq: BTreeMap::new(),
-            flying: BTreeMap::new(),
-            asked: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            requests: BTreeMap::new(),
             timers: BTreeSet::new(),
             out: VecDeque::new(),
             next_probe: 0,
@@ -213,7 +204,7 @@ impl Observer {
                 Timer::Verify(at) => self.verify_tick(now, at),
                 Timer::Judge(at) => drop(dirty.insert(at)),
                 Timer::Service(at) => self.service_round(now, at),
-                Timer::Asked(id) => self.asked_timeout(now, id),
+                Timer::Request(id) => self.request_timeout(now, id),
             }
         }
         // All that timed out at once is judged together.
@@ -263,7 +254,7 @@ impl Observer {
 
     /// The long-lived flows that may be used again: [`crate::io::Flow::Pinned`].
     pub fn pinned_flows(&self) -> BTreeSet<u32> {
-        self.watches.iter().flat_map(Watch::pinned_flows).collect()
+        self.watches.iter().flat_map(LocationWatch::pinned_flows).collect()
     }
 
     /// Replies since the start whose HMAC was wrong.
@@ -302,38 +293,38 @@ impl Observer {
         let mesh = self.mesh.clone();
         let judged = self.watches[at].judge(&mesh, now.mono);
         for p in judged.bursts {
-            let shots = self.watches[at].burst(&mesh, now.mono, p, &mut self.rng);
-            if self.spend(now.mono, shots.len()) {
-                for shot in shots {
-                    self.send(now, at, shot);
+            let probes = self.watches[at].burst(&mesh, now.mono, p, &mut self.rng);
+            if self.spend(now.mono, probes.len()) {
+                for spec in probes {
+                    self.send(now, at, spec);
                 }
             } else {
                 self.budget.leave_out(now.mono);
             }
         }
-        for shot in judged.shots {
+        for spec in judged.probes {
             if self.spend(now.mono, 1) {
-                self.send(now, at, shot);
+                self.send(now, at, spec);
             }
         }
         for (level, message, fields) in judged.logs {
             self.emit(ObserverOutput::Log { level, message, fields });
         }
         let w = &mut self.watches[at];
-        if let Some(old) = std::mem::replace(&mut w.next_judge, judged.again) {
+        if let Some(old) = std::mem::replace(&mut w.next_judge, judged.judge_at) {
             self.timers.remove(&(old, Timer::Judge(at)));
         }
-        if let Some(again) = judged.again {
+        if let Some(again) = judged.judge_at {
             self.timers.insert((again, Timer::Judge(at)));
         }
         if judged.changed {
             self.report(now, at);
         }
-        self.hurry(now, at);
+        self.reschedule_soon(now, at);
     }
 
     /// A location that was watched slowly and is in trouble now gets its next round soon.
-    fn hurry(&mut self, now: Now, at: usize) {
+    fn reschedule_soon(&mut self, now: Now, at: usize) {
         let w = &mut self.watches[at];
         let soon = now.mono + w.interval(self.mesh.policy_of(&w.location), now.mono);
         if w.next_round > soon {
@@ -346,7 +337,7 @@ impl Observer {
     fn report(&mut self, now: Now, at: usize) {
         let w = &mut self.watches[at];
         self.timers.remove(&(w.next_report, Timer::Report(at)));
-        if !w.speaks() {
+        if !w.wants_to_report() {
             w.next_report = now.mono + REPORT_EVERY;
             self.timers.insert((w.next_report, Timer::Report(at)));
             return;
@@ -369,8 +360,8 @@ impl Observer {
     /// Most locations fail in every slot: then this observer is the sick one (as in Lifeguard, arXiv:1707.00788).
     fn abstains(&self) -> bool {
         let failing = self.watches.iter().filter(|w| w.all_fail()).count();
-        let dark = self.watches.iter().filter(|w| w.dark).count();
+        let all_paths_silent = self.watches.iter().filter(|w| w.all_paths_silent).count();
         let all = self.watches.len();
-        all > 0 && (dark == all || (all >= 2 && failing * 2 > all))
+        all > 0 && (all_paths_silent == all || (all >= 2 && failing * 2 > all))
     }
 }

@@ -11,9 +11,10 @@ use crate::time::{Instant, Now};
 use crate::verdict::ProbeClass;
 
 use super::evidence::Outcome;
-use super::schedule::Shot;
-use super::watch::Watch;
-use super::{Flying, Observer, ObserverOutput, Timer};
+use super::location::LocationWatch;
+use super::probing::in_flight::InFlight;
+use super::probing::schedule::ProbeSpec;
+use super::{Observer, ObserverOutput, Timer};
 
 /// Between two probes of a verification.
 const EVERY: Duration = Duration::from_millis(20);
@@ -42,7 +43,7 @@ impl Verify {
     }
 }
 
-impl Watch {
+impl LocationWatch {
     /// True if there is something to verify.
     pub(super) fn decided(&mut self, now: Instant, epoch: Epoch, leaders: &[Slot]) -> bool {
         if epoch <= self.epoch && self.epoch != Epoch::default() {
@@ -77,9 +78,9 @@ impl Watch {
         targets.get(self.as_workload_sent as usize % targets.len().max(1)).copied()
     }
 
-    pub(super) fn as_workload(&self, target: usize) -> Shot {
+    pub(super) fn as_workload(&self, target: usize) -> ProbeSpec {
         let size = self.targets[target].smallest();
-        Shot { class: ProbeClass::AsWorkload, path: None, target, size }
+        ProbeSpec { class: ProbeClass::AsWorkload, path: None, target, size }
     }
 }
 
@@ -96,22 +97,22 @@ impl Observer {
         v.sent += 1;
         v.next = now.mono + EVERY;
         self.timers.insert((v.next, Timer::Verify(at)));
-        let shot = w.as_workload(target);
+        let spec = w.as_workload(target);
         if self.spend(now.mono, 1) {
-            self.send(now, at, shot);
+            self.send(now, at, spec);
         }
     }
 
-    pub(super) fn verify_settle(&mut self, now: Now, f: &Flying, outcome: Outcome) {
+    pub(super) fn record_verification(&mut self, now: Now, f: &InFlight, outcome: Outcome) {
         let w = &mut self.watches[f.watch];
         let Some(v) = w.verify.as_mut().filter(|v| f.sent >= v.decided) else { return };
         if outcome != Outcome::Delivered {
             v.in_row = 0;
-            v.passed.remove(&f.shot.target);
+            v.passed.remove(&f.spec.target);
             return;
         }
         v.in_row += 1;
-        v.passed.insert(f.shot.target);
+        v.passed.insert(f.spec.target);
         let first = v.first_ok.map_or(f.sent, |t| t.min(f.sent));
         v.first_ok = Some(first);
         let (passed, in_row) = (v.passed.len(), v.in_row);

@@ -114,7 +114,7 @@ fn failover(slice: &mut Slice, location: &LocationName) -> Option<f64> {
     took
 }
 
-/// The locations that watch one at full rate (`times` 1), or those and the next: highest weights first, as `observe::watch`
+/// The locations that watch one at full rate (`times` 1), or those and the next: highest weights first, as `observe::location`
 /// draws them.
 pub fn watchers(mesh: &Mesh, location: &LocationName, times: usize) -> Vec<LocationName> {
     let mut others: Vec<&LocationName> = mesh.locations.keys().filter(|l| *l != location).collect();

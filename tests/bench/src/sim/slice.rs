@@ -56,7 +56,7 @@ struct Real {
     stubs: Vec<NodeName>,
     /// Whose turn it is to say hello.
     turn: usize,
-    /// Stubs that report about this node's location: those that would watch it next (`observe::watch`).
+    /// Stubs that report about this node's location: those that would watch it next (`observe::location`).
     deputies: Vec<NodeName>,
 }
 

@@ -42,7 +42,7 @@ fn a_foreign_reflector_is_one_target_among_the_others() {
     let watch = &world.observer.watches[0];
     let target = watch.targets.iter().position(|t| t.key.is_none()).unwrap();
     assert!(!watch.targets[target].quarantined, "its answers are believed");
-    assert!((0..3).all(|p| watch.cells[p][target].delivered.is_some()));
+    assert!((0..3).all(|p| watch.pairs[p][target].delivered.is_some()));
     drop(world);
     let asked = asked.into_inner();
     assert_eq!(asked.len(), 4, "through every slot, and as a workload: {asked:?}");
@@ -86,7 +86,7 @@ fn an_answer_with_another_number_or_timestamp_is_not_believed() {
         world.run_until(Duration::from_secs(20));
         let watch = &world.observer.watches[0];
         let target = watch.targets.iter().position(|t| t.key.is_none()).unwrap();
-        assert!((0..3).all(|p| watch.cells[p][target].delivered.is_none()));
+        assert!((0..3).all(|p| watch.pairs[p][target].delivered.is_none()));
         assert!(watch.targets[target].quarantined, "silent, as far as we know");
         world.nobody_was_condemned();
     }

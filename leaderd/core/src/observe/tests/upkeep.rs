@@ -170,8 +170,8 @@ fn idle_rate_and_memory_stay_small() {
     world.run_until(Duration::from_secs(100));
     let per_second = world.sent.len() / 100;
     assert!((35..=60).contains(&per_second), "{per_second}");
-    assert!(world.observer.flying.len() < 20 && world.observer.timers.len() < 40);
-    assert_eq!(world.observer.by_seq.len(), world.observer.flying.len());
+    assert!(world.observer.in_flight.len() < 20 && world.observer.timers.len() < 40);
+    assert_eq!(world.observer.by_seq.len(), world.observer.in_flight.len());
 }
 
 #[test]

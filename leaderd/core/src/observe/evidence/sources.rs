@@ -13,9 +13,9 @@ use crate::io::LogLevel;
 use crate::status::HiddenSource;
 use crate::time::{Instant, Now};
 
-use super::flight::Flying;
-use super::watch::Watch;
-use super::{Observer, ObserverOutput};
+use crate::observe::location::LocationWatch;
+use crate::observe::probing::in_flight::InFlight;
+use crate::observe::{Observer, ObserverOutput};
 
 /// A target that has not been heard of for so long says nothing more, once sources arrive unchanged at others.
 const STALE: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 
 /// One way: the targets at which probes arrive from another source than they were sent from.
 #[derive(Debug, Default)]
-pub(super) struct Sources {
+pub struct Sources {
     rewritten: BTreeMap<usize, Rewritten>,
 }
 
@@ -53,15 +53,15 @@ impl Sources {
     }
 
     /// Under another mesh file, where targets have other numbers.
-    pub(super) fn renumbered(self, number_now: impl Fn(&usize) -> Option<usize>) -> Self {
+    pub fn renumbered(self, number_now: impl Fn(&usize) -> Option<usize>) -> Self {
         let rewritten = self.rewritten.into_iter().filter_map(|(t, r)| Some((number_now(&t)?, r)));
         Self { rewritten: rewritten.collect() }
     }
 }
 
-impl Watch {
+impl LocationWatch {
     /// One for each way, and for each of its two parts: to the candidate, and from there on.
-    pub(super) fn hidden_sources(&self) -> Vec<HiddenSource> {
+    pub fn hidden_sources(&self) -> Vec<HiddenSource> {
         let ways = self.paths.iter().enumerate().map(|(p, path)| (Some(p), &path.sources));
         let mut all = Vec::new();
         for (path, sources) in ways.chain([(None, &self.as_workload_sources)]) {
@@ -91,18 +91,18 @@ impl Watch {
 
 impl Observer {
     /// A reflector says where a probe came from.
-    pub(super) fn source_seen(&mut self, now: Now, f: &Flying, seen: IpAddr) {
+    pub(in crate::observe) fn source_seen(&mut self, now: Now, f: &InFlight, seen: IpAddr) {
         self.rewritten += u64::from(seen != f.source);
         let w = &mut self.watches[f.watch];
-        let sources = match f.shot.path {
+        let sources = match f.spec.path {
             Some(p) => &mut w.paths[p].sources,
             None => &mut w.as_workload_sources,
         };
-        if !sources.book(now.mono, f.shot.target, f.source, seen) {
+        if !sources.book(now.mono, f.spec.target, f.source, seen) {
             return;
         }
         let location = w.location.to_string();
-        let through = f.shot.path.and_then(|p| w.candidate_of(p));
+        let through = f.spec.path.and_then(|p| w.candidate_of(p));
         let hidden = w.hidden_sources().into_iter().find(|h| h.through == through);
         let (level, message) = match hidden {
             Some(hidden) => (LogLevel::Warn, hidden.to_string()),

@@ -9,10 +9,10 @@ use crate::time::{Instant, Now};
 use crate::verdict::{Cause, ProbeClass, Report, SlotReport};
 use crate::wire::limits::{MAX_REPORT_ROWS, MAX_ROWS, MAX_RTT};
 
-use super::evidence::{Cell, Obs, Outcome, Path, Target};
-use super::rtt::Rtt;
-use super::service::ServiceWatch;
-use super::sources::Sources;
+use super::evidence::Sources;
+use super::evidence::{Outcome, PairStats, Path, Sample, Target};
+use super::probing::rtt::Rtt;
+use super::service::ServiceHealth;
 use super::verify::Verify;
 
 /// How long a location that is watched slowly is watched at full rate after a loss.
@@ -30,12 +30,12 @@ const BURST_EVERY: Duration = Duration::from_secs(1);
 
 /// How many bursts are left: a token bucket.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Bursts {
+pub(super) struct BurstBudget {
     /// When the bucket is full again.
     full: Instant,
 }
 
-impl Bursts {
+impl BurstBudget {
     pub(super) const fn full(now: Instant) -> Self {
         Self { full: now }
     }
@@ -50,43 +50,43 @@ impl Bursts {
 }
 
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct LocationWatch {
     pub location: LocationName,
     /// This node's location is one of those that watch it at full rate.
     pub full_rate: bool,
     /// It is among the next few, who report as well: they stand in where those are gone.
-    deputy: bool,
+    backup_reporter: bool,
     /// The last report was of trouble.
-    told_trouble: bool,
+    reported_trouble: bool,
     /// Factor of the slow interval.
-    stretch: u32,
+    slow_factor: u32,
     raised_until: Instant,
     pub epoch: Epoch,
     pub leaders: Vec<Slot>,
     pub paths: Vec<Path>,
     pub targets: Vec<Target>,
-    /// `cells[path][target]`.
-    pub cells: Vec<Vec<Cell>>,
+    /// `pairs[path][target]`.
+    pub pairs: Vec<Vec<PairStats>>,
     /// Workload targets that are not quarantined, members and candidates alike.
     pub rotation: Vec<usize>,
     pub round: u64,
     pub next_round: Instant,
     pub next_report: Instant,
     pub next_judge: Option<Instant>,
-    pub services: Vec<ServiceWatch>,
+    pub services: Vec<ServiceHealth>,
     pub next_service: Instant,
     /// Rounds over services so far.
     pub service_turn: usize,
     pub report_seq: u64,
-    pub bursts: Bursts,
+    pub bursts: BurstBudget,
     /// Nothing at all comes back through any slot.
-    pub dark: bool,
+    pub all_paths_silent: bool,
     /// Something needs judging with every reply.
-    pub uneasy: bool,
+    pub needs_eager_judging: bool,
     /// Losses since the last judgement: (path, class, target, sent).
     pub fresh_losses: Vec<(usize, ProbeClass, usize, Instant)>,
     // As-workload probes. What they can go out from, by kind: workloads of this node or itself, and by family.
-    speaks: [[bool; 2]; 2],
+    has_source: [[bool; 2]; 2],
     pub rtt: Rtt,
     pub as_workload_sent: u64,
     pub as_workload_sources: Sources,
@@ -97,7 +97,7 @@ pub(super) struct Watch {
     pub targets_awaited: bool,
 }
 
-impl Watch {
+impl LocationWatch {
     pub(super) fn new(
         mesh: &Mesh,
         me: &Node,
@@ -122,7 +122,7 @@ impl Watch {
                 ssid: ssid(),
                 seq: 0,
                 quarantined: false,
-                mute: false,
+                daemon_absent: false,
                 replies: Default::default(),
             });
         };
@@ -157,19 +157,19 @@ impl Watch {
         }
         let rank = rank(mesh, &me.location, location);
         let watchers = usize::from(mesh.policy_of(location).watchers);
-        let cells = vec![vec![Cell::default(); targets.len()]; paths.len()];
+        let pairs = vec![vec![PairStats::default(); targets.len()]; paths.len()];
         let mut watch = Self {
             location: location.clone(),
             full_rate: rank < watchers,
-            deputy: rank < 2 * watchers,
-            told_trouble: false,
-            stretch: stretch(mesh),
+            backup_reporter: rank < 2 * watchers,
+            reported_trouble: false,
+            slow_factor: slow_factor(mesh),
             raised_until: now,
             epoch: Epoch::default(),
             leaders: Vec::new(),
             paths,
             targets,
-            cells,
+            pairs,
             rotation: Vec::new(),
             round: 0,
             next_round: now,
@@ -179,11 +179,11 @@ impl Watch {
             next_service: now,
             service_turn: 0,
             report_seq: 0,
-            bursts: Bursts::full(now),
-            dark: false,
-            uneasy: true,
+            bursts: BurstBudget::full(now),
+            all_paths_silent: false,
+            needs_eager_judging: true,
             fresh_losses: Vec::new(),
-            speaks: Default::default(),
+            has_source: Default::default(),
             rtt: Rtt::new(),
             as_workload_sent: 0,
             as_workload_sources: Sources::default(),
@@ -191,21 +191,21 @@ impl Watch {
             observed,
             targets_awaited: false,
         };
-        watch.speak_from(mesh, me);
-        watch.rotate();
+        watch.find_sources(mesh, me);
+        watch.rebuild_rotation();
         watch.services = Self::services_of(mesh, &watch, now);
         watch
     }
 
     /// As-workload probes go out from this node's addresses.
-    pub(super) fn speak_from(&mut self, mesh: &Mesh, me: &Node) {
+    pub(super) fn find_sources(&mut self, mesh: &Mesh, me: &Node) {
         let families = [false, true];
-        self.speaks =
+        self.has_source =
             [false, true].map(|own| families.map(|v6| source(mesh, me, own, v6).is_some()));
     }
 
     /// Takes over what was known under the previous mesh file.
-    pub(super) fn inherit(&mut self, old: Watch) {
+    pub(super) fn inherit(&mut self, old: LocationWatch) {
         for target in &mut self.targets {
             // Its session goes on, and so do its long-lived flows.
             let same = |o: &&Target| target.is_same_as(o) && target.key == o.key;
@@ -221,14 +221,14 @@ impl Watch {
             if let Some(path) =
                 self.paths.iter_mut().find(|p| p.slot == old.slot && p.key == old.key)
             {
-                // Its ring speaks of the old targets by number. What is under way is given up.
-                let settled = old.ring.iter().filter(|o| o.outcome != Outcome::Pending);
-                let ring =
-                    settled.filter_map(|o| Some(Obs { target: number_now(&o.target)?, ..*o }));
-                let ring = ring.collect();
+                // Its samples speaks of the old targets by number. What is under way is given up.
+                let settled = old.samples.iter().filter(|o| o.outcome != Outcome::Pending);
+                let samples =
+                    settled.filter_map(|o| Some(Sample { target: number_now(&o.target)?, ..*o }));
+                let samples = samples.collect();
                 let partial = old.partial.iter().filter_map(number_now).collect();
                 let sources = old.sources.renumbered(number_now);
-                *path = Path { ring, partial, sources, burst: None, ..old };
+                *path = Path { samples, partial, sources, burst: None, ..old };
             }
         }
         self.targets_awaited = old.targets_awaited;
@@ -263,24 +263,24 @@ impl Watch {
 
     /// Between two rounds over a location that is watched slowly.
     pub(super) fn slow_interval(&self, policy: &Policy) -> Duration {
-        policy.slow_probe_interval * self.stretch
+        policy.slow_probe_interval * self.slow_factor
     }
 
     /// Is there anything to report? Of those who watch slowly nobody is counted while others watch at full rate, and all
     /// of them reporting every second would cost each node as much as the mesh is large: so only deputies do when all is
     /// well. Trouble is told by everyone, and its end once.
-    pub(super) fn speaks(&mut self) -> bool {
+    pub(super) fn wants_to_report(&mut self) -> bool {
         let trouble = self.paths.iter().any(|p| p.verdict.is_degraded());
-        let before = std::mem::replace(&mut self.told_trouble, trouble);
-        self.deputy || trouble || before
+        let before = std::mem::replace(&mut self.reported_trouble, trouble);
+        self.backup_reporter || trouble || before
     }
 
-    pub(super) fn raise(&mut self, now: Instant) {
+    pub(super) fn raise_rate(&mut self, now: Instant) {
         self.raised_until = now + RAISED_FOR;
     }
 
     /// Workload targets in use.
-    pub(super) fn rotate(&mut self) {
+    pub(super) fn rebuild_rotation(&mut self) {
         let workload = |t: &&usize| self.targets[**t].relay_of.is_none();
         let all: Vec<usize> = (0..self.targets.len()).collect();
         let alive: Vec<usize> = all
@@ -309,7 +309,7 @@ impl Watch {
         let of = |v6: bool| {
             let speaks = move |t: &usize| {
                 let t = &self.targets[*t];
-                t.address.is_ipv6() == v6 && self.speaks[usize::from(t.own)][usize::from(v6)]
+                t.address.is_ipv6() == v6 && self.has_source[usize::from(t.own)][usize::from(v6)]
             };
             self.rotation.iter().copied().filter(speaks)
         };
@@ -341,7 +341,7 @@ impl Watch {
         t.relay_of.is_none() && t.candidate != Some(p)
     }
 
-    pub(super) fn dead_target(&self, p: usize, n: u64) -> Option<usize> {
+    pub(super) fn quarantined_target(&self, p: usize, n: u64) -> Option<usize> {
         let dead: Vec<usize> = self.testable(p).filter(|t| self.targets[*t].quarantined).collect();
         dead.get(n as usize % dead.len().max(1)).copied()
     }
@@ -362,12 +362,12 @@ impl Watch {
 
     /// Every slot fails, one way or another.
     pub(super) fn all_fail(&self) -> bool {
-        self.dark || self.paths.iter().all(|p| p.verdict.is_degraded())
+        self.all_paths_silent || self.paths.iter().all(|p| p.verdict.is_degraded())
     }
 
     pub(super) fn is_cut_off(&self) -> bool {
         let dead = |c| matches!(c, Cause::TunnelDown | Cause::Forwarding | Cause::Loop);
-        self.dark || self.paths.iter().all(|p| p.verdict.cause().is_some_and(dead))
+        self.all_paths_silent || self.paths.iter().all(|p| p.verdict.cause().is_some_and(dead))
     }
 
     pub(super) fn report(&self, me: &NodeName, now: Now, abstains: bool) -> Report {
@@ -405,8 +405,8 @@ pub(super) fn source(mesh: &Mesh, me: &Node, own: bool, v6: bool) -> Option<IpAd
     }
 }
 
-/// By how much the rounds over locations that are watched slowly are stretched.
-fn stretch(mesh: &Mesh) -> u32 {
+/// By how much the rounds over locations that are watched slowly are extended_once.
+fn slow_factor(mesh: &Mesh) -> u32 {
     mesh.locations.len().saturating_sub(1).div_ceil(SLOW_LOCATIONS).max(1) as u32
 }
 
@@ -422,7 +422,7 @@ pub(super) fn is_watched_fully(
 /// Between two rounds over a location, while all is well.
 pub(super) fn interval_of(mesh: &Mesh, location: &LocationName, fully: bool) -> Duration {
     let policy = mesh.policy_of(location);
-    let slow = policy.slow_probe_interval * stretch(mesh);
+    let slow = policy.slow_probe_interval * slow_factor(mesh);
     if fully { policy.probe_interval } else { slow }.max(LEAST_INTERVAL)
 }
 

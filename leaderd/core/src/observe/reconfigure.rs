@@ -10,23 +10,23 @@ use crate::io::ProbeId;
 use crate::mesh::{Mesh, Node};
 use crate::time::Now;
 
-use super::watch::Watch;
+use super::location::LocationWatch;
 use super::{Observer, ObserverOutput, REPORT_EVERY, Timer};
 
 impl Observer {
     /// Takes a new mesh. What is known of a candidate that keeps its slot and key is kept.
     pub fn set_mesh(&mut self, now: Now, mesh: Arc<Mesh>) {
-        for (id, f) in std::mem::take(&mut self.flying) {
+        for (id, f) in std::mem::take(&mut self.in_flight) {
             self.forget(id, &f);
         }
-        for (id, _) in std::mem::take(&mut self.asked) {
+        for (id, _) in std::mem::take(&mut self.requests) {
             self.emit(ObserverOutput::Forget(id));
         }
         (self.by_seq, self.by_name) = Default::default();
         // Numbers that targets had stay theirs.
         let in_use: BTreeSet<u16> = std::mem::take(&mut self.by_ssid).into_keys().collect();
         self.timers.clear();
-        let mut old: BTreeMap<LocationName, Watch> = std::mem::take(&mut self.watches)
+        let mut old: BTreeMap<LocationName, LocationWatch> = std::mem::take(&mut self.watches)
             .into_iter()
             .map(|w| (w.location.clone(), w))
             .collect();
@@ -61,10 +61,10 @@ impl Observer {
                 m.nodes_of(&location).map(|n| n.probe_addresses.clone()).collect()
             };
             if of(&old) == of(&mesh) {
-                self.watches[at].speak_from(&mesh, me);
+                self.watches[at].find_sources(&mesh, me);
                 continue;
             }
-            self.give_up(at);
+            self.drop_in_flight(at);
             let before = self.watches.remove(at);
             let in_use = before.targets.iter().map(|t| t.ssid).collect();
             // It has the candidates that it had.
@@ -75,18 +75,18 @@ impl Observer {
     }
 
     /// Nothing more is expected of what is under way to a location.
-    fn give_up(&mut self, at: usize) {
-        let flying: Vec<ProbeId> =
-            self.flying.iter().filter(|(_, f)| f.watch == at).map(|(id, _)| *id).collect();
-        for id in flying {
+    fn drop_in_flight(&mut self, at: usize) {
+        let in_flight: Vec<ProbeId> =
+            self.in_flight.iter().filter(|(_, f)| f.watch == at).map(|(id, _)| *id).collect();
+        for id in in_flight {
             if let Some(f) = self.take(id) {
                 self.forget(id, &f);
             }
         }
         let asked: Vec<ProbeId> =
-            self.asked.iter().filter(|(_, a)| a.watch == at).map(|(id, _)| *id).collect();
+            self.requests.iter().filter(|(_, a)| a.watch == at).map(|(id, _)| *id).collect();
         for id in asked {
-            self.take_asked(id);
+            self.take_request(id);
         }
         self.by_ssid.retain(|_, (watch, _)| *watch != at);
         self.timers.retain(|(_, timer)| !timer.is_of(at));
@@ -100,11 +100,11 @@ impl Observer {
         me: &Node,
         location: &LocationName,
         at: usize,
-        old: Option<Watch>,
+        old: Option<LocationWatch>,
         in_use: &BTreeSet<u16>,
-    ) -> Option<Watch> {
+    ) -> Option<LocationWatch> {
         let mesh = self.mesh.clone();
-        let mut watch = Watch::new(&mesh, me, location, now.mono, || {
+        let mut watch = LocationWatch::new(&mesh, me, location, now.mono, || {
             // Other locations' are in use: there are far fewer targets than numbers.
             self.next_ssid = self.next_ssid.wrapping_add(1);
             while self.by_ssid.contains_key(&self.next_ssid) || in_use.contains(&self.next_ssid) {

@@ -7,10 +7,11 @@ use crate::mesh::Mesh;
 use crate::time::{Instant, Now};
 use crate::verdict::ProbeClass;
 
-use super::super::evidence::Outcome;
-use super::super::watch::Watch;
-use super::super::{GRACE, Observer, ObserverOutput, STALL, Timer, sprt};
-use super::{ROUNDS, Round, Try};
+use super::{Attempt, ROUNDS, Round};
+use crate::observe::evidence::Outcome;
+use crate::observe::judgement::sprt;
+use crate::observe::location::LocationWatch;
+use crate::observe::{GRACE, Observer, ObserverOutput, STALL, Timer};
 
 /// Never wait less for a service: a TCP segment that is lost is sent again after 200 ms at the earliest (Linux'
 /// `TCP_RTO_MIN`), and servers pause.
@@ -27,21 +28,21 @@ const BURST_CALM: Duration = Duration::from_secs(60);
 
 /// A question on its way.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Asked {
-    pub(in super::super) watch: usize,
+pub struct InFlightRequest {
+    pub watch: usize,
     service: usize,
     round: u64,
     path: usize,
     sent: Instant,
-    late: bool,
+    timed_out: bool,
     due: Instant,
     /// The timeout came late to this process, and so the answer was given more time.
-    stretched: bool,
+    extended_once: bool,
 }
 
-impl Watch {
+impl LocationWatch {
     /// Time between two rounds over the services of this location, one service each.
-    pub(in super::super) fn service_interval(&self, mesh: &Mesh) -> Option<Duration> {
+    pub fn service_interval(&self, mesh: &Mesh) -> Option<Duration> {
         let count = u32::try_from(self.services.len()).ok().filter(|n| *n > 0)?;
         let policy = mesh.policy_of(&self.location);
         let each = if self.full_rate {
@@ -55,7 +56,9 @@ impl Watch {
     /// Paths that a service is asked through: awake, and not the one whose own workload it is.
     fn service_paths(&self, s: usize) -> Vec<usize> {
         let own = self.services[s].candidate;
-        (0..self.paths.len()).filter(|p| Some(*p) != own && self.paths[*p].woke.is_some()).collect()
+        (0..self.paths.len())
+            .filter(|p| Some(*p) != own && self.paths[*p].first_reply.is_some())
+            .collect()
     }
 
     /// The service and the path that a burst should settle, if any.
@@ -63,7 +66,7 @@ impl Watch {
         (0..self.services.len()).find_map(|s| {
             let service = &self.services[s];
             let of_burst = service.burst_end.saturating_sub(service.first) as usize;
-            if service.rounds.iter().take(of_burst).any(|r| !r.is_settled()) {
+            if service.rounds.iter().take(of_burst).any(|r| !r.is_decided()) {
                 return None;
             }
             let suspect = self.service_paths(s).into_iter().find(|p| {
@@ -78,7 +81,7 @@ impl Watch {
 
 impl Observer {
     /// The next service of a location, through every slot at once.
-    pub(in super::super) fn service_round(&mut self, now: Now, at: usize) {
+    pub(in crate::observe) fn service_round(&mut self, now: Now, at: usize) {
         let mesh = self.mesh.clone();
         let Some(interval) = self.watches[at].service_interval(&mesh) else { return };
         let jitter = self.fraction(interval / 10);
@@ -108,7 +111,7 @@ impl Observer {
             service.first += 1;
         }
         let round = service.first + service.rounds.len() as u64;
-        let mut tries = vec![Try { outcome: Outcome::Void, connected: false }; all];
+        let mut attempts = vec![Attempt { outcome: Outcome::Void, connected: false }; all];
         let mut sends = Vec::new();
         for &path in paths {
             let source = match service.service.address.is_ipv6() {
@@ -118,22 +121,22 @@ impl Observer {
             let Some(source) = source else { continue };
             let id = ProbeId(self.next_probe);
             self.next_probe += 1;
-            tries[path].outcome = Outcome::Pending;
+            attempts[path].outcome = Outcome::Pending;
             let least = mesh.policy.min_probe_timeout.max(LEAST_TIMEOUT);
             let due = now.mono + service.rtt[path].timeout(least);
             let sent = now.mono;
-            self.timers.insert((due, Timer::Asked(id)));
-            let asked = Asked {
+            self.timers.insert((due, Timer::Request(id)));
+            let asked = InFlightRequest {
                 watch: at,
                 service: s,
                 round,
                 path,
                 sent,
-                late: false,
+                timed_out: false,
                 due,
-                stretched: false,
+                extended_once: false,
             };
-            self.asked.insert(id, asked);
+            self.requests.insert(id, asked);
             sends.push(ProbeSend {
                 probe: id,
                 class: ProbeClass::Service,
@@ -146,7 +149,7 @@ impl Observer {
                 http: service.service.http.clone(),
             });
         }
-        service.rounds.push_back(Round { sent: now.mono, tries });
+        service.rounds.push_back(Round { sent: now.mono, attempts });
         for send in sends {
             self.emit(ObserverOutput::Send(send));
         }
@@ -154,20 +157,20 @@ impl Observer {
 
     /// The TCP connect of a request succeeded; its answer is still to come.
     pub fn handle_connected(&mut self, probe: ProbeId) {
-        let Some(a) = self.asked.get(&probe).copied() else { return };
+        let Some(a) = self.requests.get(&probe).copied() else { return };
         if let Some(t) = self.watches[a.watch].services[a.service].at(a.round, a.path) {
             t.connected = true;
         }
     }
 
     /// True if the probe is one of a service's. `bytes`: how long the answer was, 4 octets in network order.
-    pub(in super::super) fn service_reply(
+    pub(in crate::observe) fn service_reply(
         &mut self,
         now: Now,
         probe: ProbeId,
         bytes: &[u8],
     ) -> bool {
-        let Some(a) = self.take_asked(probe) else { return false };
+        let Some(a) = self.take_request(probe) else { return false };
         let s = &mut self.watches[a.watch].services[a.service];
         if let Some(length) = bytes.first_chunk() {
             s.answer = s.answer.max(u32::from_be_bytes(*length));
@@ -177,14 +180,14 @@ impl Observer {
         true
     }
 
-    pub(in super::super) fn service_error(
+    pub(in crate::observe) fn service_error(
         &mut self,
         now: Now,
         probe: ProbeId,
         error: &ProbeError,
     ) -> bool {
-        let Some(a) = self.asked.get(&probe) else { return false };
-        if a.late {
+        let Some(a) = self.requests.get(&probe) else { return false };
+        if a.timed_out {
             return true;
         }
         let outcome = match error {
@@ -192,42 +195,42 @@ impl Observer {
             // Refused by the service itself as well: through every slot, if it is down.
             _ => Outcome::Lost,
         };
-        if let Some(a) = self.take_asked(probe) {
+        if let Some(a) = self.take_request(probe) {
             self.answered(now, a, outcome);
         }
         true
     }
 
     /// A timeout, and then the end of its grace.
-    pub(in super::super) fn asked_timeout(&mut self, now: Now, id: ProbeId) {
-        let Some(a) = self.asked.get_mut(&id) else { return };
+    pub(in crate::observe) fn request_timeout(&mut self, now: Now, id: ProbeId) {
+        let Some(a) = self.requests.get_mut(&id) else { return };
         let overdue = now.mono.since(a.due);
-        if overdue > STALL && !a.late && !a.stretched {
+        if overdue > STALL && !a.timed_out && !a.extended_once {
             // As for packets: the answer may lie in the socket, or its sender did not run either.
-            a.stretched = true;
+            a.extended_once = true;
             a.due = now.mono + overdue.min(a.due.since(a.sent));
-            self.timers.insert((a.due, Timer::Asked(id)));
+            self.timers.insert((a.due, Timer::Request(id)));
             return;
         }
-        if a.late {
-            self.take_asked(id);
+        if a.timed_out {
+            self.take_request(id);
             return;
         }
-        a.late = true;
+        a.timed_out = true;
         a.due = now.mono + GRACE;
         let a = *a;
-        self.timers.insert((a.due, Timer::Asked(id)));
+        self.timers.insert((a.due, Timer::Request(id)));
         self.answered(now, a, Outcome::Lost);
     }
 
-    pub(in super::super) fn take_asked(&mut self, id: ProbeId) -> Option<Asked> {
-        let a = self.asked.remove(&id)?;
-        self.timers.remove(&(a.due, Timer::Asked(id)));
+    pub(in crate::observe) fn take_request(&mut self, id: ProbeId) -> Option<InFlightRequest> {
+        let a = self.requests.remove(&id)?;
+        self.timers.remove(&(a.due, Timer::Request(id)));
         self.emit(ObserverOutput::Forget(id));
         Some(a)
     }
 
-    fn answered(&mut self, now: Now, a: Asked, outcome: Outcome) {
+    fn answered(&mut self, now: Now, a: InFlightRequest, outcome: Outcome) {
         let h = {
             let policy = self.mesh.policy_of(&self.watches[a.watch].location);
             sprt::threshold(policy.probe_interval, policy.false_failovers_per_year)
@@ -235,7 +238,7 @@ impl Observer {
         let w = &mut self.watches[a.watch];
         let Some(t) = w.services[a.service].at(a.round, a.path) else { return };
         t.outcome = outcome;
-        self.tell_service(a.watch, a.service);
+        self.log_service_state(a.watch, a.service);
         let w = &mut self.watches[a.watch];
         if let Some((s, suspect)) = w.service_suspect(now.mono, h) {
             self.service_burst(now, a.watch, s, suspect);
@@ -247,7 +250,7 @@ impl Observer {
         if calm {
             service.suspected = None;
         }
-        if service.suspected.is_some() || w.paths.iter().any(|p| p.by_service) {
+        if service.suspected.is_some() || w.paths.iter().any(|p| p.failed_by_service) {
             self.judge(now, a.watch);
         }
     }
@@ -257,7 +260,7 @@ impl Observer {
         let mut paths = vec![suspect];
         let service = &mut w.services[s];
         let passes = |p: &usize| {
-            let last = service.rounds.iter().rev().map(|r| r.tries[*p].outcome);
+            let last = service.rounds.iter().rev().map(|r| r.attempts[*p].outcome);
             last.into_iter().find(|o| *o == Outcome::Delivered || o.is_loss())
                 == Some(Outcome::Delivered)
         };
@@ -281,12 +284,12 @@ impl Observer {
     }
 
     /// Says once when a service answers through no slot, and when it is back.
-    fn tell_service(&mut self, at: usize, s: usize) {
+    fn log_service_state(&mut self, at: usize, s: usize) {
         let w = &mut self.watches[at];
         let service = &mut w.services[s];
         let settled =
-            |r: &&Round| r.is_settled() && r.tries.iter().any(|t| t.outcome != Outcome::Void);
-        let dead = |r: &Round| r.tries.iter().all(|t| t.outcome != Outcome::Delivered);
+            |r: &&Round| r.is_decided() && r.attempts.iter().any(|t| t.outcome != Outcome::Void);
+        let dead = |r: &Round| r.attempts.iter().all(|t| t.outcome != Outcome::Delivered);
         let last: Vec<bool> =
             service.rounds.iter().rev().filter(settled).take(2).map(dead).collect();
         let down = match last[..] {

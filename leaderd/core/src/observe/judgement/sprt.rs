@@ -17,20 +17,20 @@ use std::time::Duration;
 
 const SECONDS_PER_YEAR: f64 = 31_557_600.0;
 /// Loss of a broken path: not 1, so that a stray delivery does not clear it.
-pub(super) const P1: f64 = 0.9;
+pub const P1: f64 = 0.9;
 /// Loss that is taken for granted even if the controls lose nothing.
-pub(super) const BASE_LOSS: f64 = 0.02;
+pub const BASE_LOSS: f64 = 0.02;
 
 /// Two hypotheses about a share of loss.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Test {
+pub struct Test {
     lost: f64,
     delivered: f64,
 }
 
 impl Test {
     /// Without power (both increments zero) if `p1` is hardly above `p0`: the controls explain everything.
-    pub(super) fn new(p0: f64, p1: f64) -> Self {
+    pub fn new(p0: f64, p1: f64) -> Self {
         if p1 < p0 + 0.05 {
             return Self { lost: 0.0, delivered: 0.0 };
         }
@@ -38,24 +38,24 @@ impl Test {
     }
 
     /// What a probe adds to the sum.
-    pub(super) fn step(&self, lost: bool) -> f64 {
+    pub fn step(&self, lost: bool) -> f64 {
         if lost { self.lost } else { self.delivered }
     }
 }
 
 /// Test of a total failure against the loss of the controls.
-pub(super) fn failure(control_loss: f64) -> Test {
+pub fn failure(control_loss: f64) -> Test {
     Test::new(control_loss.max(BASE_LOSS), P1)
 }
 
 /// Test of steady loss, indifferent at about `threshold`, and above what the controls lose.
-pub(super) fn steady(control_loss: f64, threshold: f64) -> Test {
+pub fn steady(control_loss: f64, threshold: f64) -> Test {
     let p0 = control_loss.max(threshold / 2.0).clamp(0.001, 0.95);
     Test::new(p0, (threshold * 1.5).max(p0 + 0.2).min(0.99))
 }
 
 /// `h`, see above.
-pub(super) fn threshold(interval: Duration, allowed_per_year: f64) -> f64 {
+pub fn threshold(interval: Duration, allowed_per_year: f64) -> f64 {
     let rate = 1.0 / interval.as_secs_f64().max(1e-3);
     (rate * SECONDS_PER_YEAR / allowed_per_year.max(1e-9)).ln().max(5.0)
 }

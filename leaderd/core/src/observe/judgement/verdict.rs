@@ -1,6 +1,6 @@
 //! From evidence to verdicts.
 //!
-//! [`Watch::weigh`] runs the tests over a path's ring, [`Watch::classify`] names the cause; [`Watch::judge`] moves
+//! [`LocationWatch::test_losses`] runs the tests over a path's samples, [`LocationWatch::classify`] names the cause; [`LocationWatch::judge`] moves
 //! verdicts by them.
 
 use std::time::Duration;
@@ -10,12 +10,12 @@ use crate::mesh::Mesh;
 use crate::time::Instant;
 use crate::verdict::{Cause, ProbeClass, Verdict};
 
-use super::evidence::{Obs, Outcome};
-use super::schedule::Shot;
-use super::service::ServiceFault;
-use super::sprt;
-use super::watch::Watch;
-use super::weigh::{Sum, Weight};
+use crate::observe::evidence::{Outcome, Sample};
+use crate::observe::judgement::losses::{Cusum, LossTests};
+use crate::observe::judgement::sprt;
+use crate::observe::location::LocationWatch;
+use crate::observe::probing::schedule::ProbeSpec;
+use crate::observe::service::ServiceFault;
 
 /// A suspicion that nothing new feeds is dropped after this.
 const SUSPICION: Duration = Duration::from_secs(1);
@@ -28,9 +28,9 @@ const RECOVERY_PROBES: usize = 10;
 const RECOVERY_FEW: usize = 3;
 /// Deliveries before a path is called forwarding for the first time.
 const FIRST_DELIVERIES: usize = 3;
-/// How long nothing at all must come back before a location is called dark, or failing as a whole.
-const DARK: Duration = Duration::from_millis(300);
-/// A path through which nothing has come yet is given two tries at WireGuard's handshake (`REKEY_TIMEOUT` is 5 s).
+/// How long nothing at all must come back before a location is called all_paths_silent, or failing as a whole.
+const ALL_SILENT_AFTER: Duration = Duration::from_millis(300);
+/// A path through which nothing has come yet is given two attempts at WireGuard's handshake (`REKEY_TIMEOUT` is 5 s).
 const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
 /// Losses among deliveries may all be of one short burst on one link, and then they are not independent, as the tests take
 /// them to be, however many were counted. So they must go on for so long.
@@ -47,20 +47,20 @@ type LogLine = (LogLevel, String, Vec<(String, String)>);
 
 /// What a judgement asks for.
 #[derive(Debug, Default)]
-pub(super) struct Judged {
+pub struct Judgement {
     pub changed: bool,
     /// Paths that need a burst.
     pub bursts: Vec<usize>,
-    pub shots: Vec<Shot>,
+    pub probes: Vec<ProbeSpec>,
     pub logs: Vec<LogLine>,
     /// Judge again then, whatever happens: a loss begins to count.
-    pub again: Option<Instant>,
+    pub judge_at: Option<Instant>,
 }
 
-impl Watch {
+impl LocationWatch {
     /// The class and target of the latest loss through a path: what its burst repeats.
-    pub(super) fn suspicion(&self, p: usize) -> Option<(ProbeClass, usize)> {
-        let lost = self.paths[p].ring.iter().rev().find(|o| {
+    pub fn last_loss(&self, p: usize) -> Option<(ProbeClass, usize)> {
+        let lost = self.paths[p].samples.iter().rev().find(|o| {
             o.outcome.is_loss()
                 && o.class != ProbeClass::Relay
                 && !self.targets[o.target].quarantined
@@ -68,43 +68,45 @@ impl Watch {
         Some((lost.class, lost.target))
     }
 
-    pub(super) fn judge(&mut self, mesh: &Mesh, now: Instant) -> Judged {
+    pub fn judge(&mut self, mesh: &Mesh, now: Instant) -> Judgement {
         let policy = mesh.policy_of(&self.location);
         let h = sprt::threshold(policy.probe_interval, policy.false_failovers_per_year);
         let slack = policy.probe_interval / 2;
-        let mut judged = Judged::default();
+        let mut judged = Judgement::default();
         let losses = std::mem::take(&mut self.fresh_losses);
-        let dark = self.paths.iter().all(|p| {
+        let all_paths_silent = self.paths.iter().all(|p| {
             p.lost_in_row >= 3
-                && p.any_ok.is_none_or(|t| t + p.rtt.timeout(policy.min_probe_timeout) + DARK < now)
+                && p.any_ok.is_none_or(|t| {
+                    t + p.rtt.timeout(policy.min_probe_timeout) + ALL_SILENT_AFTER < now
+                })
         });
-        if self.dark && !dark {
+        if self.all_paths_silent && !all_paths_silent {
             // What was lost while nothing came back through any slot says nothing about one of them, and a target that
             // lives again now was not known to live then.
-            self.paths.iter_mut().for_each(|p| p.ring.clear());
+            self.paths.iter_mut().for_each(|p| p.samples.clear());
         }
-        self.dark = dark;
+        self.all_paths_silent = all_paths_silent;
         // All slots relay nothing although their own candidates answer: they are all sick.
-        let all_sick = !self.dark
+        let all_sick = !self.all_paths_silent
             && (0..self.paths.len()).all(|p| {
                 let last = (0..self.targets.len()).filter(|t| self.can_test(p, *t));
-                let last = last.filter_map(|t| self.cells[p][t].delivered).max();
+                let last = last.filter_map(|t| self.pairs[p][t].delivered).max();
                 let after = last.map_or(Instant::default(), |t| t + Duration::from_micros(1));
                 // Lost while the candidate itself answered, not when everything was lost.
-                self.paths[p].relay_ok > Some(after + DARK)
+                self.paths[p].relay_ok > Some(after + ALL_SILENT_AFTER)
                     && self.paths[p].relay_run.is_some_and(|run| {
-                        self.paths[p].settled_since(after.max(run)).filter(|o| o.is_fresh()).count()
+                        self.paths[p].decided_since(after.max(run)).filter(|o| o.is_fresh()).count()
                             >= 6
                     })
             });
         for p in 0..self.paths.len() {
-            let w = self.weigh(p, now, slack, all_sick);
-            judged.again = [judged.again, w.next].into_iter().flatten().min();
+            let w = self.test_losses(p, now, slack, all_sick);
+            judged.judge_at = [judged.judge_at, w.next].into_iter().flatten().min();
             let worst = w.new.worse(w.full).worse(w.target);
             let next = self.verdict(mesh, now, p, &w, worst, h);
             let served = self.service_fault(p, h, mesh.mtu);
             let served =
-                served.filter(|_| next == Verdict::Forwarding && !self.paths[p].by_service);
+                served.filter(|_| next == Verdict::Forwarding && !self.paths[p].failed_by_service);
             let next =
                 served.map_or(next, |s| Verdict::Degraded { cause: s.cause, direction: None });
             let path = &mut self.paths[p];
@@ -113,7 +115,8 @@ impl Watch {
             // A burst may be repeated at once while the evidence grows.
             let growing = worst.value >= h / 3.0
                 && path.burst.is_none_or(|b| b + path.rtt.timeout(policy.min_probe_timeout) <= now);
-            if !degraded && lost_now && !self.dark && (self.bursts.left(now) || growing) {
+            if !degraded && lost_now && !self.all_paths_silent && (self.bursts.left(now) || growing)
+            {
                 judged.bursts.push(p);
             }
             if path.burst.is_some_and(|b| now.since(b) > SUSPICION) {
@@ -124,13 +127,13 @@ impl Watch {
                 self.change(now, p, next, from, served, &mut judged);
             }
             if degraded {
-                judged.shots.extend(self.search_mtu(p));
+                judged.probes.extend(self.search_mtu(p));
             }
         }
         if !judged.bursts.is_empty() {
             self.bursts.spend(now);
         }
-        self.uneasy = !judged.bursts.is_empty()
+        self.needs_eager_judging = !judged.bursts.is_empty()
             || self.paths.iter().any(|p| p.burst.is_some() || p.verdict != Verdict::Forwarding);
         judged
     }
@@ -140,20 +143,20 @@ impl Watch {
         mesh: &Mesh,
         now: Instant,
         p: usize,
-        w: &Weight,
-        worst: Sum,
+        w: &LossTests,
+        worst: Cusum,
         h: f64,
     ) -> Verdict {
         let path = &self.paths[p];
-        if path.own_fault.is_some_and(|t| now.since(t) < RECOVERY) || self.dark {
+        if path.own_fault.is_some_and(|t| now.since(t) < RECOVERY) || self.all_paths_silent {
             // Our own kernel refuses, or nobody at all answers: nothing to hold against this candidate.
             return Verdict::Unknown;
         }
-        if path.woke.is_none() && now.since(path.born) < FIRST_HANDSHAKE {
+        if path.first_reply.is_none() && now.since(path.created) < FIRST_HANDSHAKE {
             return Verdict::Unknown;
         }
         if let Verdict::Degraded { cause, .. } = path.verdict {
-            let recovered = if path.by_service {
+            let recovered = if path.failed_by_service {
                 self.services_recovered(now, p, mesh.policy_of(&self.location).service_interval)
             } else {
                 self.recovered(mesh, now, p, cause)
@@ -178,7 +181,7 @@ impl Watch {
             return Verdict::Degraded { cause: Cause::Loss, direction: self.direction(from) };
         }
         let burst_pending = path.burst.is_some_and(|b| {
-            path.ring.iter().any(|o| o.sent >= b && o.outcome == Outcome::Pending)
+            path.samples.iter().any(|o| o.sent >= b && o.outcome == Outcome::Pending)
                 || worst.value >= h / 3.0
         });
         let speaks = w.losses > 0 && worst.value > 0.0 || w.next.is_some();
@@ -187,9 +190,9 @@ impl Watch {
         }
         // With nothing behind it to be tested on, the way to the candidate itself is all that there is; unless it is about to be known.
         let alone = self.targets_of(p).is_empty() && !self.targets_awaited;
-        let counts = |o: &Obs| o.is_fresh() || alone && o.class == ProbeClass::Relay;
+        let counts = |o: &Sample| o.is_fresh() || alone && o.class == ProbeClass::Relay;
         let delivered = path
-            .settled_since(
+            .decided_since(
                 now - STALE.max(self.slow_interval(mesh.policy_of(&self.location)) * STALE_ROUNDS),
             )
             .filter(|o| counts(o) && o.outcome == Outcome::Delivered);
@@ -203,18 +206,25 @@ impl Watch {
         next: Verdict,
         from: Option<Instant>,
         served: Option<ServiceFault>,
-        judged: &mut Judged,
+        judged: &mut Judgement,
     ) {
-        let rows = if next.is_degraded() { self.rows(p, from.unwrap_or(now)) } else { Vec::new() };
+        let rows = if next.is_degraded() {
+            self.evidence_rows(p, from.unwrap_or(now))
+        } else {
+            Vec::new()
+        };
         let partial = match next.cause() {
-            Some(Cause::Partial) if served.is_none() => self.bad_targets(p, from.unwrap_or(now)).0,
+            Some(Cause::Partial) if served.is_none() => {
+                self.failing_targets(p, from.unwrap_or(now)).0
+            }
             _ => Vec::new(),
         };
         let path = &mut self.paths[p];
         let was = std::mem::replace(&mut path.verdict, next.clone());
         path.since = now;
         (path.rows, path.partial) = (rows, partial);
-        let was_by_service = std::mem::replace(&mut path.by_service, served.is_some());
+        let was_failed_by_service =
+            std::mem::replace(&mut path.failed_by_service, served.is_some());
         match &next {
             Verdict::Suspected | Verdict::Degraded { .. } => {
                 let first = from.unwrap_or(now);
@@ -224,7 +234,7 @@ impl Watch {
                     path.first_loss = Some(first);
                     path.suspected = Some(now);
                     let ok = path
-                        .ring
+                        .samples
                         .iter()
                         .filter(|o| o.is_fresh() && o.outcome == Outcome::Delivered);
                     path.ok_before = ok.map(|o| o.sent).filter(|s| *s < first).max();
@@ -234,7 +244,7 @@ impl Watch {
                     path.ok_before = served.ok_before;
                 } else if next.cause() == Some(Cause::Mtu) {
                     let sizes = |lost: bool| {
-                        path.ring.iter().filter(move |o| {
+                        path.samples.iter().filter(move |o| {
                             o.is_fresh()
                                 && o.sent >= first
                                 && o.outcome.is_loss() == lost
@@ -252,13 +262,13 @@ impl Watch {
                 (path.first_loss, path.suspected, path.mtu_between) = (None, None, None);
                 if was.is_degraded() || next == Verdict::Unknown {
                     path.steady = 0.0;
-                    path.ring.clear();
+                    path.samples.clear();
                     path.burst = None;
                 }
             }
         }
-        if was_by_service && !next.is_degraded() {
-            self.forget_services(p);
+        if was_failed_by_service && !next.is_degraded() {
+            self.clear_service_rounds(p);
         }
         let path = &self.paths[p];
         judged.changed = true;
@@ -294,7 +304,7 @@ impl Watch {
         // Where all that it failed for is gone, or dead to everybody, the others decide.
         let partial =
             cause == Cause::Partial && path.partial.iter().any(|t| !self.targets[*t].quarantined);
-        let concerns = |o: &&Obs| match cause {
+        let concerns = |o: &&Sample| match cause {
             // Not the smaller ones that look for the MTU.
             Cause::Mtu => o.class == ProbeClass::FullSize && o.size >= mesh.mtu,
             Cause::Partial if partial => o.is_fresh() && path.partial.contains(&o.target),
@@ -302,7 +312,7 @@ impl Watch {
         };
         let few = cause == Cause::Mtu || partial;
         let (mut n, mut lost) = (0, 0);
-        for o in path.settled_since(now - window).filter(concerns) {
+        for o in path.decided_since(now - window).filter(concerns) {
             // A target that nobody reaches is not this candidate's trouble.
             if o.outcome.is_loss() && self.targets[o.target].quarantined {
                 continue;
@@ -315,7 +325,7 @@ impl Watch {
     }
 
     /// The next size to try, two at a time, while a path's MTU is unknown.
-    fn search_mtu(&mut self, p: usize) -> Vec<Shot> {
+    fn search_mtu(&mut self, p: usize) -> Vec<ProbeSpec> {
         let Some((low, high)) = self.paths[p].mtu_between else { return Vec::new() };
         let size = low + (high - low) / 2;
         if high - low <= MTU_STEP {
@@ -323,19 +333,23 @@ impl Watch {
             self.paths[p].mtu_between = None;
             return Vec::new();
         }
-        let tries: Vec<Obs> =
-            self.paths[p].ring.iter().filter(|o| o.is_fresh() && o.size == size).copied().collect();
-        if tries.iter().any(|o| o.outcome == Outcome::Pending) {
+        let attempts: Vec<Sample> = self.paths[p]
+            .samples
+            .iter()
+            .filter(|o| o.is_fresh() && o.size == size)
+            .copied()
+            .collect();
+        if attempts.iter().any(|o| o.outcome == Outcome::Pending) {
             return Vec::new();
         }
-        let lost = tries.iter().filter(|o| o.outcome.is_loss()).count();
+        let lost = attempts.iter().filter(|o| o.outcome.is_loss()).count();
         if lost >= 2 {
             self.paths[p].mtu_between = Some((low, size));
             return self.search_mtu(p);
         }
-        let Some((_, target)) = self.suspicion(p) else { return Vec::new() };
+        let Some((_, target)) = self.last_loss(p) else { return Vec::new() };
         let class = ProbeClass::FullSize;
-        let shot = Shot { class, path: Some(p), target, size };
-        vec![shot; 2]
+        let spec = ProbeSpec { class, path: Some(p), target, size };
+        vec![spec; 2]
     }
 }

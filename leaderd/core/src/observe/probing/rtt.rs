@@ -27,33 +27,33 @@ const LATE_UNTIL: u32 = 3;
 
 /// Replies of a path came after their timeouts: it may have become slower all at once.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Late {
+pub struct LateReplies {
     at: Instant,
     rtt: Duration,
     in_time: u32,
 }
 
-impl Late {
+impl LateReplies {
     /// One more late reply.
-    pub(super) fn again(before: Option<Self>, now: Instant, rtt: Duration) -> Self {
+    pub fn again(before: Option<Self>, now: Instant, rtt: Duration) -> Self {
         let recent = before.and_then(|l| l.patience(now)).unwrap_or_default();
         Self { at: now, rtt: rtt.max(recent), in_time: 0 }
     }
 
     /// A reply in time.
-    pub(super) fn in_time(&mut self, sent: Instant) {
+    pub fn replied_in_time(&mut self, sent: Instant) {
         self.in_time += u32::from(sent > self.at);
     }
 
     /// The longest round trip seen, while it matters.
-    pub(super) fn patience(&self, now: Instant) -> Option<Duration> {
+    pub fn patience(&self, now: Instant) -> Option<Duration> {
         (now.since(self.at) < LATE_FOR && self.in_time < LATE_UNTIL).then_some(self.rtt)
     }
 }
 
 /// Round trips of one path, in µs.
 #[derive(Debug, Clone)]
-pub(super) struct Rtt {
+pub struct Rtt {
     smoothed: Option<f64>,
     variation: f64,
     latest: [f64; LATEST],
@@ -61,11 +61,11 @@ pub(super) struct Rtt {
 }
 
 impl Rtt {
-    pub(super) const fn new() -> Self {
+    pub const fn new() -> Self {
         Self { smoothed: None, variation: 0.0, latest: [0.0; LATEST], next: 0 }
     }
 
-    pub(super) fn sample(&mut self, rtt: Duration) {
+    pub fn sample(&mut self, rtt: Duration) {
         let r = rtt.as_micros() as f64;
         match self.smoothed {
             None => (self.smoothed, self.variation) = (Some(r), r / 2.0),
@@ -78,11 +78,11 @@ impl Rtt {
         self.next = (self.next + 1) % LATEST;
     }
 
-    pub(super) fn smoothed(&self) -> Option<Duration> {
+    pub fn smoothed(&self) -> Option<Duration> {
         self.smoothed.map(|s| Duration::from_micros(s as u64))
     }
 
-    pub(super) fn timeout(&self, least: Duration) -> Duration {
+    pub fn timeout(&self, least: Duration) -> Duration {
         let least = least.as_micros() as f64;
         let longest = self.latest.into_iter().fold(0.0, f64::max);
         let t = match self.smoothed {
@@ -104,16 +104,16 @@ mod tests {
     fn a_late_reply_is_remembered_until_others_come_in_time() {
         let ms = Duration::from_millis;
         let at = |n| Instant(0) + ms(n);
-        let mut late = Late::again(None, at(1000), ms(300));
+        let mut late = LateReplies::again(None, at(1000), ms(300));
         assert_eq!(late.patience(at(1100)), Some(ms(300)));
-        late = Late::again(Some(late), at(1200), ms(90));
+        late = LateReplies::again(Some(late), at(1200), ms(90));
         assert_eq!(late.patience(at(1300)), Some(ms(300)), "the longest of them");
         assert_eq!(late.patience(at(7000)), None);
         for sent in [1100, 1150, 1190, 1300, 1400] {
-            late.in_time(at(sent));
+            late.replied_in_time(at(sent));
         }
         assert!(late.patience(at(1500)).is_some(), "only probes sent later say anything");
-        late.in_time(at(1500));
+        late.replied_in_time(at(1500));
         assert_eq!(late.patience(at(1600)), None);
     }
 

@@ -5,17 +5,17 @@ use std::time::Duration;
 use crate::time::Instant;
 use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass};
 
-use super::evidence::{Obs, Outcome};
-use super::watch::Watch;
+use crate::observe::evidence::{Outcome, Sample};
+use crate::observe::location::LocationWatch;
 
 /// A path that passes one new flow in so many, or more, is lossy rather than broken.
 const LOSSY: usize = 8;
 
-impl Watch {
+impl LocationWatch {
     /// Targets that only fail, and targets that pass, since `from`.
-    pub(super) fn bad_targets(&self, p: usize, from: Instant) -> (Vec<usize>, Vec<usize>, bool) {
+    pub fn failing_targets(&self, p: usize, from: Instant) -> (Vec<usize>, Vec<usize>, bool) {
         let mut counts = vec![(0, 0); self.targets.len()];
-        for o in self.paths[p].settled_since(from).filter(|o| o.is_fresh()) {
+        for o in self.paths[p].decided_since(from).filter(|o| o.is_fresh()) {
             let c: &mut (u32, u32) = &mut counts[o.target];
             if o.outcome.is_loss() { c.0 += 1 } else { c.1 += 1 }
         }
@@ -26,13 +26,13 @@ impl Watch {
         (which(&|c| c.0 >= 2 && c.1 == 0), which(&|c| c.1 > 0), mixed)
     }
 
-    pub(super) fn classify(&self, p: usize, from: Instant) -> (Cause, Option<Direction>) {
+    pub fn classify(&self, p: usize, from: Instant) -> (Cause, Option<Direction>) {
         let path = &self.paths[p];
-        let all: Vec<&Obs> = path.settled_since(from).collect();
+        let all: Vec<&Sample> = path.decided_since(from).collect();
         let count = |class: ProbeClass, lost: bool| {
             all.iter().filter(|o| o.class == class && o.outcome.is_loss() == lost).count()
         };
-        let fresh: Vec<&&Obs> = all.iter().filter(|o| o.is_fresh()).collect();
+        let fresh: Vec<&&Sample> = all.iter().filter(|o| o.is_fresh()).collect();
         let lost = fresh.iter().filter(|o| o.outcome.is_loss()).count();
         let looped = fresh.iter().filter(|o| o.outcome == Outcome::Looped).count();
         // Linux sends a burst of six of these to a host, then one a second (`icmp_ratelimit`): the rest stays silent.
@@ -52,7 +52,7 @@ impl Watch {
         {
             return (Cause::Mtu, direction);
         }
-        let (bad, good, mixed) = self.bad_targets(p, from);
+        let (bad, good, mixed) = self.failing_targets(p, from);
         if !bad.is_empty() && !good.is_empty() && !mixed {
             return (Cause::Partial, direction);
         }
@@ -62,7 +62,7 @@ impl Watch {
         let relay = (count(ProbeClass::Relay, false), count(ProbeClass::Relay, true));
         // A relay probe that was lost long before is a dead daemon's, unless nothing ever came.
         let relay_was_alive = path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from);
-        if relay.0 == 0 && relay.1 > 0 && (relay_was_alive || path.woke.is_none()) {
+        if relay.0 == 0 && relay.1 > 0 && (relay_was_alive || path.first_reply.is_none()) {
             return (Cause::TunnelDown, direction);
         }
         let pinned = (count(ProbeClass::PinnedFlow, false), count(ProbeClass::PinnedFlow, true));
@@ -75,8 +75,8 @@ impl Watch {
     }
 
     /// Which way the losses since `from` went, from the reflectors' counts.
-    pub(super) fn direction(&self, from: Instant) -> Option<Direction> {
-        let ways = self.targets.iter().filter_map(|t| t.lost_ways(from));
+    pub fn direction(&self, from: Instant) -> Option<Direction> {
+        let ways = self.targets.iter().filter_map(|t| t.losses_by_direction(from));
         let (there, back) = ways.fold((0, 0), |sum, w| (sum.0 + w.0, sum.1 + w.1));
         match there + back {
             0..3 => None,
@@ -86,8 +86,8 @@ impl Watch {
         }
     }
 
-    pub(super) fn rows(&self, p: usize, from: Instant) -> Vec<EvidenceRow> {
-        let all: Vec<&Obs> = self.paths[p].settled_since(from).collect();
+    pub fn evidence_rows(&self, p: usize, from: Instant) -> Vec<EvidenceRow> {
+        let all: Vec<&Sample> = self.paths[p].decided_since(from).collect();
         let row = |class, target: Option<usize>| {
             let of = || {
                 all.iter().filter(move |o| o.class == class && target.is_none_or(|t| t == o.target))
@@ -104,7 +104,7 @@ impl Watch {
         };
         let mut rows: Vec<EvidenceRow> =
             ProbeClass::ALL.into_iter().map(|c| row(c, None)).collect();
-        let (bad, good, _) = self.bad_targets(p, from);
+        let (bad, good, _) = self.failing_targets(p, from);
         if !good.is_empty() {
             rows.extend(bad.into_iter().map(|t| row(ProbeClass::NewFlow, Some(t))));
         }

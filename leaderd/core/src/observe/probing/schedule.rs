@@ -11,11 +11,11 @@ use crate::mesh::Mesh;
 use crate::time::Instant;
 use crate::verdict::{Cause, ProbeClass, Verdict};
 
-use super::watch::Watch;
+use crate::observe::location::LocationWatch;
 
 /// A cycle of rounds: full size, pinned flow, relay and as-workload have one of them each.
-pub(super) const CYCLE: u64 = 5;
-/// One round in so many also tries a target that is thought dead.
+pub const CYCLE: u64 = 5;
+/// One round in so many also attempts a target that is thought dead.
 const REVISIT: u64 = 5;
 /// Long-lived flows per slot: each costs a socket.
 const PINNED_TARGETS: usize = 2;
@@ -29,7 +29,7 @@ const BURST_CONTROL: usize = 4;
 
 /// A probe to send.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shot {
+pub struct ProbeSpec {
     pub class: ProbeClass,
     /// Index of the path; `None`: the ordinary routes.
     pub path: Option<usize>,
@@ -39,11 +39,11 @@ pub(super) struct Shot {
     pub size: u16,
 }
 
-impl Watch {
-    pub(super) fn round(&mut self, mesh: &Mesh, rng: &mut ChaCha8Rng) -> Vec<Shot> {
+impl LocationWatch {
+    pub fn round(&mut self, mesh: &Mesh, rng: &mut ChaCha8Rng) -> Vec<ProbeSpec> {
         let n = self.round;
         self.round += 1;
-        let mut shots = Vec::new();
+        let mut probes = Vec::new();
         let full = n.is_multiple_of(CYCLE);
         let class = if full { ProbeClass::FullSize } else { ProbeClass::NewFlow };
         // Each class counts for itself, so that each comes to every target whatever their number.
@@ -56,31 +56,31 @@ impl Watch {
             let own = |t: usize| self.targets[t].own;
             let Some(target) = pick(&targets, turn, &self.rotation, own) else {
                 // Nothing behind it to be tested on.
-                shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p, n), None));
+                probes.push(self.spec(mesh, ProbeClass::Relay, p, self.relay_of(p, n), None));
                 continue;
             };
-            shots.push(self.shot(mesh, class, p, target, Some(drawn)));
-            if quarantined && let Some(dead) = self.dead_target(p, n / REVISIT) {
-                shots.push(self.shot(mesh, ProbeClass::NewFlow, p, dead, None));
+            probes.push(self.spec(mesh, class, p, target, Some(drawn)));
+            if quarantined && let Some(dead) = self.quarantined_target(p, n / REVISIT) {
+                probes.push(self.spec(mesh, ProbeClass::NewFlow, p, dead, None));
             }
             if n % CYCLE == 1 && !targets.is_empty() {
                 let few = &targets[..targets.len().min(PINNED_TARGETS)];
                 let target = few[(n / CYCLE) as usize % few.len()];
-                shots.push(self.shot(mesh, ProbeClass::PinnedFlow, p, target, None));
+                probes.push(self.spec(mesh, ProbeClass::PinnedFlow, p, target, None));
             }
             if n % CYCLE == 2 || troubled {
-                shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p, n), None));
+                probes.push(self.spec(mesh, ProbeClass::Relay, p, self.relay_of(p, n), None));
             }
             // What failed is asked more often, so that its recovery is seen.
             match &self.paths[p].verdict {
                 Verdict::Degraded { cause: Cause::Mtu, .. } if !full => {
-                    shots.push(self.shot(mesh, ProbeClass::FullSize, p, target, None));
+                    probes.push(self.spec(mesh, ProbeClass::FullSize, p, target, None));
                 }
                 Verdict::Degraded { cause: Cause::Partial, .. } => {
                     let partial = &self.paths[p].partial;
                     if !partial.is_empty() {
                         let t = partial[n as usize % partial.len()];
-                        shots.push(self.shot(mesh, ProbeClass::NewFlow, p, t, None));
+                        probes.push(self.spec(mesh, ProbeClass::NewFlow, p, t, None));
                     }
                 }
                 _ => {}
@@ -89,21 +89,21 @@ impl Watch {
         if n % CYCLE == 3
             && let Some(target) = self.next_as_workload()
         {
-            shots.push(self.as_workload(target));
+            probes.push(self.as_workload(target));
         }
-        shots
+        probes
     }
 
     /// A burst: what settles whether path `p` fails, and how.
-    pub(super) fn burst(
+    pub fn burst(
         &mut self,
         mesh: &Mesh,
         now: Instant,
         p: usize,
         rng: &mut ChaCha8Rng,
-    ) -> Vec<Shot> {
-        let mut shots = Vec::new();
-        let Some((failed, lost)) = self.suspicion(p) else { return shots };
+    ) -> Vec<ProbeSpec> {
+        let mut probes = Vec::new();
+        let Some((failed, lost)) = self.last_loss(p) else { return probes };
         let main_targets = self.burst_targets(p, lost);
         let next = |i: usize| main_targets[i % main_targets.len()];
         let main =
@@ -114,18 +114,18 @@ impl Watch {
             let t = next(i);
             // Every other one as small as can be: if those pass, it is the size.
             let size = if i % 2 == 0 { Some(rng.next_u32()) } else { None };
-            shots.push(self.shot(mesh, main, p, t, size));
+            probes.push(self.spec(mesh, main, p, t, size));
         }
         for i in 0..BURST_OTHER {
-            shots.push(self.shot(mesh, other, p, next(i + 1), None));
+            probes.push(self.spec(mesh, other, p, next(i + 1), None));
         }
         let all = self.targets_of(p);
         for i in 0..BURST_SIDE {
             if !all.is_empty() {
                 let few = &all[..all.len().min(PINNED_TARGETS)];
-                shots.push(self.shot(mesh, ProbeClass::PinnedFlow, p, few[i % few.len()], None));
+                probes.push(self.spec(mesh, ProbeClass::PinnedFlow, p, few[i % few.len()], None));
             }
-            shots.push(self.shot(mesh, ProbeClass::Relay, p, self.relay_of(p, i as u64), None));
+            probes.push(self.spec(mesh, ProbeClass::Relay, p, self.relay_of(p, i as u64), None));
         }
         let mut order = main_targets.clone();
         order.sort_unstable();
@@ -145,20 +145,20 @@ impl Watch {
                 if let Some(t) = same.get(i % same.len().max(1)) {
                     let class = if i == BURST_CONTROL - 1 { other } else { main };
                     let size = if i % 2 == 0 { Some(rng.next_u32()) } else { None };
-                    shots.push(self.shot(mesh, class, k, *t, size));
+                    probes.push(self.spec(mesh, class, k, *t, size));
                 }
             }
             let relay = self.relay_of(k, self.round);
-            shots.push(self.shot(mesh, ProbeClass::Relay, k, relay, None));
+            probes.push(self.spec(mesh, ProbeClass::Relay, k, relay, None));
         }
         self.paths[p].burst = Some(now);
-        shots
+        probes
     }
 
     /// Which targets a burst through `p` goes to, in turn. The one that was lost takes two of three, others the rest. Only
     /// what another path can test as well is evidence, so if the lost one is not that, others stand in for it.
     fn burst_targets(&self, p: usize, lost: usize) -> Vec<usize> {
-        let proves = |t: &usize| !self.witnesses(p, *t).is_empty();
+        let proves = |t: &usize| !self.controls(p, *t).is_empty();
         let mut others = self.targets_of(p);
         others.retain(|t| *t != lost && proves(t));
         if others.is_empty() {
@@ -171,14 +171,14 @@ impl Watch {
     }
 
     /// `drawn`: a random number that chooses the size of a new flow; `None`: the smallest.
-    pub(super) fn shot(
+    pub fn spec(
         &self,
         mesh: &Mesh,
         class: ProbeClass,
         p: usize,
         target: usize,
         drawn: Option<u32>,
-    ) -> Shot {
+    ) -> ProbeSpec {
         let least = self.targets[target].smallest();
         let size = match (class, drawn) {
             (ProbeClass::FullSize, _) => mesh.mtu.max(least),
@@ -190,7 +190,7 @@ impl Watch {
             }
             _ => least,
         };
-        Shot { class, path: Some(p), target, size }
+        ProbeSpec { class, path: Some(p), target, size }
     }
 }
 

@@ -3,11 +3,11 @@
 //! A *round* asks one service through every slot at the same moment. A slot fails a round only where another slot
 //! passed it, so a service that is down fails through all of them and says nothing. It also counts only where packets
 //! of the other classes, sent after it, came back through the slot: what they lose as well is theirs to judge. At the
-//! first failure a burst of rounds follows ([`ask`]), and the same sequential test as for packets decides.
+//! first failure a burst of rounds follows ([`requests`]), and the same sequential test as for packets decides.
 //!
 //! All of it is kept apart from the rings of the other classes: a service has its own pace, and its own reasons to be slow.
 
-pub(super) mod ask;
+pub mod requests;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -17,10 +17,10 @@ use crate::mesh::{Mesh, Node, Service};
 use crate::time::Instant;
 use crate::verdict::{Cause, EvidenceRow, ProbeClass};
 
-use super::evidence::Outcome;
-use super::rtt::Rtt;
-use super::sprt;
-use super::watch::Watch;
+use crate::observe::evidence::Outcome;
+use crate::observe::judgement::sprt;
+use crate::observe::location::LocationWatch;
+use crate::observe::probing::rtt::Rtt;
 
 /// Rounds remembered per service: a minute of them, or a few bursts.
 const ROUNDS: usize = 64;
@@ -37,7 +37,7 @@ const SEGMENT_HEADERS: u32 = 120;
 
 /// What became of one slot's part in a round.
 #[derive(Debug, Clone, Copy)]
-struct Try {
+struct Attempt {
     /// `Void`: not asked.
     outcome: Outcome,
     /// The TCP connect at least succeeded.
@@ -48,22 +48,22 @@ struct Try {
 struct Round {
     sent: Instant,
     /// By path.
-    tries: Vec<Try>,
+    attempts: Vec<Attempt>,
 }
 
 impl Round {
     fn passed_elsewhere(&self, p: usize) -> bool {
-        self.tries.iter().enumerate().any(|(k, t)| k != p && t.outcome == Outcome::Delivered)
+        self.attempts.iter().enumerate().any(|(k, t)| k != p && t.outcome == Outcome::Delivered)
     }
 
-    fn is_settled(&self) -> bool {
-        self.tries.iter().all(|t| t.outcome != Outcome::Pending)
+    fn is_decided(&self) -> bool {
+        self.attempts.iter().all(|t| t.outcome != Outcome::Pending)
     }
 }
 
 /// One service of a watched location.
 #[derive(Debug)]
-pub(super) struct ServiceWatch {
+pub struct ServiceHealth {
     pub service: Service,
     /// The node that it is behind.
     node: NodeName,
@@ -89,7 +89,7 @@ pub(super) struct ServiceWatch {
 
 /// What the services say against a candidate.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ServiceFault {
+pub struct ServiceFault {
     pub cause: Cause,
     pub from: Instant,
     pub suspected: Option<Instant>,
@@ -97,7 +97,7 @@ pub(super) struct ServiceFault {
     pub ok_before: Option<Instant>,
 }
 
-impl ServiceWatch {
+impl ServiceHealth {
     fn new(
         service: Service,
         node: &Node,
@@ -122,9 +122,9 @@ impl ServiceWatch {
         }
     }
 
-    fn at(&mut self, round: u64, p: usize) -> Option<&mut Try> {
+    fn at(&mut self, round: u64, p: usize) -> Option<&mut Attempt> {
         let index = usize::try_from(round.checked_sub(self.first)?).ok()?;
-        self.rounds.get_mut(index)?.tries.get_mut(p)
+        self.rounds.get_mut(index)?.attempts.get_mut(p)
     }
 
     /// The share that the best other slot lost of the rounds that any slot passed: of all, or of the latest if that is more.
@@ -132,8 +132,8 @@ impl ServiceWatch {
         let paths = self.rtt.len();
         let share = |k: usize, latest: usize| {
             let live =
-                self.rounds.iter().rev().filter(|r| r.is_settled() && r.passed_elsewhere(paths));
-            let settled = live.filter_map(|r| match r.tries[k].outcome {
+                self.rounds.iter().rev().filter(|r| r.is_decided() && r.passed_elsewhere(paths));
+            let settled = live.filter_map(|r| match r.attempts[k].outcome {
                 Outcome::Delivered => Some(false),
                 o if o.is_loss() => Some(true),
                 _ => None,
@@ -154,8 +154,8 @@ impl ServiceWatch {
         p: usize,
         alive: Option<Instant>,
     ) -> impl DoubleEndedIterator<Item = (&Round, bool)> {
-        let settled = self.rounds.iter().filter(|r| r.is_settled());
-        settled.filter_map(move |r| match r.tries[p].outcome {
+        let settled = self.rounds.iter().filter(|r| r.is_decided());
+        settled.filter_map(move |r| match r.attempts[p].outcome {
             Outcome::Delivered => Some((r, false)),
             o if o.is_loss() && r.passed_elsewhere(p) && alive >= Some(r.sent) => Some((r, true)),
             _ => None,
@@ -177,7 +177,7 @@ impl ServiceWatch {
     fn cause(&self, p: usize, alive: Option<Instant>, from: Instant, mtu: u16) -> Cause {
         let large = self.service.http.as_ref().map_or(0, |h| h.body.max(self.answer));
         let mut lost = self.judged(p, alive).filter(|(r, lost)| *lost && r.sent >= from);
-        let connects = lost.all(|(r, _)| r.tries[p].connected);
+        let connects = lost.all(|(r, _)| r.attempts[p].connected);
         if connects && large + SEGMENT_HEADERS > u32::from(mtu) {
             Cause::Mtu
         } else {
@@ -186,20 +186,20 @@ impl ServiceWatch {
     }
 }
 
-impl Watch {
+impl LocationWatch {
     /// The services of the mesh file, with nothing known of them yet.
-    pub(super) fn services_of(mesh: &Mesh, watch: &Watch, now: Instant) -> Vec<ServiceWatch> {
+    pub fn services_of(mesh: &Mesh, watch: &LocationWatch, now: Instant) -> Vec<ServiceHealth> {
         let Some(location) = mesh.locations.get(&watch.location) else { return Vec::new() };
         let all = location.services.iter().filter_map(|s| {
             let node = mesh.node_behind(&watch.location, s.address.ip())?;
             let candidate = watch.paths.iter().position(|p| node.slot == Some(p.slot));
-            Some(ServiceWatch::new(s.clone(), node, candidate, watch.paths.len(), now))
+            Some(ServiceHealth::new(s.clone(), node, candidate, watch.paths.len(), now))
         });
         all.collect()
     }
 
     /// What the services say against a candidate, if that is enough to condemn it: the worst of them.
-    pub(super) fn service_fault(&self, p: usize, h: f64, mtu: u16) -> Option<ServiceFault> {
+    pub fn service_fault(&self, p: usize, h: f64, mtu: u16) -> Option<ServiceFault> {
         let alive = self.paths[p].any_ok;
         let faults = self.services.iter().filter_map(|s| {
             let (value, from) = s.weigh(p, alive);
@@ -216,7 +216,7 @@ impl Watch {
     }
 
     /// A candidate that services condemned serves all of them again.
-    pub(super) fn services_recovered(&self, now: Instant, p: usize, interval: Duration) -> bool {
+    pub fn services_recovered(&self, now: Instant, p: usize, interval: Duration) -> bool {
         let path = &self.paths[p];
         if now.since(path.since) < RECOVERY {
             return false;
@@ -233,28 +233,28 @@ impl Watch {
     }
 
     /// What was held against a candidate is settled.
-    pub(super) fn forget_services(&mut self, p: usize) {
+    pub fn clear_service_rounds(&mut self, p: usize) {
         for s in &mut self.services {
             for round in &mut s.rounds {
-                round.tries[p] = Try { outcome: Outcome::Void, connected: false };
+                round.attempts[p] = Attempt { outcome: Outcome::Void, connected: false };
             }
             s.suspected = None;
         }
     }
 
     /// How many services answer through a candidate, of how many that were asked through it.
-    pub(super) fn services_up(&self, p: usize) -> (u8, u8) {
+    pub fn services_up(&self, p: usize) -> (u8, u8) {
         let latest = self.services.iter().filter_map(|s| {
-            let settled = s.rounds.iter().rev().map(|r| r.tries[p].outcome);
+            let settled = s.rounds.iter().rev().map(|r| r.attempts[p].outcome);
             settled.into_iter().find(|o| *o == Outcome::Delivered || o.is_loss())
         });
         latest.fold((0, 0), |(up, of), o| (up + u8::from(!o.is_loss()), of + 1))
     }
 
     /// Evidence of class `service` since `from`: one row over all services, and one for each that failed.
-    pub(super) fn service_rows(&self, p: usize, from: Instant) -> Vec<EvidenceRow> {
+    pub fn service_rows(&self, p: usize, from: Instant) -> Vec<EvidenceRow> {
         let alive = self.paths[p].any_ok;
-        let row = |s: Option<&ServiceWatch>, counts: (u32, u32)| EvidenceRow {
+        let row = |s: Option<&ServiceHealth>, counts: (u32, u32)| EvidenceRow {
             class: ProbeClass::Service,
             target: s.map(|s| s.node.clone()),
             address: s.map(|s| s.service.address.ip()),
@@ -263,7 +263,7 @@ impl Watch {
             lost: counts.1,
             time_exceeded: 0,
         };
-        let count = |s: &ServiceWatch| {
+        let count = |s: &ServiceHealth| {
             let since = s.judged(p, alive).filter(|(r, _)| r.sent >= from);
             since.fold((0, 0), |(n, lost), (_, l)| (n + 1, lost + u32::from(l)))
         };

@@ -6,15 +6,15 @@ use std::time::Duration;
 use crate::mesh::{Mesh, Node};
 use crate::time::Instant;
 
-use super::schedule::CYCLE;
-use super::watch::{interval_of, is_watched_fully};
+use crate::observe::location::{interval_of, is_watched_fully};
+use crate::observe::probing::schedule::CYCLE;
 
 /// For so long after a round was left out the budget counts as too small.
 const SHORT: Duration = Duration::from_secs(60);
 
 /// A token bucket. Half of `probe_budget` at once and half of it per second, so no second ever sees more than all of it.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub struct Budget {
     tokens: f64,
     refilled: Instant,
     /// Watches whose round was left out, in the order in which they come first: one with many slots would else wait for ever
@@ -30,19 +30,19 @@ fn full(mesh: &Mesh) -> f64 {
 }
 
 impl Budget {
-    pub(super) fn new(now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         let waiting = VecDeque::new();
         Self { tokens: 0.0, refilled: now, waiting, left_out: 0, last_left_out: None }
     }
 
     /// Another mesh: other numbers of watches.
-    pub(super) fn mesh_changed(&mut self, mesh: &Mesh) {
+    pub fn mesh_changed(&mut self, mesh: &Mesh) {
         self.tokens = self.tokens.min(full(mesh));
         self.waiting.clear();
     }
 
     /// Takes `n` probes, or none. More than the bucket holds are taken when it is full.
-    pub(super) fn spend(&mut self, mesh: &Mesh, now: Instant, n: usize) -> bool {
+    pub fn spend(&mut self, mesh: &Mesh, now: Instant, n: usize) -> bool {
         let full = full(mesh);
         self.tokens = (self.tokens + now.since(self.refilled).as_secs_f64() * full).min(full);
         self.refilled = now;
@@ -55,7 +55,7 @@ impl Budget {
     }
 
     /// Takes a round of `n` probes of watch `at`. If it is left out: when to try again, where that is sooner than its next round.
-    pub(super) fn round(
+    pub fn round(
         &mut self,
         mesh: &Mesh,
         now: Instant,
@@ -78,16 +78,16 @@ impl Budget {
     }
 
     /// Something that was to be sent is not.
-    pub(super) fn leave_out(&mut self, now: Instant) {
+    pub fn leave_out(&mut self, now: Instant) {
         self.left_out += 1;
         self.last_left_out = Some(now);
     }
 
-    pub(super) fn left_out(&self) -> u64 {
+    pub fn left_out(&self) -> u64 {
         self.left_out
     }
 
-    pub(super) fn is_short(&self, now: Instant) -> bool {
+    pub fn is_short(&self, now: Instant) -> bool {
         self.last_left_out.is_some_and(|at| now.since(at) < SHORT)
     }
 }

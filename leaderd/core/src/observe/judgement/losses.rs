@@ -5,9 +5,9 @@ use std::time::Duration;
 use crate::time::Instant;
 use crate::verdict::ProbeClass;
 
-use super::evidence::{Obs, Outcome};
-use super::sprt;
-use super::watch::Watch;
+use crate::observe::evidence::{Outcome, Sample};
+use crate::observe::judgement::sprt;
+use crate::observe::location::LocationWatch;
 
 /// What the controls lost this recently counts as well as what they lose on average.
 const CONTROL_WINDOW: Duration = Duration::from_millis(500);
@@ -23,11 +23,11 @@ const CONFIRM_SLACKS: u32 = 4;
 
 /// The tests of one path.
 #[derive(Debug, Default)]
-pub(super) struct Weight {
+pub struct LossTests {
     /// New flows of drawn sizes; of full size; the worst single target.
-    pub new: Sum,
-    pub full: Sum,
-    pub target: Sum,
+    pub new: Cusum,
+    pub full: Cusum,
+    pub target: Cusum,
     /// Losses that count.
     pub losses: usize,
     /// When the next one will that does not yet.
@@ -36,12 +36,12 @@ pub(super) struct Weight {
 
 /// A CUSUM and where its present climb began.
 #[derive(Debug, Default, Clone, Copy)]
-pub(super) struct Sum {
+pub struct Cusum {
     pub value: f64,
     pub from: Option<Instant>,
 }
 
-impl Sum {
+impl Cusum {
     fn add(&mut self, step: f64, at: Instant) {
         self.value = (self.value + step).max(0.0);
         if self.value == 0.0 {
@@ -50,14 +50,14 @@ impl Sum {
             self.from = Some(at);
         }
     }
-    pub fn worse(self, other: Sum) -> Sum {
+    pub fn worse(self, other: Cusum) -> Cusum {
         if other.value > self.value { other } else { self }
     }
 }
 
-impl Watch {
+impl LocationWatch {
     /// Where to look for signs of life of a target, other than through path `p`: (path, by its relay probes).
-    pub(super) fn witnesses(&self, p: usize, t: usize) -> Vec<(usize, bool)> {
+    pub fn controls(&self, p: usize, t: usize) -> Vec<(usize, bool)> {
         let others: Vec<_> =
             (0..self.paths.len()).filter(|k| *k != p && self.can_test(*k, t)).collect();
         if !others.is_empty() {
@@ -73,17 +73,17 @@ impl Watch {
     /// A witness reached the target of a lost probe at about the same time: of its probes from shortly before to a little
     /// later, the one nearest in time passed. All paths may have been silent for a moment, so one that passed sooner or
     /// later says nothing if a nearer one was lost, or is still on its way.
-    fn confirmed(&self, witnesses: &[(usize, bool)], lost: &Obs, slack: Duration) -> bool {
+    fn confirmed(&self, controls: &[(usize, bool)], lost: &Sample, slack: Duration) -> bool {
         let (from, until) = (lost.sent - slack, lost.sent + slack * CONFIRM_SLACKS);
-        witnesses.iter().any(|(k, relay)| {
-            let ring = &self.paths[*k].ring;
-            let start = ring.partition_point(|o| o.sent < from);
-            let same = |o: &&Obs| match relay {
+        controls.iter().any(|(k, relay)| {
+            let samples = &self.paths[*k].samples;
+            let start = samples.partition_point(|o| o.sent < from);
+            let same = |o: &&Sample| match relay {
                 true => o.class == ProbeClass::Relay,
                 false => o.is_fresh() && o.target == lost.target,
             };
-            let near = ring.range(start..).take_while(|o| o.sent <= until).filter(same);
-            let distance = |o: &Obs| o.sent.since(lost.sent).max(lost.sent.since(o.sent));
+            let near = samples.range(start..).take_while(|o| o.sent <= until).filter(same);
+            let distance = |o: &Sample| o.sent.since(lost.sent).max(lost.sent.since(o.sent));
             // Of a burst sent at once one that passed is enough.
             let nearest = near.min_by_key(|o| (distance(o), o.outcome != Outcome::Delivered));
             nearest.is_some_and(|o| o.outcome == Outcome::Delivered)
@@ -98,9 +98,9 @@ impl Watch {
                 continue;
             }
             let (mut n, mut lost) = (0, 0);
-            for o in other.settled_since(now - CONTROL_WINDOW).filter(|o| o.is_fresh()) {
+            for o in other.decided_since(now - CONTROL_WINDOW).filter(|o| o.is_fresh()) {
                 let live = (0..self.paths.len())
-                    .any(|x| self.cells[x][o.target].delivered >= Some(o.sent - slack));
+                    .any(|x| self.pairs[x][o.target].delivered >= Some(o.sent - slack));
                 if o.outcome == Outcome::Delivered || live {
                     n += 1;
                     lost += usize::from(o.outcome.is_loss());
@@ -114,31 +114,37 @@ impl Watch {
     }
 
     /// Runs the tests of a path. With `blame_all` losses count whether or not their target is known to live.
-    pub(super) fn weigh(&self, p: usize, now: Instant, slack: Duration, blame_all: bool) -> Weight {
+    pub fn test_losses(
+        &self,
+        p: usize,
+        now: Instant,
+        slack: Duration,
+        blame_all: bool,
+    ) -> LossTests {
         let test = sprt::failure(if blame_all { 0.0 } else { self.p0(p, now, slack) });
-        let witnesses: Vec<_> = (0..self.targets.len()).map(|t| self.witnesses(p, t)).collect();
-        let mut per_target = vec![Sum::default(); self.targets.len()];
-        let mut w = Weight::default();
+        let controls: Vec<_> = (0..self.targets.len()).map(|t| self.controls(p, t)).collect();
+        let mut per_target = vec![Cusum::default(); self.targets.len()];
+        let mut w = LossTests::default();
         // Where replies come late elsewhere in this location, wait as long for these.
-        let late = self.paths.iter().filter_map(|p| p.late.as_ref()?.patience(now)).max();
+        let late = self.paths.iter().filter_map(|p| p.late_replies.as_ref()?.patience(now)).max();
         let patience = late.map_or(Duration::ZERO, |rtt| rtt + slack);
         let path = &self.paths[p];
-        let unanswered = |o: &&Obs| path.any_ok < Some(o.sent) && o.outcome != Outcome::Void;
+        let unanswered = |o: &&Sample| path.any_ok < Some(o.sent) && o.outcome != Outcome::Void;
         let silence = SILENCE + path.rtt.smoothed().unwrap_or_default();
-        let heard_by = path.ring.iter().find(unanswered).map_or(now, |o| o.sent + silence);
-        for o in path.ring.iter().filter(|o| o.is_fresh()) {
+        let heard_by = path.samples.iter().find(unanswered).map_or(now, |o| o.sent + silence);
+        for o in path.samples.iter().filter(|o| o.is_fresh()) {
             let lives = o.outcome == Outcome::Looped || path.any_ok >= Some(o.sent);
             let due = o.sent + patience;
             let due = if lives { due } else { due.max(heard_by) };
             let lost = match o.outcome {
                 Outcome::Pending | Outcome::Void => continue,
                 Outcome::Delivered => false,
-                _ if self.targets[o.target].mute => continue,
+                _ if self.targets[o.target].daemon_absent => continue,
                 _ if now < due => {
                     w.next = Some(w.next.map_or(due, |n| n.min(due)));
                     continue;
                 }
-                _ if blame_all || self.confirmed(&witnesses[o.target], o, slack) => true,
+                _ if blame_all || self.confirmed(&controls[o.target], o, slack) => true,
                 _ => continue,
             };
             w.losses += usize::from(lost);
@@ -147,7 +153,7 @@ impl Watch {
             group.add(step, o.sent);
             per_target[o.target].add(step, o.sent);
         }
-        w.target = per_target.into_iter().fold(Sum::default(), Sum::worse);
+        w.target = per_target.into_iter().fold(Cusum::default(), Cusum::worse);
         w
     }
 }
