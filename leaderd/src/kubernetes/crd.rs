@@ -53,7 +53,7 @@ pub struct LocationPoolSpec {
     pub witnesses: Vec<String>,
     /// What is otherwise here than in the rest of the mesh.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub policy: Policy,
+    pub policy: PoolPolicy,
     /// native: leaderd's own routes carry the workload. kilo: they do beside Kilo, which is told who leads. observe: nothing is changed.
     #[serde(default)]
     pub steering: SteeringKind,
@@ -115,52 +115,6 @@ pub struct LabelValue(
     )]
     pub String,
 );
-
-/// What is otherwise here than in the rest of the mesh. Durations are a whole number and a unit: us, ms, s, m or h.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("!has(self.holdDown) || !has(self.holdDownMax) || duration(self.holdDownMax) >= duration(self.holdDown)")
-    .message("spec.policy.holdDownMax is shorter than spec.policy.holdDown: it bounds the hold-down once it has grown"))]
-pub struct Policy {
-    /// Time between two rounds of probes over all candidates, 10ms to 1m. 100ms without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 20), regex(pattern = r"^[0-9]{1,9}(us|ms|s|m|h)$"))]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('10ms') && duration(self) <= duration('1m')")
-        .message("spec.policy.probeInterval is out of range: 10ms to 1m"))]
-    pub probe_interval: Option<String>,
-    /// Accepted false failovers per year, 0.000001 to 1000. 0.01 without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.000_001, max = 1000.0))]
-    // Against an integer the API server compares bounds without their fraction.
-    #[x_kube(validation = Rule::new("self >= 0.000001")
-        .message("spec.policy.falseFailoversPerYear is out of range: 0.000001 to 1000"))]
-    pub false_failovers_per_year: Option<f64>,
-    /// Steady loss above which a leader counts as degraded when its standbys lose less, 0.01 to 1. 0.2 without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0.01, max = 1.0))]
-    #[x_kube(validation = Rule::new("self >= 0.01")
-        .message("spec.policy.lossThreshold is out of range: 0.01 to 1"))]
-    pub loss_threshold: Option<f64>,
-    /// Go back to the preferred candidate by itself once it forwards again. false without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fail_back: Option<bool>,
-    /// Least time between two automatic failovers, 0s to 1h; it doubles with each recent one. 1s without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 20), regex(pattern = r"^[0-9]{1,9}(us|ms|s|m|h)$"))]
-    #[x_kube(validation = Rule::new("duration(self) <= duration('1h')")
-        .message("spec.policy.holdDown is out of range: 0s to 1h"))]
-    pub hold_down: Option<String>,
-    /// Upper bound of the grown hold-down, 1ms to 24h. 5m without it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 20), regex(pattern = r"^[0-9]{1,9}(us|ms|s|m|h)$"))]
-    #[x_kube(validation = Rule::new("duration(self) >= duration('1ms') && duration(self) <= duration('24h')")
-        .message("spec.policy.holdDownMax is out of range: 1ms to 24h"))]
-    pub hold_down_max: Option<String>,
-    /// How many leaders at once, 1 to 15; more than one share the traffic. 1 without it. With steering kilo: 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1, max = 15))]
-    pub leaders: Option<u8>,
-}
 
 /// How a decision reaches the data path.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -240,9 +194,6 @@ impl From<LocationPool> for Pool {
 impl From<LocationPoolSpec> for PoolSpec {
     fn from(spec: LocationPoolSpec) -> Self {
         let Candidates { match_labels, names, priorities, max } = spec.candidates;
-        let policy = spec.policy;
-        // The server has checked them. One that got past it all the same counts as not given.
-        let duration = |text: Option<String>| humantime::parse_duration(&text?).ok();
         Self {
             location: spec.location,
             candidates: CandidateRule {
@@ -252,15 +203,7 @@ impl From<LocationPoolSpec> for PoolSpec {
                 max,
             },
             witnesses: spec.witnesses,
-            policy: PoolPolicy {
-                probe_interval: duration(policy.probe_interval),
-                false_failovers_per_year: policy.false_failovers_per_year,
-                loss_threshold: policy.loss_threshold,
-                fail_back: policy.fail_back,
-                hold_down: duration(policy.hold_down),
-                hold_down_max: duration(policy.hold_down_max),
-                leaders: policy.leaders,
-            },
+            policy: spec.policy.0,
             steering: match spec.steering {
                 SteeringKind::Native => Steering::Native,
                 SteeringKind::Kilo => Steering::Kilo,

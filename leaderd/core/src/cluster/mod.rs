@@ -13,6 +13,7 @@
 
 mod depart;
 mod keys;
+mod pool_policy;
 mod rank;
 mod render;
 mod report;
@@ -24,6 +25,7 @@ mod view;
 mod fixture;
 
 pub use keys::{NodeKeys, NotTaken, Pins};
+pub use pool_policy::PoolPolicy;
 pub use rank::{looks, turn_of_any};
 pub use render::{
     PrefixSource, Problem, Refusal, Refused, Rendered, RenderedCandidate, RenderedPool, Subject,

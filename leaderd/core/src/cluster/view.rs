@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::keys::Pins;
+use crate::mesh::PolicyPatch;
 pub use crate::mesh::Steering;
 
 /// Everything read, as of about the same time.
@@ -90,7 +90,8 @@ pub struct PoolSpec {
     pub candidates: CandidateRule,
     /// Names of nodes elsewhere that vote here and never lead here.
     pub witnesses: Vec<String>,
-    pub policy: PoolPolicy,
+    /// What this location has otherwise than the mesh.
+    pub policy: PolicyPatch,
     pub steering: Steering,
     /// No automatic failover while set.
     pub freeze: bool,
@@ -108,18 +109,6 @@ pub struct CandidateRule {
     pub priorities: BTreeMap<String, u16>,
     /// At most so many candidates; 1 to 15. Default 3.
     pub max: Option<u8>,
-}
-
-/// What the pool says otherwise than the mesh. Units and ranges as in the mesh file's `[policy]`.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct PoolPolicy {
-    pub probe_interval: Option<Duration>,
-    pub false_failovers_per_year: Option<f64>,
-    pub loss_threshold: Option<f64>,
-    pub fail_back: Option<bool>,
-    pub hold_down: Option<Duration>,
-    pub hold_down_max: Option<Duration>,
-    pub leaders: Option<u8>,
 }
 
 /// The ConfigMap that holds the mesh file. Whoever changes it counts the generation up, with its `resourceVersion` as

@@ -13,8 +13,9 @@ use super::first_host;
 use super::inner::{NEW_INNER, UNSAID_INNER};
 use super::model::{
     Commands, ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay,
-    Policy, ProofPolicy, Service, Steering, VxlanDevice,
+    ProofPolicy, Service, Steering, VxlanDevice,
 };
+use super::policy::Policy;
 use super::reader::{At, Bad, Section};
 use super::{policy, values};
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};

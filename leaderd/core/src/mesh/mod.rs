@@ -30,6 +30,7 @@ pub use endpoint::{Addresses, SILENCE, Unfit};
 pub use index::Index;
 pub use inner::{NEW_INNER, OTHER_INNER, UNSAID_INNER, is_taken};
 pub use model::*;
+pub use policy::{Field, Policy, PolicyPatch};
 pub use template::{EXAMPLE_NODES, ExampleKeys, example};
 
 use diagnostic::Sink;
@@ -71,8 +72,6 @@ pub fn parse(text: &str) -> Result<Mesh, Vec<Diagnostic>> {
     }
     Err(sink.into_diagnostics())
 }
-
-pub(crate) use values::show_duration;
 
 /// A DNS name in lower case, if the text is one.
 pub(crate) fn host_name(text: &str) -> Option<String> {

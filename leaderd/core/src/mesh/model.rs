@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use wgctl_plan::{Family, InterfaceName, WgPublicKey};
 
 use super::index::Index;
+use super::policy::Policy;
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 
 /// A whole mesh, checked.
@@ -296,60 +296,6 @@ impl fmt::Debug for ControlPublicKey {
             write!(f, "{b:02x}")?;
         }
         f.write_str("…")
-    }
-}
-
-/// How eagerly to probe, to judge and to move. All of it has defaults.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Policy {
-    /// Time between two rounds over all slots of a location that is watched at full rate.
-    pub probe_interval: Duration,
-    /// The same for locations watched slowly.
-    pub slow_probe_interval: Duration,
-    /// Time between two probes of each service through every slot.
-    pub service_interval: Duration,
-    /// How many other locations watch each location at full rate.
-    pub watchers: u8,
-    /// Probes a second that one node may send, bursts included.
-    pub probe_budget: u32,
-    /// Never wait less than this for a reply.
-    pub min_probe_timeout: Duration,
-    /// Accepted false failovers per location and year.
-    pub false_failovers_per_year: f64,
-    /// Steady loss through a relay above which it counts as degraded when its standbys lose less (0 to 1).
-    pub loss_threshold: f64,
-    /// Least time between two automatic failovers of a location; doubles with each recent one.
-    pub hold_down: Duration,
-    /// Upper bound of the grown hold-down; also the time in which it decays by half.
-    pub hold_down_max: Duration,
-    /// Go back to the preferred candidate by itself once it forwards again.
-    pub fail_back: bool,
-    /// How long a leader's daemon may be silent while its relay forwards before leadership moves away calmly.
-    pub daemon_dead_after: Duration,
-    /// How long without a quorum before nodes fall back to the local ranking.
-    pub quorum_lost_after: Duration,
-    /// How many leaders a location has (more than one: ECMP).
-    pub leaders: u8,
-}
-
-impl Default for Policy {
-    fn default() -> Self {
-        Self {
-            probe_interval: Duration::from_millis(100),
-            slow_probe_interval: Duration::from_secs(2),
-            service_interval: Duration::from_secs(1),
-            watchers: 3,
-            probe_budget: 1000,
-            min_probe_timeout: Duration::from_millis(20),
-            false_failovers_per_year: 0.01,
-            loss_threshold: 0.2,
-            hold_down: Duration::from_secs(1),
-            hold_down_max: Duration::from_secs(300),
-            fail_back: false,
-            daemon_dead_after: Duration::from_secs(5),
-            quorum_lost_after: Duration::from_secs(10),
-            leaders: 1,
-        }
     }
 }
 

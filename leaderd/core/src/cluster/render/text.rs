@@ -11,9 +11,9 @@ use super::before::{Before, GIVEN_UP, PREFIXES, REVISION};
 use super::draft::Draft;
 use super::numbers::Numbers;
 use super::settings::Settings;
-use crate::cluster::view::{Pool, PoolPolicy, Steering};
+use crate::cluster::view::Steering;
 use crate::ids::{LocationName, NodeName};
-use crate::mesh::{Host, show_duration};
+use crate::mesh::Host;
 
 /// What a mistake in the text is to be blamed on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -140,7 +140,7 @@ pub(super) fn text(
             w.set("prefixes", prefixes.iter().map(|p| p.to_string()).collect::<Vec<_>>());
         }
         let mut policy = match pool {
-            Some(pool) if !draft.ignored_policies.contains(name) => policy(pool),
+            Some(pool) if !draft.ignored_policies.contains(name) => pool.spec.policy.entries(),
             _ => Vec::new(),
         };
         if steering == Steering::Kilo {
@@ -180,30 +180,4 @@ pub(super) fn text(
         w.set("control_key", STANDARD.encode(facts.keys.control));
     }
     (w.text, w.blames)
-}
-
-/// What a pool says of policy, as fields of `[locations.NAME.policy]`.
-fn policy(pool: &Pool) -> Vec<(&'static str, Value)> {
-    let PoolPolicy {
-        probe_interval,
-        false_failovers_per_year,
-        loss_threshold,
-        fail_back,
-        hold_down,
-        hold_down_max,
-        leaders,
-    } = &pool.spec.policy;
-    let duration = |key, d: &Option<std::time::Duration>| d.map(|d| (key, show_duration(d).into()));
-    [
-        duration("probe_interval", probe_interval),
-        false_failovers_per_year.map(|n| ("false_failovers_per_year", n.into())),
-        loss_threshold.map(|n| ("loss_threshold", n.into())),
-        fail_back.map(|f| ("fail_back", f.into())),
-        duration("hold_down", hold_down),
-        duration("hold_down_max", hold_down_max),
-        leaders.map(|n| ("leaders", i64::from(n).into())),
-    ]
-    .into_iter()
-    .flatten()
-    .collect()
 }
