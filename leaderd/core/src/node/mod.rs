@@ -165,7 +165,7 @@ impl Node {
         let mut this = Self {
             steer: Steer::new(&mesh, &location),
             heard: Heard::new(now.mono),
-            proofs: Proofs::new(&mesh),
+            proofs: Proofs::new(&mesh, now),
             fallback: Fallback::new(now.mono),
             addresses: Addresses::new(mesh.clone()),
             mesh,

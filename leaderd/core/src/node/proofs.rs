@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Node;
 use super::ignored::Ignored;
@@ -13,9 +14,14 @@ use crate::io::{Effect, Persist};
 use crate::mesh::{Mesh, ProofPolicy};
 use crate::proof::{Proof, SetId, Signature, Signed, Statement, VoterSet};
 use crate::state::Decision;
-use crate::time::Now;
+use crate::time::{Instant, Now};
 use crate::wire::Frame;
 use crate::wire::limits::MAX_SIGNED;
+
+/// Voters that were not heard yet count as ones that sign, for this time after a node first knows of their location. A node
+/// that starts without a store knows no proof, and would otherwise take the first claim that it hears. Hellos of remote
+/// nodes are rationed in large meshes; all voters that are up have spoken by then.
+const PRESUMED: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 enum Asked {
@@ -44,35 +50,56 @@ pub(super) struct Proofs {
     /// Of each location's voters: by the present mesh file, and by the last one in which they were others.
     sets: BTreeMap<LocationName, (VoterSet, Option<VoterSet>)>,
     voices: BTreeMap<LocationName, BTreeMap<NodeName, Voice>>,
+    /// Locations whose unheard voters count as ones that sign, and until when ([`PRESUMED`]).
+    presumed: BTreeMap<LocationName, Instant>,
     /// The decision about which it was last said that this node does not sign it.
     refused: BTreeMap<LocationName, Epoch>,
 }
 
 impl Proofs {
-    pub(super) fn new(mesh: &Mesh) -> Self {
+    pub(super) fn new(mesh: &Mesh, now: Now) -> Self {
         let set = |l: &LocationName| (l.clone(), (VoterSet::of(mesh, l), None));
-        Self {
+        let mut proofs = Self {
             able: false,
             asked: BTreeMap::new(),
             last_id: 0,
             sets: mesh.locations.keys().map(set).collect(),
             voices: BTreeMap::new(),
+            presumed: BTreeMap::new(),
             refused: BTreeMap::new(),
-        }
+        };
+        proofs.presume_unheard_sign(now);
+        proofs
     }
 
-    fn set_mesh(&mut self, mesh: &Mesh) {
+    /// Of all locations, as when this node starts.
+    pub(super) fn presume_unheard_sign(&mut self, now: Now) {
+        let until = |l: &LocationName| (l.clone(), now.mono + PRESUMED);
+        self.presumed = self.sets.keys().map(until).collect();
+    }
+
+    /// As if a node had run for [`PRESUMED`].
+    #[cfg(test)]
+    pub(super) fn presume_no_signers(&mut self) {
+        self.presumed.clear();
+    }
+
+    fn set_mesh(&mut self, mesh: &Mesh, now: Now) {
         let before = std::mem::take(&mut self.sets);
         for location in mesh.locations.keys() {
             let new = VoterSet::of(mesh, location);
             let old = match before.get(location) {
                 Some((old, older)) if *old == new => older.clone(),
                 Some((old, _)) => Some(old.clone()),
-                None => None,
+                None => {
+                    self.presumed.insert(location.clone(), now.mono + PRESUMED);
+                    None
+                }
             };
             self.sets.insert(location.clone(), (new, old));
         }
         self.voices.retain(|l, _| mesh.locations.contains_key(l));
+        self.presumed.retain(|l, _| mesh.locations.contains_key(l));
         self.refused.retain(|l, _| mesh.locations.contains_key(l));
     }
 
@@ -331,7 +358,10 @@ impl Node {
         }
         let Some((set, _)) = self.proofs.sets.get(location) else { return false };
         let (sign, do_not) = self.signers(set);
-        set.is_majority(sign) || (self.known.proof(location).is_some() && !set.is_majority(do_not))
+        let may_sign = set.voters().count() - do_not;
+        set.is_majority(sign)
+            || (self.known.proof(location).is_some() && !set.is_majority(do_not))
+            || (self.proofs.presumed.contains_key(location) && set.is_majority(may_sign))
     }
 
     /// How many voters are known to sign, and how many are known not to.
@@ -385,6 +415,7 @@ impl Node {
 
     /// With each hello: what was not signed may be signed now, and what was lost is told again.
     pub(super) fn keep_proving(&mut self, now: Now) {
+        self.proofs.presumed.retain(|_, until| now.mono < *until);
         let locations: Vec<LocationName> = self.groups.keys().cloned().collect();
         for location in locations {
             self.tell_group(&location);
@@ -400,7 +431,7 @@ impl Node {
 
     /// A new mesh file: other voters or other keys sign the present decisions again, without a new epoch.
     pub(super) fn new_voters(&mut self, now: Now, mesh: &Arc<Mesh>) {
-        self.proofs.set_mesh(mesh);
+        self.proofs.set_mesh(mesh, now);
         self.try_key();
         self.keep_proving(now);
     }

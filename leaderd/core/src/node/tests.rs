@@ -96,6 +96,8 @@ impl Bench {
             lan_mtu: None,
         };
         let mut bench = Self { node: Node::new(config, now).unwrap(), now, disk };
+        // Most tests begin when all voters that are up have been heard.
+        bench.node.proofs.presume_no_signers();
         bench.effects();
         bench
     }
