@@ -9,12 +9,12 @@
 
 pub mod admin;
 pub mod capability;
-pub mod cluster;
 #[cfg(test)]
 mod golden;
 pub mod group;
 pub mod ids;
 pub mod io;
+pub mod kubernetes;
 pub mod mesh;
 pub mod node;
 pub mod observe;

@@ -1,4 +1,4 @@
-//! How long to leave the API server alone: after it failed, and where it asks to be left alone.
+//! Pauses between requests to the API server: after failures, and where it asks for one.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -6,60 +6,60 @@ use std::time::{Duration, Instant};
 use hyper::header::RETRY_AFTER;
 use hyper::http::{HeaderMap, StatusCode};
 
-/// The first pause, and the longest: an outage ends unseen for at most so long.
+/// The first pause, and the longest: the end of an outage is noticed at most this late.
 const FIRST: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// The longest pause that the server may ask for. It says a second or a few; what sits between may say anything.
-const MOST_ASKED: Duration = Duration::from_secs(120);
+/// The longest pause that the server may ask for. It asks for a few seconds; a proxy in between may ask for anything.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
 
-/// Until when the server asked to be left alone (header `Retry-After`), whatever the request was. Clones share it.
+/// Until when the server asked for a pause (header `Retry-After`) of all requests. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Asked(Arc<Mutex<Option<Instant>>>);
+pub struct RetryAfter(Arc<Mutex<Option<Instant>>>);
 
-impl Asked {
-    /// An answer came. Only those that say that there is too much to do may ask for a pause.
-    pub fn hear(&self, status: StatusCode, headers: &HeaderMap) {
+impl RetryAfter {
+    /// Records an answer. Only answers that report overload may ask for a pause.
+    pub fn record(&self, status: StatusCode, headers: &HeaderMap) {
         if !is_overload(status.as_u16()) {
             return;
         }
         let seconds = headers.get(RETRY_AFTER).and_then(|v| v.to_str().ok()?.parse().ok());
         let Some(pause) = seconds.map(Duration::from_secs) else { return };
-        let until = Instant::now() + pause.min(MOST_ASKED);
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *held = Some(held.map_or(until, |before| before.max(until)));
+        let until = Instant::now() + pause.min(MAX_RETRY_AFTER);
+        let mut pause_until = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *pause_until = Some(pause_until.map_or(until, |before| before.max(until)));
     }
 
-    /// What is left of the pause.
+    /// Returns the rest of the pause.
     fn left(&self) -> Duration {
         let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         until.map_or(Duration::ZERO, |at| at.saturating_duration_since(Instant::now()))
     }
 }
 
-/// Too many requests, no server for them, or none in time: the same later may be fine.
+/// True for status codes of overload: too many requests, service unavailable, gateway timeout.
 pub fn is_overload(code: u16) -> bool {
     matches!(code, 429 | 503 | 504)
 }
 
-/// Doubles from 0.5 s to 10 s, each pause drawn between half and all of it, so that daemons do not come back at once; and goes on
-/// top of what the server asked for.
+/// Doubles from 0.5 s to 10 s. Each pause is drawn between half and all of it, so that daemons do not return at once, and comes on top of
+/// the pause that the server asked for.
 #[derive(Debug, Default)]
 pub struct Backoff {
     failures: u32,
-    asked: Asked,
+    retry_after: RetryAfter,
 }
 
 impl Backoff {
-    pub fn new(asked: Asked) -> Self {
-        Self { failures: 0, asked }
+    pub fn new(retry_after: RetryAfter) -> Self {
+        Self { failures: 0, retry_after }
     }
 }
 
-/// Between half and all of it.
+/// Returns a random duration between half of `whole` and all of it.
 pub fn spread(whole: Duration) -> Duration {
     let mut byte = [0; 1];
-    // Without randomness it is all of it: no harm.
+    // Without randomness: all of it.
     let share = getrandom::fill(&mut byte).map_or(255, |()| byte[0]);
     whole / 2 + whole.mul_f64(f64::from(share) / 510.0)
 }
@@ -70,7 +70,7 @@ impl Iterator for Backoff {
     fn next(&mut self) -> Option<Duration> {
         let whole = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
-        Some(self.asked.left() + spread(whole))
+        Some(self.retry_after.left() + spread(whole))
     }
 }
 
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_bound_and_begin_anew_after_a_success() {
+    fn pauses_grow_to_a_bound_and_start_again_after_a_success() {
         let mut backoff = Backoff::default();
         let first = backoff.next().unwrap();
         assert!((FIRST / 2..=FIRST).contains(&first), "{first:?}");
@@ -99,27 +99,27 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_asks_for_is_kept_and_only_where_it_has_too_much_to_do() {
+    fn retry_after_is_respected_only_with_overload() {
         let says = |code: u16, value: &'static str| {
-            let asked = Asked::default();
+            let retry_after = RetryAfter::default();
             let headers = [(RETRY_AFTER, value.parse().unwrap())].into_iter().collect();
-            asked.hear(StatusCode::from_u16(code).unwrap(), &headers);
-            Backoff::new(asked).next().unwrap()
+            retry_after.record(StatusCode::from_u16(code).unwrap(), &headers);
+            Backoff::new(retry_after).next().unwrap()
         };
         assert!(says(429, "7") > Duration::from_secs(6));
         assert!(says(503, "7") > Duration::from_secs(6));
         assert!(says(201, "7") <= FIRST);
         assert!(says(429, "Fri, 31 Dec 2027 23:59:59 GMT") <= FIRST, "dates are not sent");
-        assert!(says(429, "999999999") <= MOST_ASKED + FIRST, "a mistake of something between");
+        assert!(says(429, "999999999") <= MAX_RETRY_AFTER + FIRST, "a mistake of a proxy");
     }
 
     #[test]
     fn a_shorter_pause_does_not_end_a_longer_one() {
-        let asked = Asked::default();
+        let retry_after = RetryAfter::default();
         for value in ["60", "1"] {
             let headers = [(RETRY_AFTER, value.parse().unwrap())].into_iter().collect();
-            asked.clone().hear(StatusCode::TOO_MANY_REQUESTS, &headers);
+            retry_after.clone().record(StatusCode::TOO_MANY_REQUESTS, &headers);
         }
-        assert!(Backoff::new(asked).next().unwrap() > Duration::from_secs(50));
+        assert!(Backoff::new(retry_after).next().unwrap() > Duration::from_secs(50));
     }
 }

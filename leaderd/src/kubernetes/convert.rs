@@ -1,11 +1,11 @@
-//! From the API's objects to the view: what matters here, and nothing else, so that a large cluster takes little memory.
+//! Converts the API's objects to the view, with only the fields that leaderd uses, so that a large cluster takes little memory.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::api::DynamicObject;
-use leaderd_core::cluster::ClusterNode;
+use leaderd_core::kubernetes::ClusterNode;
 use serde_json::Value;
 
 /// Key of the mesh file in its ConfigMap.
@@ -15,7 +15,7 @@ pub const MESH_KEY: &str = "mesh.toml";
 pub const CONDITION: &str = "RelayForwarding";
 pub const REFUSED: &str = "MeshChangeRefused";
 
-/// Prefixes of the annotations that are looked at.
+/// Prefixes of the annotations that leaderd reads.
 const ANNOTATIONS: [&str; 2] = ["kilo.squat.ai/", "leaderd.io/"];
 
 pub fn node(node: Node) -> ClusterNode {
@@ -49,17 +49,17 @@ pub fn node(node: Node) -> ClusterNode {
     }
 }
 
-/// The mesh file that the object holds, if it holds one.
+/// Returns the mesh file in the object, if it has one.
 pub fn mesh_text(object: ConfigMap) -> Option<String> {
     object.data?.remove(MESH_KEY)
 }
 
-/// Those of a list that are prefixes.
+/// Returns the prefixes in a list.
 fn nets(list: &Value) -> impl Iterator<Item = IpNet> {
     list.as_array().into_iter().flatten().filter_map(|v| v.as_str()?.parse().ok())
 }
 
-/// A `CiliumNode`: the node, and the prefixes that its Pods get addresses from, of whichever pools.
+/// Reads a `CiliumNode`: the node, and the prefixes of its Pods from all pools.
 pub fn cilium_node(object: &DynamicObject) -> (String, Vec<IpNet>) {
     let ipam = &object.data["spec"]["ipam"];
     let pools = ipam["pools"]["allocated"].as_array().into_iter().flatten();
@@ -67,8 +67,8 @@ pub fn cilium_node(object: &DynamicObject) -> (String, Vec<IpNet>) {
     (object.metadata.name.clone().unwrap_or_default(), found.collect())
 }
 
-/// A `BlockAffinity` of Calico: the node, and the block that is its own; nothing while it is given or taken back. Single addresses
-/// that other nodes borrow of the block are routed by Calico itself.
+/// Reads a `BlockAffinity` of Calico: the node, and its own block; none while the block is being assigned or released. Calico itself routes
+/// single addresses that other nodes borrow from the block.
 pub fn block_affinity(object: &DynamicObject) -> (String, Vec<IpNet>) {
     let spec = &object.data["spec"];
     let text = |key: &str| spec[key].as_str().unwrap_or_default();
@@ -79,7 +79,7 @@ pub fn block_affinity(object: &DynamicObject) -> (String, Vec<IpNet>) {
     (text("node").to_owned(), net.into_iter().collect())
 }
 
-/// A `ServiceCIDR`.
+/// Reads a `ServiceCIDR`.
 pub fn service_cidr(object: &DynamicObject) -> Vec<IpNet> {
     nets(&object.data["spec"]["cidrs"]).collect()
 }
@@ -90,7 +90,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn of_a_node_only_what_matters_is_kept() {
+    fn a_node_is_reduced_to_the_fields_in_use() {
         let object = serde_json::from_value(json!({
             "metadata": {
                 "name": "cloud-0", "resourceVersion": "7", "uid": "u",
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_of_which_nothing_is_known_has_no_addresses() {
+    fn an_empty_node_has_no_addresses() {
         let empty = node(Node::default());
         assert_eq!(empty, ClusterNode::default());
         let old = json!({"metadata": {}, "spec": {"podCIDR": "10.4.1.0/24"}});
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn ciliums_prefixes_are_of_the_node_and_of_its_pools() {
+    fn cilium_prefixes_are_the_nodes_and_its_pools() {
         let of = |spec: Value| {
             let (node, nets) = cilium_node(&object(spec));
             assert_eq!(node, "a");
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_calico_block_counts_while_it_is_surely_the_nodes() {
+    fn a_calico_block_counts_only_while_confirmed() {
         let of = |state: &str, deleted: Value, kind: &str| {
             let spec = json!({"node": "b", "cidr": "192.168.1.64/26", "state": state, "deleted": deleted, "type": kind});
             let (node, nets) = block_affinity(&object(spec));

@@ -1,13 +1,13 @@
-//! The custom resource `LocationPool`: what a person asks of a location, and what leaderd tells of it.
+//! The custom resource `LocationPool`: a person's choices for a location, and leaderd's status of it.
 //!
-//! The API server checks everything that can be checked without looking at nodes, so that a mistake is told to whoever makes
-//! it, at once. Every list, map and text is bounded: the server refuses rules (CEL) whose cost it cannot bound.
+//! The API server checks everything that can be checked without looking at nodes, so that the author of a mistake sees it at once. Every
+//! list, map and text is bounded: the server refuses rules (CEL) whose cost it cannot bound.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{CustomResource, CustomResourceExt, KubeSchema};
-use leaderd_core::cluster::{CandidateRule, Pool, PoolPolicy, PoolSpec, PoolStatus, Steering};
+use leaderd_core::kubernetes::{CandidateRule, Pool, PoolPolicy, PoolSpec, PoolStatus, Steering};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,7 +22,7 @@ use serde_json::Value;
     shortname = "lp",
     category = "leaderd",
     doc = "Who may lead a location, and how eagerly leaderd moves its leader.",
-    status = "Told",
+    status = "RawStatus",
     derive = "PartialEq",
     printcolumn = r#"{"name": "Location", "type": "string", "jsonPath": ".spec.location"}"#,
     printcolumn = r#"{"name": "Leader", "type": "string", "jsonPath": ".status.leader"}"#,
@@ -90,12 +90,12 @@ pub struct Candidates {
     pub max: Option<u8>,
 }
 
-/// The status: of the shape of [`PoolStatus`], and kept as it is, so that one that a newer leaderd wrote can be read.
+/// The status, with the schema of [`PoolStatus`] but uninterpreted, so that one that a newer leaderd wrote can be read.
 #[derive(Serialize, Deserialize, Clone, PartialEq, Debug, Default)]
 #[serde(transparent)]
-pub struct Told(pub Value);
+pub struct RawStatus(pub Value);
 
-impl JsonSchema for Told {
+impl JsonSchema for RawStatus {
     fn schema_name() -> std::borrow::Cow<'static, str> {
         PoolStatus::schema_name()
     }
@@ -127,7 +127,7 @@ pub enum SteeringKind {
     Observe,
 }
 
-/// The definition as it is applied.
+/// Returns the definition to apply.
 pub fn definition() -> CustomResourceDefinition {
     let mut crd = LocationPool::crd();
     for version in &mut crd.spec.versions {
@@ -140,8 +140,8 @@ pub fn definition() -> CustomResourceDefinition {
     crd
 }
 
-/// What Rust's types say of `Option` and of numbers is left out: the server drops a field that is `null` before it looks at it,
-/// and knows none of Rust's formats. Defaults stay only in the spec, where a person reads them: a status is never filled up.
+/// Removes what Rust's types add for `Option` and for numbers: the server drops a field that is `null` before it validates, and knows none
+/// of Rust's formats. Defaults stay only in the spec, where a person reads them: a status never gets defaults.
 fn plain(schema: &mut Value, in_status: bool) {
     match schema {
         Value::Object(fields) => {
@@ -162,7 +162,7 @@ fn plain(schema: &mut Value, in_status: bool) {
     }
 }
 
-/// Conditions as Kubernetes' conventions have them: one of each type.
+/// Makes conditions follow Kubernetes' conventions: one of each type.
 fn keyed(conditions: &mut Value) {
     conditions["x-kubernetes-list-type"] = "map".into();
     conditions["x-kubernetes-list-map-keys"] = ["type"].into();
@@ -171,7 +171,10 @@ fn keyed(conditions: &mut Value) {
     conditions["items"]["properties"]["lastTransitionTime"]["format"] = "date-time".into();
 }
 
-/// What `leaderd crd` prints.
+/// Returns what `leaderd crd` prints.
+///
+/// # Errors
+/// If the definition cannot be serialized.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
     let text = serde_saphyr::to_string(&definition())?;
     Ok(format!("# Made by `leaderd crd`.\n{text}"))
@@ -285,7 +288,7 @@ mod tests {
         assert_eq!(found, [""; 0]);
         assert!(
             !schema["status"].to_string().contains("\"default\""),
-            "a status is never filled up"
+            "a status never gets defaults"
         );
     }
 
@@ -321,20 +324,21 @@ mod tests {
     }
 
     #[test]
-    fn conditions_are_as_those_of_other_apis() {
+    fn conditions_follow_the_conventions() {
         let crd = serde_json::to_value(definition()).unwrap();
         let status =
             &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
         let conditions = &status["properties"]["conditions"];
         assert_eq!(conditions["x-kubernetes-list-map-keys"], json!(["type"]));
-        let condition = serde_json::to_value(leaderd_core::cluster::Condition::default()).unwrap();
+        let condition =
+            serde_json::to_value(leaderd_core::kubernetes::Condition::default()).unwrap();
         for field in conditions["items"]["required"].as_array().unwrap() {
-            assert!(condition.get(field.as_str().unwrap()).is_some(), "{field} is always said");
+            assert!(condition.get(field.as_str().unwrap()).is_some(), "{field} is always present");
         }
     }
 
     #[test]
-    fn a_pool_says_what_its_object_says() {
+    fn a_pool_has_the_values_of_its_object() {
         let object: LocationPool = serde_json::from_value(json!({
             "apiVersion": "leaderd.io/v1alpha1", "kind": "LocationPool",
             "metadata": {"name": "cloud", "resourceVersion": "9", "uid": "u", "generation": 4},
@@ -363,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pool_of_which_only_the_location_is_said_has_the_defaults() {
+    fn a_pool_with_only_a_location_has_the_defaults() {
         let spec: LocationPoolSpec = serde_json::from_value(json!({"location": "cloud"})).unwrap();
         let wanted = PoolSpec { location: "cloud".into(), ..PoolSpec::default() };
         assert_eq!(PoolSpec::from(spec), wanted);

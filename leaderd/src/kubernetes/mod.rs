@@ -1,25 +1,26 @@
-//! The shell between the daemon and Kubernetes: feature `kubernetes`, `leaderd run --kubernetes`.
+//! The controller that connects the daemon with Kubernetes: feature `kubernetes`, `leaderd run --kubernetes`.
 //!
 //! ```text
-//! watches → Seen → leaderd_core::cluster::tasks → Turns → requests to the API, commands to the daemon
+//! watches → WatchCache → leaderd_core::kubernetes::plan → TurnScheduler → requests to the API, commands to the daemon
 //!             └→ the mesh in force → the engine, as from a mesh file
 //! ```
 //!
-//! What is wanted is decided in [`leaderd_core::cluster`]; here it is read and carried out. All of it runs on a thread and a
-//! runtime of its own: a list of a thousand nodes is decoded without delaying a probe. An API server that is away stops
-//! nothing: the mesh in force stays, and the last view is on disk.
+//! [`leaderd_core::kubernetes`] decides; this module reads the cluster and carries out the tasks. It runs on a thread and a runtime of its
+//! own: decoding a list of a thousand nodes delays no probe. An API server that does not answer stops nothing: the mesh in force stays,
+//! and the last view is on disk.
 
+mod api_health;
 mod backoff;
-mod carry;
-mod contact;
+mod bootstrap;
+mod controller;
 mod convert;
 pub mod crd;
-mod first;
-mod keep;
 mod prefixes;
-mod seen;
-mod shell;
+mod requests;
 pub mod uninstall;
+mod view_cache;
+mod watch;
+mod watch_cache;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,10 +32,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use hyper::Response;
 use kube::client::{ClientBuilder, DynBody};
-use leaderd_core::cluster::{self, ClusterView, NodeKeys, Subject, names};
 use leaderd_core::ids::NodeName;
+use leaderd_core::kubernetes::{ClusterView, NodeKeys, Subject, names, render};
 use leaderd_core::mesh::Mesh;
-use tokio::sync::{mpsc, watch};
+use tokio::sync;
 
 use crate::cli::RunArgs;
 use crate::counters::Counters;
@@ -42,22 +43,22 @@ use crate::run::Daemon;
 use crate::secrets::Keys;
 use crate::supervise;
 
-/// Who says events in the cluster, and who its objects are managed by.
+/// Reporting controller of Events, and field manager of objects.
 const COMPONENT: &str = "leaderd";
 
 /// Longest settings file, in bytes.
 const MAX_SETTINGS: u64 = 1 << 20;
 
-/// What the shell needs to know of this node.
+/// The controller's configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
     pub me: NodeName,
     pub namespace: String,
     /// Text of the settings file, empty if there is none.
     pub settings: String,
-    /// Directory that the last view is kept in.
+    /// Directory in which the last view is saved.
     pub state: PathBuf,
-    /// Annotations that this node's Node shall have: its public keys, and the proof that they are its own.
+    /// Annotations that this node's Node must have: its public keys, and the proof that they are its own.
     own: BTreeMap<String, String>,
 }
 
@@ -98,7 +99,7 @@ fn settings(path: &std::path::Path) -> anyhow::Result<String> {
         "settings file {} has more than {MAX_SETTINGS} bytes",
         path.display()
     );
-    let problems = cluster::render(&ClusterView::default(), &text).problems;
+    let problems = render(&ClusterView::default(), &text).problems;
     let mistakes: Vec<String> = problems
         .into_iter()
         .filter(|p| p.subject == Subject::Settings)
@@ -113,49 +114,47 @@ fn settings(path: &std::path::Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The running shell.
+/// The running controller.
 #[derive(Debug)]
 pub struct Handle {
-    meshes: watch::Receiver<Option<Arc<Mesh>>>,
-    daemon: mpsc::Sender<Daemon>,
+    meshes: sync::watch::Receiver<Option<Arc<Mesh>>>,
+    daemon: sync::mpsc::Sender<Daemon>,
 }
 
-/// Starts the shell on a thread of its own. Ends with the process.
+/// Starts the controller on a thread of its own, which ends with the process.
 ///
 /// # Errors
 /// If no way to the API is configured: neither a service account (in a pod) nor a kubeconfig.
 pub async fn start(config: Config, counters: Counters) -> anyhow::Result<Handle> {
     let api = api().await?;
-    let asked = backoff::Asked::default();
-    let (meshes, meshes_rx) = watch::channel(None);
-    let (daemon, daemon_rx) = mpsc::channel(1);
-    let out = shell::Out { meshes };
+    let retry_after = backoff::RetryAfter::default();
+    let (meshes, meshes_rx) = sync::watch::channel(None);
+    let (daemon, daemon_rx) = sync::mpsc::channel(1);
     std::thread::Builder::new().name("kubernetes".to_owned()).spawn(move || {
-        let _essential = supervise::essential("view of the cluster");
+        let _essential = supervise::essential("Kubernetes controller");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let ended = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
             runtime.block_on(async {
-                let client = client(api, asked.clone())?;
-                shell::Shell::new(client, asked, config, out, counters).run(daemon_rx).await;
+                let client = client(api, retry_after.clone())?;
+                let controller =
+                    controller::Controller::new(client, retry_after, config, meshes, counters);
+                controller.run(daemon_rx).await;
                 Ok(())
             })
         });
         if let Err(error) = ended {
-            tracing::error!(
-                error = format!("{error:#}"),
-                "the cluster is neither seen nor told any more"
-            );
+            tracing::error!(error = format!("{error:#}"), "the Kubernetes controller has stopped");
         }
     })?;
     Ok(Handle { meshes: meshes_rx, daemon })
 }
 
-/// `asked` hears when the server wants to be left alone. `kube` would wait within the request, unseen and for minutes, and begin with
-/// pauses of milliseconds where the server names none.
-fn client(mut api: kube::Config, asked: backoff::Asked) -> kube::Result<kube::Client> {
+/// Records in `retry_after` when the server asks for a pause. `kube` itself would wait within the request, invisibly and for minutes, and
+/// start with pauses of milliseconds if the server names none.
+fn client(mut api: kube::Config, retry_after: backoff::RetryAfter) -> kube::Result<kube::Client> {
     api.default_retry = false;
     let listen = tower::util::MapResponseLayer::new(move |answer: Response<Box<DynBody>>| {
-        asked.hear(answer.status(), answer.headers());
+        retry_after.record(answer.status(), answer.headers());
         answer
     });
     Ok(ClientBuilder::try_from(api)?.with_layer(&listen).build())
@@ -168,7 +167,10 @@ async fn api() -> anyhow::Result<kube::Config> {
 }
 
 impl Handle {
-    /// Waits for a mesh that this node is in with these keys; the shell's log says what it waits for.
+    /// Waits for a mesh that has this node with these keys; the controller's log says what it waits for.
+    ///
+    /// # Errors
+    /// If the controller ended.
     pub async fn first_mesh(&mut self, me: &NodeName, keys: &Keys) -> anyhow::Result<Mesh> {
         loop {
             if let Some(mesh) = &*self.meshes.borrow_and_update()
@@ -180,19 +182,22 @@ impl Handle {
         }
     }
 
-    /// Meshes that come after the first one.
-    pub fn meshes(&self) -> watch::Receiver<Option<Arc<Mesh>>> {
+    /// Returns the meshes after the first one.
+    pub fn meshes(&self) -> sync::watch::Receiver<Option<Arc<Mesh>>> {
         self.meshes.clone()
     }
 
-    /// The daemon runs: from now on the cluster is told what it knows.
+    /// Attaches the running daemon: from now on the controller reports what it knows to the cluster.
     pub fn attach(&self, daemon: Daemon) {
-        // The channel has room for the one that ever comes.
+        // The channel has room for the only daemon.
         let _ = self.daemon.try_send(daemon);
     }
 }
 
-/// `leaderd crd`.
+/// Runs `leaderd crd`.
+///
+/// # Errors
+/// If the definition cannot be printed.
 pub fn print_crd() -> anyhow::Result<ExitCode> {
     use std::io::Write as _;
     std::io::stdout().write_all(crd::yaml()?.as_bytes())?;
@@ -204,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_settings_file_is_none_and_a_directory_in_its_place_is_a_mistake() {
+    fn a_missing_settings_file_is_empty_and_a_directory_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(settings(&dir.path().join("none.toml")).unwrap(), "");
         assert!(settings(dir.path()).is_err());

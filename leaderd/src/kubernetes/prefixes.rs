@@ -1,5 +1,5 @@
-//! What objects of others say of addresses: nodes' prefixes (Cilium's and Calico's own), and where Services are. A kind that the
-//! cluster does not know is asked for again now and then, and watched once it is there.
+//! Watches objects of others that define prefixes: nodes' prefixes (Cilium's and Calico's own), and Service ranges. A kind that the
+//! cluster does not know is listed again now and then, and watched once it exists.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -11,25 +11,25 @@ use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::runtime::utils::Backoff as _;
 use kube::runtime::watcher::{self, Config, Event, watcher};
 use kube::{Api, Client};
-use leaderd_core::cluster::{ClusterView, PrefixSource};
+use leaderd_core::kubernetes::{ClusterView, PrefixSource};
 
-use super::backoff::{Asked, Backoff, spread};
+use super::backoff::{Backoff, RetryAfter, spread};
 use super::convert;
 
-/// How long a kind that is not there is left alone: a CNI comes seldom, and every daemon asks.
-const ABSENT: Duration = Duration::from_secs(600);
-/// The same at first, where it was there.
-const AGAIN: Duration = Duration::from_secs(10);
+/// Pause before a missing kind is listed again: CNIs are rarely installed, and every daemon lists them.
+const ABSENT_DELAY: Duration = Duration::from_secs(600);
+/// The same at first, if the kind existed before.
+const LOST_DELAY: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Kind {
+pub enum PrefixKind {
     Cilium,
     Calico,
     Services,
 }
 
-impl Kind {
-    /// Those that matter where prefixes are known from this source.
+impl PrefixKind {
+    /// Returns the kinds to watch for a source of prefixes.
     pub fn all(source: PrefixSource) -> Vec<Self> {
         let of_nodes: &[Self] = match source {
             PrefixSource::Auto => &[Self::Cilium, Self::Calico],
@@ -58,7 +58,7 @@ impl Kind {
         ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, version, kind), self.name())
     }
 
-    /// Whose prefixes an object names (of Services: nobody's), and which.
+    /// Returns the node that an object belongs to (empty for Services), and its prefixes.
     fn read(self, object: &DynamicObject) -> (String, Vec<IpNet>) {
         match self {
             Self::Cilium => convert::cilium_node(object),
@@ -68,21 +68,21 @@ impl Kind {
     }
 }
 
-/// What a watch of a kind tells.
+/// An event of the watch of one kind.
 #[derive(Debug)]
-pub enum Told {
+pub enum PrefixEvent {
     Event(Box<Event<DynamicObject>>),
-    /// The cluster does not know the kind, or does not let this daemon look: `hint` says the latter.
+    /// The cluster does not know the kind, or this daemon may not read it: then `hint` says so.
     Absent {
         hint: Option<String>,
     },
     Failed(watcher::Error),
 }
 
-impl Told {
-    fn of(word: Result<Event<DynamicObject>, watcher::Error>) -> Self {
+impl PrefixEvent {
+    fn of(event: Result<Event<DynamicObject>, watcher::Error>) -> Self {
         use watcher::Error::{InitialListFailed, WatchStartFailed};
-        match word {
+        match event {
             Ok(event) => Self::Event(Box::new(event)),
             Err(InitialListFailed(kube::Error::Api(s)) | WatchStartFailed(kube::Error::Api(s)))
                 if s.code == 404 || s.code == 403 =>
@@ -94,125 +94,130 @@ impl Told {
     }
 }
 
-type Words = BoxStream<'static, Result<Event<DynamicObject>, watcher::Error>>;
+type Events = BoxStream<'static, Result<Event<DynamicObject>, watcher::Error>>;
 
-/// How long nothing is asked.
-struct Pauses {
-    /// A kind that is not there, or that this daemon may not see.
+/// Pauses after the events of one watch.
+struct RetryDelays {
+    /// After a kind is missing, or may not be read.
     absent: Duration,
-    /// The same at first, where it was there: the server may have been starting.
-    again: Duration,
-    /// After anything else that went wrong.
+    /// The same at first, if the kind existed: the server may have been starting.
+    lost: Duration,
+    /// After any other failure.
     backoff: Backoff,
-    /// It was there.
+    /// The kind has existed since the last pause.
     read: bool,
 }
 
-impl Pauses {
-    fn new(asked: &Asked) -> Self {
-        let backoff = Backoff::new(asked.clone());
-        Self { absent: ABSENT, again: AGAIN, backoff, read: false }
+impl RetryDelays {
+    fn new(retry_after: &RetryAfter) -> Self {
+        let backoff = Backoff::new(retry_after.clone());
+        Self { absent: ABSENT_DELAY, lost: LOST_DELAY, backoff, read: false }
     }
 
-    fn after(&mut self, told: &Told) -> Option<Duration> {
-        match told {
-            Told::Event(event) => {
+    fn after(&mut self, event: &PrefixEvent) -> Option<Duration> {
+        match event {
+            PrefixEvent::Event(event) => {
                 if !matches!(**event, Event::Init) {
                     self.read = true;
                     self.backoff.reset();
                 }
                 None
             }
-            Told::Absent { .. } if std::mem::take(&mut self.read) => Some(spread(self.again)),
-            Told::Absent { .. } => Some(spread(self.absent)),
-            Told::Failed(_) => self.backoff.next(),
+            PrefixEvent::Absent { .. } if std::mem::take(&mut self.read) => Some(spread(self.lost)),
+            PrefixEvent::Absent { .. } => Some(spread(self.absent)),
+            PrefixEvent::Failed(_) => self.backoff.next(),
         }
     }
 }
 
-/// What the watch of a kind tells, which `begin` begins. It ends never. After a refusal it begins anew: `kube` would go on from where it
-/// was and list no more.
-fn told(begin: impl Fn() -> Words + Send + 'static, pauses: Pauses) -> BoxStream<'static, Told> {
-    let words = begin();
-    let state = (words, begin, pauses, None::<Duration>);
-    stream::unfold(state, |(mut words, begin, mut pauses, pause)| async move {
+/// Returns the events of a watch, which `start` starts. The stream never ends. After a refusal the watch starts again: `kube` would
+/// continue where it was, without a list.
+fn events(
+    start: impl Fn() -> Events + Send + 'static,
+    delays: RetryDelays,
+) -> BoxStream<'static, PrefixEvent> {
+    let events = start();
+    let state = (events, start, delays, None::<Duration>);
+    stream::unfold(state, |(mut events, start, mut delays, pause)| async move {
         if let Some(pause) = pause {
             tokio::time::sleep(pause).await;
         }
-        let told = Told::of(words.next().await?);
-        let pause = pauses.after(&told);
-        if matches!(told, Told::Absent { .. }) {
-            words = begin();
+        let event = PrefixEvent::of(events.next().await?);
+        let pause = delays.after(&event);
+        if matches!(event, PrefixEvent::Absent { .. }) {
+            events = start();
         }
-        Some((told, (words, begin, pauses, pause)))
+        Some((event, (events, start, delays, pause)))
     })
     .boxed()
 }
 
-/// The watches of these kinds.
+/// Returns the events of the watches of these kinds.
 pub fn watch(
     client: &Client,
-    asked: &Asked,
-    kinds: &[Kind],
+    retry_after: &RetryAfter,
+    kinds: &[PrefixKind],
     config: fn() -> Config,
-) -> BoxStream<'static, (Kind, Told)> {
+) -> BoxStream<'static, (PrefixKind, PrefixEvent)> {
     let all = kinds.iter().map(|&kind| {
         let api = Api::<DynamicObject>::all_with(client.clone(), &kind.resource());
-        let begin = move || watcher(api.clone(), config().any_semantic()).boxed();
-        told(begin, Pauses::new(asked)).map(move |told| (kind, told)).boxed()
+        let start = move || watcher(api.clone(), config().any_semantic()).boxed();
+        events(start, RetryDelays::new(retry_after)).map(move |event| (kind, event)).boxed()
     });
     stream::select_all(all).boxed()
 }
 
-/// The objects of each kind that is looked at, by name of the object.
+/// The objects of each kind that is watched.
 #[derive(Debug, Default)]
-pub struct Objects(BTreeMap<Kind, Listed>);
+pub struct PrefixObjects(BTreeMap<PrefixKind, Listing>);
 
-/// A list, and the one that is being read beside it.
+/// The current list, and the one that is being read beside it.
 #[derive(Debug, Default)]
-struct Listed {
+struct Listing {
     now: Named,
     new: Named,
-    /// `None`: not read yet. `Some(false)`: the cluster knows no such kind.
-    there: Option<bool>,
+    /// `None`: not read yet. `Some(false)`: the cluster does not know the kind.
+    exists: Option<bool>,
 }
 
-/// By name of the object: whose, and which.
+/// Node and prefixes of each object, by its name.
 type Named = BTreeMap<String, (String, Vec<IpNet>)>;
 
-impl Objects {
-    pub fn of(kinds: &[Kind]) -> Self {
-        Self(kinds.iter().map(|k| (*k, Listed::default())).collect())
+impl PrefixObjects {
+    pub fn of(kinds: &[PrefixKind]) -> Self {
+        Self(kinds.iter().map(|k| (*k, Listing::default())).collect())
     }
 
-    /// They are read anew.
+    /// Forgets what was read: all kinds are listed again.
     pub fn forget(&mut self) {
-        self.0.values_mut().for_each(|list| *list = Listed::default());
+        self.0.values_mut().for_each(|list| *list = Listing::default());
     }
 
-    /// Every kind was read, or is known not to be there.
-    pub fn is_whole(&self, mesh: bool) -> bool {
+    /// True if every kind was read, or is known not to exist.
+    pub fn is_complete(&self, mesh: bool) -> bool {
         self.unread(mesh).is_none()
     }
 
-    /// A kind that has yet to be read. Where Services are matters when a mesh is made; after that it is a problem to be told at most.
-    pub fn unread(&self, mesh: bool) -> Option<Kind> {
-        let unread = |(kind, list): (&Kind, &Listed)| {
-            let wanted = list.there.is_none() && !(mesh && *kind == Kind::Services);
+    /// Returns a kind that has yet to be read. Service ranges matter only when a mesh is made; after that they can only be a problem.
+    pub fn unread(&self, mesh: bool) -> Option<PrefixKind> {
+        let unread = |(kind, list): (&PrefixKind, &Listing)| {
+            let wanted = list.exists.is_none() && !(mesh && *kind == PrefixKind::Services);
             wanted.then_some(*kind)
         };
         self.0.iter().find_map(unread)
     }
 
-    /// Takes in what a watch tells. True if the view says something else now.
-    pub fn take(&mut self, kind: Kind, told: Told, view: &mut ClusterView) -> bool {
+    /// Applies an event. True if the view changes.
+    pub fn apply(&mut self, kind: PrefixKind, event: PrefixEvent, view: &mut ClusterView) -> bool {
         let list = self.0.entry(kind).or_default();
-        match told {
-            Told::Failed(_) => return false,
-            // Rights may be away for a moment. What was seen with them is likelier than that there is nothing.
-            Told::Absent { hint: Some(_) } if list.there == Some(true) => return false,
-            Told::Absent { .. } => *list = Listed { there: Some(false), ..Listed::default() },
-            Told::Event(event) => match *event {
+        match event {
+            PrefixEvent::Failed(_) => return false,
+            // Permissions may be missing for a moment. The objects seen before are likelier than none.
+            PrefixEvent::Absent { hint: Some(_) } if list.exists == Some(true) => return false,
+            PrefixEvent::Absent { .. } => {
+                *list = Listing { exists: Some(false), ..Listing::default() }
+            }
+            PrefixEvent::Event(event) => match *event {
                 Event::Init => {
                     list.new.clear();
                     return false;
@@ -223,36 +228,36 @@ impl Objects {
                 }
                 Event::InitDone => {
                     list.now = std::mem::take(&mut list.new);
-                    list.there = Some(true);
+                    list.exists = Some(true);
                 }
                 Event::Apply(object) => drop(list.now.insert(name(&object), kind.read(&object))),
                 Event::Delete(object) => drop(list.now.remove(&name(&object))),
             },
         }
-        list.put(kind, view)
+        list.update(kind, view)
     }
 }
 
-impl Listed {
-    fn put(&self, kind: Kind, view: &mut ClusterView) -> bool {
+impl Listing {
+    fn update(&self, kind: PrefixKind, view: &mut ClusterView) -> bool {
         let mut by_node: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
         for (whose, nets) in self.now.values() {
             by_node.entry(whose.clone()).or_default().extend(nets);
         }
         by_node.values_mut().for_each(|nets| nets.sort());
-        let there = self.there == Some(true);
+        let exists = self.exists == Some(true);
         let place = match kind {
-            Kind::Cilium => &mut view.cni.cilium,
-            Kind::Calico => &mut view.cni.calico,
-            Kind::Services => {
+            PrefixKind::Cilium => &mut view.cni.cilium,
+            PrefixKind::Calico => &mut view.cni.calico,
+            PrefixKind::Services => {
                 let all = by_node.into_values().flatten().collect();
                 return std::mem::replace(&mut view.services, all) != view.services;
             }
         };
-        let now = there.then_some(by_node);
-        let news = *place != now;
+        let now = exists.then_some(by_node);
+        let changed = *place != now;
         *place = now;
-        news
+        changed
     }
 }
 
@@ -270,8 +275,8 @@ mod tests {
         serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap()
     }
 
-    fn event(event: Event<DynamicObject>) -> Told {
-        Told::Event(Box::new(event))
+    fn event(event: Event<DynamicObject>) -> PrefixEvent {
+        PrefixEvent::Event(Box::new(event))
     }
 
     fn nets(list: &[&str]) -> Vec<IpNet> {
@@ -279,50 +284,58 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_was_chosen_is_the_only_one_that_is_watched() {
-        assert_eq!(Kind::all(PrefixSource::Auto), [Kind::Cilium, Kind::Calico, Kind::Services]);
-        assert_eq!(Kind::all(PrefixSource::Calico), [Kind::Calico, Kind::Services]);
-        assert_eq!(Kind::all(PrefixSource::Annotation), [Kind::Services]);
+    fn only_the_chosen_source_is_watched() {
+        assert_eq!(
+            PrefixKind::all(PrefixSource::Auto),
+            [PrefixKind::Cilium, PrefixKind::Calico, PrefixKind::Services]
+        );
+        assert_eq!(
+            PrefixKind::all(PrefixSource::Calico),
+            [PrefixKind::Calico, PrefixKind::Services]
+        );
+        assert_eq!(PrefixKind::all(PrefixSource::Annotation), [PrefixKind::Services]);
     }
 
     #[test]
-    fn nothing_is_said_of_a_list_before_it_is_whole() {
-        let kinds = [Kind::Cilium, Kind::Services];
-        let (mut all, mut view) = (Objects::of(&kinds), ClusterView::default());
+    fn a_partial_list_is_not_used() {
+        let kinds = [PrefixKind::Cilium, PrefixKind::Services];
+        let (mut all, mut view) = (PrefixObjects::of(&kinds), ClusterView::default());
         let a = object("a", json!({"ipam": {"podCIDRs": ["10.1.0.0/24"]}}));
-        for word in [Event::Init, Event::InitApply(a)] {
-            assert!(!all.take(Kind::Cilium, event(word), &mut view));
+        for e in [Event::Init, Event::InitApply(a)] {
+            assert!(!all.apply(PrefixKind::Cilium, event(e), &mut view));
         }
-        assert_eq!((view.cni.cilium.clone(), all.is_whole(true)), (None, false));
-        assert!(all.take(Kind::Cilium, event(Event::InitDone), &mut view));
+        assert_eq!((view.cni.cilium.clone(), all.is_complete(true)), (None, false));
+        assert!(all.apply(PrefixKind::Cilium, event(Event::InitDone), &mut view));
         assert_eq!(view.cni.cilium, Some([("a".to_owned(), nets(&["10.1.0.0/24"]))].into()));
-        assert!(!all.is_whole(false), "Service ranges were not read");
-        assert!(all.is_whole(true), "a mesh that is there has its range");
-        assert!(!all.take(Kind::Services, Told::Absent { hint: None }, &mut view));
-        assert!(all.is_whole(false));
-        // The same again is no news; another prefix is; a CRD that was removed is.
+        assert!(!all.is_complete(false), "Service ranges were not read");
+        assert!(all.is_complete(true), "an existing mesh has its range");
+        assert!(!all.apply(PrefixKind::Services, PrefixEvent::Absent { hint: None }, &mut view));
+        assert!(all.is_complete(false));
+        // The same prefixes again change nothing; another prefix does, and so does the removal of the CRD.
         let a = |net: &str| event(Event::Apply(object("a", json!({"ipam": {"podCIDRs": [net]}}))));
-        assert!(!all.take(Kind::Cilium, a("10.1.0.0/24"), &mut view));
-        assert!(all.take(Kind::Cilium, a("10.2.0.0/24"), &mut view));
-        assert!(all.take(Kind::Cilium, Told::Absent { hint: None }, &mut view));
+        assert!(!all.apply(PrefixKind::Cilium, a("10.1.0.0/24"), &mut view));
+        assert!(all.apply(PrefixKind::Cilium, a("10.2.0.0/24"), &mut view));
+        assert!(all.apply(PrefixKind::Cilium, PrefixEvent::Absent { hint: None }, &mut view));
         assert_eq!(view.cni.cilium, None);
     }
 
     #[test]
-    fn a_kind_that_was_read_and_is_refused_stays_as_it_was() {
-        let (mut all, mut view) = (Objects::of(&[Kind::Cilium]), ClusterView::default());
+    fn objects_stay_if_reading_them_becomes_forbidden() {
+        let (mut all, mut view) =
+            (PrefixObjects::of(&[PrefixKind::Cilium]), ClusterView::default());
         let a = object("a", json!({"ipam": {"podCIDRs": ["10.1.0.0/24"]}}));
-        for word in [Event::Init, Event::InitApply(a), Event::InitDone] {
-            all.take(Kind::Cilium, event(word), &mut view);
+        for e in [Event::Init, Event::InitApply(a), Event::InitDone] {
+            all.apply(PrefixKind::Cilium, event(e), &mut view);
         }
         let seen = view.cni.cilium.clone();
-        let refused = || Told::Absent { hint: Some("forbidden".into()) };
-        assert!(!all.take(Kind::Cilium, refused(), &mut view));
+        let refused = || PrefixEvent::Absent { hint: Some("forbidden".into()) };
+        assert!(!all.apply(PrefixKind::Cilium, refused(), &mut view));
         assert!(seen.is_some() && view.cni.cilium == seen);
-        // Never read: as if there were none.
-        let (mut all, mut view) = (Objects::of(&[Kind::Cilium]), ClusterView::default());
-        all.take(Kind::Cilium, refused(), &mut view);
-        assert!(all.is_whole(false) && view.cni.cilium.is_none());
+        // Never read: as if none existed.
+        let (mut all, mut view) =
+            (PrefixObjects::of(&[PrefixKind::Cilium]), ClusterView::default());
+        all.apply(PrefixKind::Cilium, refused(), &mut view);
+        assert!(all.is_complete(false) && view.cni.cilium.is_none());
     }
 
     fn answer(code: u16) -> kube::Error {
@@ -330,42 +343,47 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_refusal_a_kind_is_listed_anew() {
+    async fn a_kind_is_listed_again_after_a_refusal() {
         for code in [403, 404] {
-            let begin = move || {
+            let start = move || {
                 let refused = watcher::Error::WatchStartFailed(answer(code));
                 stream::iter([Ok(Event::Init), Ok(Event::InitDone), Err(refused)]).boxed()
             };
             let short = Duration::from_millis(10);
-            let pauses = Pauses { absent: short, again: short, ..Pauses::new(&Asked::default()) };
-            let words: Vec<Told> = told(begin, pauses).take(6).collect().await;
-            let lists = words
+            let delays = RetryDelays {
+                absent: short,
+                lost: short,
+                ..RetryDelays::new(&RetryAfter::default())
+            };
+            let all: Vec<PrefixEvent> = events(start, delays).take(6).collect().await;
+            let lists = all
                 .iter()
-                .filter(|t| matches!(t, Told::Event(e) if matches!(**e, Event::InitDone)));
-            assert_eq!(lists.count(), 2, "{words:?}");
+                .filter(|t| matches!(t, PrefixEvent::Event(e) if matches!(**e, Event::InitDone)));
+            assert_eq!(lists.count(), 2, "{all:?}");
         }
     }
 
     #[test]
-    fn a_kind_that_is_refused_is_asked_for_soon_where_it_was_there_and_pauses_are_the_servers() {
-        let asked = Asked::default();
-        let mut pauses = Pauses::new(&asked);
-        let absent = || Told::Absent { hint: None };
-        assert!(pauses.after(&absent()) >= Some(ABSENT / 2));
-        assert_eq!(pauses.after(&event(Event::InitDone)), None);
-        assert!(pauses.after(&absent()) <= Some(AGAIN));
-        assert!(pauses.after(&absent()) >= Some(ABSENT / 2));
+    fn a_lost_kind_is_listed_again_soon_and_retry_after_is_respected() {
+        let retry_after = RetryAfter::default();
+        let mut delays = RetryDelays::new(&retry_after);
+        let absent = || PrefixEvent::Absent { hint: None };
+        assert!(delays.after(&absent()) >= Some(ABSENT_DELAY / 2));
+        assert_eq!(delays.after(&event(Event::InitDone)), None);
+        assert!(delays.after(&absent()) <= Some(LOST_DELAY));
+        assert!(delays.after(&absent()) >= Some(ABSENT_DELAY / 2));
         let mut failed =
-            || pauses.after(&Told::Failed(watcher::Error::InitialListFailed(answer(500))));
+            || delays.after(&PrefixEvent::Failed(watcher::Error::InitialListFailed(answer(500))));
         assert!(failed() < Some(Duration::from_secs(1)));
         let headers = [(hyper::header::RETRY_AFTER, "60".parse().unwrap())].into_iter().collect();
-        asked.hear(hyper::StatusCode::TOO_MANY_REQUESTS, &headers);
+        retry_after.record(hyper::StatusCode::TOO_MANY_REQUESTS, &headers);
         assert!(failed() > Some(Duration::from_secs(50)), "it asked for a minute");
     }
 
     #[test]
-    fn a_nodes_blocks_come_and_go_one_by_one() {
-        let (mut all, mut view) = (Objects::of(&[Kind::Calico]), ClusterView::default());
+    fn a_nodes_blocks_are_added_and_removed_one_by_one() {
+        let (mut all, mut view) =
+            (PrefixObjects::of(&[PrefixKind::Calico]), ClusterView::default());
         let block = |name: &str, node: &str, cidr: &str| {
             object(
                 name,
@@ -373,25 +391,26 @@ mod tests {
             )
         };
         let first = block("a-1", "a", "192.168.1.64/26");
-        for word in [Event::Init, Event::InitApply(first.clone()), Event::InitDone] {
-            all.take(Kind::Calico, event(word), &mut view);
+        for e in [Event::Init, Event::InitApply(first.clone()), Event::InitDone] {
+            all.apply(PrefixKind::Calico, event(e), &mut view);
         }
         let second = block("a-2", "a", "192.168.1.0/26");
-        assert!(all.take(Kind::Calico, event(Event::Apply(second)), &mut view));
+        assert!(all.apply(PrefixKind::Calico, event(Event::Apply(second)), &mut view));
         let of_a = |view: &ClusterView| view.cni.calico.as_ref().unwrap().get("a").cloned();
         assert_eq!(of_a(&view), Some(nets(&["192.168.1.0/26", "192.168.1.64/26"])));
-        all.take(Kind::Calico, event(Event::Delete(first)), &mut view);
+        all.apply(PrefixKind::Calico, event(Event::Delete(first)), &mut view);
         assert_eq!(of_a(&view), Some(nets(&["192.168.1.0/26"])));
     }
 
     #[test]
-    fn service_ranges_are_told() {
-        let (mut all, mut view) = (Objects::of(&[Kind::Services]), ClusterView::default());
+    fn service_ranges_are_in_the_view() {
+        let (mut all, mut view) =
+            (PrefixObjects::of(&[PrefixKind::Services]), ClusterView::default());
         let one = object("kubernetes", json!({"cidrs": ["10.96.0.0/12", "fd00:96::/112"]}));
-        for word in [Event::Init, Event::InitApply(one)] {
-            all.take(Kind::Services, event(word), &mut view);
+        for e in [Event::Init, Event::InitApply(one)] {
+            all.apply(PrefixKind::Services, event(e), &mut view);
         }
-        assert!(all.take(Kind::Services, event(Event::InitDone), &mut view));
+        assert!(all.apply(PrefixKind::Services, event(Event::InitDone), &mut view));
         assert_eq!(view.services, nets(&["10.96.0.0/12", "fd00:96::/112"]));
     }
 }

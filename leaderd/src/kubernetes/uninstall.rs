@@ -1,5 +1,5 @@
-//! `leaderd uninstall`: what leaderd wrote into the cluster is removed. Pools are people's, and stay; the CRD goes by
-//! `kubectl delete`.
+//! `leaderd uninstall`: removes everything that leaderd wrote into the cluster. Pools belong to people and stay; `kubectl delete` removes
+//! the CRD.
 
 use std::process::ExitCode;
 
@@ -7,17 +7,17 @@ use anyhow::Context;
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
-use leaderd_core::cluster::{ClusterView, uninstall_changes};
+use leaderd_core::kubernetes::{ClusterView, uninstall_changes};
 use serde_json::json;
 
 use super::COMPONENT;
-use super::carry::condition_patch;
-use super::contact::{CallError, call};
+use super::api_health::{ApiError, call};
 use super::convert;
-use super::seen::MESH_OBJECT;
+use super::requests::condition_patch;
+use super::watch::MESH_OBJECT;
 use crate::cli::Namespace;
 
-/// How often a node that somebody else changes at the same time is tried.
+/// Attempts for a node that another client changes at the same time.
 const TRIES: usize = 5;
 
 /// Nodes read at once.
@@ -33,18 +33,18 @@ pub fn run(args: &Namespace) -> anyhow::Result<ExitCode> {
         println!("{line}");
     }
     if done.is_empty() {
-        println!("nothing of leaderd's was there");
+        println!("nothing of leaderd's was found");
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What was removed, one line each. The mesh goes first: a daemon that still runs must not find its node without keys in it.
+/// Returns what was removed, one line each. The mesh goes first: a daemon that still runs must not find its node without keys in it.
 async fn remove(client: kube::Client, namespace: &str) -> anyhow::Result<Vec<String>> {
     let mut done = Vec::new();
     let meshes = Api::<ConfigMap>::namespaced(client.clone(), namespace);
     match call(meshes.delete(MESH_OBJECT, &DeleteParams::default())).await {
         Ok(_) => done.push(format!("configmap {namespace}/{MESH_OBJECT}: deleted")),
-        Err(CallError::Kube(kube::Error::Api(status))) if status.code == 404 => {}
+        Err(ApiError::Kube(kube::Error::Api(status))) if status.code == 404 => {}
         Err(error) => {
             return Err(error).context(format!("cannot delete {namespace}/{MESH_OBJECT}"));
         }

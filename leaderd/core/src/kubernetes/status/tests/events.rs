@@ -1,0 +1,55 @@
+use super::*;
+use crate::verdict::Cause;
+
+#[test]
+fn new_events_are_emitted_once_and_old_ones_never() {
+    let mut w = World::new();
+    // A new pool gets no Events about the past.
+    assert_eq!(w.pool_task("home-0").unwrap().1, []);
+    w.write(NOW);
+    assert_eq!(w.pool_task("home-0"), None);
+    w.fail_over();
+    let (wait, events) = w.pool_task("home-1").expect("the raft leader writes");
+    assert_eq!(wait, Duration::ZERO);
+    assert_eq!(
+        (events.len(), events[0].reason.as_str(), events[0].warning, events[0].node.as_deref()),
+        (1, "Failover", true, Some("home-0"))
+    );
+    assert_eq!(
+        events[0].message,
+        "home #2: what happened, number 2 (home-1 → home-0, epoch 2, cause new-flow)"
+    );
+    w.write(NOW);
+    assert_eq!(w.pool_task("home-1"), None);
+    // The blackout is measured later.
+    w.events.last_mut().unwrap().blackout = Some(Duration::from_millis(512));
+    let events = w.pool_task("home-1").unwrap().1;
+    assert_eq!((events.len(), events[0].reason.as_str()), (1, "FailoverVerified"));
+    assert!(events[0].message.ends_with("blackout 512 ms"), "{}", events[0].message);
+    w.write(NOW);
+    assert_eq!(w.pool_task("home-1"), None);
+    let kinds = [
+        (EventKind::Move, Cause::Promoted, "Promotion", false),
+        (EventKind::Move, Cause::Drained, "Drain", false),
+        (EventKind::FailStatic, Cause::Loss, "FailStatic", true),
+        (EventKind::Operator, Cause::Drained, "Operator", false),
+    ];
+    for (kind, cause, _, _) in kinds {
+        w.happens(kind, cause, &["home-0"], &["home-1"], 2);
+    }
+    let emitted: Vec<_> =
+        w.pool_task("home-1").unwrap().1.into_iter().map(|e| (e.reason, e.warning)).collect();
+    assert_eq!(emitted, kinds.map(|k| (k.2.to_owned(), k.3)));
+}
+
+#[test]
+fn at_most_ten_events_are_emitted_at_a_time() {
+    let mut w = World::new();
+    w.write(NOW);
+    for _ in 0..40 {
+        w.happens(EventKind::Notice, Cause::Loss, &[], &[], 1);
+    }
+    let events = w.pool_task("home-0").unwrap().1;
+    assert_eq!(events.len(), 10);
+    assert!(events[9].message.contains("#41"));
+}
