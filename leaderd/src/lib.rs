@@ -3,6 +3,8 @@
 //! No policy lives here. [`engine`] owns the core's node, hands every input in, and every effect on to the shell that
 //! carries it out; shells never call each other. [`userspace`] is a program of its own beside the daemon. With feature
 //! `kubernetes` there is one shell more, which reads the cluster and tells it what is decided.
+//!
+//! What each term means, and where it lives: `docs/glossary.md`.
 
 pub mod addresses;
 pub mod admin;

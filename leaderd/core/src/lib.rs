@@ -6,6 +6,8 @@
 //! ```text
 //! probe → evidence → verdict → decision → Raft log → state → topology → plan → kernel
 //! ```
+//!
+//! What each term means, and where it lives: `docs/glossary.md`.
 
 pub mod admin;
 pub mod capability;

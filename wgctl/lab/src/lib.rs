@@ -7,6 +7,8 @@
 //! ```
 //!
 //! The lab knows leaderd only as a program with a mesh file and an admin socket, so it cannot share its mistakes.
+//!
+//! What each term means, and where it lives: `docs/glossary.md`.
 
 mod admin;
 mod catalog;

@@ -3,6 +3,8 @@
 //! Pure: nothing here touches a socket. [`model::Network`] is a whole description of what leaderd owns on a node;
 //! the same type describes what is wanted and what was seen. [`diff()`] gives the [`Change`]s between two of them in an
 //! order that a kernel accepts; [`ModelKernel`] is that kernel's rules as far as they matter here.
+//!
+//! What each term means, and where it lives: `docs/glossary.md`.
 
 pub mod change;
 pub mod diff;
