@@ -112,7 +112,7 @@ fn a_recording_holds_no_tag_that_a_key_made() {
         }
         for effect in effects {
             match effect {
-                Effect::SendProbe(probe) => check(&probe.payload),
+                Effect::SendProbe(probe) => probe.packet().into_iter().for_each(&mut check),
                 Effect::Reflect { bytes, .. } => check(bytes),
                 _ => {}
             }

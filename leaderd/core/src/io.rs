@@ -29,8 +29,7 @@ pub struct Ticket(pub u64);
 pub enum Input {
     /// The time that `poll_timeout` named has come.
     Timeout,
-    /// A datagram on the socket of a probe: bytes of a reflected STAMP packet. Of class `service`: it answered, with a body
-    /// of so many bytes (4 octets in network order; none after a mere connect).
+    /// A datagram on the socket of a probe: bytes of a reflected STAMP packet.
     ProbeReply {
         probe: ProbeId,
         bytes: Vec<u8>,
@@ -84,8 +83,8 @@ pub enum Input {
     /// Remote locations with a rule of ours in the kernel: where a daemon before this one was carrying. Told once, at the start;
     /// a mesh that Kilo steers is not programmed before.
     Carried(BTreeSet<LocationName>),
-    /// The TCP connect of a `service` probe with a request succeeded; the answer is awaited.
-    ProbeConnected {
+    /// The TCP connect of a probe with an HTTP request succeeded; the answer is awaited.
+    ServiceConnected {
         probe: ProbeId,
     },
     /// The addresses within this node's workload prefixes that this host holds. Sent once at the start, and when they change.
@@ -102,6 +101,11 @@ pub enum Input {
     Signed {
         id: u64,
         signature: Signature,
+    },
+    /// A service answered: with an HTTP body of this many bytes, or by taking a TCP connection.
+    ServiceReply {
+        probe: ProbeId,
+        body: Option<u32>,
     },
 }
 
@@ -202,13 +206,36 @@ pub struct ProbeSend {
     pub via: Option<Slot>,
     pub source: IpAddr,
     pub target: SocketAddr,
-    pub flow: Flow,
-    /// Set DF (IP_PMTUDISC_PROBE): send whole or not at all.
-    pub dont_fragment: bool,
-    /// UDP payload: a STAMP packet. Empty for `service`, where a TCP connect is wanted.
-    pub payload: Vec<u8>,
-    /// What to ask a service once it is connected.
-    pub http: Option<HttpRequest>,
+    pub kind: ProbeKind,
+}
+
+impl ProbeSend {
+    /// The STAMP packet, if it is one that is sent.
+    pub fn packet(&self) -> Option<&[u8]> {
+        match &self.kind {
+            ProbeKind::Stamp { packet, .. } => Some(packet),
+            ProbeKind::TcpConnect | ProbeKind::Http(_) => None,
+        }
+    }
+}
+
+/// How a probe is sent.
+///
+/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ProbeKind {
+    /// A STAMP packet over UDP.
+    Stamp {
+        /// The UDP payload.
+        packet: Vec<u8>,
+        flow: Flow,
+        /// Set DF (IP_PMTUDISC_PROBE): send whole or not at all.
+        dont_fragment: bool,
+    },
+    /// A TCP connect that is closed at once.
+    TcpConnect,
+    /// A TCP connect, and then this request.
+    Http(HttpRequest),
 }
 
 /// Which source port a probe uses.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
+pub use crate::probe::class::ProbeClass;
 use crate::time::WallTime;
 use crate::wire::bounded;
 use crate::wire::limits::{MAX_ROWS, MAX_SLOTS};
@@ -193,52 +194,4 @@ pub struct EvidenceRow {
     pub lost: u32,
     /// ICMP time-exceeded answers.
     pub time_exceeded: u32,
-}
-
-/// What a probe exercises (DESIGN §5).
-///
-/// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum ProbeClass {
-    /// The candidate's own inner address: the tunnel.
-    Relay,
-    /// A workload address behind the candidate, fresh source port each time.
-    NewFlow,
-    /// The same on one long-lived 5-tuple.
-    PinnedFlow,
-    /// A fresh flow with DF set, as large as the workload MTU.
-    FullSize,
-    /// Workload address to workload address by the ordinary routes.
-    AsWorkload,
-    /// TCP connect, or an HTTP request, to a real service.
-    Service,
-}
-
-impl ProbeClass {
-    pub const ALL: [ProbeClass; 6] = [
-        Self::Relay,
-        Self::NewFlow,
-        Self::PinnedFlow,
-        Self::FullSize,
-        Self::AsWorkload,
-        Self::Service,
-    ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Relay => "relay",
-            Self::NewFlow => "new-flow",
-            Self::PinnedFlow => "pinned-flow",
-            Self::FullSize => "full-size",
-            Self::AsWorkload => "as-workload",
-            Self::Service => "service",
-        }
-    }
-}
-
-impl fmt::Display for ProbeClass {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
 }

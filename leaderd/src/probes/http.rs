@@ -17,9 +17,9 @@ use tokio::sync::mpsc::Sender;
 /// Most bytes of an answer that are read: a way that has carried so many works, and the probe is no download.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// Asks over a socket whose connect is under way. What came of it goes to `inputs`: `ProbeConnected`, and then the answer's
-/// length, or an error.
-pub(super) async fn ask(
+/// Sends a request over a socket whose connect is under way. The result goes to `inputs`: `ServiceConnected` and then the
+/// answer's length, or an error.
+pub(super) async fn request(
     fd: OwnedFd,
     probe: ProbeId,
     target: SocketAddr,
@@ -35,11 +35,10 @@ pub(super) async fn ask(
             return;
         }
     };
-    let _ = inputs.send(Input::ProbeConnected { probe }).await;
+    let _ = inputs.send(Input::ServiceConnected { probe }).await;
     let input = match exchange(stream, target, request).await {
         Ok(length) => {
-            let length = u32::try_from(length).unwrap_or(u32::MAX);
-            Input::ProbeReply { probe, bytes: length.to_be_bytes().into() }
+            Input::ServiceReply { probe, body: Some(u32::try_from(length).unwrap_or(u32::MAX)) }
         }
         Err(error) => {
             tracing::debug!(%target, %error, "a service broke off its answer");
@@ -100,7 +99,7 @@ mod tests {
     use std::net::TcpListener;
     use std::time::Duration;
 
-    use leaderd_core::io::{Flow, ProbeSend};
+    use leaderd_core::io::{ProbeKind, ProbeSend};
     use leaderd_core::verdict::ProbeClass;
 
     use super::super::Probes;
@@ -114,10 +113,7 @@ mod tests {
             via: None,
             source: "127.0.0.3".parse().unwrap(),
             target,
-            flow: Flow::Fresh,
-            dont_fragment: false,
-            payload: vec![],
-            http: Some(HttpRequest { path: "/healthz".into(), body }),
+            kind: ProbeKind::Http(HttpRequest { path: "/healthz".into(), body }),
         }
     }
 
@@ -154,9 +150,9 @@ mod tests {
         });
         let mut probes = Probes::bind(&[], Counters::default()).unwrap();
         assert_eq!(probes.send(&probe(1, target, 40_000)), None);
-        assert_eq!(ready(&mut probes).await, [Input::ProbeConnected { probe: ProbeId(1) }]);
-        let bytes = 9000_u32.to_be_bytes().to_vec();
-        assert_eq!(ready(&mut probes).await, [Input::ProbeReply { probe: ProbeId(1), bytes }]);
+        assert_eq!(ready(&mut probes).await, [Input::ServiceConnected { probe: ProbeId(1) }]);
+        let body = Some(9000);
+        assert_eq!(ready(&mut probes).await, [Input::ServiceReply { probe: ProbeId(1), body }]);
         assert_eq!(server.join().unwrap(), "POST /healthz HTTP/1.1");
     }
 
@@ -166,7 +162,7 @@ mod tests {
         let target = listener.local_addr().unwrap();
         let mut probes = Probes::bind(&[], Counters::default()).unwrap();
         assert_eq!(probes.send(&probe(1, target, 0)), None);
-        assert_eq!(ready(&mut probes).await, [Input::ProbeConnected { probe: ProbeId(1) }]);
+        assert_eq!(ready(&mut probes).await, [Input::ServiceConnected { probe: ProbeId(1) }]);
         let (mut stream, _) = listener.accept().unwrap();
         assert_eq!(read_request(&mut stream, 0), "GET /healthz HTTP/1.1");
         write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").unwrap();
@@ -178,7 +174,7 @@ mod tests {
         );
         // One that never answers is connected, and no more; forgetting it closes the connection.
         assert_eq!(probes.send(&probe(2, target, 0)), None);
-        assert_eq!(ready(&mut probes).await, [Input::ProbeConnected { probe: ProbeId(2) }]);
+        assert_eq!(ready(&mut probes).await, [Input::ServiceConnected { probe: ProbeId(2) }]);
         let (mut stream, _) = listener.accept().unwrap();
         probes.forget(ProbeId(2));
         tokio::task::yield_now().await;

@@ -17,8 +17,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use leaderd_core::ids::Slot;
-use leaderd_core::io::{Flow, Input, ProbeError, ProbeId, ProbeSend};
-use leaderd_core::verdict::ProbeClass;
+use leaderd_core::io::{Flow, Input, ProbeError, ProbeId, ProbeKind, ProbeSend};
+use leaderd_core::mesh::HttpRequest;
+use leaderd_core::probe::stamp::SenderPacket;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
@@ -37,7 +38,7 @@ pub const MAX_FRESH: usize = 1024;
 pub const MAX_PINNED: usize = 1024;
 
 /// Most HTTP requests under way. What is beyond is refused, as by a kernel without room: it then says nothing.
-const MAX_ASKING: usize = 256;
+const MAX_REQUESTS: usize = 256;
 
 /// Probes of one pinned flow that may still be answered.
 const MAX_OUTSTANDING: usize = 64;
@@ -64,6 +65,13 @@ struct PinnedKey {
     target: SocketAddr,
 }
 
+/// What a UDP probe sends.
+#[derive(Clone, Copy)]
+struct Udp<'a> {
+    packet: &'a [u8],
+    dont_fragment: bool,
+}
+
 #[derive(Debug)]
 struct Open {
     fd: OwnedFd,
@@ -75,10 +83,10 @@ enum Kind {
     Fresh(ProbeId),
     /// A TCP connect under way.
     Service(ProbeId),
-    /// Outstanding probes by the first four bytes of their payload: the STAMP sequence number.
+    /// Probes without a reply, by their sequence numbers.
     Pinned {
         key: PinnedKey,
-        outstanding: VecDeque<([u8; 4], ProbeId)>,
+        outstanding: VecDeque<(u32, ProbeId)>,
         used: u64,
     },
 }
@@ -95,7 +103,7 @@ pub struct Probes {
     fresh: usize,
     next: Token,
     /// Requests to services, and where their tasks put what came of them.
-    asking: BTreeMap<ProbeId, AbortHandle>,
+    requests: BTreeMap<ProbeId, AbortHandle>,
     answers: (mpsc::Sender<Input>, mpsc::Receiver<Input>),
     reflectors: Reflectors,
     counters: Counters,
@@ -132,8 +140,8 @@ impl Probes {
             order: VecDeque::new(),
             fresh: 0,
             next: 0,
-            asking: BTreeMap::new(),
-            answers: mpsc::channel(MAX_ASKING),
+            requests: BTreeMap::new(),
+            answers: mpsc::channel(MAX_REQUESTS),
             reflectors: Reflectors::default(),
             counters,
             buffer: vec![0; MAX_DATAGRAM].into_boxed_slice(),
@@ -149,11 +157,16 @@ impl Probes {
 
     /// Sends one probe. What the local kernel refuses comes back as an input at once.
     pub fn send(&mut self, probe: &ProbeSend) -> Option<Input> {
-        let sent = match (probe.class, probe.flow) {
-            (ProbeClass::Service, _) if probe.http.is_some() => self.send_request(probe),
-            (ProbeClass::Service, _) => self.send_fresh(probe, true),
-            (_, Flow::Fresh) => self.send_fresh(probe, false),
-            (_, Flow::Pinned(flow)) => self.send_pinned(probe, flow),
+        let sent = match &probe.kind {
+            ProbeKind::Stamp { packet, flow, dont_fragment } => {
+                let udp = Udp { packet, dont_fragment: *dont_fragment };
+                match flow {
+                    Flow::Fresh => self.send_fresh(probe, udp),
+                    Flow::Pinned(flow) => self.send_pinned(probe, udp, *flow),
+                }
+            }
+            ProbeKind::TcpConnect => self.connect(probe),
+            ProbeKind::Http(request) => self.send_request(probe, request),
         };
         match sent {
             Ok(()) => {
@@ -174,7 +187,7 @@ impl Probes {
 
     /// Nothing more is expected for this probe.
     pub fn forget(&mut self, probe: ProbeId) {
-        if let Some(task) = self.asking.remove(&probe) {
+        if let Some(task) = self.requests.remove(&probe) {
             task.abort();
         }
         let Some(token) = self.by_probe.remove(&probe) else { return };
@@ -245,10 +258,24 @@ impl Probes {
     }
 
     pub fn open_sockets(&self) -> usize {
-        self.open.len() + self.asking.len()
+        self.open.len() + self.requests.len()
     }
 
-    fn send_fresh(&mut self, probe: &ProbeSend, service: bool) -> io::Result<()> {
+    fn send_fresh(&mut self, probe: &ProbeSend, udp: Udp<'_>) -> io::Result<()> {
+        self.make_room();
+        let fd = socket::open(probe, udp.dont_fragment)?;
+        socket::send(fd.as_fd(), udp.packet)?;
+        self.keep_until_answered(probe.probe, fd, Kind::Fresh(probe.probe), EpollFlags::EPOLLIN)
+    }
+
+    fn connect(&mut self, probe: &ProbeSend) -> io::Result<()> {
+        self.make_room();
+        let fd = socket::connect_tcp(probe)?;
+        self.keep_until_answered(probe.probe, fd, Kind::Service(probe.probe), EpollFlags::EPOLLOUT)
+    }
+
+    /// Closes the oldest sockets of single probes while there are too many.
+    fn make_room(&mut self) {
         while self.fresh >= MAX_FRESH {
             let Some(oldest) = self.order.pop_front() else { break };
             if self.open.contains_key(&oldest) {
@@ -256,14 +283,16 @@ impl Probes {
                 self.close(oldest);
             }
         }
-        let (fd, kind, interest) = if service {
-            (socket::connect_tcp(probe)?, Kind::Service(probe.probe), EpollFlags::EPOLLOUT)
-        } else {
-            (socket::open(probe)?, Kind::Fresh(probe.probe), EpollFlags::EPOLLIN)
-        };
-        if !service {
-            socket::send(fd.as_fd(), &probe.payload)?;
-        }
+    }
+
+    /// Keeps the socket of a single probe.
+    fn keep_until_answered(
+        &mut self,
+        probe: ProbeId,
+        fd: OwnedFd,
+        kind: Kind,
+        interest: EpollFlags,
+    ) -> io::Result<()> {
         let token = self.add(fd, kind, interest)?;
         self.fresh += 1;
         self.order.push_back(token);
@@ -272,24 +301,25 @@ impl Probes {
             let open = &self.open;
             self.order.retain(|t| open.contains_key(t));
         }
-        self.by_probe.insert(probe.probe, token);
+        self.by_probe.insert(probe, token);
         Ok(())
     }
 
-    fn send_request(&mut self, probe: &ProbeSend) -> io::Result<()> {
-        self.asking.retain(|_, task| !task.is_finished());
-        let Some(request) = probe.http.clone().filter(|_| self.asking.len() < MAX_ASKING) else {
+    fn send_request(&mut self, probe: &ProbeSend, request: &HttpRequest) -> io::Result<()> {
+        self.requests.retain(|_, task| !task.is_finished());
+        if self.requests.len() >= MAX_REQUESTS {
             self.counters.count("service_requests_refused");
             return Err(io::Error::from_raw_os_error(nix::libc::EAGAIN));
-        };
+        }
         let fd = socket::connect_tcp(probe)?;
         let answers = self.answers.0.clone();
-        let task = tokio::spawn(http::ask(fd, probe.probe, probe.target, request, answers));
-        self.asking.insert(probe.probe, task.abort_handle());
+        let task =
+            tokio::spawn(http::request(fd, probe.probe, probe.target, request.clone(), answers));
+        self.requests.insert(probe.probe, task.abort_handle());
         Ok(())
     }
 
-    fn send_pinned(&mut self, probe: &ProbeSend, flow: u32) -> io::Result<()> {
+    fn send_pinned(&mut self, probe: &ProbeSend, udp: Udp<'_>, flow: u32) -> io::Result<()> {
         let key = PinnedKey { flow, via: probe.via, source: probe.source, target: probe.target };
         let token = match self.pinned.get(&key) {
             Some(token) => *token,
@@ -304,7 +334,7 @@ impl Probes {
                         self.close(unused);
                     }
                 }
-                let fd = socket::open(probe)?;
+                let fd = socket::open(probe, udp.dont_fragment)?;
                 let kind = Kind::Pinned { key: key.clone(), outstanding: VecDeque::new(), used: 0 };
                 let token = self.add(fd, kind, EpollFlags::EPOLLIN)?;
                 self.pinned.insert(key, token);
@@ -325,10 +355,11 @@ impl Probes {
             self.by_probe.remove(&old);
         }
         // Before it is entered anywhere: what fails here leaves nothing behind.
-        socket::set_dont_fragment(fd.as_fd(), probe.target.is_ipv4(), probe.dont_fragment)?;
-        outstanding.push_back((sequence(&probe.payload), probe.probe));
+        socket::set_dont_fragment(fd.as_fd(), probe.target.is_ipv4(), udp.dont_fragment)?;
+        let seq = SenderPacket::claimed_seq(udp.packet).unwrap_or_default();
+        outstanding.push_back((seq, probe.probe));
         self.by_probe.insert(probe.probe, token);
-        let sent = socket::send(fd.as_fd(), &probe.payload);
+        let sent = socket::send(fd.as_fd(), udp.packet);
         let errno = sent.as_ref().err().and_then(io::Error::raw_os_error);
         if let Some(nix::libc::ENODEV | nix::libc::ENXIO | nix::libc::EINVAL) = errno {
             // The interface went and came back under another index: the next probe gets a new socket.
@@ -361,9 +392,4 @@ impl Probes {
             }
         }
     }
-}
-
-/// First field of every STAMP packet; zero for what is too short to be one.
-fn sequence(payload: &[u8]) -> [u8; 4] {
-    payload.first_chunk().copied().unwrap_or_default()
 }

@@ -5,15 +5,13 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use leaderd_core::io::{Input, ProbeError, ProbeId};
+use leaderd_core::probe::stamp::{ReflectorPacket, SenderPacket};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::epoll::EpollFlags;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, getsockopt, recv, recvmsg, sockopt};
 
-use super::{Kind, MAX_PER_SOCKET, Open, Probes, Token, sequence};
-
-/// Where a reflected packet carries the sender's sequence number: RFC 8762 §4.3.2 (authenticated) and §4.3.1 (not).
-const SENDER_SEQUENCE_AT: [usize; 2] = [48, 24];
+use super::{Kind, MAX_PER_SOCKET, Open, Probes, Token};
 
 impl Probes {
     pub(super) fn receive(&mut self, token: Token, flags: EpollFlags, inputs: &mut Vec<Input>) {
@@ -22,7 +20,7 @@ impl Probes {
         if let Kind::Service(probe) = open.kind {
             let errno = getsockopt(&fd, sockopt::SocketError).unwrap_or(libc::EIO);
             inputs.push(match errno {
-                0 => Input::ProbeReply { probe, bytes: Vec::new() },
+                0 => Input::ServiceReply { probe, body: None },
                 errno => Input::ProbeError { probe, error: connect_error(errno) },
             });
             // Decided either way; also, a socket that stays writable would wake us for ever.
@@ -33,7 +31,8 @@ impl Probes {
             for _ in 0..MAX_PER_SOCKET {
                 let Some((error, payload)) = read_error(fd, &mut self.buffer) else { break };
                 self.counters.count("probe_icmp_errors");
-                if let (Some(probe), Some(error)) = (probe_of(open, &[sequence(payload)]), error) {
+                let sent = [SenderPacket::claimed_seq(payload)];
+                if let (Some(probe), Some(error)) = (probe_of(open, &sent), error) {
                     inputs.push(Input::ProbeError { probe, error });
                 }
             }
@@ -42,9 +41,8 @@ impl Probes {
             match recv(fd.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
                 Ok(length) => {
                     let bytes = &self.buffer[..length];
-                    let carried = SENDER_SEQUENCE_AT
-                        .map(|at| bytes.get(at..).map(sequence).unwrap_or_default());
-                    if let Some(probe) = probe_of(open, &carried) {
+                    let answered = ReflectorPacket::claimed_sender_seqs(bytes);
+                    if let Some(probe) = probe_of(open, &answered) {
                         inputs.push(Input::ProbeReply { probe, bytes: bytes.to_owned() });
                     }
                 }
@@ -62,7 +60,7 @@ impl Probes {
     }
 }
 
-/// What became of a TCP connect that failed: somebody said so, or this kernel.
+/// Who refused a TCP connect: something on the way or at its end, or this kernel.
 pub(super) fn connect_error(errno: i32) -> ProbeError {
     match errno {
         libc::ECONNREFUSED | libc::ECONNRESET | libc::EHOSTUNREACH | libc::ENETUNREACH => {
@@ -73,12 +71,13 @@ pub(super) fn connect_error(errno: i32) -> ProbeError {
 }
 
 /// Which probe of a socket this belongs to: on a pinned flow the one with the sequence number, else the latest.
-fn probe_of(open: &Open, sequences: &[[u8; 4]]) -> Option<ProbeId> {
+fn probe_of(open: &Open, sequences: &[Option<u32>]) -> Option<ProbeId> {
     match &open.kind {
         Kind::Fresh(probe) | Kind::Service(probe) => Some(*probe),
         Kind::Pinned { outstanding, .. } => sequences
             .iter()
-            .find_map(|wanted| outstanding.iter().find(|(s, _)| s == wanted))
+            .flatten()
+            .find_map(|wanted| outstanding.iter().find(|(seq, _)| seq == wanted))
             .or(outstanding.back())
             .map(|(_, probe)| *probe),
     }
@@ -133,13 +132,13 @@ mod tests {
     use std::net::{SocketAddr, UdpSocket};
     use std::time::Duration;
 
-    use leaderd_core::io::{Flow, ProbeSend};
+    use leaderd_core::io::{Flow, ProbeKind, ProbeSend};
     use leaderd_core::verdict::ProbeClass;
 
     use super::*;
     use crate::counters::Counters;
 
-    fn probe(id: u64, target: SocketAddr, flow: Flow, payload: Vec<u8>) -> ProbeSend {
+    fn probe(id: u64, target: SocketAddr, flow: Flow, packet: Vec<u8>) -> ProbeSend {
         let source =
             if target.is_ipv4() { "127.0.0.3".parse().unwrap() } else { "::1".parse().unwrap() };
         ProbeSend {
@@ -148,10 +147,7 @@ mod tests {
             via: None,
             source,
             target,
-            flow,
-            dont_fragment: true,
-            payload,
-            http: None,
+            kind: ProbeKind::Stamp { packet, flow, dont_fragment: true },
         }
     }
 
@@ -245,11 +241,11 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let mut probes = Probes::bind(&[], Counters::default()).unwrap();
         let mut service = probe(1, listener.local_addr().unwrap(), Flow::Fresh, vec![]);
-        service.class = ProbeClass::Service;
+        (service.class, service.kind) = (ProbeClass::Service, ProbeKind::TcpConnect);
         assert_eq!(probes.send(&service), None);
         assert_eq!(
             ready(&mut probes).await,
-            [Input::ProbeReply { probe: ProbeId(1), bytes: vec![] }]
+            [Input::ServiceReply { probe: ProbeId(1), body: None }]
         );
         drop(listener);
         service.probe = ProbeId(2);

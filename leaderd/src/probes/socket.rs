@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 /// A UDP socket for this probe: bound to its source (any port) and plane, connected to its target.
 /// Connected, so that only the target's datagrams and the path's errors arrive.
-pub(super) fn open(probe: &ProbeSend) -> io::Result<OwnedFd> {
+pub(super) fn open(probe: &ProbeSend, dont_fragment: bool) -> io::Result<OwnedFd> {
     let socket = bound(probe, Type::DGRAM, Protocol::UDP)?;
     let v4 = probe.target.is_ipv4();
     if v4 {
@@ -21,7 +21,7 @@ pub(super) fn open(probe: &ProbeSend) -> io::Result<OwnedFd> {
         setsockopt(&socket, sockopt::Ipv6RecvErr, &true)?;
     }
     let fd = OwnedFd::from(socket);
-    if probe.dont_fragment {
+    if dont_fragment {
         set_dont_fragment(std::os::fd::AsFd::as_fd(&fd), v4, true)?;
     }
     let socket = Socket::from(fd);

@@ -1,6 +1,6 @@
 //! Gathering one record: the input, then its effects one by one, then the word whether a packet in it was authentic.
 
-use leaderd_core::io::{Effect, Input};
+use leaderd_core::io::{Effect, Input, ProbeKind};
 use leaderd_core::probe::stamp::redact;
 use leaderd_core::time::Now;
 
@@ -26,7 +26,11 @@ impl Tape {
     pub fn effect(&mut self, effect: &Effect) {
         let mut effect = effect.clone();
         match &mut effect {
-            Effect::SendProbe(probe) => redact(&mut probe.payload, true),
+            Effect::SendProbe(probe) => {
+                if let ProbeKind::Stamp { packet, .. } = &mut probe.kind {
+                    redact(packet, true);
+                }
+            }
             Effect::Reflect { bytes, .. } => redact(bytes, true),
             _ => {}
         }

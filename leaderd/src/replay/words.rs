@@ -172,7 +172,8 @@ pub fn kind(input: &Input) -> &'static str {
         Input::Timeout => "timeouts",
         Input::ProbeReply { .. } => "probe replies",
         Input::ProbeError { .. } => "probe errors",
-        Input::ProbeConnected { .. } => "services connected",
+        Input::ServiceConnected { .. } => "services connected",
+        Input::ServiceReply { .. } => "replies of services",
         Input::ProbeRequest { .. } => "probe requests",
         Input::Frame { .. } => "frames",
         Input::PeerUp { .. } | Input::PeerDown { .. } => "peers up or down",
@@ -196,7 +197,10 @@ pub fn input(input: &Input) -> String {
         Input::Timeout => "a timeout".to_owned(),
         Input::ProbeReply { probe, .. } => format!("reply to probe {}", probe.0),
         Input::ProbeError { probe, error } => format!("probe {} failed: {error:?}", probe.0),
-        Input::ProbeConnected { probe } => format!("probe {} is connected to its service", probe.0),
+        Input::ServiceConnected { probe } => {
+            format!("probe {} is connected to its service", probe.0)
+        }
+        Input::ServiceReply { probe, .. } => format!("reply of a service to probe {}", probe.0),
         Input::ProbeRequest { from, .. } => format!("probe from {from}"),
         Input::Frame { from, frame } => format!("{} frame from {from}", frame.kind()),
         Input::PeerUp { node, rtt_micros } => {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use leaderd_core::ids::NodeName;
-use leaderd_core::io::{Flow, Input, ProbeError, ProbeSend};
+use leaderd_core::io::{Flow, Input, ProbeError, ProbeKind, ProbeSend};
 use leaderd_core::mesh::plane;
 use leaderd_core::wire::Frame;
 
@@ -32,16 +32,14 @@ struct Arrival {
 
 impl World {
     pub(super) fn send_probe(&mut self, name: &NodeName, probe: ProbeSend) {
-        if probe.payload.is_empty() {
-            return;
-        }
+        let ProbeKind::Stamp { packet: payload, flow, .. } = &probe.kind else { return };
         let id = probe.probe;
         let failed = |error| Happening::Input(Input::ProbeError { probe: id, error });
         if probe.via.is_some() && self.faults[name].wireguard_down {
             let error = ProbeError::Local { errno: 19 };
             return self.later(Duration::from_micros(10), name, failed(error));
         }
-        let port = match probe.flow {
+        let port = match flow {
             Flow::Fresh => {
                 self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_FRESH_PORT);
                 self.next_port
@@ -53,8 +51,8 @@ impl World {
         let packet = Packet {
             source: probe.source,
             target: probe.target.ip(),
-            length: (probe.payload.len() + HEADERS) as u16,
-            new_flow: matches!(probe.flow, Flow::Fresh),
+            length: (payload.len() + HEADERS) as u16,
+            new_flow: matches!(flow, Flow::Fresh),
             bound_to: probe.via.map(plane),
         };
         match self.send_packet(name, &packet) {
@@ -65,7 +63,7 @@ impl World {
                     return self.nobody_listens(name, &arrival, &probe);
                 }
                 for delay in arrival.delays {
-                    let bytes = probe.payload.clone();
+                    let bytes = payload.clone();
                     let input = Input::ProbeRequest { from, local, ttl, bytes };
                     self.later(delay, &arrival.node, Happening::Input(input));
                 }

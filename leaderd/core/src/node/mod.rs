@@ -224,9 +224,14 @@ impl Node {
                     observer.handle_error(now, probe, error);
                 }
             }
-            Input::ProbeConnected { probe } => {
+            Input::ServiceConnected { probe } => {
                 if let Some(observer) = &mut self.observer {
-                    observer.handle_connected(probe);
+                    observer.handle_service_connected(probe);
+                }
+            }
+            Input::ServiceReply { probe, body } => {
+                if let Some(observer) = &mut self.observer {
+                    observer.handle_service_reply(now, probe, body);
                 }
             }
             Input::ProbeRequest { from, local, ttl, bytes } => {

@@ -1,4 +1,4 @@
-//! One watched location: its paths (one per slot), its targets, and what is known of each pair.
+//! One watched location: its paths (one per candidate), its targets, and what is known of each pair.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -6,11 +6,11 @@ use std::time::Duration;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Policy};
 use crate::time::{Instant, Now};
-use crate::verdict::{Cause, ProbeClass, Report, SlotReport};
+use crate::verdict::{Cause, Report, SlotReport, Verdict};
 use crate::wire::limits::{MAX_REPORT_ROWS, MAX_ROWS, MAX_RTT};
 
-use super::evidence::Sources;
-use super::evidence::{Outcome, PairStats, Path, Sample, Target};
+use super::evidence::{PairStats, Path, Sources, Target, TargetHealth};
+use super::index::{IndexVec, PathIdx, ServiceIdx, TargetIdx};
 use super::probing::rtt::Rtt;
 use super::service::ServiceHealth;
 use super::verify::Verify;
@@ -20,8 +20,8 @@ const RAISED_FOR: Duration = Duration::from_secs(10);
 /// Between two rounds, whatever the policy says.
 const LEAST_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Locations watched slowly at `slow_probe_interval`; with more of them the interval grows, so that their rounds stay as
-/// many a second and leave the probe budget to the locations that are watched at full rate.
+/// Locations watched slowly at `slow_probe_interval`. With more of them the interval grows, so that they take no more of the
+/// probe budget from the locations that are watched at full rate.
 const SLOW_LOCATIONS: usize = 40;
 /// Bursts at once, and how long it takes until one more is allowed: stray losses of a lossy path must not use up what the
 /// next real fault needs, and a path that loses every tenth probe must not be flooded.
@@ -54,7 +54,7 @@ pub(super) struct LocationWatch {
     pub location: LocationName,
     /// This node's location is one of those that watch it at full rate.
     pub full_rate: bool,
-    /// It is among the next few, who report as well: they stand in where those are gone.
+    /// It is among the next few, which report as well: they stand in where those are gone.
     backup_reporter: bool,
     /// The last report was of trouble.
     reported_trouble: bool,
@@ -63,29 +63,28 @@ pub(super) struct LocationWatch {
     raised_until: Instant,
     pub epoch: Epoch,
     pub leaders: Vec<Slot>,
-    pub paths: Vec<Path>,
-    pub targets: Vec<Target>,
-    /// `pairs[path][target]`.
-    pub pairs: Vec<Vec<PairStats>>,
+    pub paths: IndexVec<PathIdx, Path>,
+    pub targets: IndexVec<TargetIdx, Target>,
+    pub pairs: IndexVec<PathIdx, IndexVec<TargetIdx, PairStats>>,
     /// Workload targets that are not quarantined, members and candidates alike.
-    pub rotation: Vec<usize>,
+    pub rotation: Vec<TargetIdx>,
     pub round: u64,
     pub next_round: Instant,
     pub next_report: Instant,
     pub next_judge: Option<Instant>,
-    pub services: Vec<ServiceHealth>,
+    pub services: IndexVec<ServiceIdx, ServiceHealth>,
     pub next_service: Instant,
     /// Rounds over services so far.
     pub service_turn: usize,
     pub report_seq: u64,
     pub bursts: BurstBudget,
-    /// Nothing at all comes back through any slot.
+    /// Nothing at all comes back through any path.
     pub all_paths_silent: bool,
     /// Something needs judging with every reply.
     pub needs_eager_judging: bool,
-    /// Losses since the last judgement: (path, class, target, sent).
-    pub fresh_losses: Vec<(usize, ProbeClass, usize, Instant)>,
-    // As-workload probes. What they can go out from, by kind: workloads of this node or itself, and by family.
+    /// The paths of losses since the last judgement.
+    pub fresh_losses: Vec<PathIdx>,
+    // As-workload probes. Whether this node has a source for them: of its workloads or its own, and by family.
     has_source: [[bool; 2]; 2],
     pub rtt: Rtt,
     pub as_workload_sent: u64,
@@ -106,10 +105,10 @@ impl LocationWatch {
         mut ssid: impl FnMut() -> u16,
     ) -> Self {
         let candidates = mesh.candidates_of(location);
-        let paths: Vec<Path> =
+        let paths: IndexVec<PathIdx, Path> =
             candidates.iter().map(|(s, n)| Path::new(*s, n.wireguard_key, now)).collect();
-        let index = |n: &Node| n.slot.and_then(|s| candidates.keys().position(|k| *k == s));
-        let mut targets = Vec::new();
+        let path_of = |n: &Node| paths.position(|p| Some(p.slot) == n.slot);
+        let mut targets = IndexVec::default();
         let mut add = |n: &Node, address: IpAddr, relay_of, candidate, foreign: Option<u16>| {
             targets.push(Target {
                 node: n.name.clone(),
@@ -117,12 +116,11 @@ impl LocationWatch {
                 address,
                 port: foreign,
                 relay_of,
-                own: mesh.carried_address(n) == Some(address),
+                is_nodes_own: mesh.carried_address(n) == Some(address),
                 candidate,
                 ssid: ssid(),
                 seq: 0,
-                quarantined: false,
-                daemon_absent: false,
+                health: TargetHealth::default(),
                 replies: Default::default(),
             });
         };
@@ -134,21 +132,21 @@ impl LocationWatch {
         for n in nodes {
             for address in mesh.probed_at(n) {
                 if address.is_ipv4() || mesh.inner.v6.is_some() && !observed {
-                    add(n, address, None, index(n), None);
+                    add(n, address, None, path_of(n), None);
                 }
             }
         }
         for reflector in mesh.locations.get(location).iter().flat_map(|l| &l.reflectors) {
             if let Some(n) = mesh.node_behind(location, reflector.ip()) {
-                add(n, reflector.ip(), None, index(n), Some(reflector.port()));
+                add(n, reflector.ip(), None, path_of(n), Some(reflector.port()));
             }
         }
-        // Everybody's `wgl{j}` of slot j answers at the address of *this* node's slot there; over IPv6 too where the
+        // Each candidate's tunnel to this node answers at its inner address of *this* node's slot; over IPv6 too where the
         // workloads of both ends have it.
         if let Some(mine) = me.slot {
             let has_v6 = |l| mesh.prefixes_of(l).iter().any(|p| p.addr().is_ipv6());
             let both = has_v6(location) && has_v6(&me.location);
-            for (p, n) in candidates.values().enumerate() {
+            for (p, n) in paths.indices().zip(candidates.values()) {
                 add(n, mesh.inner4(n, mine).into(), Some(p), None, None);
                 if let Some(v6) = mesh.inner6(n, mine).filter(|_| both) {
                     add(n, v6.into(), Some(p), None, None);
@@ -157,7 +155,9 @@ impl LocationWatch {
         }
         let rank = rank(mesh, &me.location, location);
         let watchers = usize::from(mesh.policy_of(location).watchers);
-        let pairs = vec![vec![PairStats::default(); targets.len()]; paths.len()];
+        let no_stats: IndexVec<TargetIdx, _> =
+            targets.iter().map(|_| PairStats::default()).collect();
+        let pairs = paths.iter().map(|_| no_stats.clone()).collect();
         let mut watch = Self {
             location: location.clone(),
             full_rate: rank < watchers,
@@ -175,7 +175,7 @@ impl LocationWatch {
             next_round: now,
             next_report: now,
             next_judge: None,
-            services: Vec::new(),
+            services: IndexVec::default(),
             next_service: now,
             service_turn: 0,
             report_seq: 0,
@@ -206,29 +206,19 @@ impl LocationWatch {
 
     /// Takes over what was known under the previous mesh file.
     pub(super) fn inherit(&mut self, old: LocationWatch) {
-        for target in &mut self.targets {
+        for target in self.targets.iter_mut() {
             // Its session goes on, and so do its long-lived flows.
             let same = |o: &&Target| target.is_same_as(o) && target.key == o.key;
             if let Some(old) = old.targets.iter().find(same) {
                 (target.ssid, target.seq) = (old.ssid, old.seq);
             }
         }
-        let number_now = |t: &usize| {
-            let is = |n: &Target| n.is_same_as(&old.targets[*t]);
-            self.targets.iter().position(is)
-        };
+        let number_now =
+            |t: TargetIdx| self.targets.position(|n: &Target| n.is_same_as(&old.targets[t]));
         for old in old.paths {
-            if let Some(path) =
-                self.paths.iter_mut().find(|p| p.slot == old.slot && p.key == old.key)
-            {
-                // Its samples speaks of the old targets by number. What is under way is given up.
-                let settled = old.samples.iter().filter(|o| o.outcome != Outcome::Pending);
-                let samples =
-                    settled.filter_map(|o| Some(Sample { target: number_now(&o.target)?, ..*o }));
-                let samples = samples.collect();
-                let partial = old.partial.iter().filter_map(number_now).collect();
-                let sources = old.sources.renumbered(number_now);
-                *path = Path { samples, partial, sources, burst: None, ..old };
+            let same = |p: &&mut Path| p.slot == old.slot && p.key == old.key;
+            if let Some(path) = self.paths.iter_mut().find(same) {
+                *path = old.renumbered(number_now);
             }
         }
         self.targets_awaited = old.targets_awaited;
@@ -241,19 +231,19 @@ impl LocationWatch {
     }
 
     /// The long-lived flow to a target through a path.
-    pub(super) fn pinned(&self, p: usize, t: usize) -> u32 {
+    pub(super) fn pinned(&self, p: PathIdx, t: TargetIdx) -> u32 {
         u32::from(self.targets[t].ssid) << 8 | u32::from(self.paths[p].slot.0)
     }
 
     pub(super) fn pinned_flows(&self) -> impl Iterator<Item = u32> + '_ {
-        let paths = 0..self.paths.len();
-        paths.flat_map(move |p| (0..self.targets.len()).map(move |t| self.pinned(p, t)))
+        let paths = self.paths.indices();
+        paths.flat_map(move |p| self.targets.indices().map(move |t| self.pinned(p, t)))
     }
 
     pub(super) fn interval(&self, policy: &Policy, now: Instant) -> Duration {
         if self.full_rate
             || now < self.raised_until
-            || self.paths.iter().any(|p| p.verdict.is_degraded())
+            || self.paths.iter().any(|p| p.verdict.get().is_degraded())
         {
             policy.probe_interval.max(LEAST_INTERVAL)
         } else {
@@ -266,11 +256,11 @@ impl LocationWatch {
         policy.slow_probe_interval * self.slow_factor
     }
 
-    /// Is there anything to report? Of those who watch slowly nobody is counted while others watch at full rate, and all
-    /// of them reporting every second would cost each node as much as the mesh is large: so only deputies do when all is
-    /// well. Trouble is told by everyone, and its end once.
+    /// Returns whether to report. Observers that watch slowly do not count while others watch at full rate, and all of them
+    /// reporting every second would cost each node in proportion to the mesh: so only backup reporters do when all is well.
+    /// Every observer reports trouble, and its end once.
     pub(super) fn wants_to_report(&mut self) -> bool {
-        let trouble = self.paths.iter().any(|p| p.verdict.is_degraded());
+        let trouble = self.paths.iter().any(|p| p.verdict.get().is_degraded());
         let before = std::mem::replace(&mut self.reported_trouble, trouble);
         self.backup_reporter || trouble || before
     }
@@ -281,22 +271,14 @@ impl LocationWatch {
 
     /// Workload targets in use.
     pub(super) fn rebuild_rotation(&mut self) {
-        let workload = |t: &&usize| self.targets[**t].relay_of.is_none();
-        let all: Vec<usize> = (0..self.targets.len()).collect();
-        let alive: Vec<usize> = all
-            .iter()
-            .filter(workload)
-            .copied()
-            .filter(|t| !self.targets[*t].quarantined)
-            .collect();
-        self.rotation =
-            if alive.is_empty() { all.iter().filter(workload).copied().collect() } else { alive };
+        let workloads = self.targets.indices().filter(|t| self.targets[*t].relay_of.is_none());
+        self.rotation = self.alive_if_any(workloads.collect());
         // One family after the other: a slot that leaves out its own candidate then takes the next of the same family. Workloads
         // and nodes' own addresses in turn, so that a few rounds come to both, however many nodes there are.
         let mut seen = [[0; 2]; 2];
         self.rotation.sort_by_cached_key(|t| {
             let t = &self.targets[*t];
-            let (v6, own) = (t.address.is_ipv6(), t.own);
+            let (v6, own) = (t.address.is_ipv6(), t.is_nodes_own);
             let number = &mut seen[usize::from(v6)][usize::from(own)];
             *number += 1;
             (v6, *number, own)
@@ -305,13 +287,14 @@ impl LocationWatch {
 
     /// Workload targets of the families and kinds that this node can speak to as its own workloads do, one family in turn with
     /// the other.
-    pub(super) fn as_workload_targets(&self) -> Vec<usize> {
+    pub(super) fn as_workload_targets(&self) -> Vec<TargetIdx> {
         let of = |v6: bool| {
-            let speaks = move |t: &usize| {
+            let has_source = move |t: &TargetIdx| {
                 let t = &self.targets[*t];
-                t.address.is_ipv6() == v6 && self.has_source[usize::from(t.own)][usize::from(v6)]
+                let sources = self.has_source[usize::from(t.is_nodes_own)];
+                t.address.is_ipv6() == v6 && sources[usize::from(v6)]
             };
-            self.rotation.iter().copied().filter(speaks)
+            self.rotation.iter().copied().filter(has_source)
         };
         let (mut v4, mut v6) = (of(false), of(true));
         let mut turns = Vec::new();
@@ -324,66 +307,78 @@ impl LocationWatch {
         }
     }
 
-    /// Workload targets that slot `p` can be tested on: not its own; only quarantined ones if there are no others.
-    pub(super) fn targets_of(&self, p: usize) -> Vec<usize> {
-        let usable: Vec<usize> = self.testable(p).collect();
-        let alive: Vec<usize> =
-            usable.iter().copied().filter(|t| !self.targets[*t].quarantined).collect();
-        if alive.is_empty() { usable } else { alive }
+    /// Workload targets that path `p` can be tested on: not its candidate's own; only quarantined ones if there are no others.
+    pub(super) fn targets_of(&self, p: PathIdx) -> Vec<TargetIdx> {
+        self.alive_if_any(self.testable(p).collect())
     }
 
-    pub(super) fn testable(&self, p: usize) -> impl Iterator<Item = usize> + '_ {
-        (0..self.targets.len()).filter(move |t| self.can_test(p, *t))
+    /// Those that are not quarantined; if there are none, all.
+    fn alive_if_any(&self, targets: Vec<TargetIdx>) -> Vec<TargetIdx> {
+        let alive = targets.iter().filter(|t| !self.targets[**t].health.is_quarantined());
+        let alive: Vec<TargetIdx> = alive.copied().collect();
+        if alive.is_empty() { targets } else { alive }
     }
 
-    pub(super) fn can_test(&self, p: usize, t: usize) -> bool {
+    pub(super) fn testable(&self, p: PathIdx) -> impl Iterator<Item = TargetIdx> + '_ {
+        self.targets.indices().filter(move |t| self.can_test(p, *t))
+    }
+
+    pub(super) fn can_test(&self, p: PathIdx, t: TargetIdx) -> bool {
         let t = &self.targets[t];
         t.relay_of.is_none() && t.candidate != Some(p)
     }
 
-    pub(super) fn quarantined_target(&self, p: usize, n: u64) -> Option<usize> {
-        let dead: Vec<usize> = self.testable(p).filter(|t| self.targets[*t].quarantined).collect();
-        dead.get(n as usize % dead.len().max(1)).copied()
+    /// The quarantined target of a path whose turn it is.
+    pub(super) fn quarantined_target(&self, p: PathIdx, turn: u64) -> Option<TargetIdx> {
+        let quarantined = self.testable(p).filter(|t| self.targets[*t].health.is_quarantined());
+        let quarantined: Vec<TargetIdx> = quarantined.collect();
+        quarantined.get(turn as usize % quarantined.len().max(1)).copied()
     }
 
     /// The candidate's own address; where it has one of each family they take turns.
-    pub(super) fn relay_of(&self, p: usize, turn: u64) -> usize {
-        let all: Vec<usize> =
-            (0..self.targets.len()).filter(|t| self.targets[*t].relay_of == Some(p)).collect();
+    pub(super) fn relay_target(&self, p: PathIdx, turn: u64) -> TargetIdx {
+        let all = self.targets.indices().filter(|t| self.targets[*t].relay_of == Some(p));
+        let all: Vec<TargetIdx> = all.collect();
         all[turn as usize % all.len()]
     }
 
     /// Loss of the best other path that is not degraded.
-    pub(super) fn control_loss(&self, p: usize) -> Option<f64> {
-        let others =
-            self.paths.iter().enumerate().filter(|(k, o)| *k != p && !o.verdict.is_degraded());
-        others.map(|(_, o)| o.loss).reduce(f64::min)
+    pub(super) fn control_loss(&self, p: PathIdx) -> Option<f64> {
+        let others = self.paths.enumerate().filter(|(k, _)| *k != p).map(|(_, other)| other);
+        let healthy = others.filter(|other| !other.verdict.get().is_degraded());
+        healthy.map(|other| other.loss.own()).reduce(f64::min)
     }
 
-    /// Every slot fails, one way or another.
+    /// Every path fails, one way or another.
     pub(super) fn all_fail(&self) -> bool {
-        self.all_paths_silent || self.paths.iter().all(|p| p.verdict.is_degraded())
+        self.all_paths_silent || self.paths.iter().all(|p| p.verdict.get().is_degraded())
+    }
+
+    /// The candidate in this slot forwards.
+    pub(super) fn forwards(&self, slot: Slot) -> bool {
+        self.paths.iter().any(|p| p.slot == slot && *p.verdict.get() == Verdict::Forwarding)
     }
 
     pub(super) fn is_cut_off(&self) -> bool {
         let dead = |c| matches!(c, Cause::TunnelDown | Cause::Forwarding | Cause::Loop);
-        self.all_paths_silent || self.paths.iter().all(|p| p.verdict.cause().is_some_and(dead))
+        self.all_paths_silent
+            || self.paths.iter().all(|p| p.verdict.get().cause().is_some_and(dead))
     }
 
     pub(super) fn report(&self, me: &NodeName, now: Now, abstains: bool) -> Report {
         // The classes come first, so what is cut is some of many targets.
         let rows = MAX_ROWS.min(MAX_REPORT_ROWS / self.paths.len().max(1));
-        let slot = |(n, p): (usize, &Path)| SlotReport {
+        let slot = |(n, p): (PathIdx, &Path)| SlotReport {
             slot: p.slot,
-            verdict: p.verdict.clone(),
-            first_loss: p.first_loss.map(|t| now.wall_at(t)),
-            suspected: p.suspected.map(|t| now.wall_at(t)),
-            since: now.wall_at(p.since),
+            verdict: p.verdict.get().clone(),
+            first_loss: p.verdict.trouble().map(|t| now.wall_at(t.first_loss)),
+            suspected: p.verdict.trouble().map(|t| now.wall_at(t.suspected)),
+            since: now.wall_at(p.verdict.since()),
             rtt: p.rtt.smoothed().map(|rtt| rtt.min(MAX_RTT)),
-            loss: p.shown_loss as f32,
-            path_mtu: p.path_mtu,
+            loss: p.loss.shown() as f32,
+            path_mtu: p.mtu.known(),
             services: self.services_up(n),
-            evidence: p.rows.iter().take(rows).cloned().collect(),
+            evidence: p.verdict.rows().iter().take(rows).cloned().collect(),
         };
         Report {
             observer: me.clone(),
@@ -392,7 +387,7 @@ impl LocationWatch {
             epoch: self.epoch,
             abstains,
             full_rate: self.full_rate,
-            slots: self.paths.iter().enumerate().map(slot).collect(),
+            slots: self.paths.enumerate().map(slot).collect(),
         }
     }
 }

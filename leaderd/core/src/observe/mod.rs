@@ -1,21 +1,22 @@
-//! Watching other locations: fast, and calm.
+//! Watches other locations: finds faults fast, and calls nothing a fault that is none.
 //!
-//! A candidate sends probes through **every** slot of every other location at once, to the same workload addresses. So
-//! each round is an experiment with controls: what a standby loses as well is not the leader's fault, and a target that
-//! is dead through every slot is nobody's. `schedule` says what a round holds.
+//! A candidate sends probes through **every** slot of every other location at once, to the same workload addresses. So each
+//! round is an experiment with controls: what a standby loses as well is not the leader's fault, and a target that is dead
+//! through every slot is no candidate's. `probing` sends and waits, `evidence` keeps outcomes.
 //!
-//! At the first timeout of a new flow a burst goes through the suspect, to several targets and in every class, with
-//! controls through every standby. One timeout later all of it is in, and `judge` decides by a sequential test
-//! (`sprt`): detection costs about interval/2 + timeout + timeout, and a false alarm as little as the operator asks
-//! for. The classes in the burst name the cause in the same moment.
+//! At the first timeout of a new flow a burst goes through the suspect, to several targets and in every class, with controls
+//! through every standby. One timeout later all of it is in, and `judgement` decides by a sequential test: detection costs about
+//! interval/2 + timeout + timeout, and false alarms are as rare as the operator asks. The classes in the burst name the cause in
+//! the same moment.
 //!
-//! A loss counts only where the target is *known to live*: another path reached it with a probe sent at the same time or
-//! later. Until that is known nobody is blamed; a reply that comes after its timeout turns the loss into a delivery and
-//! lengthens the timeout. Where everything fails for this observer in most locations, it abstains.
+//! A loss counts only where the target is *known to live*: another path reached it with a probe sent at the same time or later.
+//! Until that is known no candidate is blamed; a reply that comes after its timeout turns the loss into a delivery and lengthens
+//! the timeout. Where everything fails for this observer in most locations, it abstains.
 //!
 //! Nothing here reads a clock or a random source, and nothing grows without a bound.
 
 mod evidence;
+mod index;
 mod judgement;
 mod location;
 mod probing;
@@ -38,26 +39,22 @@ use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
 use crate::status::HiddenSource;
 use crate::time::{Instant, Now, WallTime};
-use crate::verdict::{Report, Verdict};
+use crate::verdict::Report;
 
+use index::{IndexVec, TargetIdx, WatchIdx};
 use location::LocationWatch;
 pub use location::weight;
 use probing::budget::Budget;
 pub use probing::budget::steady_probes;
-use probing::in_flight::InFlight;
-use service::requests::InFlightRequest;
+use probing::in_flight::InFlightProbes;
+use probing::schedule::ProbeSpec;
 
-/// How long a reply is still awaited after its timeout, to learn that the timeout was wrong.
-const GRACE: Duration = Duration::from_secs(2);
-/// A timer that fires so much later than it was due: this daemon did not run, and what was under way meanwhile is neither
-/// lost nor slow on that account.
-const STALL: Duration = Duration::from_millis(5);
 /// Between two reports about a location when nothing changes.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// While a leader is degraded reports are repeated this often, for so long: they may get lost.
+/// While a leader is degraded reports are repeated this often and for this long: they may get lost.
 const REPEAT_EVERY: Duration = Duration::from_millis(100);
 const REPEAT_FOR: Duration = Duration::from_secs(2);
-/// Most outputs held; a shell drains after every input, so this is never met in earnest.
+/// Most outputs held. A shell drains them after every input, so there are never as many.
 const MAX_OUTPUTS: usize = 65_536;
 /// Bytes of UDP and IP headers.
 const UDP: u16 = 8;
@@ -87,31 +84,26 @@ pub enum ObserverOutput {
     },
 }
 
+/// What is due, apart from probes, which have timers of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
-    /// A probe's timeout, and then the end of its grace.
-    Probe(ProbeId),
-    Round(usize),
-    Report(usize),
-    Verify(usize),
+    Round(WatchIdx),
+    Report(WatchIdx),
+    Verify(WatchIdx),
     /// A loss begins to count.
-    Judge(usize),
+    Judge(WatchIdx),
     /// The next service of a location.
-    Service(usize),
-    /// A service's timeout, and then the end of its grace.
-    Request(ProbeId),
+    Service(WatchIdx),
 }
 
 impl Timer {
-    /// True for what a location is due, apart from its probes.
-    fn is_of(self, watch: usize) -> bool {
+    fn watch(self) -> WatchIdx {
         match self {
-            Self::Round(at)
-            | Self::Report(at)
-            | Self::Verify(at)
-            | Self::Judge(at)
-            | Self::Service(at) => at == watch,
-            Self::Probe(_) | Self::Request(_) => false,
+            Self::Round(watch)
+            | Self::Report(watch)
+            | Self::Verify(watch)
+            | Self::Judge(watch)
+            | Self::Service(watch) => watch,
         }
     }
 }
@@ -123,17 +115,12 @@ pub struct Observer {
     me: NodeName,
     keys: ProbeKeys,
     rng: ChaCha8Rng,
-    watches: Vec<LocationWatch>,
-    by_name: BTreeMap<LocationName, usize>,
-    /// SSID to (watch, target).
-    by_ssid: BTreeMap<u16, (usize, usize)>,
-    by_seq: BTreeMap<(u16, u32), ProbeId>,
-    in_flight: BTreeMap<ProbeId, InFlight>,
-    /// What services were asked and may still answer.
-    requests: BTreeMap<ProbeId, InFlightRequest>,
+    watches: IndexVec<WatchIdx, LocationWatch>,
+    by_name: BTreeMap<LocationName, WatchIdx>,
+    by_ssid: BTreeMap<u16, (WatchIdx, TargetIdx)>,
+    in_flight: InFlightProbes,
     timers: BTreeSet<(Instant, Timer)>,
     out: VecDeque<ObserverOutput>,
-    next_probe: u64,
     next_ssid: u16,
     budget: Budget,
     /// When this daemon last ran late.
@@ -153,15 +140,12 @@ impl Observer {
             me,
             keys,
             rng,
-            watches: Vec::new(),
+            watches: IndexVec::default(),
             by_name: BTreeMap::new(),
             by_ssid: BTreeMap::new(),
-            by_seq: BTreeMap::new(),
-            in_flight: BTreeMap::new(),
-            requests: BTreeMap::new(),
+            in_flight: InFlightProbes::default(),
             timers: BTreeSet::new(),
             out: VecDeque::new(),
-            next_probe: 0,
             next_ssid,
             budget: Budget::new(now.mono),
             stalled: Instant::default(),
@@ -174,50 +158,50 @@ impl Observer {
 
     /// This node has programmed a decision: its as-workload probes test it from now on.
     pub fn decided(&mut self, now: Now, location: &LocationName, epoch: Epoch, leaders: &[Slot]) {
-        let Some(&at) = self.by_name.get(location) else { return };
-        let w = &mut self.watches[at];
+        let Some(&watch) = self.by_name.get(location) else { return };
+        let w = &mut self.watches[watch];
         if let Some(v) = w.verify.as_ref() {
-            self.timers.remove(&(v.next, Timer::Verify(at)));
+            self.timers.remove(&(v.next, Timer::Verify(watch)));
         }
         if w.decided(now.mono, epoch, leaders) {
-            self.timers.insert((now.mono, Timer::Verify(at)));
+            self.timers.insert((now.mono, Timer::Verify(watch)));
         }
     }
 
     pub fn handle_timeout(&mut self, now: Now) {
         self.note_stall(now);
-        let mut dirty = BTreeSet::new();
+        let mut lossy = BTreeSet::new();
         let mut rounds = Vec::new();
-        while let Some(&(due, timer)) = self.timers.first() {
-            if due > now.mono {
-                break;
-            }
-            self.timers.pop_first();
+        while self.poll_timeout().is_some_and(|due| due <= now.mono) {
+            let timer = self.timers.first().copied();
+            let probe = self.in_flight.next_due();
+            let Some((due, timer)) =
+                timer.filter(|(due, _)| probe.is_none_or(|probe| *due < probe))
+            else {
+                lossy.extend(self.expire_probe(now));
+                continue;
+            };
+            self.timers.remove(&(due, timer));
             match timer {
-                Timer::Probe(id) => {
-                    if let Some(at) = self.probe_timeout(now, id) {
-                        dirty.insert(at);
-                    }
-                }
-                Timer::Round(at) => rounds.push(at),
-                Timer::Report(at) => self.report(now, at),
-                Timer::Verify(at) => self.verify_tick(now, at),
-                Timer::Judge(at) => drop(dirty.insert(at)),
-                Timer::Service(at) => self.service_round(now, at),
-                Timer::Request(id) => self.request_timeout(now, id),
+                Timer::Round(watch) => rounds.push(watch),
+                Timer::Report(watch) => self.report(now, watch),
+                Timer::Verify(watch) => self.verify_tick(now, watch),
+                Timer::Judge(watch) => drop(lossy.insert(watch)),
+                Timer::Service(watch) => self.service_round(now, watch),
             }
         }
         // All that timed out at once is judged together.
-        for at in dirty {
-            self.judge(now, at);
+        for watch in lossy {
+            self.judge(now, watch);
         }
-        for at in rounds {
-            self.round(now, at);
+        for watch in rounds {
+            self.send_round(now, watch);
         }
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.timers.first().map(|t| t.0)
+        let timer = self.timers.first().map(|(due, _)| *due);
+        [timer, self.in_flight.next_due()].into_iter().flatten().min()
     }
 
     pub fn poll_output(&mut self) -> Option<ObserverOutput> {
@@ -232,24 +216,19 @@ impl Observer {
 
     /// This node's own evidence says that the candidate in this slot forwards.
     pub fn forwards(&self, location: &LocationName, slot: Slot) -> bool {
-        self.by_name.get(location).is_some_and(|&at| {
-            let mut paths = self.watches[at].paths.iter();
-            paths.any(|p| p.slot == slot && p.verdict == Verdict::Forwarding)
-        })
+        self.by_name.get(location).is_some_and(|&watch| self.watches[watch].forwards(slot))
     }
 
     /// This node's own evidence says that nothing gets through any candidate of the location. Where some packets do (others are
     /// lost, too large, or of new flows), another way would cross the same nodes.
     pub fn is_cut_off(&self, location: &LocationName) -> bool {
-        self.by_name.get(location).is_some_and(|&at| self.watches[at].is_cut_off())
+        self.by_name.get(location).is_some_and(|&watch| self.watches[watch].is_cut_off())
     }
 
     /// Whom this node would choose by its own evidence: the first of the ranking that forwards.
     pub fn own_choice(&self, location: &LocationName) -> Option<Slot> {
         let w = &self.watches[*self.by_name.get(location)?];
-        let forwards =
-            |s: &Slot| w.paths.iter().any(|p| p.slot == *s && p.verdict == Verdict::Forwarding);
-        self.mesh.ranking(location).into_iter().find(forwards)
+        self.mesh.ranking(location).into_iter().find(|slot| w.forwards(*slot))
     }
 
     /// The long-lived flows that may be used again: [`crate::io::Flow::Pinned`].
@@ -269,7 +248,8 @@ impl Observer {
 
     /// Where sources do not survive on the way to a location.
     pub fn hidden_sources(&self, location: &LocationName) -> Vec<HiddenSource> {
-        self.by_name.get(location).map(|&at| self.watches[at].hidden_sources()).unwrap_or_default()
+        let watch = self.by_name.get(location);
+        watch.map(|&watch| self.watches[watch].hidden_sources()).unwrap_or_default()
     }
 
     /// Rounds left out since the start because the probe budget was spent.
@@ -289,79 +269,82 @@ impl Observer {
     }
 
     /// Judges a location, sends the bursts that it asks for, reports what changed.
-    fn judge(&mut self, now: Now, at: usize) {
+    fn judge(&mut self, now: Now, watch: WatchIdx) {
         let mesh = self.mesh.clone();
-        let judged = self.watches[at].judge(&mesh, now.mono);
-        for p in judged.bursts {
-            let probes = self.watches[at].burst(&mesh, now.mono, p, &mut self.rng);
-            if self.spend(now.mono, probes.len()) {
-                for spec in probes {
-                    self.send(now, at, spec);
-                }
-            } else {
+        let judgement = self.watches[watch].judge(&mesh, now.mono);
+        for p in judgement.bursts {
+            let probes = self.watches[watch].plan_burst(&mesh, now.mono, p, &mut self.rng);
+            if !self.send_all(now, watch, probes) {
                 self.budget.leave_out(now.mono);
             }
         }
-        for spec in judged.probes {
-            if self.spend(now.mono, 1) {
-                self.send(now, at, spec);
-            }
+        for probe in judgement.probes {
+            self.send_all(now, watch, vec![probe]);
         }
-        for (level, message, fields) in judged.logs {
+        for (level, message, fields) in judgement.logs {
             self.emit(ObserverOutput::Log { level, message, fields });
         }
-        let w = &mut self.watches[at];
-        if let Some(old) = std::mem::replace(&mut w.next_judge, judged.judge_at) {
-            self.timers.remove(&(old, Timer::Judge(at)));
+        let w = &mut self.watches[watch];
+        if let Some(old) = std::mem::replace(&mut w.next_judge, judgement.judge_at) {
+            self.timers.remove(&(old, Timer::Judge(watch)));
         }
-        if let Some(again) = judged.judge_at {
-            self.timers.insert((again, Timer::Judge(at)));
+        if let Some(due) = judgement.judge_at {
+            self.timers.insert((due, Timer::Judge(watch)));
         }
-        if judged.changed {
-            self.report(now, at);
+        if judgement.changed {
+            self.report(now, watch);
         }
-        self.reschedule_soon(now, at);
+        self.reschedule_soon(now, watch);
+    }
+
+    /// Sends probes if the budget has room for all of them.
+    fn send_all(&mut self, now: Now, watch: WatchIdx, probes: Vec<ProbeSpec>) -> bool {
+        let enough = self.spend(now.mono, probes.len());
+        if enough {
+            probes.into_iter().for_each(|probe| self.send(now, watch, probe));
+        }
+        enough
     }
 
     /// A location that was watched slowly and is in trouble now gets its next round soon.
-    fn reschedule_soon(&mut self, now: Now, at: usize) {
-        let w = &mut self.watches[at];
+    fn reschedule_soon(&mut self, now: Now, watch: WatchIdx) {
+        let w = &mut self.watches[watch];
         let soon = now.mono + w.interval(self.mesh.policy_of(&w.location), now.mono);
         if w.next_round > soon {
-            self.timers.remove(&(w.next_round, Timer::Round(at)));
+            self.timers.remove(&(w.next_round, Timer::Round(watch)));
             w.next_round = soon;
-            self.timers.insert((soon, Timer::Round(at)));
+            self.timers.insert((soon, Timer::Round(watch)));
         }
     }
 
-    fn report(&mut self, now: Now, at: usize) {
-        let w = &mut self.watches[at];
-        self.timers.remove(&(w.next_report, Timer::Report(at)));
+    fn report(&mut self, now: Now, watch: WatchIdx) {
+        let w = &mut self.watches[watch];
+        self.timers.remove(&(w.next_report, Timer::Report(watch)));
         if !w.wants_to_report() {
             w.next_report = now.mono + REPORT_EVERY;
-            self.timers.insert((w.next_report, Timer::Report(at)));
+            self.timers.insert((w.next_report, Timer::Report(watch)));
             return;
         }
-        // It looks at all locations: not for each that nothing is said of.
+        // It looks at all locations, so only where there is something to report.
         let abstains = self.abstains();
-        let w = &mut self.watches[at];
+        let w = &mut self.watches[watch];
         w.report_seq += 1;
         let report = w.report(&self.me, now, abstains);
         let urgent = w.paths.iter().any(|p| {
-            p.verdict.is_degraded()
+            p.verdict.get().is_degraded()
                 && w.leaders.contains(&p.slot)
-                && now.mono.since(p.since) < REPEAT_FOR
+                && now.mono.since(p.verdict.since()) < REPEAT_FOR
         });
         w.next_report = now.mono + if urgent { REPEAT_EVERY } else { REPORT_EVERY };
-        self.timers.insert((w.next_report, Timer::Report(at)));
+        self.timers.insert((w.next_report, Timer::Report(watch)));
         self.emit(ObserverOutput::Report(report));
     }
 
     /// Most locations fail in every slot: then this observer is the sick one (as in Lifeguard, arXiv:1707.00788).
     fn abstains(&self) -> bool {
         let failing = self.watches.iter().filter(|w| w.all_fail()).count();
-        let all_paths_silent = self.watches.iter().filter(|w| w.all_paths_silent).count();
+        let silent = self.watches.iter().filter(|w| w.all_paths_silent).count();
         let all = self.watches.len();
-        all > 0 && (all_paths_silent == all || (all >= 2 && failing * 2 > all))
+        all > 0 && (silent == all || (all >= 2 && failing * 2 > all))
     }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 use std::net::{IpAddr, SocketAddr};
 
 use super::*;
-use crate::io::{Flow, ProbeError};
+use crate::io::{Flow, ProbeError, ProbeKind};
 use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
 use crate::probe::Reflector;
 use crate::probe::stamp::{Ntp, SenderPacket};
-use crate::verdict::{Cause, Direction, ProbeClass};
+use crate::verdict::{Cause, Direction, ProbeClass, Verdict};
 
 mod addresses;
 mod amplify;
@@ -55,7 +55,7 @@ pub(super) struct Seen<'a> {
 
 impl Seen<'_> {
     pub(super) fn is_fresh(&self) -> bool {
-        matches!(self.class, ProbeClass::NewFlow | ProbeClass::FullSize)
+        self.class.is_new_flow()
     }
     /// Goes through this slot to a node behind it.
     pub(super) fn behind(&self, slot: u8) -> bool {
@@ -68,6 +68,7 @@ enum Answer {
     Reply(Vec<u8>),
     Error(ProbeError),
     Connected,
+    Served(Option<u32>),
 }
 
 pub(super) struct World<'n> {
@@ -232,7 +233,8 @@ impl<'n> World<'n> {
                 Some(e) => match e.remove() {
                     (id, Answer::Reply(bytes)) => self.observer.handle_reply(now, id, &bytes),
                     (id, Answer::Error(error)) => self.observer.handle_error(now, id, error),
-                    (id, Answer::Connected) => self.observer.handle_connected(id),
+                    (id, Answer::Served(body)) => self.observer.handle_service_reply(now, id, body),
+                    (id, Answer::Connected) => self.observer.handle_service_connected(id),
                 },
                 None => self.observer.handle_timeout(now),
             }
@@ -274,17 +276,18 @@ impl<'n> World<'n> {
         packet.encode_from(me.index, &key, payload.len())
     }
 
-    fn carry(&mut self, mut p: ProbeSend) {
+    fn carry(&mut self, p: ProbeSend) {
         self.sent.push(self.now);
-        if let Flow::Pinned(flow) = p.flow {
+        if let ProbeKind::Stamp { flow: Flow::Pinned(flow), .. } = p.kind {
             self.flows.insert(flow);
         }
         let cloud = "cloud".parse().unwrap();
         let by_address = self.mesh.node_by_address(p.target.ip()).map(|(n, _)| n);
         let target = by_address.or(self.mesh.node_behind(&cloud, p.target.ip())).unwrap();
         let target = target.name.clone();
+        let mut packet = p.packet().unwrap_or_default().to_vec();
         if self.kept {
-            p.payload = self.earlier(&target, &p.payload);
+            packet = self.earlier(&target, &packet);
         }
         let random = f64::from(self.rng.next_u32()) / f64::from(u32::MAX);
         let seen = Seen {
@@ -292,7 +295,7 @@ impl<'n> World<'n> {
             via: p.via.map(|s| s.0),
             target: target.as_str(),
             address: p.target,
-            size: p.payload.len() + 28,
+            size: packet.len() + 28,
             at: self.now.since(Instant(0)),
             random,
         };
@@ -302,19 +305,17 @@ impl<'n> World<'n> {
             Fate::Lost => return,
             Fate::Fails(error, after) => (after, Answer::Error(error)),
             Fate::Connects(after) => (after, Answer::Connected),
-            Fate::Back(rtt) if p.class == ProbeClass::Service => {
-                (rtt, Answer::Reply(self.answer.to_be_bytes().into()))
-            }
-            Fate::LostBack if p.class == ProbeClass::Service => return,
+            Fate::Back(rtt) if p.class.is_service() => (rtt, Answer::Served(Some(self.answer))),
+            Fate::LostBack if p.class.is_service() => return,
             Fate::Back(rtt) if self.is_foreign(p.target) => {
-                (rtt, Answer::Reply((self.foreign)(&p.payload)))
+                (rtt, Answer::Reply((self.foreign)(&packet)))
             }
             Fate::Back(_) | Fate::LostBack => {
                 let now = self.clock();
                 let reflector = self.reflectors.get_mut(&target).unwrap();
                 let bytes = match self.older {
-                    false => reflector.handle(now, from, p.target, 62, &p.payload),
-                    true => sources::older(reflector, now, from, p.target, &p.payload),
+                    false => reflector.handle(now, from, p.target, 62, &packet),
+                    true => sources::older(reflector, now, from, p.target, &packet),
                 };
                 match fate {
                     Fate::Back(rtt) => (rtt, Answer::Reply(bytes.expect("the reflector answers"))),

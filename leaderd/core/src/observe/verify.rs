@@ -11,16 +11,17 @@ use crate::time::{Instant, Now};
 use crate::verdict::ProbeClass;
 
 use super::evidence::Outcome;
+use super::index::{TargetIdx, WatchIdx};
 use super::location::LocationWatch;
-use super::probing::in_flight::InFlight;
+use super::probing::in_flight::{InFlight, SentPacket};
 use super::probing::schedule::ProbeSpec;
 use super::{Observer, ObserverOutput, Timer};
 
 /// Between two probes of a verification.
 const EVERY: Duration = Duration::from_millis(20);
-/// A verification that has not passed by then is given up.
+/// A verification that has not passed after this time is given up.
 const GIVE_UP: Duration = Duration::from_secs(30);
-/// So many in a row to different targets, or all targets there are, verify a decision; of both families where there are both.
+/// This many in a row to different targets, or all targets there are, verify a decision; of both families where there are both.
 const ENOUGH: usize = 3;
 
 /// A decision that is being verified.
@@ -30,7 +31,7 @@ pub(super) struct Verify {
     decided: Instant,
     pub next: Instant,
     sent: usize,
-    passed: BTreeSet<usize>,
+    passed: BTreeSet<TargetIdx>,
     in_row: usize,
     first_ok: Option<Instant>,
     /// The last new flow that passed before the fault.
@@ -44,15 +45,14 @@ impl Verify {
 }
 
 impl LocationWatch {
-    /// True if there is something to verify.
+    /// Returns whether there is something to verify.
     pub(super) fn decided(&mut self, now: Instant, epoch: Epoch, leaders: &[Slot]) -> bool {
         if epoch <= self.epoch && self.epoch != Epoch::default() {
             return false;
         }
         let before = self.paths.iter().find(|p| self.leaders.first() == Some(&p.slot));
-        let blackout_from = before
-            .filter(|p| p.verdict.is_degraded() || p.first_loss.is_some())
-            .and_then(|p| p.ok_before);
+        let blackout_from =
+            before.and_then(|p| p.verdict.trouble()).and_then(|trouble| trouble.ok_before);
         self.epoch = epoch;
         self.leaders = leaders.to_vec();
         if self.observed {
@@ -73,20 +73,20 @@ impl LocationWatch {
         true
     }
 
-    pub(super) fn next_as_workload(&self) -> Option<usize> {
+    pub(super) fn next_as_workload(&self) -> Option<TargetIdx> {
         let targets = if self.observed { Vec::new() } else { self.as_workload_targets() };
         targets.get(self.as_workload_sent as usize % targets.len().max(1)).copied()
     }
 
-    pub(super) fn as_workload(&self, target: usize) -> ProbeSpec {
+    pub(super) fn as_workload_probe(&self, target: TargetIdx) -> ProbeSpec {
         let size = self.targets[target].smallest();
         ProbeSpec { class: ProbeClass::AsWorkload, path: None, target, size }
     }
 }
 
 impl Observer {
-    pub(super) fn verify_tick(&mut self, now: Now, at: usize) {
-        let w = &mut self.watches[at];
+    pub(super) fn verify_tick(&mut self, now: Now, watch: WatchIdx) {
+        let w = &mut self.watches[watch];
         let targets = w.as_workload_targets();
         let Some(v) = w.verify.as_mut() else { return };
         if now.mono.since(v.decided) > GIVE_UP || targets.is_empty() {
@@ -96,24 +96,30 @@ impl Observer {
         let target = targets[v.sent % targets.len()];
         v.sent += 1;
         v.next = now.mono + EVERY;
-        self.timers.insert((v.next, Timer::Verify(at)));
-        let spec = w.as_workload(target);
+        self.timers.insert((v.next, Timer::Verify(watch)));
+        let probe = w.as_workload_probe(target);
         if self.spend(now.mono, 1) {
-            self.send(now, at, spec);
+            self.send(now, watch, probe);
         }
     }
 
-    pub(super) fn record_verification(&mut self, now: Now, f: &InFlight, outcome: Outcome) {
+    pub(super) fn record_verification(
+        &mut self,
+        now: Now,
+        f: &InFlight,
+        packet: &SentPacket,
+        outcome: Outcome,
+    ) {
         let w = &mut self.watches[f.watch];
-        let Some(v) = w.verify.as_mut().filter(|v| f.sent >= v.decided) else { return };
+        let Some(v) = w.verify.as_mut().filter(|v| f.sent_at >= v.decided) else { return };
         if outcome != Outcome::Delivered {
             v.in_row = 0;
-            v.passed.remove(&f.spec.target);
+            v.passed.remove(&packet.spec.target);
             return;
         }
         v.in_row += 1;
-        v.passed.insert(f.spec.target);
-        let first = v.first_ok.map_or(f.sent, |t| t.min(f.sent));
+        v.passed.insert(packet.spec.target);
+        let first = v.first_ok.map_or(f.sent_at, |t| t.min(f.sent_at));
         v.first_ok = Some(first);
         let (passed, in_row) = (v.passed.len(), v.in_row);
         let blackout = v.blackout_from.map(|from| first.since(from));

@@ -110,12 +110,21 @@ impl SenderPacket {
         b
     }
 
+    /// The sequence number in the first octets of a packet, which may be cut off behind it. Nothing proves it.
+    pub fn claimed_seq(bytes: &[u8]) -> Option<u32> {
+        bytes.first_chunk().map(|octets| u32::from_be_bytes(*octets))
+    }
+
     /// Whom an authenticated request names as its sender. Only the HMAC by that node's key proves it.
     pub fn sender(bytes: &[u8]) -> Option<NodeIndex> {
         tlv::sender(bytes, AUTHENTICATED_LEN)
     }
 
     /// Verifies the HMACs when there is a key.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are too few for a request, or an HMAC is wrong.
     pub fn decode(bytes: &[u8], key: Option<&HmacKey>) -> Result<Self, StampError> {
         check(bytes, key)?;
         if let Some(key) = key
@@ -164,6 +173,21 @@ impl ReflectorPacket {
         b
     }
 
+    /// The request's sequence number, if this is an authenticated reply, and if it is not. Nothing proves either.
+    pub fn claimed_sender_seqs(bytes: &[u8]) -> [Option<u32>; 2] {
+        [AUTHENTICATED_AT, PLAIN_AT].map(|at| SenderPacket::claimed_seq(bytes.get(at[3]..)?))
+    }
+
+    /// The session that an authenticated reply says to be of. Only the HMAC proves it.
+    pub fn claimed_ssid(bytes: &[u8]) -> Option<u16> {
+        bytes.get(AUTHENTICATED_AT[1]..)?.first_chunk().map(|octets| u16::from_be_bytes(*octets))
+    }
+
+    /// Verifies the HMACs when there is a key.
+    ///
+    /// # Errors
+    ///
+    /// The bytes are too few for a reply, or an HMAC is wrong.
     pub fn decode(bytes: &[u8], key: Option<&HmacKey>) -> Result<Self, StampError> {
         check(bytes, key)?;
         let at = if key.is_some() { AUTHENTICATED_AT } else { PLAIN_AT };

@@ -373,7 +373,7 @@ impl Jury {
             Place::Path => observer * CANDIDATES + slot,
             Place::Candidate => slot,
         };
-        let fresh = matches!(probe.class, ProbeClass::NewFlow | ProbeClass::FullSize);
+        let fresh = probe.class.is_new_flow();
         if self.weather.loses_one(path * 2, self.now, fresh)
             || self.dies(probe, slot, target.slot, half)
         {
@@ -381,8 +381,9 @@ impl Jury {
         }
         let from = SocketAddr::new(probe.source, 40_000);
         let now = self.now();
+        let Some(packet) = probe.packet() else { return };
         let reflector = self.reflectors.get_mut(&target.name).expect("a node of cloud");
-        let Ok(bytes) = reflector.handle(now, from, probe.target, 62, &probe.payload) else {
+        let Ok(bytes) = reflector.handle(now, from, probe.target, 62, packet) else {
             return;
         };
         if self.weather.loses_one(path * 2 + 1, self.now + half, fresh) {

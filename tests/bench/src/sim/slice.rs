@@ -346,7 +346,7 @@ impl Slice {
             }
             ip => self.by_address.get(&ip).cloned(),
         };
-        let Some(target) = target else { return };
+        let (Some(target), Some(packet)) = (target, probe.packet()) else { return };
         if self.dies(probe, &target) {
             return;
         }
@@ -354,14 +354,14 @@ impl Slice {
             self.next_port = self.next_port.checked_add(1).unwrap_or(20_000);
             let from = SocketAddr::new(probe.source, self.next_port);
             self.asked.insert(from, (i, probe.probe));
-            let bytes = probe.payload.clone();
+            let bytes = packet.to_vec();
             let input = Input::ProbeRequest { from, local: probe.target, ttl: 62, bytes };
             return self.later(WAN / 2, Happening::Input(real, input));
         }
         let secret = self.secrets[&target];
         let keys = self.stub_keys.entry(target).or_insert_with(|| ProbeKeys::new(secret));
         let key = keys.with(&self.mesh.nodes[&self.real[i].name].wireguard_key);
-        let Ok(request) = SenderPacket::decode(&probe.payload, Some(&key)) else { return };
+        let Ok(request) = SenderPacket::decode(packet, Some(&key)) else { return };
         let stamp = request.timestamp;
         let reply = ReflectorPacket {
             seq: request.seq,
@@ -374,7 +374,7 @@ impl Slice {
             sender_ttl: 62,
             location: None,
         };
-        let bytes = reply.encode(Some(&key), &probe.payload);
+        let bytes = reply.encode(Some(&key), packet);
         self.later(WAN, Happening::Input(i, Input::ProbeReply { probe: probe.probe, bytes }));
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::ids::{Generation, LocationName, NodeName};
-use leaderd_core::io::{Effect, Input, LocalFacts, ProbeError, ProbeId, Ticket};
+use leaderd_core::io::{Effect, Input, LocalFacts, ProbeError, ProbeId, ProbeKind, Ticket};
 use leaderd_core::mesh::{Mesh, Policy};
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -328,13 +328,14 @@ impl Settled {
                         n.probe_addresses.contains(&at) || probe.via.is_some_and(|s| inner(s) == at)
                     });
                     let Some(holder) = holder.map(|n| n.name.clone()) else { continue };
+                    let ProbeKind::Stamp { packet, .. } = probe.kind else { continue };
                     self.next_port = self.next_port.checked_add(1).unwrap_or(10_000);
                     remember(&mut self.probes, (self.next_port, me.clone(), probe.probe));
                     let request = Input::ProbeRequest {
                         from: SocketAddr::new(probe.source, self.next_port),
                         local: probe.target,
                         ttl: 63,
-                        bytes: probe.payload,
+                        bytes: packet,
                     };
                     self.later(WIRE, &holder, request);
                 }

@@ -100,7 +100,8 @@ impl Beside {
         let target = mesh.node_by_address(ip).map(|(n, _)| n).or(behind).unwrap().name.clone();
         let reflector = self.reflectors.get_mut(&target).unwrap();
         let from = SocketAddr::new(probe.source, 40_000);
-        reflector.handle(self.bench.now, from, probe.target, 62, &probe.payload).unwrap()
+        let packet = probe.packet().expect("a STAMP packet");
+        reflector.handle(self.bench.now, from, probe.target, 62, packet).unwrap()
     }
 
     fn decided(&mut self, from: &str, location: &str, epoch: u64, slot: u8) {

@@ -1,67 +1,66 @@
-//! What was measured: recent probes of each path, and for each pair of path and target when it last passed and how often
-//! it failed in a row. `record` takes down the outcome of a probe.
+//! What was measured: recent probes of each path, and for each pair of path and target when it last passed and how often it
+//! failed in a row. `record` takes the outcome of a probe down.
 //!
-//! Outcomes are kept rather than sums: a reply that arrives late turns a loss into a delivery, and the next judgement,
-//! which reads the samples again, never knew better.
+//! Outcomes are kept rather than sums: a reply that arrives late turns a loss into a delivery, and the next judgement, which
+//! reads the samples again, never knew better.
 
+mod loss_rate;
 mod path;
 mod record;
+mod samples;
 mod sources;
 mod target;
 
-use crate::io::ProbeId;
 use crate::time::Instant;
-use crate::verdict::ProbeClass;
 
-pub use path::{LOSS_GAIN, Path};
+pub use path::Path;
+pub use samples::{Outcome, Sample};
 pub use sources::Sources;
-pub use target::Target;
+pub use target::{Target, TargetHealth};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    Pending,
-    Delivered,
-    Lost,
-    /// ICMP time exceeded.
-    Looped,
-    /// Says nothing about the path (a local error).
-    Void,
-}
-
-impl Outcome {
-    pub const fn is_loss(self) -> bool {
-        matches!(self, Self::Lost | Self::Looped)
-    }
-}
-
-/// One probe through one path.
-#[derive(Debug, Clone, Copy)]
-pub struct Sample {
-    pub probe: ProbeId,
-    pub sent: Instant,
-    pub class: ProbeClass,
-    /// Index in the location's targets.
-    pub target: usize,
-    /// Bytes, headers included.
-    pub size: u16,
-    pub outcome: Outcome,
-}
-
-impl Sample {
-    /// A new flow to a workload, of any size.
-    pub const fn is_fresh(&self) -> bool {
-        matches!(self.class, ProbeClass::NewFlow | ProbeClass::FullSize)
-    }
-}
-
-/// One path to one target: new flows only.
+/// New flows of one path to one target.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PairStats {
     /// When the latest probe that was answered had been sent.
-    pub delivered: Option<Instant>,
-    pub lost_in_row: u32,
+    delivered: Option<Instant>,
+    lost_in_row: u32,
     /// When the latest probe that the target's daemon answered had been sent.
-    pub daemon_answered: Option<Instant>,
-    /// When the first probe since was sent of which an ICMP error said, in the target's name, that nobody listens there.
-    pub port_unreachable: Option<Instant>,
+    daemon_answered: Option<Instant>,
+    /// When the first probe since was sent of which an ICMP error said, in the target's name, that nothing listens there.
+    unreachable_since: Option<Instant>,
+}
+
+impl PairStats {
+    pub fn on_delivered(&mut self, sent: Instant) {
+        self.delivered = self.delivered.max(Some(sent));
+        self.lost_in_row = 0;
+    }
+
+    pub fn on_lost(&mut self) {
+        self.lost_in_row += 1;
+    }
+
+    /// The target's daemon itself answered.
+    pub fn on_daemon_answered(&mut self, sent: Instant) {
+        self.daemon_answered = self.daemon_answered.max(Some(sent));
+        self.unreachable_since = None;
+    }
+
+    /// An ICMP error says in the target's name that nothing listens there. Returns when the first such probe since the daemon's
+    /// last answer was sent.
+    pub fn on_unreachable(&mut self, sent: Instant) -> Instant {
+        *self.unreachable_since.get_or_insert(sent)
+    }
+
+    pub fn delivered(&self) -> Option<Instant> {
+        self.delivered
+    }
+
+    pub fn lost_in_row(&self) -> u32 {
+        self.lost_in_row
+    }
+
+    pub fn daemon_answered(&self) -> Option<Instant> {
+        self.daemon_answered
+    }
 }

@@ -1,69 +1,34 @@
 //! One path: everything known about one candidate of a location.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use wgctl_plan::WgPublicKey;
 
 use crate::ids::Slot;
-use crate::io::ProbeId;
+use crate::observe::index::TargetIdx;
+use crate::observe::judgement::path_mtu::PathMtuSearch;
+use crate::observe::judgement::verdict::PathVerdict;
 use crate::observe::probing::rtt::{LateReplies, Rtt};
 use crate::time::Instant;
-use crate::verdict::{EvidenceRow, Verdict};
 
-use super::{Outcome, Sample, Sources};
+use super::Sources;
+use super::loss_rate::LossRate;
+use super::samples::Samples;
 
-/// Probes remembered per path: over five seconds of rounds with a few bursts in them.
-const MAX_SAMPLES: usize = 160;
-/// Losses further apart than this, and than so many rounds, are two pieces of bad luck.
-const LOSSY_GAP: Duration = Duration::from_millis(500);
-const LOSSY_ROUNDS: u32 = 5;
-/// Gain of the share of loss that is shown and compared: about ten seconds of rounds.
-pub const LOSS_GAIN: f64 = 1.0 / 128.0;
-
-/// Everything known about one candidate of a location.
 #[derive(Debug)]
 pub struct Path {
     pub slot: Slot,
     pub key: WgPublicKey,
     pub rtt: Rtt,
     pub late_replies: Option<LateReplies>,
-    pub samples: VecDeque<Sample>,
-    pub verdict: Verdict,
-    pub since: Instant,
-    pub first_loss: Option<Instant>,
-    pub suspected: Option<Instant>,
-    /// The last new flow that passed before the first loss.
-    pub ok_before: Option<Instant>,
-    pub relay_ok: Option<Instant>,
-    /// The first relay probe to pass since one was lost.
-    pub relay_run: Option<Instant>,
-    pub created: Instant,
-    /// When anything at all first came back through it.
-    pub first_reply: Option<Instant>,
-    /// A probe of any class was answered; when it was sent.
-    pub any_ok: Option<Instant>,
-    /// Losses since, in any class.
-    pub lost_in_row: u32,
-    /// Share of new flows lost lately; and the same of those that another path did not lose as well.
-    pub shown_loss: f64,
-    pub loss: f64,
-    /// CUSUM of the test for steady loss.
-    pub steady: f64,
-    /// The first and the last of the latest losses of new flows, no two of them far apart.
-    pub lossy: Option<(Instant, Instant)>,
-    pub path_mtu: Option<u16>,
-    /// While the MTU is being looked for: the largest size that passed and the smallest that was lost.
-    pub mtu_between: Option<(u16, u16)>,
-    /// Counts behind a degraded verdict.
-    pub rows: Vec<EvidenceRow>,
-    /// Targets that a partial verdict is about.
-    pub partial: Vec<usize>,
-    /// Its verdict is by what services lose, not by packets.
-    pub failed_by_service: bool,
+    pub samples: Samples,
+    pub loss: LossRate,
+    pub life: SignsOfLife,
+    pub verdict: PathVerdict,
+    pub mtu: PathMtuSearch,
     /// A burst is under way.
     pub burst: Option<Instant>,
-    /// The last time our own kernel port_unreachable to send on this plane.
+    /// The last time our own kernel refused to send on this plane.
     pub own_fault: Option<Instant>,
     /// What became of probes' sources on the way.
     pub sources: Sources,
@@ -76,46 +41,15 @@ impl Path {
             key,
             rtt: Rtt::new(),
             late_replies: None,
-            samples: VecDeque::new(),
-            verdict: Verdict::Unknown,
-            since: now,
-            first_loss: None,
-            suspected: None,
-            ok_before: None,
-            relay_ok: None,
-            relay_run: None,
-            created: now,
-            first_reply: None,
-            any_ok: None,
-            lost_in_row: 0,
-            shown_loss: 0.0,
-            loss: 0.0,
-            steady: 0.0,
-            lossy: None,
-            path_mtu: None,
-            mtu_between: None,
-            rows: Vec::new(),
-            partial: Vec::new(),
-            failed_by_service: false,
+            samples: Samples::default(),
+            loss: LossRate::default(),
+            life: SignsOfLife::new(now),
+            verdict: PathVerdict::new(now),
+            mtu: PathMtuSearch::default(),
             burst: None,
             own_fault: None,
             sources: Sources::default(),
         }
-    }
-
-    /// A new flow that was sent then is lost; `interval` is that of rounds.
-    pub fn lossy_at(&mut self, sent: Instant, interval: Duration) {
-        let gap = LOSSY_GAP.max(interval * LOSSY_ROUNDS);
-        let near = |(_, last): &(Instant, Instant)| sent.since(*last) <= gap;
-        self.lossy = Some(match self.lossy.filter(near) {
-            Some((first, last)) => (first.min(sent), last.max(sent)),
-            None => (sent, sent),
-        });
-    }
-
-    /// How long it has been losing new flows again and again.
-    pub fn lossy_for(&self) -> Duration {
-        self.lossy.map_or(Duration::ZERO, |(first, last)| last.since(first))
     }
 
     /// A reply came within its timeout.
@@ -132,24 +66,99 @@ impl Path {
         self.late_replies = Some(LateReplies::again(self.late_replies, now, rtt));
     }
 
-    pub fn push(&mut self, sample: Sample) {
-        if self.samples.len() == MAX_SAMPLES {
-            self.samples.pop_front();
+    /// The same path under another mesh file, where targets have other numbers. What is on its way is given up.
+    pub fn renumbered(self, number_now: impl Fn(TargetIdx) -> Option<TargetIdx>) -> Self {
+        Self {
+            samples: self.samples.renumbered(&number_now),
+            verdict: self.verdict.renumbered(&number_now),
+            sources: self.sources.renumbered(&number_now),
+            burst: None,
+            ..self
         }
-        self.samples.push_back(sample);
+    }
+}
+
+/// When something last came back through a path. Times are those of sending.
+#[derive(Debug, Clone, Copy)]
+pub struct SignsOfLife {
+    created: Instant,
+    /// When anything at all first came back.
+    first_reply: Option<Instant>,
+    any_reply: Option<Instant>,
+    /// Losses since, in any class.
+    lost_in_row: u32,
+    relay_reply: Option<Instant>,
+    /// The first relay probe to pass since one was lost.
+    relay_passes_since: Option<Instant>,
+}
+
+impl SignsOfLife {
+    fn new(now: Instant) -> Self {
+        Self {
+            created: now,
+            first_reply: None,
+            any_reply: None,
+            lost_in_row: 0,
+            relay_reply: None,
+            relay_passes_since: None,
+        }
     }
 
-    /// The entry of a probe, if it is still remembered. Ids only grow, so this is a binary search.
-    pub fn find(&mut self, probe: ProbeId) -> Option<&mut Sample> {
-        let at = self.samples.binary_search_by_key(&probe, |o| o.probe).ok()?;
-        self.samples.get_mut(at)
+    /// Notes that something came back. Returns whether it is the first time.
+    pub fn on_reply(&mut self, now: Instant) -> bool {
+        let first = self.first_reply.is_none();
+        if first {
+            (self.first_reply, self.any_reply) = (Some(now), Some(now));
+            self.lost_in_row = 0;
+        }
+        first
     }
 
-    pub fn decided_since(&self, from: Instant) -> impl Iterator<Item = &Sample> {
-        self.samples
-            .iter()
-            .rev()
-            .take_while(move |o| o.sent >= from)
-            .filter(|o| !matches!(o.outcome, Outcome::Pending | Outcome::Void))
+    /// True for what was sent before anything came back: it says nothing, neither of loss nor of time, as WireGuard keeps
+    /// packets back until the first handshake.
+    pub fn precedes(&self, sent: Instant) -> bool {
+        self.first_reply.is_some_and(|first| sent < first)
+    }
+
+    pub fn on_delivered(&mut self, sent: Instant, relay: bool) {
+        self.any_reply = self.any_reply.max(Some(sent));
+        self.lost_in_row = 0;
+        if relay {
+            self.relay_reply = self.relay_reply.max(Some(sent));
+            self.relay_passes_since = self.relay_passes_since.or(Some(sent));
+        }
+    }
+
+    pub fn on_lost(&mut self, relay: bool) {
+        self.lost_in_row += 1;
+        if relay {
+            self.relay_passes_since = None;
+        }
+    }
+
+    /// Nothing has come back yet.
+    pub fn is_new(&self) -> bool {
+        self.first_reply.is_none()
+    }
+
+    /// For how long nothing has come back yet.
+    pub fn new_for(&self, now: Instant) -> Option<Duration> {
+        self.is_new().then(|| now.since(self.created))
+    }
+
+    pub fn any_reply(&self) -> Option<Instant> {
+        self.any_reply
+    }
+
+    pub fn lost_in_row(&self) -> u32 {
+        self.lost_in_row
+    }
+
+    pub fn relay_reply(&self) -> Option<Instant> {
+        self.relay_reply
+    }
+
+    pub fn relay_passes_since(&self) -> Option<Instant> {
+        self.relay_passes_since
     }
 }

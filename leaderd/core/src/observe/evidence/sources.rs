@@ -1,8 +1,9 @@
-//! Do the sources of probes survive the way? A reflector tells where a request came from; who sent it knows from where it went.
+//! Whether the sources of probes survive the way. A reflector says where a request came from; its sender knows from where it
+//! went.
 //!
 //! A source that was rewritten is no lost probe, and no candidate is judged by it: a CNI that masquerades what a relay takes
-//! from a tunnel does so on every relay, and packets pass. It is told, as workloads' sources and long-lived connections
-//! suffer by it.
+//! from a tunnel does so on every relay, and packets pass. It is reported, as workloads see wrong sources and long-lived
+//! connections break.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,20 +14,21 @@ use crate::io::LogLevel;
 use crate::status::HiddenSource;
 use crate::time::{Instant, Now};
 
+use crate::observe::index::{PathIdx, TargetIdx};
 use crate::observe::location::LocationWatch;
-use crate::observe::probing::in_flight::InFlight;
+use crate::observe::probing::in_flight::{InFlight, SentPacket};
 use crate::observe::{Observer, ObserverOutput};
 
-/// A target that has not been heard of for so long says nothing more, once sources arrive unchanged at others.
+/// A target without news for this long says nothing more, once sources arrive unchanged at others.
 const STALE: Duration = Duration::from_secs(60);
 
-/// A target at which sources have arrived unchanged for so long is well again.
+/// A target at which sources have arrived unchanged for this long is well again.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// One way: the targets at which probes arrive from another source than they were sent from.
 #[derive(Debug, Default)]
 pub struct Sources {
-    rewritten: BTreeMap<usize, Rewritten>,
+    rewritten: BTreeMap<TargetIdx, Rewritten>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +39,9 @@ struct Rewritten {
 }
 
 impl Sources {
-    /// Books what a reflector told. True if sources survive this way now and did not before, or the other way round.
-    fn book(&mut self, now: Instant, target: usize, sent: IpAddr, seen: IpAddr) -> bool {
+    /// Takes down what a reflector saw. Returns whether sources survive this way now and did not before, or the other way
+    /// round.
+    fn record(&mut self, now: Instant, target: TargetIdx, sent: IpAddr, seen: IpAddr) -> bool {
         let before = self.rewritten.is_empty();
         if sent == seen {
             // Of several leaders one may rewrite: what was rewritten lately is not taken back by the next packet.
@@ -53,8 +56,8 @@ impl Sources {
     }
 
     /// Under another mesh file, where targets have other numbers.
-    pub fn renumbered(self, number_now: impl Fn(&usize) -> Option<usize>) -> Self {
-        let rewritten = self.rewritten.into_iter().filter_map(|(t, r)| Some((number_now(&t)?, r)));
+    pub fn renumbered(self, number_now: impl Fn(TargetIdx) -> Option<TargetIdx>) -> Self {
+        let rewritten = self.rewritten.into_iter().filter_map(|(t, r)| Some((number_now(t)?, r)));
         Self { rewritten: rewritten.collect() }
     }
 }
@@ -62,7 +65,7 @@ impl Sources {
 impl LocationWatch {
     /// One for each way, and for each of its two parts: to the candidate, and from there on.
     pub fn hidden_sources(&self) -> Vec<HiddenSource> {
-        let ways = self.paths.iter().enumerate().map(|(p, path)| (Some(p), &path.sources));
+        let ways = self.paths.enumerate().map(|(p, path)| (Some(p), &path.sources));
         let mut all = Vec::new();
         for (path, sources) in ways.chain([(None, &self.as_workload_sources)]) {
             let through = path.and_then(|p| self.candidate_of(p));
@@ -84,25 +87,31 @@ impl LocationWatch {
     }
 
     /// The name of the candidate at the end of a path: it has an address there.
-    fn candidate_of(&self, p: usize) -> Option<NodeName> {
+    fn candidate_of(&self, p: PathIdx) -> Option<NodeName> {
         self.targets.iter().find(|t| t.relay_of == Some(p)).map(|t| t.node.clone())
     }
 }
 
 impl Observer {
     /// A reflector says where a probe came from.
-    pub(in crate::observe) fn source_seen(&mut self, now: Now, f: &InFlight, seen: IpAddr) {
-        self.rewritten += u64::from(seen != f.source);
+    pub(in crate::observe) fn source_seen(
+        &mut self,
+        now: Now,
+        f: &InFlight,
+        packet: &SentPacket,
+        seen: IpAddr,
+    ) {
+        self.rewritten += u64::from(seen != packet.source);
         let w = &mut self.watches[f.watch];
-        let sources = match f.spec.path {
+        let sources = match packet.spec.path {
             Some(p) => &mut w.paths[p].sources,
             None => &mut w.as_workload_sources,
         };
-        if !sources.book(now.mono, f.spec.target, f.source, seen) {
+        if !sources.record(now.mono, packet.spec.target, packet.source, seen) {
             return;
         }
         let location = w.location.to_string();
-        let through = f.spec.path.and_then(|p| w.candidate_of(p));
+        let through = packet.spec.path.and_then(|p| w.candidate_of(p));
         let hidden = w.hidden_sources().into_iter().find(|h| h.through == through);
         let (level, message) = match hidden {
             Some(hidden) => (LogLevel::Warn, hidden.to_string()),

@@ -2,72 +2,119 @@
 
 use std::time::Duration;
 
+use crate::observe::evidence::{Outcome, Sample};
+use crate::observe::index::{IndexVec, PathIdx, TargetIdx};
+use crate::observe::location::LocationWatch;
+use crate::probe::class::Proves;
 use crate::time::Instant;
 use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass};
 
-use crate::observe::evidence::{Outcome, Sample};
-use crate::observe::location::LocationWatch;
-
-/// A path that passes one new flow in so many, or more, is lossy rather than broken.
+/// A path that passes every eighth new flow, or more, is lossy rather than broken.
 const LOSSY: usize = 8;
 
+/// Outcomes of one kind of probe.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tally {
+    passed: usize,
+    lost: usize,
+}
+
+impl Tally {
+    fn count(&mut self, sample: &Sample) {
+        if sample.outcome.is_loss() { self.lost += 1 } else { self.passed += 1 }
+    }
+}
+
+/// Which targets of a path fail.
+#[derive(Debug, Default)]
+pub struct FailingTargets {
+    /// Targets that only fail.
+    pub failing: Vec<TargetIdx>,
+    /// Targets that pass at least sometimes.
+    pub passing: Vec<TargetIdx>,
+    /// Some target fails often and passes too.
+    pub mixed: bool,
+}
+
 impl LocationWatch {
-    /// Targets that only fail, and targets that pass, since `from`.
-    pub fn failing_targets(&self, p: usize, from: Instant) -> (Vec<usize>, Vec<usize>, bool) {
-        let mut counts = vec![(0, 0); self.targets.len()];
-        for o in self.paths[p].decided_since(from).filter(|o| o.is_fresh()) {
-            let c: &mut (u32, u32) = &mut counts[o.target];
-            if o.outcome.is_loss() { c.0 += 1 } else { c.1 += 1 }
+    /// Sorts the targets of a path by what its new flows to them did since `from`.
+    pub fn failing_targets(&self, p: PathIdx, from: Instant) -> FailingTargets {
+        let mut tallies: IndexVec<TargetIdx, Tally> =
+            self.targets.iter().map(|_| Tally::default()).collect();
+        for s in self.paths[p].samples.decided_since(from).filter(|s| s.is_new_flow()) {
+            tallies[s.target].count(s);
         }
-        let which = |f: &dyn Fn(&(u32, u32)) -> bool| -> Vec<usize> {
-            (0..counts.len()).filter(|t| !self.targets[*t].quarantined && f(&counts[*t])).collect()
-        };
-        let mixed = !which(&|c| c.0 > 0 && c.1 > 0 && c.0 * 4 > c.1).is_empty();
-        (which(&|c| c.0 >= 2 && c.1 == 0), which(&|c| c.1 > 0), mixed)
+        let mut found = FailingTargets::default();
+        for (t, tally) in tallies.enumerate() {
+            if self.targets[t].health.is_quarantined() {
+                continue;
+            }
+            found.mixed |= tally.lost > 0 && tally.passed > 0 && tally.lost * 4 > tally.passed;
+            if tally.lost >= 2 && tally.passed == 0 {
+                found.failing.push(t);
+            }
+            if tally.passed > 0 {
+                found.passing.push(t);
+            }
+        }
+        found
     }
 
-    pub fn classify(&self, p: usize, from: Instant) -> (Cause, Option<Direction>) {
+    /// Names the cause of the losses of a path since `from`.
+    pub fn classify(&self, p: PathIdx, from: Instant) -> (Cause, Option<Direction>) {
         let path = &self.paths[p];
-        let all: Vec<&Sample> = path.decided_since(from).collect();
-        let count = |class: ProbeClass, lost: bool| {
-            all.iter().filter(|o| o.class == class && o.outcome.is_loss() == lost).count()
-        };
-        let fresh: Vec<&&Sample> = all.iter().filter(|o| o.is_fresh()).collect();
-        let lost = fresh.iter().filter(|o| o.outcome.is_loss()).count();
-        let looped = fresh.iter().filter(|o| o.outcome == Outcome::Looped).count();
+        let (mut new, mut full) = (Tally::default(), Tally::default());
+        let (mut old, mut tunnel) = (Tally::default(), Tally::default());
+        let mut looped = 0;
+        let mut largest_passed = 0;
+        for s in path.samples.decided_since(from) {
+            match s.class.spec().proves {
+                Proves::Tunnel => tunnel.count(s),
+                Proves::OldFlow => old.count(s),
+                Proves::Decision | Proves::Service => {}
+                Proves::NewFlows { full_size } => {
+                    new.count(s);
+                    if full_size {
+                        full.count(s);
+                    }
+                    looped += usize::from(s.outcome == Outcome::Looped);
+                    if !s.outcome.is_loss() {
+                        largest_passed = largest_passed.max(s.size);
+                    }
+                }
+            }
+        }
         // Linux sends a burst of six of these to a host, then one a second (`icmp_ratelimit`): the rest stays silent.
-        if looped >= 2 && looped * 6 >= lost {
+        if looped >= 2 && looped * 6 >= new.lost {
             return (Cause::Loop, None);
         }
         let direction = self.direction(from);
-        let passed: Vec<u16> =
-            fresh.iter().filter(|o| !o.outcome.is_loss()).map(|o| o.size).collect();
-        let largest = passed.iter().copied().max().unwrap_or(0);
-        let lost_within = fresh.iter().filter(|o| o.outcome.is_loss() && o.size <= largest).count();
-        let full_lost = count(ProbeClass::FullSize, true);
-        if full_lost >= 2
-            && count(ProbeClass::FullSize, false) == 0
-            && passed.len() >= 2
-            && lost_within * 10 <= lost
+        let lost_within = path
+            .samples
+            .decided_since(from)
+            .filter(|s| s.is_new_flow() && s.outcome.is_loss() && s.size <= largest_passed);
+        if full.lost >= 2
+            && full.passed == 0
+            && new.passed >= 2
+            && lost_within.count() * 10 <= new.lost
         {
             return (Cause::Mtu, direction);
         }
-        let (bad, good, mixed) = self.failing_targets(p, from);
-        if !bad.is_empty() && !good.is_empty() && !mixed {
+        let targets = self.failing_targets(p, from);
+        if !targets.failing.is_empty() && !targets.passing.is_empty() && !targets.mixed {
             return (Cause::Partial, direction);
         }
-        if passed.len() * LOSSY > fresh.len() {
+        if new.passed * LOSSY > new.passed + new.lost {
             return (Cause::Loss, direction);
         }
-        let relay = (count(ProbeClass::Relay, false), count(ProbeClass::Relay, true));
         // A relay probe that was lost long before is a dead daemon's, unless nothing ever came.
-        let relay_was_alive = path.relay_ok.is_some_and(|t| t + Duration::from_secs(3) > from);
-        if relay.0 == 0 && relay.1 > 0 && (relay_was_alive || path.first_reply.is_none()) {
+        let relay_was_alive =
+            path.life.relay_reply().is_some_and(|t| t + Duration::from_secs(3) > from);
+        if tunnel.passed == 0 && tunnel.lost > 0 && (relay_was_alive || path.life.is_new()) {
             return (Cause::TunnelDown, direction);
         }
-        let pinned = (count(ProbeClass::PinnedFlow, false), count(ProbeClass::PinnedFlow, true));
         // Some long-lived flows may be no older than the fault; when all flows die none passes.
-        if pinned.0 > 0 && pinned.0 * 3 >= pinned.1 {
+        if old.passed > 0 && old.passed * 3 >= old.lost {
             (Cause::NewFlow, direction)
         } else {
             (Cause::Forwarding, direction)
@@ -86,11 +133,12 @@ impl LocationWatch {
         }
     }
 
-    pub fn evidence_rows(&self, p: usize, from: Instant) -> Vec<EvidenceRow> {
-        let all: Vec<&Sample> = self.paths[p].decided_since(from).collect();
-        let row = |class, target: Option<usize>| {
+    /// Counts outcomes since `from`: a row for each class, and one for each target that fails alone.
+    pub fn evidence_rows(&self, p: PathIdx, from: Instant) -> Vec<EvidenceRow> {
+        let all: Vec<&Sample> = self.paths[p].samples.decided_since(from).collect();
+        let row = |class, target: Option<TargetIdx>| {
             let of = || {
-                all.iter().filter(move |o| o.class == class && target.is_none_or(|t| t == o.target))
+                all.iter().filter(move |s| s.class == class && target.is_none_or(|t| t == s.target))
             };
             EvidenceRow {
                 class,
@@ -98,15 +146,15 @@ impl LocationWatch {
                 address: target.map(|t| self.targets[t].address),
                 port: None,
                 sent: of().count() as u32,
-                lost: of().filter(|o| o.outcome.is_loss()).count() as u32,
-                time_exceeded: of().filter(|o| o.outcome == Outcome::Looped).count() as u32,
+                lost: of().filter(|s| s.outcome.is_loss()).count() as u32,
+                time_exceeded: of().filter(|s| s.outcome == Outcome::Looped).count() as u32,
             }
         };
         let mut rows: Vec<EvidenceRow> =
             ProbeClass::ALL.into_iter().map(|c| row(c, None)).collect();
-        let (bad, good, _) = self.failing_targets(p, from);
-        if !good.is_empty() {
-            rows.extend(bad.into_iter().map(|t| row(ProbeClass::NewFlow, Some(t))));
+        let targets = self.failing_targets(p, from);
+        if !targets.passing.is_empty() {
+            rows.extend(targets.failing.into_iter().map(|t| row(ProbeClass::NewFlow, Some(t))));
         }
         rows.retain(|r| r.sent > 0);
         rows.extend(self.service_rows(p, from));

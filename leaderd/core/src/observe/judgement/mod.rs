@@ -1,7 +1,9 @@
-//! From evidence to verdicts: `losses` runs the sequential tests (`sprt`), `classify` names the fault, `verdict` moves
-//! the verdict of each path.
+//! From evidence to verdicts: `losses` runs the sequential tests (`sprt`), `classify` names the cause, `path_mtu` searches for
+//! the size that passes, `verdict` is the state of one path, and `judge` moves it.
 
 mod classify;
+mod judge;
 mod losses;
+pub mod path_mtu;
 pub mod sprt;
-mod verdict;
+pub mod verdict;

@@ -15,6 +15,8 @@
 
 use std::time::Duration;
 
+use crate::time::Instant;
+
 const SECONDS_PER_YEAR: f64 = 31_557_600.0;
 /// Loss of a broken path: not 1, so that a stray delivery does not clear it.
 pub const P1: f64 = 0.9;
@@ -40,6 +42,34 @@ impl Test {
     /// What a probe adds to the sum.
     pub fn step(&self, lost: bool) -> f64 {
         if lost { self.lost } else { self.delivered }
+    }
+}
+
+/// A CUSUM and where its present climb began.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Cusum {
+    value: f64,
+    from: Option<Instant>,
+}
+
+impl Cusum {
+    /// Adds what a probe that was sent then says.
+    pub fn add(&mut self, step: f64, sent: Instant) {
+        self.value = (self.value + step).max(0.0);
+        self.from = if self.value > 0.0 { self.from.or(Some(sent)) } else { None };
+    }
+
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+
+    /// When the first probe of the present climb was sent.
+    pub fn from(&self) -> Option<Instant> {
+        self.from
+    }
+
+    pub fn worse(self, other: Self) -> Self {
+        if other.value > self.value { other } else { self }
     }
 }
 
@@ -71,6 +101,22 @@ mod tests {
         assert_eq!(needed(h(0.01), 0.0), 7.0);
         assert!(needed(h(0.01), 0.1) >= 11.0);
         assert!(h(0.001) > h(0.01));
+    }
+
+    #[test]
+    fn a_climb_begins_with_its_first_loss_and_ends_when_deliveries_outweigh_it() {
+        let at = |s| Instant(0) + Duration::from_secs(s);
+        let mut sum = Cusum::default();
+        sum.add(-1.0, at(1));
+        assert_eq!((sum.value(), sum.from()), (0.0, None));
+        sum.add(2.0, at(2));
+        sum.add(2.0, at(3));
+        assert_eq!((sum.value(), sum.from()), (4.0, Some(at(2))));
+        sum.add(-5.0, at(4));
+        assert_eq!((sum.value(), sum.from()), (0.0, None));
+        let mut worse = Cusum::default();
+        worse.add(1.0, at(5));
+        assert_eq!(sum.worse(worse).value(), 1.0);
     }
 
     #[test]

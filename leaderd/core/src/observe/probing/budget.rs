@@ -6,8 +6,9 @@ use std::time::Duration;
 use crate::mesh::{Mesh, Node};
 use crate::time::Instant;
 
+use crate::observe::index::WatchIdx;
 use crate::observe::location::{interval_of, is_watched_fully};
-use crate::observe::probing::schedule::CYCLE;
+use crate::observe::probing::schedule::probes_per_path;
 
 /// For so long after a round was left out the budget counts as too small.
 const SHORT: Duration = Duration::from_secs(60);
@@ -19,7 +20,7 @@ pub struct Budget {
     refilled: Instant,
     /// Watches whose round was left out, in the order in which they come first: one with many slots would else wait for ever
     /// beside others with few.
-    waiting: VecDeque<usize>,
+    waiting: VecDeque<WatchIdx>,
     left_out: u64,
     last_left_out: Option<Instant>,
 }
@@ -54,22 +55,22 @@ impl Budget {
         enough
     }
 
-    /// Takes a round of `n` probes of watch `at`. If it is left out: when to try again, where that is sooner than its next round.
+    /// Takes a round of `n` probes over a location. If it is left out: when to try again, where that is sooner than its next round.
     pub fn round(
         &mut self,
         mesh: &Mesh,
         now: Instant,
-        at: usize,
+        watch: WatchIdx,
         n: usize,
     ) -> Result<(), Option<Instant>> {
-        let first = self.waiting.front().is_none_or(|first| *first == at);
+        let first = self.waiting.front().is_none_or(|first| *first == watch);
         if first && self.spend(mesh, now, n) {
             self.waiting.pop_front();
             return Ok(());
         }
         self.leave_out(now);
-        if !self.waiting.contains(&at) {
-            self.waiting.push_back(at);
+        if !self.waiting.contains(&watch) {
+            self.waiting.push_back(watch);
         }
         let full = full(mesh);
         let missing = (n as f64).min(full) - self.tokens;
@@ -94,12 +95,10 @@ impl Budget {
 
 /// Probes that a candidate wants to send in a second while all is well, and how many it may.
 pub fn steady_probes(mesh: &Mesh, node: &Node) -> (f64, f64) {
-    // A round has a probe for each slot, and in a cycle one more of a pinned flow and one to the candidate itself.
-    let per_slot = 1.0 + 2.0 / CYCLE as f64;
     let to = |location| {
         let fully = is_watched_fully(mesh, &node.location, location);
         let interval = interval_of(mesh, location, fully).as_secs_f64();
-        mesh.candidates_of(location).len() as f64 * per_slot / interval
+        mesh.candidates_of(location).len() as f64 * probes_per_path() / interval
     };
     (mesh.locations.keys().filter(|l| **l != node.location).map(to).sum(), full(mesh))
 }

@@ -1,194 +1,286 @@
-//! What became of a probe: its reply, an error on the way, or its timeout and what comes after it.
+//! Probes whose reply is awaited, packets and exchanges with services alike.
+//!
+//! ```text
+//!            sent                reply: removed
+//!             │                        ▲
+//!             ▼   due, on time         │            due
+//!          Waiting ──────────────▶ TimedOut ──────────────▶ removed
+//!             │                        ▲
+//!             │ due, but this process  │ due
+//!             ▼ did not run            │
+//!         Extended ────────────────────┘
+//! ```
+//!
+//! A probe that timed out is lost, and its reply is awaited for `GRACE` nevertheless: one that comes shows that the timeout
+//! was wrong.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use crate::io::{ProbeError, ProbeId};
-use crate::probe::stamp::{Ntp, ReflectorPacket, StampError};
-use crate::time::{Instant, Now};
+use crate::io::ProbeId;
+use crate::observe::index::{PathIdx, ServiceIdx, WatchIdx};
+use crate::observe::probing::schedule::ProbeSpec;
+use crate::probe::stamp::Ntp;
+use crate::time::Instant;
 use crate::verdict::ProbeClass;
 
-use crate::observe::evidence::Outcome;
-use crate::observe::probing::schedule::ProbeSpec;
-use crate::observe::{GRACE, Observer, ObserverOutput, STALL, Timer};
+/// How long a reply is still awaited after its timeout.
+const GRACE: Duration = Duration::from_secs(2);
+/// A timer that fires this much later than it was due shows that this process did not run: what was on its way meanwhile is
+/// neither lost nor slow on that account.
+pub const STALL: Duration = Duration::from_millis(5);
 
-/// A probe on its way.
-#[derive(Debug)]
-pub struct InFlight {
-    pub watch: usize,
+/// A STAMP packet that was sent.
+#[derive(Debug, Clone, Copy)]
+pub struct SentPacket {
     pub spec: ProbeSpec,
-    pub sent: Instant,
     pub source: IpAddr,
+    /// Session and sequence number, which the reply repeats.
     pub ssid: u16,
     pub seq: u32,
     pub stamp: Ntp,
-    pub timed_out: bool,
-    /// Its timer.
-    pub due: Instant,
-    /// It got more time, once, because this daemon did not run when it was due.
-    pub extended_once: bool,
 }
 
-impl Observer {
-    pub fn handle_reply(&mut self, now: Now, probe: ProbeId, bytes: &[u8]) {
-        self.note_stall(now);
-        if self.service_reply(now, probe, bytes) {
-            return;
-        }
-        let Some((id, at, target, reply)) = self.answered_by(probe, bytes) else { return };
-        let Some(f) = self.take(id) else { return };
-        if let Some(location) = reply.location {
-            self.source_seen(now, &f, location.source.ip());
-        }
-        let w = &mut self.watches[at];
-        w.targets[target].replied(reply.sender_seq, reply.seq, f.sent);
-        if f.spec.path.is_some_and(|p| w.note_first_reply(now.mono, p, f.sent)) {
-            self.forget(id, &f);
-            return;
-        }
-        if let Some(p) = f.spec.path {
-            w.daemon_answered(p, target, f.sent);
-        }
-        let rtt = now.mono.since(f.sent);
-        let overdue = f.timed_out || f.extended_once || f.due < now.mono;
-        match f.spec.path {
-            // Its time says how long this daemon did not run.
-            Some(_) if overdue && f.sent < self.stalled => {}
-            Some(p) if f.timed_out => w.paths[p].replied_late(now.mono, rtt),
-            Some(p) => w.paths[p].replied_in_time(f.sent, rtt),
-            None => w.rtt.sample(rtt),
-        }
-        self.record_outcome(now, &f, id, Outcome::Delivered, None);
-        self.forget(id, &f);
-        if self.watches[at].needs_eager_judging {
-            self.judge(now, at);
+/// One path's part in a round over a service.
+#[derive(Debug, Clone, Copy)]
+pub struct Exchange {
+    pub service: ServiceIdx,
+    pub round: u64,
+    pub path: PathIdx,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub enum Sent {
+    Packet(SentPacket),
+    Exchange(Exchange),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Extended,
+    TimedOut,
+}
+
+/// One probe on its way.
+#[derive(Debug, Clone, Copy)]
+pub struct InFlight {
+    pub watch: WatchIdx,
+    pub sent: Sent,
+    pub sent_at: Instant,
+    due: Instant,
+    stage: Stage,
+}
+
+impl InFlight {
+    pub fn new(watch: WatchIdx, sent: Sent, sent_at: Instant, timeout: Duration) -> Self {
+        Self { watch, sent, sent_at, due: sent_at + timeout, stage: Stage::Waiting }
+    }
+
+    pub fn class(&self) -> ProbeClass {
+        match self.sent {
+            Sent::Packet(packet) => packet.spec.class,
+            Sent::Exchange(_) => ProbeClass::Service,
         }
     }
 
-    /// The probe that a packet answers, its location and target.
-    fn answered_by(
-        &mut self,
-        probe: ProbeId,
-        bytes: &[u8],
-    ) -> Option<(ProbeId, usize, usize, ReflectorPacket)> {
-        // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
-        // itself says which one it answers.
-        let foreign = self
-            .in_flight
-            .get(&probe)
-            .filter(|f| self.watches[f.watch].targets[f.spec.target].key.is_none());
-        if let Some(f) = foreign {
-            // Nothing but what was sent proves who answers: the number and the whole timestamp, both hard to guess.
-            // TWAMP Light does not return the session id (RFC 8762 §4.6), so the socket says whose reply it is.
-            let reply = ReflectorPacket::decode(bytes, None).ok()?;
-            let id = *self.by_seq.get(&(f.ssid, reply.sender_seq))?;
-            let genuine = self.in_flight.get(&id)?.stamp == reply.sender_timestamp;
-            return genuine.then_some((id, f.watch, f.spec.target, reply));
+    pub fn timed_out(&self) -> bool {
+        self.stage == Stage::TimedOut
+    }
+
+    /// Its round trip may be longer than it was on the wire, by the time that this process did not run.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.stage != Stage::Waiting || self.due < now
+    }
+}
+
+/// What the passing of time does to a probe.
+#[derive(Debug)]
+pub enum Expiry {
+    /// It is lost; a late reply may still come.
+    TimedOut(InFlight),
+    /// Nothing more is awaited, and it was removed.
+    Ended(InFlight),
+}
+
+#[derive(Debug, Default)]
+pub struct InFlightProbes {
+    probes: BTreeMap<ProbeId, InFlight>,
+    /// The packets among them by session and sequence number.
+    by_seq: BTreeMap<(u16, u32), ProbeId>,
+    timers: BTreeSet<(Instant, ProbeId)>,
+    next_id: u64,
+}
+
+impl InFlightProbes {
+    pub fn next_id(&mut self) -> ProbeId {
+        let id = ProbeId(self.next_id);
+        self.next_id += 1;
+        id
+    }
+
+    pub fn add(&mut self, id: ProbeId, probe: InFlight) {
+        if let Sent::Packet(packet) = probe.sent {
+            self.by_seq.insert((packet.ssid, packet.seq), id);
         }
-        let ssid = bytes.get(26..28).map(|b| u16::from_be_bytes([b[0], b[1]]))?;
-        let &(at, target) = self.by_ssid.get(&ssid)?;
-        let key = self.keys.with(&self.watches[at].targets[target].key?);
-        let reply = match ReflectorPacket::decode(bytes, Some(&key)) {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.forged += u64::from(error == StampError::BadHmac);
-                return None;
+        self.timers.insert((probe.due, id));
+        self.probes.insert(id, probe);
+    }
+
+    pub fn get(&self, id: ProbeId) -> Option<&InFlight> {
+        self.probes.get(&id)
+    }
+
+    /// The packet with these numbers.
+    pub fn packet(&self, ssid: u16, seq: u32) -> Option<(ProbeId, &SentPacket)> {
+        let id = *self.by_seq.get(&(ssid, seq))?;
+        match &self.probes.get(&id)?.sent {
+            Sent::Packet(packet) => Some((id, packet)),
+            Sent::Exchange(_) => None,
+        }
+    }
+
+    pub fn remove(&mut self, id: ProbeId) -> Option<InFlight> {
+        let probe = self.probes.remove(&id)?;
+        if let Sent::Packet(packet) = probe.sent {
+            self.by_seq.remove(&(packet.ssid, packet.seq));
+        }
+        self.timers.remove(&(probe.due, id));
+        Some(probe)
+    }
+
+    /// Probes to one location.
+    pub fn of(&self, watch: WatchIdx) -> Vec<ProbeId> {
+        self.probes.iter().filter(|(_, p)| p.watch == watch).map(|(id, _)| *id).collect()
+    }
+
+    pub fn all(&self) -> Vec<ProbeId> {
+        self.probes.keys().copied().collect()
+    }
+
+    pub fn next_due(&self) -> Option<Instant> {
+        self.timers.first().map(|(due, _)| *due)
+    }
+
+    /// Takes the first timer, if it is due. `None`: it is not, or its probe got more time.
+    pub fn expire(&mut self, now: Instant) -> Option<(ProbeId, Expiry)> {
+        let &(due, id) = self.timers.first().filter(|(due, _)| *due <= now)?;
+        self.timers.pop_first();
+        let probe = self.probes.get_mut(&id)?;
+        let overdue = now.since(due);
+        let wait = match probe.stage {
+            Stage::TimedOut => return self.remove(id).map(|probe| (id, Expiry::Ended(probe))),
+            Stage::Waiting if overdue > STALL => {
+                // The reply may lie in the socket, or in another process of this machine that did not run either.
+                probe.stage = Stage::Extended;
+                overdue.min(due.since(probe.sent_at))
+            }
+            Stage::Waiting | Stage::Extended => {
+                probe.stage = Stage::TimedOut;
+                GRACE
             }
         };
-        let id = *self.by_seq.get(&(ssid, reply.sender_seq))?;
-        // An answer of before this daemon's last start may have the same numbers, and a relay may have kept it.
-        let genuine = self.in_flight.get(&id)?.stamp == reply.sender_timestamp;
-        genuine.then_some((id, at, target, reply))
+        probe.due = now + wait;
+        self.timers.insert((probe.due, id));
+        let probe = *probe;
+        probe.timed_out().then_some((id, Expiry::TimedOut(probe)))
     }
 
-    pub fn handle_error(&mut self, now: Now, probe: ProbeId, error: ProbeError) {
-        if self.service_error(now, probe, &error) {
-            return;
-        }
-        let Some(f) = self.in_flight.get(&probe) else { return };
-        let at = f.watch;
-        let target = self.watches[at].targets[f.spec.target].address;
-        let (outcome, mtu) = match error {
-            ProbeError::TimeExceeded { .. } => (Outcome::Looped, None),
-            // Of our own interface, or beyond the plane: in both cases a packet of this size does not pass.
-            ProbeError::TooBig { mtu, .. } => (Outcome::Lost, mtu),
-            // The target's kernel says that nobody listens: the path is good, its daemon is gone. So it seems: whoever relays can say
-            // the same in its name, which is no proof while the daemon answers through others.
-            ProbeError::Unreachable { from } if from == Some(target) => {
-                let (path, target, sent) = (f.spec.path, f.spec.target, f.sent);
-                let forged =
-                    path.is_some_and(|p| self.watches[at].port_unreachable(p, target, sent));
-                (if forged { Outcome::Lost } else { Outcome::Delivered }, None)
-            }
-            ProbeError::Unreachable { .. } => (Outcome::Lost, None),
-            ProbeError::Local { .. } => (Outcome::Void, None),
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.probes.len()
+    }
+
+    /// How many sequence numbers and timers there are.
+    #[cfg(test)]
+    pub fn entries(&self) -> (usize, usize) {
+        (self.by_seq.len(), self.timers.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::index::{Index, TargetIdx};
+
+    const TIMEOUT: Duration = Duration::from_millis(100);
+
+    fn at(ms: u64) -> Instant {
+        Instant(0) + Duration::from_millis(ms)
+    }
+
+    /// A packet with this sequence number, and an exchange, both sent at 0.
+    fn two() -> InFlightProbes {
+        let spec = ProbeSpec {
+            class: ProbeClass::NewFlow,
+            path: Some(PathIdx::new(0)),
+            target: TargetIdx::new(0),
+            size: 200,
         };
-        if f.timed_out && outcome != Outcome::Delivered {
-            return;
+        let source = [100, 127, 0, 1].into();
+        let packet = SentPacket { spec, source, ssid: 7, seq: 3, stamp: Ntp(5) };
+        let exchange = Exchange { service: ServiceIdx::new(0), round: 1, path: PathIdx::new(1) };
+        let mut probes = InFlightProbes::default();
+        for (id, sent) in [(1, Sent::Packet(packet)), (2, Sent::Exchange(exchange))] {
+            let watch = WatchIdx::new(id as usize);
+            probes.add(ProbeId(id), InFlight::new(watch, sent, at(0), TIMEOUT));
         }
-        let Some(f) = self.take(probe) else { return };
-        if outcome == Outcome::Delivered {
-            self.watches[at].mark_daemon_absent(f.spec.target);
-        }
-        self.record_outcome(now, &f, probe, outcome, mtu);
-        self.forget(probe, &f);
-        self.judge(now, at);
+        probes
     }
 
-    pub(in crate::observe) fn note_stall(&mut self, now: Now) {
-        if self.timers.first().is_some_and(|(due, _)| *due + STALL < now.mono) {
-            self.stalled = now.mono;
+    fn timed_out(probes: &mut InFlightProbes, now: Instant) -> Vec<u64> {
+        let mut ids = Vec::new();
+        while probes.next_due().is_some_and(|due| due <= now) {
+            if let Some((id, Expiry::TimedOut(_))) = probes.expire(now) {
+                ids.push(id.0);
+            }
         }
+        ids
     }
 
-    pub(in crate::observe) fn probe_timeout(&mut self, now: Now, id: ProbeId) -> Option<usize> {
-        let f = self.in_flight.get_mut(&id)?;
-        let overdue = now.mono.since(f.due);
-        if overdue > STALL && !f.timed_out && !f.extended_once {
-            // Its reply may lie in the socket, or in another process of this machine that did not run either.
-            f.extended_once = true;
-            f.due = now.mono + overdue.min(f.due.since(f.sent));
-            self.timers.insert((f.due, Timer::Probe(id)));
-            return None;
-        }
-        if f.timed_out {
-            let f = self.take(id)?;
-            self.forget(id, &f);
-            return None;
-        }
-        f.timed_out = true;
-        f.due = now.mono + GRACE;
-        self.timers.insert((f.due, Timer::Probe(id)));
-        let copy = InFlight { ..*f };
-        self.record_outcome(now, &copy, id, Outcome::Lost, None);
-        Some(copy.watch)
+    #[test]
+    fn a_reply_removes_every_trace_of_its_probe() {
+        let mut probes = two();
+        let (id, packet) = probes.packet(7, 3).expect("it is on its way");
+        assert_eq!((id, packet.stamp), (ProbeId(1), Ntp(5)));
+        assert_eq!(probes.packet(7, 4).map(|p| p.0), None);
+        assert!(probes.remove(ProbeId(1)).is_some_and(|p| !p.is_overdue(at(50))));
+        assert_eq!((probes.len(), probes.entries()), (1, (0, 1)));
+        assert!(probes.remove(ProbeId(1)).is_none());
+        assert_eq!(
+            (probes.of(WatchIdx::new(1)), probes.of(WatchIdx::new(2))),
+            (vec![], vec![ProbeId(2)])
+        );
     }
 
-    pub(in crate::observe) fn take(&mut self, id: ProbeId) -> Option<InFlight> {
-        let f = self.in_flight.remove(&id)?;
-        self.by_seq.remove(&(f.ssid, f.seq));
-        self.timers.remove(&(f.due, Timer::Probe(id)));
-        Some(f)
+    #[test]
+    fn packets_and_exchanges_time_out_once_and_are_awaited_until_the_grace_ends() {
+        let mut probes = two();
+        assert!(probes.expire(at(99)).is_none());
+        assert_eq!(timed_out(&mut probes, at(100)), [1, 2]);
+        assert!(probes.get(ProbeId(1)).is_some_and(InFlight::timed_out));
+        assert!(probes.packet(7, 3).is_some(), "a late reply finds it");
+        assert_eq!(probes.next_due(), Some(at(2100)));
+        let ended = |probes: &mut InFlightProbes| match probes.expire(at(2100)) {
+            Some((id, Expiry::Ended(_))) => id.0,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((ended(&mut probes), ended(&mut probes)), (1, 2));
+        assert_eq!((probes.len(), probes.entries()), (0, (0, 0)));
     }
 
-    pub(in crate::observe) fn forget(&mut self, id: ProbeId, f: &InFlight) {
-        if f.spec.class != ProbeClass::PinnedFlow {
-            self.emit(ObserverOutput::Forget(id));
-        }
-    }
-
-    fn record_outcome(
-        &mut self,
-        now: Now,
-        f: &InFlight,
-        id: ProbeId,
-        outcome: Outcome,
-        mtu: Option<u16>,
-    ) {
-        let w = &mut self.watches[f.watch];
-        let policy = self.mesh.policy_of(&w.location);
-        match f.spec.path {
-            Some(p) => w.record_outcome(policy, now.mono, p, id, outcome, mtu),
-            None => self.record_verification(now, f, outcome),
-        }
+    #[test]
+    fn a_process_that_did_not_run_gives_more_time_once_and_no_more_than_the_timeout() {
+        let mut probes = two();
+        assert_eq!(timed_out(&mut probes, at(140)), [] as [u64; 0]);
+        assert_eq!(probes.next_due(), Some(at(180)), "as long as it did not run");
+        assert!(probes.get(ProbeId(1)).is_some_and(|p| p.is_overdue(at(150)) && !p.timed_out()));
+        assert_eq!(timed_out(&mut probes, at(300)), [1, 2], "not once more");
+        let mut probes = two();
+        assert_eq!(timed_out(&mut probes, at(5000)), [] as [u64; 0]);
+        assert_eq!(probes.next_due(), Some(at(5100)));
+        let mut probes = two();
+        assert_eq!(timed_out(&mut probes, at(105)), [1, 2], "a little late is on time");
     }
 }

@@ -1,44 +1,22 @@
-//! Asking services: rounds, bursts at a first failure, timeouts, and what comes back.
+//! Asking services: rounds, bursts at a first failure, and what comes back.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::io::{Flow, LogLevel, ProbeError, ProbeId, ProbeSend};
+use crate::io::{LogLevel, ProbeError, ProbeId, ProbeKind, ProbeSend};
 use crate::mesh::Mesh;
-use crate::time::{Instant, Now};
-use crate::verdict::ProbeClass;
-
-use super::{Attempt, ROUNDS, Round};
-use crate::observe::evidence::Outcome;
+use crate::observe::evidence::{Outcome, Path};
+use crate::observe::index::{PathIdx, ServiceIdx, WatchIdx};
 use crate::observe::judgement::sprt;
 use crate::observe::location::LocationWatch;
-use crate::observe::{GRACE, Observer, ObserverOutput, STALL, Timer};
+use crate::observe::probing::in_flight::{Exchange, InFlight, Sent};
+use crate::observe::{Observer, ObserverOutput, Timer};
+use crate::time::{Instant, Now};
+use crate::verdict::ProbeClass;
 
 /// Never wait less for a service: a TCP segment that is lost is sent again after 200 ms at the earliest (Linux'
 /// `TCP_RTO_MIN`), and servers pause.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(200);
-/// Rounds of a burst: connects are cheap, requests less so.
-const BURST_CONNECTS: usize = 8;
-const BURST_REQUESTS: usize = 6;
-/// Controls of a burst: slots that the service answers through.
-const BURST_CONTROLS: usize = 2;
-/// Bursts to one service back off while they find nothing.
-const BURST_GAP_MIN: Duration = Duration::from_secs(1);
-const BURST_GAP_MAX: Duration = Duration::from_secs(60);
-const BURST_CALM: Duration = Duration::from_secs(60);
-
-/// A question on its way.
-#[derive(Debug, Clone, Copy)]
-pub struct InFlightRequest {
-    pub watch: usize,
-    service: usize,
-    round: u64,
-    path: usize,
-    sent: Instant,
-    timed_out: bool,
-    due: Instant,
-    /// The timeout came late to this process, and so the answer was given more time.
-    extended_once: bool,
-}
 
 impl LocationWatch {
     /// Time between two rounds over the services of this location, one service each.
@@ -53,26 +31,31 @@ impl LocationWatch {
         Some(each / count)
     }
 
-    /// Paths that a service is asked through: awake, and not the one whose own workload it is.
-    fn service_paths(&self, s: usize) -> Vec<usize> {
-        let own = self.services[s].candidate;
-        (0..self.paths.len())
-            .filter(|p| Some(*p) != own && self.paths[*p].first_reply.is_some())
-            .collect()
+    /// The service whose turn it is.
+    fn next_service(&mut self) -> Option<ServiceIdx> {
+        let turn = self.service_turn;
+        self.service_turn = (turn + 1) % self.services.len().max(1);
+        self.services.indices().nth(turn % self.services.len().max(1))
     }
 
-    /// The service and the path that a burst should settle, if any.
-    fn service_suspect(&self, now: Instant, h: f64) -> Option<(usize, usize)> {
-        (0..self.services.len()).find_map(|s| {
+    /// Paths that a service is asked through: those through which something came back, but not that of its own candidate.
+    fn service_paths(&self, s: ServiceIdx) -> Vec<PathIdx> {
+        let asked =
+            |p: &PathIdx| self.services[s].is_asked_through(*p) && !self.paths[*p].life.is_new();
+        self.paths.indices().filter(asked).collect()
+    }
+
+    /// The service and the path that need a burst, if any.
+    fn service_suspect(&self, now: Instant, threshold: f64) -> Option<(ServiceIdx, PathIdx)> {
+        self.services.indices().find_map(|s| {
             let service = &self.services[s];
-            let of_burst = service.burst_end.saturating_sub(service.first) as usize;
-            if service.rounds.iter().take(of_burst).any(|r| !r.is_decided()) {
+            if service.is_burst_pending() {
                 return None;
             }
             let suspect = self.service_paths(s).into_iter().find(|p| {
-                let (value, _) = service.weigh(*p, self.paths[*p].any_ok);
-                let may = now >= service.next_burst || value >= h / 4.0;
-                value > 0.0 && value < h && may && !self.paths[*p].verdict.is_degraded()
+                let path = &self.paths[*p];
+                let sum = service.test(*p, path.life.any_reply());
+                service.needs_burst(now, sum, threshold) && !path.verdict.get().is_degraded()
             })?;
             Some((s, suspect))
         })
@@ -80,231 +63,154 @@ impl LocationWatch {
 }
 
 impl Observer {
-    /// The next service of a location, through every slot at once.
-    pub(in crate::observe) fn service_round(&mut self, now: Now, at: usize) {
+    /// Asks the next service of a location through every path at once.
+    pub(in crate::observe) fn service_round(&mut self, now: Now, watch: WatchIdx) {
         let mesh = self.mesh.clone();
-        let Some(interval) = self.watches[at].service_interval(&mesh) else { return };
+        let Some(interval) = self.watches[watch].service_interval(&mesh) else { return };
         let jitter = self.fraction(interval / 10);
-        let w = &mut self.watches[at];
+        let w = &mut self.watches[watch];
         w.next_service =
             (w.next_service + interval - interval / 20 + jitter).max(now.mono + interval / 2);
-        self.timers.insert((w.next_service, Timer::Service(at)));
-        let s = w.service_turn % w.services.len();
-        w.service_turn = s + 1;
+        self.timers.insert((w.next_service, Timer::Service(watch)));
+        let Some(s) = w.next_service() else { return };
         let paths = w.service_paths(s);
         if self.spend(now.mono, paths.len()) {
-            self.ask(now, at, s, &paths);
+            self.send_requests(now, watch, s, &paths);
         } else {
             self.budget.leave_out(now.mono);
         }
     }
 
-    fn ask(&mut self, now: Now, at: usize, s: usize, paths: &[usize]) {
+    fn send_requests(&mut self, now: Now, watch: WatchIdx, s: ServiceIdx, paths: &[PathIdx]) {
         let mesh = self.mesh.clone();
         let Some(me) = mesh.node(&self.me) else { return };
-        let w = &mut self.watches[at];
-        let all = w.paths.len();
-        let slots: Vec<_> = w.paths.iter().map(|p| p.slot).collect();
-        let service = &mut w.services[s];
-        if service.rounds.len() == ROUNDS {
-            service.rounds.pop_front();
-            service.first += 1;
-        }
-        let round = service.first + service.rounds.len() as u64;
-        let mut attempts = vec![Attempt { outcome: Outcome::Void, connected: false }; all];
-        let mut sends = Vec::new();
-        for &path in paths {
-            let source = match service.service.address.is_ipv6() {
-                true => mesh.inner6(me, slots[path]).map(Into::into),
-                false => Some(mesh.inner4(me, slots[path]).into()),
+        let w = &mut self.watches[watch];
+        let target = w.services[s].service().address;
+        let kind = match &w.services[s].service().http {
+            Some(request) => ProbeKind::Http(request.clone()),
+            None => ProbeKind::TcpConnect,
+        };
+        let source = |p: &PathIdx| {
+            let slot = w.paths[*p].slot;
+            let source: Option<IpAddr> = match target.is_ipv6() {
+                true => mesh.inner6(me, slot).map(Into::into),
+                false => Some(mesh.inner4(me, slot).into()),
             };
-            let Some(source) = source else { continue };
-            let id = ProbeId(self.next_probe);
-            self.next_probe += 1;
-            attempts[path].outcome = Outcome::Pending;
-            let least = mesh.policy.min_probe_timeout.max(LEAST_TIMEOUT);
-            let due = now.mono + service.rtt[path].timeout(least);
-            let sent = now.mono;
-            self.timers.insert((due, Timer::Request(id)));
-            let asked = InFlightRequest {
-                watch: at,
-                service: s,
-                round,
-                path,
-                sent,
-                timed_out: false,
-                due,
-                extended_once: false,
-            };
-            self.requests.insert(id, asked);
-            sends.push(ProbeSend {
+            Some((*p, slot, source?))
+        };
+        let asked: Vec<_> = paths.iter().filter_map(source).collect();
+        let paths: Vec<PathIdx> = asked.iter().map(|(p, ..)| *p).collect();
+        let round = w.services[s].begin_round(now.mono, &paths);
+        let least = mesh.policy.min_probe_timeout.max(LEAST_TIMEOUT);
+        for (path, slot, source) in asked {
+            let id = self.in_flight.next_id();
+            let timeout = self.watches[watch].services[s].timeout(path, least);
+            let sent = Sent::Exchange(Exchange { service: s, round, path });
+            self.in_flight.add(id, InFlight::new(watch, sent, now.mono, timeout));
+            self.emit(ObserverOutput::Send(ProbeSend {
                 probe: id,
                 class: ProbeClass::Service,
-                via: Some(slots[path]),
+                via: Some(slot),
                 source,
-                target: service.service.address,
-                flow: Flow::Fresh,
-                dont_fragment: false,
-                payload: Vec::new(),
-                http: service.service.http.clone(),
-            });
-        }
-        service.rounds.push_back(Round { sent: now.mono, attempts });
-        for send in sends {
-            self.emit(ObserverOutput::Send(send));
+                target,
+                kind: kind.clone(),
+            }));
         }
     }
 
     /// The TCP connect of a request succeeded; its answer is still to come.
-    pub fn handle_connected(&mut self, probe: ProbeId) {
-        let Some(a) = self.requests.get(&probe).copied() else { return };
-        if let Some(t) = self.watches[a.watch].services[a.service].at(a.round, a.path) {
-            t.connected = true;
+    pub fn handle_service_connected(&mut self, probe: ProbeId) {
+        let Some(f) = self.in_flight.get(probe) else { return };
+        if let Sent::Exchange(e) = f.sent {
+            self.watches[f.watch].services[e.service].on_connected(e.round, e.path);
         }
     }
 
-    /// True if the probe is one of a service's. `bytes`: how long the answer was, 4 octets in network order.
-    pub(in crate::observe) fn service_reply(
-        &mut self,
-        now: Now,
-        probe: ProbeId,
-        bytes: &[u8],
-    ) -> bool {
-        let Some(a) = self.take_request(probe) else { return false };
-        let s = &mut self.watches[a.watch].services[a.service];
-        if let Some(length) = bytes.first_chunk() {
-            s.answer = s.answer.max(u32::from_be_bytes(*length));
-        }
-        s.rtt[a.path].sample(now.mono.since(a.sent));
-        self.answered(now, a, Outcome::Delivered);
-        true
+    /// A service answered: with a body of this many bytes, or by taking a connection.
+    pub fn handle_service_reply(&mut self, now: Now, probe: ProbeId, body: Option<u32>) {
+        self.note_stall(now);
+        let Some(f) = self.in_flight.get(probe).copied() else { return };
+        let Sent::Exchange(e) = f.sent else { return };
+        self.abandon(probe);
+        let time = now.mono.since(f.sent_at);
+        self.watches[f.watch].services[e.service].on_answer(e.path, time, body);
+        self.record_exchange(now, &f, e, Outcome::Delivered);
     }
 
     pub(in crate::observe) fn service_error(
         &mut self,
         now: Now,
         probe: ProbeId,
+        f: &InFlight,
+        exchange: Exchange,
         error: &ProbeError,
-    ) -> bool {
-        let Some(a) = self.requests.get(&probe) else { return false };
-        if a.timed_out {
-            return true;
+    ) {
+        if f.timed_out() {
+            return;
         }
         let outcome = match error {
             ProbeError::Local { .. } => Outcome::Void,
-            // Refused by the service itself as well: through every slot, if it is down.
-            _ => Outcome::Lost,
+            // Refused by the service itself as well: through every path, if it is down.
+            ProbeError::TimeExceeded { .. }
+            | ProbeError::TooBig { .. }
+            | ProbeError::Unreachable { .. } => Outcome::Lost,
         };
-        if let Some(a) = self.take_request(probe) {
-            self.answered(now, a, outcome);
-        }
-        true
+        self.abandon(probe);
+        self.record_exchange(now, f, exchange, outcome);
     }
 
-    /// A timeout, and then the end of its grace.
-    pub(in crate::observe) fn request_timeout(&mut self, now: Now, id: ProbeId) {
-        let Some(a) = self.requests.get_mut(&id) else { return };
-        let overdue = now.mono.since(a.due);
-        if overdue > STALL && !a.timed_out && !a.extended_once {
-            // As for packets: the answer may lie in the socket, or its sender did not run either.
-            a.extended_once = true;
-            a.due = now.mono + overdue.min(a.due.since(a.sent));
-            self.timers.insert((a.due, Timer::Request(id)));
+    /// Takes the outcome of an exchange down, sends the burst that it asks for, and judges if there is reason to.
+    pub(in crate::observe) fn record_exchange(
+        &mut self,
+        now: Now,
+        f: &InFlight,
+        exchange: Exchange,
+        outcome: Outcome,
+    ) {
+        let watch = f.watch;
+        let w = &mut self.watches[watch];
+        let policy = self.mesh.policy_of(&w.location);
+        let threshold = sprt::threshold(policy.probe_interval, policy.false_failovers_per_year);
+        if !w.services[exchange.service].record(exchange.round, exchange.path, outcome) {
             return;
         }
-        if a.timed_out {
-            self.take_request(id);
-            return;
+        self.log_service_state(watch, exchange.service);
+        if let Some((s, suspect)) = self.watches[watch].service_suspect(now.mono, threshold) {
+            self.service_burst(now, watch, s, suspect);
         }
-        a.timed_out = true;
-        a.due = now.mono + GRACE;
-        let a = *a;
-        self.timers.insert((a.due, Timer::Request(id)));
-        self.answered(now, a, Outcome::Lost);
-    }
-
-    pub(in crate::observe) fn take_request(&mut self, id: ProbeId) -> Option<InFlightRequest> {
-        let a = self.requests.remove(&id)?;
-        self.timers.remove(&(a.due, Timer::Request(id)));
-        self.emit(ObserverOutput::Forget(id));
-        Some(a)
-    }
-
-    fn answered(&mut self, now: Now, a: InFlightRequest, outcome: Outcome) {
-        let h = {
-            let policy = self.mesh.policy_of(&self.watches[a.watch].location);
-            sprt::threshold(policy.probe_interval, policy.false_failovers_per_year)
+        let w = &mut self.watches[watch];
+        let climbs = |(p, path): (PathIdx, &Path)| {
+            w.services[exchange.service].test(p, path.life.any_reply()).from().is_some()
         };
-        let w = &mut self.watches[a.watch];
-        let Some(t) = w.services[a.service].at(a.round, a.path) else { return };
-        t.outcome = outcome;
-        self.log_service_state(a.watch, a.service);
-        let w = &mut self.watches[a.watch];
-        if let Some((s, suspect)) = w.service_suspect(now.mono, h) {
-            self.service_burst(now, a.watch, s, suspect);
+        if !w.paths.enumerate().any(climbs) {
+            w.services[exchange.service].calm();
         }
-        let w = &mut self.watches[a.watch];
-        let calm = (0..w.paths.len())
-            .all(|p| w.services[a.service].weigh(p, w.paths[p].any_ok).1.is_none());
-        let service = &mut w.services[a.service];
-        if calm {
-            service.suspected = None;
-        }
-        if service.suspected.is_some() || w.paths.iter().any(|p| p.failed_by_service) {
-            self.judge(now, a.watch);
+        if w.services[exchange.service].is_suspicious()
+            || w.paths.iter().any(|p| p.verdict.failed_by_service())
+        {
+            self.judge(now, watch);
         }
     }
 
-    fn service_burst(&mut self, now: Now, at: usize, s: usize, suspect: usize) {
-        let w = &mut self.watches[at];
-        let mut paths = vec![suspect];
-        let service = &mut w.services[s];
-        let passes = |p: &usize| {
-            let last = service.rounds.iter().rev().map(|r| r.attempts[*p].outcome);
-            last.into_iter().find(|o| *o == Outcome::Delivered || o.is_loss())
-                == Some(Outcome::Delivered)
-        };
-        let controls =
-            (0..w.paths.len()).filter(|p| *p != suspect && Some(*p) != service.candidate);
-        paths.extend(controls.filter(passes).take(BURST_CONTROLS));
-        if now.mono.since(service.next_burst) > BURST_CALM {
-            service.burst_gap = Duration::ZERO;
-        }
-        service.burst_gap = (service.burst_gap * 2).clamp(BURST_GAP_MIN, BURST_GAP_MAX);
-        service.next_burst = now.mono + service.burst_gap;
-        service.suspected.get_or_insert(now.mono);
-        let rounds = if service.service.http.is_some() { BURST_REQUESTS } else { BURST_CONNECTS };
+    fn service_burst(&mut self, now: Now, watch: WatchIdx, s: ServiceIdx, suspect: PathIdx) {
+        let (rounds, paths) = self.watches[watch].services[s].plan_burst(now.mono, suspect);
         if self.spend(now.mono, rounds * paths.len()) {
             for _ in 0..rounds {
-                self.ask(now, at, s, &paths);
+                self.send_requests(now, watch, s, &paths);
             }
-            let service = &mut self.watches[at].services[s];
-            service.burst_end = service.first + service.rounds.len() as u64;
+            self.watches[watch].services[s].burst_sent();
         }
     }
 
-    /// Says once when a service answers through no slot, and when it is back.
-    fn log_service_state(&mut self, at: usize, s: usize) {
-        let w = &mut self.watches[at];
-        let service = &mut w.services[s];
-        let settled =
-            |r: &&Round| r.is_decided() && r.attempts.iter().any(|t| t.outcome != Outcome::Void);
-        let dead = |r: &Round| r.attempts.iter().all(|t| t.outcome != Outcome::Delivered);
-        let last: Vec<bool> =
-            service.rounds.iter().rev().filter(settled).take(2).map(dead).collect();
-        let down = match last[..] {
-            [true, true] => true,
-            [false, ..] => false,
-            _ => service.down,
-        };
-        if std::mem::replace(&mut service.down, down) == down {
-            return;
-        }
+    /// Logs once when a service answers through no path, and when it is back.
+    fn log_service_state(&mut self, watch: WatchIdx, s: ServiceIdx) {
+        let w = &mut self.watches[watch];
+        let Some(down) = w.services[s].down_changed() else { return };
         let message =
             if down { "service answers through no candidate" } else { "service answers again" };
         let fields = vec![
             ("location.name".to_owned(), w.location.to_string()),
-            ("service.address".to_owned(), service.service.address.to_string()),
+            ("service.address".to_owned(), w.services[s].service().address.to_string()),
         ];
         self.emit(ObserverOutput::Log {
             level: LogLevel::Info,

@@ -100,7 +100,7 @@ fn addresses_that_change_elsewhere_disturb_no_other_location() {
     let under_way = |world: &World<'_>| {
         ["cloud", "far"].map(|l| {
             let at = world.observer.by_name[&l.parse::<LocationName>().unwrap()];
-            world.observer.in_flight.values().filter(|f| f.watch == at).count()
+            world.observer.in_flight.of(at).len()
         })
     };
     let mut at = 30_000;

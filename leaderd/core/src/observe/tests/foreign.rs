@@ -1,6 +1,7 @@
 //! Reflectors that are not ours: asked without authentication, believed only if they say what was sent to them.
 
 use super::*;
+use crate::observe::index::Index;
 use crate::probe::{Reflector, Reject};
 
 const ROUTER: &str = "10.42.5.77:862";
@@ -39,10 +40,10 @@ fn a_foreign_reflector_is_one_target_among_the_others() {
     world.run_until(Duration::from_secs(30));
     world.nobody_was_condemned();
     assert!((0..3).all(|s| world.verdict("cloud", s) == Verdict::Forwarding));
-    let watch = &world.observer.watches[0];
-    let target = watch.targets.iter().position(|t| t.key.is_none()).unwrap();
-    assert!(!watch.targets[target].quarantined, "its answers are believed");
-    assert!((0..3).all(|p| watch.pairs[p][target].delivered.is_some()));
+    let watch = &world.observer.watches[WatchIdx::new(0)];
+    let target = watch.targets.position(|t| t.key.is_none()).unwrap();
+    assert!(!watch.targets[target].health.is_quarantined(), "its answers are believed");
+    assert!(watch.pairs.iter().all(|pairs| pairs[target].delivered().is_some()));
     drop(world);
     let asked = asked.into_inner();
     assert_eq!(asked.len(), 4, "through every slot, and as a workload: {asked:?}");
@@ -84,10 +85,10 @@ fn an_answer_with_another_number_or_timestamp_is_not_believed() {
         let mut world = World::new(with_router(), 2, |_: &Seen<'_>| Fate::Back(ms(20)));
         world.foreign = forge;
         world.run_until(Duration::from_secs(20));
-        let watch = &world.observer.watches[0];
-        let target = watch.targets.iter().position(|t| t.key.is_none()).unwrap();
-        assert!((0..3).all(|p| watch.pairs[p][target].delivered.is_none()));
-        assert!(watch.targets[target].quarantined, "silent, as far as we know");
+        let watch = &world.observer.watches[WatchIdx::new(0)];
+        let target = watch.targets.position(|t| t.key.is_none()).unwrap();
+        assert!(watch.pairs.iter().all(|pairs| pairs[target].delivered().is_none()));
+        assert!(watch.targets[target].health.is_quarantined(), "silent, as far as we know");
         world.nobody_was_condemned();
     }
 }
@@ -97,7 +98,7 @@ fn numbers_begin_anywhere_and_stamps_differ_below_the_microsecond() {
     let stamps = |seed| {
         let mut world = World::new(with_router(), seed, |_: &Seen<'_>| Fate::Back(ms(20)));
         world.run_until(Duration::from_secs(3));
-        let watch = &world.observer.watches[0];
+        let watch = &world.observer.watches[WatchIdx::new(0)];
         watch.targets.iter().find(|t| t.key.is_none()).unwrap().seq
     };
     let all: BTreeSet<u32> = (0..8).map(stamps).map(|s| s >> 8).collect();
