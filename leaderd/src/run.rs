@@ -13,7 +13,7 @@ use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::proof::Signer;
-use leaderd_core::topology::steered_location;
+use leaderd_core::topology::location_of_table;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -290,7 +290,7 @@ fn carried_before(mesh: &Mesh) -> BTreeSet<LocationName> {
         tracing::error!(%error, "cannot read the kernel's rules: it is not known where leaderd carried before");
         BTreeSet::new()
     });
-    rules.iter().filter_map(|r| steered_location(mesh, r.table)).cloned().collect()
+    rules.iter().filter_map(|r| location_of_table(mesh, r.table)).cloned().collect()
 }
 
 /// What --node says, else the host's name.

@@ -1,12 +1,11 @@
-//! Where a packet really goes: hop by hop through the networks that the nodes have programmed.
+//! Where a packet really goes: hop by hop through the networks that the nodes have programmed, and the faults between them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use leaderd_core::ids::NodeName;
 use leaderd_core::mesh::Mesh;
-use wgctl_plan::{InterfaceName, Network, Nexthop, NexthopId, RouteVia};
+use wgctl_plan::{Hop, InterfaceName, MAIN_TABLE, Network};
 
 use super::Faults;
 
@@ -26,18 +25,18 @@ pub struct Packet {
     pub bound_to: Option<InterfaceName>,
 }
 
-/// What becomes of it.
+/// The end of its way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Arrives at this node with this hop limit, after these WAN and LAN hops.
     Delivered { node: NodeName, ttl: u8, wan_hops: Vec<(NodeName, NodeName)>, lan_hops: u32 },
-    /// Dropped, and nobody says so.
+    /// Dropped silently.
     Lost { at: NodeName, why: &'static str },
     /// Dropped with ICMP time exceeded.
     TimeExceeded { at: NodeName },
 }
 
-/// What a walk needs to know of the world.
+/// The part of the world that decides where packets go.
 #[derive(Debug)]
 pub struct Terrain<'a> {
     pub mesh: &'a Mesh,
@@ -47,11 +46,12 @@ pub struct Terrain<'a> {
     pub cuts: &'a BTreeSet<(NodeName, NodeName)>,
 }
 
-enum Hop {
-    Here,
+/// Where a packet goes from one node.
+enum Step {
+    Arrived,
     Tunnel(NodeName),
     Overlay(NodeName),
-    Nowhere(&'static str),
+    Dropped(&'static str),
 }
 
 impl Terrain<'_> {
@@ -68,11 +68,17 @@ impl Terrain<'_> {
                 return lost("crashed");
             }
             let forwarded = at != *from || ttl != TTL;
-            let hop = match bound_to.take() {
-                Some(dev) => self.tunnel(&at, &dev, packet),
+            let step = match bound_to.take() {
+                Some(dev) if !self.kernels[&at].wireguard.contains_key(&dev) => {
+                    Step::Dropped("no such interface")
+                }
+                Some(dev) => {
+                    let hop = self.kernels[&at].hop(&dev, packet.target, packet.target);
+                    self.take(&at, hop, packet)
+                }
                 None => self.route(&at, packet),
             };
-            if let Hop::Here = hop {
+            if let Step::Arrived = step {
                 return Fate::Delivered { node: at, ttl, wan_hops, lan_hops };
             }
             if forwarded {
@@ -87,10 +93,10 @@ impl Terrain<'_> {
                     return Fate::TimeExceeded { at };
                 }
             }
-            match hop {
-                Hop::Here => unreachable!("returned above"),
-                Hop::Nowhere(why) => return lost(why),
-                Hop::Tunnel(next) => {
+            match step {
+                Step::Arrived => unreachable!("returned above"),
+                Step::Dropped(why) => return lost(why),
+                Step::Tunnel(next) => {
                     if faults.wireguard_down || self.faults[&next].wireguard_down {
                         return lost("wireguard down");
                     }
@@ -100,10 +106,10 @@ impl Terrain<'_> {
                     wan_hops.push((at.clone(), next.clone()));
                     at = next;
                 }
-                Hop::Overlay(_) if forwarded && faults.route_loop => {
+                Step::Overlay(_) if forwarded && faults.route_loop => {
                     return Fate::TimeExceeded { at };
                 }
-                Hop::Overlay(next) => {
+                Step::Overlay(next) => {
                     if faults.vxlan_all || (faults.vxlan_new_flows && packet.new_flow) {
                         return lost("vxlan");
                     }
@@ -124,77 +130,43 @@ impl Terrain<'_> {
         !self.cuts.is_empty() && self.cuts.contains(&(from.clone(), to.clone()))
     }
 
-    fn route(&self, at: &NodeName, packet: &Packet) -> Hop {
+    /// Returns the next step by the node's routes. Of the hops of an ECMP group it takes the first.
+    fn route(&self, at: &NodeName, packet: &Packet) -> Step {
         let node = &self.mesh.nodes[at];
         let kernel = &self.kernels[at];
         let target = packet.target;
-        let ours = node.address == target
+        let local = node.address == target
             || node.prefixes.iter().any(|p| p.contains(&target))
             || kernel.addresses.iter().any(|(_, net)| net.addr() == target);
-        if ours {
-            return Hop::Here;
+        if local {
+            return Step::Arrived;
         }
-        let best = kernel
-            .routes
-            .iter()
-            .filter(|(key, _)| key.prefix.contains(&target))
-            .max_by_key(|(key, _)| (key.prefix.prefix_len(), std::cmp::Reverse(key.metric)));
-        match best {
-            None => Hop::Nowhere("no route"),
-            Some((_, RouteVia::Nexthop { id, .. })) => self.nexthop(at, kernel, *id, packet),
-            Some((_, RouteVia::Device { dev, .. })) => self.tunnel(at, dev, packet),
-            Some((_, RouteVia::Gateway { dev, gateway, .. })) => {
-                self.gateway(kernel, dev, *gateway)
+        // The simulator's meshes have no rules: all routes are in `main`.
+        match kernel.route_in(MAIN_TABLE, target) {
+            None => Step::Dropped("no route"),
+            Some((_, via)) => self.take(at, kernel.hops(via, target)[0], packet),
+        }
+    }
+
+    /// Takes a hop to the next node, if that takes the packet.
+    fn take(&self, at: &NodeName, hop: Hop<'_>, packet: &Packet) -> Step {
+        match hop {
+            Hop::Dropped(why) => Step::Dropped(why),
+            Hop::Node { address, .. } => {
+                let node = self.mesh.nodes.values().find(|n| n.address == address);
+                node.map_or(Step::Dropped("no such gateway"), |n| Step::Overlay(n.name.clone()))
+            }
+            Hop::Peer { key, peer } => {
+                let Some(next) = self.mesh.nodes.values().find(|n| n.wireguard_key == *key) else {
+                    return Step::Dropped("unknown peer");
+                };
+                let port = peer.endpoint.map_or(0, |e| e.port());
+                let own_key = &self.mesh.nodes[at].wireguard_key;
+                match self.kernels[&next.name].admit(port, own_key, packet.source) {
+                    Ok(_) => Step::Tunnel(next.name.clone()),
+                    Err(why) => Step::Dropped(why),
+                }
             }
         }
-    }
-
-    fn nexthop(&self, at: &NodeName, kernel: &Network, id: NexthopId, packet: &Packet) -> Hop {
-        match kernel.nexthops.get(&id) {
-            None => Hop::Nowhere("no nexthop"),
-            Some(Nexthop::Blackhole { .. }) => Hop::Nowhere("blackhole"),
-            Some(Nexthop::Device { dev, .. }) => self.tunnel(at, dev, packet),
-            Some(Nexthop::Gateway { dev, gateway, .. }) => self.gateway(kernel, dev, *gateway),
-            Some(Nexthop::Group { members }) => match members.first() {
-                Some(first) => self.nexthop(at, kernel, *first, packet),
-                None => Hop::Nowhere("empty group"),
-            },
-        }
-    }
-
-    /// Out of a WireGuard interface: the peer is chosen by target, and must accept the source.
-    fn tunnel(&self, at: &NodeName, dev: &InterfaceName, packet: &Packet) -> Hop {
-        let Some(interface) = self.kernels[at].wireguard.get(dev) else {
-            return Hop::Nowhere("no such interface");
-        };
-        let holds = |nets: &BTreeSet<IpNet>, ip: &IpAddr| nets.iter().any(|n| n.contains(ip));
-        let peer =
-            interface.peers.iter().find(|(_, peer)| holds(&peer.allowed_ips, &packet.target));
-        let Some((key, peer)) = peer else { return Hop::Nowhere("no peer for the target") };
-        let Some(next) = self.mesh.nodes.values().find(|n| n.wireguard_key == *key) else {
-            return Hop::Nowhere("unknown peer");
-        };
-        let port = peer.endpoint.map_or(0, |e| e.port());
-        let own_key = self.mesh.nodes[at].wireguard_key;
-        let far = self.kernels[&next.name].wireguard.values().find(|i| i.listen_port == port);
-        match far.and_then(|i| i.peers.get(&own_key)) {
-            Some(us) if holds(&us.allowed_ips, &packet.source) => Hop::Tunnel(next.name.clone()),
-            Some(_) => Hop::Nowhere("source not allowed by the peer"),
-            None => Hop::Nowhere("peer does not know us"),
-        }
-    }
-
-    /// To a gateway in the location: over the VXLAN's neighbour and FDB entries, or straight.
-    fn gateway(&self, kernel: &Network, dev: &InterfaceName, gateway: IpAddr) -> Hop {
-        let address = match kernel.vxlan.get(dev) {
-            None => Some(gateway),
-            Some(_) => kernel
-                .neighbours
-                .get(&(dev.clone(), gateway))
-                .and_then(|mac| kernel.fdb.get(&(dev.clone(), *mac)))
-                .copied(),
-        };
-        let node = address.and_then(|a| self.mesh.nodes.values().find(|n| n.address == a));
-        node.map_or(Hop::Nowhere("no such gateway"), |n| Hop::Overlay(n.name.clone()))
     }
 }

@@ -1,5 +1,5 @@
-//! One step from the observed to the desired network. Every step is one kernel operation, whole or not at all, and
-//! says enough to be carried out without looking at the rest of the plan.
+//! One step from the observed to the desired network. A step is one kernel operation, which succeeds or fails as a whole, and
+//! which needs nothing else of the plan.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -29,7 +29,7 @@ pub enum Change {
         name: InterfaceName,
         vxlan: Vxlan,
     },
-    /// Deletes a device of ours, and with it all that hangs on it.
+    /// Deletes a device of ours, and with it all that depends on it.
     DeleteLink {
         name: InterfaceName,
     },
@@ -115,7 +115,7 @@ pub enum Change {
     RemoveRoute {
         key: RouteKey,
     },
-    /// Has connection tracking leave this transit alone, and no other: replaces what there was, in one step.
+    /// Keeps this transit, and no other, out of connection tracking: replaces the present table in one step.
     SetUntracked {
         transit: Transit,
     },
@@ -201,7 +201,7 @@ impl fmt::Display for Rule {
 }
 
 impl Change {
-    /// What it changes, whatever to: changes of the same thing have the same.
+    /// Returns the object that it changes. Changes of the same object return the same text.
     pub fn object(&self) -> String {
         match self {
             Self::SetSysctl { path, .. } => format!("sysctl {path}"),

@@ -1,12 +1,12 @@
 //! The ordered difference between two networks.
 //!
-//! Additions come first, in the order in which things rest on each other (links, peers, addresses, neighbours, nexthops,
-//! groups, rules, routes; first of all which transit is not tracked), removals last and in the reverse order, and what can be replaced is never taken away first: a
-//! packet that had a way before and has one after has one at every step between. What a change of a link or an address
-//! takes with it is known from the model kernel's rules, and made again.
+//! Additions come first, in the order in which objects depend on each other: untracked transit, links, peers, addresses, neighbours,
+//! nexthops, groups, rules, routes. Removals come last, in the reverse order. What can be replaced in place is never removed first. So
+//! a packet that has a route before and after has one at every step between. The model kernel's rules say which objects the kernel
+//! removes along with a link or an address; those are added again.
 //!
-//! A nexthop id that turns from a single one into a group (or changes family) cannot be replaced. Its routes are parked on
-//! a spare id with the new meaning while the old object goes and the new one comes.
+//! A nexthop id that turns from a single one into a group (or changes family) cannot be replaced in place. Its routes are parked on a
+//! spare id with the new meaning while the old object is removed and the new one is added.
 
 mod remove;
 
@@ -19,19 +19,19 @@ use crate::change::Change;
 use crate::effect::{effect, sysctl_interface};
 use crate::model::*;
 
-/// One round is enough unless a removal took something with it that is wanted; the second one makes that again, and removes
+/// One round is enough unless a removal also removed something that is desired; the second round adds that again, and removes
 /// nothing.
 const MAX_ROUNDS: usize = 3;
 
-/// What to do so that `observed` becomes `desired`.
+/// Returns the changes from `observed` to `desired`.
 ///
-/// Endpoints roam: a peer that is there with an endpoint keeps it. Peers that have not changed are not touched, as some
-/// WireGuard implementations lose the session of every peer they are sent. Sysctls are set, never unset.
+/// Endpoints roam: a present peer keeps its endpoint. Peers that have not changed are left out, as some WireGuard implementations
+/// drop the session of every peer that is set. Sysctls are set, never unset.
 pub fn diff(desired: &Network, observed: &Network) -> Vec<Change> {
     difference(desired, observed, Endpoints::Roam)
 }
 
-/// What to do so that `old`, assumed to be in place, becomes `new`. A peer whose endpoint differs gets the new one.
+/// Returns the changes from `old`, assumed to be in place, to `new`. A peer whose endpoint differs gets the new one.
 pub fn diff_desired(old: &Network, new: &Network) -> Vec<Change> {
     difference(new, old, Endpoints::Compare)
 }
@@ -57,8 +57,8 @@ fn difference(desired: &Network, observed: &Network, endpoints: Endpoints) -> Ve
     plan.changes
 }
 
-/// The quick way of a failover: everything is equal but nexthops that can be replaced in place. Where `desired` came of a copy of
-/// `observed`, only the nexthops are looked at: the rest is shared.
+/// Fast path for a failover: everything is equal except nexthops that can be replaced in place. If `desired` is a changed copy of
+/// `observed`, only the nexthops are compared: the rest is shared.
 fn nexthops_only(desired: &Network, observed: &Network) -> Option<Vec<Change>> {
     let same = desired.wireguard == observed.wireguard
         && desired.vxlan == observed.vxlan
@@ -73,11 +73,11 @@ fn nexthops_only(desired: &Network, observed: &Network) -> Option<Vec<Change>> {
     if !same {
         return None;
     }
-    // The ids are the same, so the two go side by side.
+    // The ids are the same, so both maps are iterated together.
     let pairs = desired.nexthops.iter().zip(observed.nexthops.values());
     let changed = pairs.filter(|((_, want), have)| want != have).map(|(want, _)| want);
     let (groups, singles): (Vec<_>, Vec<_>) = changed.partition(|(_, n)| n.is_group());
-    // One that has not changed has not changed its family either, unless a member of it did, which then clashes itself.
+    // An unchanged nexthop has kept its family, unless a member of it changed family, which then clashes itself.
     if singles.iter().chain(&groups).any(|(id, _)| clashes(**id, desired, observed)) {
         return None;
     }
@@ -150,7 +150,7 @@ impl Plan<'_> {
         self.extend(set);
     }
 
-    /// Before the routes that bring transit here: a connection that is tracked once is rewritten for as long as it is known.
+    /// Comes before the routes that bring transit here: a connection that is tracked once is rewritten for as long as it is known.
     fn untracked(&mut self) {
         if let Some(transit) = &*self.desired.untracked
             && self.state.untracked != self.desired.untracked
@@ -159,7 +159,7 @@ impl Plan<'_> {
         }
     }
 
-    /// Devices that must be made anew, or go down, with all that is on them: first, so that the rest is made again.
+    /// Recreates devices, or takes them down, with all that is on them. Comes first, so that the rest is added again.
     fn unfit_links(&mut self) {
         let mut out = Vec::new();
         for name in self.state.wireguard.keys() {
@@ -215,7 +215,7 @@ impl Plan<'_> {
         }
     }
 
-    /// Up comes before the port: a port that is taken is an error when it is set, and none when an interface goes up.
+    /// Sets an interface up before its port: setting a port that is taken is an error, while an interface goes up without one.
     fn wireguard(&mut self) {
         for (name, want) in &self.desired.wireguard {
             if want.up && !self.state.wireguard[name].up {
@@ -248,7 +248,7 @@ impl Plan<'_> {
     }
 
     fn addresses(&mut self) {
-        // An old address that stands in the way of a wanted one, or would take it along when it goes, goes first.
+        // Removes first an old address that conflicts with a desired one, or whose removal would remove it too.
         let clash = |have: &IpNet, want: &IpNet| match (have, want) {
             (IpNet::V4(a), IpNet::V4(b)) => a.trunc() == b.trunc(),
             (IpNet::V6(a), IpNet::V6(b)) => a.addr() == b.addr(),
@@ -289,7 +289,7 @@ impl Plan<'_> {
             if have == Some(endpoint) {
                 continue;
             }
-            // Seen with several endpoints (shown as unspecified): replacing would change only the first of them.
+            // Observed with several endpoints (shown as unspecified): replacing would change only the first of them.
             if have.is_some_and(IpAddr::is_unspecified) {
                 out.push(Change::RemoveFdb { dev: dev.clone(), mac: *mac });
             }
@@ -312,7 +312,7 @@ impl Plan<'_> {
         if parked.is_empty() {
             return;
         }
-        // Nothing that is wanted uses the old objects now: away with them, and move from the spare ids to the right ones.
+        // Nothing desired uses the old objects now: remove them, and move from the spare ids to the right ones.
         self.remove_routes();
         self.remove_nexthops(&parked);
         let none = BTreeMap::new();
@@ -321,7 +321,7 @@ impl Plan<'_> {
         self.routes(&none);
     }
 
-    /// A spare id for each id that cannot be replaced in place.
+    /// Returns a spare id for each id that cannot be replaced in place.
     fn parking(&self) -> BTreeMap<NexthopId, NexthopId> {
         let mut spare =
             (NEXTHOP_ID_BASE..=NEXTHOP_ID_BASE + 0xffff).rev().map(NexthopId).filter(|id| {

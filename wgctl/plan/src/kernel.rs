@@ -1,7 +1,7 @@
-//! A kernel reduced to the rules that order our changes: what must be there first, and what goes with what is removed.
+//! A kernel reduced to the rules that order our changes: what must exist first, and what is removed along with what.
 //!
 //! The rules are Linux's (`net/ipv4/nexthop.c`, `net/ipv4/fib_semantics.c`, `net/ipv4/devinet.c`, `drivers/net/wireguard`),
-//! on the strict side where Linux is lenient, so that a plan accepted here is accepted there.
+//! and stricter where Linux is lenient, so that Linux accepts every plan that is accepted here.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,11 +17,11 @@ use crate::model::*;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ModelKernel {
     pub network: Network,
-    /// Links that are there, up, and not ours.
+    /// Links that exist, are up, and are not ours.
     pub foreign: BTreeSet<InterfaceName>,
 }
 
-/// The kernel would not do that.
+/// The kernel refuses a change.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused {
     pub change: Box<Change>,
@@ -36,7 +36,7 @@ impl fmt::Display for Refused {
 impl std::error::Error for Refused {}
 
 impl Nexthop {
-    /// The device it sends out of, if it names one.
+    /// Returns the device that it sends out of, if it names one.
     pub fn device(&self) -> Option<&InterfaceName> {
         match self {
             Self::Device { dev, .. } | Self::Gateway { dev, .. } => Some(dev),
@@ -50,7 +50,7 @@ impl Nexthop {
 }
 
 impl RouteVia {
-    /// The device the route itself names (not that of its nexthop object).
+    /// Returns the device that the route itself names (not that of its nexthop object).
     pub fn device(&self) -> Option<&InterfaceName> {
         match self {
             Self::Device { dev, .. } | Self::Gateway { dev, .. } => Some(dev),
@@ -58,7 +58,7 @@ impl RouteVia {
         }
     }
 
-    /// The nexthop object that it uses.
+    /// Returns the nexthop object that it uses.
     pub const fn nexthop(&self) -> Option<NexthopId> {
         match self {
             Self::Nexthop { id, .. } => Some(*id),
@@ -79,12 +79,12 @@ impl Network {
         self.wireguard.contains_key(name) || self.vxlan.contains_key(name)
     }
 
-    /// Whether a link of ours is up; `None` if it is none of ours.
+    /// Returns whether a link of ours is up; `None` if it is not ours.
     pub fn is_up(&self, name: &InterfaceName) -> Option<bool> {
         self.wireguard.get(name).map(|w| w.up).or_else(|| self.vxlan.get(name).map(|v| v.up))
     }
 
-    /// The family of the routes that a nexthop object serves; of a group: of its first member that is there.
+    /// Returns the family of the routes that a nexthop object serves; of a group, that of its first member that exists.
     pub fn nexthop_family(&self, id: NexthopId) -> Option<Family> {
         match self.nexthops.get(&id)? {
             Nexthop::Device { family, .. } | Nexthop::Blackhole { family } => Some(*family),
@@ -104,7 +104,10 @@ impl ModelKernel {
         Self { network, foreign: BTreeSet::new() }
     }
 
-    /// Carries out one change, with everything that the kernel does along with it, or refuses and does nothing.
+    /// Applies one change with all its side effects, or refuses it and does nothing.
+    ///
+    /// # Errors
+    /// If the kernel would refuse the change.
     pub fn apply(&mut self, change: &Change) -> Result<(), Refused> {
         self.check(change).map_err(|why| Refused { change: Box::new(change.clone()), why })?;
         effect(&mut self.network, change);
@@ -212,7 +215,7 @@ impl ModelKernel {
             } else if families.len() != 1 {
                 return Err("the members are of two families");
             } else if blackhole && members.len() > 1 {
-                return Err("a blackhole shares a group with nobody");
+                return Err("a blackhole is alone in its group");
             }
         }
         let Some(old) = net.nexthops.get(&id) else { return Ok(()) };
@@ -228,7 +231,7 @@ impl ModelKernel {
             })
             .collect();
         if matches!(nexthop, Nexthop::Blackhole { .. }) && groups.iter().any(|(_, n)| *n > 1) {
-            return Err("a blackhole shares a group with nobody");
+            return Err("a blackhole is alone in its group");
         }
         let used = |n: NexthopId| net.routes.values().any(|v| v.nexthop() == Some(n));
         if trial.nexthop_family(id) != net.nexthop_family(id) && (used(id) || !groups.is_empty()) {

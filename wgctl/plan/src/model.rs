@@ -1,4 +1,4 @@
-//! What leaderd owns on a node, as data: the same type for the desired and for the observed state.
+//! What leaderd owns on a node, as data: one type for the desired and for the observed network.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -109,10 +109,48 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// Everything leaderd owns on one node. Empty means: nothing of ours is there.
+/// Everything that leaderd owns on one node. An empty network means that nothing of ours is there.
 ///
-/// Copies share every part that none of them has changed ([`Shared`]): a copy, and the comparison of one with another, cost the
-/// same in a network of any size but for the parts in which they differ.
+/// Candidate `home-0` with one plane and one remote location, `cloud`, behind it:
+///
+/// ```yaml
+/// wireguard:
+///   wgl0: { listen_port: 51900, mtu: 1420, up, peers: { cloud-0: at 198.51.100.1:51900, allowed-ips 10.42.1.0/24 } }
+/// addresses:
+///   wgl0: 100.127.0.1/32
+/// nexthops:
+///   L0000: dev wgl0 (IPv4)
+///   L1000: group L0000              # to cloud, through the planes of its leaders
+/// routes:
+///   10.42.1.0/24 table 254 metric 76: nexthop L1000
+/// sysctls:
+///   net/ipv4/ip_forward: 1
+/// ```
+///
+/// A second plane `wgl1` (nexthop `L0001`) leads to candidate `cloud-1`. A failover from `cloud-0` to `cloud-1` is another network,
+/// and the difference of the two is one change, whatever the number of routes:
+///
+/// ```
+/// use wgctl_plan::*;
+///
+/// let id = |n| NexthopId(NEXTHOP_ID_BASE + n);
+/// let plane = |dev: &str| Nexthop::Device { dev: dev.parse().unwrap(), family: Family::V4 };
+/// let group = |member| Nexthop::Group { members: [id(member)].into() };
+/// let to_cloud = RouteKey { table: MAIN_TABLE, prefix: "10.42.1.0/24".parse().unwrap(), metric: 76 };
+/// let before = Network {
+///     nexthops: [(id(0), plane("wgl0")), (id(1), plane("wgl1")), (id(0x1000), group(0))].into(),
+///     routes: [(to_cloud, RouteVia::Nexthop { id: id(0x1000), source: None })].into(),
+///     ..Network::default()
+/// };
+/// let mut after = before.clone();
+/// after.nexthops.insert(id(0x1000), group(1));
+///
+/// let changes: Vec<String> = diff(&after, &before).iter().map(ToString::to_string).collect();
+/// assert_eq!(changes, ["set nexthop L1000 group L0001"]);
+/// ```
+///
+/// Copies share every part that none of them has changed ([`Shared`]). So to copy a network, and to compare it with a copy, costs
+/// the same whatever its size, except for the parts in which the two differ.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Network {
     /// WireGuard interfaces, kernel or userspace.
@@ -137,14 +175,13 @@ pub struct Network {
     /// Sysctls we need, as path below `/proc/sys` with '/' separators → value, such as `net/ipv4/ip_forward` → `1`.
     /// Interface names may hold dots, so this is a path, not the dotted form. A difference never removes a sysctl.
     pub sysctls: Shared<BTreeMap<String, String>>,
-    /// Transit that connection tracking leaves alone, if any: one nftables table of ours.
+    /// Transit that stays out of connection tracking, if any: one nftables table of ours.
     #[serde(default)]
     pub untracked: Shared<Option<Transit>>,
 }
 
 impl Network {
-    /// Holds those parts together with `other` that are equal in both, so that the next comparison of the two, or of their copies, need
-    /// not look into them.
+    /// Shares with `other` the parts that are equal in both, so that later comparisons of the two, or of their copies, skip them.
     pub fn share(&mut self, other: &Self) {
         self.wireguard.share(&other.wireguard);
         self.vxlan.share(&other.vxlan);
@@ -208,7 +245,7 @@ pub enum Nexthop {
     Gateway { dev: InterfaceName, gateway: IpAddr, onlink: bool },
     /// An ECMP group of single nexthops, each with weight 1. Never empty.
     Group { members: BTreeSet<NexthopId> },
-    /// Drops the traffic (no way to the location is known).
+    /// Drops the traffic.
     Blackhole { family: Family },
 }
 
@@ -233,7 +270,7 @@ impl Family {
     }
 }
 
-/// What names a route.
+/// Identifies a route.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct RouteKey {
     /// 254 is `main`.
@@ -244,7 +281,7 @@ pub struct RouteKey {
     pub metric: u32,
 }
 
-/// Where a route leads. `source`: the address that this node itself sends from, unless a socket says otherwise.
+/// Where a route leads. `source` is the source address of packets that this node sends, unless their socket has another.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum RouteVia {
     Nexthop { id: NexthopId, source: Option<IpAddr> },

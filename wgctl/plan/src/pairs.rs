@@ -1,4 +1,4 @@
-//! Maps whose keys are no strings, as lists of pairs: JSON has no other way to say them.
+//! Serialises maps whose keys are no strings as lists of pairs, since JSON has only string keys.
 
 use std::collections::BTreeMap;
 

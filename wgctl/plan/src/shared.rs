@@ -1,4 +1,4 @@
-//! What copies have in common, held once.
+//! A value that copies share until one of them is changed.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -8,8 +8,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A value that its copies share until one of them is changed; that one then gets a value of its own.
 ///
-/// A copy costs the same whatever the size, and so does the comparison of two copies that were not changed: what is the same
-/// allocation is equal. Whatever else is equal is so by its contents. In serialised form nothing is to be seen of this.
+/// To copy it costs the same whatever its size, and so does comparing two copies that were not changed: the same allocation is
+/// equal. Otherwise the contents are compared. The serialised form is that of the value.
 #[derive(Default)]
 pub struct Shared<T>(Arc<T>);
 
@@ -18,12 +18,12 @@ impl<T> Shared<T> {
         Self(Arc::new(value))
     }
 
-    /// True if both are the same allocation, and so equal without being looked at. `false` says nothing.
+    /// True if both are the same allocation, and so equal. `false` says nothing about equality.
     pub fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// The value itself, copied if others hold it too.
+    /// Returns the value, copied if it is shared.
     pub fn into_inner(self) -> T
     where
         T: Clone,
@@ -31,7 +31,7 @@ impl<T> Shared<T> {
         Arc::unwrap_or_clone(self.0)
     }
 
-    /// Where both are equal, holds the other's value in place of an equal one of its own.
+    /// If both are equal, takes the other's allocation.
     pub fn share(&mut self, other: &Self)
     where
         T: Eq,

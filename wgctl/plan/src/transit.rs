@@ -1,4 +1,4 @@
-//! Traffic between locations whose sources no NAT rule of this node may rewrite.
+//! Traffic between locations whose source addresses no NAT rule of this node may rewrite.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -7,11 +7,11 @@ use std::ops::Deref;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-/// What a relay hands on for others: packets between `near` and `far`, in either direction, that are neither from `own` nor for
-/// `own`, and not for an address of this node. Connection tracking leaves them alone. What `own` sends to `far` is tracked, and keeps its
-/// source too.
+/// What a relay forwards for others: packets between `near` and `far`, in either direction, that are neither from nor to `own`, and
+/// not to an address of this node. They stay out of connection tracking. Packets from `own` to `far` are tracked, and keep their source
+/// too.
 ///
-/// They are told by their addresses alone, so both directions of a connection are treated the same whichever devices they take.
+/// Only addresses count, so both directions of a connection are treated alike, whichever devices they take.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Transit {
     /// Behind this node itself, and its own address: connections that begin or end here stay tracked.
@@ -29,7 +29,7 @@ impl fmt::Display for Transit {
     }
 }
 
-/// A set of addresses, as the fewest prefixes that hold exactly those. So two sets of the same addresses are equal.
+/// A set of addresses, as the smallest number of prefixes. So two sets of the same addresses are equal.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(from = "BTreeSet<IpNet>")]
 pub struct Prefixes(BTreeSet<IpNet>);

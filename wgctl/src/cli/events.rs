@@ -1,6 +1,6 @@
-//! `wgctl events`: what happened, oldest first, and with `--follow` what happens.
+//! `wgctl events`: past events, oldest first, and with `--follow` new ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use serde_json::Value;
 
 use super::client::{Client, ClientError};
 use super::output::{Output, Style, Table, measured, names, timestamp};
-use super::status::must_have;
+use super::status::require_location;
 
-/// Between two looks with `--follow`. The admin socket is local and the answer small.
+/// Time between two requests with `--follow`. The admin socket is local and the answer small.
 const POLL: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
@@ -24,7 +24,7 @@ Examples:
   wgctl events --follow                       new ones as they happen, until Ctrl-C
   wgctl events --follow --json | while read -r event; do notify \"$event\"; done
 
-`wgctl explain EVENT` tells one of them in full.")]
+`wgctl explain EVENT` shows one of them in full.")]
 pub struct Args {
     /// Only events of this location.
     #[arg(long, short, value_name = "LOCATION")]
@@ -49,7 +49,7 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
         };
         if let Some(wanted) = &args.location {
             all.retain(|e| e.get("location").and_then(Value::as_str) == Some(wanted.as_str()));
-            must_be_there(all.is_empty(), wanted, client)?;
+            require_known_location(all.is_empty(), wanted, client)?;
         }
         let skip = all.len().saturating_sub(args.limit);
         out.print_json(&all[skip..].to_vec())?;
@@ -64,19 +64,23 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-/// The events that there are, of a location that there is.
+/// Returns the present events, of a location that exists.
 fn first(args: &Args, client: &Client) -> anyhow::Result<Vec<Event>> {
     let events = client.events()?;
     if let Some(wanted) = &args.location {
-        must_be_there(events.iter().all(|e| e.location != *wanted), wanted, client)?;
+        require_known_location(events.iter().all(|e| e.location != *wanted), wanted, client)?;
     }
     Ok(select(events, args))
 }
 
-/// One without events may not exist. One that left the mesh still has its events.
-fn must_be_there(silent: bool, wanted: &LocationName, client: &Client) -> anyhow::Result<()> {
-    if silent {
-        must_have(&client.status()?, wanted)?;
+/// Checks that a location without events exists. One that left the mesh still has its events.
+fn require_known_location(
+    without_events: bool,
+    wanted: &LocationName,
+    client: &Client,
+) -> anyhow::Result<()> {
+    if without_events {
+        require_location(&client.status()?, wanted)?;
     }
     Ok(())
 }
@@ -88,16 +92,16 @@ fn select(mut events: Vec<Event>, args: &Args) -> Vec<Event> {
     events.split_off(events.len().saturating_sub(args.limit))
 }
 
-/// What was already told: the number of the last event of each location, and whether its blackout was.
+/// The events that were printed: the number of the last one of each location, and those without their blackout.
 #[derive(Debug, Default)]
-struct Told {
+struct Printed {
     last: BTreeMap<LocationName, EventSeq>,
-    unfinished: BTreeMap<(LocationName, EventSeq), ()>,
+    unfinished: BTreeSet<(LocationName, EventSeq)>,
 }
 
-impl Told {
-    /// The events that are news: new ones, and those that have been verified since they were told.
-    fn news<'e>(&mut self, events: &'e [Event]) -> Vec<&'e Event> {
+impl Printed {
+    /// Returns the events to print: new ones, and those whose blackout was measured since they were printed.
+    fn unprinted<'e>(&mut self, events: &'e [Event]) -> Vec<&'e Event> {
         events
             .iter()
             .filter(|e| {
@@ -106,23 +110,22 @@ impl Told {
                 if new {
                     self.last.insert(e.location.clone(), e.seq);
                     if e.kind == EventKind::Failover && e.blackout.is_none() {
-                        self.unfinished.insert(key, ());
+                        self.unfinished.insert(key.clone());
                     }
                 }
-                new || (e.blackout.is_some()
-                    && self.unfinished.remove(&(e.location.clone(), e.seq)).is_some())
+                new || (e.blackout.is_some() && self.unfinished.remove(&key))
             })
             .collect()
     }
 }
 
 fn follow(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCode> {
-    let mut told = Told::default();
+    let mut printed = Printed::default();
     let mut header = true;
     let mut away = false;
     let mut events = first(args, client)?;
     loop {
-        for event in told.news(&events) {
+        for event in printed.unprinted(&events) {
             if out.json {
                 out.print(&(serde_json::to_string(event)? + "\n"))?;
             } else {
@@ -143,7 +146,7 @@ fn follow(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCode
                     .filter(|e| args.location.as_ref().is_none_or(|l| e.location == *l))
                     .collect()
             }
-            // A daemon that is restarted comes back; following goes on.
+            // The daemon may be restarting: go on.
             Err(
                 error
                 @ (ClientError::NoSocket(_) | ClientError::Refused(_) | ClientError::Http(..)),
@@ -163,7 +166,7 @@ pub fn reference(e: &Event) -> String {
     format!("{}#{}", e.location, e.seq)
 }
 
-/// When it happened: when it was decided, or the best there is.
+/// Returns the time of an event: of its decision, or of the last step before it that is known.
 pub fn at(e: &Event) -> Option<WallTime> {
     let t = &e.times;
     t.committed.or(t.condemned).or(t.suspected).or(t.first_loss)
@@ -179,7 +182,7 @@ pub fn kind(kind: EventKind) -> (Style, &'static str) {
     }
 }
 
-/// `cloud-0 → cloud-1`, or just who leads if that did not change.
+/// `cloud-0 → cloud-1`, or just the leaders if they did not change.
 pub fn leaders(e: &Event) -> String {
     if e.leaders_before == e.leaders_after {
         names(&e.leaders_after)
@@ -206,7 +209,7 @@ fn cells(e: &Event) -> [(Style, String); 8] {
     ]
 }
 
-/// What happened, and who asked for it.
+/// Returns the summary, with the author if it was a command.
 pub fn summary(e: &Event) -> String {
     match &e.author {
         Some(author) => format!("{} (by {author})", e.summary),
@@ -222,18 +225,14 @@ fn render(events: &[Event], out: &Output) -> String {
     table.render(out, 0)
 }
 
-/// One line while following: the widths cannot know what is still to come, so they are fixed.
+/// One line while following. Later lines are not known yet, so the columns have minimum widths.
 fn render_line(e: &Event, header: bool, out: &Output) -> String {
-    const WIDTHS: [usize; 8] = [27, 12, 11, 20, 13, 5, 8, 0];
-    let row = |cells: [(Style, String); 8]| {
-        let padded = cells
-            .into_iter()
-            .zip(WIDTHS)
-            .map(|((style, text), w)| out.paint(style, &format!("{text:w$}")));
-        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
-    };
-    let head = if header { row(HEADER.map(|h| (Style::Dim, h.to_owned()))) } else { String::new() };
-    head + &row(cells(e))
+    let mut table = Table::with_min_widths(&[27, 12, 11, 20, 13, 5, 8, 0]);
+    if header {
+        table.row(HEADER.map(|h| (Style::Dim, h.to_owned())).into());
+    }
+    table.row(cells(e).into());
+    table.render(out, 0)
 }
 
 #[cfg(test)]
@@ -252,14 +251,14 @@ mod tests {
     }
 
     #[test]
-    fn following_tells_an_event_once_and_again_when_its_blackout_is_known() {
-        let mut told = Told::default();
+    fn following_prints_an_event_once_and_again_when_its_blackout_is_known() {
+        let mut printed = Printed::default();
         let done = fixture::failover();
         let fresh = Event { blackout: None, ..done.clone() };
-        assert_eq!(told.news(std::slice::from_ref(&fresh)).len(), 1);
-        assert_eq!(told.news(std::slice::from_ref(&fresh)).len(), 0);
-        assert_eq!(told.news(&[done.clone(), fixture::drained()]).len(), 2);
-        assert_eq!(told.news(&[done, fixture::drained()]).len(), 0);
+        assert_eq!(printed.unprinted(std::slice::from_ref(&fresh)).len(), 1);
+        assert_eq!(printed.unprinted(std::slice::from_ref(&fresh)).len(), 0);
+        assert_eq!(printed.unprinted(&[done.clone(), fixture::drained()]).len(), 2);
+        assert_eq!(printed.unprinted(&[done, fixture::drained()]).len(), 0);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `wgctl explain EVENT`: one event in full, from the first lost packet to the proof that the way is whole again.
+//! `wgctl explain EVENT`: one event in full, from the first lost packet to the verification.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -12,11 +12,11 @@ use leaderd_core::status::Status;
 use leaderd_core::time::WallTime;
 use leaderd_core::verdict::Verdict;
 
-use super::AskedWrongly;
+use super::UsageError;
 use super::client::Client;
 use super::events::{at, kind, leaders, reference};
 use super::output::{
-    Output, Style, Table, age, between, cause_in_words, direction, measured, names, timestamp,
+    Output, Style, Table, age, between, describe_cause, direction, measured, names, timestamp,
     verdict, verdict_style, wall_now,
 };
 
@@ -56,7 +56,7 @@ impl FromStr for EventRef {
 
 pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCode> {
     let events = client.events()?;
-    let event = find(&events, &args.event).map_err(AskedWrongly)?;
+    let event = find(&events, &args.event).map_err(UsageError)?;
     if out.json {
         out.print_json(event)?;
         return Ok(ExitCode::SUCCESS);
@@ -88,7 +88,7 @@ fn find<'e>(events: &'e [Event], wanted: &EventRef) -> Result<&'e Event, String>
     }
 }
 
-/// Reports name slots; people name nodes. The present mesh knows who has which.
+/// Returns the node in each slot, by the present mesh: reports name slots, people name nodes.
 fn slot_names(status: &Status, location: &LocationName) -> BTreeMap<Slot, NodeName> {
     let here = status.locations.iter().filter(|l| l.name == *location);
     here.flat_map(|l| &l.candidates).map(|c| (c.slot, c.name.clone())).collect()
@@ -111,7 +111,7 @@ fn render(e: &Event, slots: &BTreeMap<Slot, NodeName>, now: WallTime, out: &Outp
     if let Some(cause) = e.cause {
         let which =
             e.direction.map(|d| format!(", {} direction", direction(d))).unwrap_or_default();
-        let _ = writeln!(text, "Cause {cause}{which}: {}.", cause_in_words(cause));
+        let _ = writeln!(text, "Cause {cause}{which}: {}.", describe_cause(cause));
     }
     if let Some(blackout) = e.blackout {
         let _ = writeln!(
@@ -218,7 +218,7 @@ fn evidence(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out:
     let _ = write!(text, "\nEvidence\n{}", table.render(out, 2));
 }
 
-/// Why this one and not another: what the same observers said of every candidate.
+/// Writes why this candidate was chosen: what the same observers reported of every candidate.
 fn candidates(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, out: &Output) {
     let all: BTreeSet<Slot> = e.evidence.values().flatten().map(|r| r.slot).collect();
     if all.is_empty() && e.blocked_by.is_empty() {
@@ -235,7 +235,7 @@ fn candidates(text: &mut String, e: &Event, slots: &BTreeMap<Slot, NodeName>, ou
             (true, true) => (Style::Plain, "led and leads on"),
             (true, false) => (Style::Bad, "left"),
             (false, true) => (Style::Good, "chosen"),
-            // Told below, with the reason that was recorded.
+            // Listed below, with the recorded reason.
             (false, false) => continue,
         };
         table.row(vec![(Style::Plain, name), (style, role.to_owned()), (Style::Dim, seen)]);
@@ -257,7 +257,7 @@ mod tests {
     const PLAIN: Output = Output { json: false, color: false };
 
     #[test]
-    fn a_failover_is_told_from_first_loss_to_verification() {
+    fn a_failover_is_explained_from_first_loss_to_verification() {
         let slots = slot_names(&fixture::status(), &"cloud".parse().unwrap());
         insta::assert_snapshot!(
             "explain",
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn an_operators_event_has_no_evidence_to_show() {
+    fn an_operators_event_has_no_evidence() {
         insta::assert_snapshot!(
             "explain-operator",
             render(&fixture::drained(), &BTreeMap::new(), fixture::NOW, &PLAIN)

@@ -1,9 +1,9 @@
-//! `wgctl keygen`: a node's two keys. The secrets go into files of mode 0600, the public halves to standard output, as
-//! the lines that the node's table in the mesh file wants.
+//! `wgctl keygen`: a node's two keys. Writes the secrets into files of mode 0600, and prints the public halves as lines for the
+//! node's table in the mesh file.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,6 +12,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroize;
 
+use super::file;
 use super::output::Output;
 
 /// File of the X25519 secret, for WireGuard and for probes.
@@ -26,14 +27,14 @@ const ENCODED: usize = 44;
 #[command(after_help = "\
 Examples:
   wgctl keygen                            keys of this node, where leaderd looks for them
-  wgctl keygen --out keys/cloud-0         keys of a node to be, to be copied there
+  wgctl keygen --out keys/cloud-0         keys of a new node, to copy there
 
-The two lines printed belong into the node's table in the mesh file.")]
+Put the two printed lines into the node's table in the mesh file.")]
 pub struct Args {
-    /// Directory to write wireguard.key and control.key into; made (mode 0700) if it is not there.
+    /// Directory for wireguard.key and control.key; created (mode 0700) if it does not exist.
     #[arg(long, value_name = "DIR", default_value = "/etc/leaderd/keys")]
     out: PathBuf,
-    /// Overwrite keys that are there. The node is then another to all others until the mesh file says so.
+    /// Overwrite existing keys. Other nodes do not know the node again until the mesh file has its new keys.
     #[arg(long)]
     force: bool,
 }
@@ -114,7 +115,7 @@ pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
     make_directory(&args.out)
         .with_context(|| format!("cannot make directory {}", args.out.display()))?;
     for (path, secret) in &files {
-        write_secret(path, secret, args.force)
+        file::write(path, &secret.line().0, 0o600, args.force)
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     let (wireguard, control) =
@@ -128,31 +129,13 @@ pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Only the last directory is its owner's alone: above it the mesh file lies, and leaderd may run as another user than who made
-/// the keys.
+/// Creates the directory with mode 0700. Its parents get the usual mode: the mesh file is there, and leaderd may run as another user
+/// than the one that made the keys.
 fn make_directory(path: &Path) -> io::Result<()> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent)?;
     }
     DirBuilder::new().recursive(true).mode(0o700).create(path)
-}
-
-/// Writes the whole file or none of it, never readable by others in between.
-fn write_secret(path: &Path, secret: &Secret, replace: bool) -> io::Result<()> {
-    let fresh = |path: &Path| -> io::Result<()> {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        file.write_all(&secret.line().0)?;
-        file.sync_all()
-    };
-    if !replace {
-        return fresh(path);
-    }
-    let beside = path.with_extension("key.new");
-    match fs::remove_file(&beside) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        _ => fresh(&beside)?,
-    }
-    fs::rename(&beside, path)
 }
 
 #[cfg(test)]
@@ -172,7 +155,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let keys = NodeKeys::generate().unwrap();
         let path = dir.path().join("k");
-        write_secret(&path, &keys.wireguard, false).unwrap();
+        file::write(&path, &keys.wireguard.line().0, 0o600, false).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o600);
         let text = fs::read_to_string(&path).unwrap();
         let bytes: [u8; 32] =
@@ -182,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_there_are_kept_unless_forced() {
+    fn existing_keys_are_kept_unless_forced() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("keys");
         run(&args(&out, false), &OUT).unwrap();
@@ -201,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_above_the_keys_is_made_as_any_other() {
+    fn the_directory_above_the_keys_has_the_usual_mode() {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("any")).unwrap();
         run(&args(&dir.path().join("etc/keys"), false), &OUT).unwrap();
@@ -211,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn one_key_that_is_there_is_enough_to_write_none() {
+    fn one_existing_key_is_enough_to_write_none() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(CONTROL_FILE), "mine").unwrap();
         assert!(run(&args(dir.path(), false), &OUT).is_err());

@@ -1,8 +1,8 @@
-//! `wgctl mesh init` writes an example of a mesh file; `wgctl mesh validate` names every mistake of one.
+//! `wgctl mesh init` writes an example of a mesh file; `wgctl mesh validate` names every mistake in one.
 
 use std::fmt::Write as _;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -12,7 +12,8 @@ use leaderd_core::observe::steady_probes;
 use serde::Serialize;
 
 use super::keygen::NodeKeys;
-use super::output::Output;
+use super::output::{Output, Style, Table};
+use super::{UsageError, file};
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -50,29 +51,24 @@ pub fn run(args: &Args, out: &Output) -> anyhow::Result<ExitCode> {
 }
 
 fn init(file: Option<&Path>, force: bool, out: &Output) -> anyhow::Result<ExitCode> {
+    if out.json {
+        return Err(UsageError("a mesh file is TOML: `mesh init` has no --json".to_owned()).into());
+    }
     let text = example()?;
-    let Some(file) = file else {
+    let Some(path) = file else {
         out.print(&text)?;
         return Ok(ExitCode::SUCCESS);
     };
-    let mut options = OpenOptions::new();
-    options.write(true);
-    if force {
-        options.create(true).truncate(true)
-    } else {
-        options.create_new(true)
-    };
-    match options.open(file) {
+    match file::write(path, text.as_bytes(), 0o666, force) {
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            bail!("{} exists: use --force", file.display())
+            bail!("{} exists: use --force", path.display())
         }
-        opened => opened.and_then(|mut f| f.write_all(text.as_bytes())),
+        written => written.with_context(|| format!("cannot write {}", path.display()))?,
     }
-    .with_context(|| format!("cannot write {}", file.display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The example, with keys that nobody else has; their secret halves are forgotten at once.
+/// Returns the example with new keys, whose secret halves are discarded.
 fn example() -> anyhow::Result<String> {
     let mut keys = [ExampleKeys { wireguard: [0; 32], control: [0; 32] }; EXAMPLE_NODES];
     for key in &mut keys {
@@ -88,7 +84,7 @@ struct Report<'a> {
     file: &'a Path,
     valid: bool,
     mistakes: &'a [Diagnostic],
-    /// What is allowed, and hardly meant.
+    /// Valid, but hardly intended.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     warnings: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,7 +106,7 @@ struct LocationSummary {
     candidates: usize,
     members: usize,
     voters: Vec<String>,
-    /// How many voters must agree.
+    /// The number of voters that must agree.
     quorum: usize,
 }
 
@@ -129,7 +125,7 @@ fn validate(file: &Path, out: &Output) -> anyhow::Result<ExitCode> {
             writeln!(text, "{}", mistake.in_file(&name))?;
         }
         if let Some(mesh) = mesh {
-            text += &table(&mesh)?;
+            text += &render(&mesh, out);
         }
         for warning in warnings {
             writeln!(text, "warning: {warning}")?;
@@ -140,12 +136,12 @@ fn validate(file: &Path, out: &Output) -> anyhow::Result<ExitCode> {
     Ok(if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Candidates whose probe budget is too small for what they watch: the one that misses most stands for all.
+/// Warns of candidates whose probe budget is too small for what they watch: names the one that lacks most.
 fn warnings(mesh: &Mesh) -> Vec<String> {
     let candidates = mesh.nodes.values().filter(|n| n.slot.is_some());
-    let asked = candidates.map(|n| (n, steady_probes(mesh, n)));
-    let short = asked.filter(|(_, (wanted, may))| wanted > may);
-    // The first of several that miss the same.
+    let rates = candidates.map(|n| (n, steady_probes(mesh, n)));
+    let short = rates.filter(|(_, (wanted, may))| wanted > may);
+    // Of several that lack the same, the first.
     let worst = short.reduce(|worst, other| if other.1.0 > worst.1.0 { other } else { worst });
     let warning = |(node, (wanted, may)): (&mesh::Node, (f64, f64))| {
         format!(
@@ -158,7 +154,7 @@ fn warnings(mesh: &Mesh) -> Vec<String> {
     worst.map(warning).into_iter().collect()
 }
 
-/// The file's text; of a longer one only as much as shows that it is too long.
+/// Reads the file; of one that is too long, only enough to see that it is.
 fn read(file: &Path) -> anyhow::Result<String> {
     let mut bytes = Vec::new();
     let limit = mesh::MAX_TEXT as u64 + 1;
@@ -167,7 +163,7 @@ fn read(file: &Path) -> anyhow::Result<String> {
         .with_context(|| format!("cannot read {}", file.display()))?;
     match String::from_utf8(bytes) {
         Ok(text) => Ok(text),
-        // Cut in the middle of a character: too long in any case.
+        // The limit cut a character in two: the file is too long in any case.
         Err(e) if e.as_bytes().len() as u64 == limit => {
             Ok(String::from_utf8_lossy(e.as_bytes()).into_owned())
         }
@@ -209,48 +205,51 @@ fn summary(mesh: &Mesh) -> Summary {
     }
 }
 
-fn table(mesh: &Summary) -> Result<String, std::fmt::Error> {
+fn render(mesh: &Summary, out: &Output) -> String {
     let Summary { name, generation, nodes, locations } = mesh;
     let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    let mut text = format!(
-        "mesh {name}, generation {generation}: {}, {}, no mistakes\n",
-        count(locations.len(), "location"),
-        count(*nodes, "node")
-    );
-    let width = locations.iter().map(|l| l.name.len()).max().unwrap_or(0).max("LOCATION".len());
-    writeln!(text, "{:width$}  OVERLAY   CANDIDATES  MEMBERS  QUORUM  VOTERS", "LOCATION")?;
+    let head = ["LOCATION", "OVERLAY", "CANDIDATES", "MEMBERS", "QUORUM", "VOTERS"];
+    let mut table = Table::new(&head);
     for l in locations {
-        let quorum = format!("{} of {}", l.quorum, l.voters.len());
-        let (overlay, candidates, members) = (l.overlay, l.candidates, l.members);
-        let voters = l.voters.join(", ");
-        writeln!(
-            text,
-            "{:width$}  {overlay:8}  {candidates:10}  {members:7}  {quorum:6}  {voters}",
-            l.name
-        )?;
+        let cells = [
+            l.name.clone(),
+            l.overlay.to_owned(),
+            l.candidates.to_string(),
+            l.members.to_string(),
+            format!("{} of {}", l.quorum, l.voters.len()),
+            l.voters.join(", "),
+        ];
+        table.row(cells.map(|cell| (Style::Plain, cell)).into());
     }
-    Ok(text)
+    format!(
+        "mesh {name}, generation {generation}: {}, {}, no mistakes\n{}",
+        count(locations.len(), "location"),
+        count(*nodes, "node"),
+        table.render(out, 0)
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const PLAIN: Output = Output { json: false, color: false };
+
     #[test]
     fn the_example_is_valid_and_says_where_keys_belong() {
         let text = example().unwrap();
         let mesh = mesh::parse(&text).unwrap_or_else(|e| panic!("{e:#?}"));
         assert!(text.contains("wgctl keygen --out"));
-        insta::assert_snapshot!(table(&summary(&mesh)).unwrap(), @r"
+        insta::assert_snapshot!(render(&summary(&mesh), &PLAIN), @r"
         mesh example, generation 1: 2 locations, 6 nodes, no mistakes
-        LOCATION  OVERLAY   CANDIDATES  MEMBERS  QUORUM  VOTERS
-        cloud     vxlan              3        1  2 of 3  cloud-0, cloud-1, cloud-2
-        home      vxlan              2        0  2 of 3  home-0, home-1, cloud-0
+        LOCATION  OVERLAY  CANDIDATES  MEMBERS  QUORUM  VOTERS
+        cloud     vxlan    3           1        2 of 3  cloud-0, cloud-1, cloud-2
+        home      vxlan    2           0        2 of 3  home-0, home-1, cloud-0
         ");
     }
 
     #[test]
-    fn a_probe_budget_that_is_too_small_is_warned_of() {
+    fn a_probe_budget_that_is_too_small_gives_a_warning() {
         let mesh = |policy: &str| {
             let text = example().unwrap().replace("probe_interval = \"100ms\"", policy);
             mesh::parse(&text).unwrap_or_else(|e| panic!("{e:#?}"))
@@ -276,12 +275,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("mesh.toml");
         std::fs::write(&file, "mine").unwrap();
-        let out = Output { json: false, color: false };
-        let refused = init(Some(&file), false, &out).unwrap_err();
+        let refused = init(Some(&file), false, &PLAIN).unwrap_err();
         assert!(refused.to_string().contains("--force"));
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
-        init(Some(&file), true, &out).unwrap();
-        assert_eq!(validate(&file, &out).unwrap(), ExitCode::SUCCESS);
+        init(Some(&file), true, &PLAIN).unwrap();
+        assert_eq!(validate(&file, &PLAIN).unwrap(), ExitCode::SUCCESS);
+    }
+
+    #[test]
+    fn init_refuses_json() {
+        let error = init(None, false, &Output { json: true, color: false }).unwrap_err();
+        assert!(error.is::<UsageError>(), "{error:#}");
     }
 
     #[test]
@@ -292,11 +296,9 @@ mod tests {
         for json in [false, true] {
             assert_eq!(validate(&file, &Output { json, color: false }).unwrap(), ExitCode::FAILURE);
         }
-        assert!(
-            validate(&dir.path().join("none.toml"), &Output { json: false, color: false }).is_err()
-        );
+        assert!(validate(&dir.path().join("none.toml"), &PLAIN).is_err());
         std::fs::write(&file, b"[mesh]\nname = \"\xff\"\n").unwrap();
-        let error = validate(&file, &Output { json: false, color: false }).unwrap_err();
+        let error = validate(&file, &PLAIN).unwrap_err();
         assert!(error.to_string().contains(":2: this is no UTF-8"), "{error:#}");
     }
 }

@@ -1,6 +1,6 @@
-//! The command line: what was typed. One verb per file; each verb turns its `Args` into output and an exit code.
+//! The command line. One verb per file; each verb turns its `Args` into output and an exit code.
 //!
-//! Exit codes: 0 it worked, 1 it failed (or the daemon refused), 2 it was asked wrongly.
+//! Exit codes: 0 success, 1 failure (or the daemon refused), 2 wrong usage.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,6 +13,7 @@ pub mod command;
 pub mod completions;
 pub mod events;
 pub mod explain;
+pub mod file;
 pub mod keygen;
 pub mod mesh;
 pub mod net;
@@ -25,7 +26,7 @@ mod fixture;
 use client::Client;
 use output::Output;
 
-/// Where the daemon listens unless told otherwise.
+/// The daemon's default admin socket.
 pub const DEFAULT_ADMIN_SOCKET: &str = "/run/leaderd/admin.sock";
 
 /// Show and steer leaderd: who leads each location of a WireGuard mesh, why, and what would happen next.
@@ -54,7 +55,7 @@ Examples:
   wgctl drain cloud-0            move leadership off a node before maintenance, without loss
   wgctl freeze cloud --for 30m   no automatic failover of a location for half an hour
 
-Exit status: 0 it worked, 1 it failed, 2 it was asked wrongly.";
+Exit status: 0 success, 1 failure, 2 wrong usage.";
 
 /// Not on the root, because `wgctl lab run --json FILE` means something else.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -66,21 +67,21 @@ pub struct Format {
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Who leads each location, why and since when; how every candidate does; who would be next.
+    /// Show who leads each location, why and since when; the state of every candidate; and who would be next.
     Status {
         #[command(flatten)]
         args: status::Args,
         #[command(flatten)]
         format: Format,
     },
-    /// What happened: failovers, moves, operators' commands, warnings. Oldest first.
+    /// List failovers, moves, operators' commands and warnings, oldest first.
     Events {
         #[command(flatten)]
         args: events::Args,
         #[command(flatten)]
         format: Format,
     },
-    /// One event step by step: timeline, evidence, blackout, and why not another candidate.
+    /// Show one event step by step: timeline, evidence, blackout, and why not another candidate.
     Explain {
         #[command(flatten)]
         args: explain::Args,
@@ -94,7 +95,7 @@ pub enum Verb {
         #[command(flatten)]
         format: Format,
     },
-    /// Take leadership off a node and keep it off, without loss: before maintenance.
+    /// Move leadership off a node and keep it off, without loss: before maintenance.
     Drain {
         #[command(flatten)]
         args: command::DrainArgs,
@@ -108,7 +109,7 @@ pub enum Verb {
         #[command(flatten)]
         format: Format,
     },
-    /// No automatic failover of a location, for a while or until `unfreeze`.
+    /// Stop automatic failover of a location, for a time or until `unfreeze`.
     Freeze {
         #[command(flatten)]
         args: command::FreezeArgs,
@@ -122,28 +123,28 @@ pub enum Verb {
         #[command(flatten)]
         format: Format,
     },
-    /// What leaderd has put into this node's kernel, what would change, and removing it.
+    /// Show what leaderd has put into this node's kernel and what would change, or remove it.
     Net {
         #[command(flatten)]
         args: net::Args,
         #[command(flatten)]
         format: Format,
     },
-    /// Write a mesh file to begin with, or check one.
+    /// Write an example of a mesh file, or check one.
     Mesh {
         #[command(flatten)]
         args: mesh::Args,
         #[command(flatten)]
         format: Format,
     },
-    /// Make a node's keys, and print the public ones for the mesh file.
+    /// Generate a node's keys, and print the public ones for the mesh file.
     Keygen {
         #[command(flatten)]
         args: keygen::Args,
         #[command(flatten)]
         format: Format,
     },
-    /// A whole mesh of network namespaces on this machine: try things, break things, measure.
+    /// Run a whole mesh in network namespaces on this machine: try things, break things, measure.
     Lab(wgctl_lab::LabArgs),
     /// Print a completion script for a shell.
     Completions(completions::Args),
@@ -169,23 +170,23 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The operator asked for something that is not there or makes no sense: exit 2.
+/// The command names something that does not exist or makes no sense: exit 2.
 #[derive(Debug)]
-pub struct AskedWrongly(pub String);
+pub struct UsageError(pub String);
 
-impl fmt::Display for AskedWrongly {
+impl fmt::Display for UsageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
-impl std::error::Error for AskedWrongly {}
+impl std::error::Error for UsageError {}
 
 pub fn main() -> ExitCode {
     match dispatch(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("wgctl: {error:#}");
-            if error.is::<AskedWrongly>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            if error.is::<UsageError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }

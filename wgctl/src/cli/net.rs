@@ -1,4 +1,4 @@
-//! `wgctl net`: what of ours the kernel has, how it differs from what is desired, and its removal.
+//! `wgctl net`: shows leaderd's part of the kernel's network and how it differs from the desired one, or removes it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,12 +10,12 @@ use wgctl_plan::{Change, Network, diff};
 
 use super::output::{Output, Style, Table};
 
-/// The kernel's network on this node, as far as it is leaderd's
+/// leaderd's part of the kernel's network on this node
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   wgctl net show
-  wgctl net diff        exit 1 if the kernel is not as the daemon wants it")]
+  wgctl net diff        exit 1 if the kernel differs from what the daemon wants")]
 pub struct Args {
     #[command(subcommand)]
     verb: Verb,
@@ -23,15 +23,15 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Show what of leaderd's is in the kernel
+    /// Show what leaderd has put into the kernel
     Show {
-        /// Look for what this plan names, too (JSON)
+        /// Also look for the objects that this network names (JSON)
         #[arg(long, value_name = "FILE")]
         desired: Option<PathBuf>,
     },
     /// Show what would change to reach the desired network; exit 1 if anything would
     Diff {
-        /// The desired network (JSON); asked of the daemon when absent
+        /// The desired network (JSON); from the daemon when absent
         #[arg(long, value_name = "FILE")]
         desired: Option<PathBuf>,
     },
@@ -49,7 +49,7 @@ pub fn run(
     let kernel = Kernel::open()?;
     match args.verb {
         Verb::Show { desired } => {
-            // Without a plan there are still the devices that carry our mark.
+            // Without a desired network, observe still finds the devices that carry our alias.
             let scope = match desired {
                 Some(file) => Scope::of(&read(file)?),
                 None => ask_daemon().map(|desired| Scope::of(&desired)).unwrap_or_default(),
@@ -67,7 +67,7 @@ pub fn run(
             let desired = match desired {
                 Some(file) => read(file)?,
                 None => ask_daemon()
-                    .context("no --desired FILE is given, and the daemon does not tell")?,
+                    .context("no --desired FILE is given, and the daemon does not answer")?,
             };
             let observed = runtime
                 .block_on(kernel.observe(&Scope::of(&desired)))
@@ -95,7 +95,7 @@ fn print_changes(changes: &[Change], out: &Output, none: &str) -> anyhow::Result
     Ok(out.print(&text)?)
 }
 
-/// A file as written by `wgctl net show --json`.
+/// Reads a file as written by `wgctl net show --json`.
 fn read(file: PathBuf) -> anyhow::Result<Network> {
     let text = std::fs::read_to_string(&file)
         .with_context(|| format!("cannot read {}", file.display()))?;
@@ -105,7 +105,7 @@ fn read(file: PathBuf) -> anyhow::Result<Network> {
     }
 }
 
-/// What there is, one object a line, in the order in which things rest on each other.
+/// Returns a table with one object a line, in the order in which objects depend on each other.
 fn table(network: &Network) -> Table {
     let mut table = Table::new(&["OBJECT", "NAME", "IS"]);
     let mut row = |object: &str, name: String, is: String| {
@@ -117,8 +117,9 @@ fn table(network: &Network) -> Table {
             format!("port {} mtu {} {}, {} peers", w.listen_port, w.mtu, up(w.up), w.peers.len());
         row("wireguard", name.to_string(), is);
         for (key, peer) in &w.peers {
-            let endpoint = peer.endpoint.map_or("nowhere yet".to_owned(), |e| e.to_string());
-            let is = format!("at {endpoint}, {} allowed-ips", peer.allowed_ips.len());
+            let endpoint =
+                peer.endpoint.map_or("no endpoint yet".to_owned(), |e| format!("at {e}"));
+            let is = format!("{endpoint}, {} allowed-ips", peer.allowed_ips.len());
             row("peer", format!("{name} {key}"), is);
         }
     }

@@ -1,17 +1,17 @@
-//! How things are written for people: colour, aligned tables, durations and times in words.
+//! Output for people: colour, aligned tables, durations and times.
 
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::os::fd::AsFd;
 use std::time::{Duration, SystemTime};
 
+use comfy_table::{ColumnConstraint, Width, presets};
 use leaderd_core::time::WallTime;
 use leaderd_core::verdict::{Cause, Direction, Verdict};
 use leaderd_core::wire::limits::MAX_TIME;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde::Serialize;
 
-/// What the operator wants to read.
+/// The form of the output.
 #[derive(Debug, Clone, Copy)]
 pub struct Output {
     pub json: bool,
@@ -52,8 +52,8 @@ impl Output {
         }
     }
 
-    /// Writes and flushes. A closed pipe is no error, and no panic as with `println!`: whoever read us has seen enough, and the
-    /// exit code says the same as without.
+    /// Writes and flushes. A closed pipe is no error, and no panic as with `println!`: the reader has seen enough, and the exit code is
+    /// the same.
     pub fn print(&self, text: &str) -> io::Result<()> {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
@@ -66,7 +66,7 @@ impl Output {
         Ok(self.print(&(serde_json::to_string_pretty(value)? + "\n"))?)
     }
 
-    /// True once nobody reads our output any more; learnt without writing.
+    /// True once the reader of our output is gone. Does not write.
     pub fn reader_is_gone(&self) -> bool {
         let stdout = io::stdout();
         let mut fds = [PollFd::new(stdout.as_fd(), PollFlags::empty())];
@@ -77,44 +77,58 @@ impl Output {
     }
 }
 
-/// Columns padded to their widest cell, two spaces apart, no lines. The last column is not padded.
+/// Columns as wide as their widest cell, two spaces apart, without lines.
 #[derive(Debug, Default)]
 pub struct Table {
     rows: Vec<Vec<(Style, String)>>,
+    min_widths: &'static [u16],
 }
 
 impl Table {
     pub fn new(header: &[&str]) -> Self {
-        Self { rows: vec![header.iter().map(|h| (Style::Dim, (*h).to_owned())).collect()] }
+        let header = header.iter().map(|h| (Style::Dim, (*h).to_owned())).collect();
+        Self { rows: vec![header], min_widths: &[] }
+    }
+
+    /// A table whose columns are at least this wide, in cells of the terminal.
+    pub fn with_min_widths(min_widths: &'static [u16]) -> Self {
+        Self { rows: Vec::new(), min_widths }
     }
 
     pub fn row(&mut self, cells: Vec<(Style, String)>) {
         self.rows.push(cells);
     }
 
+    /// Returns the table as text. `comfy-table` lays it out by the display width of its text; the styles are painted afterwards, since
+    /// its own colours need a terminal library.
     pub fn render(&self, out: &Output, indent: usize) -> String {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |c: usize| {
-            self.rows.iter().filter_map(|r| r.get(c)).map(|(_, t)| t.chars().count()).max()
-        };
-        let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
+        let mut layout = comfy_table::Table::new();
+        layout.load_style(presets::NOTHING);
+        layout.add_rows(self.rows.iter().map(|row| row.iter().map(|(_, text)| text)));
+        for column in layout.column_iter_mut() {
+            column.set_padding((0, 2));
+        }
+        let padded = |width: &u16| ColumnConstraint::LowerBoundary(Width::Fixed(width + 2));
+        layout.set_constraints(self.min_widths.iter().map(padded));
         let mut text = String::new();
-        for row in &self.rows {
-            let mut line = " ".repeat(indent);
-            let last = row.iter().rposition(|(_, t)| !t.is_empty()).unwrap_or(0);
-            for (c, (style, cell)) in row.iter().enumerate().take(last + 1) {
-                line.push_str(&out.paint(*style, cell));
-                if c < last {
-                    line.push_str(&" ".repeat(widths[c] - cell.chars().count() + 2));
-                }
+        for (line, row) in layout.lines().zip(&self.rows) {
+            let mut rest = line.trim_end();
+            text.push_str(&" ".repeat(indent));
+            for (style, cell) in row.iter().filter(|(_, cell)| !cell.is_empty()) {
+                // A cell is followed by spaces alone up to the next one.
+                let at = rest.find(cell.as_str()).unwrap_or(0);
+                text.push_str(&rest[..at]);
+                text.push_str(&out.paint(*style, cell));
+                rest = rest.get(at + cell.len()..).unwrap_or_default();
             }
-            let _ = writeln!(text, "{}", line.trim_end());
+            text.push_str(rest);
+            text.push('\n');
         }
         text
     }
 }
 
-/// The time now, on the clock that events are stamped with.
+/// Returns the time on the clock that events are stamped with.
 pub fn wall_now() -> WallTime {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     WallTime(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
@@ -141,7 +155,7 @@ pub fn age(d: Duration) -> String {
     }
 }
 
-/// Time from `earlier` to `later`, zero if the clocks say otherwise.
+/// Returns the time from `earlier` to `later`; zero if the clocks disagree.
 pub fn between(earlier: WallTime, later: WallTime) -> Duration {
     Duration::from_micros(later.0.saturating_sub(earlier.0))
 }
@@ -187,8 +201,8 @@ pub fn verdict_style(v: &Verdict) -> Style {
     }
 }
 
-/// What a cause means, to follow the name of the leader that was left.
-pub fn cause_in_words(cause: Cause) -> &'static str {
+/// Describes a cause, to follow the name of the old leader.
+pub fn describe_cause(cause: Cause) -> &'static str {
     match cause {
         Cause::TunnelDown => "nothing came back through it, not even from the node itself",
         Cause::Forwarding => "it answered, but relayed nothing",
@@ -210,7 +224,7 @@ pub fn cause_in_words(cause: Cause) -> &'static str {
     }
 }
 
-/// Names in order, `none` if there are none.
+/// Joins names; `none` if there are none.
 pub fn names<T: ToString>(names: &[T]) -> String {
     if names.is_empty() {
         return "none".to_owned();
@@ -230,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn times_without_a_name_are_told_in_words() {
+    fn times_that_cannot_be_written_are_described() {
         assert_eq!(timestamp(WallTime(0)), "1970-01-01 00:00:00.000 UTC");
         assert_eq!(timestamp(MAX_TIME), "9999-12-31 23:59:59.999 UTC");
         assert_eq!(timestamp(WallTime(MAX_TIME.0 + 1)), "after the year 9999");
@@ -253,5 +267,23 @@ mod tests {
         let coloured = table.render(&Output { json: false, color: true }, 0);
         assert!(coloured.contains("\x1b[31mlong cell\x1b[0m  x"));
         assert_eq!(plain, "A          B\nlong cell  x\n");
+    }
+
+    #[test]
+    fn columns_are_aligned_by_display_width() {
+        let mut table = Table::new(&["A", "B"]);
+        for cell in ["東京", "é", ""] {
+            table.row(vec![(Style::Bold, cell.into()), (Style::Bold, "x".into())]);
+        }
+        let text = |color| table.render(&Output { json: false, color }, 1);
+        assert_eq!(text(false), " A     B\n 東京  x\n é     x\n       x\n");
+        assert!(text(true).contains(" \x1b[1m東京\x1b[0m  \x1b[1mx\x1b[0m\n"), "{}", text(true));
+    }
+
+    #[test]
+    fn a_table_has_its_least_widths() {
+        let mut table = Table::with_min_widths(&[4, 0]);
+        table.row(vec![(Style::Plain, "a".into()), (Style::Plain, "b".into())]);
+        assert_eq!(table.render(&Output { json: false, color: false }, 0), "a     b\n");
     }
 }

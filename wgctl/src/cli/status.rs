@@ -1,4 +1,4 @@
-//! `wgctl status [LOCATION]`: who leads, why and since when; how every candidate does; who would be next.
+//! `wgctl status [LOCATION]`: who leads, why and since when; the state of every candidate; who would be next.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use leaderd_core::status::{CandidateStatus, LocationStatus, Status};
 use leaderd_core::time::WallTime;
 use serde_json::Value;
 
-use super::AskedWrongly;
+use super::UsageError;
 use super::client::Client;
 use super::output::{
     Output, Style, Table, age, between, names, timestamp, verdict, verdict_style, wall_now,
@@ -33,7 +33,7 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
         {
             all.retain(|l| l.get("name").and_then(Value::as_str) == Some(wanted.as_str()));
             if all.is_empty() {
-                return Err(AskedWrongly(format!("no location {wanted} in this mesh")).into());
+                return Err(UsageError(format!("no location {wanted} in this mesh")).into());
             }
         }
         out.print_json(&value)?;
@@ -41,20 +41,23 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
     }
     let mut status = client.status()?;
     if let Some(wanted) = &args.location {
-        must_have(&status, wanted)?;
+        require_location(&status, wanted)?;
         status.locations.retain(|l| l.name == *wanted);
     }
     out.print(&render(&status, wall_now(), out))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Whether there is such a location; the error lists those that there are.
-pub fn must_have(status: &Status, wanted: &LocationName) -> Result<(), AskedWrongly> {
+/// Checks that the mesh has this location.
+///
+/// # Errors
+/// If it has not; the error lists the locations.
+pub fn require_location(status: &Status, wanted: &LocationName) -> Result<(), UsageError> {
     let known: Vec<&LocationName> = status.locations.iter().map(|l| &l.name).collect();
     if known.contains(&wanted) {
         return Ok(());
     }
-    Err(AskedWrongly(format!(
+    Err(UsageError(format!(
         "no location {wanted} in mesh {}: it has {}",
         status.mesh,
         names(&known)
@@ -123,7 +126,7 @@ fn render_location(l: &LocationStatus, now: WallTime, out: &Output) -> String {
     let line: Vec<String> = raft.into_iter().chain([next]).collect();
     let _ = writeln!(text, "  {}", out.paint(Style::Dim, &line.join(", ")));
 
-    // Whatever else is wrong is among the notes; until when, only this machine's clock says.
+    // All other trouble is among the notes. The time left depends on this machine's clock.
     match l.frozen {
         None => {}
         Some(None) => {
@@ -144,7 +147,7 @@ fn render_location(l: &LocationStatus, now: WallTime, out: &Output) -> String {
         warn(&mut text, out, 2, note);
     }
 
-    // Only where the mesh file names services.
+    // Only if the mesh file names services.
     let services = l.candidates.iter().any(|c| c.services.is_some());
     let mut header =
         vec!["CANDIDATE", "SLOT", "ROLE", "VERDICT", "OBSERVERS", "RTT", "LOSS", "PATH MTU"];
@@ -204,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_trouble_is_said_in_words() {
+    fn every_kind_of_trouble_is_described() {
         let mut status = fixture::status();
         status.other_generations =
             [("home-2".parse().unwrap(), leaderd_core::ids::Generation(2))].into();

@@ -1,4 +1,4 @@
-//! Ids of our nexthop objects: functions of slots and node indices, so that they stay when the mesh grows.
+//! Ids of our nexthop objects and tables: functions of slots and node indices, so they stay the same when the mesh grows.
 //!
 //! | offset from [`NEXTHOP_ID_BASE`] | object |
 //! |---|---|
@@ -39,16 +39,16 @@ pub fn location_group(mesh: &Mesh, location: &LocationName, family: Family) -> O
     Some(NexthopId(NEXTHOP_ID_BASE + 0x1000 + 2 * lowest + bit(family)))
 }
 
-/// The routing table with our routes to a location, where a CNI or Kilo is. They are always there. Beside Kilo the rule that has them
-/// used comes and goes, so that stepping in and back costs one message whatever the number of prefixes. `None` for a location
-/// without nodes.
-pub fn steered_table(mesh: &Mesh, location: &LocationName) -> Option<u32> {
+/// The table with our routes to a remote location, where this location has a CNI or Kilo. The routes are always there. Beside Kilo the
+/// rule that leads to the table comes and goes, so stepping in and back costs one message, whatever the number of prefixes. `None` for a
+/// location without nodes.
+pub fn location_table(mesh: &Mesh, location: &LocationName) -> Option<u32> {
     Some(760_000 + lowest(mesh, location)?)
 }
 
-/// The location that such a table belongs to.
-pub fn steered_location(mesh: &Mesh, table: u32) -> Option<&LocationName> {
-    mesh.locations.keys().find(|l| steered_table(mesh, l) == Some(table))
+/// The location that a [`location_table`] belongs to.
+pub fn location_of_table(mesh: &Mesh, table: u32) -> Option<&LocationName> {
+    mesh.locations.keys().find(|l| location_table(mesh, l) == Some(table))
 }
 
 /// The lowest index of a location's nodes, by which its objects are numbered.

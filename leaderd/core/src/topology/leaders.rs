@@ -1,4 +1,4 @@
-//! A change of leaders, and nothing else: it moves one nexthop group per family, in a mesh of any size.
+//! Fast path for a leader change: replaces one nexthop group per family. Its cost does not depend on the size of the mesh.
 
 use wgctl_plan::{Family, Network, Nexthop, NexthopId};
 
@@ -6,8 +6,8 @@ use super::ids::{candidate_nexthop, leaders_group, location_group, plane_nexthop
 use super::{TopologyInput, known_leaders};
 use crate::ids::{LocationName, Slot};
 
-/// Makes `net`, which was [`desired`](super::desired) with other leaders of this location, what is desired now. `false`: it cannot
-/// be told so simply, and `net` is as it was.
+/// Updates `net`, which is [`desired`](super::desired) with other leaders of `location`, to the leaders in `input`. Returns `false`,
+/// leaving `net` untouched, if the change needs a full recompute.
 pub fn change_leaders(
     net: &mut Network,
     input: &TopologyInput<'_>,
@@ -15,7 +15,8 @@ pub fn change_leaders(
 ) -> bool {
     let Some(me) = input.mesh.node(input.me) else { return false };
     let member = me.slot.is_none();
-    // A candidate sends nothing through its own location's leader, a member everything and by no other.
+    // A candidate sends nothing through a leader of its own location. A member sends everything remote through those, and nothing
+    // through others.
     if member != (me.location == *location) {
         return true;
     }
@@ -31,7 +32,7 @@ pub fn change_leaders(
         let members = members.filter(|m| net.nexthops.contains_key(m)).collect();
         changes.push((id, Nexthop::Group { members }));
     }
-    // Without a group there are no routes either, and a group is never empty.
+    // Without a group there are no routes through it either, and a group must not be empty.
     let empty = |n: &Nexthop| matches!(n, Nexthop::Group { members } if members.is_empty());
     if changes.is_empty() || changes.iter().any(|(_, n)| empty(n)) {
         return false;

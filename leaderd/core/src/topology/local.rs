@@ -1,4 +1,4 @@
-//! Inside the location: the VXLAN overlay, the way to each node's prefixes, and the way to the candidates.
+//! Inside the location: the VXLAN overlay, routes to each node's prefixes, and routes to the candidates.
 
 use std::net::IpAddr;
 
@@ -16,16 +16,16 @@ fn overlay_mac(index: NodeIndex) -> Mac {
     Mac([0x02, 0x4c, 0x00, 0x00, high, low])
 }
 
-/// The MTU of our VXLAN device on this node. IPv6 takes no device of less than 1280: there the outer packets are cut.
+/// Returns the MTU of our VXLAN device on this node. IPv6 needs at least 1280: on a smaller LAN the outer packets are fragmented.
 pub(super) fn vxlan_mtu(input: &TopologyInput<'_>, me: &Node, vxlan: &VxlanDevice) -> u32 {
     let least = if input.mesh.inner.v6.is_some() { 1280 } else { 0 };
     vxlan.mtu_on(input.lan_mtu, Family::of(&me.address)).max(least)
 }
 
 impl<'a> Build<'a> {
-    /// Everything inside the location; and the single nexthops to its candidates, which never change either.
+    /// Adds everything inside the location, and the single nexthops to its candidates, which never change either.
     pub(super) fn location(&mut self) {
-        let others: Vec<&'a Node> = self.sites[&self.me.location]
+        let others: Vec<&'a Node> = self.locations[&self.me.location]
             .nodes
             .iter()
             .copied()
@@ -55,24 +55,24 @@ impl<'a> Build<'a> {
             if !self.overlay().is_foreign() {
                 self.local_prefixes(other);
             }
-            self.way_to_candidate(other);
+            self.route_to_candidate(other);
         }
         if self.overlay().vxlan().is_some() {
             self.last_hop(&others);
         }
     }
 
-    /// What comes in on a plane goes to its node over our VXLAN, and what this node sends itself does not: to a node's address also go
-    /// the VXLAN's own packets, and to the location's prefixes the CNI knows the way.
+    /// Sends what comes in on a plane to its node over our VXLAN. This does not apply to what this node sends: the VXLAN's own packets
+    /// go to a node's address too, and the CNI routes the location's prefixes.
     fn last_hop(&mut self, others: &[&'a Node]) {
         if self.me.slot.is_none() {
             return;
         }
         for &family in self.families() {
-            let mut some = false;
+            let mut any = false;
             for other in others {
-                let Some((dev, gateway)) = self.way_to(other, family) else { continue };
-                // The other overlay with a VXLAN has them in `main` already.
+                let Some((dev, gateway)) = self.next_hop_to(other, family) else { continue };
+                // With overlay `vxlan` they are in `main` already.
                 let prefixes: &[IpNet] =
                     if self.overlay().is_foreign() { &other.prefixes } else { &[] };
                 let address = self.mesh().carried_address(other).map(host);
@@ -80,11 +80,11 @@ impl<'a> Build<'a> {
                     if Family::of_net(&prefix) == family {
                         let via = RouteVia::Gateway { dev: dev.clone(), gateway, onlink: true };
                         self.route_in(RELAY_TABLE, prefix, ROUTE_METRIC, via);
-                        some = true;
+                        any = true;
                     }
                 }
             }
-            if some {
+            if any {
                 let planes: Vec<InterfaceName> = self.net.wireguard.keys().cloned().collect();
                 let rules = planes.into_iter().map(|plane| rule(family, Some(plane), RELAY_TABLE));
                 self.net.rules.extend(rules);
@@ -92,7 +92,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// How our VXLAN device finds another node: address → MAC → endpoint, all static.
+    /// Adds what our VXLAN device needs to reach another node: address → MAC → endpoint, all static.
     fn overlay_entry(&mut self, device: &InterfaceName, other: &Node) {
         let mac = overlay_mac(other.index);
         self.net.fdb.insert((device.clone(), mac), other.address);
@@ -105,18 +105,18 @@ impl<'a> Build<'a> {
 
     fn local_prefixes(&mut self, other: &Node) {
         for prefix in &other.prefixes {
-            if let Some((dev, gateway)) = self.way_to(other, Family::of_net(prefix)) {
+            if let Some((dev, gateway)) = self.next_hop_to(other, Family::of_net(prefix)) {
                 self.route(*prefix, RouteVia::Gateway { dev, gateway, onlink: true });
             }
         }
     }
 
-    /// Every node sends the inner addresses of slot j to the candidate in slot j, so that the reply to a probe crosses
-    /// the candidate that the probe crossed. The candidate itself knows each of them as a tunnel's far end.
-    fn way_to_candidate(&mut self, other: &Node) {
+    /// Routes the inner addresses of slot j to the candidate in slot j, so that the reply to a probe crosses the candidate that the probe
+    /// crossed. The candidate itself has a route to each of them as a tunnel's far end.
+    fn route_to_candidate(&mut self, other: &Node) {
         let Some(slot) = other.slot else { return };
         for &family in self.families() {
-            let Some((dev, gateway)) = self.way_to(other, family) else { continue };
+            let Some((dev, gateway)) = self.next_hop_to(other, family) else { continue };
             if let Some(range) = slot_range(self.mesh(), slot, family) {
                 self.route(range, RouteVia::Gateway { dev: dev.clone(), gateway, onlink: true });
             }
@@ -127,9 +127,9 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// The device and the gateway by which this node reaches another node of its location. `None` if the LAN device is
-    /// unknown, or if the LAN address is of another family (the mesh file's check refuses that where it matters).
-    fn way_to(&self, other: &Node, family: Family) -> Option<(InterfaceName, IpAddr)> {
+    /// Returns the device and the gateway by which this node reaches another node of its location. `None` if the LAN device is unknown,
+    /// or if the LAN address is of another family (the mesh file's check refuses that where it matters).
+    fn next_hop_to(&self, other: &Node, family: Family) -> Option<(InterfaceName, IpAddr)> {
         match self.overlay() {
             Overlay::Vxlan(vxlan) | Overlay::Cni(vxlan) => {
                 Some((vxlan.device.clone(), inner(self.mesh(), other, Slot::OVERLAY, family)?))
@@ -145,7 +145,7 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// A member sends what is remote to the leaders of its own location: one group per family for all of it.
+    /// On a member: routes everything remote to the leaders of its own location, through one group per family.
     pub(super) fn remote_prefixes_by_leaders(&mut self) {
         let leaders = self.leaders(&self.me.location);
         for &family in self.families() {

@@ -1,4 +1,4 @@
-//! What a person should know of a node's network: nothing is wrong with the mesh, and yet not all of it can be as it says.
+//! Notes for the operator about a node's network: the mesh file is valid, but this node cannot do everything that it says.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,16 +7,16 @@ use ipnet::IpNet;
 use wgctl_plan::InterfaceName;
 
 use super::local::vxlan_mtu;
-use super::{TopologyInput, holds_underlay, sites, underlay};
+use super::{TopologyInput, holds_underlay, locations, underlay};
 use crate::ids::NodeName;
 use crate::mesh::NotCarried;
 
-/// One such thing, with what to do about it.
+/// A note; its text says what to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Note {
     /// Our VXLAN device carries smaller packets than the mesh.
     SmallLan { device: InterfaceName, mtu: u32, mesh: u16 },
-    /// A destination elsewhere that is not routed into the tunnels, as one of them runs there.
+    /// A remote destination that is not routed into the tunnels, because a tunnel's endpoint lies in it.
     Withheld { prefix: IpNet },
     /// This node's own address is not carried, though its location has `node_addresses`.
     OwnAddress { me: NodeName, address: IpAddr, why: NotCarried },
@@ -42,7 +42,7 @@ impl fmt::Display for Note {
     }
 }
 
-/// All that there is to say on this node.
+/// Returns all notes for this node.
 pub fn notes(input: &TopologyInput<'_>) -> Vec<Note> {
     let mesh = input.mesh;
     let Some(me) = mesh.node(input.me) else { return Vec::new() };
@@ -60,8 +60,8 @@ pub fn notes(input: &TopologyInput<'_>) -> Vec<Note> {
         notes.push(Note::OwnAddress { me: me.name.clone(), address: me.address, why });
     }
     let underlay = underlay(input);
-    let elsewhere = sites(mesh).into_iter().filter(|(l, _)| **l != me.location);
-    let prefixes = elsewhere.flat_map(|(_, site)| site.prefixes);
+    let elsewhere = locations(mesh).into_iter().filter(|(l, _)| **l != me.location);
+    let prefixes = elsewhere.flat_map(|(_, location)| location.prefixes);
     let withheld = prefixes.filter(|p| holds_underlay(&underlay, p));
     notes.extend(withheld.map(|prefix| Note::Withheld { prefix }));
     notes

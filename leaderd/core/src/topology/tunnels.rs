@@ -1,23 +1,23 @@
-//! The candidates' side: planes, their peers, and the routes into them.
+//! A candidate's planes, their peers, and the routes into them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use wgctl_plan::{Family, Nexthop, RouteVia, WgInterface, WgPeer};
+use wgctl_plan::{Family, MAIN_TABLE, Nexthop, RouteVia, WgInterface, WgPeer};
 
 use super::ids::{location_group, plane_nexthop};
-use super::{Build, ROUTE_METRIC, ROUTE_TABLE, host, inner};
+use super::{Build, ROUTE_METRIC, host, inner};
 use crate::ids::Slot;
 use crate::mesh::{Host, Node, plane};
 
 impl<'a> Build<'a> {
-    /// The interfaces of a candidate: one per slot that a candidate of another location is in.
+    /// Adds the interfaces of a candidate: one for each slot in which another location has a candidate.
     pub(super) fn planes(&mut self) {
         let Some(my_slot) = self.me.slot else { return };
         let mut far: BTreeMap<Slot, Vec<&'a Node>> = BTreeMap::new();
         for location in self.other_locations() {
-            for (&slot, &node) in &self.sites[location].candidates {
+            for (&slot, &node) in &self.locations[location].candidates {
                 far.entry(slot).or_default().push(node);
             }
         }
@@ -52,8 +52,8 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// `b` as a peer. Its interface towards us is named after our slot, so that is the port to send to and the inner
-    /// address it has there. It may carry all of its location, leader or not, and that never changes at failover.
+    /// Returns `b` as a peer. Its interface towards us is named after our slot, which gives the port and the inner address. It may carry
+    /// all of its location, leader or not, and that never changes at a failover.
     fn peer(&self, my_slot: Slot, b: &Node) -> WgPeer {
         let mesh = self.mesh();
         let endpoint: Option<IpAddr> = match &b.endpoint {
@@ -61,7 +61,7 @@ impl<'a> Build<'a> {
             Some(Host::Name(name)) => self.input.resolved.get(name).copied(),
             None => None,
         };
-        let mut allowed_ips: BTreeSet<IpNet> = self.sites[&b.location].prefixes.clone();
+        let mut allowed_ips: BTreeSet<IpNet> = self.locations[&b.location].prefixes.clone();
         allowed_ips
             .extend(self.families().iter().filter_map(|&f| inner(mesh, b, my_slot, f)).map(host));
         WgPeer {
@@ -71,11 +71,11 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// A candidate sends what is remote into its own tunnels only: the planes of the remote location's leaders.
+    /// On a candidate: routes everything remote into its own tunnels only, the planes of the remote location's leaders.
     pub(super) fn remote_prefixes_by_tunnel(&mut self) {
         for location in self.routed_locations() {
             let leaders = self.leaders(location);
-            let slots: Vec<Slot> = self.sites[location].candidates.keys().copied().collect();
+            let slots: Vec<Slot> = self.locations[location].candidates.keys().copied().collect();
             for &family in self.families() {
                 let mine = self.remote(location, family);
                 if mine.is_empty() {
@@ -98,12 +98,12 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// A probe leaves by a plane of its choice (SO_BINDTODEVICE), leader or not. IPv4 then takes any destination to be
-    /// on that device; IPv6 wants a route out of it. These lose to the group's route and never change.
+    /// Adds routes for probes, which leave by a plane of their choice (SO_BINDTODEVICE), leader or not. IPv4 then takes any destination
+    /// to be on that device; IPv6 needs a route out of it. These routes lose to the group's and never change.
     fn probe_routes6(&mut self, prefix: IpNet, slots: &[Slot]) {
         for &slot in slots {
             let via = RouteVia::Device { dev: plane(slot), source: None };
-            self.route_in(ROUTE_TABLE, prefix, ROUTE_METRIC + 1 + u32::from(slot.0), via);
+            self.route_in(MAIN_TABLE, prefix, ROUTE_METRIC + 1 + u32::from(slot.0), via);
         }
     }
 }

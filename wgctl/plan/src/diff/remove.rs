@@ -1,5 +1,5 @@
-//! Taking away what is not wanted, the other way round than it is made: routes, rules, nexthops, entries, addresses, peers,
-//! links, and last which transit is not tracked.
+//! Removes what is not desired, in the reverse order of additions: routes, rules, nexthops, entries, addresses, peers, links, and
+//! last untracked transit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ impl Plan<'_> {
         self.extend(routes.map(|key| Change::RemoveRoute { key: key.clone() }).collect());
     }
 
-    /// Removes the nexthops that are not wanted, and the old meaning of those parked: groups first.
+    /// Removes the nexthops that are not desired, and the old objects of those parked: groups first.
     pub(super) fn remove_nexthops(&mut self, parked: &BTreeMap<NexthopId, NexthopId>) {
         let spare: BTreeSet<NexthopId> = parked.values().copied().collect();
         for groups in [true, false] {

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::io::ProbeSend;
 use crate::mesh::{Overlay, Steering};
-use crate::topology::{RULE_PRIORITY, steered_table};
+use crate::topology::{RULE_PRIORITY, location_table};
 use crate::verdict::ProbeClass;
 
 fn kilo_mesh() -> Mesh {
@@ -136,7 +136,7 @@ impl Beside {
     }
 
     fn table(&self) -> u32 {
-        steered_table(self.bench.node.mesh(), &"cloud".parse().unwrap()).unwrap()
+        location_table(self.bench.node.mesh(), &"cloud".parse().unwrap()).unwrap()
     }
 
     fn carries(&self) -> bool {
@@ -362,7 +362,7 @@ fn a_new_steering_moves_traffic_only_to_a_way_that_is_there() {
     beside.take_mesh(native());
     assert_eq!(
         beside.tables(),
-        [steered_table(&native(), &"cloud".parse().unwrap()).unwrap()].into()
+        [location_table(&native(), &"cloud".parse().unwrap()).unwrap()].into()
     );
     beside.run(Duration::from_secs(1), NONE);
     beside.take_mesh(kilo_mesh());

@@ -1,0 +1,291 @@
+//! Whole networks of small meshes. `random` has random meshes, and `walk` the packets that cross them.
+
+mod overlays;
+mod random;
+mod walk;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use wgctl_plan::{
+    Family, Network, Nexthop, NexthopId, RouteKey, RouteVia, WgPublicKey, owns_nexthop,
+};
+
+use super::{MAIN_TABLE, ROUTE_METRIC, TopologyInput, desired, leaders_group, location_group};
+use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
+use crate::mesh::{
+    ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy, VxlanDevice,
+};
+use walk::Beliefs;
+
+/// A location to make: its overlay, the number of its candidates and of its members.
+type Shape = (Overlay, usize, usize);
+
+fn vxlan() -> Overlay {
+    Overlay::Vxlan(VxlanDevice::default())
+}
+
+fn cni() -> Overlay {
+    Overlay::Cni(VxlanDevice::default())
+}
+
+fn flannel() -> Overlay {
+    Overlay::Flannel { device: "flannel.1".parse().unwrap() }
+}
+
+/// Locations a, b, c, … of these shapes; nodes a-0, a-1, …; a-2's workload is 10.{location}.{node}.0/24.
+fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
+    let (mut locations, mut nodes, mut index) = (BTreeMap::new(), BTreeMap::new(), 0u16);
+    for (l, (overlay, candidates, members)) in shapes.iter().enumerate() {
+        let location: LocationName = char::from(b'a' + l as u8).to_string().parse().unwrap();
+        // A dual-stack workload needs an overlay that carries both.
+        let dual = v6 && overlay.vxlan().is_some();
+        for n in 0..candidates + members {
+            index += 1;
+            let name: NodeName = format!("{location}-{n}").parse().unwrap();
+            let mut prefixes = vec![format!("10.{l}.{n}.0/24").parse().unwrap()];
+            if dual {
+                prefixes.push(format!("fd00:0:{l}:{n}::/64").parse().unwrap());
+            }
+            let node = Node {
+                name: name.clone(),
+                index: NodeIndex(index),
+                location: location.clone(),
+                slot: (n < *candidates).then_some(Slot(n as u8)),
+                priority: 100,
+                endpoint: (n < *candidates)
+                    .then(|| Host::Ip(format!("198.51.{l}.{}", n + 1).parse().unwrap())),
+                address: format!("192.168.{l}.{}", n + 1).parse().unwrap(),
+                device: None,
+                prefixes,
+                probe_addresses: vec![format!("10.{l}.{n}.1").parse().unwrap()],
+                probe_addresses_written: false,
+                wireguard_key: WgPublicKey([index as u8; 32]),
+                control_key: ControlPublicKey([index as u8; 32]),
+            };
+            nodes.insert(name, node);
+        }
+        locations.insert(location.clone(), Location::new(location, overlay.clone()));
+    }
+    Mesh {
+        name: "test".into(),
+        generation: Generation(1),
+        hash: [0; 32],
+        index: Default::default(),
+        inner: InnerRange {
+            v4: "100.127.0.0/16".parse().unwrap(),
+            v6: v6.then(|| "fd4c:eade:0:1::/112".parse().unwrap()),
+        },
+        base_port: 51900,
+        control_port: 7946,
+        probe_ports: vec![8620],
+        mtu: 1420,
+        keepalive: 10,
+        commands: Default::default(),
+        proof: Default::default(),
+        policy: Policy::default(),
+        locations,
+        nodes,
+    }
+}
+
+/// Kilo issue #489: three nodes on-premises, three in the cloud, all candidates.
+fn hybrid() -> Mesh {
+    mesh(&[(vxlan(), 3, 0), (vxlan(), 3, 0)], false)
+}
+
+fn network(mesh: &Mesh, me: &str, leaders: &[(&str, &[u8])]) -> Network {
+    let leaders: Beliefs = leaders
+        .iter()
+        .map(|(l, slots)| (l.parse().unwrap(), slots.iter().map(|&s| Slot(s)).collect()))
+        .collect();
+    let lan = "eth0".parse().unwrap();
+    let (me, resolved) = (me.parse().unwrap(), BTreeMap::new());
+    desired(&TopologyInput {
+        mesh,
+        me: &me,
+        leaders: &leaders,
+        resolved: &resolved,
+        lan_device: Some(&lan),
+        lan_mtu: None,
+        holds_address: true,
+        carried: &Default::default(),
+    })
+}
+
+fn route<'n>(net: &'n Network, prefix: &str) -> Option<&'n RouteVia> {
+    route_in(net, MAIN_TABLE, prefix)
+}
+
+fn route_in<'n>(net: &'n Network, table: u32, prefix: &str) -> Option<&'n RouteVia> {
+    let prefix = prefix.parse().unwrap();
+    net.routes.get(&RouteKey { table, prefix, metric: ROUTE_METRIC })
+}
+
+fn gateway(dev: &str, ip: &str) -> RouteVia {
+    RouteVia::Gateway { dev: dev.parse().unwrap(), gateway: ip.parse().unwrap(), onlink: true }
+}
+
+#[test]
+fn a_plane_is_named_after_the_slot_of_the_far_end() {
+    // a-1 is node 2, in slot 1; b-0, b-1, b-2 are nodes 4, 5, 6.
+    let net = network(&hybrid(), "a-1", &[]);
+    assert_eq!(
+        net.wireguard.keys().map(|k| k.as_str()).collect::<Vec<_>>(),
+        ["wgl0", "wgl1", "wgl2"]
+    );
+    let wgl2 = &net.wireguard[&"wgl2".parse().unwrap()];
+    assert_eq!((wgl2.listen_port, wgl2.mtu, wgl2.up), (51902, 1420, true));
+    assert_eq!(wgl2.public_key, Some(WgPublicKey([2; 32])));
+    assert_eq!(wgl2.peers.keys().collect::<Vec<_>>(), [&WgPublicKey([6; 32])], "b-2 only");
+    let peer = &wgl2.peers[&WgPublicKey([6; 32])];
+    assert_eq!(
+        peer.endpoint,
+        Some("198.51.1.3:51901".parse().unwrap()),
+        "b-2's interface for slot 1"
+    );
+    let allowed: Vec<String> = peer.allowed_ips.iter().map(ToString::to_string).collect();
+    assert_eq!(allowed, ["10.1.0.0/24", "10.1.1.0/24", "10.1.2.0/24", "100.127.16.6/32"]);
+    assert_eq!(peer.persistent_keepalive, 10);
+    assert!(net.addresses.contains(&("wgl2".parse().unwrap(), "100.127.32.2/32".parse().unwrap())));
+    let to_b2 = RouteVia::Device { dev: "wgl2".parse().unwrap(), source: None };
+    assert_eq!(route(&net, "100.127.16.6/32"), Some(&to_b2));
+}
+
+#[test]
+fn a_candidate_does_not_route_the_range_of_its_own_slot() {
+    let net = network(&hybrid(), "a-1", &[]);
+    assert_eq!(route(&net, "100.127.16.0/20"), None);
+    assert_eq!(route(&net, "100.127.0.0/20"), Some(&gateway("lvx0", "100.127.240.1")));
+    assert_eq!(route(&net, "100.127.32.0/20"), Some(&gateway("lvx0", "100.127.240.3")));
+}
+
+/// The nexthops in which two networks differ; everything else must be equal.
+fn changed_nexthops(mut before: Network, mut after: Network) -> Vec<NexthopId> {
+    let (old, new) = (std::mem::take(&mut before.nexthops), std::mem::take(&mut after.nexthops));
+    assert_eq!(before, after, "a failover changes nexthops only");
+    assert_eq!(
+        old.keys().collect::<Vec<_>>(),
+        new.keys().collect::<Vec<_>>(),
+        "none comes or goes"
+    );
+    new.iter().filter(|(id, hop)| old[id] != **hop).map(|(id, _)| *id).collect()
+}
+
+#[test]
+fn a_failover_changes_one_nexthop_group_per_family_and_nothing_else() {
+    let mesh = mesh(&[(vxlan(), 2, 1), (vxlan(), 3, 2), (vxlan(), 2, 0)], true);
+    let b: LocationName = "b".parse().unwrap();
+    let groups = |f: [Family; 2]| f.map(|f| location_group(&mesh, &b, f).unwrap()).to_vec();
+    let both = [Family::V4, Family::V6];
+    let table = [
+        ("a-0", groups(both), "a candidate elsewhere"),
+        ("c-1", groups(both), "another one"),
+        ("a-2", vec![], "a member elsewhere does not care"),
+        ("b-3", both.map(leaders_group).to_vec(), "a member of the location"),
+        ("b-0", vec![], "the old leader keeps forwarding as before"),
+        ("b-1", vec![], "and the new one did already"),
+    ];
+    for (me, want, why) in table {
+        let changed = changed_nexthops(
+            network(&mesh, me, &[("b", &[0])]),
+            network(&mesh, me, &[("b", &[1])]),
+        );
+        assert_eq!(changed, want, "{me}: {why}");
+    }
+}
+
+#[test]
+fn several_leaders_are_an_ecmp_group() {
+    let net = network(&hybrid(), "a-0", &[("b", &[2, 0])]);
+    let id = location_group(&hybrid(), &"b".parse().unwrap(), Family::V4).unwrap();
+    let Nexthop::Group { members } = &net.nexthops[&id] else { panic!("no group") };
+    let devs: Vec<&Nexthop> = members.iter().map(|m| &net.nexthops[m]).collect();
+    let dev = |d: &str| Nexthop::Device { dev: d.parse().unwrap(), family: Family::V4 };
+    assert_eq!(devs, [&dev("wgl0"), &dev("wgl2")]);
+}
+
+#[test]
+fn nexthop_ids_do_not_change_when_a_location_is_added() {
+    let small = network(&mesh(&[(vxlan(), 2, 1), (vxlan(), 2, 0)], true), "a-0", &[]);
+    let large =
+        network(&mesh(&[(vxlan(), 2, 1), (vxlan(), 2, 0), (vxlan(), 3, 0)], true), "a-0", &[]);
+    for (id, hop) in &small.nexthops {
+        assert_eq!(large.nexthops.get(id), Some(hop));
+    }
+    for (key, via) in &small.routes {
+        assert_eq!(large.routes.get(key), Some(via));
+    }
+    assert!(large.nexthops.keys().all(|id| owns_nexthop(*id)));
+}
+
+#[test]
+fn ipv6_probes_find_a_route_out_of_every_plane_of_the_location() {
+    let net = network(&mesh(&[(vxlan(), 1, 0), (vxlan(), 2, 0)], true), "a-0", &[("b", &[0])]);
+    for slot in 0..2u8 {
+        let prefix = "fd00:0:1:1::/64".parse().unwrap();
+        let key =
+            RouteKey { table: MAIN_TABLE, prefix, metric: ROUTE_METRIC + 1 + u32::from(slot) };
+        let via = RouteVia::Device { dev: format!("wgl{slot}").parse().unwrap(), source: None };
+        assert_eq!(net.routes.get(&key), Some(&via));
+    }
+}
+
+#[test]
+fn a_leader_that_is_no_candidate_gives_way_to_the_ranking() {
+    let mut mesh = hybrid();
+    mesh.nodes.get_mut(&"b-2".parse::<NodeName>().unwrap()).unwrap().priority = 1;
+    for leaders in [&[][..], &[("b", &[9u8][..])][..], &[("b", &[][..])][..]] {
+        assert_eq!(network(&mesh, "a-0", leaders), network(&mesh, "a-0", &[("b", &[2])]));
+    }
+}
+
+#[test]
+fn unusual_meshes_have_a_network_too() {
+    let alone = network(&mesh(&[(vxlan(), 2, 1)], false), "a-0", &[]);
+    assert!(alone.wireguard.is_empty());
+    let members_only = mesh(&[(vxlan(), 0, 2), (Overlay::Direct, 2, 1)], true);
+    for me in members_only.nodes.keys() {
+        network(&members_only, me.as_str(), &[]);
+    }
+    assert_eq!(network(&members_only, "nobody", &[]), Network::default());
+    let (me, none, resolved) = ("b-2".parse().unwrap(), Beliefs::new(), BTreeMap::new());
+    let input = TopologyInput {
+        mesh: &members_only,
+        me: &me,
+        leaders: &none,
+        resolved: &resolved,
+        lan_device: None,
+        lan_mtu: None,
+        holds_address: true,
+        carried: &Default::default(),
+    };
+    assert!(
+        desired(&input).routes.is_empty(),
+        "without a LAN device no route has a device to name"
+    );
+}
+
+#[test]
+fn an_endpoint_by_name_is_what_the_shell_resolved() {
+    let mut mesh = hybrid();
+    mesh.nodes.get_mut(&"b-0".parse::<NodeName>().unwrap()).unwrap().endpoint =
+        Some(Host::Name("b.example".into()));
+    let (me, none) = ("a-1".parse().unwrap(), Beliefs::new());
+    let endpoint = |resolved: &BTreeMap<String, IpAddr>| {
+        let net = desired(&TopologyInput {
+            mesh: &mesh,
+            me: &me,
+            leaders: &none,
+            resolved,
+            lan_device: None,
+            lan_mtu: None,
+            holds_address: true,
+            carried: &Default::default(),
+        });
+        net.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([4; 32])].endpoint
+    };
+    assert_eq!(endpoint(&BTreeMap::new()), None);
+    let resolved = BTreeMap::from([("b.example".to_owned(), "203.0.113.9".parse().unwrap())]);
+    assert_eq!(endpoint(&resolved), Some("203.0.113.9:51901".parse().unwrap()));
+}
