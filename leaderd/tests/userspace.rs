@@ -17,7 +17,7 @@ use kernel::{isolated, run, sh};
 
 const LEADERD: &str = env!("CARGO_BIN_EXE_leaderd");
 
-/// Generous: only a failing test waits for it.
+/// Generous: only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 #[track_caller]
@@ -232,8 +232,8 @@ fn a_session_survives_every_change_that_does_not_concern_it() {
 }
 
 #[test]
-fn an_allowed_ip_belongs_to_who_asked_for_it_last() {
-    isolated("an_allowed_ip_belongs_to_who_asked_for_it_last", || async {
+fn an_allowed_ip_belongs_to_the_peer_that_named_it_last() {
+    isolated("an_allowed_ip_belongs_to_the_peer_that_named_it_last", || async {
         let pair = Pair::up();
         let (peer, other) = (&pair.far_key, key("c"));
         sh(&format!("wg set wga peer {other} allowed-ips 10.0.0.2/32,10.7.0.0/16"));
@@ -263,14 +263,14 @@ fn an_allowed_ip_belongs_to_who_asked_for_it_last() {
 }
 
 #[test]
-fn the_protocol_is_spoken_as_it_is_written() {
-    isolated("the_protocol_is_spoken_as_it_is_written", || async {
+fn requests_are_answered_as_the_protocol_says() {
+    isolated("requests_are_answered_as_the_protocol_says", || async {
         let pair = Pair::up();
         let get = || ask("wga", "get=1\n\n");
         let before = get();
         assert!(before.starts_with("private_key=") && before.ends_with("errno=0\n\n"), "{before}");
         let key = "b85996fecc9c7f1fc6d2572a76eda11d59bcd20be8e543b15ce4bd85a8e75a33";
-        // Mistakes change nothing, not even what stands before them; the connection goes on.
+        // A request with a mistake changes nothing, not even by the lines before the mistake; the connection goes on.
         for wrong in
             ["listen_port=1\nnews=1", "listen_port=99999", "allowed_ip=10.0.0.0/8", "private_key=1"]
         {
@@ -283,7 +283,7 @@ fn the_protocol_is_spoken_as_it_is_written() {
             text.lines().filter(counted).collect::<Vec<_>>().join("\n")
         };
         assert_eq!(unchanging(&get()), unchanging(&before));
-        // update_only makes no peer; remove of nobody is nothing.
+        // update_only adds no peer; removing an unknown peer does nothing.
         for nothing in ["update_only=true\nallowed_ip=10.5.0.0/16", "remove=true"] {
             assert_eq!(
                 ask("wga", &format!("set=1\npublic_key={key}\n{nothing}\n\n")),
@@ -314,7 +314,7 @@ fn the_protocol_is_spoken_as_it_is_written() {
         );
         assert_eq!(sh("wg show wga allowed-ips").split_whitespace().nth(1), Some("(none)"));
         assert_eq!(sh("wg show wga peers").lines().count(), 1);
-        // The key is known to nobody once it is taken back.
+        // The key is gone once it is unset.
         assert_eq!(
             ask("wga", &format!("set=1\nprivate_key={}\n\n", "0".repeat(64))),
             "errno=0\n\n"
@@ -334,7 +334,7 @@ fn a_preshared_key_and_a_mark_are_used() {
         sh(&format!("wg set wgb peer {} preshared-key /run/psk", pair.near_key));
         wait_until("the tunnel works", || run("ping -c1 -W1 10.0.0.2").status.success());
         assert_eq!(sh("wg show wga fwmark").trim(), "0x1234");
-        // Marked packets take another way: none.
+        // Marked packets take another route: none.
         sh("ip rule add fwmark 0x1234 blackhole");
         assert!(!run("ping -c2 -W1 -i0.2 10.0.0.2").status.success());
         sh("wg set wga fwmark off");
@@ -355,8 +355,8 @@ fn the_largest_packets_pass_whole() {
 }
 
 #[test]
-fn it_ends_with_its_device_and_when_asked_and_leaves_nothing() {
-    isolated("it_ends_with_its_device_and_when_asked_and_leaves_nothing", || async {
+fn it_ends_with_its_device_and_on_sigterm_and_leaves_nothing() {
+    isolated("it_ends_with_its_device_and_on_sigterm_and_leaves_nothing", || async {
         let mut pair = Pair::up();
         let second = Command::new(LEADERD).args(["userspace", "wga"]).output().unwrap();
         let words = String::from_utf8_lossy(&second.stderr).into_owned();

@@ -1,4 +1,4 @@
-//! The binary against a real Unix socket: what it asks, what it prints, and how it says that nobody is there.
+//! The binary against a real Unix socket: its requests, its output, and its errors without a daemon.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
@@ -19,7 +19,7 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).expect("UTF-8")
 }
 
-/// Answers one request with these bytes and gives back what was asked.
+/// Answers one request with these bytes. Returns the request.
 fn serve(socket: &Path, answer: String) -> JoinHandle<String> {
     let listener = UnixListener::bind(socket).expect("a fresh path");
     std::thread::spawn(move || serve_one(&listener, &answer))
@@ -62,16 +62,16 @@ fn without_a_daemon_the_socket_is_named_and_how_to_start_it() {
 }
 
 #[test]
-fn a_socket_left_by_a_dead_daemon_is_told_apart() {
+fn a_socket_left_by_a_dead_daemon_has_an_error_of_its_own() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("admin.sock");
     drop(UnixListener::bind(&socket).unwrap());
     let said = stderr(&wgctl(&socket, &["status"]));
-    assert!(said.contains("nobody listens") && said.contains("journalctl"), "{said}");
+    assert!(said.contains("nothing listens") && said.contains("journalctl"), "{said}");
 }
 
 #[test]
-fn a_refusal_is_exit_1_with_the_daemons_words() {
+fn a_refusal_is_exit_1_with_the_daemons_reason() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("admin.sock");
     let server = serve(
@@ -136,7 +136,7 @@ fn a_reader_that_stops_early_is_no_error() {
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
 }
 
-/// A pipe that nobody reads any more.
+/// A pipe without a reader.
 fn closed_pipe() -> std::io::PipeWriter {
     std::io::pipe().unwrap().1
 }
@@ -170,7 +170,7 @@ fn a_reader_that_stops_early_changes_no_exit_code() {
 }
 
 #[test]
-fn events_of_a_location_that_is_not_there_are_asked_wrongly() {
+fn events_of_an_unknown_location_are_wrong_usage() {
     let dir = tempfile::tempdir().unwrap();
     let status = r#"{"mesh":"shop","node":"cloud-0","location":"cloud","generation":1,"mesh_hash":"00","other_generations":{},
         "backend":"kernel","locations":[{"name":"cloud","leaders":[],"epoch":0,"since":null,"cause":null,"frozen":null,

@@ -1,8 +1,8 @@
 //! `leaderd userspace IFACE`: WireGuard for one interface, as a process of its own that outlives the daemon.
 //!
-//! The protocol and its cryptography are gotatun's. Around it: the `tun` device, the `tunnel` with its configuration, the
-//! `server` that `wg` and wgctl talk to in [`request`]s. It behaves like the kernel's module where that matters to a mesh:
-//! while its link is down its UDP socket is closed, and what is not changed is not touched.
+//! gotatun has the protocol and its cryptography. This module adds the `tun` device, the `tunnel` with its configuration, and the
+//! `server` that takes [`request`]s from `wg` and wgctl. It behaves like the kernel's module where that matters to a mesh: its UDP
+//! socket is closed while its link is down, and a request touches only what it changes.
 
 pub mod request;
 mod server;
@@ -30,19 +30,19 @@ use crate::{confine, log, supervise};
 use server::Server;
 use tunnel::Tunnel;
 
-/// gotatun reports an error for each packet to a peer without endpoint, so it is silent unless asked.
+/// gotatun logs an error for each packet to a peer without endpoint, so its log is off by default.
 const FILTER: &str = "info,gotatun=off";
 
-/// Sealing and opening run side by side; more threads than this gain nothing with one peer at a time.
+/// Encryption and decryption run in parallel; more threads gain nothing with one peer at a time.
 const MAX_THREADS: usize = 4;
 
-/// A port that is not open although the link is up is tried again so often.
+/// While the link is up and its port cannot be opened, it is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Peers with a keep-alive that gotatun gave up are tried again so often.
+/// Peers with a keep-alive that gotatun gave up are tried again after this.
 const REVIVE: Duration = Duration::from_secs(10);
 
-/// What is assumed until the kernel has told, in bytes.
+/// The MTU until the kernel reports it, in bytes.
 const FIRST_MTU: u16 = 1420;
 
 pub fn run(args: &UserspaceArgs) -> anyhow::Result<ExitCode> {
@@ -63,7 +63,7 @@ async fn serve(name: &InterfaceName, background: bool) -> anyhow::Result<()> {
     let path = socket_of(name);
     let (writer, reader) = tun::open(name, mtus).with_context(|| {
         format!(
-            "cannot make the TUN device {name} (it needs CAP_NET_ADMIN, /dev/net/tun, and a name that nobody uses)"
+            "cannot make the TUN device {name} (it needs CAP_NET_ADMIN, /dev/net/tun, and a name that is not in use)"
         )
     })?;
     let mut link = LinkWatch::open(name).context("cannot follow the link's state")?;
@@ -75,7 +75,7 @@ async fn serve(name: &InterfaceName, background: bool) -> anyhow::Result<()> {
     tokio::select! {
         ended = server.serve(&tunnel) => ended.context("cannot accept clients")?,
         ended = follow(&mut link, &tunnel, &mtu) => {
-            ended.context("no more news of the link")?;
+            ended.context("cannot follow the link any more")?;
             tracing::info!(interface.name = %name, "the device is gone");
         }
         () = revive(&tunnel) => {}
@@ -85,22 +85,22 @@ async fn serve(name: &InterfaceName, background: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the Unix socket. In the background, standard error is closed before it is there: whoever started us stops reading then,
-/// and to write what nobody reads would end us.
+/// Creates the Unix socket. In the background, standard error is closed before the socket exists: our parent stops reading then, and
+/// writing to a pipe without a reader would end this process.
 fn bind(path: &Path, background: bool) -> anyhow::Result<Server> {
     if !background {
         return Server::bind(path);
     }
-    let said = nix::unistd::dup(std::io::stderr())?;
+    let stderr = nix::unistd::dup(std::io::stderr())?;
     nix::unistd::dup2_stderr(File::open("/dev/null")?)?;
     let bound = Server::bind(path);
     if bound.is_err() {
-        nix::unistd::dup2_stderr(said)?;
+        nix::unistd::dup2_stderr(stderr)?;
     }
     bound
 }
 
-/// Has the socket open while the link is up. Ends when the device is gone.
+/// Keeps the UDP socket open while the link is up. Ends when the device is gone.
 async fn follow(
     link: &mut LinkWatch,
     tunnel: &Tunnel,
@@ -109,14 +109,14 @@ async fn follow(
     let mut retry = tokio::time::interval(RETRY);
     retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last: Option<LinkState> = None;
-    let mut said: Option<String> = None;
+    let mut logged: Option<String> = None;
     loop {
         let state = tokio::select! {
             state = link.next() => match state? {
                 Some(state) => state,
                 None => return Ok(()),
             },
-            // Whoever asked for a port that was taken has been told, and does not ask again: so it is not only what failed here.
+            // Also retries a port that a request could not open: the client got the error and does not ask again.
             _ = retry.tick(), if last.is_some_and(|state| state.up) => match last {
                 Some(state) => state,
                 None => continue,
@@ -128,13 +128,13 @@ async fn follow(
             last = Some(state);
         }
         match tunnel.link(state.up).await {
-            Ok(()) => said = None,
+            Ok(()) => logged = None,
             Err(error) => {
                 // Once, not every second.
                 let why = error.to_string();
-                if said.as_ref() != Some(&why) {
+                if logged.as_ref() != Some(&why) {
                     tracing::warn!(%error, "cannot open the UDP socket; trying again every second");
-                    said = Some(why);
+                    logged = Some(why);
                 }
             }
         }

@@ -1,5 +1,5 @@
-//! Requests of the cross-platform protocol (<https://www.wireguard.com/xplatform/>): lines of `key=value`, an empty line ends
-//! one. Read whole before anything is done, so a request with a mistake changes nothing.
+//! Requests of the cross-platform protocol (<https://www.wireguard.com/xplatform/>): lines of `key=value`, ended by an empty line. A
+//! request is read whole before anything is done, so one with a mistake changes nothing.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -38,15 +38,15 @@ pub enum Request {
     Set(Set),
 }
 
-/// What to change; what is `None` stays.
+/// A change of the interface; `None` leaves a setting as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Set {
     pub private_key: Option<Secret>,
     pub listen_port: Option<u16>,
     pub fwmark: Option<u32>,
-    /// All peers go before those of this request come.
+    /// Remove all peers before those of this request are added.
     pub replace_peers: bool,
-    /// In the order of the request: a prefix belongs to the last who asked for it.
+    /// In the order of the request: a prefix belongs to the last peer that it names.
     pub peers: Vec<SetPeer>,
 }
 
@@ -61,7 +61,7 @@ pub struct SetPeer {
     /// Seconds; 0 is off.
     pub keepalive: Option<u16>,
     pub replace_allowed_ips: bool,
-    /// Without host bits; `false` takes the prefix away from this peer.
+    /// Without host bits; `false` removes the prefix from this peer.
     pub allowed_ips: Vec<(IpNet, bool)>,
 }
 
@@ -80,7 +80,7 @@ impl SetPeer {
     }
 }
 
-/// A request that is none: what is wrong with it, and what is answered.
+/// An invalid request: what is wrong with it, and the number that answers it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}")]
 pub struct Mistake {
@@ -96,13 +96,13 @@ const fn mistake(what: &'static str) -> Mistake {
 #[derive(Debug, Default)]
 pub struct Reader {
     operation: Option<Request>,
-    /// The first mistake of the request under way: all its lines are read before it is answered.
+    /// The first mistake of the present request: all its lines are read before it is answered.
     mistake: Option<Mistake>,
     bytes: usize,
 }
 
 impl Reader {
-    /// Takes a line without its newline. `Some` when it ended a request. Between requests, empty lines say nothing.
+    /// Takes a line without its newline. Returns a request when the line ended one. Empty lines between requests mean nothing.
     pub fn line(&mut self, line: &[u8]) -> Option<Result<Request, Mistake>> {
         if line.is_empty() {
             self.bytes = 0;
@@ -116,7 +116,7 @@ impl Reader {
             && let Err(mistake) = self.take(line)
         {
             self.mistake = Some(mistake);
-            // Nothing of it is used: let go of what a long request has collected.
+            // Nothing of the request is used: free what a long one has collected.
             self.operation = None;
         }
         None
@@ -163,7 +163,7 @@ impl Set {
             }
             (Some(peer), "replace_allowed_ips") => {
                 peer.replace_allowed_ips = truth(value)?;
-                // Said after prefixes it takes those away as well: lines count in their order.
+                // After prefixes it removes those as well: lines take effect in their order.
                 peer.allowed_ips.clear();
             }
             (Some(peer), "allowed_ip") => {
@@ -178,7 +178,7 @@ impl Set {
             (Some(_), "protocol_version") => {
                 return Err(Mistake {
                     errno: Errno::EPROTONOSUPPORT,
-                    what: "only protocol_version 1 is spoken",
+                    what: "only protocol_version 1 is supported",
                 });
             }
             (None, _) => return Err(mistake("not a key of an interface")),
@@ -230,7 +230,7 @@ pub fn hex(bytes: &[u8; 32]) -> Zeroizing<String> {
 }
 
 impl fmt::Display for Set {
-    /// The request again, in the protocol's words and with its secrets. Reading it gives the same [`Set`].
+    /// Writes the request in the protocol's form, with its secrets. Reading that gives the same [`Set`].
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "set=1")?;
         if let Some(key) = &self.private_key {
@@ -273,7 +273,7 @@ impl fmt::Display for Set {
     }
 }
 
-/// All requests in some bytes, as the socket would read them. What comes after the last empty line is no request yet.
+/// Returns all requests in some bytes, as the socket would read them. Lines after the last empty one are no request yet.
 pub fn read_all(bytes: &[u8]) -> Vec<Result<Request, Mistake>> {
     let mut reader = Reader::default();
     let whole = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
@@ -364,14 +364,14 @@ mod tests {
         for _ in 0..MAX_REQUEST / 20 {
             assert!(reader.line(b"allowed_ip=10.0.0.0/8").is_none());
         }
-        assert!(reader.operation.is_none(), "what it collected is let go");
+        assert!(reader.operation.is_none(), "what it collected is freed");
         assert_eq!(reader.line(b"").unwrap().unwrap_err().errno, Errno::E2BIG);
         assert_eq!(reader.line(b"get=1"), None);
         assert_eq!(reader.line(b""), Some(Ok(Request::Get)));
     }
 
     #[test]
-    fn prefixes_lose_their_host_bits_and_can_be_taken_away() {
+    fn prefixes_lose_their_host_bits_and_can_be_removed() {
         let set =
             set(&format!("public_key={KEY}\nallowed_ip=10.1.2.3/8\nallowed_ip=-fd00::1/64\n"))
                 .unwrap();
@@ -384,6 +384,6 @@ mod tests {
     fn a_secret_is_not_shown() {
         let set = set(&format!("private_key={KEY}\n")).unwrap();
         assert!(!format!("{set:?}").contains("b8"));
-        assert!(set.to_string().contains(KEY), "only the protocol's own words have it");
+        assert!(set.to_string().contains(KEY), "only the protocol's own form has it");
     }
 }

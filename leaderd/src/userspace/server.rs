@@ -17,10 +17,10 @@ use zeroize::Zeroizing;
 use super::request::{MAX_LINE, Mistake, Reader, Request};
 use super::tunnel::{Tunnel, errno};
 
-/// Clients at a time; more wait.
+/// Clients that are served at a time; others wait.
 const MAX_CLIENTS: usize = 16;
 
-/// A client that says nothing, or does not listen, for so long is hung up on.
+/// A client that sends nothing, or reads nothing, for this long is disconnected.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The socket, removed when this is dropped if it is still ours.
@@ -32,10 +32,10 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the place of a socket that nobody listens on.
+    /// Binds the socket. Replaces one without a listener.
     ///
     /// # Errors
-    /// If somebody does, or the socket cannot be made.
+    /// If another process listens on it, or the socket cannot be created.
     pub fn bind(path: &Path) -> anyhow::Result<Self> {
         let at = || format!("the socket {}", path.display());
         let directory = path.parent().unwrap_or(Path::new("/"));
@@ -53,7 +53,10 @@ impl Server {
         Ok(Self { listener, path: path.to_owned(), inode })
     }
 
-    /// Serves until it is given up; then ends with an error only if no client can be accepted any more.
+    /// Serves until the future is dropped.
+    ///
+    /// # Errors
+    /// If no client can be accepted any more.
     pub async fn serve(&self, tunnel: &Arc<Tunnel>) -> io::Result<()> {
         let places = Arc::new(Semaphore::new(MAX_CLIENTS));
         loop {
@@ -62,7 +65,7 @@ impl Server {
             let tunnel = Arc::clone(tunnel);
             tokio::spawn(async move {
                 if let Err(error) = converse(stream, &tunnel).await {
-                    tracing::debug!(%error, "a client of the socket");
+                    tracing::debug!(%error, "lost a client of the socket");
                 }
                 drop(place);
             });
@@ -89,7 +92,7 @@ async fn converse(mut stream: UnixStream, tunnel: &Tunnel) -> io::Result<()> {
         }
         for byte in &chunk[..n] {
             if *byte != b'\n' {
-                // One byte too many is kept, so that the line is seen as too long.
+                // Keeps one byte too many, so that the reader sees that the line is too long.
                 if line.len() <= MAX_LINE {
                     line.push(*byte);
                 }
@@ -109,7 +112,7 @@ async fn answer(request: Result<Request, Mistake>, tunnel: &Tunnel) -> Zeroizing
     let mut answer = Zeroizing::new(String::new());
     let result = match request {
         Err(mistake) => {
-            tracing::warn!(error = %mistake, "a request with a mistake was refused");
+            tracing::warn!(error = %mistake, "refused a request with a mistake");
             -(mistake.errno as i32)
         }
         Ok(Request::Get) => {
@@ -119,7 +122,7 @@ async fn answer(request: Result<Request, Mistake>, tunnel: &Tunnel) -> Zeroizing
         Ok(Request::Set(set)) => match tunnel.set(set).await {
             Ok(()) => 0,
             Err(error) => {
-                tracing::warn!(%error, "a request could not be carried out");
+                tracing::warn!(%error, "cannot carry out a request");
                 errno(&error)
             }
         },

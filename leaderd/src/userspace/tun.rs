@@ -1,5 +1,5 @@
-//! The TUN device, without `tun` (the crate gotatun comes with): that reads one packet for each wake-up, cuts those longer than
-//! 4,096 bytes, and asks for the MTU every three seconds.
+//! The TUN device. Not on the crate `tun`, which gotatun brings: that reads one packet for each wake-up, cuts packets longer than
+//! 4,096 bytes, and reads the MTU every three seconds.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSliceMut, Write as _};
@@ -16,15 +16,15 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use wgctl_plan::InterfaceName;
 
-/// Packets taken for one wake-up, so that a full device does not keep its buffers from moving on.
+/// Packets read for one wake-up, at most, so that a full device does not hold back the packets already read.
 const BATCH: usize = 64;
 
-/// What an IP packet can be longer than a buffer of gotatun's pool.
+/// By how much an IP packet can exceed a buffer of gotatun's pool, in bytes.
 const BEYOND: usize = 65_535 - 4096;
 
 nix::ioctl_write_ptr_bad!(tunsetiff, libc::TUNSETIFF, libc::ifreq);
 
-/// What reads from a TUN device: the packets that the kernel routes into it.
+/// Reads from a TUN device: the packets that the kernel routes into it.
 pub struct TunReader {
     device: Arc<AsyncFd<File>>,
     mtu: watch::Receiver<u16>,
@@ -32,7 +32,7 @@ pub struct TunReader {
     beyond: Vec<u8>,
 }
 
-/// What writes to a TUN device: the kernel receives it.
+/// Writes to a TUN device: the kernel receives the packets.
 #[derive(Debug)]
 pub struct TunWriter {
     device: Arc<AsyncFd<File>>,
@@ -44,8 +44,8 @@ impl std::fmt::Debug for TunReader {
     }
 }
 
-/// Makes the device, or takes one that is there (`ip tuntap add`) and has no reader; it is gone when both ends are
-/// dropped. `mtu` tells its MTU, in bytes.
+/// Creates the device, or opens an existing one (`ip tuntap add`) that has no reader. The device is removed when both ends are
+/// dropped. `mtu` has its MTU, in bytes.
 ///
 /// # Errors
 /// If there is no TUN, no permission, or the name belongs to a device of another kind or with a reader.
@@ -57,7 +57,7 @@ pub fn open(name: &InterfaceName, mtu: watch::Receiver<u16>) -> io::Result<(TunW
         .open("/dev/net/tun")?;
     // SAFETY: all zero is a valid ifreq.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The name has at most 15 bytes: one zero at least stays.
+    // The name has at most 15 bytes, so at least one zero is left.
     for (to, from) in request.ifr_name.iter_mut().zip(name.as_str().bytes()) {
         *to = from as libc::c_char;
     }
@@ -76,7 +76,7 @@ pub fn open(name: &InterfaceName, mtu: watch::Receiver<u16>) -> io::Result<(TunW
 }
 
 impl TunReader {
-    /// One packet without waiting. `Ok(None)`: what was read is no IP packet.
+    /// Reads one packet without waiting. `Ok(None)`: what was read is no IP packet.
     fn read(&mut self, pool: &PacketBufPool) -> io::Result<Option<Packet<Ip>>> {
         let mut packet = pool.get();
         let size = packet.len();
@@ -108,7 +108,7 @@ impl IpRecv for TunReader {
                         break;
                     }
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    // What was read before the device went does not matter any more.
+                    // Packets read before the device was removed do not matter any more.
                     Err(e) => return Err(e),
                 }
             }
@@ -129,7 +129,7 @@ impl IpSend for TunWriter {
             match ready.try_io(|device| device.get_ref().write(&bytes)) {
                 Err(_would_block) => {}
                 Ok(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
-                // The link is down, or the kernel does not take this packet: it is dropped, as by any interface.
+                // The link is down, or the kernel refuses this packet: dropped, as by any interface.
                 Ok(Err(e))
                     if matches!(
                         e.raw_os_error().map(Errno::from_raw),

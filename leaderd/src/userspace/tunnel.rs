@@ -1,10 +1,10 @@
-//! A WireGuard interface: gotatun's device, and what it does not do by itself as the kernel does.
+//! A WireGuard interface: gotatun's device, and what gotatun does not do as the kernel does.
 //!
-//! - Its UDP socket is open exactly while the link is up. gotatun calls it suspended otherwise.
-//! - A change touches what is changed: a peer that is set again as it is keeps its session, and so does one whose allowed-IPs
-//!   or keep-alive change. So what is configured is remembered here.
-//! - An allowed-IP belongs to one peer. gotatun would route by the last, yet list it at both.
-//! - A peer may come before the private key, for which gotatun would panic: a random key stands in until there is one.
+//! - The UDP socket is open exactly while the link is up. Otherwise gotatun's device is suspended.
+//! - A request touches only what it changes: a peer that is set again without a change keeps its session, and so does one whose
+//!   allowed-IPs or keep-alive change. So the configuration is remembered here.
+//! - An allowed-IP belongs to one peer. gotatun would route by the last one, yet list it at both.
+//! - A peer may be added before the private key, where gotatun would panic: a random key stands in until there is one.
 //! - A peer with a keep-alive is never given up. gotatun stops 90 s into an unanswered handshake until there is traffic.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,10 +30,10 @@ use super::udp::Sockets;
 type Transports = (Sockets, TunWriter, TunReader);
 type Key = [u8; 32];
 
-/// Two answers about one handshake differ by less: gotatun tells its age, on a clock of its own.
+/// Two reports of one handshake differ by less than this: gotatun reports its age, on a clock of its own.
 const SAME_HANDSHAKE: Duration = Duration::from_millis(500);
 
-/// To send a handshake takes no longer; whether it is answered is not waited for.
+/// Time to send a handshake, at most. The answer is not waited for.
 const SEND_HANDSHAKE: Duration = Duration::from_millis(50);
 
 /// Cheap to share; changes take turns.
@@ -52,10 +52,10 @@ impl std::fmt::Debug for Tunnel {
 
 #[derive(Default)]
 struct Config {
-    /// Of the private key that was set; `None` while a random one stands in.
+    /// The public half of the private key that was set; `None` while a random one stands in.
     public_key: Option<Key>,
     link_up: bool,
-    /// Has the UDP socket, and gotatun is not suspended.
+    /// The UDP socket is open, and gotatun's device is not suspended.
     listening: bool,
     peers: BTreeMap<Key, Configured>,
     owners: BTreeMap<IpNet, Key>,
@@ -66,15 +66,15 @@ struct Configured {
     preshared_key: Secret,
     keepalive: u16,
     allowed_ips: BTreeSet<IpNet>,
-    /// gotatun forgets it with the session; the kernel does not.
+    /// gotatun forgets this with the session; the kernel does not.
     last_handshake: Option<SystemTime>,
 }
 
 impl Tunnel {
-    /// An interface without key, port and peers, whose link is down.
+    /// Creates an interface without key, port and peers, whose link is down.
     ///
     /// # Errors
-    /// If there is no randomness.
+    /// If the kernel gives no random bytes.
     pub async fn new(writer: TunWriter, reader: TunReader) -> anyhow::Result<Self> {
         let device = DeviceBuilder::new()
             .with_udp(Sockets::default())
@@ -86,10 +86,10 @@ impl Tunnel {
         Ok(Self(Mutex::new(State { device, config: Config::default() })))
     }
 
-    /// The link is up or down now: opens or closes the socket. Told again, it tries again what failed.
+    /// Opens or closes the socket, as the link is up or down. Each further call with `up` tries again a port that was taken.
     ///
     /// # Errors
-    /// If the port is taken: as often as it is said again that the link is up, it is tried again.
+    /// If the port is taken.
     pub async fn link(&self, up: bool) -> io::Result<()> {
         let mut state = self.0.lock().await;
         state.config.link_up = up;
@@ -104,10 +104,10 @@ impl Tunnel {
         Ok(())
     }
 
-    /// Carries out a request. What is there already is left alone.
+    /// Carries out a request. Leaves alone what does not change.
     ///
     /// # Errors
-    /// `EADDRINUSE` if the port is taken (the rest is done, and the port is tried again); what the kernel says to the fwmark.
+    /// `EADDRINUSE` if the port is taken (the rest is done, and the port is tried again); the kernel's refusal of the fwmark.
     pub async fn set(&self, set: Set) -> io::Result<()> {
         let mut state = self.0.lock().await;
         let State { device, config } = &mut *state;
@@ -128,14 +128,14 @@ impl Tunnel {
         applied
     }
 
-    /// The answer to `get=1`, without its result and end.
+    /// Returns the answer to `get=1`, without its result and end.
     pub async fn get(&self) -> Zeroizing<String> {
         let mut state = self.0.lock().await;
         state.remember_handshakes().await;
         let State { device, config } = &*state;
         device
             .read(async |device| {
-                // Long enough from the start: what grows leaves copies of secrets behind.
+                // Long enough from the start: a string that grows leaves copies of secrets behind.
                 let prefixes = config.owners.len();
                 let mut text = Zeroizing::new(String::with_capacity(
                     512 + config.peers.len() * 512 + prefixes * 64,
@@ -199,7 +199,7 @@ impl State {
     async fn open(&mut self) -> io::Result<()> {
         let mut opened = self.device.resume().await;
         if opened.is_ok() && self.config.peers.is_empty() {
-            // gotatun opens nothing for nobody. To take away what is not there makes it open.
+            // gotatun opens no socket without peers. Removing peers that do not exist makes it open one.
             opened = self.device.clear_peers().await.map(drop);
         }
         self.config.listening = opened.is_ok();
@@ -212,7 +212,7 @@ impl State {
         }
     }
 
-    /// Keeps the times of the last handshakes; gives the peers that have a session.
+    /// Remembers the times of the last handshakes. Returns the peers that have a session.
     async fn remember_handshakes(&mut self) -> BTreeSet<Key> {
         let now = SystemTime::now();
         let mut sessions = BTreeSet::new();
@@ -256,7 +256,7 @@ impl Config {
             }
             self.owners.clear();
         }
-        // Where the peers are now. Asked for once, if at all: it tells everything about everyone.
+        // The peers' present endpoints. Read once, if at all: gotatun returns everything about every peer.
         let mut endpoints: Option<BTreeMap<Key, SocketAddr>> = None;
         for peer in set.peers {
             // As in the kernel: a node is no peer of itself.
@@ -338,7 +338,7 @@ impl Config {
         self.peers.insert(key, configured);
     }
 
-    /// Touches only what becomes another.
+    /// Touches only what changes.
     async fn change_peer(
         &mut self,
         device: &mut DeviceWrite<'_, Transports>,
@@ -383,7 +383,7 @@ impl Config {
         self.peers.insert(key, wanted);
     }
 
-    /// The prefixes of a peer after a request, taken from those who had them.
+    /// Returns the prefixes of a peer after a request, and takes them from the peers that had them.
     async fn assign(
         &mut self,
         device: &mut DeviceWrite<'_, Transports>,
@@ -421,7 +421,7 @@ impl Config {
 }
 
 fn line(text: &mut String, key: &str, value: impl std::fmt::Display) {
-    // A String takes everything.
+    // Writing to a String does not fail.
     let _ = writeln!(text, "{key}={value}");
 }
 
@@ -434,7 +434,7 @@ fn preshared(key: &Secret) -> Option<Key> {
     (!key.is_none()).then_some(*key.0)
 }
 
-/// A key whose public half nobody knows: nobody can begin a handshake with it.
+/// Returns a key whose public half is unknown to all, so no handshake can begin with it.
 fn random_key() -> io::Result<StaticSecret> {
     let mut bytes = Zeroizing::new([0; 32]);
     getrandom::fill(bytes.as_mut_slice())
@@ -449,7 +449,7 @@ fn as_io(error: Error) -> io::Error {
     }
 }
 
-/// What is answered for an error: its number in the kernel, negative.
+/// Returns the number that answers an error: the kernel's, negative.
 pub fn errno(error: &io::Error) -> i32 {
     -error.raw_os_error().unwrap_or(Errno::EIO as i32)
 }

@@ -7,11 +7,11 @@ use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
 use gotatun::udp::{UdpTransportFactory, UdpTransportFactoryParams};
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// As in `wireguard-go`: room for bursts. The kernel gives at most `net.core.{r,w}mem_max` to those without privileges.
+/// As in `wireguard-go`: room for bursts. Without privileges the kernel gives at most `net.core.{r,w}mem_max`.
 const BUFFER: usize = 7 << 20;
 
-/// gotatun asks for the new socket before the tasks that hold the old one have ended. On the same port that is an error
-/// that goes away: it takes one turn of the scheduler.
+/// gotatun opens the new socket before the tasks with the old one have ended. On the same port that fails for one turn of the
+/// scheduler, so it is tried again.
 const TRIES: usize = 20;
 const TRY_EVERY: Duration = Duration::from_millis(5);
 
@@ -42,7 +42,7 @@ impl UdpTransportFactory for Sockets {
             bound = self.0.bind(params).await;
         }
         if let Ok((socket, _)) = &bound {
-            // Past the limits, with privileges; without, what was given stays.
+            // Exceeds the limits, with privileges; without, the size stays as given.
             let _ = setsockopt(socket, sockopt::RcvBufForce, &BUFFER);
             let _ = setsockopt(socket, sockopt::SndBufForce, &BUFFER);
         }

@@ -20,8 +20,8 @@ use wgctl_plan::Network;
 /// Longest answer that is read. 1,000 locations with 256 events each stay below it.
 const MAX_ANSWER: usize = 256 << 20;
 
-/// A daemon answers what it knows at once; a command waits for the commit, across slow paths if need be.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time until an answer, at most. Reads are answered at once; a command waits for its commit, perhaps across slow paths.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -31,30 +31,30 @@ pub enum ClientError {
     )]
     NoSocket(PathBuf),
     #[error(
-        "leaderd does not run: nobody listens on {0}\n  \
+        "leaderd does not run: nothing listens on {0}\n  \
          It has stopped or crashed (forwarding goes on without it). See `journalctl -u leaderd`, then \
          `systemctl start leaderd`."
     )]
     Refused(PathBuf),
-    #[error("may not open {0}\n  Run wgctl as root, or as the user that leaderd runs as.")]
+    #[error("no permission to open {0}\n  Run wgctl as root, or as the user that leaderd runs as.")]
     Forbidden(PathBuf),
-    #[error("connecting to {0}")]
+    #[error("cannot connect to {0}")]
     Connect(PathBuf, #[source] io::Error),
-    #[error("leaderd on {0} did not answer within {PATIENCE:?}\n  See `journalctl -u leaderd`.")]
+    #[error("leaderd on {0} did not answer within {TIMEOUT:?}\n  See `journalctl -u leaderd`.")]
     TimedOut(PathBuf),
-    #[error("talking to {0}; is it leaderd's admin socket?")]
+    #[error("no HTTP from {0}; is it leaderd's admin socket?")]
     Http(PathBuf, #[source] hyper::Error),
     #[error("leaderd's answer on {0} is longer than {MAX_ANSWER} bytes")]
     TooLong(PathBuf),
     #[error("leaderd on {socket} answered {status}: {text}")]
     Status { socket: PathBuf, status: StatusCode, text: String },
     #[error(
-        "leaderd on {0} answered what this wgctl does not understand; are both of one version?"
+        "this wgctl does not understand the answer of leaderd on {0}; are both of one version?"
     )]
     NotUnderstood(PathBuf, #[source] serde_json::Error),
 }
 
-/// Talks with the daemon of this node.
+/// A client of this node's daemon.
 #[derive(Debug, Clone)]
 pub struct Client {
     socket: PathBuf,
@@ -65,26 +65,42 @@ impl Client {
         Self { socket: socket.to_owned() }
     }
 
+    /// Returns the status of the mesh, as this node knows it.
+    ///
+    /// # Errors
+    /// If the daemon does not answer as it should.
     pub fn status(&self) -> Result<Status, ClientError> {
         self.get("/v1/status")
     }
 
-    /// Events of every location, oldest first.
+    /// Returns the events of every location, oldest first.
+    ///
+    /// # Errors
+    /// If the daemon does not answer as it should.
     pub fn events(&self) -> Result<Vec<Event>, ClientError> {
         self.get("/v1/events")
     }
 
-    /// What the daemon says, unread: for `--json`, so that nothing a newer daemon says is lost.
+    /// Returns the answer as plain JSON: for `--json`, so that fields of a newer daemon are kept.
+    ///
+    /// # Errors
+    /// If the daemon does not answer as it should.
     pub fn value(&self, path: &str) -> Result<Value, ClientError> {
         self.get(path)
     }
 
-    /// What the daemon wants this node's kernel to look like.
+    /// Returns the network that the daemon wants on this node.
+    ///
+    /// # Errors
+    /// If the daemon does not answer as it should.
     pub fn network(&self) -> anyhow::Result<Network> {
         Ok(self.get("/v1/network")?)
     }
 
-    /// A refusal is an answer, not an error.
+    /// Sends a command. A refusal is an answer, not an error.
+    ///
+    /// # Errors
+    /// If the daemon does not answer as it should.
     pub fn command(&self, request: &AdminRequest) -> Result<AdminResponse, ClientError> {
         let body = serde_json::to_vec(request).expect("a request is plain data");
         let (status, answer) = self.exchange(Method::POST, "/v1/command", body)?;
@@ -109,7 +125,7 @@ impl Client {
     }
 
     fn unexpected(&self, status: StatusCode, answer: &[u8]) -> ClientError {
-        /// Enough of an unknown answer to recognise it.
+        /// Bytes of an unknown answer that are shown: enough to recognise it.
         const SHOWN: usize = 400;
         let text = String::from_utf8_lossy(&answer[..answer.len().min(SHOWN)]);
         let text = printable(text.trim()).into_owned();
@@ -127,7 +143,7 @@ impl Client {
             .build()
             .map_err(|e| ClientError::Connect(self.socket.clone(), e))?;
         runtime.block_on(async {
-            tokio::time::timeout(PATIENCE, self.exchange_async(method, path, body))
+            tokio::time::timeout(TIMEOUT, self.exchange_async(method, path, body))
                 .await
                 .unwrap_or_else(|_| Err(ClientError::TimedOut(self.socket.clone())))
         })

@@ -15,11 +15,11 @@ use super::output::{Output, Style};
 #[command(after_help = "\
 Example:
   wgctl promote cloud-1          refused unless observers see cloud-1 forward
-  wgctl promote cloud-1 --force  even so; you will know why")]
+  wgctl promote cloud-1 --force  without that check")]
 pub struct PromoteArgs {
     /// A candidate.
     node: NodeName,
-    /// Also if it is not known to forward, or is drained.
+    /// Promote it even if it is not known to forward, or is drained.
     #[arg(long)]
     force: bool,
 }
@@ -41,7 +41,7 @@ pub struct UndrainArgs {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  wgctl freeze cloud --for 30m   thaws by itself, also if everybody forgets
+  wgctl freeze cloud --for 30m   ends by itself
   wgctl freeze cloud             until `wgctl unfreeze cloud`")]
 pub struct FreezeArgs {
     /// A location.
@@ -60,7 +60,7 @@ pub struct UnfreezeArgs {
 
 fn freeze_duration(text: &str) -> Result<Duration, String> {
     match humantime::parse_duration(text) {
-        Ok(d) if d.is_zero() => Err("a freeze of no length freezes nothing".to_owned()),
+        Ok(d) if d.is_zero() => Err("a freeze needs a duration of more than zero".to_owned()),
         Ok(d) if d > MAX_FREEZE => {
             Err("longer than ten years; without --for a freeze lasts until `wgctl unfreeze`"
                 .to_owned())
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_freeze_needs_a_length_that_is_one() {
+    fn a_freeze_needs_a_sensible_duration() {
         assert_eq!(freeze_duration("1h30m"), Ok(Duration::from_secs(5400)));
         assert!(freeze_duration("0s").is_err());
         assert!(freeze_duration("10years").is_ok());

@@ -6,17 +6,17 @@ use clap::CommandFactory;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
-Where they go:
+Where the scripts go:
   bash   wgctl completions bash > /etc/bash_completion.d/wgctl
   zsh    wgctl completions zsh > /usr/local/share/zsh/site-functions/_wgctl
   fish   wgctl completions fish > ~/.config/fish/completions/wgctl.fish")]
 pub struct Args {
-    /// Which shell to write for.
+    /// The shell.
     #[arg(value_enum)]
     shell: Shell,
 }
 
-/// The shells that we say we support; clap_complete knows more.
+/// The shells that are documented; clap_complete knows more.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Shell {
     Bash,

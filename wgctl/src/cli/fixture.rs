@@ -1,4 +1,4 @@
-//! One mesh with one failover, as a daemon would tell it: what the snapshot tests render.
+//! One mesh with one failover, as a daemon reports it, for the snapshot tests.
 
 use std::time::Duration;
 
