@@ -8,54 +8,82 @@ use std::time::Duration;
 use leaderd_core::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
 use leaderd_core::ids::{LocationName, NodeName};
 
+use super::Format;
 use super::client::Client;
 use super::output::{Output, Style};
 
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
+/// A verb that becomes one request to the daemon.
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    /// Make a candidate the leader of its location, without loss.
+    #[command(after_help = "\
 Example:
   wgctl promote cloud-1          refused unless observers see cloud-1 forward
   wgctl promote cloud-1 --force  without that check")]
-pub struct PromoteArgs {
-    /// A candidate.
-    node: NodeName,
-    /// Promote it even if it is not known to forward, or is drained.
-    #[arg(long)]
-    force: bool,
-}
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  wgctl drain cloud-0 && wgctl status cloud")]
-pub struct DrainArgs {
-    /// A candidate.
-    node: NodeName,
-}
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  wgctl undrain cloud-0")]
-pub struct UndrainArgs {
-    /// A drained candidate.
-    node: NodeName,
-}
-
-#[derive(Debug, clap::Args)]
-#[command(after_help = "\
+    Promote {
+        /// A candidate.
+        node: NodeName,
+        /// Promote it even if it is not known to forward, or is drained.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Move leadership off a node and keep it off, without loss: before maintenance.
+    #[command(after_help = "Example:\n  wgctl drain cloud-0 && wgctl status cloud")]
+    Drain {
+        /// A candidate.
+        node: NodeName,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Let a drained node lead again.
+    #[command(after_help = "Example:\n  wgctl undrain cloud-0")]
+    Undrain {
+        /// A drained candidate.
+        node: NodeName,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Stop automatic failover of a location, for a time or until `unfreeze`.
+    #[command(after_help = "\
 Examples:
   wgctl freeze cloud --for 30m   ends by itself
   wgctl freeze cloud             until `wgctl unfreeze cloud`")]
-pub struct FreezeArgs {
-    /// A location.
-    location: LocationName,
-    /// How long, such as 10m, 2h, 1h30m.
-    #[arg(long = "for", value_name = "DURATION", value_parser = freeze_duration)]
-    duration: Option<Duration>,
+    Freeze {
+        /// A location.
+        location: LocationName,
+        /// How long, such as 10m, 2h, 1h30m.
+        #[arg(long = "for", value_name = "DURATION", value_parser = freeze_duration)]
+        duration: Option<Duration>,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Allow automatic failover of a location again.
+    #[command(after_help = "Example:\n  wgctl unfreeze cloud")]
+    Unfreeze {
+        /// A frozen location.
+        location: LocationName,
+        #[command(flatten)]
+        format: Format,
+    },
 }
 
-#[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  wgctl unfreeze cloud")]
-pub struct UnfreezeArgs {
-    /// A frozen location.
-    location: LocationName,
+impl Verb {
+    /// Returns the request, and how to print its answer.
+    fn request(self) -> (AdminRequest, Format) {
+        match self {
+            Self::Promote { node, force, format } => {
+                (AdminRequest::Promote { node, force }, format)
+            }
+            Self::Drain { node, format } => (AdminRequest::Drain { node }, format),
+            Self::Undrain { node, format } => (AdminRequest::Undrain { node }, format),
+            Self::Freeze { location, duration, format } => {
+                (AdminRequest::Freeze { location, duration }, format)
+            }
+            Self::Unfreeze { location, format } => (AdminRequest::Unfreeze { location }, format),
+        }
+    }
 }
 
 fn freeze_duration(text: &str) -> Result<Duration, String> {
@@ -70,33 +98,9 @@ fn freeze_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-impl PromoteArgs {
-    pub fn request(self) -> AdminRequest {
-        AdminRequest::Promote { node: self.node, force: self.force }
-    }
-}
-impl DrainArgs {
-    pub fn request(self) -> AdminRequest {
-        AdminRequest::Drain { node: self.node }
-    }
-}
-impl UndrainArgs {
-    pub fn request(self) -> AdminRequest {
-        AdminRequest::Undrain { node: self.node }
-    }
-}
-impl FreezeArgs {
-    pub fn request(self) -> AdminRequest {
-        AdminRequest::Freeze { location: self.location, duration: self.duration }
-    }
-}
-impl UnfreezeArgs {
-    pub fn request(self) -> AdminRequest {
-        AdminRequest::Unfreeze { location: self.location }
-    }
-}
-
-pub fn run(request: AdminRequest, client: &Client, out: &Output) -> anyhow::Result<ExitCode> {
+pub fn run(verb: Verb, client: &Client) -> anyhow::Result<ExitCode> {
+    let (request, format) = verb.request();
+    let out = Output::detect(format.json);
     let response = client.command(&request)?;
     if out.json {
         out.print_json(&response)?;

@@ -88,41 +88,8 @@ pub enum Verb {
         #[command(flatten)]
         format: Format,
     },
-    /// Make a candidate the leader of its location, without loss.
-    Promote {
-        #[command(flatten)]
-        args: command::PromoteArgs,
-        #[command(flatten)]
-        format: Format,
-    },
-    /// Move leadership off a node and keep it off, without loss: before maintenance.
-    Drain {
-        #[command(flatten)]
-        args: command::DrainArgs,
-        #[command(flatten)]
-        format: Format,
-    },
-    /// Let a drained node lead again.
-    Undrain {
-        #[command(flatten)]
-        args: command::UndrainArgs,
-        #[command(flatten)]
-        format: Format,
-    },
-    /// Stop automatic failover of a location, for a time or until `unfreeze`.
-    Freeze {
-        #[command(flatten)]
-        args: command::FreezeArgs,
-        #[command(flatten)]
-        format: Format,
-    },
-    /// Allow automatic failover of a location again.
-    Unfreeze {
-        #[command(flatten)]
-        args: command::UnfreezeArgs,
-        #[command(flatten)]
-        format: Format,
-    },
+    #[command(flatten)]
+    Command(command::Verb),
     /// Show what leaderd has put into this node's kernel and what would change, or remove it.
     Net {
         #[command(flatten)]
@@ -157,11 +124,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Status { args, format } => status::run(&args, &client, &out(format)),
         Verb::Events { args, format } => events::run(&args, &client, &out(format)),
         Verb::Explain { args, format } => explain::run(&args, &client, &out(format)),
-        Verb::Promote { args, format } => command::run(args.request(), &client, &out(format)),
-        Verb::Drain { args, format } => command::run(args.request(), &client, &out(format)),
-        Verb::Undrain { args, format } => command::run(args.request(), &client, &out(format)),
-        Verb::Freeze { args, format } => command::run(args.request(), &client, &out(format)),
-        Verb::Unfreeze { args, format } => command::run(args.request(), &client, &out(format)),
+        Verb::Command(verb) => command::run(verb, &client),
         Verb::Net { args, format } => net::run(args, &out(format), || client.network()),
         Verb::Mesh { args, format } => mesh::run(&args, &out(format)),
         Verb::Keygen { args, format } => keygen::run(&args, &out(format)),
