@@ -28,7 +28,7 @@ const SLOW_LOCATIONS: usize = 40;
 const BURSTS: u32 = 4;
 const BURST_EVERY: Duration = Duration::from_secs(1);
 
-/// How many bursts are left: a token bucket.
+/// The bursts that a location may still send: a token bucket.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BurstBudget {
     /// When the bucket is full again.
@@ -54,7 +54,7 @@ pub(super) struct LocationWatch {
     pub location: LocationName,
     /// This node's location is one of those that watch it at full rate.
     pub full_rate: bool,
-    /// It is among the next few, which report as well: they stand in where those are gone.
+    /// This location is next in rank after those, and reports too, in case they are gone.
     backup_reporter: bool,
     /// The last report was of trouble.
     reported_trouble: bool,
@@ -80,7 +80,7 @@ pub(super) struct LocationWatch {
     pub bursts: BurstBudget,
     /// Nothing at all comes back through any path.
     pub all_paths_silent: bool,
-    /// Something needs judging with every reply.
+    /// Every reply is judged, as a path is suspected, degraded or unknown.
     pub needs_eager_judging: bool,
     /// The paths of losses since the last judgement.
     pub fresh_losses: Vec<PathIdx>,
@@ -90,7 +90,7 @@ pub(super) struct LocationWatch {
     pub as_workload_sent: u64,
     pub as_workload_sources: Sources,
     pub verify: Option<Verify>,
-    /// Traffic with it is only observed: no route of ours leads there.
+    /// Traffic with it is only observed: leaderd has no route there.
     pub observed: bool,
     /// Nodes have yet to say where they are probed.
     pub targets_awaited: bool,
@@ -197,7 +197,7 @@ impl LocationWatch {
         watch
     }
 
-    /// As-workload probes go out from this node's addresses.
+    /// Finds which sources this node has for as-workload probes.
     pub(super) fn find_sources(&mut self, mesh: &Mesh, me: &Node) {
         let families = [false, true];
         self.has_source =
@@ -230,7 +230,7 @@ impl LocationWatch {
         self.verify = old.verify.filter(|_| !self.observed).map(Verify::forget_targets);
     }
 
-    /// The long-lived flow to a target through a path.
+    /// Returns the number of the long-lived flow to a target through a path.
     pub(super) fn pinned(&self, p: PathIdx, t: TargetIdx) -> u32 {
         u32::from(self.targets[t].ssid) << 8 | u32::from(self.paths[p].slot.0)
     }
@@ -251,7 +251,7 @@ impl LocationWatch {
         }
     }
 
-    /// Between two rounds over a location that is watched slowly.
+    /// Returns the time between two rounds over a location that is watched slowly.
     pub(super) fn slow_interval(&self, policy: &Policy) -> Duration {
         policy.slow_probe_interval * self.slow_factor
     }
@@ -269,7 +269,7 @@ impl LocationWatch {
         self.raised_until = now + RAISED_FOR;
     }
 
-    /// Workload targets in use.
+    /// Finds the workload targets in use again, as a quarantine began or ended.
     pub(super) fn rebuild_rotation(&mut self) {
         let workloads = self.targets.indices().filter(|t| self.targets[*t].relay_of.is_none());
         self.rotation = self.alive_if_any(workloads.collect());
@@ -285,8 +285,7 @@ impl LocationWatch {
         });
     }
 
-    /// Workload targets of the families and kinds that this node can speak to as its own workloads do, one family in turn with
-    /// the other.
+    /// Returns workload targets of the families and kinds for which this node has a source, the families in turn.
     pub(super) fn as_workload_targets(&self) -> Vec<TargetIdx> {
         let of = |v6: bool| {
             let has_source = move |t: &TargetIdx| {
@@ -307,7 +306,7 @@ impl LocationWatch {
         }
     }
 
-    /// Workload targets that path `p` can be tested on: not its candidate's own; only quarantined ones if there are no others.
+    /// Returns workload targets that path `p` can be tested on: not its candidate's own; only quarantined ones if there are no others.
     pub(super) fn targets_of(&self, p: PathIdx) -> Vec<TargetIdx> {
         self.alive_if_any(self.testable(p).collect())
     }
@@ -328,33 +327,33 @@ impl LocationWatch {
         t.relay_of.is_none() && t.candidate != Some(p)
     }
 
-    /// The quarantined target of a path whose turn it is.
+    /// Returns the quarantined target whose turn it is on a path.
     pub(super) fn quarantined_target(&self, p: PathIdx, turn: u64) -> Option<TargetIdx> {
         let quarantined = self.testable(p).filter(|t| self.targets[*t].health.is_quarantined());
         let quarantined: Vec<TargetIdx> = quarantined.collect();
         quarantined.get(turn as usize % quarantined.len().max(1)).copied()
     }
 
-    /// The candidate's own address; where it has one of each family they take turns.
+    /// Returns the candidate's own address; where it has one of each family they take turns.
     pub(super) fn relay_target(&self, p: PathIdx, turn: u64) -> TargetIdx {
         let all = self.targets.indices().filter(|t| self.targets[*t].relay_of == Some(p));
         let all: Vec<TargetIdx> = all.collect();
         all[turn as usize % all.len()]
     }
 
-    /// Loss of the best other path that is not degraded.
+    /// Returns the loss of the best other path that is not degraded.
     pub(super) fn control_loss(&self, p: PathIdx) -> Option<f64> {
         let others = self.paths.enumerate().filter(|(k, _)| *k != p).map(|(_, other)| other);
         let healthy = others.filter(|other| !other.verdict.get().is_degraded());
         healthy.map(|other| other.loss.own()).reduce(f64::min)
     }
 
-    /// Every path fails, one way or another.
+    /// Returns whether every path is silent or degraded.
     pub(super) fn all_fail(&self) -> bool {
         self.all_paths_silent || self.paths.iter().all(|p| p.verdict.get().is_degraded())
     }
 
-    /// The candidate in this slot forwards.
+    /// Returns whether the candidate in this slot forwards.
     pub(super) fn forwards(&self, slot: Slot) -> bool {
         self.paths.iter().any(|p| p.slot == slot && *p.verdict.get() == Verdict::Forwarding)
     }
@@ -392,7 +391,7 @@ impl LocationWatch {
     }
 }
 
-/// What as-workload probes go out from: to a workload from a workload address of this node, to a node from its own address.
+/// Returns the source of as-workload probes: to a workload a workload address of this node, to a node its own address.
 pub(super) fn source(mesh: &Mesh, me: &Node, own: bool, v6: bool) -> Option<IpAddr> {
     match own {
         true => mesh.carried_address(me).filter(|a| a.is_ipv6() == v6),
@@ -400,12 +399,12 @@ pub(super) fn source(mesh: &Mesh, me: &Node, own: bool, v6: bool) -> Option<IpAd
     }
 }
 
-/// By how much the rounds over locations that are watched slowly are extended_once.
+/// Returns the factor by which rounds over slowly watched locations are rarer.
 fn slow_factor(mesh: &Mesh) -> u32 {
     mesh.locations.len().saturating_sub(1).div_ceil(SLOW_LOCATIONS).max(1) as u32
 }
 
-/// Whether `observer` watches `location` at full rate.
+/// Returns whether `observer` watches `location` at full rate.
 pub(super) fn is_watched_fully(
     mesh: &Mesh,
     observer: &LocationName,
@@ -414,15 +413,15 @@ pub(super) fn is_watched_fully(
     rank(mesh, observer, location) < usize::from(mesh.policy_of(location).watchers)
 }
 
-/// Between two rounds over a location, while all is well.
+/// Returns the time between two rounds over a location, while all is well.
 pub(super) fn interval_of(mesh: &Mesh, location: &LocationName, fully: bool) -> Duration {
     let policy = mesh.policy_of(location);
     let slow = policy.slow_probe_interval * slow_factor(mesh);
     if fully { policy.probe_interval } else { slow }.max(LEAST_INTERVAL)
 }
 
-/// Rendezvous hashing: how many locations come before `observer` in watching `location`? The first `watchers` of its policy watch it
-/// at full rate.
+/// Returns how many locations come before `observer` in watching `location`, by rendezvous hashing. The first `watchers` of its
+/// policy watch it at full rate.
 fn rank(mesh: &Mesh, observer: &LocationName, location: &LocationName) -> usize {
     let mine = weight(observer, location);
     mesh.locations

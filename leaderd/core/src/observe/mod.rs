@@ -1,4 +1,4 @@
-//! Watches other locations: finds faults fast, and calls nothing a fault that is none.
+//! Watches other locations: finds faults within a few hundred milliseconds, without false alarms.
 //!
 //! A candidate sends probes through **every** slot of every other location at once, to the same workload addresses. So each
 //! round is an experiment with controls: what a standby loses as well is not the leader's fault, and a target that is dead
@@ -54,7 +54,7 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// While a leader is degraded reports are repeated this often and for this long: they may get lost.
 const REPEAT_EVERY: Duration = Duration::from_millis(100);
 const REPEAT_FOR: Duration = Duration::from_secs(2);
-/// Most outputs held. A shell drains them after every input, so there are never as many.
+/// Most outputs held. A shell drains them after every input, so there are far fewer.
 const MAX_OUTPUTS: usize = 65_536;
 /// Bytes of UDP and IP headers.
 const UDP: u16 = 8;
@@ -208,56 +208,56 @@ impl Observer {
         self.out.pop_front()
     }
 
-    /// Present view of a location (for status).
+    /// Returns the present view of a location, for the status.
     pub fn view(&self, now: Now, location: &LocationName) -> Option<Report> {
         let w = &self.watches[*self.by_name.get(location)?];
         Some(w.report(&self.me, now, self.abstains()))
     }
 
-    /// This node's own evidence says that the candidate in this slot forwards.
+    /// Returns whether the candidate in this slot forwards, by this node's own evidence.
     pub fn forwards(&self, location: &LocationName, slot: Slot) -> bool {
         self.by_name.get(location).is_some_and(|&watch| self.watches[watch].forwards(slot))
     }
 
-    /// This node's own evidence says that nothing gets through any candidate of the location. Where some packets do (others are
-    /// lost, too large, or of new flows), another way would cross the same nodes.
+    /// Returns whether nothing gets through any candidate of the location, by this node's own evidence. Where some packets do
+    /// (others are lost, too large, or of new flows), another way would cross the same nodes.
     pub fn is_cut_off(&self, location: &LocationName) -> bool {
         self.by_name.get(location).is_some_and(|&watch| self.watches[watch].is_cut_off())
     }
 
-    /// Whom this node would choose by its own evidence: the first of the ranking that forwards.
+    /// Returns the candidate that this node would choose by its own evidence: the first of the ranking that forwards.
     pub fn own_choice(&self, location: &LocationName) -> Option<Slot> {
         let w = &self.watches[*self.by_name.get(location)?];
         self.mesh.ranking(location).into_iter().find(|slot| w.forwards(*slot))
     }
 
-    /// The long-lived flows that may be used again: [`crate::io::Flow::Pinned`].
+    /// Returns the long-lived flows that may be used again ([`crate::io::Flow::Pinned`]).
     pub fn pinned_flows(&self) -> BTreeSet<u32> {
         self.watches.iter().flat_map(LocationWatch::pinned_flows).collect()
     }
 
-    /// Replies since the start whose HMAC was wrong.
+    /// Returns the number of replies since the start whose HMAC was wrong.
     pub fn forged_replies(&self) -> u64 {
         self.forged
     }
 
-    /// Probes since the start that arrived from another source than they were sent from.
+    /// Returns the number of probes since the start that arrived from another source than they were sent from.
     pub fn rewritten_sources(&self) -> u64 {
         self.rewritten
     }
 
-    /// Where sources do not survive on the way to a location.
+    /// Returns where sources do not survive on the way to a location.
     pub fn hidden_sources(&self, location: &LocationName) -> Vec<HiddenSource> {
         let watch = self.by_name.get(location);
         watch.map(|&watch| self.watches[watch].hidden_sources()).unwrap_or_default()
     }
 
-    /// Rounds left out since the start because the probe budget was spent.
+    /// Returns the number of rounds left out since the start because the probe budget was spent.
     pub fn rounds_left_out(&self) -> u64 {
         self.budget.left_out()
     }
 
-    /// The probe budget is too small for what this node watches.
+    /// Returns whether the probe budget is too small for what this node watches.
     pub fn is_short_of_probes(&self, now: Instant) -> bool {
         self.budget.is_short(now)
     }
@@ -340,7 +340,8 @@ impl Observer {
         self.emit(ObserverOutput::Report(report));
     }
 
-    /// Most locations fail in every slot: then this observer is the sick one (as in Lifeguard, arXiv:1707.00788).
+    /// Returns whether most locations fail in every slot: then this observer is the sick one (as in Lifeguard,
+    /// arXiv:1707.00788).
     fn abstains(&self) -> bool {
         let failing = self.watches.iter().filter(|w| w.all_fail()).count();
         let silent = self.watches.iter().filter(|w| w.all_paths_silent).count();

@@ -14,13 +14,13 @@ use super::location::LocationWatch;
 use super::{Observer, REPORT_EVERY, Timer};
 
 impl Observer {
-    /// Takes a new mesh. What is known of a candidate that keeps its slot and key is kept.
+    /// Takes a new mesh, and keeps what is known of each candidate whose slot and key stay.
     pub fn set_mesh(&mut self, now: Now, mesh: Arc<Mesh>) {
         for id in self.in_flight.all() {
             self.abandon(id);
         }
         self.by_name.clear();
-        // Numbers that targets had stay theirs.
+        // Targets keep their session numbers.
         let in_use: BTreeSet<u16> = std::mem::take(&mut self.by_ssid).into_keys().collect();
         self.timers.clear();
         let mut old: BTreeMap<LocationName, LocationWatch> = std::mem::take(&mut self.watches)
@@ -64,7 +64,7 @@ impl Observer {
             self.abandon_all(watch);
             let before = self.watches.remove(watch);
             let in_use = before.targets.iter().map(|t| t.ssid).collect();
-            // It has the candidates that it had.
+            // Its candidates are the same.
             if let Some(new) = self.start_watch(now, me, &location, watch, Some(before), &in_use) {
                 self.watches.insert(watch, new);
             }

@@ -56,7 +56,7 @@ impl LocationWatch {
         self.epoch = epoch;
         self.leaders = leaders.to_vec();
         if self.observed {
-            // It says nothing of the decision: traffic does not go by it.
+            // Traffic does not go by the decision, so nothing would be verified.
             self.verify = None;
             return false;
         }

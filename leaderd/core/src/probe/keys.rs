@@ -1,6 +1,6 @@
 //! Keys of the probes: one for every pair of nodes, from the same X25519 keys that WireGuard uses.
 //!
-//! `key(a, b) = HMAC-SHA256(DH(a, b), "leaderd stamp v1")`: both ends compute it, nobody else can, nothing is exchanged.
+//! `key(a, b) = HMAC-SHA256(DH(a, b), "leaderd stamp v1")`: only the two ends can compute it, and nothing is exchanged.
 //!
 //! A recording of a node holds no key. The core runs it again with [`ProbeKeys::redacted`], which takes and gives the tags
 //! that [`super::stamp::redact`] left in the place of the true ones.

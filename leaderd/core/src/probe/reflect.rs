@@ -1,4 +1,4 @@
-//! The Session-Reflector: answers authenticated STAMP requests of the mesh's nodes, and of nobody else.
+//! The Session-Reflector: answers authenticated STAMP requests of the mesh's nodes, and no others.
 //!
 //! It is stateful (RFC 8762 §4.3): per session, a pair of sending node and SSID, it counts what it answers, so that the
 //! sender can tell loss on the way there from loss on the way back. A session spans every path between the two nodes:
@@ -105,8 +105,12 @@ impl Reflector {
         self.mesh = mesh;
     }
 
-    /// The reply's bytes, as long as the request. Whose key is right the request says itself, as its source may have been
-    /// rewritten; only one of an older release, which does not say it, is known by the source.
+    /// Returns the reply's bytes, as long as the request. The request itself names its sender, and so the key, as its source may
+    /// have been rewritten; only a request of an older release, which names none, is known by its source.
+    ///
+    /// # Errors
+    ///
+    /// Why the request gets no answer.
     pub fn handle(
         &mut self,
         now: Now,
@@ -154,7 +158,7 @@ impl Reflector {
         self.by_index.get(&NodeIndex(low)).copied()
     }
 
-    /// Forgets the session that is idle longest: of this peer if it has many, else of all if there are too many.
+    /// Forgets the session that is idle longest: of this peer if it has many, else of all peers if there are too many.
     fn make_room(&mut self, peer: WgPublicKey) {
         let own = || self.sessions.range((peer, 0)..=(peer, u16::MAX));
         let oldest = if own().count() >= MAX_SESSIONS_PER_PEER {
@@ -168,7 +172,11 @@ impl Reflector {
         }
     }
 
-    /// This answer's number in its session, or `Replayed`.
+    /// Returns this answer's number in its session.
+    ///
+    /// # Errors
+    ///
+    /// `Replayed`: the request came before.
     fn count(
         &mut self,
         now: Instant,

@@ -3,7 +3,7 @@
 //! Authenticated packets are 112 octets, unauthenticated ones 44, in both directions; a longer one carries TLVs (`tlv`).
 //! The HMAC covers the first 96 octets, that of the HMAC TLV the TLVs but for Extra Padding. A packet is believed as a whole or
 //! not at all: where either is wrong there is no answer (RFC 8972 §4.8 would have a reflector send the TLVs back with a
-//! flag; ours answers nobody whom it does not know). Replies are as long as requests, so a size is tested in both directions.
+//! flag; ours answers known nodes only). Replies are as long as requests, so a size is tested in both directions.
 
 use crate::ids::NodeIndex;
 use crate::time::WallTime;
@@ -115,7 +115,7 @@ impl SenderPacket {
         bytes.first_chunk().map(|octets| u32::from_be_bytes(*octets))
     }
 
-    /// Whom an authenticated request names as its sender. Only the HMAC by that node's key proves it.
+    /// Returns the sender that an authenticated request names. Only the HMAC by that node's key proves it.
     pub fn sender(bytes: &[u8]) -> Option<NodeIndex> {
         tlv::sender(bytes, AUTHENTICATED_LEN)
     }

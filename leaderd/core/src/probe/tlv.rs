@@ -104,13 +104,13 @@ pub(super) fn ask(packet: &mut Vec<u8>, me: NodeIndex, key: &HmacKey) {
     append_hmac(packet, base, key);
 }
 
-/// Vouches for all TLVs so far.
+/// Appends the HMAC TLV over all TLVs so far.
 pub(super) fn append_hmac(packet: &mut Vec<u8>, base: usize, key: &HmacKey) {
     append(packet, HMAC, TAG_LEN);
     sign(packet, base, key);
 }
 
-/// Who says to have sent a request. Nothing is proved by it.
+/// Returns the sender that a request names. Nothing proves it.
 pub(super) fn sender(packet: &[u8], base: usize) -> Option<NodeIndex> {
     let tlv = walk(packet, base).find(|t| t.kind == SENDER)?;
     let value = packet.get(tlv.value?)?;
@@ -151,7 +151,7 @@ fn sign(packet: &mut [u8], base: usize, key: &HmacKey) {
     }
 }
 
-/// Whether the TLVs were vouched for.
+/// Whether there is an HMAC TLV, and a right one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Integrity {
     /// There is no HMAC TLV: nothing that a TLV says is believed.
@@ -176,8 +176,8 @@ pub(super) fn integrity_of_reply(packet: &[u8], base: usize, key: &HmacKey) -> I
     }
 }
 
-/// Turns a request's TLVs, copied behind a reply's base packet, into those of the reply. `key`: the request's were vouched for,
-/// and the reply's are to be.
+/// Turns a request's TLVs, copied behind a reply's base packet, into those of the reply. `key`: the request's HMAC TLV was right,
+/// and the reply's is made with it.
 pub(super) fn answer(
     packet: &mut [u8],
     base: usize,
@@ -213,7 +213,7 @@ const fn known(kind: u8, key: Option<&HmacKey>) -> bool {
 /// > The Session-Reflector that received an extended STAMP packet with the Location TLV MUST include in the reflected packet
 /// > the Location TLV with a length equal to the Location TLV length in the received packet. (§4.2.2)
 ///
-/// Of the sub-TLVs only the source address is told. False if it is not well formed.
+/// Of the sub-TLVs only the source address is answered. Returns false if it is not well formed.
 fn fill(value: &mut [u8], location: &Location) -> bool {
     if value.len() < PORTS {
         return false;
@@ -248,7 +248,7 @@ fn fill(value: &mut [u8], location: &Location) -> bool {
     true
 }
 
-/// What a reply says of where its request came from. Only for one whose TLVs were vouched for.
+/// Returns where a request came from, as its reply says. Only for a reply whose HMAC TLV is right.
 pub(super) fn location(packet: &[u8], base: usize) -> Option<Location> {
     let tlv = walk(packet, base).find(|t| t.kind == LOCATION)?;
     if packet[tlv.at] != 0 {

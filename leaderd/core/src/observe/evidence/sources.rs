@@ -63,7 +63,7 @@ impl Sources {
 }
 
 impl LocationWatch {
-    /// One for each way, and for each of its two parts: to the candidate, and from there on.
+    /// Returns one for each way on which sources are rewritten: before the candidate if they are there, else behind it.
     pub fn hidden_sources(&self) -> Vec<HiddenSource> {
         let ways = self.paths.enumerate().map(|(p, path)| (Some(p), &path.sources));
         let mut all = Vec::new();
@@ -86,14 +86,14 @@ impl LocationWatch {
         all
     }
 
-    /// The name of the candidate at the end of a path: it has an address there.
+    /// Returns the name of a path's candidate.
     fn candidate_of(&self, p: PathIdx) -> Option<NodeName> {
         self.targets.iter().find(|t| t.relay_of == Some(p)).map(|t| t.node.clone())
     }
 }
 
 impl Observer {
-    /// A reflector says where a probe came from.
+    /// Takes down where a reflector saw a probe come from, and logs a change.
     pub(in crate::observe) fn source_seen(
         &mut self,
         now: Now,

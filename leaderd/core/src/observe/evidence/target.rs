@@ -65,11 +65,11 @@ impl TargetHealth {
     }
 }
 
-/// Something that answers probes.
+/// An address that answers probes.
 #[derive(Debug)]
 pub struct Target {
     pub node: NodeName,
-    /// `None`: a reflector that is not ours, asked without authentication.
+    /// `None`: a reflector that is not ours, probed without authentication.
     pub key: Option<WgPublicKey>,
     pub address: IpAddr,
     /// `None`: any of the mesh's probe ports.
@@ -88,13 +88,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// The same under another mesh file.
+    /// Returns whether this is the same target under another mesh file.
     pub fn is_same_as(&self, other: &Self) -> bool {
         let what = |t: &Self| (t.address, t.port, t.relay_of.is_some());
         self.node == other.node && what(self) == what(other)
     }
 
-    /// Bytes of the smallest probe to it, headers included. To one that is not ours no TLV goes but padding.
+    /// Returns the bytes of the smallest probe to it, headers included. A reflector that is not ours gets no TLV but padding.
     pub fn smallest(&self) -> u16 {
         let payload = if self.key.is_some() { REQUEST_LEN } else { AUTHENTICATED_LEN };
         payload as u16 + UDP + ip_header(self.address.is_ipv6())
@@ -112,7 +112,7 @@ impl Target {
         self.replies.push_back((sender, reflector, sent));
     }
 
-    /// (lost on the way there, lost on the way back) among what was sent between the last reply to a probe sent before
+    /// Returns (lost on the way there, lost on the way back) among the probes sent between the last reply to one sent before
     /// `from` and the newest reply.
     pub fn losses_by_direction(&self, from: Instant) -> Option<(u32, u32)> {
         let base = self.replies.iter().rev().find(|r| r.2 < from)?;

@@ -121,7 +121,7 @@ impl LocationWatch {
         }
     }
 
-    /// Which way the losses since `from` went, from the reflectors' counts.
+    /// Returns the direction of the losses since `from`, by the reflectors' counts.
     pub fn direction(&self, from: Instant) -> Option<Direction> {
         let ways = self.targets.iter().filter_map(|t| t.losses_by_direction(from));
         let (there, back) = ways.fold((0, 0), |sum, w| (sum.0 + w.0, sum.1 + w.1));

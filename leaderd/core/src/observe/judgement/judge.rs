@@ -17,7 +17,7 @@ use super::path_mtu::Attempts;
 use super::sprt;
 use super::verdict::{Finding, Grounds, Trouble};
 
-/// A suspicion that nothing new feeds is dropped after this.
+/// A burst that found nothing is over after this.
 const SUSPICION: Duration = Duration::from_secs(1);
 /// A degraded path must work for this long, or for this many rounds, and pass this many probes of the class that failed, to be
 /// taken as recovered.
@@ -28,9 +28,9 @@ const RECOVERY_PROBES: usize = 10;
 const RECOVERY_FEW: usize = 3;
 /// Deliveries before a path is called forwarding for the first time.
 const FIRST_DELIVERIES: usize = 3;
-/// How long nothing at all must come back before a location is called all_paths_silent, or failing as a whole.
+/// How long nothing must come back before all paths count as silent, or all candidates as failing together.
 const ALL_SILENT_AFTER: Duration = Duration::from_millis(300);
-/// A path through which nothing has come yet is given two attempts at WireGuard's handshake (`REKEY_TIMEOUT` is 5 s).
+/// A path through which nothing has come yet gets two tries at WireGuard's handshake (`REKEY_TIMEOUT` is 5 s).
 const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
 /// Losses among deliveries may all be of one short burst on one link, and then they are not independent, as the tests take
 /// them to be, however many were counted. So they must go on for this long.
@@ -47,7 +47,7 @@ const SILENT_LOSSES: u32 = 3;
 /// A line for the log: level, message, fields.
 type LogLine = (LogLevel, String, Vec<(String, String)>);
 
-/// What a judgement asks for.
+/// What follows from a judgement.
 #[derive(Debug, Default)]
 pub struct Judgement {
     pub changed: bool,
@@ -55,12 +55,12 @@ pub struct Judgement {
     pub bursts: Vec<PathIdx>,
     pub probes: Vec<ProbeSpec>,
     pub logs: Vec<LogLine>,
-    /// Judge again then, whatever happens: a loss begins to count.
+    /// When to judge again whatever happens, as a loss begins to count.
     pub judge_at: Option<Instant>,
 }
 
 impl LocationWatch {
-    /// The class and target of the latest loss through a path of something behind its candidate: what its burst repeats.
+    /// Returns the class and target of a path's latest loss behind its candidate: its burst repeats them.
     pub fn last_loss(&self, p: PathIdx) -> Option<(ProbeClass, TargetIdx)> {
         let lost = self.paths[p].samples.iter().rev().find(|s| {
             s.outcome.is_loss()
@@ -127,7 +127,7 @@ impl LocationWatch {
         judgement
     }
 
-    /// Nothing at all comes back through any path.
+    /// Returns whether nothing at all comes back through any path.
     fn are_all_paths_silent(&self, mesh: &Mesh, now: Instant) -> bool {
         let least = mesh.policy_of(&self.location).min_probe_timeout;
         self.paths.iter().all(|p| {
@@ -137,7 +137,7 @@ impl LocationWatch {
         })
     }
 
-    /// All candidates relay nothing although they answer themselves: they are all sick.
+    /// Returns whether all candidates relay nothing although they answer themselves: then they are all sick.
     fn do_all_candidates_relay_nothing(&self) -> bool {
         self.paths.indices().all(|p| {
             let tested = self.targets.indices().filter(|t| self.can_test(p, *t));
@@ -153,7 +153,7 @@ impl LocationWatch {
         })
     }
 
-    /// What the packets through a path say now.
+    /// Returns what the packets through a path show now.
     fn finding(
         &self,
         mesh: &Mesh,
@@ -292,7 +292,7 @@ impl LocationWatch {
         (level, "verdict changed".to_owned(), fields)
     }
 
-    /// A path that packets degraded works again.
+    /// Returns whether a path works again that was degraded by its packets.
     fn recovered(&self, mesh: &Mesh, now: Instant, p: PathIdx, cause: Cause) -> bool {
         let path = &self.paths[p];
         let policy = mesh.policy_of(&self.location);
@@ -327,7 +327,7 @@ impl LocationWatch {
         n >= if few { RECOVERY_FEW } else { RECOVERY_PROBES } && (lost as f64) <= allowed * n as f64
     }
 
-    /// Probes of the next size to try while a path's MTU is searched.
+    /// Plans probes of the next size to try while a path's MTU is searched.
     fn search_mtu(&mut self, p: PathIdx) -> Vec<ProbeSpec> {
         let target = self.last_loss(p).map(|(_, target)| target);
         let path = &mut self.paths[p];

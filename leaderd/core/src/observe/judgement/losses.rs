@@ -46,7 +46,7 @@ impl LossTests {
         self.next
     }
 
-    /// There is something against the path, or soon will be.
+    /// Returns whether some loss counts against the path, or soon will.
     pub fn raise_suspicion(&self) -> bool {
         self.losses > 0 && self.worst().value() > 0.0 || self.next.is_some()
     }
@@ -61,7 +61,7 @@ pub struct Control {
 }
 
 impl LocationWatch {
-    /// Paths that can show `t` alive independently of path `p`.
+    /// Returns paths that can show `t` alive independently of path `p`.
     pub fn controls(&self, p: PathIdx, t: TargetIdx) -> Vec<Control> {
         let others = self.paths.indices().filter(|k| *k != p && self.can_test(*k, t));
         let others: Vec<_> = others.map(|path| Control { path, by_relay: false }).collect();
@@ -76,8 +76,8 @@ impl LocationWatch {
         if comparable { Vec::new() } else { vec![Control { path, by_relay: true }] }
     }
 
-    /// A control reached the target of a lost probe at about the same time: of its probes from shortly before to a little
-    /// later, the one nearest in time passed. All paths may have been silent for a moment, so one that passed sooner or
+    /// Returns whether a control reached the target of a lost probe at about the same time: of its probes from shortly before
+    /// to a little later, the one nearest in time passed. All paths may have been silent for a moment, so one that passed sooner or
     /// later says nothing if a nearer one was lost, or is still on its way.
     fn confirmed(&self, controls: &[Control], lost: &Sample, slack: Duration) -> bool {
         let (from, until) = (lost.sent - slack, lost.sent + slack * CONFIRM_SLACKS);
@@ -95,7 +95,7 @@ impl LocationWatch {
         })
     }
 
-    /// The share that the best control loses.
+    /// Returns the share that the best control loses.
     fn controls_lose(&self, p: PathIdx, now: Instant, slack: Duration) -> f64 {
         let share = |k: PathIdx| {
             let (mut n, mut lost) = (0, 0);

@@ -20,7 +20,7 @@ use crate::time::Instant;
 const SECONDS_PER_YEAR: f64 = 31_557_600.0;
 /// Loss of a broken path: not 1, so that a stray delivery does not clear it.
 pub const P1: f64 = 0.9;
-/// Loss that is taken for granted even if the controls lose nothing.
+/// Loss that is assumed even if the controls lose nothing.
 pub const BASE_LOSS: f64 = 0.02;
 
 /// Two hypotheses about a share of loss.
@@ -39,7 +39,7 @@ impl Test {
         Self { lost: (p1 / p0).ln(), delivered: ((1.0 - p1) / (1.0 - p0)).ln() }
     }
 
-    /// What a probe adds to the sum.
+    /// Returns what a probe adds to the sum.
     pub fn step(&self, lost: bool) -> f64 {
         if lost { self.lost } else { self.delivered }
     }
@@ -53,7 +53,7 @@ pub struct Cusum {
 }
 
 impl Cusum {
-    /// Adds what a probe that was sent then says.
+    /// Adds the step of a probe that was sent then.
     pub fn add(&mut self, step: f64, sent: Instant) {
         self.value = (self.value + step).max(0.0);
         self.from = if self.value > 0.0 { self.from.or(Some(sent)) } else { None };
@@ -84,7 +84,7 @@ pub fn steady(control_loss: f64, threshold: f64) -> Test {
     Test::new(p0, (threshold * 1.5).max(p0 + 0.2).min(0.99))
 }
 
-/// `h`, see above.
+/// Returns `h` (see above).
 pub fn threshold(interval: Duration, allowed_per_year: f64) -> f64 {
     let rate = 1.0 / interval.as_secs_f64().max(1e-3);
     (rate * SECONDS_PER_YEAR / allowed_per_year.max(1e-9)).ln().max(5.0)

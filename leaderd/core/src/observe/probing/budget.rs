@@ -1,4 +1,4 @@
-//! How many probes a node may send. Where that is too few, all locations lose rounds alike, and it is said.
+//! The number of probes that a node may send. Where it is too small, all locations lose rounds alike, and the status says so.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use crate::observe::index::WatchIdx;
 use crate::observe::location::{interval_of, is_watched_fully};
 use crate::observe::probing::schedule::probes_per_path;
 
-/// For so long after a round was left out the budget counts as too small.
+/// How long after a round was left out the budget counts as too small.
 const SHORT: Duration = Duration::from_secs(60);
 
 /// A token bucket. Half of `probe_budget` at once and half of it per second, so no second ever sees more than all of it.
@@ -18,14 +18,14 @@ const SHORT: Duration = Duration::from_secs(60);
 pub struct Budget {
     tokens: f64,
     refilled: Instant,
-    /// Watches whose round was left out, in the order in which they come first: one with many slots would else wait for ever
+    /// Locations whose round was left out, in the order in which they come next: one with many slots would else wait for ever
     /// beside others with few.
     waiting: VecDeque<WatchIdx>,
     left_out: u64,
     last_left_out: Option<Instant>,
 }
 
-/// What the bucket holds, and gets in a second.
+/// Returns the size of the bucket, and what it gets in a second.
 fn full(mesh: &Mesh) -> f64 {
     f64::from(mesh.policy.probe_budget) / 2.0
 }
@@ -36,7 +36,7 @@ impl Budget {
         Self { tokens: 0.0, refilled: now, waiting, left_out: 0, last_left_out: None }
     }
 
-    /// Another mesh: other numbers of watches.
+    /// Takes another mesh, in which locations have other indexes.
     pub fn mesh_changed(&mut self, mesh: &Mesh) {
         self.tokens = self.tokens.min(full(mesh));
         self.waiting.clear();
@@ -55,7 +55,11 @@ impl Budget {
         enough
     }
 
-    /// Takes a round of `n` probes over a location. If it is left out: when to try again, where that is sooner than its next round.
+    /// Takes a round of `n` probes over a location.
+    ///
+    /// # Errors
+    ///
+    /// The budget is spent: when to try again, where that is sooner than the location's next round.
     pub fn round(
         &mut self,
         mesh: &Mesh,
@@ -78,7 +82,7 @@ impl Budget {
         Err(first.then(|| now + wait))
     }
 
-    /// Something that was to be sent is not.
+    /// Counts a round or burst that is not sent.
     pub fn leave_out(&mut self, now: Instant) {
         self.left_out += 1;
         self.last_left_out = Some(now);
@@ -93,7 +97,7 @@ impl Budget {
     }
 }
 
-/// Probes that a candidate wants to send in a second while all is well, and how many it may.
+/// Returns how many probes a candidate wants to send in a second while all is well, and how many it may.
 pub fn steady_probes(mesh: &Mesh, node: &Node) -> (f64, f64) {
     let to = |location| {
         let fully = is_watched_fully(mesh, &node.location, location);

@@ -47,8 +47,8 @@ impl Observer {
 
     /// The probe that a packet answers.
     fn answered_by(&mut self, probe: ProbeId, bytes: &[u8]) -> Option<(ProbeId, ReflectorPacket)> {
-        // A long-lived socket may bring the reply to an earlier probe than the one it was asked for, so the packet
-        // itself says which one it answers.
+        // The socket of a long-lived flow may bring the reply to an earlier probe, so the packet itself says which one it
+        // answers.
         let foreign = self.in_flight.get(probe).and_then(|f| match f.sent {
             Sent::Packet(p) if self.watches[f.watch].targets[p.spec.target].key.is_none() => {
                 Some(p.ssid)

@@ -20,7 +20,7 @@ const BETA: f64 = 1.0 / 4.0;
 /// Round trips remembered: under a second of rounds.
 const LATEST: usize = 12;
 
-/// For so long after a reply that came late, no loss counts before it has had as much time.
+/// How long after a late reply no loss counts before it has had as much time.
 const LATE_FOR: Duration = Duration::from_secs(5);
 /// Replies in time to later probes, after which that is over: the delay has gone, or the timeout has followed it.
 const LATE_UNTIL: u32 = 3;

@@ -138,8 +138,8 @@ impl LocationWatch {
         probes
     }
 
-    /// The round's target for a path: all paths agree on it, but for the one whose own workload it is. That one takes the next
-    /// of the same kind, if there is one.
+    /// Picks the round's target for a path: the same for all paths, but for the one whose own workload it is. That one takes the
+    /// next of the same kind, if there is one.
     fn pick(&self, targets: &[TargetIdx], turn: u64) -> Option<TargetIdx> {
         let rotation = &self.rotation;
         if rotation.is_empty() {
@@ -158,12 +158,12 @@ impl LocationWatch {
             .or_else(|| targets.first().copied())
     }
 
-    /// A probe of the candidate itself.
+    /// Plans a probe of the candidate itself.
     fn relay_probe(&self, mesh: &Mesh, p: PathIdx, turn: u64) -> ProbeSpec {
         self.probe(mesh, ProbeClass::Relay, p, self.relay_target(p, turn), None)
     }
 
-    /// A burst: what settles whether path `p` fails, and how.
+    /// Plans a burst, which shows whether path `p` fails, and how.
     pub fn plan_burst(
         &mut self,
         mesh: &Mesh,
@@ -223,8 +223,8 @@ impl LocationWatch {
         probes
     }
 
-    /// Which targets a burst through `p` goes to, in turn. The one that was lost takes two of three, others the rest. Only
-    /// what another path can test as well is evidence, so if the lost one is not that, others stand in for it.
+    /// Returns the targets of a burst through `p`, in turn. The lost one takes two of three, others the rest. Only targets that
+    /// another path can test as well give evidence: if the lost one is none of them, others stand in for it.
     fn burst_targets(&self, p: PathIdx, lost: TargetIdx) -> Vec<TargetIdx> {
         let proves = |t: &TargetIdx| !self.controls(p, *t).is_empty();
         let mut others = self.targets_of(p);
@@ -238,7 +238,7 @@ impl LocationWatch {
         }
     }
 
-    /// A probe through a path. `drawn`: a random number that chooses the size where the class has one drawn; `None`: the
+    /// Plans a probe through a path. `drawn`: a random number that chooses the size where the class draws one; `None`: the
     /// smallest.
     pub fn probe(
         &self,

@@ -116,7 +116,7 @@ impl Observer {
         self.budget.spend(&self.mesh, now, n)
     }
 
-    /// A random part of a duration.
+    /// Returns a random part of a duration.
     pub(in crate::observe) fn fraction(&mut self, of: Duration) -> Duration {
         of.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX))
     }
