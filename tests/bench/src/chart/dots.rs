@@ -1,15 +1,15 @@
-//! A chart of times on a logarithmic axis: a group of dots for each row, a dot for each series in it.
+//! Charts of times: a group of dots for each row, a dot for each series in it.
 
-use std::fmt::Write as _;
+use plotters::prelude::*;
 
-use super::COLOURS;
+use super::{
+    AXIS_COLOUR, Axis, Canvas, FONT, GRID, LEGEND_STEP, REMARK, Result, TITLE_HEIGHT, colour, label, svg,
+};
 
-const WIDTH: f64 = 860.0;
-const LEFT: f64 = 130.0;
-const RIGHT: f64 = 200.0;
-const TOP: f64 = 50.0;
-const BOTTOM: f64 = 50.0;
-/// Between two dots of a group, and between two groups.
+const WIDTH: u32 = 860;
+const LEGEND: u32 = 200;
+const X_LABELS: u32 = 44;
+/// Between two dots of a group, and between two groups. Pixels.
 const STEP: f64 = 12.0;
 const GAP: f64 = 16.0;
 
@@ -20,7 +20,7 @@ pub enum Dot {
         middle: f64,
         most: f64,
     },
-    /// It lasted longer than was watched: this long.
+    /// It lasted longer than this, which is how long it was watched.
     NotEnded {
         watched: f64,
     },
@@ -34,106 +34,94 @@ pub struct Dots {
     pub series: Vec<String>,
     /// Name, and a dot for each series.
     pub rows: Vec<(String, Vec<Dot>)>,
-    /// Ends of the axis, milliseconds: powers of ten.
-    pub from: f64,
-    pub to: f64,
+    /// Ends of the axis: exponents of ten, of milliseconds.
+    pub decades: (i32, i32),
 }
 
 impl Dots {
     pub fn svg(&self) -> String {
-        let group = STEP * self.series.len() as f64 + GAP;
-        let height = TOP + BOTTOM + group * self.rows.len() as f64;
-        let (x0, x1) = (self.from.log10(), self.to.log10());
-        let px = |ms: f64| {
-            let share = (ms.clamp(self.from, self.to).log10() - x0) / (x1 - x0);
-            LEFT + share * (WIDTH - LEFT - RIGHT)
+        let height = TITLE_HEIGHT + X_LABELS + (self.group() * self.rows.len() as f64) as u32 + 10;
+        svg(&self.title, (WIDTH, height), LEGEND, |chart, legend| {
+            self.plot(chart)?;
+            self.legend(legend)
+        })
+    }
+
+    /// Height of a row.
+    fn group(&self) -> f64 {
+        STEP * self.series.len() as f64 + GAP
+    }
+
+    fn plot(&self, area: &Canvas<'_>) -> Result {
+        let group = self.group();
+        let (low, high) = (f64::from(self.decades.0), f64::from(self.decades.1));
+        // Downwards from zero, in pixels.
+        let bottom = -group * self.rows.len() as f64;
+        let middles = (0..self.rows.len()).map(|r| -group * (r as f64 + 0.5)).collect();
+        let name = |y: &f64| {
+            let row = (-y / group).floor() as usize;
+            self.rows.get(row).map(|(name, _)| name.clone()).unwrap_or_default()
         };
-        let mut s = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
-             <rect width=\"{WIDTH}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
-        );
-        text(&mut s, 10.0, 22.0, "start", " font-size=\"14\" font-weight=\"bold\"", &self.title);
-        text(&mut s, (LEFT + WIDTH - RIGHT) / 2.0, height - 12.0, "middle", "", &self.x);
-        for e in x0.round() as i32..=x1.round() as i32 {
-            let x = px(10f64.powi(e));
-            let _ = writeln!(
-                s,
-                "<path d=\"M{x:.1} {TOP}V{:.1}\" stroke=\"#dddddd\"/>",
-                height - BOTTOM
-            );
-            text(&mut s, x, height - BOTTOM + 16.0, "middle", "", &span(10f64.powi(e)));
-        }
-        for (r, (name, dots)) in self.rows.iter().enumerate() {
-            let top = TOP + group * r as f64;
-            let middle = top + group / 2.0 + 4.0;
-            text(&mut s, LEFT - 10.0, middle, "end", "", name);
-            let _ = writeln!(
-                s,
-                "<path d=\"M{LEFT} {:.1}H{:.1}\" stroke=\"#eeeeee\"/>",
-                top + group,
-                WIDTH - RIGHT
-            );
-            for (i, dot) in dots.iter().enumerate() {
-                let y = top + GAP / 2.0 + STEP * (i as f64 + 0.5);
-                draw(&mut s, *dot, y, COLOURS[i % COLOURS.len()], &px);
+        let mut chart = ChartBuilder::on(area)
+            .margin_bottom(10)
+            .margin_right(10)
+            .x_label_area_size(X_LABELS)
+            .y_label_area_size(140)
+            .build_cartesian_2d(
+                Axis::of_decades(self.decades),
+                Axis { ends: bottom..0.0, labels: middles },
+            )?;
+        chart
+            .configure_mesh()
+            .disable_y_mesh()
+            .light_line_style(TRANSPARENT)
+            .bold_line_style(GRID)
+            .axis_style(AXIS_COLOUR)
+            .label_style(("sans-serif", FONT))
+            .x_desc(&self.x)
+            .x_label_formatter(&|e| span(10f64.powi(e.round() as i32)))
+            .y_label_formatter(&name)
+            .draw()?;
+        let x = |ms: f64| ms.log10().clamp(low, high);
+        for (r, (_, dots)) in self.rows.iter().enumerate() {
+            let top = -group * r as f64;
+            let border = vec![(low, top - group), (high, top - group)];
+            chart.draw_series([PathElement::new(border, GRID)])?;
+            for (n, dot) in dots.iter().enumerate() {
+                let y = top - GAP / 2.0 - STEP * (n as f64 + 0.5);
+                let line = colour(n).stroke_width(2);
+                match *dot {
+                    Dot::Absent => {}
+                    Dot::Ended { middle, most } => {
+                        let range = vec![(x(middle), y), (x(most), y)];
+                        chart.draw_series([PathElement::new(range, line)])?;
+                        chart.draw_series([Circle::new(
+                            (x(middle), y),
+                            4,
+                            colour(n).filled(),
+                        )])?;
+                    }
+                    Dot::NotEnded { watched } => {
+                        let arrow = EmptyElement::at((x(watched), y))
+                            + PathElement::new(vec![(0, -4), (8, 0), (0, 4), (0, -4)], line);
+                        chart.draw_series([arrow])?;
+                    }
+                }
             }
         }
-        for (i, name) in self.series.iter().enumerate() {
-            let (x, y) = (WIDTH - RIGHT + 40.0, TOP + 14.0 + 20.0 * i as f64);
-            let colour = COLOURS[i % COLOURS.len()];
-            let _ = writeln!(s, "<circle cx=\"{x}\" cy=\"{y}\" r=\"4\" fill=\"{colour}\"/>");
-            text(&mut s, x + 12.0, y + 4.0, "start", "", name);
-        }
-        let y = TOP + 24.0 + 20.0 * self.series.len() as f64;
-        text(
-            &mut s,
-            WIDTH - RIGHT + 36.0,
-            y,
-            "start",
-            " fill=\"#666666\"",
-            "dot: median, line: longest",
-        );
-        text(
-            &mut s,
-            WIDTH - RIGHT + 36.0,
-            y + 18.0,
-            "start",
-            " fill=\"#666666\"",
-            "arrow: not ended so far",
-        );
-        s.push_str("</svg>\n");
-        s
+        Ok(())
     }
-}
 
-fn draw(s: &mut String, dot: Dot, y: f64, colour: &str, px: &impl Fn(f64) -> f64) {
-    match dot {
-        Dot::Absent => {}
-        Dot::Ended { middle, most } => {
-            let (x, end) = (px(middle), px(most));
-            let _ = writeln!(
-                s,
-                "<path d=\"M{x:.1} {y:.1}H{end:.1}\" stroke=\"{colour}\" stroke-width=\"2\"/>\n\
-                 <circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"/>"
-            );
+    fn legend(&self, area: &Canvas<'_>) -> Result {
+        let at = |n: usize| 14 + LEGEND_STEP * n as i32;
+        for (n, name) in self.series.iter().enumerate() {
+            area.draw(&Circle::new((14, at(n)), 4, colour(n).filled()))?;
+            label(area, (26, at(n)), name, BLACK)?;
         }
-        Dot::NotEnded { watched } => {
-            let x = px(watched);
-            let _ = writeln!(
-                s,
-                "<path d=\"M{x:.1} {:.1}L{:.1} {y:.1}L{x:.1} {:.1}Z\" fill=\"#ffffff\" stroke=\"{colour}\" stroke-width=\"2\"/>",
-                y - 4.0,
-                x + 8.0,
-                y + 4.0
-            );
-        }
+        let below = self.series.len() + 1;
+        label(area, (10, at(below)), "dot: median, line: longest", REMARK)?;
+        label(area, (10, at(below + 1)), "arrow: not ended by then", REMARK)
     }
-}
-
-fn text(s: &mut String, x: f64, y: f64, anchor: &str, more: &str, what: &str) {
-    let what = what.replace('&', "&amp;").replace('<', "&lt;");
-    let _ =
-        writeln!(s, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\"{more}>{what}</text>");
 }
 
 /// Milliseconds as people say them.
@@ -157,15 +145,21 @@ mod tests {
             x: "x".into(),
             series: ["one", "two", "three"].map(str::to_owned).to_vec(),
             rows: vec![("row".into(), dots)],
-            from: 10.0,
-            to: 100_000.0,
+            decades: (1, 5),
         };
         let svg = chart.svg();
-        assert!(svg.contains("a &lt; b") && svg.contains(">10 ms<") && svg.contains(">100 s<"));
-        let ends = format!("M{LEFT:.1} {:.1}H{:.1}", TOP + GAP / 2.0 + STEP / 2.0, WIDTH - RIGHT);
-        assert!(svg.contains(&ends), "{ends}: {svg}");
-        assert_eq!(svg.matches("Z\" fill=\"#ffffff\"").count(), 1);
+        let lines: Vec<&str> = svg.lines().map(str::trim).collect();
+        for text in ["a &lt; b", "10 ms", "100 s", "row", "three"] {
+            assert!(lines.contains(&text), "{text}: {svg}");
+        }
         // One in the row, and three in the legend.
         assert_eq!(svg.matches("<circle").count(), 4);
+        // The line of the dot goes from one end of the axis to the other.
+        let y = TITLE_HEIGHT as f64 + GAP / 2.0 + STEP / 2.0;
+        let ends = format!("points=\"140,{y} {},{y} \"", WIDTH - LEGEND - 10 - 1);
+        assert!(svg.contains(&ends), "{ends}: {svg}");
+        // An arrow has three corners, and is closed.
+        let corners = |line: &str| line.split_once("points=\"").map(|(_, p)| p.matches(',').count());
+        assert_eq!(svg.lines().filter(|l| corners(l) == Some(4)).count(), 1, "{svg}");
     }
 }

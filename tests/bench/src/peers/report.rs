@@ -4,7 +4,7 @@ use super::cases::Case;
 use super::play::{Idle, Outcome};
 use super::systems::Contender;
 use super::why::why;
-use crate::chart::dots::{Dot, Dots};
+use crate::chart::{Dot, Dots};
 use crate::markdown::table;
 
 /// Everything of one benchmark.
@@ -248,8 +248,7 @@ impl Results {
             x: "blackout (at the left edge: 1 ms or less)".into(),
             series: self.contenders().iter().map(|w| w.name().to_owned()).collect(),
             rows: self.cases().filter(|c| !c.is_for_nobody_to_move()).map(row).collect(),
-            from: 1.0,
-            to: 100_000.0,
+            decades: (0, 5),
         }
     }
 }

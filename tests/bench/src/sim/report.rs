@@ -9,7 +9,7 @@ use super::jury::{FaultKind, Place};
 use super::percentile;
 use super::scale::Cost;
 use super::weather::Loss;
-use crate::chart::lines::{Chart, Line};
+use crate::chart::{Chart, Line};
 use crate::markdown::{short, table};
 
 const MODELS: [InARow; 4] = [THREE, SEVEN, BFD_50, BFD_300];
@@ -297,7 +297,7 @@ pub fn detection_chart(found: &[Detection]) -> Chart {
     Chart {
         title: "Detection, median, 2% independent loss each way".to_owned(),
         x: "round trip, ms".to_owned(),
-        y: "ms from the fault to the condemnation".to_owned(),
+        y: "ms from the fault to its detection".to_owned(),
         lines,
     }
 }
