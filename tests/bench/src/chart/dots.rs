@@ -3,7 +3,8 @@
 use plotters::prelude::*;
 
 use super::{
-    AXIS_COLOUR, Axis, Canvas, FONT, GRID, LEGEND_STEP, REMARK, Result, TITLE_HEIGHT, colour, label, svg,
+    AXIS_COLOUR, Axis, Canvas, FONT, GRID, LEGEND_STEP, REMARK, Result, TITLE_HEIGHT, colour,
+    label, svg,
 };
 
 const WIDTH: u32 = 860;
@@ -95,11 +96,7 @@ impl Dots {
                     Dot::Ended { middle, most } => {
                         let range = vec![(x(middle), y), (x(most), y)];
                         chart.draw_series([PathElement::new(range, line)])?;
-                        chart.draw_series([Circle::new(
-                            (x(middle), y),
-                            4,
-                            colour(n).filled(),
-                        )])?;
+                        chart.draw_series([Circle::new((x(middle), y), 4, colour(n).filled())])?;
                     }
                     Dot::NotEnded { watched } => {
                         let arrow = EmptyElement::at((x(watched), y))
@@ -159,7 +156,8 @@ mod tests {
         let ends = format!("points=\"140,{y} {},{y} \"", WIDTH - LEGEND - 10 - 1);
         assert!(svg.contains(&ends), "{ends}: {svg}");
         // An arrow has three corners, and is closed.
-        let corners = |line: &str| line.split_once("points=\"").map(|(_, p)| p.matches(',').count());
+        let corners =
+            |line: &str| line.split_once("points=\"").map(|(_, p)| p.matches(',').count());
         assert_eq!(svg.lines().filter(|l| corners(l) == Some(4)).count(), 1, "{svg}");
     }
 }

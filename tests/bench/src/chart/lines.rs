@@ -2,7 +2,9 @@
 
 use plotters::prelude::*;
 
-use super::{AXIS_COLOUR, Axis, Canvas, FONT, GRID, LEGEND_STEP, Result, colour, decades, label, svg};
+use super::{
+    AXIS_COLOUR, Axis, Canvas, FONT, GRID, LEGEND_STEP, Result, colour, decades, label, svg,
+};
 
 const SIZE: (u32, u32) = (780, 420);
 const LEGEND: u32 = 230;

@@ -1,23 +1,23 @@
-//! How often a detector condemns a leader that is well, and how long it takes when one is not.
+//! How often a detector replaces a leader that works, and how long it takes to replace one that does not.
 //!
 //! The models' rates are exact (their chains, checked against simulation by tests). Ours is measured in two ways:
 //!
-//! * *counted*: so many simulated hours of the real code: failovers, and alarms of single observers; with none, the 95%
+//! * *counted*: failovers, and alarms of single observers, in simulated hours of the real code; with none, the 95%
 //!   upper bound of the rate (rule of three);
 //! * *weighed*: where single observers hardly ever raise an alarm, importance sampling finds how often. Now and then losses
 //!   on one observer's path to the leader are made likely for a moment; an alarm whose first loss falls into the first
-//!   `SLOT` of it counts by the likelihood ratio of that weather. As slots tile all time, the mean over slots is the rate.
+//!   `SLOT` of it counts by the likelihood ratio of those losses. As slots tile all time, the mean over slots is the rate.
 //!
-//! A failover needs two of three observers at once. Where each path has its own weather, observers err independently, so
+//! A failover needs two of three observers at once. Where each path loses packets by itself, observers err independently, so
 //! the rate follows from a single one's rate λ and the mean length D of its error: 3 observers · λ · 2 others · λ · D.
 
 use std::time::Duration;
 
 use leaderd_core::time::Instant;
 
-use super::detectors::YEAR;
-use super::jury::{Alarm, Fault, FaultKind, Jury, Place};
-use super::weather::Loss;
+use super::loss::Loss;
+use super::models::YEAR;
+use super::ours::{Alarm, Fault, FaultKind, LossScope, OurDetector};
 use super::{Effort, in_parallel, percentile};
 
 pub const LOSSES: [f64; 5] = [0.001, 0.01, 0.02, 0.05, 0.1];
@@ -28,21 +28,21 @@ const SLOT: Duration = Duration::from_millis(100);
 const CALM: Duration = Duration::from_secs(12);
 /// Jobs that a cell is cut into, so that two threads share the work evenly.
 const PARTS: u64 = 2;
-/// Paths that a jury watches: three observers, three candidates each.
+/// Paths that our detector watches: three observers, three candidates each.
 const PATHS: f64 = 9.0;
 
-/// One kind of weather.
+/// What the network does to packets.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sky {
+pub struct Conditions {
     pub loss: Loss,
-    pub place: Place,
+    pub scope: LossScope,
     pub rtt: Duration,
 }
 
-/// What the real code did in so many simulated seconds.
+/// What the real code did in a number of simulated seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Counted {
-    pub sky: Sky,
+    pub conditions: Conditions,
     pub seconds: f64,
     pub failovers: usize,
     /// Of single observers, about any candidate.
@@ -70,7 +70,7 @@ impl Counted {
 /// How often one observer raises an alarm about the leader, by importance sampling.
 #[derive(Clone, Copy, Debug)]
 pub struct Weighed {
-    pub sky: Sky,
+    pub conditions: Conditions,
     pub windows: usize,
     /// Windows with an alarm that counts.
     pub hits: usize,
@@ -86,15 +86,15 @@ pub fn of_two_in_three(rate: f64, length: f64) -> f64 {
     6.0 * rate * rate * length * YEAR
 }
 
-/// Seconds from the fault to the condemnation.
+/// Seconds from the fault to its detection.
 #[derive(Clone, Debug)]
 pub struct Detection {
-    pub sky: Sky,
+    pub conditions: Conditions,
     pub kind: FaultKind,
     pub p50: f64,
     pub p99: f64,
     pub faults: usize,
-    /// Not condemned within the time allowed.
+    /// Faults that were not detected within the time allowed.
     pub missed: usize,
 }
 
@@ -102,32 +102,34 @@ fn rtts() -> impl Iterator<Item = Duration> {
     RTTS.into_iter().map(Duration::from_millis)
 }
 
-pub fn skies() -> Vec<Sky> {
+pub fn all_conditions() -> Vec<Conditions> {
     let mut all = Vec::new();
     for kind in [Loss::Independent, Loss::Bursts] {
         for p in LOSSES {
-            all.extend(rtts().map(|rtt| Sky { loss: kind(p), place: Place::Path, rtt }));
+            all.extend(rtts().map(|rtt| Conditions { loss: kind(p), scope: LossScope::Path, rtt }));
         }
     }
     let shared = Loss::Bursts(0.02);
-    all.extend(rtts().map(|rtt| Sky { loss: shared, place: Place::Candidate, rtt }));
+    all.extend(rtts().map(|rtt| Conditions { loss: shared, scope: LossScope::Candidate, rtt }));
     all
 }
 
 pub fn count(effort: Effort) -> Vec<Counted> {
     let seconds = effort.pick(900, 60);
-    in_parallel("false failovers, counted", &skies(), |sky| count_one(*sky, seconds))
+    in_parallel("false failovers, counted", &all_conditions(), |conditions| {
+        count_one(*conditions, seconds)
+    })
 }
 
-fn count_one(sky: Sky, seconds: u64) -> Counted {
-    let mut jury = Jury::settled(sky.loss, sky.place, sky.rtt, 11);
-    jury.run_until(jury.now + Duration::from_secs(seconds));
+fn count_one(conditions: Conditions, seconds: u64) -> Counted {
+    let mut detector = OurDetector::settled(conditions.loss, conditions.scope, conditions.rtt, 11);
+    detector.run_until(detector.now + Duration::from_secs(seconds));
     Counted {
-        sky,
+        conditions,
         seconds: seconds as f64,
-        failovers: jury.failovers.len(),
-        alarms: jury.alarms.len(),
-        alarm_length: mean_length(&jury.alarms),
+        failovers: detector.failovers.len(),
+        alarms: detector.alarms.len(),
+        alarm_length: mean_length(&detector.alarms),
     }
 }
 
@@ -139,15 +141,16 @@ fn mean_length(alarms: &[Alarm]) -> f64 {
 
 pub fn weigh(effort: Effort) -> Vec<Weighed> {
     let windows = effort.pick(200, 16);
-    let independent = |sky: &Sky| matches!(sky.loss, Loss::Independent(_));
-    let jobs: Vec<(Sky, u64)> = skies()
+    let independent = |conditions: &Conditions| matches!(conditions.loss, Loss::Independent(_));
+    let jobs: Vec<(Conditions, u64)> = all_conditions()
         .into_iter()
         .filter(independent)
-        .flat_map(|sky| (0..PARTS).map(move |part| (sky, part)))
+        .flat_map(|conditions| (0..PARTS).map(move |part| (conditions, part)))
         .collect();
-    let parts = in_parallel("single observers' false alarms, weighed", &jobs, |(sky, part)| {
-        weigh_one(*sky, windows / PARTS, 100 + part)
-    });
+    let parts =
+        in_parallel("single observers' false alarms, weighed", &jobs, |(conditions, part)| {
+            weigh_one(*conditions, windows / PARTS, 100 + part)
+        });
     parts
         .chunks(PARTS as usize)
         .zip(jobs.chunks(PARTS as usize))
@@ -156,33 +159,34 @@ pub fn weigh(effort: Effort) -> Vec<Weighed> {
 }
 
 /// Of each window the weight of its alarm, and how long that lasted.
-fn weigh_one(sky: Sky, windows: u64, seed: u64) -> Vec<Option<(f64, f64)>> {
-    let mut jury = Jury::settled(sky.loss, sky.place, sky.rtt, seed);
+fn weigh_one(conditions: Conditions, windows: u64, seed: u64) -> Vec<Option<(f64, f64)>> {
+    let mut detector =
+        OurDetector::settled(conditions.loss, conditions.scope, conditions.rtt, seed);
     // A first loss, the burst that it starts one timeout later, and a burst after that.
-    let length = SLOT + Duration::from_millis(200) + sky.rtt * 3;
+    let length = SLOT + Duration::from_millis(200) + conditions.rtt * 3;
     let mut found = Vec::new();
     for _ in 0..windows {
-        let start = jury.now;
-        let channels = jury.channels_to_leader(0);
-        let leader = jury.leader;
-        jury.weather.tilt(start + length, |c| channels.contains(&c));
-        jury.run_until(start + length + CALM + sky.rtt * 4);
+        let start = detector.now;
+        let channels = detector.channels_to_leader(0);
+        let leader = detector.leader;
+        detector.losses.tilt(start + length, |c| channels.contains(&c));
+        detector.run_until(start + length + CALM + conditions.rtt * 4);
         let mine = |a: &&Alarm| {
             (a.observer, a.slot) == (0, leader)
                 && a.first_loss >= start
                 && a.first_loss < start + SLOT
         };
-        let alarm = jury.alarms.iter().find(mine);
+        let alarm = detector.alarms.iter().find(mine);
         found.push(alarm.map(|a| {
-            let over = a.over.unwrap_or(jury.now);
+            let over = a.over.unwrap_or(detector.now);
             (a.log_weight.exp(), over.since(a.at).as_secs_f64())
         }));
-        jury.alarms.retain(|a| a.over.is_none());
+        detector.alarms.retain(|a| a.over.is_none());
     }
     found
 }
 
-fn summary(sky: Sky, windows: &[Option<(f64, f64)>]) -> Weighed {
+fn summary(conditions: Conditions, windows: &[Option<(f64, f64)>]) -> Weighed {
     let n = windows.len() as f64;
     let weights = || windows.iter().map(|w| w.map_or(0.0, |w| w.0));
     let mean = weights().sum::<f64>() / n;
@@ -190,7 +194,7 @@ fn summary(sky: Sky, windows: &[Option<(f64, f64)>]) -> Weighed {
     let hits: Vec<f64> = windows.iter().flatten().map(|w| w.1).collect();
     let slot = SLOT.as_secs_f64();
     Weighed {
-        sky,
+        conditions,
         windows: windows.len(),
         hits: hits.len(),
         rate: mean / slot,
@@ -206,13 +210,13 @@ pub fn detect(effort: Effort) -> Vec<Detection> {
     for loss in losses {
         for rtt in rtts() {
             for kind in [FaultKind::NewFlows, FaultKind::Death] {
-                let sky = Sky { loss, place: Place::Path, rtt };
-                jobs.extend((0..PARTS).map(|part| (sky, kind, part)));
+                let conditions = Conditions { loss, scope: LossScope::Path, rtt };
+                jobs.extend((0..PARTS).map(|part| (conditions, kind, part)));
             }
         }
     }
-    let parts = in_parallel("detection", &jobs, |(sky, kind, part)| {
-        let one = |n| detect_one(*sky, *kind, part * 1000 + n);
+    let parts = in_parallel("detection", &jobs, |(conditions, kind, part)| {
+        let one = |n| detect_one(*conditions, *kind, part * 1000 + n);
         (0..faults / PARTS).map(one).collect::<Vec<f64>>()
     });
     parts
@@ -221,7 +225,7 @@ pub fn detect(effort: Effort) -> Vec<Detection> {
         .map(|(times, jobs)| {
             let mut times = times.concat();
             Detection {
-                sky: jobs[0].0,
+                conditions: jobs[0].0,
                 kind: jobs[0].1,
                 p50: percentile(&mut times, 0.5),
                 p99: percentile(&mut times, 0.99),
@@ -232,15 +236,16 @@ pub fn detect(effort: Effort) -> Vec<Detection> {
         .collect()
 }
 
-/// A fault at a random phase; infinite if it was not condemned in good time.
-fn detect_one(sky: Sky, kind: FaultKind, seed: u64) -> f64 {
-    let mut jury = Jury::settled(sky.loss, sky.place, sky.rtt, seed);
-    let phase = Duration::from_secs(1).mul_f64(jury.weather.draw());
-    let from = jury.now + sky.rtt + phase;
-    jury.fault = Some(Fault { kind, slot: jury.leader, from });
-    jury.run_until(from + Duration::from_secs(3) + sky.rtt * 10);
+/// Returns the seconds until a fault at a random phase was detected; infinite if it was not.
+fn detect_one(conditions: Conditions, kind: FaultKind, seed: u64) -> f64 {
+    let mut detector =
+        OurDetector::settled(conditions.loss, conditions.scope, conditions.rtt, seed);
+    let phase = Duration::from_secs(1).mul_f64(detector.losses.draw());
+    let from = detector.now + conditions.rtt + phase;
+    detector.fault = Some(Fault { kind, slot: detector.leader, from });
+    detector.run_until(from + Duration::from_secs(3) + conditions.rtt * 10);
     let after = |at: &Instant| *at >= from;
-    let first = jury.failovers.iter().map(|f| f.condemned).find(after);
+    let first = detector.failovers.iter().map(|f| f.decided).find(after);
     first.map_or(f64::INFINITY, |at| at.since(from).as_secs_f64())
 }
 
@@ -250,7 +255,7 @@ mod tests {
 
     #[test]
     fn weights_become_a_rate() {
-        let w = summary(skies()[0], &[None, None, Some((1e-12, 2.0)), Some((3e-12, 4.0))]);
+        let w = summary(all_conditions()[0], &[None, None, Some((1e-12, 2.0)), Some((3e-12, 4.0))]);
         assert_eq!((w.windows, w.hits, w.alarm_length), (4, 2, 3.0));
         assert!((w.rate / 1e-11 - 1.0).abs() < 1e-9);
         assert!(w.error > 0.0 && w.error < w.rate);
@@ -258,11 +263,14 @@ mod tests {
 
     #[test]
     fn what_is_weighed_is_what_is_counted() {
-        // Weather so bad that single observers err often enough to be counted.
-        let sky =
-            Sky { loss: Loss::Bursts(0.02), place: Place::Path, rtt: Duration::from_millis(20) };
-        let counted = count_one(sky, 3000);
-        let weighed = summary(sky, &weigh_one(sky, 400, 1));
+        // LossProcess so bad that single observers err often enough to be counted.
+        let conditions = Conditions {
+            loss: Loss::Bursts(0.02),
+            scope: LossScope::Path,
+            rtt: Duration::from_millis(20),
+        };
+        let counted = count_one(conditions, 3000);
+        let weighed = summary(conditions, &weigh_one(conditions, 400, 1));
         assert!(counted.alarms > 20, "{counted:?}");
         let ratio = weighed.rate / counted.alarm_rate();
         assert!((0.4..2.5).contains(&ratio), "{ratio}: {counted:?} {weighed:?}");

@@ -1,18 +1,18 @@
 //! The figures of `docs/bench-sim.md`, from virtual time.
 //!
-//! [`false_failovers`] holds detectors against each other in the same [`weather`]: ours is the real code of three
-//! observers and of the location's Raft group ([`jury`]), the others are models with closed forms ([`detectors`]).
-//! [`scale`] measures what a node costs in meshes of growing size, [`election`] how Raft stands slow paths. [`report`] writes
+//! [`false_failovers`] compares detectors under the same [`loss`]: ours is the real code of three observers and of the
+//! location's Raft group ([`ours`]), the others are [`models`] with closed forms.
+//! [`scale`] measures what a node costs in meshes of growing size, [`election`] how often Raft changes its leader on slow paths. [`report`] writes
 //! the tables and charts.
 
-pub mod detectors;
 pub mod election;
 pub mod false_failovers;
-pub mod jury;
+pub mod loss;
+pub mod models;
+pub mod ours;
 pub mod report;
 pub mod scale;
 pub mod slice;
-pub mod weather;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use super::detectors::{BFD_50, BFD_300, HEADSCALE, InARow, SEVEN, THREE, YEAR};
 use super::election::Elections;
-use super::false_failovers::{Counted, Detection, LOSSES, RTTS, Sky, Weighed, of_two_in_three};
-use super::jury::{FaultKind, Place};
+use super::false_failovers::{
+    Conditions, Counted, Detection, LOSSES, RTTS, Weighed, of_two_in_three,
+};
+use super::loss::Loss;
+use super::models::{BFD_50, BFD_300, HEADSCALE, InARow, SEVEN, THREE, YEAR};
+use super::ours::{FaultKind, LossScope};
 use super::percentile;
 use super::scale::Cost;
-use super::weather::Loss;
 use crate::chart::{Chart, Line};
 use crate::markdown::{short, table};
 
@@ -18,12 +20,14 @@ const MODEL_FAULTS: u64 = 4000;
 /// The claim is made at this loss.
 const CLAIM: f64 = 0.02;
 
-fn weather_name(sky: &Sky) -> String {
-    let share = sky.loss.mean() * 100.0;
-    match (sky.loss, sky.place) {
+fn conditions_name(conditions: &Conditions) -> String {
+    let share = conditions.loss.mean() * 100.0;
+    match (conditions.loss, conditions.scope) {
         (Loss::Independent(_), _) => format!("{share}%, independent"),
-        (Loss::Bursts(_), Place::Path) => format!("{share}%, bursts per path"),
-        (Loss::Bursts(_), Place::Candidate) => format!("{share}%, bursts on the candidate's line"),
+        (Loss::Bursts(_), LossScope::Path) => format!("{share}%, bursts per path"),
+        (Loss::Bursts(_), LossScope::Candidate) => {
+            format!("{share}%, bursts on the candidate's line")
+        }
     }
 }
 
@@ -37,12 +41,17 @@ fn alarms_per_century(w: &Weighed) -> f64 {
 }
 
 /// Ours, per year, as well as it is known.
-fn ours_per_year(sky: &Sky, counted: &[Counted], weighed: &[Weighed]) -> (f64, String) {
-    if let Some(w) = weighed.iter().find(|w| w.sky == *sky) {
+fn ours_per_year(
+    conditions: &Conditions,
+    counted: &[Counted],
+    weighed: &[Weighed],
+) -> (f64, String) {
+    if let Some(w) = weighed.iter().find(|w| w.conditions == *conditions) {
         let n = of_two_in_three(w.rate, w.alarm_length);
         return (n, if w.hits == 0 { "none seen (w)".into() } else { format!("{} (w)", short(n)) });
     }
-    let c = counted.iter().find(|c| c.sky == *sky).expect("every sky was counted");
+    let c =
+        counted.iter().find(|c| c.conditions == *conditions).expect("all conditions were counted");
     match c.failovers {
         0 => (c.at_most(), format!("< {} (c)", short(c.at_most()))),
         _ => (c.per_year(), format!("{} (c)", short(c.per_year()))),
@@ -51,13 +60,14 @@ fn ours_per_year(sky: &Sky, counted: &[Counted], weighed: &[Weighed]) -> (f64, S
 
 pub fn false_failovers(counted: &[Counted], weighed: &[Weighed]) -> String {
     let mut text = String::new();
-    let at = |c: &&Counted| ms(c.sky.rtt) == 20;
+    let at = |c: &&Counted| ms(c.conditions.rtt) == 20;
     let mut rows = Vec::new();
     for c in counted.iter().filter(at) {
-        let rtt = c.sky.rtt.as_secs_f64();
-        let mut row = vec![weather_name(&c.sky), ours_per_year(&c.sky, counted, weighed).1];
-        row.extend(MODELS.iter().map(|m| short(m.false_rate(c.sky.loss) * YEAR)));
-        row.push(short(HEADSCALE.false_rate(c.sky.loss, rtt) * YEAR));
+        let rtt = c.conditions.rtt.as_secs_f64();
+        let mut row =
+            vec![conditions_name(&c.conditions), ours_per_year(&c.conditions, counted, weighed).1];
+        row.extend(MODELS.iter().map(|m| short(m.false_rate(c.conditions.loss) * YEAR)));
+        row.push(short(HEADSCALE.false_rate(c.conditions.loss, rtt) * YEAR));
         rows.push(row);
     }
     let mut head = vec!["loss, each way", "ours"];
@@ -70,10 +80,10 @@ pub fn false_failovers(counted: &[Counted], weighed: &[Weighed]) -> String {
     let rows: Vec<Vec<String>> = weighed
         .iter()
         .map(|w| {
-            let c = counted.iter().find(|c| c.sky == w.sky).expect("counted as well");
+            let c = counted.iter().find(|c| c.conditions == w.conditions).expect("counted as well");
             vec![
-                format!("{}%", w.sky.loss.mean() * 100.0),
-                format!("{} ms", ms(w.sky.rtt)),
+                format!("{}%", w.conditions.loss.mean() * 100.0),
+                format!("{} ms", ms(w.conditions.rtt)),
                 format!("{} of {}", w.hits, w.windows),
                 format!("{} ± {}", short(w.rate * YEAR), short(w.error * YEAR)),
                 format!("{:.1} s", w.alarm_length),
@@ -98,20 +108,20 @@ pub fn false_failovers(counted: &[Counted], weighed: &[Weighed]) -> String {
     );
 
     text += "\n**Ours with bursts**, counted.\n\n";
-    let bursts = |c: &&Counted| matches!(c.sky.loss, Loss::Bursts(_));
+    let bursts = |c: &&Counted| matches!(c.conditions.loss, Loss::Bursts(_));
     let rows: Vec<Vec<String>> = counted
         .iter()
         .filter(bursts)
         .map(|c| {
-            let free = match c.sky.place {
-                Place::Path => short(of_two_in_three(c.alarm_rate(), c.alarm_length)),
-                Place::Candidate => "–".to_owned(),
+            let free = match c.conditions.scope {
+                LossScope::Path => short(of_two_in_three(c.alarm_rate(), c.alarm_length)),
+                LossScope::Candidate => "–".to_owned(),
             };
             vec![
-                weather_name(&c.sky),
-                format!("{} ms", ms(c.sky.rtt)),
+                conditions_name(&c.conditions),
+                format!("{} ms", ms(c.conditions.rtt)),
                 format!("{} in {:.1} h", c.failovers, c.seconds / 3600.0),
-                ours_per_year(&c.sky, counted, weighed).1,
+                ours_per_year(&c.conditions, counted, weighed).1,
                 free,
                 format!("{:.1} an hour, {:.1} s each", c.alarm_rate() * 3600.0, c.alarm_length),
             ]
@@ -131,10 +141,10 @@ pub fn false_failovers(counted: &[Counted], weighed: &[Weighed]) -> String {
     text
 }
 
-fn model_times(model: &InARow, sky: &Sky) -> (f64, f64) {
-    let rtt = sky.rtt.as_secs_f64();
+fn model_times(model: &InARow, conditions: &Conditions) -> (f64, f64) {
+    let rtt = conditions.rtt.as_secs_f64();
     let mut times: Vec<f64> =
-        (0..MODEL_FAULTS).map(|seed| model.detection(sky.loss, rtt, seed)).collect();
+        (0..MODEL_FAULTS).map(|seed| model.detection(conditions.loss, rtt, seed)).collect();
     (percentile(&mut times, 0.5) * 1e3, percentile(&mut times, 0.99) * 1e3)
 }
 
@@ -145,15 +155,17 @@ fn pair(times: (f64, f64)) -> String {
 pub fn detection(found: &[Detection]) -> String {
     let mut rows = Vec::new();
     for d in found.iter().filter(|d| d.kind == FaultKind::NewFlows) {
-        let death = found.iter().find(|o| o.sky == d.sky && o.kind == FaultKind::Death);
+        let death =
+            found.iter().find(|o| o.conditions == d.conditions && o.kind == FaultKind::Death);
         let ours = |d: &Detection| {
             let late =
                 if d.missed > 0 { format!(" ({} not at all)", d.missed) } else { String::new() };
             pair((d.p50 * 1e3, d.p99 * 1e3)) + &late
         };
-        let mut row = vec![weather_name(&d.sky), format!("{} ms", ms(d.sky.rtt)), ours(d)];
+        let mut row =
+            vec![conditions_name(&d.conditions), format!("{} ms", ms(d.conditions.rtt)), ours(d)];
         row.push(death.map_or_else(String::new, ours));
-        row.extend(MODELS.iter().map(|m| pair(model_times(m, &d.sky))));
+        row.extend(MODELS.iter().map(|m| pair(model_times(m, &d.conditions))));
         row.push(pair((HEADSCALE.detection(0.5) * 1e3, HEADSCALE.detection(0.99) * 1e3)));
         rows.push(row);
     }
@@ -162,7 +174,7 @@ pub fn detection(found: &[Detection]) -> String {
     head.extend(MODELS.iter().map(|m| m.name));
     head.push(HEADSCALE.name);
     format!(
-        "**Detection**, ms from the fault to the condemnation, p50 / p99 of {faults} faults each (models: {MODEL_FAULTS}). Models: \
+        "**Detection**, ms from the fault to its detection, p50 / p99 of {faults} faults each (models: {MODEL_FAULTS}). Models: \
          a fault that nothing survives. BFD and the pings never see #489; the others do if they probe with new flows.\n\n{}",
         table(&head, &rows)
     )
@@ -173,8 +185,8 @@ pub fn claim(counted: &[Counted], weighed: &[Weighed], found: &[Detection]) -> S
     let mut rows = Vec::new();
     for loss in [Loss::Independent(CLAIM), Loss::Bursts(CLAIM)] {
         for rtt in RTTS.map(Duration::from_millis) {
-            let sky = Sky { loss, place: Place::Path, rtt };
-            let (calm, said) = match weighed.iter().find(|w| w.sky == sky) {
+            let conditions = Conditions { loss, scope: LossScope::Path, rtt };
+            let (calm, said) = match weighed.iter().find(|w| w.conditions == conditions) {
                 Some(w) => {
                     let n = alarms_per_century(w);
                     (
@@ -183,16 +195,22 @@ pub fn claim(counted: &[Counted], weighed: &[Weighed], found: &[Detection]) -> S
                     )
                 }
                 None => {
-                    let c = counted.iter().find(|c| c.sky == sky).expect("every sky was counted");
+                    let c = counted
+                        .iter()
+                        .find(|c| c.conditions == conditions)
+                        .expect("all conditions were counted");
                     match c.failovers {
                         0 => (false, format!("none counted, so < {}", short(c.at_most() * 100.0))),
                         _ => (false, format!("{} (counted)", short(c.per_year() * 100.0))),
                     }
                 }
             };
-            let bfd = model_times(&BFD_50, &sky);
+            let bfd = model_times(&BFD_50, &conditions);
             let ours = |kind| {
-                let d = found.iter().find(|d| d.sky == sky && d.kind == kind).expect("measured");
+                let d = found
+                    .iter()
+                    .find(|d| d.conditions == conditions && d.kind == kind)
+                    .expect("measured");
                 (d.p50 * 1e3, d.p99 * 1e3)
             };
             let (flows, death) = (ours(FaultKind::NewFlows), ours(FaultKind::Death));
@@ -213,7 +231,7 @@ pub fn claim(counted: &[Counted], weighed: &[Weighed], found: &[Detection]) -> S
                 format!("**missed**: {}", because.join("; "))
             };
             rows.push(vec![
-                weather_name(&sky),
+                conditions_name(&conditions),
                 format!("{} ms", ms(rtt)),
                 said,
                 pair(flows),
@@ -242,14 +260,16 @@ pub fn claim(counted: &[Counted], weighed: &[Weighed], found: &[Detection]) -> S
 
 /// False failovers a year against loss, at 20 ms.
 pub fn false_failover_chart(counted: &[Counted], weighed: &[Weighed]) -> Chart {
-    let sky = |loss| Sky { loss, place: Place::Path, rtt: Duration::from_millis(20) };
+    let conditions =
+        |loss| Conditions { loss, scope: LossScope::Path, rtt: Duration::from_millis(20) };
     let line = |name: &str, dashed, f: &dyn Fn(f64) -> f64| Line {
         name: name.to_owned(),
         dashed,
         points: LOSSES.map(|p| (p * 100.0, f(p).max(1e-30))).to_vec(),
     };
-    let ours =
-        |loss: fn(f64) -> Loss| move |p: f64| ours_per_year(&sky(loss(p)), counted, weighed).0;
+    let ours = |loss: fn(f64) -> Loss| {
+        move |p: f64| ours_per_year(&conditions(loss(p)), counted, weighed).0
+    };
     let mut lines = vec![
         line("ours, independent (weighed)", false, &ours(Loss::Independent)),
         line("ours, bursts (counted)", true, &ours(Loss::Bursts)),
@@ -279,8 +299,8 @@ pub fn false_failover_chart(counted: &[Counted], weighed: &[Weighed]) -> Chart {
 pub fn detection_chart(found: &[Detection]) -> Chart {
     let loss = Loss::Independent(CLAIM);
     let ours = |kind| {
-        let of = |d: &&Detection| d.sky.loss == loss && d.kind == kind;
-        found.iter().filter(of).map(|d| (ms(d.sky.rtt) as f64, d.p50 * 1e3)).collect()
+        let of = |d: &&Detection| d.conditions.loss == loss && d.kind == kind;
+        found.iter().filter(of).map(|d| (ms(d.conditions.rtt) as f64, d.p50 * 1e3)).collect()
     };
     let mut lines = vec![
         Line { name: "ours, #489".into(), points: ours(FaultKind::NewFlows), dashed: false },
@@ -288,8 +308,9 @@ pub fn detection_chart(found: &[Detection]) -> Chart {
     ];
     for m in MODELS {
         let point = |rtt: u64| {
-            let sky = Sky { loss, place: Place::Path, rtt: Duration::from_millis(rtt) };
-            (rtt as f64, model_times(&m, &sky).0)
+            let conditions =
+                Conditions { loss, scope: LossScope::Path, rtt: Duration::from_millis(rtt) };
+            (rtt as f64, model_times(&m, &conditions).0)
         };
         let points = RTTS.map(point).to_vec();
         lines.push(Line { name: m.name.into(), points, dashed: m.one_way });

@@ -1,7 +1,7 @@
 //! Loss on the way, as a process in time: each direction of a path is a channel.
 //!
 //! Bursts are Gilbert–Elliott's two states in continuous time, so that a detector that asks often and one that asks
-//! seldom see the same weather. Draws can be *tilted* (importance sampling): losses on chosen channels become likelier,
+//! seldom see the same losses. Draws can be *tilted* (importance sampling): losses on chosen channels become likelier,
 //! and the logarithm of the likelihood ratio is kept, so that what is seen under the tilt can be weighed back.
 
 use leaderd_core::time::Instant;
@@ -74,7 +74,7 @@ struct Channel {
 
 /// All channels of one run.
 #[derive(Debug)]
-pub struct Weather {
+pub struct LossProcess {
     pub loss: Loss,
     channels: Vec<Channel>,
     /// Packets sent before this are tilted, on channels that are chosen.
@@ -84,7 +84,7 @@ pub struct Weather {
     rng: ChaCha8Rng,
 }
 
-impl Weather {
+impl LossProcess {
     pub fn new(loss: Loss, channels: usize, seed: u64) -> Self {
         let channel = Channel { bad: false, at: Instant(0), tilted: false };
         Self {
@@ -151,26 +151,26 @@ mod tests {
     #[test]
     fn both_kinds_lose_the_share_that_they_are_named_after() {
         for loss in [Loss::Independent(0.05), Loss::Bursts(0.05)] {
-            let mut weather = Weather::new(loss, 1, 7);
-            let lost = (0..400_000).filter(|n| weather.loses(0, ms(n * 50))).count();
+            let mut losses = LossProcess::new(loss, 1, 7);
+            let lost = (0..400_000).filter(|n| losses.loses(0, ms(n * 50))).count();
             let share = lost as f64 / 400_000.0;
             assert!((share - 0.05).abs() < 0.002, "{loss:?}: {share}");
-            assert_eq!(weather.log_weight, 0.0);
+            assert_eq!(losses.log_weight, 0.0);
         }
     }
 
     #[test]
     fn what_is_seen_under_the_tilt_weighs_what_it_would_without() {
-        // Three losses of three, 20 ms apart, in each kind of weather: tilted and weighed against counted.
+        // Three losses of three, 20 ms apart, of each kind of loss: tilted and weighed against counted.
         for loss in [Loss::Independent(0.1), Loss::Bursts(0.1)] {
             let runs = 200_000;
             let chance = |tilt: bool| {
                 let mut sum = 0.0;
                 for seed in 0..runs {
-                    let mut weather = Weather::new(loss, 1, seed);
-                    weather.tilt(if tilt { ms(100_000) } else { ms(0) }, |_| true);
-                    if (1..=3).all(|n| weather.loses(0, ms(10_000 + n * 20))) {
-                        sum += weather.log_weight.exp();
+                    let mut losses = LossProcess::new(loss, 1, seed);
+                    losses.tilt(if tilt { ms(100_000) } else { ms(0) }, |_| true);
+                    if (1..=3).all(|n| losses.loses(0, ms(10_000 + n * 20))) {
+                        sum += losses.log_weight.exp();
                     }
                 }
                 sum / runs as f64

@@ -1,8 +1,8 @@
-//! Our detector alone, in a tight loop: three real observers, the real reflectors that answer them, the real Raft group
-//! that judges their reports; of the mesh around them only what they can tell apart.
+//! leaderd's detector alone, in a tight loop: three real observers, the real reflectors that answer them, and the real Raft group
+//! that decides by their reports. Of the mesh around them there is only what they can see.
 //!
 //! Location `cloud` has three candidates and a member, location `home` three candidates: the observers. Between them lies
-//! the [`Weather`]: a channel for each direction between each observer and each candidate, or, as the harder case, one
+//! the [`LossProcess`]: a channel for each direction between each observer and each candidate, or, as the harder case, one
 //! for each direction of each candidate, which all observers share. Within `cloud` nothing is lost but by the fault.
 
 use std::collections::BTreeMap;
@@ -22,7 +22,7 @@ use leaderd_core::time::{Instant, Now, WallTime};
 use leaderd_core::verdict::{Cause, ProbeClass, Report};
 use leaderd_core::wire::Hello;
 
-use super::weather::{Loss, Weather};
+use super::loss::{Loss, LossProcess};
 use ::tests::sim::meshes::{Site, mesh_of};
 
 const OBSERVERS: usize = 3;
@@ -54,20 +54,20 @@ pub enum FaultKind {
     Death,
 }
 
-/// Where the weather is.
+/// Where packets are lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum LossScope {
     /// Each path between an observer and a candidate by itself.
     Path,
     /// On each candidate's own line, the same for all observers.
     Candidate,
 }
 
-/// A leader was condemned.
+/// A leader was replaced because of a fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Failover {
     pub first_loss: Instant,
-    pub condemned: Instant,
+    pub decided: Instant,
     pub cause: Cause,
 }
 
@@ -80,11 +80,11 @@ pub struct Alarm {
     pub at: Instant,
     /// When it took that back.
     pub over: Option<Instant>,
-    /// The weather's `log_weight` at that moment.
+    /// [`LossProcess::log_weight`] at that moment.
     pub log_weight: f64,
 }
 
-enum Happening {
+enum Event {
     Reply { observer: usize, probe: ProbeId, bytes: Vec<u8> },
     Report(Box<Report>),
     Raft { from: usize, to: usize, message: Vec<u8> },
@@ -93,37 +93,37 @@ enum Happening {
     Hello,
 }
 
-/// All of it; time passes in [`Jury::run_until`].
-pub struct Jury {
+/// Observers and group; time passes in [`OurDetector::run_until`].
+pub struct OurDetector {
     mesh: Arc<Mesh>,
     location: LocationName,
-    pub weather: Weather,
-    place: Place,
+    pub losses: LossProcess,
+    scope: LossScope,
     rtt: Duration,
     pub fault: Option<Fault>,
     pub now: Instant,
     observers: Vec<Observer>,
     groups: Vec<Group>,
     reflectors: BTreeMap<NodeName, Reflector>,
-    queue: BTreeMap<(Instant, u64), Happening>,
+    queue: BTreeMap<(Instant, u64), Event>,
     count: u64,
     epoch: Epoch,
     /// Slot of the leader.
     pub leader: usize,
-    /// Since the last time somebody took them.
+    /// Since the caller last cleared them.
     pub failovers: Vec<Failover>,
-    /// The same for verdicts of single observers.
+    /// Verdicts of single observers, since the caller last cleared them.
     pub alarms: Vec<Alarm>,
 }
 
-impl std::fmt::Debug for Jury {
+impl std::fmt::Debug for OurDetector {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Jury at {:?}", self.now)
+        write!(f, "OurDetector at {:?}", self.now)
     }
 }
 
-impl Jury {
-    pub fn new(loss: Loss, place: Place, rtt: Duration, seed: u64) -> Self {
+impl OurDetector {
+    pub fn new(loss: Loss, scope: LossScope, rtt: Duration, seed: u64) -> Self {
         let sites = [Site::new("cloud", CANDIDATES as u16, 1), Site::new("home", 3, 0)];
         let (mesh, secrets) = mesh_of(&sites, Policy::default());
         let mesh = Arc::new(mesh);
@@ -151,11 +151,11 @@ impl Jury {
                 (n.name.clone(), Reflector::new(mesh.clone(), n.name.clone(), keys))
             })
             .collect();
-        let mut jury = Self {
-            weather: Weather::new(loss, OBSERVERS * CANDIDATES * 2, seed),
+        let mut detector = Self {
+            losses: LossProcess::new(loss, OBSERVERS * CANDIDATES * 2, seed),
             mesh,
             location,
-            place,
+            scope,
             rtt,
             fault: None,
             now: start.mono,
@@ -171,25 +171,25 @@ impl Jury {
         };
         for i in 0..CANDIDATES {
             for k in (0..CANDIDATES).filter(|k| *k != i) {
-                jury.groups[i].peer_rtt(start, &name("cloud", k), Some(LAN * 2));
+                detector.groups[i].peer_rtt(start, &name("cloud", k), Some(LAN * 2));
             }
         }
-        jury.later(Duration::ZERO, Happening::Hello);
-        jury.drain();
-        jury
+        detector.later(Duration::ZERO, Event::Hello);
+        detector.drain();
+        detector
     }
 
     /// Has a leader that the observers see forward, for so long that nothing of the start is left.
-    pub fn settled(loss: Loss, place: Place, rtt: Duration, seed: u64) -> Self {
-        let mut jury = Self::new(loss, place, rtt, seed);
-        jury.run_until(jury.now + Duration::from_secs(25) + rtt * 10);
-        assert!(jury.epoch > Epoch(0), "no first decision");
-        jury.failovers.clear();
-        jury.alarms.clear();
-        jury
+    pub fn settled(loss: Loss, scope: LossScope, rtt: Duration, seed: u64) -> Self {
+        let mut detector = Self::new(loss, scope, rtt, seed);
+        detector.run_until(detector.now + Duration::from_secs(25) + rtt * 10);
+        assert!(detector.epoch > Epoch(0), "no first decision");
+        detector.failovers.clear();
+        detector.alarms.clear();
+        detector
     }
 
-    /// The channels between an observer and the leader, if each path has its own weather.
+    /// The channels between an observer and the leader, if each path loses packets by itself.
     pub fn channels_to_leader(&self, observer: usize) -> [usize; 2] {
         let path = observer * CANDIDATES + self.leader;
         [path * 2, path * 2 + 1]
@@ -235,38 +235,38 @@ impl Jury {
         })
     }
 
-    fn later(&mut self, delay: Duration, happening: Happening) {
+    fn later(&mut self, delay: Duration, happening: Event) {
         self.count += 1;
         self.queue.insert((self.now + delay, self.count), happening);
     }
 
-    fn happen(&mut self, now: Now, happening: Happening) {
+    fn happen(&mut self, now: Now, happening: Event) {
         match happening {
-            Happening::Reply { observer, probe, bytes } => {
+            Event::Reply { observer, probe, bytes } => {
                 self.observers[observer].handle_reply(now, probe, &bytes);
             }
-            Happening::Report(report) => {
+            Event::Report(report) => {
                 for i in (0..CANDIDATES).filter(|i| !self.is_dead(*i)).collect::<Vec<_>>() {
                     self.groups[i].handle_report(now, (*report).clone());
                 }
             }
-            Happening::Raft { from, to, message } => {
+            Event::Raft { from, to, message } => {
                 if !self.is_dead(from) && !self.is_dead(to) {
                     self.groups[to].handle_raft(now, &name("cloud", from), &message);
                 }
             }
-            Happening::Persisted { node, ticket } => {
+            Event::Persisted { node, ticket } => {
                 if !self.is_dead(node) {
                     self.groups[node].handle_persisted(now, ticket);
                 }
             }
-            Happening::Decided(decision) => {
+            Event::Decided(decision) => {
                 for observer in &mut self.observers {
                     observer.decided(now, &self.location, decision.epoch, &decision.leaders);
                 }
             }
-            Happening::Hello => {
-                self.later(HELLO, Happening::Hello);
+            Event::Hello => {
+                self.later(HELLO, Event::Hello);
                 let alive: Vec<usize> = (0..CANDIDATES).filter(|i| !self.is_dead(*i)).collect();
                 for from in &alive {
                     let hello = self.hello(*from, &alive);
@@ -302,10 +302,10 @@ impl Jury {
                         self.note_alarms(i, &report);
                         // A datagram that is lost is sent again one and a half round trips later.
                         let mut delay = self.rtt / 2 + LAN;
-                        while self.weather.draw() < self.weather.loss.mean() {
+                        while self.losses.draw() < self.losses.loss.mean() {
                             delay += self.rtt * 3 / 2;
                         }
-                        self.later(delay, Happening::Report(Box::new(report)));
+                        self.later(delay, Event::Report(Box::new(report)));
                     }
                     _ => {}
                 }
@@ -317,22 +317,22 @@ impl Jury {
                     GroupOutput::Send { to, message } => {
                         let to = (0..CANDIDATES).find(|k| name("cloud", *k) == to);
                         let to = to.expect("the voters are the candidates");
-                        self.later(LAN, Happening::Raft { from: i, to, message });
+                        self.later(LAN, Event::Raft { from: i, to, message });
                     }
                     GroupOutput::Persist { ticket, .. } => {
-                        self.later(SYNC, Happening::Persisted { node: i, ticket });
+                        self.later(SYNC, Event::Persisted { node: i, ticket });
                     }
                     GroupOutput::Decided { decision, event } if decision.epoch > self.epoch => {
                         self.epoch = decision.epoch;
                         self.leader = usize::from(decision.leaders[0].0);
                         let mono = |t: WallTime| Instant(t.0 - WALL);
-                        let condemned = event.times.condemned.map(mono);
-                        if let (Some(condemned), true) = (condemned, decision.cause.is_fault()) {
-                            let first_loss = event.times.first_loss.map_or(condemned, mono);
+                        let decided = event.times.condemned.map(mono);
+                        if let (Some(decided), true) = (decided, decision.cause.is_fault()) {
+                            let first_loss = event.times.first_loss.map_or(decided, mono);
                             let cause = decision.cause;
-                            self.failovers.push(Failover { first_loss, condemned, cause });
+                            self.failovers.push(Failover { first_loss, decided, cause });
                         }
-                        self.later(self.rtt / 2 + PROGRAM, Happening::Decided(decision));
+                        self.later(self.rtt / 2 + PROGRAM, Event::Decided(decision));
                     }
                     _ => {}
                 }
@@ -353,7 +353,7 @@ impl Jury {
                     first_loss: said.first_loss.map_or(self.now, |t| Instant(t.0 - WALL)),
                     at: self.now,
                     over: None,
-                    log_weight: self.weather.log_weight,
+                    log_weight: self.losses.log_weight,
                 }),
                 (Some(open), false) => open.over = Some(self.now),
                 _ => {}
@@ -368,13 +368,13 @@ impl Jury {
         if target.location != self.location {
             return;
         }
-        let half = (self.rtt / 2).mul_f64(1.0 + JITTER * self.weather.draw());
-        let path = match self.place {
-            Place::Path => observer * CANDIDATES + slot,
-            Place::Candidate => slot,
+        let half = (self.rtt / 2).mul_f64(1.0 + JITTER * self.losses.draw());
+        let path = match self.scope {
+            LossScope::Path => observer * CANDIDATES + slot,
+            LossScope::Candidate => slot,
         };
         let fresh = probe.class.is_new_flow();
-        if self.weather.loses_one(path * 2, self.now, fresh)
+        if self.losses.loses_one(path * 2, self.now, fresh)
             || self.dies(probe, slot, target.slot, half)
         {
             return;
@@ -386,10 +386,10 @@ impl Jury {
         let Ok(bytes) = reflector.handle(now, from, probe.target, 62, packet) else {
             return;
         };
-        if self.weather.loses_one(path * 2 + 1, self.now + half, fresh) {
+        if self.losses.loses_one(path * 2 + 1, self.now + half, fresh) {
             return;
         }
-        self.later(half * 2, Happening::Reply { observer, probe: probe.probe, bytes });
+        self.later(half * 2, Event::Reply { observer, probe: probe.probe, bytes });
     }
 
     /// Does the fault kill a probe that arrives in this time?
@@ -415,20 +415,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_faults_are_condemned_with_their_cause_and_calm_weather_condemns_nobody() {
+    fn both_faults_are_detected_with_their_cause_and_nothing_is_without_a_fault() {
         for (kind, cause) in
             [(FaultKind::NewFlows, Cause::NewFlow), (FaultKind::Death, Cause::TunnelDown)]
         {
             let rtt = Duration::from_millis(20);
-            let mut jury = Jury::settled(Loss::Independent(0.001), Place::Path, rtt, 3);
-            let from = jury.now + Duration::from_secs(5);
-            jury.fault = Some(Fault { kind, slot: jury.leader, from });
-            jury.run_until(from);
-            assert_eq!(jury.failovers, []);
-            jury.run_until(from + Duration::from_secs(2));
-            let [failover] = jury.failovers[..] else { panic!("{:?}", jury.failovers) };
+            let mut detector =
+                OurDetector::settled(Loss::Independent(0.001), LossScope::Path, rtt, 3);
+            let from = detector.now + Duration::from_secs(5);
+            detector.fault = Some(Fault { kind, slot: detector.leader, from });
+            detector.run_until(from);
+            assert_eq!(detector.failovers, []);
+            detector.run_until(from + Duration::from_secs(2));
+            let [failover] = detector.failovers[..] else { panic!("{:?}", detector.failovers) };
             assert_eq!(failover.cause, cause);
-            assert!(failover.condemned > from, "{failover:?}");
+            assert!(failover.decided > from, "{failover:?}");
         }
     }
 }

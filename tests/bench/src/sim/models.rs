@@ -10,7 +10,7 @@ use rand_chacha::rand_core::SeedableRng;
 
 use leaderd_core::time::Instant;
 
-use super::weather::{Loss, Weather};
+use super::loss::{Loss, LossProcess};
 use ::tests::sim::link::draw;
 
 pub const YEAR: f64 = 31_557_600.0;
@@ -90,12 +90,12 @@ impl InARow {
         let ends = if self.one_way { 2 } else { 1 };
         let mut alarms = 0;
         for end in 0..ends {
-            let mut weather = Weather::new(loss, 2, seed + end);
+            let mut losses = LossProcess::new(loss, 2, seed + end);
             let (mut t, mut run) = (0.0, 0);
             while t < seconds {
-                run = if self.lost(&mut weather, t) { run + 1 } else { 0 };
+                run = if self.lost(&mut losses, t) { run + 1 } else { 0 };
                 alarms += u64::from(run == self.losses);
-                t += self.step(&mut weather);
+                t += self.step(&mut losses);
             }
         }
         alarms
@@ -103,13 +103,13 @@ impl InARow {
 
     /// Seconds from a fault that nothing survives, at a random moment, to its detection; over this round trip.
     pub fn detection(&self, loss: Loss, rtt: f64, seed: u64) -> f64 {
-        let mut weather = Weather::new(loss, 2, seed);
+        let mut losses = LossProcess::new(loss, 2, seed);
         let fault = 60.0 + draw(&mut ChaCha8Rng::seed_from_u64(seed ^ 0xfa)) * 10.0;
         let (mut t, mut run, mut heard) = (59.0, 0, 59.0);
         loop {
             // The fault is in the middle of the path.
             let gone = t + rtt / 2.0 >= fault;
-            let lost = gone || self.lost(&mut weather, t);
+            let lost = gone || self.lost(&mut losses, t);
             if !lost {
                 heard = t + rtt / 2.0;
             }
@@ -122,17 +122,17 @@ impl InARow {
                 };
                 return (at - fault).max(0.0);
             }
-            t += self.step(&mut weather);
+            t += self.step(&mut losses);
         }
     }
 
-    fn lost(&self, weather: &mut Weather, t: f64) -> bool {
+    fn lost(&self, losses: &mut LossProcess, t: f64) -> bool {
         let at = Instant((t * 1e6) as u64);
-        weather.loses(0, at) || (!self.one_way && weather.loses(1, at))
+        losses.loses(0, at) || (!self.one_way && losses.loses(1, at))
     }
 
-    fn step(&self, weather: &mut Weather) -> f64 {
-        self.interval.0 + (self.interval.1 - self.interval.0) * weather.draw()
+    fn step(&self, losses: &mut LossProcess) -> f64 {
+        self.interval.0 + (self.interval.1 - self.interval.0) * losses.draw()
     }
 }
 
@@ -194,13 +194,13 @@ impl Ping {
     }
 
     pub fn simulate(&self, loss: Loss, rtt: f64, seconds: f64, seed: u64) -> u64 {
-        let mut weather = Weather::new(loss, 2, seed);
+        let mut losses = LossProcess::new(loss, 2, seed);
         let tries = self.tries(rtt);
         (0..(seconds / self.every) as u64)
             .filter(|n| {
                 tries.iter().all(|t| {
                     let at = Instant(((*n as f64 * self.every + t) * 1e6) as u64);
-                    weather.loses(0, at) || weather.loses(1, at)
+                    losses.loses(0, at) || losses.loses(1, at)
                 })
             })
             .count() as u64
