@@ -1,5 +1,6 @@
-//! A real daemon of which one thread hangs: held by ptrace(2), as a thread that waits for ever would be. Each test runs itself again in
-//! namespaces of its own.
+//! A real daemon one thread of which hangs: ptrace(2) holds it, as if it waited for ever.
+
+mod isolated;
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -10,34 +11,22 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use isolated::isolated;
 use leaderd::secrets::Keys;
 use nix::libc;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-const INSIDE: &str = "LEADERD_TEST_INSIDE";
 /// Longest that anything may take here; much longer than the watchdog's limit.
 const LONG: Duration = Duration::from_secs(90);
 const METRICS: &str = "127.0.0.1:9586";
 
-fn isolated(name: &str, test: impl FnOnce(&mut Daemon)) {
-    if std::env::var_os(INSIDE).is_some() {
-        let prepare =
-            "mount -t tmpfs none /run && mkdir -p /run/wireguard /var/run && ip link set lo up
-            mountpoint -q /var/run || [ -L /var/run ] || mount --bind /run /var/run";
-        assert!(Command::new("sh").args(["-ec", prepare]).status().unwrap().success());
+/// Runs `test` with a daemon, in namespaces of its own.
+fn with_daemon(name: &str, test: impl FnOnce(&mut Daemon)) {
+    isolated(name, || {
         let dir = tempfile::tempdir().unwrap();
-        let mut daemon = Daemon::start(dir.path());
-        return test(&mut daemon);
-    }
-    let status = Command::new("unshare")
-        .args(["-Urnm", "--pid", "--fork", "--kill-child", "--mount-proc"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare (util-linux) is needed");
-    assert!(status.success(), "{name} failed inside its namespaces");
+        test(&mut Daemon::start(dir.path()));
+    });
 }
 
 struct Daemon {
@@ -148,7 +137,7 @@ impl Daemon {
 
 #[test]
 fn a_daemon_whose_engine_hangs_ends_and_says_so() {
-    isolated("a_daemon_whose_engine_hangs_ends_and_says_so", |daemon| {
+    with_daemon("a_daemon_whose_engine_hangs_ends_and_says_so", |daemon| {
         daemon.hold("leaderd");
         let status = daemon.status();
         assert_eq!((status.code(), status.signal()), (Some(101), None), "{}", daemon.said());
@@ -158,7 +147,7 @@ fn a_daemon_whose_engine_hangs_ends_and_says_so() {
 
 #[test]
 fn a_daemon_whose_network_thread_hangs_ends_and_says_so() {
-    isolated("a_daemon_whose_network_thread_hangs_ends_and_says_so", |daemon| {
+    with_daemon("a_daemon_whose_network_thread_hangs_ends_and_says_so", |daemon| {
         daemon.hold("network");
         let status = daemon.status();
         assert_eq!((status.code(), status.signal()), (Some(101), None), "{}", daemon.said());
@@ -168,7 +157,7 @@ fn a_daemon_whose_network_thread_hangs_ends_and_says_so() {
 
 #[test]
 fn a_daemon_whose_disk_hangs_goes_on() {
-    isolated("a_daemon_whose_disk_hangs_goes_on", |daemon| {
+    with_daemon("a_daemon_whose_disk_hangs_goes_on", |daemon| {
         daemon.hold("store");
         let began = Instant::now();
         // Half as long again as a hung thread is given.

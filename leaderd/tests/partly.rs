@@ -1,10 +1,13 @@
 //! What the kernel refuses of a network keeps nothing else of it from being in force: on the real kernel, in namespaces of its own.
 
+mod isolated;
+
 use std::collections::BTreeSet;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use isolated::isolated;
 use leaderd::counters::Counters;
 use leaderd::network::{self, KernelSteward, Tells};
 use leaderd::secrets::{Keys, Secret};
@@ -15,7 +18,6 @@ use wgctl_plan::{
     Shared, Transit, WgInterface,
 };
 
-const INSIDE: &str = "LEADERD_TEST_INSIDE";
 /// Longest that anything may take here.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -26,22 +28,12 @@ fn sh(command: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// Runs `test` in namespaces of its own: this program again, under `unshare`.
-fn isolated<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
-    if std::env::var_os(INSIDE).is_some() {
-        sh("mount -t tmpfs none /run && mkdir -p /run/wireguard /var/run && ip link set lo up");
-        sh("mountpoint -q /var/run || [ -L /var/run ] || mount --bind /run /var/run");
+/// Runs `test` on a runtime, in namespaces of its own.
+fn on_runtime<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
+    isolated(name, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        return runtime.block_on(test());
-    }
-    let status = Command::new("unshare")
-        .args(["-Urnm", "--pid", "--fork", "--kill-child", "--mount-proc"])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture"])
-        .env(INSIDE, "1")
-        .status()
-        .expect("unshare (util-linux) is needed");
-    assert!(status.success(), "{name} failed inside its namespaces");
+        runtime.block_on(test());
+    });
 }
 
 fn dev(name: &str) -> InterfaceName {
@@ -87,7 +79,7 @@ fn network_over(keys: &Keys, plane: u8) -> Network {
 
 #[test]
 fn a_node_without_ipv6_and_without_our_nftables_table_has_all_else_in_force() {
-    isolated(
+    on_runtime(
         "a_node_without_ipv6_and_without_our_nftables_table_has_all_else_in_force",
         || async {
             sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
