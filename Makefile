@@ -1,4 +1,4 @@
-# Everything that is done with this repository. `make demo` and `make test` install what is missing, or say what is.
+# All that is done with this repository. `make demo` and `make test` install what is missing, or say what it is.
 .POSIX:
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -6,33 +6,42 @@ SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 LAB := $(TARGET)/lab
 
-.PHONY: nightly help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc links unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo bench-api audit clean
+.PHONY: nightly long corpus help demo test bench bench-peers bench-sim bench-cost soak check-service check-deploy check-image deps lint fmt clippy doc dependencies links unit simulation sim story recording fuzz lab scenarios bad-input test-kernel test-service test-kilo test-kilo-kernel test-kilo-binaries test-kubelet image-programs bench-kilo bench-api audit clean
 
 help:
-	@echo 'make demo    a leader is broken and replaced, live, in network namespaces on this machine'
-	@echo 'make test    format, lints, docs, Kubernetes manifests, unit and property tests, virtual time, fuzz corpus, lab scenarios, kernel WireGuard'
-	@echo 'make test-kernel  kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine (SCENARIOS=all, or names)'
-	@echo 'make test-kilo  Kubernetes: the real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo (KILO_KG=/path/to/kg: the real one), leaderd beside it'
+	@echo 'make demo              breaks a leader and replaces it, live, in network namespaces on this machine'
+	@echo 'make test              what a change must pass: format, lints, docs, licences, manifests, unit and property tests, virtual time, fuzz corpus, lab scenarios, bad input, kernel WireGuard'
+	@echo 'make nightly           what takes longer: mixed versions, 2,000 fresh seeds, long fuzzing, all scenarios on kernels, Kubernetes (PART=name; list: tests/nightly --list)'
+	@echo 'make deps              installs what demo and test need (root, Debian/Ubuntu), or says what is missing'
+	@echo
+	@echo 'make unit              unit and property tests'
+	@echo 'make sim               the mesh in virtual time; SEEDS=1..500 explores these seeds, FRESH=2000 as many new ones'
+	@echo 'make story             tells one run in virtual time, second by second: OF=19, or OF=FILE of tests/regressions'
+	@echo 'make soak              a day in virtual time with trouble every hour: the memory of the cores stays flat'
+	@echo 'make long              unit tests that take minutes'
+	@echo 'make scenarios         the scenarios of tests/scenarios on real packets in the lab'
+	@echo 'make bad-input         damaged stores, hostile peers and live changes, with real daemons in the lab'
+	@echo 'make fuzz              fuzzes each place where bytes come in for a minute (FUZZ_SECONDS=60)'
+	@echo 'make corpus            writes the fuzzer'\''s first inputs anew, after a format changed'
+	@echo 'make recording         writes tests/fixtures/*.recording anew, after a change of what a core decides or records'
+	@echo 'make test-kernel       kernel WireGuard: tests and scenarios on kernels of Debian, in an emulated machine (SCENARIOS=all, or names)'
+	@echo 'make test-kilo         Kubernetes: real kube-apiserver and etcd (built once, with Go), a stand-in of Kilo (KILO_KG=/path/to/kg: the real one), leaderd beside it'
 	@echo 'make test-kilo-kernel  some of these with kernel WireGuard, in an emulated machine (TESTS=names)'
-	@echo 'make audit   what is linked, and under which licences (ADVISORY_DB=/path/to/advisory-db: known advisories as well)'
-	@echo 'make sim     the mesh in virtual time; SEEDS=1..500 explores these seeds, FRESH=2000 as many new ones'
-	@echo 'make story   the account of one of them, second by second: OF=19, or OF=FILE of tests/regressions'
-	@echo 'make bench   the figures of docs/benchmarks.md (hours; RUNS=10, ONLY="kilo-489 idle": less)'
-	@echo 'make bench-peers  leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
-	@echo 'make bench-sim  the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
-	@echo 'make bench-cost  costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
-	@echo 'make test-kubelet  real kubelets, containerd and runc: the image and the chart, installed, upgraded and removed as the docs say (root)'
-	@echo 'make bench-kilo  times beside the stand-in of Kilo, over RUNS runs'
-	@echo 'make bench-api  requests to the Kubernetes API with 10, 100 and 1,000 nodes (NODES="10 100"; MINUTES=5)'
-	@echo 'make soak    a day in virtual time with trouble every hour: the memory of the cores stays flat'
-	@echo 'make check-service  the systemd unit: its score, and whether daemons do with what it leaves them'
-	@echo 'make test-service  a real systemd runs the unit, in an emulated machine: installed, reloaded, killed, removed as the docs say'
-	@echo 'make check-deploy  the Helm chart, plain manifests, alert rules and dashboard: sound, and in agreement'
-	@echo 'make check-image  the container image, built without a registry: two containers with the rights of a Pod are a mesh (root)'
-	@echo 'make recording  tests/fixtures/*.recording anew, after what a core decides or records was changed'
-	@echo 'make fuzz    a minute of fuzzing for each place where bytes come in (FUZZ_SECONDS=60)'
-	@echo 'make nightly  what does not fit into `make test`: mixed versions, 2,000 fresh seeds, long fuzzing, all scenarios on kernels, Kubernetes (PART=name; tests/nightly --list)'
-	@echo 'make deps    install what demo and test need (root, Debian/Ubuntu), or say what is missing'
+	@echo 'make test-kubelet      real kubelets, containerd and runc: image and chart are installed, upgraded and removed as the docs say (root)'
+	@echo 'make test-service      a real systemd in an emulated machine: the unit is installed, reloaded, killed and removed as the docs say'
+	@echo
+	@echo 'make lint              format, clippy, docs, and docs/dependencies.md'
+	@echo 'make audit             what is linked, and its licences (ADVISORY_DB=/path/to/advisory-db: known advisories too)'
+	@echo 'make check-service     the score of the systemd unit, and whether daemons work with what it leaves them'
+	@echo 'make check-deploy      Helm chart, plain manifests, alert rules and dashboard: sound, and in agreement'
+	@echo 'make check-image       the container image, built without a registry: two containers with the rights of a Pod are a mesh (root)'
+	@echo
+	@echo 'make bench             the figures of docs/benchmarks.md (hours; RUNS=10, ONLY="kilo-489 idle": less)'
+	@echo 'make bench-cost        costs in docs/benchmarks.md: failover, watching, throughput, times (QUICK=1: less)'
+	@echo 'make bench-sim         the figures of docs/bench-sim.md, in virtual time (minutes; QUICK=1: less)'
+	@echo 'make bench-peers       leaderd beside FRR, keepalived and Kilo'\''s rule: docs/bench-peers.md (half an hour, root; RUNS=2; QUICK=1: one run, a quarter)'
+	@echo 'make bench-kilo        times beside the stand-in of Kilo, over RUNS runs'
+	@echo 'make bench-api         requests to the Kubernetes API with 10, 100 and 1,000 nodes (NODES="10 100"; MINUTES=5)'
 
 demo: lab
 	"$(LAB)/wgctl" lab demo
@@ -46,7 +55,7 @@ test: deps lint audit check-deploy unit simulation scenarios bad-input test-kern
 bench: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo run --locked --profile lab -p leaderd-bench --bin bench -- $(or $(RUNS),50) $(ONLY)
 
-# On a quiet machine. Needs root: FRR gives it up for a user of its own. ONLY='bfd-50 node-crash': this alone, on the terminal.
+# On a quiet machine, as root: FRR changes to a user of its own. ONLY='bfd-50 node-crash': these alone, on the terminal.
 bench-peers: lab
 	tests/setup peers
 	cargo build --locked --profile lab -p leaderd-bench --bin bench_peers
@@ -64,7 +73,7 @@ bench-cost: lab
 deps:
 	@tests/setup
 
-lint: fmt clippy doc links
+lint: fmt clippy doc links dependencies
 
 fmt:
 	cargo fmt --all --check
@@ -72,6 +81,10 @@ fmt:
 clippy:
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p leaderd --features kubernetes --all-targets -- -D warnings
+
+# What each direct dependency is for: `tests/dependencies` writes the rest of the page.
+dependencies:
+	tests/dependencies --check
 
 doc:
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --workspace --no-deps --features leaderd/kubernetes
@@ -90,8 +103,8 @@ simulation: sim
 	cargo test --locked -p tests -p leaderd-bench --bins
 	cargo test --locked -p tests --test corpus --test replay
 
-# Scenarios in virtual time, what once failed, and random worlds of every kind. SEEDS=FROM..TO: these seeds; FRESH=2000: as many that
-# were never run (stopped, it goes on where it was); KIND=disks: of one kind; NOTE=1: a line about it in docs/bench-sim.md.
+# Scenarios in virtual time, what once failed, and random worlds of every kind. SEEDS=FROM..TO: these seeds; FRESH=2000: this many that
+# never ran (after an interruption it goes on where it was); KIND=disks: of one kind; NOTE=1: adds a line to docs/bench-sim.md.
 sim: deps
 ifneq ($(SEEDS)$(FRESH),)
 	cargo run --locked --profile lab -p tests --bin explore -- $(SEEDS) $(if $(FRESH),--fresh $(FRESH)) $(if $(KIND),--kind $(KIND)) $(if $(NOTE),--note)
@@ -101,19 +114,28 @@ else
 	cargo test --locked --profile lab -p tests --test explore -- --nocapture
 endif
 
-# A day of virtual time with trouble every hour: does the memory of the cores stay flat? `make test` runs a share of it.
+# A day of virtual time with trouble every hour: the memory of the cores must stay flat. `make test` runs a part of it.
 soak:
 	SOAK_HOURS=24 cargo test --locked --profile lab -p tests --test soak -- --nocapture
 
-# What was broken, who could have carried traffic, who led, what the daemons said.
+# Faults, which candidates could have carried traffic, who led, what the daemons logged.
 story:
 	@cargo run --quiet --locked --profile lab -p tests --bin story -- "$(OF)"
+
+# Unit tests that take minutes: in `make nightly`.
+long:
+	cargo test --locked --profile lab -p leaderd-core --lib -- --ignored --skip write_the_corpus
+
+# The first inputs of the fuzz targets that are made by tests.
+corpus:
+	cargo test --locked -p tests --test corpus -- --ignored
+	cargo test --locked -p leaderd-core --lib write_the_corpus -- --ignored
 
 # A real failover in the lab, recorded: what `make test` replays.
 recording: lab
 	tests/record "$(LAB)" "$(TARGET)/recording"
 
-# A minute for each target, or FUZZ_SECONDS. The bootstrap variable lets a stable compiler do what cargo-fuzz asks of it.
+# FUZZ_SECONDS for each target. The bootstrap variable lets a stable compiler accept cargo-fuzz's flags.
 FUZZ_SECONDS ?= 60
 fuzz:
 	@[ "$$(cargo fuzz --version 2>/dev/null)" = 'cargo-fuzz 0.13.2' ] || { echo 'fuzz: run: cargo install cargo-fuzz --version 0.13.2 --locked' >&2; exit 1; }
@@ -122,11 +144,11 @@ fuzz:
 	  RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir tests/fuzz "$$target" "$$found" "tests/fuzz/corpus/$$target" -- \
 	    -max_total_time=$(FUZZ_SECONDS) -timeout=20 || exit; done
 
-# What the lab runs: optimised, built once, used by demo, scenarios and bench alike.
+# The programs of the lab: optimised, built once, for demo, scenarios and benchmarks.
 lab: deps
 	cargo build --locked --profile lab -p leaderd -p wgctl
 
-# The test ends with a line of its own, 'N passed, N failed', naming the WireGuard backend.
+# Ends with a line 'N passed, N failed', which names the WireGuard backend.
 scenarios: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test scenarios -- --nocapture --test-threads=1
 
@@ -134,7 +156,7 @@ scenarios: lab
 bad-input: lab
 	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test bad_input
 
-# Score of the systemd unit, and whether daemons do with what it leaves them (needs systemd's and strace's packages).
+# The score of the systemd unit, and whether daemons work with what it leaves them (needs the packages systemd and strace).
 check-service: lab
 	deploy/systemd/check "$(LAB)"
 
@@ -142,7 +164,7 @@ check-service: lab
 check-deploy: deps
 	TARGET="$(TARGET)" deploy/check
 
-# The container image, with programs that are linked statically here: what its own build stage does with musl.
+# The container image, with programs that are linked statically here; its own build stage does that with musl.
 check-image: image-programs
 	deploy/image-check "$(TARGET)/image"
 
@@ -159,7 +181,7 @@ image-programs: deps
 test-service: lab
 	TARGET="$(TARGET)" tests/systemd/run "$(LAB)"
 
-# Kernel WireGuard, whatever this machine's kernel has: closes with a line for each kernel. SCENARIOS='dual-stack wan-cut', or `all`, in
+# Kernel WireGuard, whatever this machine's kernel has: ends with a line for each kernel. SCENARIOS='dual-stack wan-cut', or `all`, in
 # place of each kernel's own.
 test-kernel: lab
 	SCENARIOS="$(SCENARIOS)" TARGET="$(TARGET)" tests/kernel/run
@@ -201,7 +223,7 @@ audit:
 	tests/setup audit "$(TARGET)/tools"
 	tests/supply-chain "$(TARGET)/tools/bin/cargo-deny"
 
-# What does not fit into `make test`, in parts of an hour at most; those that have passed for this commit are not run again.
+# What does not fit into `make test`, in parts of an hour at most. Parts that have passed for this commit are not run again.
 nightly: deps
 	TARGET="$(TARGET)" tests/nightly $(PART)
 

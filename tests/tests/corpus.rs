@@ -33,7 +33,7 @@ fn every_target_of_the_fuzzer_is_replayed() {
     assert_eq!(found, TARGETS.map(|(name, _)| name));
 }
 
-/// Good and damaged stores to begin with: `cargo test -p tests --test corpus write_the_corpus -- --ignored`.
+/// Writes good and damaged stores: `make corpus`.
 #[test]
 #[ignore = "writes files"]
 fn write_the_corpus_of_store_records() {
@@ -80,7 +80,7 @@ fn write_the_corpus_of_store_records() {
     seed("decision", StoredGroup { decision: Some(vec![1, 2, 3]), ..log });
 }
 
-/// Probes with TLVs, good and damaged: `cargo test -p tests --test corpus write_the_corpus -- --ignored`.
+/// Writes good and damaged probes with TLVs: `make corpus`.
 #[test]
 #[ignore = "writes files"]
 fn write_the_corpus_of_probes() {
@@ -126,7 +126,7 @@ fn write_the_corpus_of_probes() {
     write("told", &reply.encode(Some(&key), &request));
 }
 
-/// Short recordings, whole and not: `cargo test -p tests --test corpus write_the_corpus -- --ignored`.
+/// Writes whole and damaged short recordings: `make corpus`.
 #[test]
 #[ignore = "writes files"]
 fn write_the_corpus_of_recordings() {
