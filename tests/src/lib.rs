@@ -6,9 +6,9 @@
 pub mod fuzz;
 pub mod kilo;
 pub mod lab;
-pub mod liar;
 pub mod memory;
 pub mod runner;
 #[cfg(test)]
 mod security_page;
 pub mod sim;
+pub mod worst_peer;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use tests::sim::campaign;
-use tests::sim::draw::Kind;
-use tests::sim::explore::Case;
+use tests::sim::case::Case;
+use tests::sim::generate::Kind;
 
 /// Seeds of each kind that an ordinary run explores. A number and no time limit, so that what passes on one machine passes on
 /// another: new seeds are for `make sim FRESH=2000` and the nightly run. Twenty take about 10 s on two cores.
@@ -156,7 +156,7 @@ fn explore(kind: Kind) {
         tally.failures.len()
     );
     for failure in tally.failures.iter().take(3) {
-        let file = campaign::keep(failure.seed, &regressions()).expect("a file");
+        let file = campaign::save_regression(failure.seed, &regressions()).expect("a file");
         println!("seed {}: {}\n  {}", failure.seed, failure.what, file.display());
     }
     let failed: Vec<String> =

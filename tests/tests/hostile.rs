@@ -21,7 +21,7 @@ fn input(seed: u64) -> Vec<u8> {
 }
 
 #[test]
-fn no_node_panics_whatever_the_others_say() {
+fn no_node_panics_whatever_the_others_send() {
     let seeds = match std::env::var("HOSTILE_SEEDS") {
         Ok(range) => {
             let (from, to) = range.split_once("..").expect("HOSTILE_SEEDS is FROM..TO");

@@ -1,7 +1,7 @@
-//! What is promised by nobody yet and will be: each of these tests fails, and is here so that nobody takes its defect for unknown.
+//! Defects that are known: each of these tests fails, and describes what will be promised.
 //!
-//! One that passes fails this run: then it moves to the tests that must pass, and [`MOST`] falls. It never rises: a new defect is
-//! mended, not listed.
+//! If one passes, this run fails: then it moves to the tests that must pass, and [`MOST`] falls. It never rises: a new defect is
+//! fixed, not listed.
 
 use std::time::Duration;
 
@@ -92,8 +92,8 @@ fn a_failover_cuts_no_location_off_that_another_standby_would_have_served() -> b
 }
 
 #[test]
-fn what_is_known_to_fail_still_does_and_is_no_more() {
-    assert!(KNOWN.len() <= MOST, "a new defect is mended, not listed");
+fn known_failures_still_fail_and_their_number_does_not_rise() {
+    assert!(KNOWN.len() <= MOST, "a new defect is fixed, not listed");
     assert_eq!(KNOWN.len(), MOST, "one less: MOST falls with it");
     for known in KNOWN {
         assert!(!(known.holds)(), "{} passes: it is a test like all others now", known.name);

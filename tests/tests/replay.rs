@@ -91,7 +91,7 @@ fn a_fresh_recording_is_reproduced_byte_for_byte_and_tells_the_failover() {
 }
 
 #[test]
-fn a_recording_holds_no_tag_that_a_key_made() {
+fn a_recording_holds_no_authentication_tag() {
     let (header, records) = all(&recorded("home-0"));
     assert!(!header.restored.is_empty(), "the store is in it");
     let (mut probes, mut forged) = (0, 0);
@@ -157,7 +157,7 @@ fn the_first_output_that_differs_is_found() {
 }
 
 #[test]
-fn a_recording_that_is_cut_off_is_as_recorded_up_to_there() {
+fn a_truncated_recording_is_valid_up_to_its_end() {
     let bytes = recorded("cloud-2");
     for part in [3, 2] {
         let replay = replay(&bytes[..bytes.len() - bytes.len() / part]);

@@ -2,10 +2,9 @@
 //!
 //! One after the other: they share the machine's cores, and the meters send 4,000 packets a second. Not under
 //! libtest, which would run them at once. Arguments that do not start with `-` filter by name. Programs are found in
-//! `$LEADERD_BIN_DIR`, else beside this test's target directory. What is missing is a failure, never a skip.
+//! `$LEADERD_BIN_DIR`, else beside this test's target directory. A missing program is a failure, never a skip.
 //! `$LAB_BACKEND` (`kernel`, `wireguard-go` or `leaderd`) makes them run on that WireGuard, and fails those that do not; without
-//! it the scenarios of [`ALSO_ON`] are played a second time. `$LAB_OPTIONS` is more to say to `wgctl lab run`, separated by
-//! spaces.
+//! it the scenarios of [`ALSO_ON`] are played a second time. `$LAB_OPTIONS` has more options of `wgctl lab run`, separated by spaces.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -14,12 +13,11 @@ use std::time::Instant;
 use serde_json::Value;
 use wgctl_lab::Failed;
 
-/// What is played once more with another WireGuard than the one this machine has. Setting links down is another thing where
-/// that closes the UDP port.
+/// Scenarios that are played again with another WireGuard: setting a link down differs where that closes the UDP port.
 const ALSO_ON: [(&str, &str); 1] = [("wireguard-down", "leaderd")];
 
-/// A shared machine may starve a whole mesh of its cores for seconds, so what was late or not played at all has a second try, which is
-/// never hidden. What was decided wrongly has none. One scenario in so many may need it: with more, either the
+/// A shared machine may starve a whole mesh of its cores for seconds, so a scenario that was late or not played at all gets a second
+/// try, which is reported. A wrong decision gets none. One scenario in this many may need it: with more, either the
 /// machine is no place for this test, or the daemon has become slow.
 const MOST_AGAIN: usize = 8;
 

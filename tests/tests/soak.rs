@@ -1,6 +1,6 @@
-//! A mesh that runs for a day of virtual time, with trouble every hour: what its cores hold in memory stays the same.
+//! A mesh that runs for a day of virtual time, with trouble every hour: the memory of its cores stays the same.
 //!
-//! `make test` runs a shorter share of it, `make soak` all (`SOAK_HOURS=24`).
+//! `make test` runs a part of it, `make soak` all (`SOAK_HOURS=24`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -24,10 +24,10 @@ const SHARE: u32 = 4;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What is broken stays broken for so long: all has moved and settled by then.
+/// A fault lasts this long: all leaders have changed by then.
 const BROKEN: Duration = Duration::from_secs(30);
 
-/// One after the other, in every hour. None ends a daemon: a core that starts anew would be light again.
+/// One after the other, in every hour. None ends a daemon: a restarted core would use little memory again.
 fn troubles() -> Vec<(&'static str, Fault)> {
     vec![
         ("cloud-0", Fault::VxlanNewFlows),
@@ -41,10 +41,10 @@ fn troubles() -> Vec<(&'static str, Fault)> {
     ]
 }
 
-/// Failovers before the cores are weighed: more than they remember of what happens by itself ([`MAX_EVENTS`]). Else they would weigh
-/// more later only because more has happened that they are to remember.
+/// Failovers before the memory of the cores is measured: more than the events that they keep ([`MAX_EVENTS`]). Else it would grow
+/// only because they keep more events.
 const FAILOVERS: usize = MAX_EVENTS + 10;
-/// The same of what somebody asks for, which has a place of its own ([`MAX_ASKED`]).
+/// The same for events that an operator causes, which have a limit of their own ([`MAX_ASKED`]).
 const PROMOTIONS: usize = MAX_ASKED + 10;
 /// More entries than a log takes in between two snapshots.
 const TURN: usize = 400;
@@ -64,7 +64,7 @@ struct Filling<'w> {
 impl Filling<'_> {
     fn leader(&self) -> NodeName {
         let core = self.world.core(&name("cloud-0")).expect("it runs");
-        let slot = core.decision(&self.cloud).expect("somebody leads").leaders[0];
+        let slot = core.decision(&self.cloud).expect("a node leads").leaders[0];
         name(&format!("cloud-{}", slot.0))
     }
 
@@ -167,7 +167,7 @@ fn weigh_after(time: Duration) -> (BTreeMap<NodeName, i64>, u64) {
 }
 
 #[test]
-fn a_day_of_trouble_leaves_the_cores_as_light_as_two_hours_of_it() {
+fn a_day_of_trouble_needs_no_more_memory_than_two_hours_of_it() {
     let hours: u32 = match std::env::var("SOAK_HOURS") {
         Ok(n) => n.parse().expect("SOAK_HOURS is a number of hours"),
         Err(_) => SHARE,

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use tests::sim::campaign::{self, Tally};
-use tests::sim::draw::Kind;
+use tests::sim::generate::Kind;
 
 const USAGE: &str = "usage: explore (--fresh N | FROM..TO) [--kind NAME] [--note]";
 /// Failures that are made small, which takes many runs each.
@@ -70,7 +70,7 @@ fn args() -> Result<Args> {
 
 fn main() -> Result<ExitCode> {
     let args = args()?;
-    // A core that panics breaks a promise, which is told in one line.
+    // A core that panics breaks a promise, which one line reports.
     std::panic::set_hook(Box::new(|_| {}));
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
     let directory = std::env::var_os("CARGO_TARGET_DIR").map(PathBuf::from);
@@ -117,7 +117,7 @@ fn main() -> Result<ExitCode> {
             for failure in &tally.failures {
                 failed += 1;
                 if failed <= KEPT {
-                    let kept = campaign::keep(failure.seed, &directory)?;
+                    let kept = campaign::save_regression(failure.seed, &directory)?;
                     println!("  made small: {}", kept.display());
                 }
                 explored.failed.push((failure.seed, failure.what.clone(), commit.clone()));

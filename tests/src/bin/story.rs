@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-use tests::sim::explore::Case;
+use tests::sim::case::Case;
 
 fn main() -> Result<ExitCode> {
     let of = std::env::args().nth(1).context("usage: story SEED|FILE")?;

@@ -17,7 +17,7 @@ use ureq::{Agent, RequestBuilder};
 const CONNECT: Duration = Duration::from_secs(5);
 /// Silence after which a connection counts as lost. Longer than a watch lasts ([`WATCH`]), in which nothing may happen.
 const SILENCE: Duration = Duration::from_secs(25);
-/// The server ends a watch after so long, and it is asked again.
+/// The server ends a watch after this time, and the client starts another.
 const WATCH: Duration = Duration::from_secs(20);
 
 /// Between two bytes of a request that is held.

@@ -181,7 +181,7 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// All that somebody asked to be changed about Nodes so far, in order.
+    /// Returns all requests so far that change Nodes, in order.
     pub fn writes(&self, user: User) -> Result<Vec<Write>> {
         let text = fs::read_to_string(self.dir.join("audit.log")).context("audit log")?;
         let mut all = Vec::new();

@@ -25,7 +25,7 @@ pub fn name(number: usize) -> String {
     format!("made-up-{number}")
 }
 
-/// Creates so many, in these regions by turns.
+/// Creates this many, in these regions in turn.
 pub fn create(api: &Api, count: usize, regions: &[String]) -> Result<()> {
     let mut random = std::fs::File::open("/dev/urandom")?;
     for n in 0..count {
@@ -80,7 +80,7 @@ pub struct Kubelets {
 }
 
 impl Kubelets {
-    /// Of so many made-up nodes.
+    /// Kubelets of this many made-up nodes.
     pub fn start(api: &Api, count: usize) -> Self {
         let (api, end) = (api.clone(), Arc::new(AtomicBool::new(false)));
         let ended = end.clone();

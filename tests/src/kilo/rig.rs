@@ -43,7 +43,7 @@ const POLL: Duration = Duration::from_millis(50);
 pub struct Options {
     /// Time between two packets of each meter in each direction. A slow processor cannot send 4,000 packets a second.
     pub meter_every: Duration,
-    /// How often Kilo's stand-in alone is told to move, one after the other.
+    /// How often Kilo's stand-in alone moves on request, one after the other.
     pub moves: u32,
 }
 
@@ -54,7 +54,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// From arguments: `--meter-every=5ms`, `--moves=6`. Others are somebody else's.
+    /// From arguments: `--meter-every=5ms`, `--moves=6`. Other arguments are ignored.
     pub fn of(args: &[String]) -> Result<Self> {
         let mut options = Self::default();
         for arg in args {

@@ -10,7 +10,7 @@
 //! | `leader` counts by being there, even as `false`; a `force-endpoint` that can be read goes before `endpoint` | `translateNode` |
 //! | the leader: the first by name with the annotation and a public endpoint; with the annotation; with a public endpoint; of all. Public is what is not RFC 1918 | `findLeader`, topology.go; `isPublic`, pkg/mesh/ip.go at `17dc1f5c` |
 //! | ready is who has an endpoint, a key, a pod CIDR, and checked in less than 60 s ago; who is not ready itself changes nothing | `Ready`, pkg/mesh/backend.go at `0820a9d3`; `applyTopology`, pkg/mesh/mesh.go at `4c62b206` |
-//! | addresses of kilo0 are given out along the names of the locations that somebody is ready in, from 10.4.0.1, with the prefix length of `--subnet` | `NewTopology` |
+//! | addresses of kilo0 are given out along the names of the locations that have a ready node, from 10.4.0.1, with the prefix length of `--subnet` | `NewTopology` |
 //! | tunnels admit the pod CIDRs, internal addresses and tunnel address of the far location; they listen on the port of the node's own endpoint | `NewTopology`, `Conf`, topology.go |
 //! | the leader's routes go to those by way of the far tunnel address, `onlink`; not to the address that is the far endpoint | `Routes`, pkg/mesh/routes.go at `01b8500c` |
 //! | who does not lead sends that, and every tunnel address, to the network address of its leader's pod CIDR, on flannel.1 | the same; pkg/encapsulation/flannel.go at `17dc1f5c` |
@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leads_is_who_asks_and_is_public_then_who_asks_then_who_is_public() {
+    fn the_leader_asks_and_is_public_or_asks_or_is_public_in_this_order() {
         assert_eq!(leaders(&nodes(), NOW), ["a-0", "b-0"]);
         assert_eq!(leaders(&change("b-1", |n| n.leader = true), NOW), ["a-0", "b-1"]);
         assert_eq!(leaders(&change("b-2", |n| n.leader = true), NOW), ["a-0", "b-2"]);
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn an_annotation_asks_by_being_there_and_a_location_annotation_beats_the_region() {
+    fn an_annotation_counts_by_its_presence_and_a_location_annotation_beats_the_region() {
         let node = KiloNode::of(&json!({"metadata": {
             "name": "x", "labels": {REGION: "a"},
             "annotations": {names::LEADER: "false", names::LOCATION: "c", names::FORCE_ENDPOINT: "203.0.113.9:1", names::ENDPOINT: "10.0.0.1:2"},
@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_no_internal_address_is_a_location_of_its_own() {
+    fn a_node_without_an_internal_address_is_a_location_of_its_own() {
         let of =
             |annotations: Value| KiloNode::of(&json!({"metadata": {"annotations": annotations}}));
         let (said, forced) = (names::INTERNAL_IP, names::FORCE_INTERNAL_IP);
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_not_checked_in_for_a_minute_is_left_out_and_left_alone() {
+    fn a_node_without_a_check_in_for_a_minute_is_left_out_and_left_alone() {
         let old = change("b-0", |n| n.last_seen = NOW - 59);
         assert_eq!(leaders(&old, NOW), ["a-0", "b-0"]);
         assert_eq!(leaders(&old, NOW + 1), ["a-0", "b-1"]);
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_a_check_in_is_news_only_of_who_was_not_ready() {
+    fn the_time_of_a_check_in_matters_only_for_nodes_that_were_not_ready() {
         let node = nodes()["a-0"].clone();
         let seen = |last_seen| KiloNode { last_seen, ..node.clone() };
         assert!(seen(NOW).is_as(&seen(NOW - 59), NOW));

@@ -39,7 +39,7 @@ use super::control_plane::{ControlPlane, User};
 use super::device::Device;
 use super::rules::{self, CHECK_IN, KiloNode, PORT, names};
 
-/// Before an API server that failed is asked again.
+/// Wait before the next request to an API server that failed.
 const AGAIN: Duration = Duration::from_secs(1);
 
 /// All agents, until it is dropped.
@@ -278,7 +278,7 @@ impl Agent {
         }
     }
 
-    /// An API server that is away is asked again next time.
+    /// A request that an API server does not answer is sent again next time.
     fn check_in(&mut self) {
         let Some(own) = self.nodes.get(self.name()) else { return };
         let own = KiloNode { last_seen: now(), ..own.clone() };

@@ -1,4 +1,4 @@
-//! Packets and processor time, as the kernel counts them: the same for every system, and none is asked.
+//! Packets and processor time, as the kernel counts them: the same way for every system.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

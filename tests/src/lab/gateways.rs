@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn who_carries_is_who_most_packets_pass_and_silence_changes_nothing() {
+    fn the_gateway_is_the_one_with_most_packets_and_silence_changes_nothing() {
         let mut seen = Seen::of(1, TICK);
         assert_eq!(seen.enough, 50);
         seen.look(1, &[(0, 0, packets(100, 100)), (1, 0, packets(3, 3))]);
@@ -181,14 +181,14 @@ mod tests {
     }
 
     #[test]
-    fn slower_meters_make_a_carrier_with_fewer_packets() {
+    fn slower_meters_need_fewer_packets_to_mark_the_gateway() {
         let mut seen = Seen::of(1, 5 * TICK);
         seen.look(1, &[(0, 0, packets(9, 20)), (1, 0, packets(8, 7))]);
         assert_eq!(seen.now, [[None, Some(0)]]);
     }
 
     #[test]
-    fn both_ways_within_half_a_second_are_one_move_and_the_way_back_is_another() {
+    fn changes_within_half_a_second_are_one_move_and_the_return_is_another() {
         let change =
             |at, location, direction| GatewayChange { at, location, direction, from: 0, to: 1 };
         let all = [

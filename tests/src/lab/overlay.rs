@@ -4,7 +4,7 @@
 //! lvx0   100.126.{location}.{index}/24, MAC 02:4c:45:00:00:{index}; unknown and broadcast frames go to all of the location
 //! ```
 //!
-//! Same device, port and MTU as leaderd's own, so that faults of the overlay mean the same to everybody.
+//! Same device, port and MTU as leaderd's own, so that faults of the overlay mean the same to every system.
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
@@ -100,8 +100,8 @@ pub fn set_up(world: &World, routes: bool) -> Result<()> {
     Ok(())
 }
 
-/// Makes a WireGuard device, and loads a configuration of `wg setconf`. The device stays down. It is the kernel's where that is asked
-/// for, as leaderd is asked (`LEADERD_WIREGUARD=kernel`), and takes the place of one of that name; else a `wireguard-go` serves it.
+/// Makes a WireGuard device, and loads a configuration of `wg setconf`. The device stays down. With `LEADERD_WIREGUARD=kernel`,
+/// as for leaderd, it is the kernel's and replaces one of that name; else a `wireguard-go` serves it.
 pub fn start_tunnel(node: &LabNode, device: &str, configuration: &str) -> Result<()> {
     if std::env::var_os(BACKEND_VARIABLE).is_some_and(|asked| asked == "kernel") {
         let _ = node.ns.ip(&format!("link del {device}\n"));

@@ -1,13 +1,13 @@
-//! Many seeds on all cores: which fail, and how fast it goes.
+//! Runs many seeds on all cores, and counts which fail and how fast they run.
 
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::explore::Case;
+use super::case::Case;
 
-/// One seed in so many is run twice, and must come to the same.
+/// One seed in ten is run twice; both runs must have the same inputs.
 const REPEATED: u64 = 10;
 
 /// A seed that broke a promise.
@@ -18,7 +18,7 @@ pub struct Failure {
     pub what: String,
 }
 
-/// What came of a campaign.
+/// The result of a campaign.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     /// Seeds that ran, without a gap from the first.
@@ -48,8 +48,8 @@ fn check(seed: u64) -> (Option<String>, bool) {
     (None, repeat)
 }
 
-/// Runs seeds from `from` on, on all cores, while `go_on` says so of how many have begun and for how long it has gone on.
-/// `done` hears of each seed, with what it broke.
+/// Runs seeds from `from` on, on all cores, while `go_on` (number of seeds begun, time passed) is true.
+/// Calls `done` after each seed, with the first promise that it broke.
 pub fn run(
     from: u64,
     go_on: impl Fn(u64, Duration) -> bool + Sync,
@@ -63,7 +63,7 @@ pub fn run(
         for _ in 0..threads {
             scope.spawn(|| {
                 loop {
-                    // Taken before it is asked, so that no seed is passed over.
+                    // Before `go_on`, so that no seed is skipped.
                     let n = next.fetch_add(1, Ordering::Relaxed);
                     if !go_on(n, started.elapsed()) {
                         return;
@@ -86,7 +86,10 @@ pub fn run(
 }
 
 /// Makes a failing seed's case small, and writes it to `directory` as a regression.
-pub fn keep(seed: u64, directory: &Path) -> std::io::Result<std::path::PathBuf> {
+///
+/// # Errors
+/// The file cannot be written.
+pub fn save_regression(seed: u64, directory: &Path) -> std::io::Result<std::path::PathBuf> {
     let case = Case::of_seed(seed);
     let outcome = case.run();
     let small = outcome.kind().map_or(case.clone(), |kind| case.shrink(kind));

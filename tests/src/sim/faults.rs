@@ -1,4 +1,4 @@
-//! What is broken on a node, in the model. All of it leaves the node's daemon alone unless it says so.
+//! What is broken on a node, in the simulator. A fault leaves the node's daemon alone unless it says otherwise.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,10 +7,10 @@ use leaderd_core::ids::NodeName;
 use serde::{Deserialize, Serialize};
 
 use super::World;
-use super::disk::Full;
-use super::hostile::{Liar, Lies};
+use super::disk::FullDisk;
+use super::hostile::{HostileBehaviour, HostileNode};
 
-/// The true state of one node's data path.
+/// The faults of one node, as they are now.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     /// The machine is off: nothing in, nothing out, no daemon.
@@ -39,18 +39,18 @@ pub struct Faults {
     pub wan_delay: Duration,
     /// No packets to and from nodes of the same location.
     pub lan_cut: bool,
-    /// The machine goes off as soon as something was written to its disk, before the daemon hears of it.
+    /// The machine loses its power right after the next write, before the daemon hears of it.
     pub disk_crash: bool,
-    /// The same after so many writes more.
+    /// The same after this many more writes.
     pub power_cut: Option<u32>,
-    pub disk_full: Option<Full>,
-    /// Each write takes so much longer.
+    pub disk_full: Option<FullDisk>,
+    /// Each write takes this much longer.
     pub disk_slow: Duration,
-    /// Somebody has broken into it.
-    pub hostile: Option<Liar>,
+    /// An attacker controls the node.
+    pub hostile: Option<HostileNode>,
 }
 
-/// One thing that can be broken, and mended.
+/// A fault that can begin and end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Fault {
     NodeCrash,
@@ -68,10 +68,10 @@ pub enum Fault {
     WireguardDown,
     WanCut,
     WanLoss(f64),
-    /// Slower by so many milliseconds, each way.
+    /// Milliseconds that the WAN is slower, each way.
     WanLatency(u32),
     LanCut,
-    /// Packets from the node straight to this one are lost; the other way they pass.
+    /// Direct packets from the node to this one are lost; the other way they pass.
     OneWay(NodeName),
     DaemonKill,
     DaemonPause,
@@ -79,16 +79,16 @@ pub enum Fault {
     DiskFull {
         hard_states_fit: bool,
     },
-    /// Each write takes so many milliseconds longer.
+    /// Milliseconds that each write takes longer.
     DiskSlow(u32),
-    /// The machine goes off after so many writes more, between the last of them and its acknowledgement.
+    /// The machine loses its power after this many more writes, between the last of them and its acknowledgement.
     PowerCut(u32),
-    /// Somebody has broken into the node. Mended, it is set up anew, with an empty store.
-    Hostile(Lies),
+    /// An attacker controls the node. When the fault ends, the node is set up anew, with an empty store.
+    Hostile(HostileBehaviour),
 }
 
 impl World {
-    /// Breaks something, or mends it again.
+    /// Begins or ends a fault.
     pub fn fault(&mut self, node: &NodeName, fault: &Fault, on: bool) {
         self.fault_changed = self.now().mono;
         let Some(f) = self.faults.get_mut(node) else { return };
@@ -117,7 +117,7 @@ impl World {
             }
             Fault::WireguardDown => {
                 f.wireguard_down = on;
-                self.tell_local(node);
+                self.report_local_facts(node);
             }
             Fault::NodeCrash => self.crash(node, on),
             Fault::DiskLoss => {
@@ -133,9 +133,9 @@ impl World {
                 }
             }
             Fault::DiskFull { hard_states_fit } => {
-                let full = if *hard_states_fit { Full::HardStates } else { Full::Nothing };
+                let full = if *hard_states_fit { FullDisk::HardStates } else { FullDisk::Nothing };
                 f.disk_full = on.then_some(full);
-                self.take_what_fits(node);
+                self.store_what_fits(node);
             }
             Fault::DiskSlow(ms) => {
                 f.disk_slow = Duration::from_millis(if on { u64::from(*ms) } else { 0 });
@@ -146,7 +146,7 @@ impl World {
                     self.crash(node, false);
                 }
             }
-            Fault::Hostile(lies) => self.break_into(node, lies, on),
+            Fault::Hostile(behaviour) => self.take_over(node, behaviour, on),
             Fault::DaemonKill if on => self.kill_daemon(node),
             Fault::DaemonKill if self.faults[node].crashed || self.core(node).is_some() => {}
             Fault::DaemonKill => self.start_daemon(node),

@@ -1,7 +1,7 @@
-//! A node that somebody has broken into: it says whatever the frames can say, in its own and in others' names, to everybody,
-//! at a bounded rate. What it carries it carries honestly: that it sees what it relays no protocol can help.
+//! A hostile node: it sends any frame, in its own and in others' names, to all nodes, at a bounded rate. It relays packets as it should:
+//! no protocol can keep a relay from reading or dropping what it relays.
 //!
-//! Of the commands it gives only those are drawn that nobody may obey: a location obeys its own nodes, and its witnesses.
+//! It gives only commands that no node may obey: a location obeys its own nodes and its witnesses.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -22,25 +22,25 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use super::World;
-use super::world::Happening;
+use super::world::Event;
 
 /// How a hostile node behaves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Lies {
+pub struct HostileBehaviour {
     pub seed: u32,
     /// Milliseconds between two frames.
     pub every_ms: u32,
-    /// Its daemon does its work beside.
+    /// Its daemon goes on working.
     pub works: bool,
     /// Raft messages are among its frames. One that votes may then keep its own location from deciding, as any voter of a Raft group
     /// may: see [`KNOWN_LIMIT_HOSTILE_VOTER`](super::model::truth::KNOWN_LIMIT_HOSTILE_VOTER).
     pub raft: bool,
 }
 
-/// A hostile node at work.
+/// A hostile node, and its random numbers.
 #[derive(Clone, Debug)]
-pub struct Liar {
-    pub lies: Lies,
+pub struct HostileNode {
+    pub behaviour: HostileBehaviour,
     rng: ChaCha8Rng,
 }
 
@@ -54,16 +54,19 @@ const CAUSES: [Cause; 6] = [
 ];
 
 impl World {
-    pub(super) fn break_into(&mut self, name: &NodeName, lies: &Lies, on: bool) {
-        let rng = ChaCha8Rng::seed_from_u64(lies.seed.into());
+    pub(super) fn take_over(&mut self, name: &NodeName, behaviour: &HostileBehaviour, on: bool) {
+        let rng = ChaCha8Rng::seed_from_u64(behaviour.seed.into());
         let f = self.faults.get_mut(name).expect("a node of the mesh");
-        let was = std::mem::replace(&mut f.hostile, on.then_some(Liar { lies: lies.clone(), rng }));
+        let was = std::mem::replace(
+            &mut f.hostile,
+            on.then_some(HostileNode { behaviour: behaviour.clone(), rng }),
+        );
         if on {
-            self.note_say(name);
-            if !lies.works {
+            self.record_commandable(name);
+            if !behaviour.works {
                 self.kill_daemon(name);
             }
-            self.later(Duration::ZERO, name, Happening::Lie);
+            self.schedule(Duration::ZERO, name, Event::HostileFrame);
         } else if was.is_some() {
             self.kill_daemon(name);
             self.lose_disk(name);
@@ -74,62 +77,67 @@ impl World {
     }
 
     /// Remembers which locations a hostile node may command, by the newest mesh file: others may have an older one yet.
-    fn note_say(&mut self, name: &NodeName) {
+    fn record_commandable(&mut self, name: &NodeName) {
         let mesh = &self.mesh;
-        let say = mesh
+        let locations = mesh
             .locations
             .keys()
             .filter(|l| mesh.nodes[name].location == **l || mesh.voters_of(l).contains(name));
-        let say: Vec<LocationName> = say.cloned().collect();
-        self.hostile.entry(name.clone()).or_default().extend(say);
+        let locations: Vec<LocationName> = locations.cloned().collect();
+        self.commandable.entry(name.clone()).or_default().extend(locations);
     }
 
-    /// Sends one frame that is not true.
-    pub(super) fn lie(&mut self, name: &NodeName) {
-        let Some(mut liar) = self.faults[name].hostile.clone() else { return };
-        self.later(Duration::from_millis(liar.lies.every_ms.into()), name, Happening::Lie);
-        self.note_say(name);
+    /// Sends one frame that is false.
+    pub(super) fn send_hostile_frame(&mut self, name: &NodeName) {
+        let Some(mut hostile) = self.faults[name].hostile.clone() else { return };
+        self.schedule(
+            Duration::from_millis(hostile.behaviour.every_ms.into()),
+            name,
+            Event::HostileFrame,
+        );
+        self.record_commandable(name);
         let others: Vec<NodeName> =
             self.mesh.nodes.keys().filter(|n| *n != name).cloned().collect();
-        let to = others[pick(&mut liar.rng, others.len())].clone();
-        let teller = Teller { world: self, me: name };
-        let (frame, made_up) = teller.frame(&mut liar);
-        self.made_up.extend(made_up);
-        self.faults.get_mut(name).expect("a node of the mesh").hostile = Some(liar);
-        let connected = self.nodes[&to].up.contains_key(name) && self.control_passes(name, &to);
-        // What cannot be decoded does not reach the core.
+        let to = others[pick(&mut hostile.rng, others.len())].clone();
+        let forger = FrameForger { world: self, me: name };
+        let (frame, forged_decisions) = forger.frame(&mut hostile);
+        self.forged_decisions.extend(forged_decisions);
+        self.faults.get_mut(name).expect("a node of the mesh").hostile = Some(hostile);
+        let connected =
+            self.nodes[&to].connections.contains_key(name) && self.control_passes(name, &to);
+        // A frame that cannot be decoded does not reach the core.
         if let Ok(frame) = Frame::decode(&frame.encode())
             && connected
         {
             let delay = self.one_way(name, &to);
             let input = Input::Frame { from: name.clone(), frame: Box::new(frame) };
-            self.later(delay, &to, Happening::Input(input));
+            self.schedule(delay, &to, Event::Input(input));
         }
     }
 }
 
-struct Teller<'a> {
+struct FrameForger<'a> {
     world: &'a World,
     me: &'a NodeName,
 }
 
-impl Teller<'_> {
-    /// The frame, and the decisions in it.
-    fn frame(&self, liar: &mut Liar) -> (Frame, Vec<Decision>) {
-        let kinds = if liar.lies.raft { 13 } else { 10 };
-        let rng = &mut liar.rng;
-        let mut made_up = Vec::new();
+impl FrameForger<'_> {
+    /// Returns a frame, and the decisions in it.
+    fn frame(&self, hostile: &mut HostileNode) -> (Frame, Vec<Decision>) {
+        let kinds = if hostile.behaviour.raft { 13 } else { 10 };
+        let rng = &mut hostile.rng;
+        let mut forged_decisions = Vec::new();
         let frame = match pick(rng, kinds) {
             0 => {
                 let decision = self.decision(rng);
-                made_up.push(decision.clone());
+                forged_decisions.push(decision.clone());
                 Frame::Announce { decision, proof: Default::default(), event: None }
             }
             1 | 2 => Frame::Report(self.report(rng)),
             3 => self.ack(rng),
             4 | 5 => {
                 let hello = self.hello(rng);
-                made_up.extend(hello.decision.iter().chain(&hello.remote).cloned());
+                forged_decisions.extend(hello.decision.iter().chain(&hello.remote).cloned());
                 Frame::Hello(hello)
             }
             6 => {
@@ -155,7 +163,7 @@ impl Teller<'_> {
             },
             _ => Frame::Raft { location: self.location(rng), message: self.raft(rng) },
         };
-        (frame, made_up)
+        (frame, forged_decisions)
     }
 
     fn node(&self, rng: &mut ChaCha8Rng) -> NodeName {
@@ -174,7 +182,7 @@ impl Teller<'_> {
         }
     }
 
-    /// About where the location is, or far away.
+    /// Returns an epoch near the location's, or far away.
     fn epoch(&self, rng: &mut ChaCha8Rng, location: &LocationName) -> Epoch {
         let cores = self.world.nodes.values().filter_map(|n| n.core.as_ref());
         let known = cores.filter_map(|c| c.decision(location)).map(|d| d.epoch.0).max();
@@ -205,7 +213,7 @@ impl Teller<'_> {
             location,
             leaders: vec![Self::slot(rng)],
             cause: CAUSES[pick(rng, CAUSES.len())],
-            // No true one has this time.
+            // No true decision has this time.
             at: WallTime(self.world.now().wall.0 + 1 + u64::from(rng.next_u32() % 1000)),
         }
     }
@@ -283,11 +291,12 @@ impl Teller<'_> {
         }
     }
 
-    /// About a location that it may not command. Where there is none it says something else.
+    /// Returns a command for a location that the node may not command; where there is none, a report.
     fn command(&self, rng: &mut ChaCha8Rng) -> Frame {
         let mesh = &self.world.mesh;
-        let say = &self.world.hostile[self.me];
-        let foreign: Vec<_> = mesh.nodes.values().filter(|n| !say.contains(&n.location)).collect();
+        let commandable = &self.world.commandable[self.me];
+        let foreign: Vec<_> =
+            mesh.nodes.values().filter(|n| !commandable.contains(&n.location)).collect();
         if foreign.is_empty() {
             return Frame::Report(self.report(rng));
         }

@@ -1,4 +1,4 @@
-//! The weather between nodes: latency, jitter, loss (independent or in bursts), duplication, reordering.
+//! The network between two nodes: latency, jitter, loss (independent or in bursts), duplication, reordering.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
-/// How packets get lost on the way.
+/// How packets get lost.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Loss {
     /// Each by itself, with this share (0 to 1).
@@ -38,32 +38,32 @@ impl Link {
         Self { latency, jitter: Duration::ZERO, loss: Loss::NONE, duplicate: 0.0, reorder: 0.0 }
     }
 
-    /// After how long a packet arrives, each time that it does. `bad` is the state of a bursty link.
+    /// Returns the delays after which a packet arrives: none if lost, two if duplicated. `bad` is the state of a bursty link.
     pub fn pass(&self, rng: &mut ChaCha8Rng, bad: &mut bool, more_loss: f64) -> Vec<Duration> {
         let share = match self.loss {
             Loss::Independent(share) => share,
             Loss::Bursty { to_bad, to_good, bad_loss } => {
                 let turn = if *bad { to_good } else { to_bad };
-                *bad ^= draw(rng) < turn;
+                *bad ^= uniform(rng) < turn;
                 if *bad { bad_loss } else { 0.0 }
             }
         };
-        if draw(rng) >= (1.0 - share) * (1.0 - more_loss) {
+        if uniform(rng) >= (1.0 - share) * (1.0 - more_loss) {
             return Vec::new();
         }
-        let mut delay = self.latency + self.jitter.mul_f64(draw(rng));
-        if self.reorder > 0.0 && draw(rng) < self.reorder {
+        let mut delay = self.latency + self.jitter.mul_f64(uniform(rng));
+        if self.reorder > 0.0 && uniform(rng) < self.reorder {
             delay += self.latency;
         }
         let mut arrivals = vec![delay];
-        if self.duplicate > 0.0 && draw(rng) < self.duplicate {
+        if self.duplicate > 0.0 && uniform(rng) < self.duplicate {
             arrivals.push(delay + Duration::from_micros(100));
         }
         arrivals
     }
 }
 
-/// From 0 to 1, without 1.
-pub fn draw(rng: &mut ChaCha8Rng) -> f64 {
+/// Returns a number from 0 to 1, without 1.
+pub fn uniform(rng: &mut ChaCha8Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -1,4 +1,4 @@
-//! Meshes to put into a [`World`](super::World).
+//! Meshes for a [`World`](super::World).
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -9,7 +9,7 @@ use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::proof::Signer;
 use serde::{Deserialize, Serialize};
 
-/// A location to be: name, candidates, members, witnesses.
+/// A location: name, number of candidates and members, witnesses.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Site {
     pub name: String,
@@ -23,14 +23,15 @@ impl Site {
         Self { name: name.to_owned(), candidates, members, witnesses: Vec::new() }
     }
 
-    /// The same with this node of another location as a voter.
+    /// Adds a node of another location as a voter.
     pub fn witness(mut self, node: &str) -> Self {
         self.witnesses.push(node.to_owned());
         self
     }
 }
 
-/// The mesh of these sites, all with VXLAN overlays, and every node's secret.
+/// Returns the mesh of these sites, all with VXLAN overlays, and each node's secret.
+///
 /// Nodes are called `{site}-{n}`, candidates first; node n of site s has the workload prefix 10.{s}.{n}.0/24
 /// (in meshes of 255 sites or more 10.{i}.0/24, with i the two bytes of its index).
 pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8; 32]>) {
@@ -109,14 +110,14 @@ pub(super) fn node_of(
     }
 }
 
-/// What a node with this LAN address is reached by from elsewhere.
+/// Returns the endpoint of a node with this LAN address.
 pub(super) fn endpoint_of(address: IpAddr) -> Host {
     let IpAddr::V4(v4) = address else { unreachable!("the simulator's LANs are IPv4") };
     let [_, _, a, b] = v4.octets();
     Host::Ip(IpAddr::V4(Ipv4Addr::new(203, 0, a, b)))
 }
 
-/// The secret of a node: another one each `time`.
+/// Returns the secret of a node: another one for each `time`.
 pub(super) fn secret_of(index: u16, time: u8) -> [u8; 32] {
     let mut secret = [0u8; 32];
     secret[..2].copy_from_slice(&index.to_be_bytes());

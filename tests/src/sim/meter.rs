@@ -1,4 +1,4 @@
-//! The judge's own eyes: once per virtual millisecond, would a new flow get through, each way? Never asks the cores.
+//! Measures traffic without the cores: once per virtual millisecond, would a new flow get through, each way?
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use leaderd_core::ids::NodeName;
 
 use super::World;
 
-/// What the meter saw.
+/// What the meter measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reading {
     pub sent: u32,
@@ -15,7 +15,7 @@ pub struct Reading {
     pub longest_gap: u32,
 }
 
-/// Lets `time` pass and asks every millisecond, both ways between two nodes' workloads.
+/// Lets `time` pass and measures every millisecond, both ways between two nodes' workloads.
 pub fn measure(world: &mut World, a: &NodeName, b: &NodeName, time: Duration) -> Reading {
     let mut reading = Reading::default();
     let mut gaps = [0; 2];

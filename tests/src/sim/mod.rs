@@ -1,18 +1,15 @@
 //! The whole mesh in virtual time: every daemon's real core, a model of the network between them, one seed.
 //!
-//! [`World`] owns the nodes and the clock; [`link`] is the weather between them; [`path`] says where a packet really
-//! goes, by walking the very networks that the cores have programmed; [`Faults`] says what each node breaks on the way.
-//! [`model`] is the reference: written without the core, it says from the true state of the world who could have carried
-//! traffic, and holds the cores to it. [`explore`] draws worlds and faults from seeds and makes what fails small.
+//! [`World`] owns the nodes and the clock; [`link`] delays and loses packets between them; [`path`] walks a packet through the networks
+//! that the cores have programmed; [`Faults`] says what each node breaks on the way. [`model`] is the reference: written without the
+//! core, it knows from the true state of the world which candidates could have carried traffic, and checks the cores against it.
+//! [`generate`] makes worlds and faults from seeds, [`case`] runs them and makes a failing one small.
 
 pub mod campaign;
-mod carry;
-#[cfg(test)]
-mod checks;
+pub mod case;
 pub mod disk;
-pub mod draw;
-pub mod explore;
 pub mod faults;
+pub mod generate;
 pub mod hostile;
 pub mod link;
 pub mod meshes;
@@ -21,6 +18,7 @@ pub mod model;
 pub mod path;
 mod recording;
 pub mod rollout;
+mod transport;
 pub mod world;
 
 pub use faults::{Fault, Faults};

@@ -1,4 +1,4 @@
-//! Where a packet really goes: hop by hop through the networks that the nodes have programmed, and the faults between them.
+//! Walks packets hop by hop through the networks that the nodes have programmed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use super::Faults;
 /// Hop limit that packets start with.
 pub const TTL: u8 = 64;
 
-/// A packet on its way.
+/// A packet in flight.
 #[derive(Clone, Debug)]
 pub struct Packet {
     pub source: IpAddr,
@@ -25,7 +25,7 @@ pub struct Packet {
     pub bound_to: Option<InterfaceName>,
 }
 
-/// The end of its way.
+/// How a packet ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     /// Arrives at this node with this hop limit, after these WAN and LAN hops.
@@ -36,13 +36,13 @@ pub enum Fate {
     TimeExceeded { at: NodeName },
 }
 
-/// The part of the world that decides where packets go.
+/// What decides where packets go: the kernels' networks, and what is broken.
 #[derive(Debug)]
-pub struct Terrain<'a> {
+pub struct DataPath<'a> {
     pub mesh: &'a Mesh,
     pub kernels: &'a BTreeMap<NodeName, Network>,
     pub faults: &'a BTreeMap<NodeName, Faults>,
-    /// Ordered pairs of nodes between which nothing passes straight.
+    /// Ordered pairs of nodes between which no direct packet passes.
     pub cuts: &'a BTreeSet<(NodeName, NodeName)>,
 }
 
@@ -54,7 +54,7 @@ enum Step {
     Dropped(&'static str),
 }
 
-impl Terrain<'_> {
+impl DataPath<'_> {
     pub fn walk(&self, from: &NodeName, packet: &Packet) -> Fate {
         let mut at = from.clone();
         let mut ttl = TTL;

@@ -8,14 +8,14 @@ use leaderd_core::time::Now;
 
 use super::World;
 
-/// What is recorded of one node.
+/// The recording of one node.
 #[derive(Debug, Default)]
 pub(super) struct Recording {
     node: Option<NodeName>,
-    /// There is one from when the node was started.
+    /// From the node's start on.
     file: Option<FileWriter<Vec<u8>>>,
     tape: Tape,
-    /// What the core had counted before the input.
+    /// The core's count of forged packets before the input.
     forged: u64,
 }
 
@@ -57,7 +57,7 @@ impl Recording {
         }
     }
 
-    /// All effects of the input were told.
+    /// Ends the record of an input.
     pub(super) fn done(&mut self, node: &NodeName, forged: u64) {
         if let Some(file) = self.file.as_mut().filter(|_| self.node.as_ref() == Some(node)) {
             file.record(&self.tape.record(forged == self.forged)).expect("plain data");
@@ -73,7 +73,7 @@ impl World {
         self.start_daemon(node);
     }
 
-    /// Ends the recording, and gives the bytes of its file.
+    /// Ends the recording. Returns the bytes of its file.
     pub fn recorded(&mut self) -> Vec<u8> {
         let file = std::mem::take(&mut self.recording).file.expect("a node is recorded");
         file.finish(Ended::Stopped).expect("memory takes everything")

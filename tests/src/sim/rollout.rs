@@ -1,7 +1,7 @@
-//! Changes of the mesh file while the mesh runs: every node gets the new file in its own time, some late.
+//! Changes of the mesh file while the mesh runs: each node gets the new file at a time of its own.
 //!
-//! The world's own `mesh` is what is true: it changes when a roll-out begins. A new node starts when its file comes, and a
-//! node whose key is rotated is restarted with it at once, as operators do; the others take the file live.
+//! The world's own `mesh` is the truth: it changes when a roll-out begins. A new node starts when its file arrives. A node whose key is
+//! rotated is restarted with it at once, as operators do; the others reload the file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,26 +16,26 @@ use serde::{Deserialize, Serialize};
 use wgctl_plan::Network;
 
 use super::meshes::{endpoint_of, node_of, secret_of};
-use super::world::{Happening, SimNode, World};
+use super::world::{Event, SimNode, World};
 use super::{Fault, Faults};
 
-/// Until all that a roll-out moved has been measured anew.
+/// Observers have measured all that a roll-out moved within this time.
 const MEASURED: Duration = Duration::from_secs(6);
 
-/// What is changed in the mesh file.
+/// A change of the mesh file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Change {
-    /// A node without a slot comes to this location; it may vote.
+    /// A new node without a slot in this location; it may vote.
     AddMember(LocationName),
-    /// One with the next free slot.
+    /// A new node with the next free slot.
     AddCandidate(LocationName),
     /// A member becomes a candidate.
     GiveSlot(NodeName),
     /// A candidate becomes a member.
     TakeSlot(NodeName),
-    /// The location's witnesses vote no more.
+    /// The location's witnesses lose their votes.
     DropWitnesses(LocationName),
-    /// The node has another WireGuard key.
+    /// The node gets another WireGuard key.
     RotateKey(NodeName),
     /// Milliseconds between two rounds of probes.
     ProbeInterval(u32),
@@ -43,7 +43,7 @@ pub enum Change {
     HoldDown(u32),
 }
 
-/// A change, when it comes, and who gets it how much later (the others at once). Milliseconds.
+/// A change, when it comes, and by how much later some nodes get it (the others at once). Milliseconds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RollOut {
     pub at_ms: u32,
@@ -52,7 +52,7 @@ pub struct RollOut {
 }
 
 impl Change {
-    /// The next file, and the secrets of the nodes that have a new one. `None`: there is nothing to change.
+    /// Returns the next file, and the secrets of nodes that get a new one. `None`: there is nothing to change.
     pub fn apply(&self, old: &Mesh) -> Option<(Mesh, BTreeMap<NodeName, [u8; 32]>)> {
         let mut mesh = old.clone();
         let mut secrets = BTreeMap::new();
@@ -69,7 +69,7 @@ impl Change {
             }
             Self::TakeSlot(name) => {
                 let location = mesh.nodes.get(name)?.location.clone();
-                // A location without a candidate carries nothing.
+                // A location without a candidate carries no traffic.
                 if mesh.candidates_of(&location).len() < 2 {
                     return None;
                 }
@@ -99,8 +99,8 @@ impl Change {
         Some((mesh.clone(), secrets))
     }
 
-    /// Some nodes cannot reach others through it before all have the file.
-    fn parts_nodes(&self) -> bool {
+    /// Returns whether some nodes cannot reach others until all have the file.
+    fn separates_nodes(&self) -> bool {
         !matches!(self, Self::ProbeInterval(_) | Self::HoldDown(_))
     }
 }
@@ -134,8 +134,7 @@ fn add(
 }
 
 impl World {
-    /// The true mesh changes. Gives the new file, to be [`deliver`](World::deliver)ed to each node.
-    /// `last`: when all will have it.
+    /// Changes the true mesh. Returns the new file, to be [`deliver`](World::deliver)ed to each node. `last`: how long until all have it.
     pub fn change_mesh(&mut self, change: &Change, last: Duration) -> Option<Arc<Mesh>> {
         let (mesh, secrets) = change.apply(&self.mesh)?;
         for name in self.nodes.keys() {
@@ -143,8 +142,9 @@ impl World {
         }
         self.mesh = Arc::new(mesh);
         self.fault_changed = self.now().mono;
-        if change.parts_nodes() {
-            self.parted_until = self.parted_until.max(self.now().mono + last + MEASURED);
+        if change.separates_nodes() {
+            self.mesh_files_differ_until =
+                self.mesh_files_differ_until.max(self.now().mono + last + MEASURED);
         }
         for (name, secret) in secrets {
             match self.nodes.get_mut(&name) {
@@ -166,7 +166,7 @@ impl World {
         Some(self.mesh.clone())
     }
 
-    /// A node finds a new file. An older one than it has is left aside, as by the daemon.
+    /// Hands a node a new file. It ignores one that is older than its own, as the daemon does.
     pub fn deliver(&mut self, name: &NodeName, mesh: &Arc<Mesh>) {
         let known = self.files.get(name).map(|m| m.generation);
         if known.is_some_and(|g| g >= mesh.generation) {
@@ -176,21 +176,21 @@ impl World {
         self.fault_changed = self.now().mono;
         if self.core(name).is_some() {
             let input = Input::MeshChanged(Box::new((**mesh).clone()));
-            self.later(Duration::ZERO, name, Happening::Input(input));
+            self.schedule(Duration::ZERO, name, Event::Input(input));
         } else if known.is_none() {
             self.start_daemon(name);
         }
     }
 
-    /// Both have a file with the other in it; else their keys do not fit.
+    /// Returns whether each node's file has the other; else their keys do not fit.
     pub(super) fn know_each_other(&self, a: &NodeName, b: &NodeName) -> bool {
         let knows =
             |a: &NodeName, b: &NodeName| self.files.get(a).is_none_or(|m| m.nodes.contains_key(b));
         knows(a, b) && knows(b, a)
     }
 
-    /// A change of the mesh file has not reached everybody, or did so just now.
-    pub fn is_parted(&self) -> bool {
-        self.now().mono < self.parted_until
+    /// Returns whether a change of the mesh file has not reached all nodes, or did so just now.
+    pub fn mesh_files_differ(&self) -> bool {
+        self.now().mono < self.mesh_files_differ_until
     }
 }

@@ -1,4 +1,4 @@
-//! The world: nodes, clock, disks, and everything that is on its way.
+//! The world: nodes, clock, disks, and everything in flight.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -20,20 +20,20 @@ use serde::{Deserialize, Serialize};
 use wgctl_plan::Network;
 
 use super::disk;
-use super::path::{Fate, Packet, Terrain};
+use super::path::{DataPath, Fate, Packet};
 use super::recording::Recording;
 use super::{Faults, Link};
 
-/// How often broken and healed control connections are looked for.
+/// How often control connections are checked.
 const CONNECTION_CHECK: Duration = Duration::from_millis(500);
-/// A disk's sync, and from there to the one who waits for it: a crash may fall between them.
+/// A disk's sync takes `SYNC`; the daemon learns of it after `SYNCED`: a crash may fall between them.
 pub(super) const SYNC: Duration = Duration::from_millis(1);
 pub(super) const SYNCED: Duration = Duration::from_micros(100);
-/// From asking for a network to having it.
+/// The kernel has a network this long after the daemon sets it.
 const PROGRAM: Duration = Duration::from_millis(2);
-/// After this long a daemon has noticed what its kernel has lost.
+/// A daemon notices within this time what its kernel has lost.
 const NOTICE: Duration = Duration::from_millis(20);
-/// A paused process looks at its sockets again this often.
+/// Inputs of a paused process are tried again this often.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Wall clock of virtual second 0.
 const WALL_START: u64 = 1_800_000_000_000_000;
@@ -75,13 +75,13 @@ pub(super) struct SimNode {
     pub secret: [u8; 32],
     pub store: BTreeMap<LocationName, StoredGroup>,
     pub disk: disk::Queue,
-    /// Counts restarts: what was on its way to an earlier life is dropped.
-    pub life: u32,
+    /// Counts restarts: events for an earlier incarnation are dropped.
+    pub incarnation: u32,
     pub paused: bool,
-    /// Peers with a connection: when it last worked, and which life of the peer it is with.
-    pub up: BTreeMap<NodeName, (Instant, u32)>,
+    /// Peers with a connection: when it last worked, and with which incarnation of the peer.
+    pub connections: BTreeMap<NodeName, (Instant, u32)>,
     /// Its entry in `World::timers`.
-    due: Option<Instant>,
+    timer: Option<Instant>,
 }
 
 impl SimNode {
@@ -91,63 +91,63 @@ impl SimNode {
             secret,
             store: BTreeMap::new(),
             disk: disk::Queue::default(),
-            life: 0,
+            incarnation: 0,
             paused: false,
-            up: BTreeMap::new(),
-            due: None,
+            connections: BTreeMap::new(),
+            timer: None,
         }
     }
 }
 
-pub(super) enum Happening {
+pub(super) enum Event {
     Input(Input),
     Programmed {
         revision: u64,
         network: Box<Network>,
     },
     Write(disk::Write),
-    /// A hostile node's next frame.
-    Lie,
+    /// It is time for a hostile node's next frame.
+    HostileFrame,
 }
 
-/// All of it.
+/// The simulated mesh: nodes, network, clock.
 pub struct World {
     pub config: WorldConfig,
     pub mesh: Arc<Mesh>,
     pub faults: BTreeMap<NodeName, Faults>,
-    /// Ordered pairs of nodes between which nothing passes straight.
+    /// Ordered pairs of nodes between which no direct packet passes.
     pub cuts: BTreeSet<(NodeName, NodeName)>,
-    /// When something was last broken or mended.
+    /// When a fault last began or ended.
     pub fault_changed: Instant,
     pub kernels: BTreeMap<NodeName, Network>,
     pub log: Vec<LogLine>,
-    /// Whose core ran last.
-    pub touched: Option<NodeName>,
+    /// The node whose core ran last.
+    pub last_run: Option<NodeName>,
     pub(super) now: Instant,
     pub(super) rng: ChaCha8Rng,
     pub(super) nodes: BTreeMap<NodeName, SimNode>,
-    queue: BTreeMap<(Instant, u64), (NodeName, u32, Happening)>,
+    queue: BTreeMap<(Instant, u64), (NodeName, u32, Event)>,
     timers: BTreeSet<(Instant, NodeName)>,
     sequence: u64,
     pub(super) next_port: u16,
-    /// Whose probe a source address belongs to.
+    /// The probe of each source address.
     pub(super) flows: BTreeMap<(NodeName, SocketAddr), ProbeId>,
-    /// Source NAT: at a node, the source that it sees and the one that was sent from.
+    /// Source NAT: at a node, from the source that it sees to the one that the packet was sent from.
     pub(super) translated: BTreeMap<(NodeName, SocketAddr), SocketAddr>,
-    /// Links in their bad state.
-    pub(super) bad: BTreeMap<(NodeName, NodeName), bool>,
+    /// Whether each bursty link is in its bad state.
+    pub(super) bursting: BTreeMap<(NodeName, NodeName), bool>,
     next_check: Instant,
     inputs: u64,
     digest: u64,
     pub(super) recording: Recording,
     /// The mesh file of each node, once one has changed; before, all have `mesh`.
     pub(super) files: BTreeMap<NodeName, Arc<Mesh>>,
-    /// Nodes that are hostile or were, and the locations that each may command.
-    pub(super) hostile: BTreeMap<NodeName, BTreeSet<LocationName>>,
-    /// What hostile nodes made up.
-    pub(super) made_up: Vec<Decision>,
-    /// When the last change of the mesh file will have reached everybody and been measured.
-    pub(super) parted_until: Instant,
+    /// Nodes that are or were hostile, and the locations that each may command.
+    pub(super) commandable: BTreeMap<NodeName, BTreeSet<LocationName>>,
+    /// Decisions that hostile nodes forged.
+    pub(super) forged_decisions: Vec<Decision>,
+    /// When the last change of the mesh file will have reached all nodes and been measured.
+    pub(super) mesh_files_differ_until: Instant,
 }
 
 impl std::fmt::Debug for World {
@@ -157,7 +157,7 @@ impl std::fmt::Debug for World {
 }
 
 impl World {
-    /// A world of this mesh; `secrets` are the nodes' X25519 keys.
+    /// Starts a world with this mesh; `secrets` are the nodes' X25519 keys.
     pub fn new(mesh: Mesh, secrets: &BTreeMap<NodeName, [u8; 32]>, config: WorldConfig) -> Self {
         let start = Instant(1_000_000);
         let mut world = Self {
@@ -167,7 +167,7 @@ impl World {
             kernels: mesh.nodes.keys().map(|n| (n.clone(), Network::default())).collect(),
             mesh: Arc::new(mesh),
             log: Vec::new(),
-            touched: None,
+            last_run: None,
             now: start,
             rng: ChaCha8Rng::seed_from_u64(config.seed),
             nodes: BTreeMap::new(),
@@ -177,15 +177,15 @@ impl World {
             next_port: 20_000,
             flows: BTreeMap::new(),
             translated: BTreeMap::new(),
-            bad: BTreeMap::new(),
+            bursting: BTreeMap::new(),
             next_check: start,
             inputs: 0,
             digest: 0xcbf2_9ce4_8422_2325,
             recording: Recording::default(),
             files: BTreeMap::new(),
-            hostile: BTreeMap::new(),
-            made_up: Vec::new(),
-            parted_until: start,
+            commandable: BTreeMap::new(),
+            forged_decisions: Vec::new(),
+            mesh_files_differ_until: start,
             config,
         };
         for (name, secret) in secrets {
@@ -206,23 +206,23 @@ impl World {
         self.nodes.get(name)?.core.as_ref()
     }
 
-    /// A daemon that runs and is not paused, on a machine that is on.
+    /// Returns whether the node's daemon runs and is not paused.
     pub fn is_awake(&self, name: &NodeName) -> bool {
         !self.faults[name].crashed
             && self.nodes.get(name).is_some_and(|n| n.core.is_some() && !n.paused)
     }
 
-    /// Awake, and nobody has broken into it.
+    /// Returns whether the node is awake and not hostile.
     pub fn is_sound(&self, name: &NodeName) -> bool {
         self.is_awake(name) && self.faults[name].hostile.is_none()
     }
 
-    /// How many times a node's daemon was started or ended.
-    pub fn life(&self, name: &NodeName) -> u32 {
-        self.nodes[name].life
+    /// Returns how often a node's daemon was started or ended.
+    pub fn incarnation(&self, name: &NodeName) -> u32 {
+        self.nodes[name].incarnation
     }
 
-    /// How many inputs all cores had, and a hash over them in order: equal for equal runs.
+    /// Returns the number of inputs of all cores, and a hash over them in order: equal for equal runs.
     pub fn input_digest(&self) -> (u64, u64) {
         (self.inputs, self.digest)
     }
@@ -232,8 +232,8 @@ impl World {
         let now = self.now();
         let seed = self.rng.next_u64();
         let Some(node) = self.nodes.get_mut(name) else { return };
-        node.life += 1;
-        node.up.clear();
+        node.incarnation += 1;
+        node.connections.clear();
         node.disk = disk::Queue::default();
         let config = NodeConfig {
             mesh: self.files.get(name).unwrap_or(&self.mesh).clone(),
@@ -247,8 +247,8 @@ impl World {
         };
         self.recording.start(&config, now);
         node.core = Some(Node::new(config, now).expect("the node is in the mesh"));
-        self.tell_local(name);
-        self.drain(name);
+        self.report_local_facts(name);
+        self.run_effects(name);
         self.recording.done(name, 0);
     }
 
@@ -256,7 +256,7 @@ impl World {
     pub fn kill_daemon(&mut self, name: &NodeName) {
         if let Some(node) = self.nodes.get_mut(name) {
             node.core = None;
-            node.life += 1;
+            node.incarnation += 1;
             node.disk = disk::Queue::default();
         }
         self.set_timer(name);
@@ -288,12 +288,12 @@ impl World {
         }
     }
 
-    /// What the shell sees of its own kernel, soon.
-    pub(super) fn tell_local(&mut self, name: &NodeName) {
+    /// Schedules what the shell sees of its own kernel.
+    pub(super) fn report_local_facts(&mut self, name: &NodeName) {
         let down = self.faults[name].wireguard_down;
         let broken = down.then(|| (Cause::TunnelDown, "wgl0 is gone".to_owned()));
         let facts = LocalFacts { broken, backend: "simulated".to_owned() };
-        self.later(NOTICE, name, Happening::Input(Input::Local(facts)));
+        self.schedule(NOTICE, name, Event::Input(Input::Local(facts)));
     }
 
     /// Hands a node an input now.
@@ -308,8 +308,8 @@ impl World {
             self.recording.input(name, now, &input, core.forged_packets());
             core.handle_input(now, input);
         }
-        self.touched = Some(name.clone());
-        self.drain(name);
+        self.last_run = Some(name.clone());
+        self.run_effects(name);
         if let Some(core) = self.nodes.get(name).and_then(|n| n.core.as_ref()) {
             self.recording.done(name, core.forged_packets());
         }
@@ -321,7 +321,7 @@ impl World {
         while self.step(end) {}
     }
 
-    /// Lets time pass until a condition holds; false if it never did.
+    /// Lets time pass until a condition holds. Returns `false` if it never did.
     pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut(&World) -> bool) -> bool {
         let end = self.now + limit;
         loop {
@@ -334,28 +334,28 @@ impl World {
         }
     }
 
-    /// Would a new flow from one node's workload reach the other's now?
+    /// Returns whether a new flow from one node's workload would reach the other's now.
     pub fn delivers(&self, from: &NodeName, to: &NodeName) -> bool {
         matches!(self.fate(from, to), Fate::Delivered { node, .. } if node == *to)
     }
 
-    /// What becomes of a full-size packet of a new flow between two workloads.
+    /// Returns the fate of a full-size packet of a new flow between two workloads.
     pub fn fate(&self, from: &NodeName, to: &NodeName) -> Fate {
         let source = self.mesh.nodes[from].probe_addresses[0];
         let target = self.mesh.nodes[to].probe_addresses[0];
         let packet =
             Packet { source, target, length: self.mesh.mtu, new_flow: true, bound_to: None };
-        self.terrain().walk(from, &packet)
+        self.data_path().walk(from, &packet)
     }
 
-    pub(super) fn terrain(&self) -> Terrain<'_> {
+    pub(super) fn data_path(&self) -> DataPath<'_> {
         let Self { mesh, kernels, faults, cuts, .. } = self;
-        Terrain { mesh, kernels, faults, cuts }
+        DataPath { mesh, kernels, faults, cuts }
     }
 
-    /// The next thing that happens before `end`; false if nothing does, and then it is `end`.
+    /// Runs the next event before `end`. Returns `false` if there is none, and then it is `end`.
     pub(super) fn step(&mut self, end: Instant) -> bool {
-        self.touched = None;
+        self.last_run = None;
         let timer = self.timers.first().map(|(at, _)| *at);
         let queued = self.queue.first_key_value().map(|((at, _), _)| *at);
         let next = [timer, queued, Some(self.next_check)].into_iter().flatten().min();
@@ -368,43 +368,43 @@ impl World {
             self.next_check = self.next_check + CONNECTION_CHECK;
             self.check_connections();
         } else if queued.is_some_and(|at| at <= next) {
-            let (_, (name, life, happening)) = self.queue.pop_first().expect("seen above");
-            self.happen(&name, life, happening);
+            let (_, (name, incarnation, event)) = self.queue.pop_first().expect("seen above");
+            self.handle(&name, incarnation, event);
         } else if let Some((_, name)) = self.timers.first().cloned() {
             self.input(&name, Input::Timeout);
         }
         true
     }
 
-    fn happen(&mut self, name: &NodeName, life: u32, happening: Happening) {
+    fn handle(&mut self, name: &NodeName, incarnation: u32, event: Event) {
         let Some(node) = self.nodes.get_mut(name) else { return };
-        if node.life != life || self.faults[name].crashed {
+        if node.incarnation != incarnation || self.faults[name].crashed {
             return;
         }
         if node.paused {
-            // Waits in its socket buffers.
-            self.later(PAUSE, name, happening);
+            // It waits in the daemon's socket buffers.
+            self.schedule(PAUSE, name, event);
             return;
         }
-        let input = match happening {
-            Happening::Input(input) => input,
-            Happening::Programmed { revision, network } => {
+        let input = match event {
+            Event::Input(input) => input,
+            Event::Programmed { revision, network } => {
                 self.kernels.insert(name.clone(), *network);
                 Input::Programmed { revision, error: None }
             }
-            Happening::Write(write) => return self.written(name, write),
-            Happening::Lie => return self.lie(name),
+            Event::Write(write) => return self.written(name, write),
+            Event::HostileFrame => return self.send_hostile_frame(name),
         };
         self.input(name, input);
     }
 
-    pub(super) fn later(&mut self, delay: Duration, name: &NodeName, happening: Happening) {
-        let Some(life) = self.nodes.get(name).map(|n| n.life) else { return };
+    pub(super) fn schedule(&mut self, delay: Duration, name: &NodeName, event: Event) {
+        let Some(incarnation) = self.nodes.get(name).map(|n| n.incarnation) else { return };
         self.sequence += 1;
-        self.queue.insert((self.now + delay, self.sequence), (name.clone(), life, happening));
+        self.queue.insert((self.now + delay, self.sequence), (name.clone(), incarnation, event));
     }
 
-    fn drain(&mut self, name: &NodeName) {
+    fn run_effects(&mut self, name: &NodeName) {
         while let Some(effect) =
             self.nodes.get_mut(name).and_then(|n| n.core.as_mut()?.poll_effect())
         {
@@ -417,14 +417,14 @@ impl World {
                 Effect::Sign { id, statement } => {
                     let secret = self.nodes[name].secret;
                     let signature = Signer::new(&secret).sign(&statement);
-                    let signed = Happening::Input(Input::Signed { id, signature });
-                    self.later(Duration::ZERO, name, signed);
+                    let signed = Event::Input(Input::Signed { id, signature });
+                    self.schedule(Duration::ZERO, name, signed);
                 }
                 Effect::Persist { ticket, location, write } => {
                     self.write(name, (ticket, location, write));
                 }
                 Effect::Program { revision, network } => {
-                    self.later(PROGRAM, name, Happening::Programmed { revision, network });
+                    self.schedule(PROGRAM, name, Event::Programmed { revision, network });
                 }
                 Effect::Log { level, message, fields } => {
                     let fields: Vec<String> =
@@ -440,14 +440,14 @@ impl World {
     fn set_timer(&mut self, name: &NodeName) {
         let Some(node) = self.nodes.get_mut(name) else { return };
         let due = node.core.as_ref().filter(|_| !node.paused).and_then(Node::poll_timeout);
-        if due != node.due {
-            if let Some(old) = node.due {
+        if due != node.timer {
+            if let Some(old) = node.timer {
                 self.timers.remove(&(old, name.clone()));
             }
             if let Some(at) = due {
                 self.timers.insert((at, name.clone()));
             }
-            node.due = due;
+            node.timer = due;
         }
     }
 

@@ -7,8 +7,8 @@ use std::io::Read;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::attacks::{failover_works, story};
 use super::lab::{Daemon, Lab, NODES, texts};
-use super::mischief::{failover_works, story};
 
 const UNIT: &str = include_str!("../../../deploy/systemd/leaderd.service");
 

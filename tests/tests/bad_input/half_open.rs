@@ -1,4 +1,4 @@
-//! Handshakes that nobody means to finish: true QUIC Initials from forged addresses.
+//! Handshakes that are never finished: true QUIC Initials from forged addresses.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -21,7 +21,7 @@ use rustls::{DigitallySignedStruct, SignatureScheme};
 const INITIALS: usize = 1000;
 /// Between two.
 const INTERVAL: Duration = Duration::from_millis(2);
-/// Addresses of the target's /24 that are nobody's, and pretend to be somebody.
+/// Unused addresses of the target's /24, as forged sources.
 const FORGED: std::ops::Range<u8> = 50..250;
 
 /// Takes any server; it never comes to that.
@@ -63,7 +63,7 @@ impl ServerCertVerifier for Anybody {
     }
 }
 
-/// A key of nobody's, so that the server goes on as with a peer. DER of PKCS #8 and of a public key (RFC 8410), as leaderd's.
+/// A key of no node, so that the server goes on as with a peer. DER of PKCS #8 and of a public key (RFC 8410), as leaderd's.
 fn anybodys_key() -> Arc<CertifiedKey> {
     let seed = [7; 32];
     let public = ed25519_dalek::SigningKey::from_bytes(&seed).verifying_key().to_bytes();
@@ -76,7 +76,7 @@ fn anybodys_key() -> Arc<CertifiedKey> {
     Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], key))
 }
 
-/// First datagrams of so many connections, as leaderd itself would send them; every other one of a protocol that is refused.
+/// Returns the first datagrams of this many connections, as leaderd itself would send them; every other one has a protocol that is refused.
 fn initials(target: SocketAddr) -> Vec<Vec<u8>> {
     let mut tls = rustls::ClientConfig::builder_with_provider(
         rustls::crypto::ring::default_provider().into(),
@@ -121,7 +121,7 @@ fn packet(from: SocketAddrV4, to: SocketAddrV4, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends until it is told to stop, at most so many; gives how many.
+/// Sends until `over` says stop, at most `most`. Returns the number sent.
 pub fn flood(target: &str, most: u32, over: impl FnOnce() -> Box<dyn Fn() -> bool>) -> u32 {
     let target: SocketAddrV4 = target.parse().expect("an address");
     let initials = initials(SocketAddr::V4(target));

@@ -36,7 +36,7 @@ pub fn main(role: &str, args: &[String]) -> ExitCode {
             let told = || over.load(Ordering::Relaxed);
             println!("{}", flood(target, most, Duration::from_micros(300), told));
         }
-        ("liar", [dir, node]) => super::liar::run(dir, node, until_told),
+        ("worst-peer", [dir, node]) => super::worst_peer::run(dir, node, until_told),
         ("half-open", [target, most]) => {
             let until = || {
                 let over = until_told();

@@ -227,7 +227,7 @@ impl Lab {
 
     pub fn wait_ready(&self, daemons: &[Daemon]) {
         let story = || daemons.iter().map(Daemon::tail).collect::<String>();
-        wait_for("everybody knows who leads", story, || {
+        wait_for("all nodes know who leads", story, || {
             NODES.iter().all(|n| self.status(n).is_some_and(|s| knows_all(n, &s)))
         });
     }

@@ -2,17 +2,17 @@
 //!
 //! One test after the other, each in a lab of its own: they share the machine's cores. Not under libtest, which would
 //! run them at once. Arguments that do not start with `-` filter by name. This program also runs *inside* the lab, as the
-//! traffic and the mischief of the tests (see [`inside`]). What is missing is a failure, never a skip.
+//! traffic and the attackers of the tests (see [`inside`]). A missing program is a failure, never a skip.
 
+mod attacks;
 mod confined;
 mod half_open;
 mod inside;
 mod lab;
-mod liar;
 mod live;
-mod mischief;
 mod starts;
 mod store;
+mod worst_peer;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -27,20 +27,20 @@ const TESTS: &[Test] = &[
     ("a_second_daemon_of_a_node_is_refused", starts::a_second_daemon_is_refused),
     (
         "a_second_machine_with_the_same_keys_does_no_harm",
-        mischief::a_second_machine_with_the_same_keys,
+        attacks::a_second_machine_with_the_same_keys,
     ),
-    ("strangers_and_garbage_are_counted_and_change_nothing", mischief::strangers_and_garbage),
+    ("strangers_and_garbage_are_counted_and_change_nothing", attacks::strangers_and_garbage),
     (
         "a_flood_of_garbage_and_half_open_handshakes_does_not_stop_a_failover",
-        mischief::a_flood_while_the_leader_fails,
+        attacks::a_flood_while_the_leader_fails,
     ),
     (
         "a_member_that_sends_the_worst_it_may_costs_neither_memory_nor_failover",
-        liar::a_member_that_sends_the_worst,
+        worst_peer::a_member_that_sends_the_worst,
     ),
     ("the_daemon_needs_no_more_than_its_two_capabilities", confined::least_privileges),
     ("no_log_recording_or_answer_has_a_key_in_it", confined::keys_stay_in_their_files),
-    ("wrong_admin_requests_are_refused_and_two_operators_get_along", mischief::admin_requests),
+    ("wrong_admin_requests_are_refused_and_two_operators_get_along", attacks::admin_requests),
     ("a_full_disk_stops_neither_forwarding_nor_probing", store::a_full_disk),
     ("a_daemon_killed_at_any_moment_while_it_writes_starts_again", store::a_killed_daemon),
     ("a_damaged_store_is_refused_and_a_reset_node_rejoins", store::a_damaged_store),

@@ -1,4 +1,4 @@
-//! Starts that fail: what is wrong is said exactly, and nothing was touched.
+//! Starts that fail: the message names what is wrong, and the node is untouched.
 
 use super::lab::{Lab, wait_for};
 

@@ -1,4 +1,4 @@
-//! The disk fails, the daemon is told so, and the data path does not notice.
+//! The disk fails, the daemon gets the error, and the data path does not notice.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -130,7 +130,7 @@ pub fn a_damaged_store() {
         location_of(&status, "cloud")
             .is_some_and(|l| l["epoch"].as_u64() >= Some(before.1) && l["raft_leader"].is_string())
     });
-    assert_eq!(lab.leader("home-0", "cloud"), Some(before), "a standby's store moves nobody");
+    assert_eq!(lab.leader("home-0", "cloud"), Some(before), "a standby's store moves no leader");
 }
 
 pub fn a_foreign_store() {

@@ -12,7 +12,7 @@ use super::beside::ready;
 /// Within this daemons would have written another mesh file.
 const LOOK: Duration = Duration::from_secs(5);
 
-/// Each Node says where it is probed, at flannel's address here; one that changes is told anew, and makes no new generation of the mesh.
+/// Each Node says where it is probed, at flannel's address here; one that changes is announced again, and makes no new generation of the mesh.
 pub fn are_published(rig: &mut Rig) -> Result<String> {
     let traffic = ready(rig)?;
     for (i, n) in rig.world.nodes.iter().enumerate() {

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_secs(5);
 const AWAY: Duration = Duration::from_secs(10);
 
 /// Kilo's agent on the leader crashes, and another starts in its place, which drops the peers of kilo0 and takes them back. Nothing
-/// comes of it, nor when that one is told to end: of the routes that it found it leaves all.
+/// comes of it, nor when that one ends on request: of the routes that it found it leaves all.
 pub fn kilos_agent_is_killed(rig: &mut Rig) -> Result<String> {
     let traffic = ready(rig)?;
     freeze(rig)?;
@@ -38,11 +38,11 @@ pub fn kilos_agent_is_killed(rig: &mut Rig) -> Result<String> {
     std::thread::sleep(LOOK);
     let ended = traffic.account(at);
     ended.nothing_lost().context("and was told to end")?;
-    nobody_moved(rig, leader)?;
+    no_leader_changed(rig, leader)?;
     Ok(format!("killed and started again: {crashed}; told to end: {ended}"))
 }
 
-/// Kilo's agent on the leader is told to end and cleans up: its routes go, then its annotations, and another node leads for Kilo. The
+/// Kilo's agent on the leader ends on request and cleans up: its routes go, then its annotations, and another node leads for Kilo. The
 /// leader is still sound, so leaderd's decision and mesh stay as they are. Then the same on a member, as a rolling update of Kilo does
 /// it to every node: the others' kilo0 no longer admits what it sends.
 pub fn kilos_agent_cleans_up(rig: &mut Rig) -> Result<String> {
@@ -60,7 +60,7 @@ pub fn kilos_agent_cleans_up(rig: &mut Rig) -> Result<String> {
     leads_for_kilo(rig, other, since)?;
     std::thread::sleep(AWAY);
     still_carrying(rig)?;
-    nobody_moved(rig, leader)?;
+    no_leader_changed(rig, leader)?;
     ensure!(mesh_file(rig)? == mesh, "the mesh file is another because an agent restarts");
     let at = wall_micros();
     rig.kilo.launch(leader, &rig.control)?;
@@ -68,7 +68,7 @@ pub fn kilos_agent_cleans_up(rig: &mut Rig) -> Result<String> {
     std::thread::sleep(LOOK);
     let of_leader = traffic.account(since);
     of_leader.nothing_lost().context("the leader's agent was replaced")?;
-    nobody_moved(rig, leader)?;
+    no_leader_changed(rig, leader)?;
     ensure!(mesh_file(rig)? == mesh, "the mesh file is another because an agent restarted");
     let (member, _) = rig.world.topology.metered(&rig.world.scenario)?;
     let since = wall_micros();
@@ -97,7 +97,7 @@ pub fn a_crashed_leader_returns(rig: &mut Rig) -> Result<String> {
     let at = wall_micros();
     rig.world.boot(from)?;
     rig.kilo.boot(from, &rig.control)?;
-    // Until its agent has heard of others it is alone, and leads itself: nobody else goes by that.
+    // Until its agent has heard of others it is alone, and leads itself: no other node follows that.
     let leads = |rig: &Rig| {
         let applied = rig.kilo.applied_since(at).ok()?;
         applied.iter().rev().find(|a| a.node == from).map(|a| a.leads)
@@ -107,7 +107,7 @@ pub fn a_crashed_leader_returns(rig: &mut Rig) -> Result<String> {
     std::thread::sleep(LOOK);
     ensure!(leads(rig) == Some(false), "the returned node leads for Kilo");
     ensure!(!annotated(rig, &rig.world.nodes[from].node.name)?, "the returned node is annotated");
-    nobody_moved(rig, to)?;
+    no_leader_changed(rig, to)?;
     still_carrying(rig)?;
     traffic.wait_steady("after the return")?;
     let back = traffic.account(at);
@@ -173,10 +173,10 @@ fn leads_for_kilo(rig: &Rig, node: usize, since: u64) -> Result<()> {
     wait_for(&what, String::new, leads)
 }
 
-/// It is this node that leads for leaderd, and that Kilo is told of.
-fn nobody_moved(rig: &Rig, leader: usize) -> Result<()> {
+/// Returns whether this node leads for leaderd, and is annotated for Kilo.
+fn no_leader_changed(rig: &Rig, leader: usize) -> Result<()> {
     let name = &rig.world.nodes[leader].node.name;
-    let leads = led_by(rig).context("nobody leads")?;
+    let leads = led_by(rig).context("no node leads")?;
     ensure!(leads == *name, "{leads} leads, not {name}");
     ensure!(annotated(rig, name)?, "{name} is not annotated");
     Ok(())

@@ -11,7 +11,7 @@ use wgctl_lab::wall_micros;
 
 /// An established flow must have been seen to be one.
 const PEACE: Duration = Duration::from_secs(4);
-/// How long an outage is looked at that nobody ends.
+/// How long an outage is watched that no system ends.
 const LOOK: Duration = Duration::from_secs(15);
 /// How long the end of a change is looked at.
 const CALM: Duration = Duration::from_secs(2);
@@ -79,7 +79,7 @@ pub fn a_planned_move(rig: &mut Rig) -> Result<String> {
     Ok(said.join("\n"))
 }
 
-/// A person annotates a node that nobody reaches from outside, as Kilo lets them.
+/// A person annotates a node that cannot be reached from outside, which Kilo allows.
 pub fn a_private_leader(rig: &mut Rig) -> Result<String> {
     let traffic = rig.traffic()?;
     let since = wall_micros();

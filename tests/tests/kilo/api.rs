@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_secs(10);
 /// More nodes than every daemon would be a deputy of.
 const MADE_UP: usize = 20;
 
-/// leaderd's own routes carry, and Kilo is nobody's concern.
+/// leaderd's own routes carry, and Kilo's do not matter.
 fn steer_natively(rig: &Rig) -> Result<()> {
     for pool in [LOCATION, "onprem"] {
         rig.api.merge_patch(&pool_path(pool), &json!({"spec": {"steering": "native"}}))?;
@@ -162,11 +162,11 @@ pub fn writes_are_leaderds_own(rig: &mut Rig) -> Result<String> {
     Ok(format!("the Node is managed by: {}", managers(&node).join(", ")))
 }
 
-/// The API server gives leaderd's account one seat, which somebody else has (API Priority and Fairness), and answers 429. With none at
+/// The API server gives leaderd's account one seat, which another client holds (API Priority and Fairness), and answers 429. With none at
 /// all it still serves one request at a time, and that is all that leaderd asks in peace.
 pub fn a_throttled_account_waits_and_recovers(rig: &mut Rig) -> Result<String> {
     wait_ready(&rig.world)?;
-    let old = led_by(rig).context("nobody leads")?;
+    let old = led_by(rig).context("no node leads")?;
     let traffic = rig.traffic()?;
     wait_for(
         "another could lead",
@@ -222,7 +222,7 @@ pub fn a_throttled_account_waits_and_recovers(rig: &mut Rig) -> Result<String> {
         most = most.max(asked);
     }
     let refused = during.iter().filter(|r| r.status == 429).count();
-    ensure!(refused > 0, "nobody was throttled: {during:?}");
+    ensure!(refused > 0, "no request was throttled: {during:?}");
     drop(seat);
     jail(rig, false)?;
     let freed = std::time::Instant::now();
@@ -288,7 +288,7 @@ pub fn people_use_kubectl(rig: &mut Rig) -> Result<String> {
     ensure!(head(&["get", "lp"])? == format!("{columns} AGE"), "{}", head(&["get", "lp"])?);
     let wide = head(&["get", "leaderd", "-o", "wide"])?;
     ensure!(wide == format!("{columns} STEERING STANDBYS AGE"), "{wide}");
-    let leader = led_by(rig).context("nobody leads")?;
+    let leader = led_by(rig).context("no node leads")?;
     let other = if leader == "cloud-0" { "cloud-1" } else { "cloud-0" };
     wait_for(
         "the standby is shown",
@@ -376,7 +376,7 @@ fn plugin(rig: &Rig) -> Result<String> {
         [(&["status"][..], "cloud-1"), (&["--node", "cloud-0", "status"], "cloud-0")]
     {
         let (done, said) = run(args)?;
-        // The API server goes to the kubelet of the right node, and nobody is there.
+        // The API server goes to the kubelet of the right node, and none runs there.
         let asked = format!(
             "https://{node}:10250/exec/leaderd/leaderd-{node}/leaderd?command=wgctl&command=status&"
         );

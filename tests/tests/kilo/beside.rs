@@ -55,7 +55,7 @@ pub fn a_planned_promotion(rig: &mut Rig) -> Result<String> {
     Ok(account.to_string())
 }
 
-/// The fault comes while nobody reaches the API server: the workload moves without it, Kilo when it is back.
+/// The fault comes while no node reaches the API server: the workload moves without it, Kilo when it is back.
 pub fn the_api_server_is_away(rig: &mut Rig) -> Result<String> {
     let traffic = ready(rig)?;
     let (from, to) = pair(rig, &traffic)?;
@@ -70,7 +70,7 @@ pub fn the_api_server_is_away(rig: &mut Rig) -> Result<String> {
     Ok(format!("{account}; when the API server was back: {}", traffic.account(at)))
 }
 
-/// An annotation that a person sets is theirs: it stays, and the pool says so. One on a node that nobody reaches cuts the location off
+/// An annotation that a person sets is theirs: it stays, and the pool says so. One on a node that cannot be reached cuts the location off
 /// with Kilo alone; nothing comes of it here, nor of one that Kilo follows.
 pub fn a_person_annotates_a_node(rig: &mut Rig) -> Result<String> {
     let traffic = ready(rig)?;
@@ -147,8 +147,8 @@ pub fn a_pool_edited_during_failover(rig: &mut Rig) -> Result<String> {
 /// Waits until all daemons know all leaders, Kilo was told, and leaderd carries the traffic.
 pub fn ready(rig: &Rig) -> Result<Traffic> {
     wait_ready(&rig.world)?;
-    let leader = led_by(rig).context("nobody leads")?;
-    wait_for("Kilo is told who leads", || pool_text(rig), || annotated(rig, &leader))?;
+    let leader = led_by(rig).context("no node leads")?;
+    wait_for("the leader is annotated for Kilo", || pool_text(rig), || annotated(rig, &leader))?;
     carries(rig)?;
     let traffic = rig.traffic()?;
     std::thread::sleep(PEACE);
@@ -157,7 +157,7 @@ pub fn ready(rig: &Rig) -> Result<Traffic> {
 
 /// The node that leads the location on trial and carries its traffic, and the other candidate.
 pub fn pair(rig: &Rig, traffic: &Traffic) -> Result<(usize, usize)> {
-    let leader = rig.world.topology.node(&led_by(rig).context("nobody leads")?)?;
+    let leader = rig.world.topology.node(&led_by(rig).context("no node leads")?)?;
     let location = rig.world.topology.location(LOCATION)?;
     let carrier = traffic.carriers.leader(location);
     ensure!(carrier == Some(leader), "{leader} leads, and {carrier:?} carries the traffic");
@@ -182,7 +182,7 @@ pub fn mended(rig: &Rig, traffic: &Traffic, since: u64) -> Result<Account> {
 pub fn kilo_follows(rig: &Rig, from: usize, to: usize) -> Result<()> {
     let [from, to] = [from, to].map(|n| rig.world.nodes[n].node.name.clone());
     let follows = || Ok(annotated(rig, &to)? && !annotated(rig, &from)?);
-    wait_for("Kilo is told of the new leader", || pool_text(rig), follows)?;
+    wait_for("the new leader is annotated for Kilo", || pool_text(rig), follows)?;
     still_carrying(rig)
 }
 

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(5);
 pub fn observed_and_back(rig: &mut Rig) -> Result<String> {
     wait_ready(&rig.world)?;
     let traffic = rig.traffic()?;
-    let leader = rig.world.topology.node(&led_by(rig).context("nobody leads")?)?;
+    let leader = rig.world.topology.node(&led_by(rig).context("no node leads")?)?;
     std::thread::sleep(LOOK);
     let since = wall_micros();
     rig.world.inject(leader, "vxlan-new-flows", None)?;

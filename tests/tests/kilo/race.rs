@@ -67,14 +67,14 @@ pub fn an_older_epoch_never_undoes_a_newer_one(rig: &mut Rig) -> Result<String> 
     let node = rig.api.get(&path)?;
     ensure!(annotation(&node, EPOCH).as_deref() == Some("1000"), "the later epoch is gone");
     let old = &rig.world.nodes[from].node.name;
-    ensure!(annotated(rig, old)?, "somebody wrote by an older epoch");
+    ensure!(annotated(rig, old)?, "a write of an older epoch succeeded");
     let during = writes(rig)?.split_off(before);
-    ensure!(during.iter().all(|w| w.status == 409), "somebody wrote: {during:?}");
+    ensure!(during.iter().all(|w| w.status == 409), "a write succeeded: {during:?}");
     ensure!(during.len() <= 1 + 2 * candidates.len(), "a stampede: {during:?}");
 
     // It was of no decision, so it goes, and theirs is written: one annotates, one takes the annotation from the other.
     annotate(&rig.api, &name, json!({names::LEADER: Value::Null, EPOCH: Value::Null}))?;
-    let leader = led_by(rig).context("nobody leads")?;
+    let leader = led_by(rig).context("no node leads")?;
     wait_for(
         "the decision is written",
         || pool_text(rig),

@@ -21,7 +21,7 @@ const ACCEPT: &str = "leaderd.io/accept-key";
 /// A request that is to be refused, or not.
 type Request<'a> = (&'a str, &'a Api, Asks);
 
-/// Something that is asked of the API server.
+/// A request to the API server.
 type Asks = Box<dyn Fn(&Api) -> Result<Value>>;
 
 fn patch(path: String, what: Value) -> Asks {
@@ -130,7 +130,7 @@ pub fn keys_of_a_node_are_its_own(rig: &mut Rig) -> Result<String> {
         ),
         ("an older generation", here, patch(MESH.into(), json!({"data": mesh_file(2)}))),
         (
-            "a generation that nobody goes beyond",
+            "a generation that cannot be exceeded",
             here,
             patch(MESH.into(), json!({"data": mesh_file(u64::MAX >> 1)})),
         ),
@@ -155,7 +155,7 @@ pub fn keys_of_a_node_are_its_own(rig: &mut Rig) -> Result<String> {
 }
 
 /// One Node with nonsense in it is held as it was and told of, others' changes go on; other keys are taken once a person accepts them, and
-/// not from a mesh file that somebody else wrote.
+/// not from a mesh file that another account wrote.
 pub fn a_node_with_nonsense_is_held_and_keys_are_pinned(rig: &mut Rig) -> Result<String> {
     wait_ready(&rig.world)?;
     super::api::grow(rig, 1)?;
@@ -173,7 +173,7 @@ pub fn a_node_with_nonsense_is_held_and_keys_are_pinned(rig: &mut Rig) -> Result
     let nonsense = json!(format!("{}/24", lan("cloud-0")));
     annotate(&rig.api, "cloud-2", json!({"kilo.squat.ai/force-internal-ip": nonsense}))?;
     wait_for(
-        "the node is told of",
+        "the node is reported",
         || pool_text(rig),
         || Ok(refused("cloud-2")?.as_deref() == Some("Held")),
     )?;
@@ -209,7 +209,7 @@ pub fn a_node_with_nonsense_is_held_and_keys_are_pinned(rig: &mut Rig) -> Result
     let (_, fingerprint) = note.rsplit_once("leaderd.io/accept-key=").context("no fingerprint")?;
     annotate(&rig.api, &made_up, json!({ACCEPT: fingerprint}))?;
     wait_for("the keys are taken", || pool_text(rig), || Ok(text()?.contains(&new)))?;
-    wait_for("it is told no more", || pool_text(rig), || Ok(refused(&made_up)?.is_none()))?;
+    wait_for("it is reported no more", || pool_text(rig), || Ok(refused(&made_up)?.is_none()))?;
     // Whoever has a daemon's token may write the mesh file. The others do not believe it, and put it right.
     let leader = key("onprem-0")?;
     let here = rig.control.api_of(&rig.control.node_token("cloud-2")?)?;

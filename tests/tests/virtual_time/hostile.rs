@@ -1,4 +1,4 @@
-//! One node of every role is broken into and says whatever its keys let it say. Nobody believes it, and failover works within its time:
+//! A hostile node of each role sends whatever its keys let it send. No node believes it, and failover works within its time:
 //! it harms what cutting its own cable could harm.
 
 use std::collections::BTreeMap;
@@ -13,14 +13,14 @@ use leaderd_core::wire::{Frame, Hello};
 use super::*;
 
 /// A mesh with a node of each role, and every node's secret.
-struct Besieged {
+struct Attack {
     play: Play,
     secrets: BTreeMap<NodeName, [u8; 32]>,
     /// Decisions and proofs from before the present ones.
     old: Vec<(Decision, Proof)>,
 }
 
-impl Besieged {
+impl Attack {
     /// `cloud-0` and `cloud-1` are candidates, `home-0` votes with them as witness, `cloud-2` and `cloud-3` are plain members and
     /// `paris-0` observes.
     fn new() -> Self {
@@ -53,7 +53,7 @@ impl Besieged {
     }
 
     /// All that this node could say of who leads a location.
-    fn lies(&self, liar: &NodeName, location: &LocationName) -> Vec<Frame> {
+    fn forged_frames(&self, hostile: &NodeName, location: &LocationName) -> Vec<Frame> {
         let mesh = &self.play.world.mesh;
         let core = self.play.world.core(&name("paris-1")).expect("it runs");
         let present = core.decision(location).expect("decided").clone();
@@ -62,20 +62,20 @@ impl Besieged {
         for epoch in [present.epoch.0, present.epoch.0 + 1, present.epoch.0 + 1000, u64::MAX] {
             let forged =
                 Decision { epoch: Epoch(epoch), leaders: worse.clone(), ..present.clone() };
-            let own = self.sign(liar, mesh, &forged);
+            let own = self.sign(hostile, mesh, &forged);
             let stolen = core.proof(location).cloned().unwrap_or_default();
             let proofs = [Proof::default(), stolen, own.0];
             for proof in proofs {
                 let (decision, event) = (forged.clone(), None);
                 lies.push(Frame::Announce { decision, proof: proof.clone(), event });
                 lies.push(Frame::Hello(Hello {
-                    node: liar.clone(),
+                    node: hostile.clone(),
                     capabilities: Capabilities::OURS,
                     generation: Generation(1),
                     mesh_hash: [0; 8],
                     decision: Some(forged.clone()),
                     proof,
-                    raft_leader: Some(liar.clone()),
+                    raft_leader: Some(hostile.clone()),
                     broken: None,
                     reaches: Vec::new(),
                     digest: Vec::new(),
@@ -94,7 +94,7 @@ impl Besieged {
             lies.push(Frame::Announce { decision, proof, event: None });
         }
         let freeze = AdminRequest::Freeze { location: location.clone(), duration: None };
-        for author in [liar.clone(), name("cloud-0"), name("home-1")] {
+        for author in [hostile.clone(), name("cloud-0"), name("home-1")] {
             let (author, request) = (Author::new(author, None), freeze.clone());
             lies.push(Frame::Forward { id: 1, author, request });
         }
@@ -104,22 +104,25 @@ impl Besieged {
     /// Its own signature, under its own name and under those of all voters.
     fn sign(
         &self,
-        liar: &NodeName,
+        hostile: &NodeName,
         mesh: &leaderd_core::mesh::Mesh,
         d: &Decision,
     ) -> (Proof, Vec<Signed>) {
         let set = VoterSet::of(mesh, &d.location);
         let statement = Statement::decision(&mesh.name, d, &set);
-        let signature = Signer::new(&self.secrets[liar]).sign(&statement);
+        let signature = Signer::new(&self.secrets[hostile]).sign(&statement);
         let signed = |voter: &NodeName| Signed { voter: voter.clone(), set: set.id(), signature };
-        let all: Vec<Signed> = set.voters().chain([liar]).map(signed).collect();
+        let all: Vec<Signed> = set.voters().chain([hostile]).map(signed).collect();
         // As it comes over the wire: a proof of any signatures.
         let bytes = postcard::to_stdvec(&all).expect("plain data");
-        (postcard::from_bytes(&bytes).expect("a proof is a list of signatures"), vec![signed(liar)])
+        (
+            postcard::from_bytes(&bytes).expect("a proof is a list of signatures"),
+            vec![signed(hostile)],
+        )
     }
 }
 
-/// What everybody takes for decided.
+/// Returns what each node takes for decided.
 fn decided(play: &Play) -> BTreeMap<(NodeName, LocationName), (u64, Vec<u8>)> {
     let mesh = &play.world.mesh;
     let pairs = mesh.nodes.keys().flat_map(|n| mesh.locations.keys().map(move |l| (n, l)));
@@ -131,39 +134,39 @@ fn decided(play: &Play) -> BTreeMap<(NodeName, LocationName), (u64, Vec<u8>)> {
     known.collect()
 }
 
-/// One node lies to everybody for three seconds, ten times a second; then a relay that is not its own breaks.
-fn one_lies(liar: &str, frozen: &[&str]) {
-    let mut besieged = Besieged::new();
-    let liar = name(liar);
-    let before = decided(&besieged.play);
-    let locations: Vec<LocationName> = besieged.play.world.mesh.locations.keys().cloned().collect();
+/// One hostile node sends forged frames to all nodes for three seconds, ten times a second; then another relay breaks.
+fn with_hostile_node(hostile: &str, frozen: &[&str]) {
+    let mut attack = Attack::new();
+    let hostile = name(hostile);
+    let before = decided(&attack.play);
+    let locations: Vec<LocationName> = attack.play.world.mesh.locations.keys().cloned().collect();
     let victims: Vec<NodeName> =
-        besieged.play.world.mesh.nodes.keys().filter(|n| **n != liar).cloned().collect();
+        attack.play.world.mesh.nodes.keys().filter(|n| **n != hostile).cloned().collect();
     for _ in 0..30 {
         for location in &locations {
-            for lie in besieged.lies(&liar, location) {
+            for frame in attack.forged_frames(&hostile, location) {
                 for victim in &victims {
                     // As the control channel hands it over: with the name that the key proves.
-                    let lie = Frame::decode(&lie.encode()).expect("it is a frame");
-                    let input = Input::Frame { from: liar.clone(), frame: Box::new(lie) };
-                    besieged.play.world.input(victim, input);
+                    let frame = Frame::decode(&frame.encode()).expect("it is a frame");
+                    let input = Input::Frame { from: hostile.clone(), frame: Box::new(frame) };
+                    attack.play.world.input(victim, input);
                 }
             }
         }
-        besieged.play.run(ms(100));
+        attack.play.run(ms(100));
     }
-    let play = &mut besieged.play;
+    let play = &mut attack.play;
     // Some may have learned of the truth, where they had not heard of it before.
     let truth = |l: &LocationName| &before[&(name("paris-1"), l.clone())];
     for ((node, location), known) in &decided(play) {
-        assert_eq!(known, truth(location), "{node} believed {liar}: {}", play.story());
+        assert_eq!(known, truth(location), "{node} believed {hostile}: {}", play.story());
     }
     for location in &locations {
         let core = play.world.core(&name(&format!("{location}-1"))).expect("it runs");
         let status = core.status(play.world.now());
         let status = status.locations.iter().find(|l| l.name == *location).expect("known");
         let may = frozen.contains(&location.as_str());
-        assert!(may || status.frozen.is_none(), "{liar} has frozen {location}");
+        assert!(may || status.frozen.is_none(), "{hostile} has frozen {location}");
     }
     if frozen.contains(&"cloud") {
         let location = "cloud".parse().expect("a name");
@@ -171,10 +174,10 @@ fn one_lies(liar: &str, frozen: &[&str]) {
         play.world.input(&name("cloud-0"), Input::Admin { id: 9, user: None, request });
         play.run(secs(1));
     }
-    if liar.as_str() != "cloud-0" {
+    if hostile.as_str() != "cloud-0" {
         play.fault("cloud-1", Fault::ForwardingOff, true);
         let took = play.blackout("paris-1", "cloud-3");
-        assert!(took < ms(500), "{liar}: took {took:?}: {}", play.story());
+        assert!(took < ms(500), "{hostile}: took {took:?}: {}", play.story());
         play.run(secs(5));
         assert_eq!(play.leader_of("cloud"), "cloud-0", "{}", play.story());
     }
@@ -182,27 +185,27 @@ fn one_lies(liar: &str, frozen: &[&str]) {
 }
 
 #[test]
-fn a_plain_member_that_lies_is_believed_by_nobody() {
-    one_lies("cloud-2", &["cloud"]);
+fn no_node_believes_a_hostile_member() {
+    with_hostile_node("cloud-2", &["cloud"]);
 }
 
 #[test]
-fn a_witness_that_lies_is_believed_by_nobody() {
-    one_lies("home-0", &["cloud", "home"]);
+fn no_node_believes_a_hostile_witness() {
+    with_hostile_node("home-0", &["cloud", "home"]);
 }
 
 #[test]
-fn a_candidate_that_lies_is_believed_by_nobody() {
-    one_lies("cloud-0", &["cloud"]);
+fn no_node_believes_a_hostile_candidate() {
+    with_hostile_node("cloud-0", &["cloud"]);
 }
 
 #[test]
-fn an_observer_that_lies_is_believed_by_nobody() {
-    one_lies("paris-0", &["paris"]);
+fn no_node_believes_a_hostile_observer() {
+    with_hostile_node("paris-0", &["paris"]);
 }
 
 #[test]
-fn all_decisions_of_a_mesh_are_proved_and_nobody_says_otherwise() {
+fn all_nodes_have_proofs_of_all_decisions() {
     let mut play = Play::hybrid();
     play.fault("cloud-0", Fault::VxlanAll, true);
     play.run(secs(10));

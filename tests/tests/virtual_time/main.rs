@@ -29,20 +29,20 @@ fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
-/// A world and its judge.
+/// A world, and the model that checks it.
 struct Play {
     world: World,
     model: Model,
 }
 
 impl Play {
-    /// A mesh in which everyone knows and follows the first decision.
+    /// Starts a mesh in which all nodes know and follow the first decision.
     fn of(sites: &[Site], policy: Policy, config: WorldConfig) -> Self {
         let (mesh, secrets) = mesh_of(sites, policy);
         let mut play = Self { world: World::new(mesh, &secrets, config), model: Model::default() };
         let settled = (0..60).any(|_| {
             play.run(secs(1));
-            play.everyone_agrees()
+            play.all_agree()
         });
         assert!(settled, "no first decision: {}", play.story());
         play.run(secs(5));
@@ -54,7 +54,7 @@ impl Play {
         Self::of(&sites, Policy::default(), WorldConfig::default())
     }
 
-    fn weather(wan: Link) -> Self {
+    fn with_wan(wan: Link) -> Self {
         let sites = [Site::new("cloud", 3, 0), Site::new("home", 3, 0)];
         Self::of(&sites, Policy::default(), WorldConfig { wan, ..WorldConfig::default() })
     }
@@ -67,15 +67,15 @@ impl Play {
         self.world.fault(&name(node), &fault, on);
     }
 
-    fn everyone_agrees(&self) -> bool {
+    fn all_agree(&self) -> bool {
         self.world.mesh.locations.keys().all(|location| {
-            // Members hear of other locations from nobody: their leader routes for them.
+            // Members know nothing of other locations: their leader routes for them.
             let needs = |n: &&Node| n.slot.is_some() || n.location == *location;
             let mut epochs = self.world.mesh.nodes.values().filter(needs).filter_map(|n| {
                 let decision = self.world.core(&n.name)?.decision(location);
                 Some(decision.map_or(Epoch(0), |d| d.epoch))
             });
-            let first = epochs.next().expect("somebody is alive");
+            let first = epochs.next().expect("a node is alive");
             first > Epoch(0) && epochs.all(|e| e == first)
         })
     }
@@ -135,8 +135,8 @@ fn breaks(fault: Fault) -> (Duration, Cause) {
     (blackout, play.causes()[0])
 }
 
-/// Does this and sees that nobody moves for so long.
-fn moves_nobody(mut play: Play, faults: &[(&str, Fault)], time: Duration) {
+/// Begins these faults, and checks that no leader changes for this long.
+fn no_leader_changes(mut play: Play, faults: &[(&str, Fault)], time: Duration) {
     for (node, fault) in faults {
         play.fault(node, fault.clone(), true);
     }
@@ -150,7 +150,7 @@ fn drops(share: f64) -> Link {
 }
 
 #[test]
-fn everyone_learns_who_leads() {
+fn all_nodes_learn_who_leads() {
     let play = Play::hybrid();
     assert_eq!(play.leader_of("cloud"), "cloud-0");
     for (from, to) in [("home-1", "cloud-2"), ("cloud-1", "home-2")] {
@@ -167,7 +167,7 @@ fn a_leader_that_drops_new_flows_is_replaced() {
 }
 
 #[test]
-fn a_leader_that_drops_all_of_its_overlay_is_replaced() {
+fn a_leader_whose_overlay_drops_everything_is_replaced() {
     let (took, cause) = breaks(Fault::VxlanAll);
     assert_eq!(cause, Cause::Forwarding);
     assert!(took < ms(400), "took {took:?}");
@@ -188,7 +188,7 @@ fn a_leader_that_crashes_is_replaced() {
 }
 
 #[test]
-fn a_leader_with_a_ghost_in_its_fdb_is_replaced() {
+fn a_leader_with_a_stale_fdb_entry_is_replaced() {
     let mut play = Play::hybrid();
     play.fault("cloud-0", Fault::FdbGhost(name("cloud-2")), true);
     let took = play.blackout("home-1", "cloud-2");
@@ -199,7 +199,7 @@ fn a_leader_with_a_ghost_in_its_fdb_is_replaced() {
 }
 
 #[test]
-fn a_leader_that_swallows_large_packets_is_replaced() {
+fn a_leader_that_drops_large_packets_is_replaced() {
     let (took, cause) = breaks(Fault::MtuBlackhole(1300));
     assert_eq!(cause, Cause::Mtu);
     assert!(took < secs(2), "took {took:?}");
@@ -213,7 +213,7 @@ fn a_leader_with_a_routing_loop_is_replaced() {
 }
 
 #[test]
-fn a_leader_that_has_lost_its_tunnels_says_so() {
+fn a_leader_that_has_lost_its_tunnels_reports_it() {
     let (took, cause) = breaks(Fault::WireguardDown);
     assert!(matches!(cause, Cause::SelfReported | Cause::TunnelDown), "{cause}");
     assert!(took < ms(400), "took {took:?}");
@@ -233,7 +233,7 @@ fn a_leader_without_lan_is_replaced() {
 }
 
 #[test]
-fn a_leader_that_loses_much_is_replaced() {
+fn a_leader_with_heavy_loss_is_replaced() {
     let mut play = Play::hybrid();
     play.fault("cloud-0", Fault::WanLoss(0.4), true);
     play.run(secs(20));
@@ -242,42 +242,42 @@ fn a_leader_that_loses_much_is_replaced() {
 }
 
 #[test]
-fn ten_percent_loss_on_every_path_moves_nobody() {
-    moves_nobody(Play::weather(drops(0.1)), &[], secs(300));
+fn ten_percent_loss_on_every_path_causes_no_failover() {
+    no_leader_changes(Play::with_wan(drops(0.1)), &[], secs(300));
 }
 
 #[test]
-fn bursts_of_loss_on_every_path_move_nobody() {
+fn bursts_of_loss_on_every_path_cause_no_failover() {
     let loss = Loss::Bursty { to_bad: 0.005, to_good: 0.2, bad_loss: 0.6 };
-    moves_nobody(Play::weather(Link { loss, ..Link::of(ms(10)) }), &[], secs(300));
+    no_leader_changes(Play::with_wan(Link { loss, ..Link::of(ms(10)) }), &[], secs(300));
 }
 
 #[test]
-fn slow_and_jittery_paths_move_nobody() {
+fn slow_and_jittery_paths_cause_no_failover() {
     // 800 ± 200 ms round trips, 2% lost.
     let wan = Link { jitter: ms(200), loss: Loss::Independent(0.02), ..Link::of(ms(300)) };
-    let play = Play::weather(wan);
+    let play = Play::with_wan(wan);
     let before = elections(&play);
-    moves_nobody_and(play, secs(600), |play| {
+    no_leader_changes_and(play, secs(600), |play| {
         assert_eq!(elections(play), before, "{}", play.story());
     });
 }
 
 #[test]
-fn slow_paths_to_a_witness_move_nobody() {
+fn slow_paths_to_a_witness_cause_no_failover() {
     let wan = Link { jitter: ms(200), loss: Loss::Independent(0.02), ..Link::of(ms(300)) };
     let sites = [Site::new("cloud", 2, 0).witness("home-0"), Site::new("home", 3, 0)];
     let play = Play::of(&sites, Policy::default(), WorldConfig { wan, ..WorldConfig::default() });
     let before = elections(&play);
-    moves_nobody_and(play, secs(600), |play| {
+    no_leader_changes_and(play, secs(600), |play| {
         assert_eq!(elections(play), before, "{}", play.story());
     });
 }
 
-fn moves_nobody_and(mut play: Play, time: Duration, check: impl Fn(&Play)) {
+fn no_leader_changes_and(mut play: Play, time: Duration, check: impl Fn(&Play)) {
     play.run(time);
     check(&play);
-    moves_nobody(play, &[], secs(1));
+    no_leader_changes(play, &[], secs(1));
 }
 
 /// How often anybody saw a raft leader come or go.
@@ -287,33 +287,33 @@ fn elections(play: &Play) -> usize {
 
 #[test]
 fn a_leader_that_becomes_slower_stays() {
-    moves_nobody(Play::hybrid(), &[("cloud-0", Fault::WanLatency(60))], secs(60));
+    no_leader_changes(Play::hybrid(), &[("cloud-0", Fault::WanLatency(60))], secs(60));
 }
 
 #[test]
-fn a_dead_member_is_held_against_nobody() {
+fn a_dead_member_causes_no_failover() {
     let sites = [Site::new("cloud", 2, 1), Site::new("home", 2, 1)];
     let play = Play::of(&sites, Policy::default(), WorldConfig::default());
-    moves_nobody(play, &[("cloud-2", Fault::NodeCrash)], secs(60));
+    no_leader_changes(play, &[("cloud-2", Fault::NodeCrash)], secs(60));
 }
 
 #[test]
-fn a_location_that_is_cut_off_moves_nobody() {
+fn a_location_that_is_cut_off_has_no_failover() {
     let cut: Vec<(String, Fault)> = (0..3).map(|n| (format!("cloud-{n}"), Fault::WanCut)).collect();
     let faults: Vec<(&str, Fault)> = cut.iter().map(|(n, f)| (n.as_str(), f.clone())).collect();
-    moves_nobody(Play::hybrid(), &faults, secs(60));
+    no_leader_changes(Play::hybrid(), &faults, secs(60));
 }
 
 #[test]
 fn an_observer_whose_own_uplink_dies_is_not_believed() {
-    moves_nobody(Play::hybrid(), &[("home-1", Fault::WanCut)], secs(60));
+    no_leader_changes(Play::hybrid(), &[("home-1", Fault::WanCut)], secs(60));
 }
 
 #[test]
 fn an_observer_that_hears_nothing_back_is_not_believed() {
     let cuts: Vec<Fault> = (0..3).map(|n| Fault::OneWay(name(&format!("home-{n}")))).collect();
     // Only home-1's way to cloud-0 is broken: one of three observers.
-    moves_nobody(Play::hybrid(), &[("cloud-0", cuts[1].clone())], secs(60));
+    no_leader_changes(Play::hybrid(), &[("cloud-0", cuts[1].clone())], secs(60));
 }
 
 #[test]
@@ -332,7 +332,7 @@ fn a_standby_that_failed_before_is_not_chosen() {
 }
 
 #[test]
-fn when_nobody_forwards_the_leader_stays_and_it_is_said_loudly() {
+fn when_no_candidate_forwards_the_leader_stays_and_the_log_says_so() {
     let mut play = Play::hybrid();
     for node in ["cloud-1", "cloud-2", "cloud-0"] {
         play.fault(node, Fault::ForwardingOff, true);
@@ -364,7 +364,7 @@ fn two_nodes_and_a_witness_survive_the_loss_of_the_leader() {
 }
 
 #[test]
-fn without_quorum_every_node_goes_on_by_what_it_sees_itself() {
+fn without_a_quorum_every_node_follows_its_own_measurements() {
     let policy = Policy { quorum_lost_after: secs(3), ..Policy::default() };
     let cloud = Site::new("cloud", 2, 2).witness("home-0").witness("home-1");
     let sites = [cloud, Site::new("home", 3, 0)];
@@ -417,17 +417,17 @@ fn measure_judged(play: &mut Play, a: &str, b: &str, time: Duration) -> u32 {
 }
 
 #[test]
-fn a_leader_whose_daemon_dies_goes_on_forwarding_and_hands_over_calmly() {
+fn a_leader_whose_daemon_dies_goes_on_forwarding_and_hands_over_without_loss() {
     calm_move(Fault::DaemonKill);
 }
 
 #[test]
-fn a_leader_whose_daemon_hangs_goes_on_forwarding_and_hands_over_calmly() {
+fn a_leader_whose_daemon_hangs_goes_on_forwarding_and_hands_over_without_loss() {
     calm_move(Fault::DaemonPause);
 }
 
 #[test]
-fn a_daemon_that_starts_anew_moves_no_route() {
+fn a_restarted_daemon_moves_no_route() {
     for node in ["cloud-0", "cloud-1", "home-0"] {
         let mut play = Play::hybrid();
         play.fault("cloud-0", Fault::VxlanNewFlows, true);
@@ -486,7 +486,7 @@ fn raft_leader(play: &Play) -> String {
 }
 
 #[test]
-fn a_fault_that_comes_and_goes_moves_leadership_ever_more_rarely() {
+fn a_flapping_fault_moves_leadership_ever_more_rarely() {
     let mut play = Play::hybrid();
     let mut at = Vec::new();
     for _ in 0..60 {
@@ -505,7 +505,7 @@ fn a_fault_that_comes_and_goes_moves_leadership_ever_more_rarely() {
 }
 
 #[test]
-fn three_locations_fail_over_each_for_itself() {
+fn three_locations_fail_over_independently() {
     let sites = [Site::new("cloud", 2, 1), Site::new("home", 2, 1), Site::new("lab", 2, 1)];
     let mut play = Play::of(&sites, Policy::default(), WorldConfig::default());
     play.fault("cloud-0", Fault::VxlanNewFlows, true);
@@ -531,7 +531,7 @@ fn a_leader_fails_over_fast_in_a_mesh_of_many_locations() {
 }
 
 #[test]
-fn the_model_sees_a_broken_leader_that_is_kept() {
+fn the_model_reports_a_broken_leader_that_stays() {
     let mut play = Play::hybrid();
     let location = "cloud".parse().expect("a name");
     let request = AdminRequest::Freeze { location, duration: None };
@@ -544,7 +544,7 @@ fn the_model_sees_a_broken_leader_that_is_kept() {
 }
 
 #[test]
-fn the_model_sees_a_needless_failover() {
+fn the_model_reports_a_needless_failover() {
     // The model takes the leader for good: it does not look at single links.
     let bad = Link { loss: Loss::Independent(0.6), ..Link::of(ms(10)) };
     let links = (0..3).map(|n| (name(&format!("home-{n}")), name("cloud-0"), bad)).collect();
@@ -558,13 +558,13 @@ fn the_model_sees_a_needless_failover() {
 }
 
 #[test]
-fn relays_that_hide_sources_are_told_of_and_kilo_489_is_ended_through_them() {
+fn relays_that_hide_sources_are_reported_and_kilo_489_ends_through_them() {
     let mut play = Play::hybrid();
     for node in ["cloud-0", "cloud-1", "cloud-2"] {
         play.fault(node, Fault::SourceNat, true);
     }
     play.run(secs(20));
-    assert_eq!(play.causes(), [], "nobody is blamed: {}", play.story());
+    assert_eq!(play.causes(), [], "no failover: {}", play.story());
     let core = play.world.core(&name("home-0")).expect("it runs");
     let status = core.status(play.world.now());
     let cloud = status.locations.iter().find(|l| l.name.as_str() == "cloud").expect("a location");

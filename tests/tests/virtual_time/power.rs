@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn a_joiner_whose_power_goes_after_any_write_votes_in_the_next_failover() {
+fn a_new_voter_that_loses_power_after_any_write_votes_in_the_next_failover() {
     for before in 0.. {
         let sites = [Site::new("cloud", 3, 0), Site::new("home", 1, 0)];
         let mut play = Play::of(&sites, Policy::default(), WorldConfig::default());

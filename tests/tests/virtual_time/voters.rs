@@ -59,7 +59,7 @@ fn the_voters_change_while_one_of_them_is_down() {
 }
 
 #[test]
-fn the_voters_change_and_a_raft_leader_that_is_none_any_more_hands_over() {
+fn a_raft_leader_that_loses_its_vote_hands_over() {
     let mut play = third_candidate(None);
     assert_eq!(play.leader_of("cloud"), "cloud-0");
     play.run(secs(40));

@@ -103,7 +103,7 @@ enum Verb {
 struct RunArgs {
     /// A name from `lab list`, or a path to a TOML file
     scenario: String,
-    /// Play it so many times, each in a fresh mesh
+    /// Play it this many times, each in a fresh mesh
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Write the result as JSON to this file, or `-` for standard output

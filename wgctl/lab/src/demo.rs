@@ -18,7 +18,7 @@ use crate::scenario::{Scenario, Step};
 use crate::world::find_leaderd;
 
 const SLOT: Duration = Duration::from_millis(100);
-/// Marks are drawn this much later, so that packets under way have arrived.
+/// Marks are drawn this much later, so that packets in flight have arrived.
 const LATE: Duration = Duration::from_millis(200);
 const BEFORE: usize = 20;
 const AFTER: usize = 40;
@@ -62,7 +62,7 @@ fn tell(session: &mut Session) -> Result<()> {
     let paint = Paint { on: std::io::stdout().is_terminal() };
     let gauges = session.settle()?;
     let meters = gauges.main();
-    let leader = session.leader().unwrap_or_else(|| "nobody".into());
+    let leader = session.leader().unwrap_or_else(|| "no node".into());
     println!(
         "\nAll is well, {leader} leads. One mark is 0.1 s: █ all packets arrived, · none did.\n"
     );
@@ -101,14 +101,14 @@ fn tell(session: &mut Session) -> Result<()> {
     Ok(())
 }
 
-/// The account of what happened, from the event and the meters.
+/// Tells what happened, from the event and the meters.
 fn explain(event: &Event, injected: u64, meters: &Meters, since: u64) {
     let until = wall_micros() - LATE.as_micros() as u64;
     println!("\nWhat happened ({}#{}): {}", event.location, event.seq, event.summary);
     let t = &event.times;
     for (what, at) in [
         ("an observer lost a probe and suspected the leader", t.suspected),
-        ("a quorum of observers condemned it, and saw the standby forward", t.condemned),
+        ("a quorum of observers found it broken, and the standby forwarding", t.condemned),
         ("the decision was committed by Raft", t.committed),
         ("the routes had moved", t.programmed),
         ("probes from workload to workload had proven it", t.verified),

@@ -1,4 +1,4 @@
-//! Faults: what breaks, and how it is undone. None is told to leaderd.
+//! Faults: what breaks, and how it is undone. leaderd hears of none of them from the lab.
 //!
 //! Each lives in a place of its own (an nftables table, a rule, a link state, the WAN emulator), so undoing one leaves
 //! the others in place.
@@ -87,11 +87,7 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
     ("member-down", "", "a node that does not lead loses power"),
     ("location-cut", "", "the whole location of the node loses its WAN"),
     ("lan-partition", "", "the node's LAN cable is pulled; its WAN works"),
-    (
-        "route-loop",
-        "[NODE]",
-        "packets to a node behind the relay (default: all) go round in a loop on it",
-    ),
+    ("route-loop", "[NODE]", "packets to a node behind the relay (default: all) loop on it"),
     ("tcp-blackhole", "PORT", "the node forwards no TCP to this port; all else passes"),
     ("service-down", "", "the services on the node's workload close their ports"),
     (
@@ -334,7 +330,7 @@ fn peers(world: &World, node: usize, target: Option<&str>) -> Result<Vec<usize>>
         .collect())
 }
 
-/// Rewrites the entries as `bridge fdb` shows them. The undo does nothing: leaderd repairs them, or nobody does.
+/// Rewrites the entries as `bridge fdb` shows them. The undo does nothing: only leaderd repairs them.
 fn fdb_ghost(world: &World, node: usize, target: Option<&str>, on: bool) -> Result<()> {
     let n = &world.nodes[node];
     let wanted: Vec<String> = peers(world, node, target)?

@@ -147,7 +147,7 @@ mod tests {
     const WATCHED: &str = "LEADERD_TEST_MACHINE";
 
     #[test]
-    fn a_lab_that_is_kept_from_the_processor_is_seen_to_starve() {
+    fn a_lab_without_processor_time_is_reported_as_starved() {
         use std::io::{BufRead as _, BufReader, Write as _};
         use std::process::{Command, Stdio};
 
@@ -170,7 +170,7 @@ mod tests {
             println!("starved: {}", machine.take().starved());
             return;
         }
-        let test = "machine::tests::a_lab_that_is_kept_from_the_processor_is_seen_to_starve";
+        let test = "machine::tests::a_lab_without_processor_time_is_reported_as_starved";
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", test, "--nocapture"])
             .env(WATCHED, "1")

@@ -44,16 +44,16 @@ pub struct RunResult {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Failed {
-    /// It was not played to its end: the lab, a readiness that did not come.
+    /// It was not played to its end: the lab failed, or the mesh never became ready.
     NotPlayed,
-    /// Too slow, or too much lost: what was decided was right, or has not been decided yet.
+    /// Too slow, or too many packets lost: the decision was right, or was not taken yet.
     Late,
-    /// Something was done that should not have been, above all a failover that nobody expected.
+    /// Something happened that should not, above all an unexpected failover.
     Wrong,
 }
 
 impl Failed {
-    /// What was decided wrongly is a defect, whatever a second run does.
+    /// Returns whether a second run may be tried: not after a wrong decision, which is a defect in any case.
     pub fn may_be_tried_again(self) -> bool {
         self != Self::Wrong
     }

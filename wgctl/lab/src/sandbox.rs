@@ -58,7 +58,10 @@ impl LabDir {
         let meta = fs::symlink_metadata(&base)
             .with_context(|| format!("cannot read {}", base.display()))?;
         if !meta.is_dir() || meta.uid() != getuid().as_raw() || meta.mode() & 0o022 != 0 {
-            bail!("{} is not a directory of our own that nobody else can write", base.display());
+            bail!(
+                "{} is not a directory that belongs to this user and that no other user can write",
+                base.display()
+            );
         }
         for dir in Self::all()?.iter().filter(|d| !d.alive() && !d.starting()) {
             dir.remove_own();

@@ -70,7 +70,7 @@ fn default_within() -> Span {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocationSpec {
-    /// What leaderd is told: `vxlan` (default), `cni`, `flannel`, `direct` or `external`.
+    /// What the mesh file says: `vxlan` (default), `cni`, `flannel`, `direct` or `external`.
     #[serde(default = "default_overlay")]
     pub overlay: String,
     /// Nodes that may lead: `NAME-0`, `NAME-1`, …
@@ -264,7 +264,7 @@ impl Count {
             Self::Between(low, high) => (low..=high).contains(&n),
         }
     }
-    /// How a run with so many, which are not these, has failed: too few may still come, and one too many is what must never be.
+    /// Returns how a run failed that had this other number of events: too few may still come, one too many must never happen.
     pub fn missed_by(self, n: u64) -> Failed {
         if n < self.least() { Failed::Late } else { Failed::Wrong }
     }
@@ -275,7 +275,7 @@ impl Count {
     }
 }
 
-/// What must come of it. What is not said is not checked, but `failovers` is 0 unless said otherwise.
+/// What is expected. A field that is absent is not checked, except `failovers`, which is 0 then.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Expect {
@@ -297,7 +297,7 @@ pub struct Expect {
     pub lost_max: Option<LostMax>,
     /// Both meters deliver again in the end.
     pub recovers: bool,
-    /// In the other locations nobody moves either.
+    /// The leaders of the other locations stay the same.
     pub others_stay: bool,
     /// Time between the last two failovers is at least that between the first two.
     pub hold_down_grows: bool,
@@ -305,8 +305,8 @@ pub struct Expect {
     pub sources: Option<Sources>,
     /// `survives`: every TCP connection opens, and the kept ones stay.
     pub tcp: Option<Tcp>,
-    /// The mesh cannot carry the workload, and says so: every candidate of the location on trial is called degraded, with these words.
-    /// No step is done, and nothing else is looked at.
+    /// The mesh cannot carry the workload, and says so: every candidate of the location on trial is reported degraded, with these words.
+    /// No step is done, and nothing else is checked.
     pub dead: Option<String>,
 }
 

@@ -1,7 +1,7 @@
-//! Who runs the control plane of a world: leaderd, or something that does its work in another way.
+//! The control plane of a world: leaderd, or another system with the same task.
 //!
 //! A world is links, addresses, workloads and a WAN. A [`System`] makes a mesh of it: tunnels, overlays within locations, routes,
-//! and who relays for whom. Faults, meters and WAN are the same whoever it is, and none of them is told to it.
+//! and relays. Faults, meters and WAN are the same for every system, and none of them is announced to it.
 
 use std::sync::Arc;
 

@@ -71,7 +71,7 @@ pub struct Location {
 }
 
 impl Location {
-    /// What leaderd sends packets of the workload over. `None`: they go over the LAN, or nobody here knows how.
+    /// The device over which leaderd sends the workload's packets. `None`: they go over the LAN, or another program sends them.
     pub fn vxlan(&self) -> Option<Vxlan> {
         match self.overlay.as_str() {
             "vxlan" | "cni" => Some(Vxlan::OWN),
@@ -104,7 +104,7 @@ impl Node {
     pub fn lan(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 0, self.location as u8, self.index as u8)
     }
-    /// An address on the same LAN that nobody has.
+    /// An unused address on the same LAN.
     pub fn dead_lan(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 0, self.location as u8, 250)
     }
@@ -141,7 +141,7 @@ impl Node {
     pub fn prefix(&self) -> String {
         format!("10.42.{}.0/24", self.index)
     }
-    /// MAC address of its device on a VXLAN that nobody learns in.
+    /// MAC address of its device on a VXLAN without learning.
     pub fn mac(&self) -> String {
         format!("02:4c:45:00:00:{:02x}", self.index)
     }

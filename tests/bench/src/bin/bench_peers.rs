@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_part_leaves_the_documents_alone_and_nonsense_is_refused() {
+    fn a_part_of_the_cases_leaves_the_docs_alone_and_unknown_words_are_refused() {
         let all = parse("--quick").unwrap();
         assert_eq!((all.runs, all.systems.len(), all.cases.len()), (1, 6, Case::ALL.len()));
         assert!(all.docs.is_some());

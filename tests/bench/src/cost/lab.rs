@@ -21,7 +21,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A mesh of so many locations, `l0`, `l1`, …, with two candidates and a member each. Comes back once it has settled.
+    /// Starts a mesh of this many locations, `l0`, `l1`, …, with two candidates and a member each. Returns once it is ready.
     pub fn up(bin: &Path, locations: u32) -> Result<Self> {
         let name = format!("bench-cost-{locations}");
         let mut text =
@@ -36,7 +36,7 @@ impl Lab {
         Self::of(bin, &name, &file, 3 * locations as usize)
     }
 
-    /// A scenario's mesh, by its name or file, with so many daemons. Comes back once it has settled.
+    /// Starts a scenario's mesh, by its name or file, with this many daemons. Returns once it is ready.
     pub fn of(bin: &Path, name: &str, scenario: &Path, daemons: usize) -> Result<Self> {
         let up = Command::new(bin.join("wgctl"))
             .args(["lab", "up", "--name", name])

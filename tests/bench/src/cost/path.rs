@@ -29,7 +29,7 @@ use wgctl_plan::Network;
 use super::{median, millis};
 use ::tests::sim::meshes::{Site, mesh_of};
 
-/// Failovers; the median is told.
+/// Failovers; the median is reported.
 const MOVES: u64 = 21;
 /// Between two of them: the kernel's news of the one is looked into before the next.
 const PAUSE: Duration = Duration::from_millis(400);
@@ -39,13 +39,13 @@ const SETTLE: Duration = Duration::from_secs(3);
 /// Medians, in milliseconds.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Took {
-    /// From the decision to the network that is asked for.
+    /// From the decision to the wanted network.
     pub core: f64,
     /// From the decision to the kernel's acknowledgement, back in the daemon's loop.
     pub whole: f64,
 }
 
-/// Fails over a remote location with so many prefixes, again and again, in the network namespace that this runs in.
+/// Fails over a remote location with this many prefixes, again and again, in this network namespace.
 pub async fn failovers(prefixes: u32) -> Result<Took> {
     let mut core = Core::new(prefixes)?;
     let keys = Keys { wireguard: Secret::new(core.secret), control: Secret::new([1; 32]) };
@@ -75,7 +75,7 @@ pub async fn failovers(prefixes: u32) -> Result<Took> {
     Ok(Took { core: median(&mut cores), whole: median(&mut wholes) })
 }
 
-/// The same so many times over in one thread and without a pause, for a count of instructions.
+/// The same this many times in one thread and without a pause, to count instructions.
 pub async fn alone(prefixes: u32, times: u64) -> Result<()> {
     let mut core = Core::new(prefixes)?;
     let steward = Steward::new(Kernel::open()?, PrivateKey::from_bytes(core.secret));
@@ -124,7 +124,7 @@ async fn programmed(told: &mut mpsc::Receiver<Input>, wanted: u64) -> Result<()>
     anyhow::bail!("the network thread is gone")
 }
 
-/// The core of `home-0`, in a mesh with one other location of two candidates and so many prefixes.
+/// The core of `home-0`, in a mesh with one other location of two candidates and this many prefixes.
 #[derive(Debug)]
 pub struct Core {
     node: Node,
@@ -152,7 +152,7 @@ impl Core {
         Ok(Self { node, from: "cloud-1".parse()?, secret })
     }
 
-    /// What is asked for, with all else that the core wants done put aside.
+    /// Returns the wanted network; the core's other effects are dropped.
     fn program(&mut self) -> Option<(u64, Box<Network>)> {
         let mut last = None;
         while let Some(effect) = self.node.poll_effect() {

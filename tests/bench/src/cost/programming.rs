@@ -22,7 +22,7 @@ use crate::markdown::table;
 
 /// Prefixes that are moved.
 const PREFIXES: [u32; 3] = [10, 1_000, 10_000];
-/// Moves of each kind; the median is told.
+/// Moves of each kind; the median is reported.
 const MOVES: usize = 21;
 
 /// Milliseconds, by number of prefixes.
@@ -119,7 +119,7 @@ pub fn inside() -> Result<()> {
     Ok(())
 }
 
-/// In namespaces of our own: so many failovers, for whoever counts instructions.
+/// In namespaces of our own: this many failovers, to count instructions.
 pub fn failovers(prefixes: &str, times: &str) -> Result<()> {
     set_up()?.block_on(path::alone(prefixes.parse()?, times.parse()?))
 }

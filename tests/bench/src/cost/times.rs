@@ -90,7 +90,7 @@ pub fn measure(bin: &Path, runs: u32) -> Result<String> {
         .context("wgctl lab run")?;
     let (mut starts, mut members, mut elsewhere, mut last) = (vec![], vec![], vec![], vec![]);
     for run in 1..=runs {
-        // A run in which somebody else was replaced first says nothing.
+        // A run in which another node was replaced first says nothing.
         let Ok((start, here, there)) = of_run(&logs.path().join(format!("kilo-489-{run}"))) else {
             continue;
         };

@@ -122,7 +122,7 @@ impl Case {
             Self::FdbGhostHeld => {
                 "the gateway's VXLAN packets go to an address that is gone, and writing its FDB again does not help"
             }
-            Self::RouteLoop => "packets to the nodes behind the gateway go round in a loop on it",
+            Self::RouteLoop => "packets to the nodes behind the gateway loop on it",
             Self::VxlanAll => "no VXLAN packet leaves or enters the gateway",
             Self::LanPartition => "the gateway's LAN cable is pulled, its uplink works",
             Self::WireguardDown => "the gateway's tunnels are set down",
@@ -130,10 +130,10 @@ impl Case {
             Self::NodeCrash => "the gateway loses power",
             Self::WanLoss => "the gateway's uplink loses 40% each way",
             Self::WanLatency => {
-                "the gateway's uplink becomes 60 ms slower each way: nobody is to move"
+                "the gateway's uplink becomes 60 ms slower each way: no gateway should change"
             }
             Self::PlannedMove => "an operator moves the traffic to the other gateway",
-            Self::Brownout => "every path loses 10% each way: nobody is to move",
+            Self::Brownout => "every path loses 10% each way: no gateway should change",
         }
     }
 
@@ -162,7 +162,7 @@ impl Case {
     }
 
     /// The best a system can do is to leave everything where it is.
-    pub fn is_for_nobody_to_move(self) -> bool {
+    pub fn must_not_move(self) -> bool {
         matches!(self, Self::WanLatency | Self::Brownout)
     }
 }

@@ -28,7 +28,7 @@ const STEADY_WITHIN: Duration = Duration::from_secs(30);
 const MENDED_WITHIN: Duration = Duration::from_secs(8);
 /// A case ends this long after traffic flows again by another way, unless it is played to the end.
 const CALM: Duration = Duration::from_secs(2);
-/// More packets than are under way at any time: so many missing are lost.
+/// More packets than are in flight at any time: if this many are missing, they are lost.
 const BAD: u64 = 200;
 
 /// What one case did to one system, once. Milliseconds.
@@ -179,7 +179,7 @@ impl Player {
         stalls: &Stalls,
     ) -> Result<(Outcome, Option<(usize, &'static str)>)> {
         let trial = self.world.topology.location(&self.world.scenario.location)?;
-        let target = gateways.leader(trial).context("nobody carries the traffic")?;
+        let target = gateways.leader(trial).context("no gateway carries the traffic")?;
         let others = (0..self.world.nodes.len()).filter(|n| {
             let node = &self.world.nodes[*n].node;
             node.location == trial && node.slot.is_some() && *n != target
@@ -220,7 +220,7 @@ impl Player {
         std::thread::sleep(TRANSIT);
         let changes = gateways.changes_since(since);
         let first = changes.iter().filter(|c| left(c)).map(|c| c.at).min();
-        let wrong = changes.iter().filter(|c| case.is_for_nobody_to_move() || !left(c));
+        let wrong = changes.iter().filter(|c| case.must_not_move() || !left(c));
         let outage = |m: Meter| {
             let both = meters.streams(m).map(|s| longest_outage(&s, since, until));
             let ms = both.iter().map(|o| o.length).max().unwrap_or(0) as f64 / 1e3;

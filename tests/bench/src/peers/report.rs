@@ -29,7 +29,7 @@ enum Blackouts {
         middle: f64,
         most: f64,
     },
-    /// In so many runs of all it had not ended when the run did, after so long.
+    /// In `runs` of `of` runs it had not ended when the run did, after `watched`.
     NotEnded {
         runs: usize,
         of: usize,
@@ -80,7 +80,7 @@ impl Results {
     fn blackout_table(&self, meter: usize) -> String {
         let rows: Vec<Vec<String>> = self
             .cases()
-            .filter(|c| !c.is_for_nobody_to_move())
+            .filter(|c| !c.must_not_move())
             .map(|case| {
                 let all: Vec<Blackouts> =
                     self.contenders().iter().map(|w| self.blackouts(case, *w, meter)).collect();
@@ -110,8 +110,7 @@ impl Results {
             let cells = self.contenders().iter().map(cell).collect::<Vec<_>>();
             std::iter::once(format!("`{}`", case.key())).chain(cells).collect()
         };
-        let rows: Vec<Vec<String>> =
-            self.cases().filter(|c| !c.is_for_nobody_to_move()).map(row).collect();
+        let rows: Vec<Vec<String>> = self.cases().filter(|c| !c.must_not_move()).map(row).collect();
         self.matrix("fault", &rows)
     }
 
@@ -144,9 +143,7 @@ impl Results {
             |case, who| -> u64 { self.of(case, who).iter().map(|o| o.wrong_failovers).sum() };
         let rows: Vec<Vec<String>> = self
             .cases()
-            .filter(|c| {
-                c.is_for_nobody_to_move() || self.contenders().iter().any(|w| count(*c, *w) > 0)
-            })
+            .filter(|c| c.must_not_move() || self.contenders().iter().any(|w| count(*c, *w) > 0))
             .map(|case| {
                 let cells = self.contenders().into_iter().map(|who| {
                     let seconds: f64 =
@@ -247,7 +244,7 @@ impl Results {
             title: "Blackout of new flows, by fault and system".into(),
             x: "blackout (at the left edge: 1 ms or less)".into(),
             series: self.contenders().iter().map(|w| w.name().to_owned()).collect(),
-            rows: self.cases().filter(|c| !c.is_for_nobody_to_move()).map(row).collect(),
+            rows: self.cases().filter(|c| !c.must_not_move()).map(row).collect(),
             decades: (0, 5),
         }
     }
@@ -330,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn one_run_that_never_ended_is_told_whatever_the_others_did() {
+    fn one_blackout_without_an_end_is_reported_whatever_the_other_runs_did() {
         let r = results();
         let case = Case::VxlanNewFlows;
         let all = [Contender::Leaderd, Contender::Bfd50, Contender::Vrrp1000]
@@ -341,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_is_in_bold_whoever_it_is() {
+    fn the_shortest_blackout_is_in_bold() {
         let table = results().blackout_table(NEW);
         let row = table.lines().last().unwrap();
         assert_eq!(
@@ -356,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_failovers_are_counted_where_nobody_is_to_move() {
+    fn wrong_failovers_are_counted_where_no_system_should_move() {
         let table = results().wrong_table();
         let row = table.lines().last().unwrap();
         assert!(row.starts_with("| `brownout` | **0** in 15 s | 1 in 15 s |"), "{row}");
@@ -364,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn loss_that_nobody_acts_on_is_not_taken_for_mended() {
+    fn loss_that_no_system_answers_does_not_count_as_repaired() {
         let mut o = outcome(Contender::Kilo, Case::WanLoss, Some(900.0));
         o.moved = None;
         assert!(o.recovered() && !noticed(&o));
@@ -373,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn every_case_and_system_has_its_place() {
+    fn the_report_has_every_case_and_system() {
         let text = results().text("conditions");
         assert!(text.starts_with("conditions\n"));
         assert!(text.contains("1 of 2, after 90 ms"), "{text}");

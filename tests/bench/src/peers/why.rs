@@ -36,7 +36,7 @@ pub fn why(case: Case) -> [&'static str; 4] {
             "The node checks in.",
         ],
         Case::RouteLoop => [
-            "Probes to workloads go round as well, and time-exceeded names the cause.",
+            "Probes to workloads loop as well, and time-exceeded names the cause.",
             "BFD and BGP are about the gateway's own addresses, which are not in the loop.",
             "Adverts and ping are about the gateway's own addresses, which are not in the loop.",
             "The node checks in.",
@@ -90,7 +90,7 @@ pub fn why(case: Case) -> [&'static str; 4] {
             "Break before make: the peers are replaced on both sides. Where both begin the handshake within 10 ms each drops the other's, and retries 5 s later; traffic as dense as the meters' keeps both in step. With real Kilo and less traffic 4.9 s were measured.",
         ],
         Case::Brownout => [
-            "The standby loses as much as the leader, so nobody would be better.",
+            "The standby loses as much as the leader, so no gateway would be better.",
             "Three in a row get lost now and then, and BFD compares with nothing.",
             "Adverts stay in the location; five lost pings in a row are rare.",
             "The node checks in.",

@@ -22,7 +22,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use super::Effort;
-use ::tests::sim::link::draw;
+use ::tests::sim::link::uniform;
 use ::tests::sim::meshes::{Site, mesh_of};
 
 pub const RTT: Duration = Duration::from_millis(821);
@@ -55,11 +55,11 @@ impl<T> Wire<T> {
     }
 
     fn delay(&mut self) -> Duration {
-        (RTT / 2).mul_f64(1.0 + JITTER * (2.0 * draw(&mut self.rng) - 1.0))
+        (RTT / 2).mul_f64(1.0 + JITTER * (2.0 * uniform(&mut self.rng) - 1.0))
     }
 
     fn send(&mut self, now: Instant, from: usize, to: usize, what: T) {
-        if draw(&mut self.rng) >= LOSS {
+        if uniform(&mut self.rng) >= LOSS {
             let at = now + self.delay();
             self.count += 1;
             self.queue.insert((at, self.count), (from, to, what));

@@ -240,7 +240,7 @@ pub fn detect(effort: Effort) -> Vec<Detection> {
 fn detect_one(conditions: Conditions, kind: FaultKind, seed: u64) -> f64 {
     let mut detector =
         OurDetector::settled(conditions.loss, conditions.scope, conditions.rtt, seed);
-    let phase = Duration::from_secs(1).mul_f64(detector.losses.draw());
+    let phase = Duration::from_secs(1).mul_f64(detector.losses.uniform());
     let from = detector.now + conditions.rtt + phase;
     detector.fault = Some(Fault { kind, slot: detector.leader, from });
     detector.run_until(from + Duration::from_secs(3) + conditions.rtt * 10);
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_weighed_is_what_is_counted() {
+    fn weighed_and_counted_rates_agree() {
         // LossProcess so bad that single observers err often enough to be counted.
         let conditions = Conditions {
             loss: Loss::Bursts(0.02),

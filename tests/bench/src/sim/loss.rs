@@ -8,7 +8,7 @@ use leaderd_core::time::Instant;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use ::tests::sim::link::draw;
+use ::tests::sim::link::uniform;
 
 /// Bursts: mean length of the bad state in seconds, and the share of packets that it loses.
 pub const MEAN_BAD: f64 = 0.1;
@@ -97,8 +97,8 @@ impl LossProcess {
     }
 
     /// Uniform in 0..1.
-    pub fn draw(&mut self) -> f64 {
-        draw(&mut self.rng)
+    pub fn uniform(&mut self) -> f64 {
+        uniform(&mut self.rng)
     }
 
     /// Makes losses on these channels likelier until then, and begins a new weight.
@@ -131,7 +131,7 @@ impl LossProcess {
 
     /// True with chance `tilted`; books what chance it would have had.
     fn choose(&mut self, chance: f64, tilted: f64) -> bool {
-        let yes = self.draw() < tilted;
+        let yes = self.uniform() < tilted;
         if tilted != chance {
             self.log_weight +=
                 if yes { (chance / tilted).ln() } else { ((1.0 - chance) / (1.0 - tilted)).ln() };
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_seen_under_the_tilt_weighs_what_it_would_without() {
+    fn tilted_losses_weighed_back_equal_untilted_ones() {
         // Three losses of three, 20 ms apart, of each kind of loss: tilted and weighed against counted.
         for loss in [Loss::Independent(0.1), Loss::Bursts(0.1)] {
             let runs = 200_000;

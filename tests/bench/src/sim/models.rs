@@ -1,6 +1,6 @@
 //! The detectors that ours is held against: models, their false alarms in closed form, and a simulation of each.
 //!
-//! * [`InARow`]: so many probes in a row lost. BFD (RFC 5880) is one of these: a session with multiplier 3 and packets
+//! * [`InARow`]: a number of probes in a row lost. BFD (RFC 5880) is one of these: a session with multiplier 3 and packets
 //!   spaced 75 to 100% of the interval (§6.8.7) goes down when nothing came for 3 × interval. Two lost packets leave a gap
 //!   of at most 3 × interval, three one of at least 4 × 0.75 × interval: so three in a row it is, always.
 //! * [`Ping`]: one request every so often over a connection that repeats what is lost, as Headscale probes its routes.
@@ -11,7 +11,7 @@ use rand_chacha::rand_core::SeedableRng;
 use leaderd_core::time::Instant;
 
 use super::loss::{Loss, LossProcess};
-use ::tests::sim::link::draw;
+use ::tests::sim::link::uniform;
 
 pub const YEAR: f64 = 31_557_600.0;
 
@@ -85,7 +85,7 @@ impl InARow {
         alarms / mean * if self.one_way { 2.0 } else { 1.0 }
     }
 
-    /// False alarms counted in so many simulated seconds.
+    /// Returns the number of false alarms in a number of simulated seconds.
     pub fn simulate(&self, loss: Loss, seconds: f64, seed: u64) -> u64 {
         let ends = if self.one_way { 2 } else { 1 };
         let mut alarms = 0;
@@ -104,7 +104,7 @@ impl InARow {
     /// Seconds from a fault that nothing survives, at a random moment, to its detection; over this round trip.
     pub fn detection(&self, loss: Loss, rtt: f64, seed: u64) -> f64 {
         let mut losses = LossProcess::new(loss, 2, seed);
-        let fault = 60.0 + draw(&mut ChaCha8Rng::seed_from_u64(seed ^ 0xfa)) * 10.0;
+        let fault = 60.0 + uniform(&mut ChaCha8Rng::seed_from_u64(seed ^ 0xfa)) * 10.0;
         let (mut t, mut run, mut heard) = (59.0, 0, 59.0);
         loop {
             // The fault is in the middle of the path.
@@ -132,7 +132,7 @@ impl InARow {
     }
 
     fn step(&self, losses: &mut LossProcess) -> f64 {
-        self.interval.0 + (self.interval.1 - self.interval.0) * losses.draw()
+        self.interval.0 + (self.interval.1 - self.interval.0) * losses.uniform()
     }
 }
 

@@ -302,7 +302,7 @@ impl OurDetector {
                         self.note_alarms(i, &report);
                         // A datagram that is lost is sent again one and a half round trips later.
                         let mut delay = self.rtt / 2 + LAN;
-                        while self.losses.draw() < self.losses.loss.mean() {
+                        while self.losses.uniform() < self.losses.loss.mean() {
                             delay += self.rtt * 3 / 2;
                         }
                         self.later(delay, Event::Report(Box::new(report)));
@@ -368,7 +368,7 @@ impl OurDetector {
         if target.location != self.location {
             return;
         }
-        let half = (self.rtt / 2).mul_f64(1.0 + JITTER * self.losses.draw());
+        let half = (self.rtt / 2).mul_f64(1.0 + JITTER * self.losses.uniform());
         let path = match self.scope {
             LossScope::Path => observer * CANDIDATES + slot,
             LossScope::Candidate => slot,

@@ -14,7 +14,7 @@ use ::tests::sim::meshes::{Site, mesh_of};
 
 /// From the start to the measurement: first decisions, first reports.
 const SETTLE: Duration = Duration::from_secs(15);
-/// The first decisions come to a node from so many locations a second: it is told of no more, and hears of all in turn.
+/// A node hears the first decisions of this many locations a second, and of all in turn.
 const FIRST_DECISIONS: u64 = 15;
 
 /// One size of mesh.

@@ -108,7 +108,7 @@ impl Settled {
         world.run(SETTLED);
         for location in ["cloud", "home"] {
             let location: LocationName = location.parse().expect("a name");
-            // Plain members hear of other locations from nobody: their candidates route for them.
+            // Plain members know nothing of other locations: their candidates route for them.
             let needs = |n: &&leaderd_core::mesh::Node| n.slot.is_some() || n.location == location;
             let knows =
                 |n: &leaderd_core::mesh::Node| world.nodes[&n.name].decision(&location).is_some();
@@ -250,7 +250,7 @@ impl Settled {
         }
     }
 
-    /// All disks go on, and time passes: whatever was begun comes to its end. Then everything is asked for that is shown.
+    /// Lets all disks go on and time pass, so that everything in flight ends. Then reads everything that a core shows.
     pub fn look(&mut self) {
         for node in self.names() {
             self.goes_on(&node);

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-/// Bytes as choices. When they are used up all that is asked for is 0.
+/// Bytes as choices. When they are used up every choice is 0.
 pub(super) struct Source<'a>(pub &'a [u8]);
 
 impl Source<'_> {
@@ -22,7 +22,7 @@ impl Source<'_> {
         usize::from(self.byte()) % n.max(1)
     }
 
-    /// One time in so many.
+    /// Returns `true` once in this many times.
     pub fn once_in(&mut self, n: u8) -> bool {
         self.byte().is_multiple_of(n)
     }

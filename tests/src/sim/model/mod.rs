@@ -1,9 +1,11 @@
-//! The reference: what must hold, from the true state of the world, written without looking at how the cores decide.
+//! The reference model: what must hold, from the true state of the world, written without the rules by which the cores decide.
 //!
-//! [`truth::quality`] says of every candidate whether it could have carried traffic between the nodes that are well
-//! themselves. `after_step` looks at the core that ran last (its decisions), `tick` at the whole world.
-//! What is broken goes to `violations`, one sentence each, its kind before the colon.
+//! [`truth::quality`] says of every candidate whether it could have carried traffic between the nodes that work
+//! themselves. `after_step` checks the decisions of the core that ran last, `tick` the whole world.
+//! Broken promises go to `violations`, one sentence each, its kind before the colon.
 
+#[cfg(test)]
+mod tests;
 pub mod truth;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,21 +24,21 @@ use truth::{
     Quality, has_observers, has_quorum, is_outvoted, is_provable, slowest_round_trip, some_dead,
 };
 
-/// How often the whole world is looked at.
+/// How often the whole world is checked.
 const TICK: Duration = Duration::from_millis(20);
 /// How often all pairs of workloads are walked, to find loops.
 const WALK: Duration = Duration::from_millis(200);
-/// A location with all it needs moves away from a broken leader within this, and what slow paths and hold-down add.
-const BOUND: Duration = Duration::from_secs(3);
-/// A raft leader whose disk takes nothing gives up within 3 s, and an heir that does not answer may cost as much again.
-const GIVES_UP: Duration = Duration::from_secs(6);
-/// Reports and signs of life of what has just died count for so long.
+/// A location with all it needs replaces a broken leader within this, plus what slow paths and hold-down add.
+const FAILOVER_WITHIN: Duration = Duration::from_secs(3);
+/// A raft leader whose disk takes no writes hands over within 3 s, and a successor that does not answer may cost as much again.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(6);
+/// Reports and hellos of a node that has just died count for this long.
 const STALE: Duration = Duration::from_secs(4);
-/// A failover may answer trouble that lies this far back.
-const MEMORY: Duration = Duration::from_secs(15);
-/// What is wrong is told so many times; the first says enough.
+/// A failover may answer a fault that ended this long ago.
+const FAULT_EXPLAINS_FOR: Duration = Duration::from_secs(15);
+/// Violations that are kept: the first says enough.
 const MAX_VIOLATIONS: usize = 20;
-/// Knowing that a candidate is broken takes this long, at short round trips.
+/// Observers know within this time that a candidate is broken, at short round trips.
 const KNOWN_BROKEN: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -52,15 +54,15 @@ struct History {
 #[derive(Debug, Default)]
 pub struct Model {
     pub violations: Vec<String>,
-    /// What changed in the true state of the world, for people.
+    /// Changes in the true state of the world, for the story of a run.
     pub notes: Vec<(Instant, String)>,
     /// All decisions that any core ever knew.
     pub decisions: BTreeMap<(LocationName, Epoch), (Instant, Decision)>,
     applied: BTreeMap<NodeName, (u32, BTreeMap<LocationName, Epoch>)>,
     histories: BTreeMap<NodeName, History>,
-    /// Since when a location has a broken leader and everything that it takes to replace it.
-    owed_since: BTreeMap<LocationName, Instant>,
-    /// Told already: whose disk was stuck, since when.
+    /// Since when a location has a broken leader and everything that it needs to replace it.
+    failover_due_since: BTreeMap<LocationName, Instant>,
+    /// Reported already: node, and since when its disk was stuck.
     led_without_disk: BTreeSet<(NodeName, Instant)>,
     next_tick: Instant,
     next_walk: Instant,
@@ -68,7 +70,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// Lets time pass, and looks at everything that happens.
+    /// Lets time pass, and checks everything that happens.
     pub fn run(&mut self, world: &mut World, time: Duration) {
         let end = world.now().mono + time;
         loop {
@@ -96,28 +98,28 @@ impl Model {
         self.notes.push((world.now().mono, what));
     }
 
-    /// The latest decision of a location.
+    /// Returns the latest decision of a location.
     pub fn decision(&self, location: &LocationName) -> Option<&Decision> {
         let range = (location.clone(), Epoch(0))..=(location.clone(), Epoch(u64::MAX));
         self.decisions.range(range).next_back().map(|(_, (_, d))| d)
     }
 
-    /// Decisions of a location because something was wrong.
+    /// Returns the number of a location's decisions that answered a fault.
     pub fn failovers(&self, location: &LocationName) -> u32 {
         let moved = |d: &Decision| d.cause.is_fault() || d.cause == Cause::DaemonDead;
         self.decisions.iter().filter(|((l, _), (_, d))| l == location && moved(d)).count() as u32
     }
 
     pub(super) fn after_step(&mut self, world: &World) {
-        let Some(name) = world.touched.clone() else { return };
-        // What a hostile node believes is its own affair.
+        let Some(name) = world.last_run.clone() else { return };
+        // No promise is made about what a hostile node believes.
         let Some(core) = world.core(&name).filter(|_| world.faults[&name].hostile.is_none()) else {
             return;
         };
-        let life = world.life(&name);
+        let incarnation = world.incarnation(&name);
         let known = self.applied.entry(name.clone()).or_default();
-        if known.0 != life {
-            *known = (life, BTreeMap::new());
+        if known.0 != incarnation {
+            *known = (incarnation, BTreeMap::new());
         }
         let mut news = Vec::new();
         for location in world.mesh.locations.keys() {
@@ -132,10 +134,10 @@ impl Model {
                 let what = format!("lower epoch: {name} went back to {decision:?}");
                 self.violated(world, what);
             }
-            if world.made_up.contains(&decision) {
+            if world.forged_decisions.contains(&decision) {
                 let what = format!("believed a forged decision: {name} {decision:?}");
                 self.violated(world, what);
-                // It is none of the location's.
+                // It is no decision of the location's voters.
                 continue;
             }
             let key = (decision.location.clone(), decision.epoch);
@@ -169,10 +171,10 @@ impl Model {
         }
         let before: Vec<Slot> = before.map(|d| d.leaders).unwrap_or_default();
         let commanded = matches!(decision.cause, Cause::Promoted | Cause::Drained);
-        let has_say = world.hostile.values().any(|say| say.contains(location));
-        if commanded && !world.hostile.is_empty() && !has_say {
-            // Nobody but hostile nodes gives commands here, and none of them has a say in this location.
-            let what = format!("obeyed a stranger's command: {decision:?}");
+        let may_command = world.commandable.values().any(|locations| locations.contains(location));
+        if commanded && !world.commandable.is_empty() && !may_command {
+            // Only hostile nodes give commands here, and none of them may command this location.
+            let what = format!("obeyed a command without the right: {decision:?}");
             self.violated(world, what);
         }
         if is_outvoted(world, location) {
@@ -182,7 +184,8 @@ impl Model {
         if decision.cause.is_fault() || decision.cause == Cause::DaemonDead {
             for old in before.iter().filter(|s| !decision.leaders.contains(s)).filter_map(node) {
                 let h = self.histories.get(&old.name).copied().unwrap_or_default();
-                let lately = |at: Option<Instant>| at.is_some_and(|at| now.since(at) < MEMORY);
+                let lately =
+                    |at: Option<Instant>| at.is_some_and(|at| now.since(at) < FAULT_EXPLAINS_FOR);
                 let hostile = world.faults[&old.name].hostile.is_some();
                 if !lately(h.last_not_good) && !lately(h.last_asleep) && !hostile {
                     let what = format!(
@@ -238,7 +241,7 @@ impl Model {
         self.check_disks(world);
         let locations: Vec<LocationName> = world.mesh.locations.keys().cloned().collect();
         for location in locations {
-            self.check_owed(world, &location);
+            self.check_failover_due(world, &location);
         }
         self.check_log(world);
         if now >= self.next_walk {
@@ -248,7 +251,7 @@ impl Model {
     }
 
     /// A location with a forwarding candidate and a quorum has a forwarding leader within the bound.
-    fn check_owed(&mut self, world: &World, location: &LocationName) {
+    fn check_failover_due(&mut self, world: &World, location: &LocationName) {
         let now = world.now().mono;
         let Some(decision) = self.decision(location).cloned() else { return };
         let candidate = |s: &Slot| world.mesh.candidate(location, *s);
@@ -264,21 +267,21 @@ impl Model {
                 && history(n).last_asleep.is_none_or(|at| now.since(at) >= STALE)
         });
         let provable = decision.leaders.iter().filter_map(candidate).all(|n| is_provable(world, n));
-        let owed = provable
+        let due = provable
             && broken
             && helper
             && has_quorum(world, location)
             && has_observers(world, location);
-        if !owed {
-            if self.owed_since.remove(location).is_some() {
-                self.note(world, format!("{location} is owed nothing more"));
+        if !due {
+            if self.failover_due_since.remove(location).is_some() {
+                self.note(world, format!("{location} needs no failover any more"));
             }
             return;
         }
-        if !self.owed_since.contains_key(location) {
-            self.note(world, format!("{location} is owed another leader"));
+        if !self.failover_due_since.contains_key(location) {
+            self.note(world, format!("{location} needs another leader"));
         }
-        let since = *self.owed_since.entry(location.clone()).or_insert(now);
+        let since = *self.failover_due_since.entry(location.clone()).or_insert(now);
         let since = since.max(world.fault_changed);
         let policy = world.mesh.policy_of(location);
         let failovers = self.failovers(location).min(20);
@@ -287,7 +290,7 @@ impl Model {
         let hold = if failovers == 0 { Duration::ZERO } else { hold };
         let stale = if some_dead(world) { STALE } else { Duration::ZERO };
         let disks = world.faults.values().map(|f| f.disk_slow * 10).max().unwrap_or_default();
-        let bound = BOUND + hold + stale + disks + slowest_round_trip(world) * 20;
+        let bound = FAILOVER_WITHIN + hold + stale + disks + slowest_round_trip(world) * 20;
         if now.since(since) > bound {
             let what = format!(
                 "broken leader kept: {:?} of {location} for {:?}, bound {bound:?}",
@@ -295,11 +298,11 @@ impl Model {
                 now.since(since)
             );
             self.violated(world, what);
-            self.owed_since.insert(location.clone(), now + Duration::from_secs(3600));
+            self.failover_due_since.insert(location.clone(), now + Duration::from_secs(3600));
         }
     }
 
-    /// Whose disk takes no writes leads no Raft group, once another voter could.
+    /// A node whose disk takes no writes must not lead a Raft group once another voter could.
     fn check_disks(&mut self, world: &World) {
         let now = world.now().mono;
         for (name, node) in &world.mesh.nodes {
@@ -308,7 +311,7 @@ impl Model {
             else {
                 continue;
             };
-            let bound = GIVES_UP + slowest_round_trip(world) * 20;
+            let bound = HAND_OVER_WITHIN + slowest_round_trip(world) * 20;
             let since = stuck.max(world.fault_changed);
             if now.since(since) <= bound
                 || !world.is_sound(name)
@@ -345,7 +348,7 @@ impl Model {
         }
     }
 
-    /// Errors are for what an operator must see: lost quorum, and a broken leader that nobody can relieve.
+    /// Errors are for what an operator must see: lost quorum, and a broken leader that no standby can replace.
     fn check_log(&mut self, world: &World) {
         let expected = [
             "no quorum: following",
@@ -366,7 +369,7 @@ impl Model {
         }
     }
 
-    /// Some time after the last fault was mended: all agree, all traffic passes, nothing moves.
+    /// Some time after the last fault ended: all nodes agree, all traffic passes, no leader changes.
     pub fn check_convergence(&mut self, world: &World, calm: Duration) {
         let now = world.now().mono;
         for location in world.mesh.locations.keys() {
@@ -378,7 +381,7 @@ impl Model {
                 .collect();
             let latest = self.decision(location).map(|d| d.epoch);
             for (name, epoch) in known {
-                // Members hear of other locations from nobody: their leader routes for them.
+                // Members know nothing of other locations: their leader routes for them.
                 let needs = world.mesh.nodes[name].slot.is_some()
                     || world.mesh.nodes[name].location == *location;
                 if needs && (epoch != latest || epoch.is_none()) {
@@ -401,7 +404,8 @@ impl Model {
         for from in world.mesh.nodes.keys() {
             for to in world.mesh.nodes.keys().filter(|n| *n != from) {
                 if !world.delivers(from, to) {
-                    let what = format!("no way: {from} to {to} {:?}", world.fate(from, to));
+                    let what =
+                        format!("does not arrive: {from} to {to} {:?}", world.fate(from, to));
                     self.violated(world, what);
                 }
             }
@@ -418,7 +422,7 @@ impl Model {
         }
     }
 
-    /// All have the newest mesh file.
+    /// All nodes have the newest mesh file.
     pub fn check_generations(&mut self, world: &World) {
         for name in world.mesh.nodes.keys() {
             let has = world.core(name).map(|c| c.mesh().generation);

@@ -1,4 +1,6 @@
-//! What the true state of the world allows: who could carry traffic, who could decide, who could tell.
+//! What the true state of the world allows: who could carry traffic, who could decide, who could observe.
+//!
+//! A constant `KNOWN_LIMIT_…` excuses what the implementation cannot do although the world would allow it.
 
 use std::time::Duration;
 
@@ -9,27 +11,27 @@ use super::World;
 use crate::sim::Link;
 use crate::sim::link::Loss;
 
-/// What a candidate's relay is worth.
+/// How well a candidate relays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quality {
-    /// All traffic of the healthy passes.
+    /// All traffic between nodes that work passes.
     Good,
-    /// Some of it does, or nobody is there to use it.
+    /// Some of it does, or there is none to carry.
     Grey,
-    /// None does.
+    /// None of it does.
     Broken,
 }
 
-/// A path that becomes so much slower at once, round trip, cannot be told from a dead one until its first replies come.
-const JUMP: Duration = Duration::from_millis(120);
-/// … and all that were late are in after this.
-const JUMPED: Duration = Duration::from_secs(1);
+/// A path whose round trip suddenly grows by more than this looks dead until its first replies come: observers call it silent after 130 ms.
+const KNOWN_LIMIT_DELAY_JUMP: Duration = Duration::from_millis(120);
+/// The late replies have all arrived after this.
+const KNOWN_LIMIT_DELAY_JUMP_LASTS: Duration = Duration::from_secs(1);
 
-/// A voter that is hostile may keep its own location from deciding by Raft messages alone: Raft trusts its voters. Such a location is
-/// owed no leader while it lasts, and all other promises hold.
+/// A hostile voter can keep its own location from deciding by Raft messages alone: Raft trusts its voters. Such a location is
+/// expected to replace no leader while that lasts. All other promises hold.
 pub const KNOWN_LIMIT_HOSTILE_VOTER: bool = true;
 
-/// Could this candidate have carried the traffic of those who are well?
+/// Returns how well this candidate could have carried the traffic of the nodes that work.
 pub fn quality(world: &World, c: &Node) -> Quality {
     let remotes: Vec<&Node> = world
         .mesh
@@ -62,16 +64,18 @@ pub fn quality(world: &World, c: &Node) -> Quality {
         }
     }
     let dead = world.faults[&c.name].crashed;
-    if world.is_parted() {
-        // Whose file is old knows some nodes or keys not yet: nobody carries all of it.
+    if world.mesh_files_differ() {
+        // A node with an old file does not know some nodes or keys yet: no candidate carries all of the traffic.
         return Quality::Grey;
     }
     if world.faults[&c.name].hostile.is_some() {
-        // It carries, and says of itself what it likes.
+        // It relays, and may report anything of itself.
         return Quality::Grey;
     }
     let slower = world.faults[&c.name].wan_delay * 2;
-    if slower > JUMP && world.now().mono.since(world.fault_changed) < JUMPED {
+    if slower > KNOWN_LIMIT_DELAY_JUMP
+        && world.now().mono.since(world.fault_changed) < KNOWN_LIMIT_DELAY_JUMP_LASTS
+    {
         return Quality::Grey;
     }
     match (of, pass) {
@@ -83,8 +87,20 @@ pub fn quality(world: &World, c: &Node) -> Quality {
     }
 }
 
-/// A fault can be told from a dead target only where another candidate reaches what this one does not.
+/// Observers can tell a fault from a dead target only where another candidate reaches the target.
+pub const KNOWN_LIMIT_NEEDS_CONTROL: bool = true;
+
+/// An observer that loses more than this on its own WAN, either way, cannot judge others in time.
+const KNOWN_LIMIT_OBSERVER_LOSS: f64 = 0.05;
+
+/// While packets pass between two nodes one way alone, observers may disagree for good.
+pub const KNOWN_LIMIT_ONE_WAY_CUT: bool = true;
+
+/// Returns whether every sound observer can tell that this candidate is at fault.
 pub(super) fn is_provable(world: &World, c: &Node) -> bool {
+    if !KNOWN_LIMIT_NEEDS_CONTROL {
+        return true;
+    }
     let passes = |o: &Node, c: &Node, t: &Node| {
         crosses_wan(world, o, c) && relays(world, c) && crosses_lan(world, c, t)
     };
@@ -125,7 +141,7 @@ fn crosses_lan(world: &World, c: &Node, t: &Node) -> bool {
         && !cut(t, c)
 }
 
-/// Most voters are awake, with disks that work, and reach one of their own, both ways.
+/// Returns whether a majority of voters is awake, with disks that work, and connected both ways to a voter in the location.
 pub(super) fn has_quorum(world: &World, location: &LocationName) -> bool {
     let voters = world.mesh.voters_of(location);
     let votes = |n: &NodeName| world.is_sound(n) && !world.faults[n].disk_is_bad();
@@ -133,19 +149,20 @@ pub(super) fn has_quorum(world: &World, location: &LocationName) -> bool {
         a == b || (votes(b) && world.control_passes(a, b) && world.control_passes(b, a))
     };
     let disturbed = |v: &NodeName| {
-        KNOWN_LIMIT_HOSTILE_VOTER && world.faults[v].hostile.as_ref().is_some_and(|h| h.lies.raft)
+        KNOWN_LIMIT_HOSTILE_VOTER
+            && world.faults[v].hostile.as_ref().is_some_and(|h| h.behaviour.raft)
     };
     if voters.iter().any(disturbed) {
         return false;
     }
     voters.iter().filter(|v| votes(v)).any(|v| {
         let with = voters.iter().filter(|u| joined(v, u)).count();
-        // A raft leader that observers cannot reach is not much use.
+        // Observers must reach the raft leader.
         with * 2 > voters.len() && world.mesh.nodes[v].location == *location
     })
 }
 
-/// Somebody who is well watches the location, and nobody who is not has a say.
+/// Returns whether an observer that works watches the location, and none disturbs it.
 pub(super) fn has_observers(world: &World, location: &LocationName) -> bool {
     let others =
         || world.mesh.nodes.values().filter(|o| o.slot.is_some() && o.location != *location);
@@ -153,21 +170,21 @@ pub(super) fn has_observers(world: &World, location: &LocationName) -> bool {
         let f = &world.faults[&o.name];
         world.is_sound(&o.name) && !f.wan_cut && !f.wireguard_down
     };
-    let lossy = others().any(|o| world.faults[&o.name].wan_loss > 0.05);
-    others().any(|o| well(&o)) && !lossy && world.cuts.is_empty()
+    let lossy = others().any(|o| world.faults[&o.name].wan_loss > KNOWN_LIMIT_OBSERVER_LOSS);
+    others().any(|o| well(&o)) && !lossy && !(KNOWN_LIMIT_ONE_WAY_CUT && !world.cuts.is_empty())
 }
 
-/// Those who watch the location from elsewhere and are sound are no more than those who lie about it, or those of its own
-/// nodes: then the liars' word decides, as it would if all the others had cut their cables.
+/// Returns whether hostile nodes are at least as many as sound ones, among the location's observers or among its own nodes. Then what
+/// the hostile ones report decides, as if all the others were cut off.
 pub(super) fn is_outvoted(world: &World, location: &LocationName) -> bool {
     let outvoted = |watches: &dyn Fn(&Node) -> bool| {
         let of = || world.mesh.nodes.values().filter(|n| watches(n));
-        let liars = of().filter(|n| world.faults[&n.name].hostile.is_some()).count();
+        let hostile = of().filter(|n| world.faults[&n.name].hostile.is_some()).count();
         let sound = of().filter(|n| {
             let f = &world.faults[&n.name];
             world.is_sound(&n.name) && !f.wan_cut && !f.lan_cut && !f.wireguard_down
         });
-        liars > 0 && liars >= sound.count()
+        hostile > 0 && hostile >= sound.count()
     };
     outvoted(&|n| n.slot.is_some() && n.location != *location)
         || outvoted(&|n| n.location == *location)

@@ -54,7 +54,7 @@ impl Lane {
     /// Fresh source ports are taken in turn from here, so with 1,000 a second one comes back after 45 s.
     const FIRST_SOURCE: u16 = 15_000;
     const SOURCES: u16 = 45_000;
-    /// Where several run, ends may be nodes, and from here on ports may be somebody's there: the kernel's own choice, WireGuard's.
+    /// Where several run, ends may be nodes, and ports from here on may be in use there: chosen by the kernel, or WireGuard's.
     const NODES_OWN: u16 = 32_000;
 
     pub fn new(number: usize, of: usize) -> Self {

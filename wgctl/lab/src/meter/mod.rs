@@ -1,5 +1,5 @@
 //! Two meters between two ends (workloads or nodes), each in both directions, 1,000 packets a second each unless the scenario says
-//! otherwise; and TCP (`tcp`), where it is asked for.
+//! otherwise; and TCP (`tcp`), where the scenario wants it.
 //!
 //! `new flows` sends every packet from a fresh source port, so each is a flow of its own (only these die in Kilo issue
 //! #489); `established` keeps one flow. Every packet carries its stream and number; the receiver ticks it off.

@@ -225,7 +225,7 @@ fn open_anew(to: SocketAddr, shared: &Shared) {
 
 fn keep(to: SocketAddr, shared: &Shared) {
     while !shared.over() {
-        // That none opens is told by those opened anew.
+        // The connections opened anew show when none opens.
         let Ok(mut stream) = connect(to) else {
             thread::sleep(ANEW);
             continue;

@@ -1,4 +1,4 @@
-//! Scenarios in which the mesh cannot carry the workload from the start: what counts is that it says so.
+//! Scenarios in which the mesh cannot carry the workload from the start: it must say so.
 
 use std::time::{Duration, Instant};
 
@@ -8,13 +8,13 @@ use super::{POLL, Session};
 use crate::meter::{Meter, wall_micros};
 use crate::report::{Failed, Leaders, RunResult};
 
-/// The verdicts must stay so for this long.
+/// The verdicts must stay the same for this long.
 const STAYS: Duration = Duration::from_secs(2);
 /// Packets that are counted as lost or not.
 const MEASURED: Duration = Duration::from_secs(1);
 
 impl Session {
-    /// Waits until every candidate of the location on trial is called degraded with these words, and looks whether that is true.
+    /// Waits until every candidate of the location on trial is reported degraded with these words, and checks that it is.
     pub(super) fn play_dead(&mut self, words: &str) -> Result<RunResult> {
         self.world.start_daemons()?;
         let scenario = self.world.scenario.clone();
@@ -42,7 +42,7 @@ impl Session {
         Ok(RunResult { outcome, leader, failed, ..RunResult::broken(wrong.join("; ")) })
     }
 
-    /// A candidate that nobody calls so; `None` when all are.
+    /// Returns a candidate that is not reported so; `None` when all are.
     fn not_named(&self, words: &str) -> Option<String> {
         let location = &self.world.scenario.location;
         let statuses: Vec<_> =

@@ -14,7 +14,7 @@ use crate::world::World;
 #[derive(Debug)]
 pub struct Gauges(Vec<(Between, Meters)>);
 
-/// What cannot be told by time afterwards, as it stood at some moment: of each pair of ends.
+/// Counts that cannot be split by time afterwards, of each pair of ends, at one moment.
 #[derive(Debug, Default)]
 pub struct Account(Vec<(Rewritten, Option<TcpTally>)>);
 
@@ -65,7 +65,7 @@ impl Gauges {
         Account(self.all().map(|m| (m.rewritten(), m.tcp())).collect())
     }
 
-    /// What each pair of ends saw in a time, and whether it lost packets until the end of it.
+    /// Returns each pair's result for a span of time, and whether it lost packets until the end of it.
     pub fn results(&self, before: &Account, since: u64, until: u64) -> Vec<(MeterResult, bool)> {
         let each = self.0.iter().zip(&before.0).map(|((between, meters), (rewritten, tcp))| {
             let mut open = false;

@@ -1,9 +1,9 @@
-//! Plays a scenario once in a fresh world: settle, measure, do the steps, wait for what must come of it, judge.
+//! Plays a scenario once in a fresh world: start up, measure, do the steps, wait for what is expected, compare.
 
 mod dead;
 mod gauges;
-mod judge;
 mod observe;
+mod result;
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -30,9 +30,9 @@ const POLL: Duration = Duration::from_millis(100);
 /// Both meters must have been steady for this long before anything is done to the mesh.
 const STEADY: Duration = Duration::from_secs(1);
 const STEADY_WITHIN: Duration = Duration::from_secs(30);
-/// After the last step the measured window ends this much later than what was expected came.
+/// After the last step the measured window ends this long after everything expected has come.
 const TAIL: Duration = Duration::from_millis(1500);
-/// How long a failover's `verified` time is waited for; it is reported, not required.
+/// Waits this long for a failover's `verified` time, which is reported and not required.
 const VERIFIED_WITHIN: Duration = Duration::from_secs(5);
 
 #[derive(Serialize, Deserialize)]
@@ -41,7 +41,10 @@ struct Played {
     result: RunResult,
 }
 
-/// Plays in fresh namespaces. An error is the lab's own; what the mesh does wrong is in the result.
+/// Plays a scenario in fresh namespaces. Failures of the mesh are in the result.
+///
+/// # Errors
+/// The lab itself fails.
 pub fn once(
     scenario: &Scenario,
     leaderd: &Path,
@@ -56,7 +59,7 @@ pub fn once(
         let played = session.play(&machine);
         let mut result = played.unwrap_or_else(|e| RunResult::broken(format!("{e:#}")));
         result.machine = machine.take();
-        // Whoever reads why it failed reads that as well.
+        // It belongs to the reason why a run failed.
         if !result.passed() && result.machine.starved() {
             result.why = format!("{}; {}", result.why, result.machine);
         }
@@ -133,7 +136,7 @@ impl Session {
             return self.play_dead(&words);
         }
         let meters = self.settle()?;
-        // What starting took counts for nothing that is measured.
+        // The time to start up is not measured.
         machine.take();
         let before = meters.account();
         let since = wall_micros();
@@ -149,10 +152,10 @@ impl Session {
         let until = self.await_outcome(&meters)?;
         self.in_flight();
         self.observe();
-        Ok(self.judge(&meters, &before, since, until))
+        Ok(self.result(&meters, &before, since, until))
     }
 
-    /// Starts daemons and meters and waits until all is well.
+    /// Starts daemons and meters, and waits until everything works.
     pub fn settle(&mut self) -> Result<Gauges> {
         let started = Instant::now();
         self.world.start_daemons()?;
@@ -178,7 +181,7 @@ impl Session {
         Gauges::start(&self.world)
     }
 
-    /// Does a step, and notes when.
+    /// Does a step, and records when.
     pub fn step(&mut self, step: &Step) -> Result<()> {
         let node = step.node.as_deref().map(|n| self.resolve(n)).transpose()?;
         let on =
@@ -233,7 +236,7 @@ impl Session {
             .with_context(|| format!("{command} was refused"))
     }
 
-    /// `@leader` and the like, or a name.
+    /// Resolves a role such as `@leader`, or a name.
     fn resolve(&self, node: &str) -> Result<usize> {
         let Some(role) = node.strip_prefix('@') else { return self.world.topology.node(node) };
         if role == "faulty" {
@@ -254,10 +257,10 @@ impl Session {
             "raft-leader" => seen.raft_leader.clone(),
             _ => bail!("no role {node:?}"),
         };
-        self.world.topology.node(&name.with_context(|| format!("nobody is {node} now"))?)
+        self.world.topology.node(&name.with_context(|| format!("no node is {node} now"))?)
     }
 
-    /// Waits as long as packets may be under way.
+    /// Waits as long as packets may be in flight.
     fn in_flight(&self) {
         let wan = &self.world.scenario.wan;
         std::thread::sleep(wan.rtt.0 / 2 + wan.jitter.0 + Duration::from_millis(150));

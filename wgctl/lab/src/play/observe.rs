@@ -1,4 +1,4 @@
-//! What the daemons and the meters say while a scenario runs.
+//! Reads daemons and meters while a scenario runs.
 
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ impl Session {
         }
     }
 
-    /// Daemons learn of times at different moments; whoever knows more wins.
+    /// Daemons learn of times at different moments: keeps every time that any of them knows.
     fn merge(&mut self, event: Event) {
         let key = (event.location.clone(), event.seq);
         match self.events.get_mut(&key) {
@@ -46,7 +46,7 @@ impl Session {
         }
     }
 
-    /// Notes the state before anything is done.
+    /// Remembers the state before the first step.
     pub(super) fn remember(&mut self) {
         self.observe();
         for (location, seq) in self.events.keys() {
@@ -74,7 +74,7 @@ impl Session {
         self.news(location).filter(|e| e.kind == kind).count() as u64
     }
 
-    /// Who leads the location on trial, before anything was done.
+    /// Returns the leader of the location on trial before the first step.
     pub fn leader(&self) -> Option<String> {
         self.leaders_before.get(&self.world.scenario.location).cloned()
     }
@@ -86,7 +86,7 @@ impl Session {
         self.news(&location).find(|e| e.kind == "failover").cloned()
     }
 
-    /// All meters delivered in both directions all through the last `window`, as far as the WAN lets them.
+    /// Returns whether all meters delivered in both directions throughout the last `window`, apart from the WAN's own loss.
     pub(super) fn steady(&self, meters: &Gauges, window: Duration) -> bool {
         let wan = &self.world.scenario.wan;
         let transit =
@@ -102,13 +102,13 @@ impl Session {
         })
     }
 
-    /// Loss that the scenario itself puts on the paths.
+    /// Returns the loss that the scenario itself puts on the paths.
     pub(super) fn lossy(&self) -> f64 {
         let steps = self.world.scenario.steps.iter().filter_map(|s| s.wan.as_ref()).map(|w| w.loss);
         steps.fold(self.world.scenario.wan.loss, f64::max)
     }
 
-    /// Waits until what is expected has come and the scenario's time is up. Returns the end of the measured window.
+    /// Waits until everything expected has come and the scenario's time is up. Returns the end of the measured window.
     pub(super) fn await_outcome(&mut self, meters: &Gauges) -> Result<u64> {
         let last_step = Instant::now();
         let scenario = self.world.scenario.clone();

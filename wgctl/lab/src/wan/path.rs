@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_uplink_loses_everything_and_a_big_packet_is_told() {
+    fn a_cut_uplink_loses_everything_and_a_big_packet_is_answered_with_icmp() {
         let now = Instant::now();
         let (mut path, mut dice) = (Path::new(now), Dice::new(1));
         let cut = Uplink { cut: true, ..Uplink::default() };

@@ -13,9 +13,9 @@ use nix::unistd::Pid;
 use super::World;
 use crate::admin::{self, Status};
 
-/// Until every node knows every leader. Generous: userspace WireGuard and Raft start together on a busy machine.
+/// Every node must know every leader within this time. Generous: userspace WireGuard and Raft start together on a busy machine.
 const READY: Duration = Duration::from_secs(60);
-/// A daemon that is asked to stop has this long; then it is killed.
+/// A daemon that should stop has this long; then it is killed.
 const STOP: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(100);
 
@@ -39,7 +39,7 @@ pub fn find_leaderd() -> Result<PathBuf> {
         .context("no leaderd binary: set LEADERD_BIN, or build it (`cargo build -p leaderd`)")
 }
 
-/// What a daemon is told instead of `--mesh FILE`.
+/// Arguments of a daemon in place of `--mesh FILE`.
 #[derive(Debug, Clone, Default)]
 pub struct Instead {
     pub arguments: Vec<OsString>,
@@ -107,10 +107,10 @@ impl World {
         Ok(())
     }
 
-    /// Asks all daemons to stop, and waits until they have.
+    /// Stops all daemons, and waits until they have ended.
     pub fn stop_daemons(&self) -> Result<()> {
         for pid in (0..self.nodes.len()).filter_map(|n| self.daemon_pid(n)) {
-            // A paused one hears of the end only when it goes on.
+            // A paused daemon gets the signal only when it continues.
             for signal in [Signal::SIGTERM, Signal::SIGCONT] {
                 kill(Pid::from_raw(pid as i32), signal).context("kill")?;
             }
@@ -174,7 +174,7 @@ impl World {
     }
 }
 
-/// Waits until every node shows a leader for every location that it must know about, and every candidate forwards as far as anybody knows.
+/// Waits until every node shows a leader for every location that it must know about, and no node reports a candidate that does not forward.
 pub fn wait_ready(world: &World) -> Result<()> {
     let deadline = Instant::now() + READY;
     loop {
@@ -215,7 +215,7 @@ fn why_node_not_ready(world: &World, node: usize) -> Option<String> {
             return Some(format!("location {} has no leader", l.name));
         }
         // Candidates have evidence of their own about other locations; about its own, the raft leader has the
-        // observers' reports. Everybody else knows only who leads.
+        // observers' reports. All other nodes know only who leads.
         let knows =
             if own { seen.raft_leader.as_ref() == Some(&node.name) } else { node.slot.is_some() };
         if let Some(c) = seen.candidates.iter().find(|c| knows && !c.forwards()) {

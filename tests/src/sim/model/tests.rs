@@ -1,4 +1,4 @@
-//! The judge is judged: worlds that are wrong on purpose, and the model must say so, each in its own words.
+//! Tests of the model: in worlds that are wrong on purpose it must report the violation of that kind.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use leaderd_core::verdict::Cause;
 use leaderd_core::wire::Frame;
 use wgctl_plan::Network;
 
-use super::hostile::Lies;
-use super::meshes::{Site, mesh_of};
-use super::model::Model;
-use super::rollout::Change;
-use super::world::LogLine;
-use super::{Fault, World, WorldConfig};
+use super::Model;
+use crate::sim::hostile::HostileBehaviour;
+use crate::sim::meshes::{Site, mesh_of};
+use crate::sim::rollout::Change;
+use crate::sim::world::LogLine;
+use crate::sim::{Fault, World, WorldConfig};
 
 fn name(s: &str) -> NodeName {
     s.parse().expect("a name")
@@ -26,7 +26,7 @@ fn secs(s: u64) -> Duration {
     Duration::from_secs(s)
 }
 
-/// A world in which all is well, and its judge.
+/// A world in which all is well, and its model.
 fn calm() -> (World, Model) {
     calm_of(&[Site::new("cloud", 2, 1), Site::new("home", 3, 0)])
 }
@@ -42,12 +42,12 @@ fn calm_of(sites: &[Site]) -> (World, Model) {
     (world, model)
 }
 
-fn says(model: &Model, kind: &str) {
+fn reports(model: &Model, kind: &str) {
     let said = model.violations.iter().any(|v| v.starts_with(kind));
     assert!(said, "not {kind:?} but {:#?}", model.violations);
 }
 
-/// `cloud-0` announces what nobody decided. All voters signed it: without their signatures nobody would believe it.
+/// `cloud-0` announces a decision that was never taken. All voters signed it: nodes believe no other.
 fn announce(world: &mut World, model: &mut Model, to: &str, epoch: u64, slot: u8, cause: Cause) {
     let location: LocationName = "cloud".parse().expect("a name");
     let at = world.now().wall;
@@ -68,51 +68,51 @@ fn announce(world: &mut World, model: &mut Model, to: &str, epoch: u64, slot: u8
 }
 
 #[test]
-fn two_decisions_in_one_epoch_are_seen() {
+fn two_decisions_in_one_epoch_are_reported() {
     let (mut world, mut model) = calm();
     announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
     announce(&mut world, &mut model, "home-1", 50, 1, Cause::Promoted);
-    says(&model, "two decisions in one epoch");
+    reports(&model, "two decisions in one epoch");
 }
 
 #[test]
-fn a_node_that_goes_back_to_a_lower_epoch_is_seen() {
+fn a_node_that_goes_back_to_a_lower_epoch_is_reported() {
     let (mut world, mut model) = calm();
     announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
     assert_eq!(model.violations, Vec::<String>::new());
-    // It loses its memory, and nobody says that it was restarted.
-    let life = world.life(&name("home-0"));
+    // It loses its memory without a restart that the model knows of.
+    let incarnation = world.incarnation(&name("home-0"));
     world.kill_daemon(&name("home-0"));
     world.lose_disk(&name("home-0"));
     world.start_daemon(&name("home-0"));
-    world.nodes.get_mut(&name("home-0")).expect("a node").life = life;
+    world.nodes.get_mut(&name("home-0")).expect("a node").incarnation = incarnation;
     announce(&mut world, &mut model, "home-0", 3, 0, Cause::Promoted);
-    says(&model, "lower epoch");
+    reports(&model, "lower epoch");
 }
 
 #[test]
-fn a_command_in_a_hostile_world_is_seen_unless_its_giver_may_command() {
+fn a_command_without_the_right_is_reported() {
     let strangers = [("home-0", false), ("home-1", true), ("cloud-1", false)];
     for (who, stranger) in strangers {
         let sites = [Site::new("cloud", 2, 0).witness("home-0"), Site::new("home", 3, 0)];
         let (mut world, mut model) = calm_of(&sites);
-        let lies = Lies { seed: 1, every_ms: 60_000, works: true, raft: false };
-        world.fault(&name(who), &Fault::Hostile(lies), true);
+        let behaviour = HostileBehaviour { seed: 1, every_ms: 60_000, works: true, raft: false };
+        world.fault(&name(who), &Fault::Hostile(behaviour), true);
         announce(&mut world, &mut model, "home-2", 50, 1, Cause::Promoted);
         match stranger {
-            true => says(&model, "obeyed a stranger's command"),
+            true => reports(&model, "obeyed a command without the right"),
             false => assert_eq!(model.violations, Vec::<String>::new(), "{who}"),
         }
     }
 }
 
 #[test]
-fn a_hostile_node_commands_only_where_it_may_not_and_often() {
+fn a_hostile_node_gives_many_commands_and_only_where_it_has_no_right() {
     let sites = [Site::new("cloud", 2, 0).witness("home-0"), Site::new("home", 3, 0)];
     for (who, commands) in [("home-0", false), ("home-1", true)] {
         let (mut world, mut model) = calm_of(&sites);
-        let lies = Lies { seed: 1, every_ms: 20, works: true, raft: false };
-        world.fault(&name(who), &Fault::Hostile(lies), true);
+        let behaviour = HostileBehaviour { seed: 1, every_ms: 20, works: true, raft: false };
+        world.fault(&name(who), &Fault::Hostile(behaviour), true);
         model.run(&mut world, secs(10));
         let refused = |n: &NodeName| {
             let counters = world.core(n).map(|c| c.counters()).unwrap_or_default();
@@ -125,7 +125,7 @@ fn a_hostile_node_commands_only_where_it_may_not_and_often() {
 }
 
 #[test]
-fn a_loop_is_seen() {
+fn a_loop_is_reported() {
     let (mut world, mut model) = calm();
     // Members send what is for elsewhere to the leader; now the leader sends it back to the member.
     let leader = name("cloud-0");
@@ -138,18 +138,18 @@ fn a_loop_is_seen() {
     let (elsewhere, _) = route_to(kernel, "10.2.0.0/24").expect("a route to home-0");
     kernel.routes.insert(elsewhere, to_member);
     model.run(&mut world, Duration::from_millis(500));
-    says(&model, "loop");
+    reports(&model, "loop");
 }
 
 #[test]
-fn a_promotion_of_what_is_known_to_be_broken_is_seen() {
+fn the_promotion_of_a_broken_candidate_is_reported() {
     let (mut world, mut model) = calm();
     world.fault(&name("cloud-1"), &Fault::ForwardingOff, true);
     model.run(&mut world, secs(5));
     assert_eq!(model.violations, Vec::<String>::new());
     announce(&mut world, &mut model, "home-0", 50, 1, Cause::NewFlow);
-    says(&model, "promoted a broken candidate");
-    says(&model, "needless failover");
+    reports(&model, "promoted a broken candidate");
+    reports(&model, "needless failover");
 }
 
 #[test]
@@ -163,36 +163,36 @@ fn a_candidate_that_broke_just_now_may_be_promoted() {
 }
 
 #[test]
-fn nodes_that_do_not_agree_and_decisions_without_end_are_seen() {
+fn nodes_that_disagree_and_decisions_without_end_are_reported() {
     let (mut world, mut model) = calm();
     announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
     model.check_convergence(&world, secs(5));
-    says(&model, "not converged");
-    says(&model, "restless");
+    reports(&model, "not converged");
+    reports(&model, "restless");
 }
 
 #[test]
-fn traffic_that_does_not_pass_in_the_end_is_seen() {
+fn traffic_that_does_not_pass_in_the_end_is_reported() {
     let (mut world, mut model) = calm();
     world.fault(&name("home-2"), &Fault::WanCut, true);
     world.fault(&name("home-2"), &Fault::LanCut, true);
     model.check_convergence(&world, secs(5));
-    says(&model, "no way");
+    reports(&model, "does not arrive");
 }
 
 #[test]
-fn a_node_that_goes_on_following_its_own_ranking_is_seen() {
+fn a_node_that_stays_in_fallback_is_reported() {
     let (mut world, mut model) = calm();
     for node in ["cloud-1", "cloud-2"] {
         world.fault(&name(node), &Fault::DaemonKill, true);
     }
     model.run(&mut world, secs(60));
     model.check_convergence(&world, secs(5));
-    says(&model, "still in fallback");
+    reports(&model, "still in fallback");
 }
 
 #[test]
-fn an_error_in_a_log_is_seen_and_one_that_a_fault_explains_is_not() {
+fn an_error_in_a_log_is_reported_unless_a_fault_explains_it() {
     let (mut world, mut model) = calm();
     let line = |world: &World, text: &str| LogLine {
         at: world.now().mono,
@@ -206,11 +206,11 @@ fn an_error_in_a_log_is_seen_and_one_that_a_fault_explains_is_not() {
     assert_eq!(model.violations, Vec::<String>::new());
     world.log.push(line(&world, "the core's parts keep each other busy"));
     model.run(&mut world, Duration::from_millis(100));
-    says(&model, "unexpected error");
+    reports(&model, "unexpected error");
 }
 
 #[test]
-fn a_mesh_file_that_never_reaches_a_node_is_seen() {
+fn a_mesh_file_that_never_reaches_a_node_is_reported() {
     let (mut world, mut model) = calm();
     let mesh = world.change_mesh(&Change::HoldDown(7), secs(0)).expect("a change");
     for node in mesh.nodes.keys().filter(|n| n.as_str() != "home-1") {
@@ -218,7 +218,7 @@ fn a_mesh_file_that_never_reaches_a_node_is_seen() {
     }
     model.run(&mut world, secs(5));
     model.check_generations(&world);
-    says(&model, "half rolled out");
+    reports(&model, "half rolled out");
     assert_eq!(model.violations.len(), 1, "only the one: {:?}", model.violations);
 }
 

@@ -1,4 +1,4 @@
-//! The worst that a node of the mesh may send: every kind of frame, as large as it may be, with something new in each.
+//! The worst that a node of the mesh may send: every kind of frame, as large as allowed, with something new in each.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,16 +21,16 @@ fn long(n: usize) -> NodeName {
     name(&format!("{n:0>63}"))
 }
 
-/// A node that was broken into.
+/// A hostile node.
 #[derive(Debug)]
-pub struct Liar {
+pub struct WorstPeer {
     pub from: NodeName,
     pub location: LocationName,
     /// Counts what it sent.
     sent: u64,
 }
 
-impl Liar {
+impl WorstPeer {
     pub fn new(from: NodeName, location: LocationName) -> Self {
         Self { from, location, sent: 0 }
     }

@@ -1,4 +1,4 @@
-//! What came of it, against what was expected.
+//! Compares what happened with what was expected.
 
 use super::gauges::Account;
 use super::{Gauges, Session};
@@ -7,7 +7,7 @@ use crate::report::{Failed, Leaders, RunResult, Stages};
 use crate::scenario::LostMax;
 
 impl Session {
-    pub(super) fn judge(
+    pub(super) fn result(
         &self,
         meters: &Gauges,
         before: &Account,
@@ -59,7 +59,7 @@ impl Session {
     }
 
     fn leader_now(&self, location: &str) -> Option<String> {
-        // The highest epoch that any daemon of the location shows: a cut-off one may not know yet.
+        // By the highest epoch that any daemon of the location shows: one that is cut off may not know it yet.
         let all = self.world.nodes_in(self.trial).filter_map(|n| {
             let status = self.world.status(n).ok()?;
             let seen = status.location(location)?;
@@ -68,7 +68,7 @@ impl Session {
         all.max_by_key(|(epoch, _)| *epoch).map(|(_, leader)| leader)
     }
 
-    /// What the nodes of other locations note on this one.
+    /// Returns the notes of nodes of other locations on this one.
     fn notes_elsewhere(&self, location: &str) -> Vec<String> {
         let elsewhere = |n: &usize| self.world.nodes[*n].node.location != self.trial;
         (0..self.world.nodes.len())
@@ -78,7 +78,7 @@ impl Session {
             .collect()
     }
 
-    /// Everything that is not as expected.
+    /// Returns everything that is not as expected.
     fn misses(&self, r: &RunResult) -> Vec<(Failed, String)> {
         let scenario = &self.world.scenario;
         let (e, location) = (&scenario.expect, scenario.location.as_str());
@@ -105,7 +105,10 @@ impl Session {
             Some("changed") => must(r.leader.before != r.leader.after, "the leader stayed".into()),
             Some(name) => must(
                 r.leader.after.as_deref() == Some(name),
-                format!("{} leads, expected {name}", r.leader.after.as_deref().unwrap_or("nobody")),
+                format!(
+                    "{} leads, expected {name}",
+                    r.leader.after.as_deref().unwrap_or("no node")
+                ),
             ),
         }
         if !e.cause.is_empty() {

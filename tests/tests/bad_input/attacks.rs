@@ -24,7 +24,7 @@ pub fn a_second_machine_with_the_same_keys() {
     let lab = Lab::up();
     let mut daemons = lab.daemons();
     let before = lab.leader("home-0", "cloud").expect("a leader");
-    // cloud-0 dials everybody. Its double sits on the LAN, on the machine of cloud-2, whose daemon stops for it.
+    // cloud-0 connects to all nodes. Its double sits on the LAN, on the machine of cloud-2, whose daemon stops for it.
     daemons.remove(2).end(&lab, "TERM");
     let connected = connections(&daemons[1]);
     let state = format!("{}/double", lab.dir);
@@ -66,7 +66,7 @@ pub fn strangers_and_garbage() {
     assert!(logged < 25, "{logged} lines: {}", daemons[0].tail());
     assert!(daemons[0].log().contains("ignored"), "{}", daemons[0].tail());
 
-    // A node with keys that nobody knows.
+    // A node with unknown keys.
     let (keys, mesh) = (format!("{}/strange-keys", lab.dir), format!("{}/strange.toml", lab.dir));
     let made = lab.wgctl("cloud-2", &["keygen", "--out", &keys]);
     let text = lab.read_mesh();
@@ -127,7 +127,7 @@ pub fn a_flood_while_the_leader_fails() {
             || hangs() > 100.0,
         );
     }
-    // Meanwhile somebody comes anew, and has to be let in by those who are flooded.
+    // Meanwhile a node restarts, and flooded nodes must let it in.
     let at = daemons.iter().position(|d| d.node == "cloud-0").expect("a daemon");
     daemons.remove(at).end(&lab, "TERM");
     daemons.insert(at, lab.daemon("cloud-0", &[]));

@@ -1,4 +1,4 @@
-//! What is sent, and when it arrives: probes by the nodes' routes, frames by the control channel.
+//! Delivers what nodes send: probes along the nodes' routes, frames over the control channel.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,18 +10,18 @@ use leaderd_core::wire::Frame;
 
 use super::link::Link;
 use super::path::{Fate, Packet};
-use super::world::{Happening, World};
+use super::world::{Event, World};
 
 /// IPv4 and UDP headers.
 const HEADERS: usize = 28;
-/// How long after a path broke the control channel notices.
+/// The control channel notices this long after a path broke.
 const PEER_DOWN_AFTER: Duration = Duration::from_secs(3);
 /// Fresh flows come from ports from here on, pinned ones from below.
 const FIRST_FRESH_PORT: u16 = 20_000;
 /// Times that QUIC sends a frame before it counts as lost here.
 const TRIES: u32 = 8;
 
-/// Where a packet arrives: node, hop limit, and after how long (more than once if duplicated).
+/// Where a packet arrives, with which hop limit, and after which delays (more than one if it was duplicated).
 struct Arrival {
     node: NodeName,
     ttl: u8,
@@ -34,10 +34,10 @@ impl World {
     pub(super) fn send_probe(&mut self, name: &NodeName, probe: ProbeSend) {
         let ProbeKind::Stamp { packet: payload, flow, .. } = &probe.kind else { return };
         let id = probe.probe;
-        let failed = |error| Happening::Input(Input::ProbeError { probe: id, error });
+        let failed = |error| Event::Input(Input::ProbeError { probe: id, error });
         if probe.via.is_some() && self.faults[name].wireguard_down {
             let error = ProbeError::Local { errno: 19 };
-            return self.later(Duration::from_micros(10), name, failed(error));
+            return self.schedule(Duration::from_micros(10), name, failed(error));
         }
         let port = match flow {
             Flow::Fresh => {
@@ -60,22 +60,22 @@ impl World {
                 let from = self.source_at(&arrival, source);
                 let (local, ttl) = (probe.target, arrival.ttl);
                 if self.nodes[&arrival.node].core.is_none() {
-                    return self.nobody_listens(name, &arrival, &probe);
+                    return self.report_port_unreachable(name, &arrival, &probe);
                 }
                 for delay in arrival.delays {
                     let bytes = payload.clone();
                     let input = Input::ProbeRequest { from, local, ttl, bytes };
-                    self.later(delay, &arrival.node, Happening::Input(input));
+                    self.schedule(delay, &arrival.node, Event::Input(input));
                 }
             }
             Err(Some(delay)) => {
-                self.later(delay, name, failed(ProbeError::TimeExceeded { from: None }));
+                self.schedule(delay, name, failed(ProbeError::TimeExceeded { from: None }));
             }
             Err(None) => {}
         }
     }
 
-    /// What its target sees as the source of a packet.
+    /// Returns the source of a packet as its target sees it.
     fn source_at(&mut self, arrival: &Arrival, source: SocketAddr) -> SocketAddr {
         let Some(relay) = arrival.relay.as_ref().filter(|r| self.faults[*r].source_nat) else {
             return source;
@@ -86,7 +86,7 @@ impl World {
     }
 
     /// The target's kernel lives and its daemon does not: ICMP port unreachable, which no fault of new flows stops.
-    fn nobody_listens(&mut self, name: &NodeName, arrival: &Arrival, probe: &ProbeSend) {
+    fn report_port_unreachable(&mut self, name: &NodeName, arrival: &Arrival, probe: &ProbeSend) {
         let answer = Packet {
             source: probe.target.ip(),
             target: probe.source,
@@ -99,7 +99,7 @@ impl World {
         {
             let error = ProbeError::Unreachable { from: Some(probe.target.ip()) };
             let input = Input::ProbeError { probe: probe.probe, error };
-            self.later(arrival.delays[0] + back.delays[0], name, Happening::Input(input));
+            self.schedule(arrival.delays[0] + back.delays[0], name, Event::Input(input));
         }
     }
 
@@ -124,17 +124,17 @@ impl World {
         let Some(probe) = self.flows.get(&(arrival.node.clone(), to)).copied() else { return };
         for delay in arrival.delays {
             let input = Input::ProbeReply { probe, bytes: bytes.clone() };
-            self.later(delay, &arrival.node, Happening::Input(input));
+            self.schedule(delay, &arrival.node, Event::Input(input));
         }
     }
 
-    /// Where a packet arrives; or after how long ICMP says that it does not.
+    /// Returns where a packet arrives, or after which delay ICMP reports that it does not (`None`: it is lost silently).
     fn send_packet(
         &mut self,
         name: &NodeName,
         packet: &Packet,
     ) -> Result<Arrival, Option<Duration>> {
-        match self.terrain().walk(name, packet) {
+        match self.data_path().walk(name, packet) {
             Fate::Delivered { node, ttl, wan_hops, lan_hops } => {
                 let base = self.config.lan.latency * lan_hops + Duration::from_micros(50);
                 let mut delays = vec![base];
@@ -164,19 +164,19 @@ impl World {
         if same { self.config.lan } else { self.config.wan }
     }
 
-    /// One WAN hop; empty: lost.
+    /// Returns the delays of one WAN hop; none if the packet is lost.
     fn wan_delays(&mut self, a: &NodeName, b: &NodeName) -> Vec<Duration> {
         let (fa, fb) = (self.faults[a].wan_loss, self.faults[b].wan_loss);
         let more = 1.0 - (1.0 - fa) * (1.0 - fb);
         let link = self.link(a, b);
-        let bad = self.bad.entry((a.clone(), b.clone())).or_default();
+        let bad = self.bursting.entry((a.clone(), b.clone())).or_default();
         let slower = self.faults[a].wan_delay + self.faults[b].wan_delay;
         let mut delays = link.pass(&mut self.rng, bad, more);
         delays.iter_mut().for_each(|d| *d += slower);
         delays
     }
 
-    /// True if frames pass from one node to the other, one way.
+    /// Returns whether frames pass from one node to the other, one way.
     pub(super) fn control_passes(&self, a: &NodeName, b: &NodeName) -> bool {
         let alive = |n: &NodeName| {
             let f = &self.faults[n];
@@ -200,13 +200,13 @@ impl World {
         }
     }
 
-    /// How long a frame takes that arrives.
+    /// Returns the delay of a frame that arrives.
     pub(super) fn one_way(&mut self, a: &NodeName, b: &NodeName) -> Duration {
         let least = self.link(a, b).latency;
         self.control_delay(a, b).unwrap_or(least)
     }
 
-    /// One way over the control channel; `None` while there is no way.
+    /// Returns the delay one way over the control channel; `None` while nothing passes.
     fn control_delay(&mut self, a: &NodeName, b: &NodeName) -> Option<Duration> {
         if !self.control_passes(a, b) {
             return None;
@@ -214,16 +214,18 @@ impl World {
         if self.mesh.nodes[a].location == self.mesh.nodes[b].location {
             return Some(self.link(a, b).latency);
         }
-        // QUIC repeats what is lost; each time costs about a round trip more.
+        // QUIC sends a lost frame again; each time costs about a round trip more.
         let repeat = self.link(a, b).latency * 3;
         (0..TRIES).find_map(|n| Some(repeat * n + *self.wan_delays(a, b).first()?))
     }
 
     pub(super) fn send_frame(&mut self, from: &NodeName, to: &NodeName, frame: Frame) {
-        let Some(life) = self.nodes.get(to).filter(|n| n.core.is_some()).map(|n| n.life) else {
+        let Some(incarnation) =
+            self.nodes.get(to).filter(|n| n.core.is_some()).map(|n| n.incarnation)
+        else {
             return;
         };
-        if self.nodes[from].up.get(to).is_none_or(|(_, with)| *with != life) {
+        if self.nodes[from].connections.get(to).is_none_or(|(_, with)| *with != incarnation) {
             return;
         }
         if let Some(delay) = self.control_delay(from, to) {
@@ -231,33 +233,33 @@ impl World {
             let frame = Frame::decode(&bytes).expect("what is encoded can be decoded");
             assert_eq!(frame.check(), Ok(()), "{from} sends what others refuse");
             let input = Input::Frame { from: from.clone(), frame: Box::new(frame) };
-            self.later(delay, to, Happening::Input(input));
+            self.schedule(delay, to, Event::Input(input));
         }
     }
 
     pub(super) fn check_connection(&mut self, name: &NodeName, peer: &NodeName) {
         let works = self.control_passes(peer, name);
         let delay = self.control_delay(name, peer).filter(|_| works);
-        let (now, life) = (self.now, self.nodes[peer].life);
-        let up = &mut self.nodes.get_mut(name).expect("a name of ours").up;
-        let seen = up.get(peer).copied();
+        let (now, incarnation) = (self.now, self.nodes[peer].incarnation);
+        let connections = &mut self.nodes.get_mut(name).expect("a name of ours").connections;
+        let seen = connections.get(peer).copied();
         let node = peer.clone();
         match (delay, seen) {
-            (Some(delay), Some((_, with))) if with != life => {
+            (Some(delay), Some((_, with))) if with != incarnation => {
                 // The peer has started anew, and so does the connection.
-                up.insert(node.clone(), (now, life));
+                connections.insert(node.clone(), (now, incarnation));
                 self.input(name, Input::PeerDown { node: node.clone() });
                 let rtt_micros = (delay * 2).as_micros() as u64;
                 self.input(name, Input::PeerUp { node, rtt_micros });
             }
-            (Some(_), Some(_)) => drop(up.insert(node, (now, life))),
+            (Some(_), Some(_)) => drop(connections.insert(node, (now, incarnation))),
             (Some(delay), None) => {
-                up.insert(node.clone(), (now, life));
+                connections.insert(node.clone(), (now, incarnation));
                 let rtt_micros = (delay * 2).as_micros() as u64;
                 self.input(name, Input::PeerUp { node, rtt_micros });
             }
             (None, Some((at, _))) if now.since(at) >= PEER_DOWN_AFTER => {
-                up.remove(peer);
+                connections.remove(peer);
                 self.input(name, Input::PeerDown { node });
             }
             (None, _) => {}

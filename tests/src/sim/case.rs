@@ -1,4 +1,4 @@
-//! One whole run: what is broken and when, what came of it, and how a run that fails is made small.
+//! One whole run: what is broken and when, its outcome, and how a run that fails is made small.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -14,12 +14,13 @@ use super::model::Model;
 use super::rollout::RollOut;
 use super::{Fault, Link, Loss, World, WorldConfig};
 
-/// Nothing is broken before: the first decisions are taken in peace.
-const PEACE: Duration = Duration::from_secs(15);
-/// Time to converge after the last fault was mended, and how long nothing may have moved by then.
-const SETTLE: Duration = Duration::from_secs(45);
+/// Nothing is broken before this, so that the first decisions are undisturbed.
+const START_UP: Duration = Duration::from_secs(15);
+/// Time to converge after the last fault ended.
+const CONVERGE_WITHIN: Duration = Duration::from_secs(45);
+/// At the end of that no leader may have changed for this long.
 const CALM: Duration = Duration::from_secs(10);
-/// Runs that making a failure small may cost.
+/// Making a failure small may take this many runs.
 const MAX_SHRINKS: u32 = 200;
 
 /// One whole run, as a file holds it.
@@ -27,46 +28,46 @@ const MAX_SHRINKS: u32 = 200;
 pub struct Case {
     pub sites: Vec<Site>,
     pub config: WorldConfig,
-    pub faults: Vec<Planned>,
+    pub faults: Vec<PlannedFault>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roll_outs: Vec<RollOut>,
 }
 
 /// A fault, when it comes and how long it stays.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Planned {
+pub struct PlannedFault {
     pub at_ms: u32,
     pub for_ms: u32,
     pub node: NodeName,
     pub fault: Fault,
 }
 
-/// Something that a case does to the world.
+/// Something that a case does to the world; for a fault, whether it begins.
 #[derive(Debug)]
-enum Moment<'a> {
-    Fault(&'a Planned, bool),
+enum Step<'a> {
+    Fault(&'a PlannedFault, bool),
     RollOut(&'a RollOut),
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub violations: Vec<String>,
     /// Number and hash of all inputs.
     pub digest: (u64, u64),
-    /// What happened, in order: `***` what was broken and mended, `===` what the model knows, and what the daemons log.
+    /// What happened, in order: `***` faults that begin and end, `===` what the model knows, all else the daemons' logs.
     pub story: Vec<String>,
 }
 
 impl Outcome {
-    /// The kind of the first violation.
+    /// Returns the kind of the first violation.
     pub fn kind(&self) -> Option<&str> {
         self.violations.first().and_then(|v| v.split(':').next())
     }
 }
 
 impl Case {
-    /// Runs it. A core that panics breaks a promise too.
+    /// Runs the case. A core that panics breaks a promise too.
     pub fn run(&self) -> Outcome {
         std::panic::catch_unwind(AssertUnwindSafe(|| self.play())).unwrap_or_else(|panic| {
             let text = panic.downcast_ref::<String>().cloned();
@@ -81,22 +82,22 @@ impl Case {
         let mut world = World::new(mesh, &secrets, self.config.clone());
         let mut model = Model::default();
         let mut story = Vec::new();
-        let mut moments: Vec<(u32, Moment<'_>)> = Vec::new();
+        let mut steps: Vec<(u32, Step<'_>)> = Vec::new();
         for planned in &self.faults {
-            moments.push((planned.at_ms, Moment::Fault(planned, true)));
-            moments.push((planned.at_ms + planned.for_ms, Moment::Fault(planned, false)));
+            steps.push((planned.at_ms, Step::Fault(planned, true)));
+            steps.push((planned.at_ms + planned.for_ms, Step::Fault(planned, false)));
         }
-        moments.extend(self.roll_outs.iter().map(|r| (r.at_ms, Moment::RollOut(r))));
-        // What ends at a time is done before what begins.
-        moments.sort_by_key(|(at, what)| (*at, !matches!(what, Moment::Fault(_, false))));
+        steps.extend(self.roll_outs.iter().map(|r| (r.at_ms, Step::RollOut(r))));
+        // At the same time, what ends comes before what begins.
+        steps.sort_by_key(|(at, what)| (*at, !matches!(what, Step::Fault(_, false))));
         let mut files: Vec<(u32, NodeName, Arc<Mesh>)> = Vec::new();
-        model.run(&mut world, PEACE);
+        model.run(&mut world, START_UP);
         let mut so_far = 0;
-        let mut moments = moments.into_iter().peekable();
+        let mut steps = steps.into_iter().peekable();
         loop {
             files.sort_by_key(|(at, ..)| std::cmp::Reverse(*at));
             let file = files.last().map(|(at, ..)| *at);
-            let Some(at) = file.into_iter().chain(moments.peek().map(|(at, _)| *at)).min() else {
+            let Some(at) = file.into_iter().chain(steps.peek().map(|(at, _)| *at)).min() else {
                 break;
             };
             model.run(&mut world, Duration::from_millis(u64::from(at - so_far)));
@@ -107,15 +108,15 @@ impl Case {
                 world.deliver(&name, &mesh);
                 continue;
             }
-            let (_, moment) = moments.next().expect("it is the next");
-            match moment {
-                Moment::Fault(planned, on) => {
+            let (_, step) = steps.next().expect("it is the next");
+            match step {
+                Step::Fault(planned, on) => {
                     let begins = if on { "begins" } else { "ends" };
                     let what = format!("*** {} {:?} {begins}", planned.node, planned.fault);
                     story.push((world.now().mono, what));
                     world.fault(&planned.node, &planned.fault, on);
                 }
-                Moment::RollOut(r) => {
+                Step::RollOut(r) => {
                     story.push((world.now().mono, format!("*** {:?}", r.change)));
                     let last = r.late_ms.values().max().copied().unwrap_or(0);
                     let last = Duration::from_millis(last.into());
@@ -126,11 +127,11 @@ impl Case {
                 }
             }
         }
-        // Faults of one kind may have overlapped on one node: now all is mended.
+        // Faults of one kind may have overlapped on one node: now all end.
         for planned in &self.faults {
             world.fault(&planned.node, &planned.fault, false);
         }
-        model.run(&mut world, SETTLE);
+        model.run(&mut world, CONVERGE_WITHIN);
         model.check_convergence(&world, CALM);
         model.check_generations(&world);
         for line in &world.log {
@@ -146,7 +147,7 @@ impl Case {
         }
     }
 
-    /// The smallest case found that fails in the same way.
+    /// Returns the smallest case found that fails in the same way.
     pub fn shrink(&self, kind: &str) -> Self {
         let mut best = self.clone();
         let mut runs = 0;
@@ -162,7 +163,7 @@ impl Case {
         }
     }
 
-    /// Simpler cases, the simplest first.
+    /// Returns simpler cases, the simplest first.
     fn smaller(&self) -> Vec<Self> {
         let mut all = Vec::new();
         for n in 0..self.faults.len() {
@@ -209,11 +210,11 @@ impl Case {
     }
 }
 
-fn for_shorter(planned: &Planned, mut with: impl FnMut(Planned)) {
+fn for_shorter(planned: &PlannedFault, mut with: impl FnMut(PlannedFault)) {
     if planned.for_ms > 400 {
-        with(Planned { for_ms: planned.for_ms / 2, ..planned.clone() });
+        with(PlannedFault { for_ms: planned.for_ms / 2, ..planned.clone() });
     }
     if planned.at_ms > 400 {
-        with(Planned { at_ms: planned.at_ms / 2, ..planned.clone() });
+        with(PlannedFault { at_ms: planned.at_ms / 2, ..planned.clone() });
     }
 }

@@ -1,6 +1,6 @@
-//! Worlds and faults drawn from seeds.
+//! Makes worlds and faults from seeds.
 //!
-//! A seed names the same world for ever, so what is drawn newly has seeds of its own: a [`Kind`].
+//! A seed means the same world for ever, so new sorts of trouble get a range of seeds of their own: a [`Kind`].
 
 use std::ops::Range;
 use std::time::Duration;
@@ -10,9 +10,9 @@ use leaderd_core::mesh::{Mesh, Policy};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-use super::explore::{Case, Planned};
-use super::hostile::Lies;
-use super::link::draw;
+use super::case::{Case, PlannedFault};
+use super::hostile::HostileBehaviour;
+use super::link::uniform;
 use super::meshes::{Site, mesh_of};
 use super::rollout::{Change, RollOut};
 use super::{Fault, Link, Loss, WorldConfig};
@@ -32,7 +32,7 @@ pub enum Kind {
     Disks,
     /// The mesh file changes within seconds of a failover, and takes votes.
     RollOuts,
-    /// One node that lies to all others.
+    /// One hostile node.
     Hostile,
     /// All of these at once.
     Everything,
@@ -42,7 +42,7 @@ impl Kind {
     pub const ALL: [Self; 6] =
         [Self::Plain, Self::Richer, Self::Disks, Self::RollOuts, Self::Hostile, Self::Everything];
 
-    /// Its seeds.
+    /// Returns the kind's seeds.
     pub const fn seeds(self) -> Range<u64> {
         const MILLION: u64 = 1_000_000;
         match self {
@@ -59,7 +59,7 @@ impl Kind {
         Self::ALL.into_iter().find(|k| k.seeds().contains(&seed)).unwrap_or(Self::Plain)
     }
 
-    /// As in records and tables.
+    /// Returns the name in records and tables.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Plain => "plain",
@@ -73,7 +73,7 @@ impl Kind {
 }
 
 impl Case {
-    /// The case that a seed stands for.
+    /// Makes the case of a seed.
     pub fn of_seed(seed: u64) -> Self {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         let kind = Kind::of_seed(seed);
@@ -83,7 +83,7 @@ impl Case {
         wan.jitter = wan.latency.mul_f64([0.0, 0.1, 0.3][pick(rng, 3)]);
         wan.loss = match pick(rng, 4) {
             0 | 1 => Loss::NONE,
-            2 => Loss::Independent(0.03 * draw(rng)),
+            2 => Loss::Independent(0.03 * uniform(rng)),
             _ => Loss::Bursty { to_bad: 0.002, to_good: 0.1, bad_loss: 0.5 },
         };
         (wan.duplicate, wan.reorder) = [(0.0, 0.0), (0.01, 0.02)][pick(rng, 2)];
@@ -95,7 +95,7 @@ impl Case {
                 let node = names[pick(rng, names.len())].clone();
                 let others: Vec<&&NodeName> = names.iter().filter(|n| ***n != node).collect();
                 let other = (**others[pick(rng, others.len())]).clone();
-                Planned {
+                PlannedFault {
                     at_ms: rng.next_u32() % TROUBLED_MS,
                     for_ms: [200, 2_000, 8_000, 20_000, 40_000][pick(rng, 5)]
                         + rng.next_u32() % 1000,
@@ -107,21 +107,21 @@ impl Case {
         let mut case = Self { sites, config, faults, roll_outs: Vec::new() };
         match kind {
             Kind::Plain => {}
-            Kind::Richer => case.enrich(rng, &names),
+            Kind::Richer => case.add_mesh_changes(rng, &names),
             Kind::Disks => case.break_disks(rng, &mesh),
             Kind::RollOuts => case.roll_out_amid_failovers(rng, &mesh),
-            Kind::Hostile => case.have_a_liar(rng, &names),
+            Kind::Hostile => case.add_hostile_node(rng, &names),
             Kind::Everything => {
-                case.enrich(rng, &names);
+                case.add_mesh_changes(rng, &names);
                 case.break_disks(rng, &mesh);
                 case.roll_out_amid_failovers(rng, &mesh);
-                case.have_a_liar(rng, &names);
+                case.add_hostile_node(rng, &names);
             }
         }
         case
     }
 
-    fn enrich(&mut self, rng: &mut ChaCha8Rng, names: &[&NodeName]) {
+    fn add_mesh_changes(&mut self, rng: &mut ChaCha8Rng, names: &[&NodeName]) {
         (self.config.lan.duplicate, self.config.lan.reorder) =
             [(0.0, 0.0), (0.01, 0.02)][pick(rng, 2)];
         for planned in &mut self.faults {
@@ -161,13 +161,13 @@ impl Case {
         }
     }
 
-    /// A voter's disk fills, hangs or loses its power, and mostly the location's leader breaks within seconds of that.
+    /// Adds a voter whose disk fills, hangs or loses its power. In most cases the location's leader breaks within seconds of that.
     fn break_disks(&mut self, rng: &mut ChaCha8Rng, mesh: &Mesh) {
         self.faults.truncate(1);
         let location = any_location(rng, mesh);
         let voters = mesh.voters_of(&location);
         let at_ms = rng.next_u32() % 30_000;
-        // With two bad disks of three nothing is owed, but that all is well again afterwards.
+        // With two bad disks of three the model expects no failover, only that all is well again afterwards.
         let disks = if pick(rng, 4) == 0 { 2 } else { 1 };
         for _ in 0..disks {
             let fault = match pick(rng, 8) {
@@ -175,7 +175,7 @@ impl Case {
                 4 => Fault::DiskSlow([20, 100, 400, 2_000][pick(rng, 4)]),
                 _ => Fault::PowerCut(rng.next_u32() % 12),
             };
-            self.faults.push(Planned {
+            self.faults.push(PlannedFault {
                 at_ms: at_ms + rng.next_u32() % 2_000,
                 for_ms: [2_000, 15_000, 30_000][pick(rng, 3)] + rng.next_u32() % 1000,
                 node: voters[pick(rng, voters.len())].clone(),
@@ -189,7 +189,7 @@ impl Case {
         }
     }
 
-    /// A candidate breaks, and some moments before or after that a new mesh file comes, which mostly takes a vote.
+    /// Breaks a candidate. Shortly before or after that a new mesh file comes, which in most cases takes a vote.
     fn roll_out_amid_failovers(&mut self, rng: &mut ChaCha8Rng, mesh: &Mesh) {
         self.faults.truncate(1);
         for _ in 0..1 + pick(rng, 2) {
@@ -253,25 +253,25 @@ impl Case {
             2 => Fault::DaemonKill,
             _ => Fault::NodeCrash,
         };
-        self.faults.push(Planned { at_ms, for_ms, node, fault });
+        self.faults.push(PlannedFault { at_ms, for_ms, node, fault });
     }
 
-    /// One node lies; at most one other thing is broken, or who is left would be the minority.
-    fn have_a_liar(&mut self, rng: &mut ChaCha8Rng, names: &[&NodeName]) {
+    /// Adds a hostile node. At most one other thing is broken, or the sound nodes would be the minority.
+    fn add_hostile_node(&mut self, rng: &mut ChaCha8Rng, names: &[&NodeName]) {
         self.faults.truncate(1);
         let node = names[pick(rng, names.len())].clone();
         self.faults.retain(|f| f.node != node);
-        let lies = Lies {
+        let behaviour = HostileBehaviour {
             seed: rng.next_u32(),
             every_ms: [20, 50, 200][pick(rng, 3)],
             works: pick(rng, 3) > 0,
             raft: pick(rng, 3) == 0,
         };
-        self.faults.push(Planned {
+        self.faults.push(PlannedFault {
             at_ms: rng.next_u32() % 10_000,
             for_ms: 20_000 + rng.next_u32() % 20_000,
             node,
-            fault: Fault::Hostile(lies),
+            fault: Fault::Hostile(behaviour),
         });
     }
 }
@@ -316,7 +316,7 @@ fn fault(rng: &mut ChaCha8Rng, other: NodeName) -> Fault {
         8 => Fault::RouteLoop,
         9 => Fault::WireguardDown,
         10 => Fault::WanCut,
-        11 => Fault::WanLoss(0.05 + 0.6 * draw(rng)),
+        11 => Fault::WanLoss(0.05 + 0.6 * uniform(rng)),
         12 => Fault::LanCut,
         13 => Fault::OneWay(other),
         14 => Fault::DaemonKill,

@@ -16,13 +16,13 @@ use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::state::Decision;
 use leaderd_core::time::{Now, WallTime};
 use leaderd_core::wire::Frame;
-use tests::liar::Liar;
+use tests::worst_peer::WorstPeer;
 use tokio::sync::mpsc;
 
+use super::attacks::story;
 use super::lab::{Daemon, Lab, wait_for};
-use super::mischief::story;
 
-/// How long it lies in `make test`. `LIAR_SECONDS` is for the nightly tests.
+/// How long it sends in `make test`. `WORST_PEER_SECONDS` is for the nightly tests.
 const SECONDS: u64 = 30;
 /// What a daemon may hold, in KiB: what floods of strangers leave it with, and its inbox.
 const MOST: u64 = 96 * 1024;
@@ -60,7 +60,7 @@ async fn lie(mesh: Arc<Mesh>, me: NodeName, keys: Keys, over: Arc<AtomicBool>) -
     // Only to know whom it has connections with.
     let peers = Node::new(config, Now::default()).expect("a node of the mesh").peers();
     control.set_peers(&peers);
-    let mut liar = Liar::new(me.clone(), mesh.nodes[&me].location.clone());
+    let mut worst = WorstPeer::new(me.clone(), mesh.nodes[&me].location.clone());
     let (mut known, mut sent) = (None::<Decision>, 0u64);
     while !over.load(Ordering::Relaxed) {
         // What the others say is read, as an honest daemon would: they should not notice that way.
@@ -71,14 +71,14 @@ async fn lie(mesh: Arc<Mesh>, me: NodeName, keys: Keys, over: Arc<AtomicBool>) -
                 () = &mut pause => break,
                 Some(_) = news.recv() => {}
                 Input::Frame { frame, .. } = control.next_frame() => if let Frame::Hello(hello) = *frame {
-                    known = hello.decision.filter(|d| d.location == liar.location).or(known);
+                    known = hello.decision.filter(|d| d.location == worst.location).or(known);
                 },
                 else => break,
             }
         }
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         let wall = WallTime(since.map_or(0, |d| d.as_micros() as u64));
-        for frame in liar.frames(&known, wall) {
+        for frame in worst.frames(&known, wall) {
             for peer in control.connected() {
                 control.send(&peer, &frame);
                 sent += 1;
@@ -95,17 +95,22 @@ fn held(lab: &Lab, daemon: &Daemon) -> u64 {
 
 /// The location's plain member lies to both candidates of it, which hear it over the LAN.
 pub fn a_member_that_sends_the_worst() {
-    let seconds = std::env::var("LIAR_SECONDS").ok().map(|s| s.parse().expect("LIAR_SECONDS"));
+    let seconds =
+        std::env::var("WORST_PEER_SECONDS").ok().map(|s| s.parse().expect("WORST_PEER_SECONDS"));
     let seconds: u64 = seconds.unwrap_or(SECONDS);
     let lab = Lab::up();
     let mut daemons = lab.daemons();
     let at = daemons.iter().position(|d| d.node == "cloud-2").expect("a daemon");
     daemons.remove(at).end(&lab, "TERM");
     let (leader, epoch) = lab.leader("home-0", "cloud").expect("a leader");
-    let liar = lab.inside("cloud-2", false, "liar", &[&lab.dir, "cloud-2"]);
+    let worst = lab.inside("cloud-2", false, "worst-peer", &[&lab.dir, "cloud-2"]);
     let nonsense = |node: &str| lab.metric(node, "leaderd_shell_frames_in_report_total");
     for node in ["cloud-0", "cloud-1"] {
-        wait_for(&format!("{node} hears the liar"), || story(&daemons), || nonsense(node) > 100.0);
+        wait_for(
+            &format!("{node} hears the worst peer"),
+            || story(&daemons),
+            || nonsense(node) > 100.0,
+        );
     }
     let began = Instant::now();
     let (mut early, mut late) = (vec![0; daemons.len()], vec![0; daemons.len()]);
@@ -126,7 +131,7 @@ pub fn a_member_that_sends_the_worst() {
     lab.fault(&leader, "wireguard-down");
     let moved = || lab.leader("home-0", "cloud").is_some_and(|(l, e)| l != leader && e > epoch);
     wait_for("another one leads", || story(&daemons), moved);
-    let sent: u64 = liar.end().trim().parse().expect("a number");
+    let sent: u64 = worst.end().trim().parse().expect("a number");
     assert!(sent > 1000, "only {sent} frames");
     for daemon in &mut daemons {
         assert!(daemon.alive(), "{}", daemon.tail());
