@@ -28,7 +28,7 @@ pub const TWO_LOCATIONS: &str = "title = \"Kilo\"\nlocation = \"cloud\"\n[locati
      [locations.cloud]\noverlay = \"flannel\"\ncandidates = 2\nmembers = 1\n";
 /// Bytes of the meters' packets.
 const SIZE: u16 = 128;
-/// What is metered besides the Pods, from the location that is not on trial to the one that is and back.
+/// What is metered besides the Pods, from the location that is not under test to the one that is and back.
 const NODES: [&str; 3] = ["pods with nodes", "nodes with pods", "nodes with nodes"];
 /// Time between two packets of these.
 const NODES_EVERY: Duration = Duration::from_millis(20);

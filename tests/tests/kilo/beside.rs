@@ -18,7 +18,7 @@ const PEACE: Duration = Duration::from_secs(4);
 const LOOK: Duration = Duration::from_secs(5);
 /// That much lost, of both directions, which a busy machine does not lose.
 const BREAKS: Duration = Duration::from_millis(10);
-/// The location on trial.
+/// The location under test.
 pub const LOCATION: &str = "cloud";
 /// Preference of leaderd's rules, and how its tables to other locations begin.
 const PREFERENCE: &str = "76:";
@@ -155,7 +155,7 @@ pub fn ready(rig: &Rig) -> Result<Traffic> {
     Ok(traffic)
 }
 
-/// The node that leads the location on trial and carries its traffic, and the other candidate.
+/// The node that leads the location under test and carries its traffic, and the other candidate.
 pub fn pair(rig: &Rig, traffic: &Traffic) -> Result<(usize, usize)> {
     let leader = rig.world.topology.node(&led_by(rig).context("no node leads")?)?;
     let location = rig.world.topology.location(LOCATION)?;

@@ -35,7 +35,7 @@ pub struct Scenario {
     /// A few sentences for people who wonder why this is tested.
     #[serde(default)]
     pub about: String,
-    /// The location whose leader is on trial: failovers are counted there.
+    /// The location whose leader is under test: failovers are counted there.
     pub location: String,
     pub locations: BTreeMap<String, LocationSpec>,
     #[serde(default)]
@@ -190,7 +190,7 @@ impl std::fmt::Display for Between {
 pub struct MeterSpec {
     /// Default: the last node (a member, if there is one) of the first other location.
     pub from: Option<String>,
-    /// Default: the last node of the location on trial.
+    /// Default: the last node of the location under test.
     pub to: Option<String>,
     /// Bytes of the whole IP packet; default 128.
     pub size: Option<u16>,
@@ -239,7 +239,7 @@ pub struct Step {
     pub off: bool,
     /// `promote`, `drain`, `undrain`, `freeze`, `unfreeze`.
     pub command: Option<String>,
-    /// A name, or `@leader`, `@standby`, `@raft-leader` of the location on trial as it is then, or `@faulty`:
+    /// A name, or `@leader`, `@standby`, `@raft-leader` of the location under test as it is then, or `@faulty`:
     /// the node of the latest fault.
     pub node: Option<String>,
     /// New values for all paths.
@@ -279,7 +279,7 @@ impl Count {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Expect {
-    /// Events of kind `failover` in the location on trial.
+    /// Events of kind `failover` in the location under test.
     pub failovers: Count,
     /// Events of kind `move`.
     pub moves: Count,
@@ -291,7 +291,7 @@ pub struct Expect {
     pub summary: Option<String>,
     /// An event of each of these kinds happens (`fail-static`, `notice`, …).
     pub kinds: Vec<String>,
-    /// In the end a candidate of another location shows a note on the location on trial that says this.
+    /// In the end a candidate of another location shows a note on the location under test that says this.
     pub note: Option<String>,
     /// At most this many packets are lost.
     pub lost_max: Option<LostMax>,
@@ -305,7 +305,7 @@ pub struct Expect {
     pub sources: Option<Sources>,
     /// `survives`: every TCP connection opens, and the kept ones stay.
     pub tcp: Option<Tcp>,
-    /// The mesh cannot carry the workload, and says so: every candidate of the location on trial is reported degraded, with these words.
+    /// The mesh cannot carry the workload, and says so: every candidate of the location under test is reported degraded, with these words.
     /// No step is done, and nothing else is checked.
     pub dead: Option<String>,
 }

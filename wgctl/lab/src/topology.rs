@@ -251,18 +251,18 @@ impl Topology {
             .with_context(|| format!("no location {name:?}"))
     }
 
-    /// The nodes between whose workloads the meters run: (elsewhere, in the location on trial).
+    /// The nodes between whose workloads the meters run: (elsewhere, in the location under test).
     pub fn metered(&self, scenario: &Scenario) -> Result<(usize, usize)> {
-        let trial = self.location(&scenario.location)?;
+        let tested = self.location(&scenario.location)?;
         let last = |want: &dyn Fn(usize) -> bool| self.nodes.iter().rposition(|n| want(n.location));
-        let other = self.nodes.iter().find(|n| n.location != trial).map(|n| n.location);
+        let other = self.nodes.iter().find(|n| n.location != tested).map(|n| n.location);
         let from = match &scenario.meter.from {
             Some(name) => self.node(name)?,
             None => last(&|l| Some(l) == other).context("there is no other location")?,
         };
         let to = match &scenario.meter.to {
             Some(name) => self.node(name)?,
-            None => last(&|l| l == trial).context("there is no node in the location on trial")?,
+            None => last(&|l| l == tested).context("there is no node in the location under test")?,
         };
         Ok((from, to))
     }

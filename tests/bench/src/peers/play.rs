@@ -178,11 +178,11 @@ impl Player {
         gateways: &GatewayWatch,
         stalls: &Stalls,
     ) -> Result<(Outcome, Option<(usize, &'static str)>)> {
-        let trial = self.world.topology.location(&self.world.scenario.location)?;
-        let target = gateways.leader(trial).context("no gateway carries the traffic")?;
+        let tested = self.world.topology.location(&self.world.scenario.location)?;
+        let target = gateways.leader(tested).context("no gateway carries the traffic")?;
         let others = (0..self.world.nodes.len()).filter(|n| {
             let node = &self.world.nodes[*n].node;
-            node.location == trial && node.slot.is_some() && *n != target
+            node.location == tested && node.slot.is_some() && *n != target
         });
         let other = others.min().context("there is no other gateway")?;
         stalls.longest();
@@ -199,7 +199,7 @@ impl Player {
             }
             Deed::HandOver => self.system.hand_over(&self.world, target, other)?,
         }
-        let left = |c: &GatewayChange| c.from == target && c.location == trial;
+        let left = |c: &GatewayChange| c.from == target && c.location == tested;
         loop {
             std::thread::sleep(POLL);
             let moved = gateways.changes_since(since).iter().any(left);

@@ -14,7 +14,7 @@ const STAYS: Duration = Duration::from_secs(2);
 const MEASURED: Duration = Duration::from_secs(1);
 
 impl Session {
-    /// Waits until every candidate of the location on trial is reported degraded with these words, and checks that it is.
+    /// Waits until every candidate of the location under test is reported degraded with these words, and checks that it is.
     pub(super) fn play_dead(&mut self, words: &str) -> Result<RunResult> {
         self.world.start_daemons()?;
         let scenario = self.world.scenario.clone();
@@ -47,7 +47,7 @@ impl Session {
         let location = &self.world.scenario.location;
         let statuses: Vec<_> =
             (0..self.world.nodes.len()).filter_map(|n| self.world.status(n).ok()).collect();
-        let candidates = self.world.nodes_in(self.trial).map(|n| &self.world.nodes[n].node);
+        let candidates = self.world.nodes_in(self.tested).map(|n| &self.world.nodes[n].node);
         candidates.filter(|n| n.slot.is_some()).find_map(|n| {
             let seen: Vec<String> = statuses
                 .iter()

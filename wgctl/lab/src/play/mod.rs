@@ -85,8 +85,8 @@ pub fn once(
 #[derive(Debug)]
 pub struct Session {
     pub world: Arc<World>,
-    /// Index of the location on trial.
-    trial: usize,
+    /// Index of the location under test.
+    tested: usize,
     /// By location and number.
     events: BTreeMap<(String, u64), Event>,
     /// Events up to these numbers were there before the measurement.
@@ -114,10 +114,10 @@ impl Session {
         let listener = UnixListener::bind(dir.control_socket()).context("control socket")?;
         let server = Arc::clone(&world);
         std::thread::spawn(move || control::serve(listener, server));
-        let trial = world.topology.location(&scenario.location)?;
+        let tested = world.topology.location(&scenario.location)?;
         Ok(Self {
             world,
-            trial,
+            tested,
             events: BTreeMap::new(),
             seen_before: BTreeMap::new(),
             faulty: None,
@@ -213,7 +213,7 @@ impl Session {
         Ok(())
     }
 
-    /// An operator's command, sent to a daemon of the location on trial that runs.
+    /// An operator's command, sent to a daemon of the location under test that runs.
     fn command(&self, command: &str, node: Option<usize>) -> Result<()> {
         let location = &self.world.scenario.location;
         let name = || {
@@ -229,7 +229,7 @@ impl Session {
         };
         let asked = self
             .world
-            .nodes_in(self.trial)
+            .nodes_in(self.tested)
             .find(|n| self.world.status(*n).is_ok())
             .context("no daemon of the location runs")?;
         admin::command(&self.world.nodes[asked].admin(), &body)
@@ -244,13 +244,13 @@ impl Session {
         }
         let location = &self.world.scenario.location;
         let status =
-            self.world.status_in(self.trial).context("no daemon of the location answers")?;
+            self.world.status_in(self.tested).context("no daemon of the location answers")?;
         let seen = status.location(location).context("location unknown")?;
         let leader = seen.leaders.first().cloned();
         let name = match role {
             "leader" => leader,
             "standby" => {
-                let mut all = self.world.nodes_in(self.trial).map(|n| &self.world.nodes[n].node);
+                let mut all = self.world.nodes_in(self.tested).map(|n| &self.world.nodes[n].node);
                 all.find(|n| n.slot.is_some() && Some(&n.name) != leader.as_ref())
                     .map(|n| n.name.clone())
             }

@@ -9,7 +9,7 @@ use crate::admin::{self, Event};
 use crate::meter::{Meter, wall_micros};
 
 impl Session {
-    /// Gathers events from every daemon of the location on trial, and from one of each other location.
+    /// Gathers events from every daemon of the location under test, and from one of each other location.
     pub(super) fn observe(&mut self) {
         let world = std::sync::Arc::clone(&self.world);
         for l in 0..world.topology.locations.len() {
@@ -22,7 +22,7 @@ impl Session {
                 for e in events {
                     self.merge(e);
                 }
-                if l != self.trial {
+                if l != self.tested {
                     break;
                 }
             }
@@ -74,7 +74,7 @@ impl Session {
         self.news(location).filter(|e| e.kind == kind).count() as u64
     }
 
-    /// Returns the leader of the location on trial before the first step.
+    /// Returns the leader of the location under test before the first step.
     pub fn leader(&self) -> Option<String> {
         self.leaders_before.get(&self.world.scenario.location).cloned()
     }

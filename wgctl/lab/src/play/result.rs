@@ -60,7 +60,7 @@ impl Session {
 
     fn leader_now(&self, location: &str) -> Option<String> {
         // By the highest epoch that any daemon of the location shows: one that is cut off may not know it yet.
-        let all = self.world.nodes_in(self.trial).filter_map(|n| {
+        let all = self.world.nodes_in(self.tested).filter_map(|n| {
             let status = self.world.status(n).ok()?;
             let seen = status.location(location)?;
             Some((seen.epoch, seen.leaders.first().cloned()?))
@@ -70,7 +70,7 @@ impl Session {
 
     /// Returns the notes of nodes of other locations on this one.
     fn notes_elsewhere(&self, location: &str) -> Vec<String> {
-        let elsewhere = |n: &usize| self.world.nodes[*n].node.location != self.trial;
+        let elsewhere = |n: &usize| self.world.nodes[*n].node.location != self.tested;
         (0..self.world.nodes.len())
             .filter(elsewhere)
             .filter_map(|n| Some(self.world.status(n).ok()?.location(location)?.notes.clone()))
