@@ -262,7 +262,9 @@ impl Topology {
         };
         let to = match &scenario.meter.to {
             Some(name) => self.node(name)?,
-            None => last(&|l| l == tested).context("there is no node in the location under test")?,
+            None => {
+                last(&|l| l == tested).context("there is no node in the location under test")?
+            }
         };
         Ok((from, to))
     }

@@ -31,6 +31,15 @@ const KNOWN_LIMIT_DELAY_JUMP_LASTS: Duration = Duration::from_secs(1);
 /// expected to replace no leader while that lasts. All other promises hold.
 pub const KNOWN_LIMIT_HOSTILE_VOTER: bool = true;
 
+/// Observers can tell a fault from a dead target only where another candidate reaches the target.
+pub const KNOWN_LIMIT_NEEDS_CONTROL: bool = true;
+
+/// An observer that loses more than this on its own WAN, either way, cannot judge others in time.
+const KNOWN_LIMIT_OBSERVER_LOSS: f64 = 0.05;
+
+/// While packets pass between two nodes one way alone, observers may disagree for good.
+pub const KNOWN_LIMIT_ONE_WAY_CUT: bool = true;
+
 /// Returns how well this candidate could have carried the traffic of the nodes that work.
 pub fn quality(world: &World, c: &Node) -> Quality {
     let remotes: Vec<&Node> = world
@@ -86,15 +95,6 @@ pub fn quality(world: &World, c: &Node) -> Quality {
         _ => Quality::Grey,
     }
 }
-
-/// Observers can tell a fault from a dead target only where another candidate reaches the target.
-pub const KNOWN_LIMIT_NEEDS_CONTROL: bool = true;
-
-/// An observer that loses more than this on its own WAN, either way, cannot judge others in time.
-const KNOWN_LIMIT_OBSERVER_LOSS: f64 = 0.05;
-
-/// While packets pass between two nodes one way alone, observers may disagree for good.
-pub const KNOWN_LIMIT_ONE_WAY_CUT: bool = true;
 
 /// Returns whether every sound observer can tell that this candidate is at fault.
 pub(super) fn is_provable(world: &World, c: &Node) -> bool {
@@ -171,7 +171,7 @@ pub(super) fn has_observers(world: &World, location: &LocationName) -> bool {
         world.is_sound(&o.name) && !f.wan_cut && !f.wireguard_down
     };
     let lossy = others().any(|o| world.faults[&o.name].wan_loss > KNOWN_LIMIT_OBSERVER_LOSS);
-    others().any(|o| well(&o)) && !lossy && !(KNOWN_LIMIT_ONE_WAY_CUT && !world.cuts.is_empty())
+    others().any(|o| well(&o)) && !lossy && (!KNOWN_LIMIT_ONE_WAY_CUT || world.cuts.is_empty())
 }
 
 /// Returns whether hostile nodes are at least as many as sound ones, among the location's observers or among its own nodes. Then what
