@@ -60,7 +60,7 @@ struct Real {
     deputies: Vec<NodeName>,
 }
 
-enum Happening {
+enum Event {
     Input(usize, Input),
     Hellos(usize),
 }
@@ -77,7 +77,7 @@ pub struct Slice {
     /// Whose probe a source belongs to.
     asked: BTreeMap<SocketAddr, (usize, ProbeId)>,
     next_port: u16,
-    queue: BTreeMap<(Instant, u64), Happening>,
+    queue: BTreeMap<(Instant, u64), Event>,
     timers: BTreeSet<(Instant, usize)>,
     due: Vec<Option<Instant>>,
     count: u64,
@@ -160,7 +160,7 @@ impl Slice {
             }
             // Stubs are out of phase with each other.
             let phase = HELLO * (i as u32 % 10) / 10;
-            slice.later(phase, Happening::Hellos(i));
+            slice.later(phase, Event::Hellos(i));
         }
         slice
     }
@@ -174,9 +174,9 @@ impl Slice {
         if place(&self.real[from].name) == place(to) { LAN } else { WAN }
     }
 
-    fn later(&mut self, delay: Duration, happening: Happening) {
+    fn later(&mut self, delay: Duration, event: Event) {
         self.count += 1;
-        self.queue.insert((self.now + delay, self.count), happening);
+        self.queue.insert((self.now + delay, self.count), event);
     }
 
     pub fn run_for(&mut self, time: Duration) {
@@ -194,11 +194,11 @@ impl Slice {
         };
         self.now = self.now.max(next);
         if queued.is_some_and(|at| at <= next) {
-            let (_, happening) = self.queue.pop_first().expect("seen above");
-            match happening {
-                Happening::Input(i, input) => self.input(i, input),
-                Happening::Hellos(i) => {
-                    self.later(HELLO, Happening::Hellos(i));
+            let (_, event) = self.queue.pop_first().expect("seen above");
+            match event {
+                Event::Input(i, input) => self.input(i, input),
+                Event::Hellos(i) => {
+                    self.later(HELLO, Event::Hellos(i));
                     // As many as each of them sends to all, by the core's own bound (`node::hello`).
                     let stubs = self.real[i].stubs.len();
                     for n in 0..stubs.min(FAR_HELLOS) {
@@ -301,19 +301,16 @@ impl Slice {
             Effect::Reflect { to, bytes, .. } => {
                 self.real[i].spent.reflected += 1;
                 if let Some((asker, probe)) = self.asked.remove(&to) {
-                    self.later(
-                        WAN / 2,
-                        Happening::Input(asker, Input::ProbeReply { probe, bytes }),
-                    );
+                    self.later(WAN / 2, Event::Input(asker, Input::ProbeReply { probe, bytes }));
                 }
             }
             Effect::SendFrame { to, frame } => self.frame(i, &to, *frame),
             Effect::Persist { ticket, .. } => {
-                self.later(SYNC, Happening::Input(i, Input::Persisted { ticket }));
+                self.later(SYNC, Event::Input(i, Input::Persisted { ticket }));
             }
             Effect::Program { revision, .. } => {
                 let input = Input::Programmed { revision, error: None };
-                self.later(PROGRAM, Happening::Input(i, input));
+                self.later(PROGRAM, Event::Input(i, input));
             }
             Effect::ForgetProbe { .. }
             | Effect::AdminReply { .. }
@@ -328,14 +325,14 @@ impl Slice {
         let from = self.real[i].name.clone();
         if let Some(&real) = self.index.get(to) {
             let input = Input::Frame { from, frame: Box::new(frame) };
-            self.later(rtt / 2, Happening::Input(real, input));
+            self.later(rtt / 2, Event::Input(real, input));
         } else if let Frame::Announce { decision, .. } = frame {
             let programmed_at =
                 WallTime(self.now().wall.0 + (rtt / 2 + PROGRAM).as_micros() as u64);
             let ack =
                 Frame::Ack { location: decision.location, epoch: decision.epoch, programmed_at };
             let input = Input::Frame { from: to.clone(), frame: Box::new(ack) };
-            self.later(rtt + PROGRAM, Happening::Input(i, input));
+            self.later(rtt + PROGRAM, Event::Input(i, input));
         }
     }
 
@@ -356,7 +353,7 @@ impl Slice {
             self.asked.insert(from, (i, probe.probe));
             let bytes = packet.to_vec();
             let input = Input::ProbeRequest { from, local: probe.target, ttl: 62, bytes };
-            return self.later(WAN / 2, Happening::Input(real, input));
+            return self.later(WAN / 2, Event::Input(real, input));
         }
         let secret = self.secrets[&target];
         let keys = self.stub_keys.entry(target).or_insert_with(|| ProbeKeys::new(secret));
@@ -375,7 +372,7 @@ impl Slice {
             location: None,
         };
         let bytes = reply.encode(Some(&key), packet);
-        self.later(WAN, Happening::Input(i, Input::ProbeReply { probe: probe.probe, bytes }));
+        self.later(WAN, Event::Input(i, Input::ProbeReply { probe: probe.probe, bytes }));
     }
 
     fn dies(&self, probe: &ProbeSend, target: &NodeName) -> bool {
