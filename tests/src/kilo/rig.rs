@@ -19,7 +19,6 @@ use super::cluster;
 use super::control_plane::{ControlPlane, User};
 use super::flannel;
 use super::programs::Programs;
-
 use crate::lab::flows::{Blackout, TRANSIT, steady_within};
 use crate::lab::gateways::GatewayWatch;
 
@@ -34,11 +33,11 @@ const NODES: [&str; 3] = ["pods with nodes", "nodes with pods", "nodes with node
 const NODES_EVERY: Duration = Duration::from_millis(20);
 /// Until traffic flows without loss.
 const FLOWS_WITHIN: Duration = Duration::from_secs(60);
-/// How long whatever a test waits for may take. Generous: a shared machine.
+/// Longest wait for anything in a test. Generous: the machine is shared.
 pub const LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(50);
 
-/// What a run may ask for in another way.
+/// What a run may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Time between two packets of each meter in each direction. A slow processor cannot send 4,000 packets a second.
@@ -178,7 +177,7 @@ impl Rig {
         let traffic = Traffic {
             meters: Meters::start_in(lane(0), [&pods[0], &pods[1]], SIZE, every)?,
             nodes: beside.collect::<Result<_>>()?,
-            carriers: GatewayWatch::start(&self.world, self.options.meter_every)?,
+            gateways: GatewayWatch::start(&self.world, self.options.meter_every)?,
         };
         traffic.wait_steady("at the start")?;
         Ok(traffic)
@@ -224,7 +223,7 @@ pub struct Traffic {
     meters: Meters,
     /// In the order of [`NODES`].
     nodes: Vec<Meters>,
-    pub carriers: GatewayWatch,
+    pub gateways: GatewayWatch,
 }
 
 /// What the meters saw: new flows, established flow; the worse direction of a blackout, both directions of counts.

@@ -1,5 +1,5 @@
-//! Who carries the meters' traffic: of each location's gateways, the one whose WAN device most packets leave by, and the one they
-//! come in by. Read from the kernel's counters every 50 ms, so it is what is done, not what a system says.
+//! Finds the gateway that relays the meters' traffic: of each location, the one whose WAN device most packets leave by, and the one
+//! they come in by. Reads the kernel's counters every 50 ms, so this does not depend on what a system says of itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,8 +13,8 @@ use wgctl_lab::{World, wall_micros};
 use super::counters::{Devices, Packets};
 
 const EVERY: Duration = Duration::from_millis(50);
-/// A gateway carries if at least this share of what the meters send in one direction passed it in [`EVERY`].
-const CARRIES: f64 = 0.5;
+/// A gateway relays the traffic if at least this share of what the meters send in one direction passed it in [`EVERY`].
+const SHARE: f64 = 0.5;
 /// Meters between the same two workloads.
 const METERS: u32 = 2;
 /// Changes closer than this are one move: not every node changes its routes in the same instant.
@@ -47,37 +47,37 @@ pub struct GatewayWatch {
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
-    seen: Mutex<Seen>,
+    traffic: Mutex<Traffic>,
 }
 
-/// What was seen so far.
+/// The gateways so far.
 #[derive(Debug, Default)]
-struct Seen {
-    /// Packets in [`EVERY`] that make a carrier.
-    enough: u64,
+struct Traffic {
+    /// Packets in [`EVERY`] that mark a gateway.
+    threshold: u64,
     /// `[in, out]` by location.
     now: Vec<[Option<usize>; 2]>,
     changes: Vec<GatewayChange>,
 }
 
-impl Seen {
+impl Traffic {
     fn of(locations: usize, tick: Duration) -> Self {
         let sent = (EVERY * METERS).as_secs_f64() / tick.as_secs_f64();
         Self {
-            enough: (sent * CARRIES).ceil() as u64,
+            threshold: (sent * SHARE).ceil() as u64,
             now: vec![[None; 2]; locations],
             changes: Vec::new(),
         }
     }
 
-    /// `counted`: node, location and packets since the last time.
-    fn look(&mut self, at: u64, counted: &[(usize, usize, Packets)]) {
+    /// `counted`: node, location, and packets since the last call.
+    fn record(&mut self, at: u64, counted: &[(usize, usize, Packets)]) {
         for (location, now) in self.now.iter_mut().enumerate() {
             for (direction, now) in [Direction::In, Direction::Out].into_iter().zip(now) {
                 let of = |p: Packets| if direction == Direction::In { p.received } else { p.sent };
                 let here = counted.iter().filter(|(_, l, _)| *l == location);
                 let most = here.map(|(n, _, p)| (of(*p), *n)).max_by_key(|(count, _)| *count);
-                let Some((_, to)) = most.filter(|(count, _)| *count >= self.enough) else {
+                let Some((_, to)) = most.filter(|(count, _)| *count >= self.threshold) else {
                     continue;
                 };
                 if let Some(from) = now.filter(|from| *from != to) {
@@ -90,14 +90,17 @@ impl Seen {
 }
 
 impl GatewayWatch {
-    /// Of meters that leave `tick` between two packets of theirs.
+    /// Starts to watch a world whose meters send a packet every `tick`.
+    ///
+    /// # Errors
+    /// A node's counters cannot be read.
     pub fn start(world: &World, tick: Duration) -> Result<Self> {
         let mut gateways = Vec::new();
         for (i, n) in world.nodes.iter().enumerate().filter(|(_, n)| n.node.slot.is_some()) {
             gateways.push((i, n.node.location, Devices::of(&n.ns)?));
         }
         let shared = Arc::new(Shared::default());
-        *lock(&shared) = Seen::of(world.topology.locations.len(), tick);
+        *lock(&shared) = Traffic::of(world.topology.locations.len(), tick);
         let theirs = Arc::clone(&shared);
         let work = move || {
             let mut before: Vec<Packets> = gateways.iter().map(|(_, _, d)| wan(d)).collect();
@@ -113,15 +116,15 @@ impl GatewayWatch {
                     *before = now;
                     counted.push((*node, *location, since));
                 }
-                lock(&theirs).look(wall_micros(), &counted);
+                lock(&theirs).record(wall_micros(), &counted);
             }
         };
         let thread =
-            std::thread::Builder::new().name("carriers".into()).spawn(work).context("thread")?;
+            std::thread::Builder::new().name("gateways".into()).spawn(work).context("thread")?;
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// The gateway by which a location's traffic leaves now.
+    /// Returns the gateway by which a location's traffic leaves now.
     pub fn leader(&self, location: usize) -> Option<usize> {
         lock(&self.shared).now.get(location).and_then(|[_, out]| *out)
     }
@@ -140,15 +143,15 @@ impl Drop for GatewayWatch {
     }
 }
 
-fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Seen> {
-    shared.seen.lock().unwrap_or_else(|e| e.into_inner())
+fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Traffic> {
+    shared.traffic.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 fn wan(devices: &Devices) -> Packets {
     devices.read().ok().and_then(|all| all.get("wan0").copied()).unwrap_or_default()
 }
 
-/// How many moves these changes are, those of one location close in time taken as one.
+/// Returns the number of moves in these changes: changes of one location that are close in time are one.
 pub fn count_moves<'c>(changes: impl Iterator<Item = &'c GatewayChange>) -> u64 {
     let mut sorted: Vec<&GatewayChange> = changes.collect();
     sorted.sort_by_key(|c| (c.location, c.at));
@@ -170,21 +173,21 @@ mod tests {
 
     #[test]
     fn the_gateway_is_the_one_with_most_packets_and_silence_changes_nothing() {
-        let mut seen = Seen::of(1, TICK);
-        assert_eq!(seen.enough, 50);
-        seen.look(1, &[(0, 0, packets(100, 100)), (1, 0, packets(3, 3))]);
-        seen.look(2, &[(0, 0, packets(0, 2)), (1, 0, packets(1, 1))]);
-        assert!(seen.changes.is_empty() && seen.now[0] == [Some(0); 2]);
-        seen.look(3, &[(0, 0, packets(100, 5)), (1, 0, packets(5, 100))]);
+        let mut traffic = Traffic::of(1, TICK);
+        assert_eq!(traffic.threshold, 50);
+        traffic.record(1, &[(0, 0, packets(100, 100)), (1, 0, packets(3, 3))]);
+        traffic.record(2, &[(0, 0, packets(0, 2)), (1, 0, packets(1, 1))]);
+        assert!(traffic.changes.is_empty() && traffic.now[0] == [Some(0); 2]);
+        traffic.record(3, &[(0, 0, packets(100, 5)), (1, 0, packets(5, 100))]);
         let one = GatewayChange { at: 3, location: 0, direction: Direction::Out, from: 0, to: 1 };
-        assert_eq!(seen.changes, [one]);
+        assert_eq!(traffic.changes, [one]);
     }
 
     #[test]
     fn slower_meters_need_fewer_packets_to_mark_the_gateway() {
-        let mut seen = Seen::of(1, 5 * TICK);
-        seen.look(1, &[(0, 0, packets(9, 20)), (1, 0, packets(8, 7))]);
-        assert_eq!(seen.now, [[None, Some(0)]]);
+        let mut traffic = Traffic::of(1, 5 * TICK);
+        traffic.record(1, &[(0, 0, packets(9, 20)), (1, 0, packets(8, 7))]);
+        assert_eq!(traffic.now, [[None, Some(0)]]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What every peer finds on its nodes, as a CNI sets it up: forwarding, and one VXLAN per location with fixed neighbours.
+//! Sets up what a CNI would: forwarding, and one VXLAN per location with fixed neighbours.
 //!
 //! ```text
 //! lvx0   100.126.{location}.{index}/24, MAC 02:4c:45:00:00:{index}; unknown and broadcast frames go to all of the location

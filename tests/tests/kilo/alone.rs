@@ -58,7 +58,7 @@ pub fn a_planned_move(rig: &mut Rig) -> Result<String> {
         let since = wall_micros();
         lead(rig, "cloud-1", i % 2 == 0)?;
         let location = rig.world.nodes[to].node.location;
-        let moved = || Ok(traffic.carriers.leader(location) == Some(to));
+        let moved = || Ok(traffic.gateways.leader(location) == Some(to));
         // Both new ends have traffic to send and begin the handshake in the same moment: each drops the other's, and both try again
         // 5 s later, in step. It may last; then that is what Kilo's move costs.
         if wait_for("the other carries the traffic", String::new, moved).is_err() {
@@ -120,7 +120,7 @@ fn checked_in(rig: &Rig, node: &str) -> Result<u64> {
 /// It is this node that the traffic of its location takes.
 fn carries(rig: &Rig, traffic: &Traffic, node: usize, when: &str) -> Result<()> {
     let n = &rig.world.nodes[node].node;
-    let carrier = traffic.carriers.leader(n.location);
+    let carrier = traffic.gateways.leader(n.location);
     ensure!(carrier == Some(node), "{} does not carry the traffic {when}, but {carrier:?}", n.name);
     Ok(())
 }

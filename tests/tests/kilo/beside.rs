@@ -159,7 +159,7 @@ pub fn ready(rig: &Rig) -> Result<Traffic> {
 pub fn pair(rig: &Rig, traffic: &Traffic) -> Result<(usize, usize)> {
     let leader = rig.world.topology.node(&led_by(rig).context("no node leads")?)?;
     let location = rig.world.topology.location(LOCATION)?;
-    let carrier = traffic.carriers.leader(location);
+    let carrier = traffic.gateways.leader(location);
     ensure!(carrier == Some(leader), "{leader} leads, and {carrier:?} carries the traffic");
     let other = rig
         .world

@@ -40,7 +40,7 @@ fn mesh_file(generation: u64) -> Value {
     json!({"mesh.toml": format!("[mesh]\ngeneration = {generation}\n")})
 }
 
-/// A daemon changes of its own Node what it publishes, of others who leads, and nothing else of any; nobody but a node and a person
+/// A daemon changes what its own Node publishes and which of the other Nodes lead, and nothing else; only a node and a person
 /// changes its keys; the mesh file is written from nodes, and counts up.
 pub fn keys_of_a_node_are_its_own(rig: &mut Rig) -> Result<String> {
     let admin = &rig.api;
