@@ -15,13 +15,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
-use leaderd_core::admin::{AdminRequest, AdminResponse};
+use leaderd_core::admin::{AdminRequest, AdminResponse, CLIENT_DEADLINE};
 use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::engine::{COMMAND_TIMEOUT, Request};
+use crate::engine::Request;
 use crate::{metrics, supervise};
 
 /// Longest body of a request, in bytes.
@@ -30,7 +30,7 @@ const MAX_BODY: usize = 64 * 1024;
 /// How long the engine may take for what it only has to look up.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Handle for all who ask the engine.
+/// Sends requests to the engine and waits for its answers.
 #[derive(Clone, Debug)]
 pub struct Asker(pub mpsc::Sender<Request>);
 
@@ -108,7 +108,7 @@ impl Drop for AdminSocket {
     }
 }
 
-/// Who has connected, as the kernel tells.
+/// The user that has connected, as the kernel knows it.
 #[derive(Clone, Debug)]
 struct User(Option<u32>);
 
@@ -155,16 +155,10 @@ async fn command(
         Err(error) => return refuse(StatusCode::BAD_REQUEST, format!("not a command: {error}")),
     };
     let user = uid.map(|uid| format!("uid {uid}"));
-    match asker.ask(|tx| Request::Command(request, user, tx), COMMAND_TIMEOUT).await {
+    match asker.ask(|tx| Request::Command(request, user, tx), CLIENT_DEADLINE).await {
         Some(response @ AdminResponse::Done { .. }) => json(StatusCode::OK, &response),
         Some(response @ AdminResponse::Refused { .. }) => json(StatusCode::CONFLICT, &response),
-        None => refuse(
-            StatusCode::GATEWAY_TIMEOUT,
-            format!(
-                "no answer within {} s: the location may have no quorum; it may still happen, see `wgctl status`",
-                COMMAND_TIMEOUT.as_secs()
-            ),
-        ),
+        None => json(StatusCode::GATEWAY_TIMEOUT, &AdminResponse::unanswered(None)),
     }
 }
 

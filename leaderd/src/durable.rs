@@ -1,16 +1,19 @@
-//! Files that are there whole, or as they were before, whenever the power goes.
+//! Files that survive a power cut whole: either the new content or the old one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Puts these bytes in place of the file, readable by its owner only.
+/// Replaces the file with these bytes, readable by its owner only.
+///
+/// # Errors
+/// Of the file system; the old file is then in place.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".new");
     let beside = Path::new(&beside);
-    // What an earlier try left may have other rights.
+    // A file left by an earlier try may have other permissions.
     remove(beside)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(beside)?;
     file.write_all(bytes)?;
@@ -18,13 +21,19 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     rename(beside, path)
 }
 
-/// Gives a file that is written and synced its name, so that it keeps it.
+/// Gives a file that is written and synced its final name, durably.
+///
+/// # Errors
+/// Of the file system.
 pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     sync_directory_of(to)
 }
 
-/// Removes a file. True if there was one.
+/// Removes a file. Returns true if there was one.
+///
+/// # Errors
+/// Of the file system, but for a missing file.
 pub fn remove(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
         Ok(()) => Ok(true),
@@ -33,7 +42,10 @@ pub fn remove(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Names are the directory's: until it is synced, a power cut may take them back.
+/// Syncs the directory of a file: until then a power cut may undo its new name.
+///
+/// # Errors
+/// Of the file system.
 pub fn sync_directory_of(path: &Path) -> io::Result<()> {
     match path.parent() {
         Some(dir) if !dir.as_os_str().is_empty() => File::open(dir)?.sync_all(),
@@ -41,8 +53,7 @@ pub fn sync_directory_of(path: &Path) -> io::Result<()> {
     }
 }
 
-/// The disk takes no writes now, and may later: it is full, or has gone read-only. Nothing that the one who started us could
-/// have done otherwise.
+/// True if the disk takes no writes now and may later: it is full, or has gone read-only. It is no mistake of the operator.
 pub fn is_disk_trouble(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -60,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_replaced_whole_and_what_an_earlier_try_left_is_in_nobodys_way() {
+    fn a_file_is_replaced_whole_even_if_an_earlier_try_left_a_half_written_one() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("view.json");
         let left = dir.path().join("view.json.new");

@@ -37,12 +37,6 @@ pub const MAX_REQUESTS: usize = 64;
 /// Inputs that effects caused at once (a probe refused by the kernel), handled before looking at anything else.
 const MAX_IMMEDIATE: usize = 256;
 
-/// Operator commands without an answer yet.
-const MAX_COMMANDS: usize = 64;
-
-/// After this nobody waits for the answer of a command any more.
-pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
-
 /// How often the engine shows that it lives, at least.
 const BEAT: Duration = Duration::from_millis(500);
 
@@ -134,7 +128,8 @@ pub struct Engine {
     inputs: mpsc::Receiver<Input>,
     requests: mpsc::Receiver<Request>,
     immediate: VecDeque<Input>,
-    commands: BTreeMap<u64, (tokio::time::Instant, oneshot::Sender<AdminResponse>)>,
+    /// Commands without an answer yet. The core bounds them, and answers each within its deadline.
+    commands: BTreeMap<u64, oneshot::Sender<AdminResponse>>,
     next_command: u64,
     ready: bool,
     failovers: BTreeMap<LocationName, Failovers>,
@@ -270,7 +265,7 @@ impl Engine {
                     self.shells.decided.send_modify(|n| *n += 1);
                 }
                 Effect::AdminReply { id, response } => {
-                    if let Some((_, waiting)) = self.commands.remove(&id) {
+                    if let Some(waiting) = self.commands.remove(&id) {
                         let _ = waiting.send(response);
                     }
                 }
@@ -296,19 +291,9 @@ impl Engine {
                 let _ = to.send(Box::new(self.node.desired().clone()));
             }
             Request::Command(request, user, to) => {
-                self.commands.retain(|_, (since, waiting)| {
-                    since.elapsed() < COMMAND_TIMEOUT && !waiting.is_closed()
-                });
-                if self.commands.len() >= MAX_COMMANDS {
-                    let message = format!(
-                        "{MAX_COMMANDS} commands wait for an answer already; try again later"
-                    );
-                    let _ = to.send(AdminResponse::Refused { message });
-                    return;
-                }
                 let id = self.next_command;
                 self.next_command += 1;
-                self.commands.insert(id, (tokio::time::Instant::now(), to));
+                self.commands.insert(id, to);
                 self.handle(Input::Admin { id, user, request });
             }
         }

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use leaderd_core::admin::{AdminRequest, Author};
+use leaderd_core::fault::Fault;
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
 use leaderd_core::state::{Decision, Event, EventKind};
 use leaderd_core::status::CandidateStatus;
 use leaderd_core::time::WallTime;
-use leaderd_core::verdict::{Cause, EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
+use leaderd_core::verdict::{EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
 use leaderd_core::wire::limits::{MAX_REPORT_ROWS, MAX_TEXT, MAX_TEXTS};
 use leaderd_core::wire::{Frame, Hello};
 
@@ -101,7 +102,7 @@ impl WorstPeer {
             // Alternates, so that it is always news.
             verdict: match (world_time + u64::from(slot)) % 2 {
                 0 => Verdict::Forwarding,
-                _ => Verdict::Degraded { cause: Cause::Loss, direction: None },
+                _ => Verdict::Degraded { cause: Fault::Loss, direction: None },
             },
             first_loss: None,
             suspected: None,

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use leaderd::record::{Ended, FileWriter, Header, Reader, Record, Tail};
 use leaderd::replay::{Outcome, Replay, What, play};
+use leaderd_core::fault::{Fault as Found, MoveReason};
 use leaderd_core::ids::NodeName;
 use leaderd_core::io::{Effect, Input, ProbeId};
 use leaderd_core::mesh::Policy;
-use leaderd_core::verdict::Cause;
 use tests::sim::meshes::{Site, mesh_of};
 use tests::sim::{Fault, World, WorldConfig};
 
@@ -80,9 +80,13 @@ fn a_fresh_recording_is_reproduced_byte_for_byte_and_tells_the_failover() {
         assert_eq!(account.ended, Some(Ended::Stopped));
         assert!(account.inputs > 2_000 && account.effects > 2_000, "{node}: {account:?}");
         let failover = account.entries.iter().find_map(|e| match &e.what {
-            What::Decision { location, cause: Cause::NewFlow, before, leaders, .. } => {
-                Some((location.as_str(), before != leaders))
-            }
+            What::Decision {
+                location,
+                cause: MoveReason::Fault(Found::NewFlow),
+                before,
+                leaders,
+                ..
+            } => Some((location.as_str(), before != leaders)),
             _ => None,
         });
         assert_eq!(failover, Some(("cloud", true)), "{node}");
@@ -208,7 +212,7 @@ fn the_daemons_of_a_real_failover_would_decide_the_same_again() {
         );
         let account = &replay.account;
         let moved = account.entries.iter().any(|e| {
-            matches!(&e.what, What::Decision { cause: Cause::NewFlow, location, before, leaders, .. }
+            matches!(&e.what, What::Decision { cause: MoveReason::Fault(Found::NewFlow), location, before, leaders, .. }
                 if location.as_str() == "cloud" && before != leaders)
         });
         assert!(moved, "{shown}: no failover because of new flows in it");

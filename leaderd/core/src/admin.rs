@@ -12,8 +12,16 @@ use crate::ids::{Epoch, LocationName, NodeName};
 use crate::text::shortened;
 use crate::wire::limits::MAX_TEXT;
 
-/// Longest freeze that has an end: ten years. Whoever wants more freezes without one.
+/// Longest freeze that has an end: ten years. A longer one needs no end.
 pub const MAX_FREEZE: Duration = Duration::from_secs(10 * 366 * 86_400);
+
+/// How long a command may take, from the daemon that takes it in to the commit and back. Every daemon on its way counts from
+/// when the command came, so the first one gives up first.
+pub const COMMAND_DEADLINE: Duration = Duration::from_secs(12);
+/// How long a client of a daemon waits: the daemon's own answer comes first.
+pub const CLIENT_DEADLINE: Duration = Duration::from_secs(15);
+/// Commands that a daemon has under way at once; further ones are refused.
+pub const MAX_COMMANDS: usize = 64;
 
 /// A command of the operator. It goes to the raft leader of the location it is about, wherever that is.
 ///
@@ -50,7 +58,7 @@ pub struct Author {
     pub node: NodeName,
     /// Who it was on that node, as that node says: `uid 0`, `kubernetes`.
     pub user: Option<String>,
-    /// The node of the location that says so, where the author's node could not tell the raft leader itself.
+    /// The node of the location that passed the command on, if the author's node could not reach the raft leader itself.
     pub through: Option<NodeName>,
 }
 
@@ -98,6 +106,17 @@ pub enum AdminResponse {
 }
 
 impl AdminResponse {
+    /// To a command that had no answer in time, about this location as far as that is known.
+    pub fn unanswered(location: Option<&LocationName>) -> Self {
+        let of = location.map(|l| format!(" of {l}")).unwrap_or_default();
+        let message = format!(
+            "no answer from a raft leader{of} within {} s: the location may have no quorum, and the command may still be carried out; \
+             see `wgctl status`",
+            COMMAND_DEADLINE.as_secs()
+        );
+        Self::Refused { message }
+    }
+
     /// With a message that fits a frame.
     pub fn shortened(self) -> Self {
         // The ellipsis has three bytes; all else that we say is ASCII.

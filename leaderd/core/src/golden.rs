@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::{Capabilities, Capability};
+use crate::fault::{Fault, MoveReason};
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::io::{Persist, StoredGroup};
 use crate::proof::{Proof, Signed, Signer, Statement, VoterSet};
@@ -19,7 +20,7 @@ use crate::state::{Command, Decision, Event, EventKind, EventTimes, FreezeEnd, L
 use crate::status::CandidateStatus;
 use crate::stored::{SnapshotWrite, Tail};
 use crate::time::WallTime;
-use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
+use crate::verdict::{Direction, EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
 use crate::wire::{Frame, Hello};
 
 /// A table of names and bytes.
@@ -70,24 +71,24 @@ fn cloud() -> LocationName {
     "cloud".parse().unwrap()
 }
 
-fn next_cause(before: Option<&Cause>) -> Option<Cause> {
+fn next_cause(before: Option<&MoveReason>) -> Option<MoveReason> {
     Some(match before {
-        None => Cause::TunnelDown,
-        Some(Cause::TunnelDown) => Cause::Forwarding,
-        Some(Cause::Forwarding) => Cause::NewFlow,
-        Some(Cause::NewFlow) => Cause::Mtu,
-        Some(Cause::Mtu) => Cause::Loop,
-        Some(Cause::Loop) => Cause::Partial,
-        Some(Cause::Partial) => Cause::Loss,
-        Some(Cause::Loss) => Cause::SelfReported,
-        Some(Cause::SelfReported) => Cause::DaemonDead,
-        Some(Cause::DaemonDead) => Cause::Unreachable,
-        Some(Cause::Unreachable) => Cause::Promoted,
-        Some(Cause::Promoted) => Cause::Drained,
-        Some(Cause::Drained) => Cause::FailBack,
-        Some(Cause::FailBack) => Cause::Initial,
-        Some(Cause::Initial) => Cause::Reconfigured,
-        Some(Cause::Reconfigured) => return None,
+        None => MoveReason::Fault(Fault::TunnelDown),
+        Some(MoveReason::Fault(Fault::TunnelDown)) => MoveReason::Fault(Fault::NotForwarding),
+        Some(MoveReason::Fault(Fault::NotForwarding)) => MoveReason::Fault(Fault::NewFlow),
+        Some(MoveReason::Fault(Fault::NewFlow)) => MoveReason::Fault(Fault::Mtu),
+        Some(MoveReason::Fault(Fault::Mtu)) => MoveReason::Fault(Fault::Loop),
+        Some(MoveReason::Fault(Fault::Loop)) => MoveReason::Fault(Fault::Partial),
+        Some(MoveReason::Fault(Fault::Partial)) => MoveReason::Fault(Fault::Loss),
+        Some(MoveReason::Fault(Fault::Loss)) => MoveReason::Fault(Fault::SelfReported),
+        Some(MoveReason::Fault(Fault::SelfReported)) => MoveReason::Fault(Fault::DaemonDead),
+        Some(MoveReason::Fault(Fault::DaemonDead)) => MoveReason::Fault(Fault::Unreachable),
+        Some(MoveReason::Fault(Fault::Unreachable)) => MoveReason::Promoted,
+        Some(MoveReason::Promoted) => MoveReason::Drained,
+        Some(MoveReason::Drained) => MoveReason::FailBack,
+        Some(MoveReason::FailBack) => MoveReason::Initial,
+        Some(MoveReason::Initial) => MoveReason::Reconfigured,
+        Some(MoveReason::Reconfigured) => return None,
     })
 }
 
@@ -105,7 +106,7 @@ fn next_verdict(before: Option<&Verdict>) -> Option<Verdict> {
         Some(Verdict::Unknown) => Verdict::Forwarding,
         Some(Verdict::Forwarding) => Verdict::Suspected,
         Some(Verdict::Suspected) => {
-            Verdict::Degraded { cause: Cause::Mtu, direction: Some(Direction::Return) }
+            Verdict::Degraded { cause: Fault::Mtu, direction: Some(Direction::Return) }
         }
         Some(Verdict::Degraded { .. }) => return None,
     })
@@ -238,7 +239,7 @@ fn decision() -> Decision {
         location: cloud(),
         epoch: Epoch(300),
         leaders: vec![Slot(1), Slot(2)],
-        cause: Cause::NewFlow,
+        cause: Fault::NewFlow.into(),
         at: WallTime(1_700_000_000_000_000),
     }
 }
@@ -246,7 +247,7 @@ fn decision() -> Decision {
 fn slot_report() -> SlotReport {
     SlotReport {
         slot: Slot(1),
-        verdict: Verdict::Degraded { cause: Cause::NewFlow, direction: Some(Direction::Forward) },
+        verdict: Verdict::Degraded { cause: Fault::NewFlow, direction: Some(Direction::Forward) },
         first_loss: Some(WallTime(1)),
         suspected: Some(WallTime(2)),
         since: WallTime(3),
@@ -284,7 +285,7 @@ fn event() -> Event {
         location: cloud(),
         kind: EventKind::Failover,
         epoch: Epoch(300),
-        cause: Some(Cause::NewFlow),
+        cause: Some(Fault::NewFlow.into()),
         direction: Some(Direction::Forward),
         leaders_before: vec![node("cloud-0")],
         leaders_after: vec![node("cloud-1"), node("cloud-2")],
@@ -327,7 +328,7 @@ fn hello() -> Hello {
         decision: Some(decision()),
         proof: proof(),
         raft_leader: Some(node("cloud-2")),
-        broken: Some(Cause::SelfReported),
+        broken: Some(Fault::SelfReported),
         reaches: vec![Slot(1), Slot(2)],
         digest: vec![CandidateStatus {
             name: node("cloud-1"),

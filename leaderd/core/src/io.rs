@@ -7,11 +7,12 @@ use serde::{Deserialize, Serialize};
 use wgctl_plan::{InterfaceName, Network};
 
 use crate::admin::{AdminRequest, AdminResponse};
+use crate::fault::Fault;
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{HttpRequest, Mesh};
 use crate::proof::{Signature, Statement};
 pub use crate::stored::{Persist, StoredGroup};
-use crate::verdict::{Cause, ProbeClass};
+use crate::verdict::ProbeClass;
 use crate::wire::Frame;
 
 /// Names one probe of this daemon's lifetime.
@@ -134,7 +135,7 @@ pub enum ProbeError {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct LocalFacts {
     /// Set when this node knows that it cannot relay, with the reason in words.
-    pub broken: Option<(Cause, String)>,
+    pub broken: Option<(Fault, String)>,
     /// Who does WireGuard: `kernel`, `wireguard-go` or `leaderd`.
     pub backend: String,
 }

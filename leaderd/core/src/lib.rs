@@ -11,6 +11,9 @@
 
 pub mod admin;
 pub mod capability;
+mod consensus;
+mod election;
+pub mod fault;
 #[cfg(test)]
 mod golden;
 pub mod group;

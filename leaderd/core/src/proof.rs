@@ -1,7 +1,7 @@
-//! What makes a decision believed: signatures of a majority of the location's voters.
+//! Proves a decision: signatures of a majority of the location's voters.
 //!
-//! A voter signs a decision once it is on its disk, or committed. Nobody can make, raise or replay a decision without
-//! that many of their control keys: see `docs/decisions/0011-signed-decisions.md`.
+//! A voter signs a decision once it is on its disk, or committed. Making, raising or replaying a decision takes the control keys
+//! of a majority: see `docs/decisions/0011-signed-decisions.md`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -66,13 +66,13 @@ impl Signature {
     }
 }
 
-/// Bytes to sign. They begin with what they are, so that a signature is never taken for one of something else: TLS signs with the
-/// same key, and begins otherwise (RFC 8446 §4.4.3).
+/// Bytes to sign. They begin with their purpose, so that a signature is never mistaken for one of another purpose: TLS signs with
+/// the same key, and begins otherwise (RFC 8446 §4.4.3).
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Statement(Vec<u8>);
 
 impl Statement {
-    /// Who leads, by the voters of this set.
+    /// A decision, signed as one of this set of voters.
     pub fn decision(mesh: &str, decision: &Decision, set: &VoterSet) -> Self {
         let mut bytes = b"leaderd decision 1".to_vec();
         put(&mut bytes, mesh.as_bytes());
@@ -84,7 +84,7 @@ impl Statement {
         Self(bytes)
     }
 
-    /// What a node signs to find out whether its key is the one that the mesh file names.
+    /// A test of whether a node's key is the one that the mesh file names.
     pub fn key(mesh: &str, node: &NodeName) -> Self {
         let mut bytes = b"leaderd key 1".to_vec();
         put(&mut bytes, mesh.as_bytes());
@@ -93,7 +93,7 @@ impl Statement {
     }
 }
 
-/// Bytes behind their number.
+/// Appends the length, then the bytes.
 fn put(bytes: &mut Vec<u8>, more: &[u8]) {
     bytes.extend((more.len() as u64).to_be_bytes());
     bytes.extend(more);
@@ -154,12 +154,12 @@ pub struct Signed {
     pub signature: Signature,
 }
 
-/// Signatures that make a decision believed wherever one of their sets is known.
+/// Signatures that prove a decision wherever one of their sets is known.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Proof(Vec<Signed>);
 
 impl Proof {
-    /// Those among the signatures that count, if they are enough for one of the sets.
+    /// The signatures that count, if they are enough for one of the sets.
     pub fn of<'a>(
         mesh: &str,
         decision: &Decision,
@@ -189,7 +189,7 @@ impl Proof {
         Self::of(mesh, decision, sets, self.0.iter())
     }
 
-    /// True if as many voters of this set are named as a proof needs. Whether they signed is for [`Self::checked`].
+    /// True if it names as many voters of this set as a proof needs. [`Self::checked`] checks their signatures.
     pub fn is_of(&self, set: &VoterSet) -> bool {
         let of_set = self.0.iter().filter(|s| s.set == set.id && set.contains(&s.voter));
         set.is_majority(of_set.map(|s| &s.voter).collect::<BTreeSet<_>>().len())

@@ -6,9 +6,10 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::fault::MoveReason;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::time::WallTime;
-use crate::verdict::{Cause, Verdict};
+use crate::verdict::Verdict;
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Status {
@@ -35,7 +36,7 @@ pub struct LocationStatus {
     pub leaders: Vec<NodeName>,
     pub epoch: Epoch,
     pub since: Option<WallTime>,
-    pub cause: Option<Cause>,
+    pub cause: Option<MoveReason>,
     /// `None`: not frozen. `Some(None)`: until unfrozen.
     pub frozen: Option<Option<WallTime>>,
     pub raft_leader: Option<NodeName>,
@@ -99,10 +100,10 @@ pub struct CandidateStatus {
     pub observers: (u16, u16),
     /// Milliseconds, smoothed.
     pub rtt_ms: Option<f64>,
-    /// 0 to 1; `None` where nobody measures it.
+    /// 0 to 1; `None` if it is not measured.
     pub loss: Option<f32>,
     pub path_mtu: Option<u16>,
-    /// Services that answer through it, of so many that were asked; the fewest that an observer counts.
+    /// How many services answer through it, and how many were tried; the smallest count of an observer.
     pub services: Option<(u8, u8)>,
     pub drained: bool,
     /// What keeps it from being promoted; empty: eligible.

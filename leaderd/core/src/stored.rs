@@ -1,7 +1,7 @@
-//! The rule for what is on disk of one location: which rows a write changes, and which rows make sense when they are read.
+//! What is on disk of one location: which rows a write changes, and which rows are valid when they are read.
 //!
-//! A [`Persist`] is one write. All of it reaches the disk or nothing, and writes reach it in the order in which they were
-//! asked for; so a power cut leaves what the first few writes made. The store does [`Persist::changes`] to its tables, and
+//! A [`Persist`] is one write. It reaches the disk whole or not at all, and writes reach it in order, so a power cut leaves the
+//! outcome of the first few. The store does [`Persist::changes`] to its tables, and
 //! [`StoredGroup`] does the same in memory, for the simulator and for tests. Both read back through `StoredGroup::read`.
 //!
 //! **Invariants**, after any number of writes of one daemon or of several, one after the other:
@@ -9,7 +9,7 @@
 //!   lacks its beginning, and the voters that it began with are known whatever the mesh file says later.
 //! * The entries follow the snapshot without a gap, and terms never fall.
 //! * A hard state commits nothing beyond the log, and its term is not older than the log's. A group without one has no
-//!   vote yet (`group::raft_node`: muteness).
+//!   vote yet (`consensus::raft_node`: non-voting).
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -22,7 +22,7 @@ use crate::capability::Unreadable;
 use crate::ids::LocationName;
 use crate::state::LocationState;
 
-/// Terms, indexes and votes stay below this, so that adding to them cannot overflow. No group lives to see it.
+/// Terms, indexes and votes stay below this, so that adding to them cannot overflow. No group gets that far.
 pub(crate) const MAX_NUMBER: u64 = 1 << 62;
 
 /// One write of a location's group. It is on disk whole or not at all.
@@ -47,7 +47,7 @@ pub struct SnapshotWrite {
     pub tail: Tail,
 }
 
-/// What becomes of the entries after a snapshot.
+/// What happens to the entries after a snapshot.
 ///
 /// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -157,7 +157,7 @@ pub(crate) struct StoredLog {
 }
 
 impl StoredGroup {
-    /// Does one write.
+    /// Carries out one write.
     pub fn write(&mut self, write: &Persist) {
         for change in write.changes() {
             match change {
@@ -170,12 +170,15 @@ impl StoredGroup {
         }
     }
 
-    /// True if a group has written something here, and not only who leads the location.
+    /// True if a group has written something here, not only the location's decision.
     pub fn has_log(&self) -> bool {
         self.hard_state.is_some() || self.snapshot.is_some() || !self.entries.is_empty()
     }
 
-    /// Says why a group of this location would not begin with these rows.
+    /// Checks that a group of this location can begin with these rows.
+    ///
+    /// # Errors
+    /// The first row that no daemon could have written.
     pub fn check(&self, location: &LocationName) -> Result<(), StoredError> {
         self.read(location).map(drop)
     }
@@ -183,7 +186,7 @@ impl StoredGroup {
     /// `None` if Raft has written nothing.
     ///
     /// One mistake is mended: earlier daemons left entries on disk that a snapshot from the raft leader had replaced. Where
-    /// the first of them has an older term than the snapshot, it and what follows it is left out. Nobody misses them: what is
+    /// the first of them has an older term than the snapshot, it and what follows it is left out. None of them counts: what is
     /// committed at the snapshot's index has the snapshot's term, terms never fall along a log, so no log that has this
     /// snapshot in it has such an entry after it, and an entry in no such log was never committed.
     pub(crate) fn read(&self, location: &LocationName) -> Result<Option<StoredLog>, StoredError> {

@@ -14,12 +14,13 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::Capabilities;
+use crate::fault::Fault;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::proof::{Proof, Signed};
 use crate::state::{Decision, Event};
 use crate::status::CandidateStatus;
 use crate::time::WallTime;
-use crate::verdict::{Cause, Report};
+use crate::verdict::Report;
 
 use limits::{MAX_ADDRESSED, MAX_DECISIONS, MAX_LOCATIONS, MAX_SLOTS};
 
@@ -148,7 +149,7 @@ pub struct Hello {
     /// The raft leader of the sender's location, if it knows one; without one the location has no quorum (for it).
     pub raft_leader: Option<NodeName>,
     /// Set by a candidate that knows that it cannot relay.
-    pub broken: Option<Cause>,
+    pub broken: Option<Fault>,
     /// Slots of its own location whose candidates it can reach over the LAN.
     #[serde(deserialize_with = "bounded::list::<_, _, MAX_SLOTS>")]
     pub reaches: Vec<Slot>,

@@ -4,7 +4,7 @@ use std::ffi::c_char;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
-use leaderd_core::verdict::Cause;
+use leaderd_core::fault::Fault;
 use nix::libc;
 use wgctl_plan::{InterfaceName, Network};
 
@@ -12,13 +12,13 @@ use wgctl_plan::{InterfaceName, Network};
 const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
 /// Why this node cannot relay, if it is to have this network.
-pub(super) fn broken(network: &Network) -> Option<(Cause, String)> {
+pub(super) fn broken(network: &Network) -> Option<(Fault, String)> {
     for (name, wanted) in network.wireguard.iter().map(|(n, w)| (n, w.up)) {
         match is_up(name) {
             Some(true) => {}
             _ if !wanted => {}
-            Some(false) => return Some((Cause::SelfReported, format!("interface {name} is down"))),
-            None => return Some((Cause::SelfReported, format!("interface {name} is missing"))),
+            Some(false) => return Some((Fault::SelfReported, format!("interface {name} is down"))),
+            None => return Some((Fault::SelfReported, format!("interface {name} is missing"))),
         }
     }
     for path in FORWARDING {
@@ -28,7 +28,7 @@ pub(super) fn broken(network: &Network) -> Option<(Cause, String)> {
             && found.trim() != wanted
         {
             return Some((
-                Cause::SelfReported,
+                Fault::SelfReported,
                 format!("{} is {}", path.replace('/', "."), found.trim()),
             ));
         }

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use leaderd_core::fault::MoveReason;
 use leaderd_core::ids::{Epoch, Generation, LocationName, NodeName};
 use leaderd_core::io::{Effect, Input, LogLevel};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::Node;
 use leaderd_core::state::Event;
 use leaderd_core::time::{Now, WallTime};
-use leaderd_core::verdict::Cause;
 use serde::Serialize;
 use wgctl_plan::Network;
 use wgctl_plan::diff::diff_desired;
@@ -86,7 +86,7 @@ pub enum What {
         epoch: Epoch,
         leaders: Vec<NodeName>,
         before: Vec<NodeName>,
-        cause: Cause,
+        cause: MoveReason,
         came_with: String,
     },
     /// The kernel is to look different. `changes` are the first of so `many`.

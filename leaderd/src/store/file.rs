@@ -17,7 +17,7 @@ const FILE: &str = "leaderd.redb";
 /// While it is made.
 const NEW_FILE: &str = "leaderd.redb.new";
 
-/// Whom a store belongs to.
+/// The node that a store belongs to.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
     pub mesh: String,
@@ -88,12 +88,12 @@ impl StoreFile {
         Ok((file, rows))
     }
 
-    /// It was read, and nothing can be written to it yet.
+    /// True if it was read, and nothing can be written to it yet.
     pub(super) fn is_closed(&self) -> bool {
         self.database.is_none()
     }
 
-    /// Writes all in one transaction and syncs. What fails may be done again: it has the same outcome twice as once.
+    /// Writes all in one transaction and syncs. A write that failed may be repeated: its outcome is the same.
     pub(super) fn write(&mut self, writes: &Writes) -> Result<(), StoreError> {
         let database = match self.database.take() {
             Some(database) => database,
@@ -139,7 +139,7 @@ impl StoreFile {
         let failed = |e: redb::Error| classify(&path, &self.dir, e);
         let damaged =
             |what| StoreError::Damaged { path: path.clone(), dir: self.dir.clone(), what };
-        // redb checks sums, but a file of any bytes may still trip an assertion in it: that is damage as well.
+        // redb verifies checksums, but a file of arbitrary bytes may still fail an assertion in it: that is damage as well.
         let read = supervise::caught(|| {
             let mut database = open().map_err(|e| failed(e.into()))?;
             database.check_integrity().map_err(|e| failed(e.into()))?;
@@ -159,7 +159,7 @@ impl StoreFile {
     }
 }
 
-/// There is no store, or a file system has lost what was in it: this node is then new, and votes when it has caught up.
+/// True if there is no store, or the file system has lost its content: this node is then new, and votes when it has caught up.
 fn is_empty(path: &Path) -> bool {
     match fs::metadata(path) {
         Ok(found) if found.len() == 0 => {
@@ -171,7 +171,7 @@ fn is_empty(path: &Path) -> bool {
     }
 }
 
-/// Makes a store under another name first: a power cut leaves it whole, or none.
+/// Makes a store under another name first, so that a power cut leaves a whole one or none.
 fn create(dir: &Path, identity: &Identity) -> Result<(), redb::Error> {
     let beside = dir.join(NEW_FILE);
     durable::remove(&beside).map_err(redb::Error::Io)?;

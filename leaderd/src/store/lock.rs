@@ -16,7 +16,7 @@ pub(super) fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
     fs::create_dir_all(dir).map_err(failed)?;
     let path = dir.join(LOCK);
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
-    // One that cannot be written, because the disk has gone read-only, can be locked all the same.
+    // On a disk that has gone read-only the file can still be locked.
     let file = file.or_else(|error| File::open(&path).map_err(|_| error)).map_err(failed)?;
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(mut lock) => {
@@ -25,7 +25,7 @@ pub(super) fn lock(dir: &Path) -> Result<Flock<File>, StoreError> {
                 .and_then(|()| lock.rewind())
                 .and_then(|()| writeln!(lock, "{}", std::process::id()));
             if let Err(error) = written {
-                // The lock holds without the pid in it (full disk); only the message to a second daemon is poorer.
+                // The lock works without the pid (full disk); only the message to a second daemon lacks it.
                 tracing::warn!(%error, "cannot write our pid to the state's lock");
             }
             Ok(lock)

@@ -1,4 +1,4 @@
-//! The rows of the store in redb's tables. What rows a write changes, and which make sense, says `leaderd_core::stored`.
+//! The rows of the store in redb's tables. `leaderd_core::stored` defines which rows a write changes, and which are valid.
 
 use std::collections::BTreeMap;
 
@@ -21,7 +21,7 @@ const SNAPSHOT: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("
 /// What the store holds, by location.
 pub(super) type Rows = BTreeMap<LocationName, StoredGroup>;
 
-/// The store is another node's: what it says, and what it should say.
+/// The store belongs to another node.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Foreign {
     pub found: String,
@@ -31,14 +31,14 @@ pub(super) struct Foreign {
 /// What is written, by location.
 pub(super) type Writes = BTreeMap<LocationName, Persist>;
 
-/// Why the rows are not taken.
+/// Why the rows cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     Damaged(String),
     Newer,
 }
 
-/// Makes the tables of a new store and writes whose it is; of one that has them, only looks.
+/// Makes the tables and the identity of a new store; checks the identity of an existing one.
 pub(super) fn prepare(
     database: &Database,
     identity: &Identity,
@@ -113,7 +113,7 @@ pub(super) fn read(database: &Database) -> Result<Result<Rows, Refused>, redb::E
     Ok(checked.collect())
 }
 
-/// Does all writes in one transaction, and syncs.
+/// Carries out all writes in one transaction, and syncs.
 pub(super) fn write(database: &Database, writes: &Writes) -> Result<(), redb::Error> {
     let write = database.begin_write()?;
     {

@@ -15,10 +15,10 @@ use super::tables::Writes;
 use crate::counters::Counters;
 use crate::supervise;
 
-/// Between two tries after a failure.
+/// Time between two tries after a failure.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Between two log lines about the same trouble.
+/// Time between two log lines about the same failure.
 const REPEAT_LOG: Duration = Duration::from_secs(60);
 
 /// An open store, before its thread runs.
@@ -33,8 +33,7 @@ impl std::fmt::Debug for Store {
     }
 }
 
-/// Writes that wait, all of a location as one: however long the disk refuses, they are no more than the location's log and its
-/// snapshot.
+/// Writes that wait, merged by location: however long the disk fails, they hold no more than the location's log and snapshot.
 #[derive(Default)]
 struct Waiting {
     batch: Batch,
@@ -84,7 +83,7 @@ impl Store {
             let _essential = supervise::essential("store");
             while let Some((writes, last)) = next_batch(&theirs) {
                 if !write_until_done(&mut file, &writes, &theirs, &counters) {
-                    // What came later may be smaller and fit: the log would have a gap, and the next start would be refused.
+                    // A later, smaller write might succeed: the log would have a gap, and the next start would fail.
                     return;
                 }
                 persisted(last);

@@ -7,13 +7,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use leaderd_core::admin::{AdminRequest, AdminResponse, Author};
+use leaderd_core::fault::{Fault, MoveReason};
 use leaderd_core::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use leaderd_core::io::Input;
 use leaderd_core::state::{Command, Decision, LocationState};
 use leaderd_core::time::WallTime;
-use leaderd_core::verdict::{
-    Cause, Direction, EvidenceRow, ProbeClass, Report, SlotReport, Verdict,
-};
+use leaderd_core::verdict::{Direction, EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
 use leaderd_core::wire::{Frame, Hello};
 use protobuf::{Message as _, ProtobufEnum as _};
 use raft::eraftpb::{Entry, EntryType, Message, MessageType};
@@ -44,13 +43,13 @@ pub struct HostileNode {
     rng: ChaCha8Rng,
 }
 
-const CAUSES: [Cause; 6] = [
-    Cause::TunnelDown,
-    Cause::Forwarding,
-    Cause::Promoted,
-    Cause::DaemonDead,
-    Cause::Initial,
-    Cause::Reconfigured,
+const REASONS: [MoveReason; 6] = [
+    MoveReason::Fault(Fault::TunnelDown),
+    MoveReason::Fault(Fault::NotForwarding),
+    MoveReason::Promoted,
+    MoveReason::Fault(Fault::DaemonDead),
+    MoveReason::Initial,
+    MoveReason::Reconfigured,
 ];
 
 impl World {
@@ -212,7 +211,7 @@ impl FrameForger<'_> {
             epoch: self.epoch(rng, &location),
             location,
             leaders: vec![Self::slot(rng)],
-            cause: CAUSES[pick(rng, CAUSES.len())],
+            cause: REASONS[pick(rng, REASONS.len())],
             // No true decision has this time.
             at: WallTime(self.world.now().wall.0 + 1 + u64::from(rng.next_u32() % 1000)),
         }
@@ -222,7 +221,7 @@ impl FrameForger<'_> {
         let location = self.location(rng);
         let ranking = self.world.mesh.ranking(&location);
         let slots = ranking.into_iter().map(|slot| {
-            let cause = CAUSES[pick(rng, CAUSES.len())];
+            let cause = REASONS[pick(rng, REASONS.len())].fault().unwrap_or(Fault::Loss);
             let verdict = match pick(rng, 4) {
                 0 => Verdict::Forwarding,
                 1 => Verdict::Unknown,
@@ -284,7 +283,7 @@ impl FrameForger<'_> {
             proof: Default::default(),
             decision: Some(self.decision(rng)),
             raft_leader: Some(self.node(rng)),
-            broken: [None, Some(Cause::SelfReported)][pick(rng, 2)],
+            broken: [None, Some(Fault::SelfReported)][pick(rng, 2)],
             reaches: [vec![], vec![Slot(0)], vec![Slot(1), Slot(2)]][pick(rng, 3)].clone(),
             digest: Vec::new(),
             remote: vec![self.decision(rng)],

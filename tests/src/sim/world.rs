@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use leaderd_core::fault::Fault;
 use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::{Effect, Input, LocalFacts, LogLevel, ProbeId, StoredGroup};
 use leaderd_core::mesh::Mesh;
@@ -13,7 +14,6 @@ use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::proof::Signer;
 use leaderd_core::state::Decision;
 use leaderd_core::time::{Instant, Now, WallTime};
-use leaderd_core::verdict::Cause;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -291,7 +291,7 @@ impl World {
     /// Schedules what the shell sees of its own kernel.
     pub(super) fn report_local_facts(&mut self, name: &NodeName) {
         let down = self.faults[name].wireguard_down;
-        let broken = down.then(|| (Cause::TunnelDown, "wgl0 is gone".to_owned()));
+        let broken = down.then(|| (Fault::TunnelDown, "wgl0 is gone".to_owned()));
         let facts = LocalFacts { broken, backend: "simulated".to_owned() };
         self.schedule(NOTICE, name, Event::Input(Input::Local(facts)));
     }

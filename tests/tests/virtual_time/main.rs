@@ -8,10 +8,10 @@ mod voters;
 use std::time::Duration;
 
 use leaderd_core::admin::AdminRequest;
+use leaderd_core::fault::{Fault as Found, MoveReason};
 use leaderd_core::ids::{Epoch, LocationName, NodeName};
 use leaderd_core::io::Input;
 use leaderd_core::mesh::{Node, Policy};
-use leaderd_core::verdict::Cause;
 use tests::sim::meshes::{Site, mesh_of};
 use tests::sim::meter::measure;
 use tests::sim::model::Model;
@@ -89,7 +89,7 @@ impl Play {
     }
 
     /// Causes of the cloud's decisions, the first one left out.
-    fn causes(&self) -> Vec<Cause> {
+    fn causes(&self) -> Vec<MoveReason> {
         let all = self.model.decisions.iter().filter(|((l, _), _)| l.as_str() == "cloud");
         all.skip(1).map(|(_, (_, d))| d.cause).collect()
     }
@@ -124,7 +124,7 @@ impl Play {
 }
 
 /// Breaks the leader cloud-0 in this way: gives the time without traffic and the cause that was named.
-fn breaks(fault: Fault) -> (Duration, Cause) {
+fn breaks(fault: Fault) -> (Duration, Found) {
     let mut play = Play::hybrid();
     play.fault("cloud-0", fault, true);
     let blackout = play.blackout("home-1", "cloud-2");
@@ -132,7 +132,7 @@ fn breaks(fault: Fault) -> (Duration, Cause) {
     assert_eq!(play.leader_of("cloud"), "cloud-1", "{}", play.story());
     assert_eq!(play.causes().len(), 1, "{}", play.story());
     play.fine();
-    (blackout, play.causes()[0])
+    (blackout, play.causes()[0].fault().expect("left for a fault"))
 }
 
 /// Begins these faults, and checks that no leader changes for this long.
@@ -162,28 +162,28 @@ fn all_nodes_learn_who_leads() {
 #[test]
 fn a_leader_that_drops_new_flows_is_replaced() {
     let (took, cause) = breaks(Fault::VxlanNewFlows);
-    assert_eq!(cause, Cause::NewFlow);
+    assert_eq!(cause, Found::NewFlow);
     assert!(took < ms(400), "took {took:?}");
 }
 
 #[test]
 fn a_leader_whose_overlay_drops_everything_is_replaced() {
     let (took, cause) = breaks(Fault::VxlanAll);
-    assert_eq!(cause, Cause::Forwarding);
+    assert_eq!(cause, Found::NotForwarding);
     assert!(took < ms(400), "took {took:?}");
 }
 
 #[test]
 fn a_leader_that_does_not_forward_is_replaced() {
     let (took, cause) = breaks(Fault::ForwardingOff);
-    assert_eq!(cause, Cause::Forwarding);
+    assert_eq!(cause, Found::NotForwarding);
     assert!(took < ms(400), "took {took:?}");
 }
 
 #[test]
 fn a_leader_that_crashes_is_replaced() {
     let (took, cause) = breaks(Fault::NodeCrash);
-    assert!(matches!(cause, Cause::TunnelDown | Cause::Unreachable), "{cause}");
+    assert!(matches!(cause, Found::TunnelDown | Found::Unreachable), "{cause}");
     assert!(took < ms(400), "took {took:?}");
 }
 
@@ -193,7 +193,7 @@ fn a_leader_with_a_stale_fdb_entry_is_replaced() {
     play.fault("cloud-0", Fault::FdbGhost(name("cloud-2")), true);
     let took = play.blackout("home-1", "cloud-2");
     play.run(secs(5));
-    assert_eq!(play.causes(), [Cause::Partial], "{}", play.story());
+    assert_eq!(play.causes(), [Found::Partial.into()], "{}", play.story());
     assert!(took < secs(2), "took {took:?}");
     play.fine();
 }
@@ -201,28 +201,28 @@ fn a_leader_with_a_stale_fdb_entry_is_replaced() {
 #[test]
 fn a_leader_that_drops_large_packets_is_replaced() {
     let (took, cause) = breaks(Fault::MtuBlackhole(1300));
-    assert_eq!(cause, Cause::Mtu);
+    assert_eq!(cause, Found::Mtu);
     assert!(took < secs(2), "took {took:?}");
 }
 
 #[test]
 fn a_leader_with_a_routing_loop_is_replaced() {
     let (took, cause) = breaks(Fault::RouteLoop);
-    assert_eq!(cause, Cause::Loop);
+    assert_eq!(cause, Found::Loop);
     assert!(took < ms(400), "took {took:?}");
 }
 
 #[test]
 fn a_leader_that_has_lost_its_tunnels_reports_it() {
     let (took, cause) = breaks(Fault::WireguardDown);
-    assert!(matches!(cause, Cause::SelfReported | Cause::TunnelDown), "{cause}");
+    assert!(matches!(cause, Found::SelfReported | Found::TunnelDown), "{cause}");
     assert!(took < ms(400), "took {took:?}");
 }
 
 #[test]
 fn a_leader_without_uplink_is_replaced() {
     let (took, cause) = breaks(Fault::WanCut);
-    assert!(matches!(cause, Cause::TunnelDown | Cause::Unreachable), "{cause}");
+    assert!(matches!(cause, Found::TunnelDown | Found::Unreachable), "{cause}");
     assert!(took < ms(400), "took {took:?}");
 }
 
@@ -397,7 +397,7 @@ fn calm_move(fault: Fault) {
     play.fault("cloud-0", fault.clone(), true);
     let reading = measure_judged(&mut play, "home-1", "cloud-2", secs(15));
     assert_eq!(reading, 0, "{}", play.story());
-    assert_eq!(play.causes(), [Cause::DaemonDead], "{}", play.story());
+    assert_eq!(play.causes(), [Found::DaemonDead.into()], "{}", play.story());
     play.fault("cloud-0", fault, false);
     let reading = measure_judged(&mut play, "home-1", "cloud-2", secs(15));
     assert_eq!(reading, 0, "{}", play.story());
@@ -576,6 +576,9 @@ fn relays_that_hide_sources_are_reported_and_kilo_489_ends_through_them() {
     let took = play.blackout("home-1", "cloud-2");
     assert!(took < ms(400), "took {took:?}");
     play.run(secs(5));
-    assert_eq!((play.leader_of("cloud"), play.causes()), ("cloud-1".into(), vec![Cause::NewFlow]));
+    assert_eq!(
+        (play.leader_of("cloud"), play.causes()),
+        ("cloud-1".into(), vec![Found::NewFlow.into()])
+    );
     play.fine();
 }

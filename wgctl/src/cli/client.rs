@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use leaderd_core::admin::{AdminRequest, AdminResponse};
+use leaderd_core::admin::{AdminRequest, AdminResponse, CLIENT_DEADLINE};
 use leaderd_core::state::Event;
 use leaderd_core::status::Status;
 use leaderd_core::text::printable;
@@ -20,8 +20,8 @@ use wgctl_plan::Network;
 /// Longest answer that is read. 1,000 locations with 256 events each stay below it.
 const MAX_ANSWER: usize = 256 << 20;
 
-/// Time until an answer, at most. Reads are answered at once; a command waits for its commit, perhaps across slow paths.
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// Time until an answer, at most. The daemon answers a command within half of this.
+const TIMEOUT: Duration = CLIENT_DEADLINE.saturating_mul(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {

@@ -16,8 +16,8 @@ use super::UsageError;
 use super::client::Client;
 use super::events::{at, kind, leaders, reference};
 use super::output::{
-    Output, Style, Table, age, between, describe_cause, direction, measured, names, timestamp,
-    verdict, verdict_style, wall_now,
+    Output, Style, Table, age, between, direction, measured, names, timestamp, verdict,
+    verdict_style, wall_now,
 };
 
 #[derive(Debug, clap::Args)]
@@ -111,7 +111,7 @@ fn render(e: &Event, slots: &BTreeMap<Slot, NodeName>, now: WallTime, out: &Outp
     if let Some(cause) = e.cause {
         let which =
             e.direction.map(|d| format!(", {} direction", direction(d))).unwrap_or_default();
-        let _ = writeln!(text, "Cause {cause}{which}: {}.", describe_cause(cause));
+        let _ = writeln!(text, "Cause {cause}{which}: {}.", cause.explanation());
     }
     if let Some(blackout) = e.blackout {
         let _ = writeln!(

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use leaderd_core::admin::Author;
+use leaderd_core::fault::{Fault, MoveReason};
 use leaderd_core::ids::{Epoch, Generation, Slot};
 use leaderd_core::state::{Event, EventKind, EventTimes};
 use leaderd_core::status::{CandidateStatus, LocationStatus, Status};
 use leaderd_core::time::WallTime;
-use leaderd_core::verdict::{Cause, Direction, EvidenceRow, ProbeClass, SlotReport, Verdict};
+use leaderd_core::verdict::{Direction, EvidenceRow, ProbeClass, SlotReport, Verdict};
 
 /// 2026-03-01 12:00:00 UTC
 pub const NOW: WallTime = WallTime(1_772_366_400_000_000);
@@ -17,7 +18,7 @@ fn ago(ms: u64) -> WallTime {
 }
 
 const NEW_FLOW: Verdict =
-    Verdict::Degraded { cause: Cause::NewFlow, direction: Some(Direction::Forward) };
+    Verdict::Degraded { cause: Fault::NewFlow, direction: Some(Direction::Forward) };
 
 fn candidate(name: &str, slot: u8, leading: bool, verdict: Verdict) -> CandidateStatus {
     CandidateStatus {
@@ -41,7 +42,7 @@ fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
         leaders: candidates.iter().filter(|c| c.leading).map(|c| c.name.clone()).collect(),
         epoch: Epoch(1),
         since: Some(ago(7_500_000)),
-        cause: Some(Cause::Initial),
+        cause: Some(MoveReason::Initial),
         frozen: None,
         raft_leader: candidates.iter().find(|c| !c.leading).map(|c| c.name.clone()),
         quorum: Some(true),
@@ -74,7 +75,8 @@ pub fn status() -> Status {
             candidate("cloud-2", 2, false, Verdict::Forwarding),
         ],
     );
-    (cloud.epoch, cloud.cause, cloud.since) = (Epoch(2), Some(Cause::NewFlow), Some(ago(192_000)));
+    (cloud.epoch, cloud.cause, cloud.since) =
+        (Epoch(2), Some(Fault::NewFlow.into()), Some(ago(192_000)));
     for (c, up) in cloud.candidates.iter_mut().zip([1, 2, 2]) {
         c.services = Some((up, 2));
     }
@@ -141,7 +143,7 @@ pub fn failover() -> Event {
         location: "cloud".parse().unwrap(),
         kind: EventKind::Failover,
         epoch: Epoch(2),
-        cause: Some(Cause::NewFlow),
+        cause: Some(Fault::NewFlow.into()),
         direction: Some(Direction::Forward),
         leaders_before: vec!["cloud-0".parse().unwrap()],
         leaders_after: vec!["cloud-1".parse().unwrap()],

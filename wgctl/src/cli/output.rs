@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use comfy_table::{ColumnConstraint, Width, presets};
 use leaderd_core::time::WallTime;
-use leaderd_core::verdict::{Cause, Direction, Verdict};
+use leaderd_core::verdict::{Direction, Verdict};
 use leaderd_core::wire::limits::MAX_TIME;
 use nix::poll::{PollFd, PollFlags, PollTimeout};
 use serde::Serialize;
@@ -198,29 +198,6 @@ pub fn verdict_style(v: &Verdict) -> Style {
         Verdict::Forwarding => Style::Good,
         Verdict::Suspected => Style::Warn,
         Verdict::Degraded { .. } => Style::Bad,
-    }
-}
-
-/// Describes a cause, to follow the name of the old leader.
-pub fn describe_cause(cause: Cause) -> &'static str {
-    match cause {
-        Cause::TunnelDown => "nothing came back through it, not even from the node itself",
-        Cause::Forwarding => "it answered, but relayed nothing",
-        Cause::NewFlow => "established flows passed, but new flows died on it",
-        Cause::Mtu => "small packets passed and large ones died on it",
-        Cause::Loop => "packets through it went round in a loop",
-        Cause::Partial => {
-            "some nodes or services could not be reached through it, though through the others they could"
-        }
-        Cause::Loss => "it lost more packets than the other candidates",
-        Cause::SelfReported => "it said itself that it could not relay",
-        Cause::DaemonDead => "its daemon was gone, though it still forwarded",
-        Cause::Unreachable => "the other nodes of its location could not reach it",
-        Cause::Promoted => "an operator promoted another candidate",
-        Cause::Drained => "an operator drained it",
-        Cause::FailBack => "the preferred candidate was back",
-        Cause::Initial => "this was the first decision",
-        Cause::Reconfigured => "the mesh file changed",
     }
 }
 

@@ -1,59 +1,45 @@
-//! What an operator asks of the raft leader: checked, proposed, answered when committed.
+//! Operators' commands at the raft leader: checked, proposed, answered when committed. The node bounds how many wait and for
+//! how long.
 
 use std::time::Duration;
 
-use super::{Group, GroupOutput, event};
+use super::{Group, GroupOutput};
 use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::Capabilities;
+use crate::election::narrate;
+use crate::fault::MoveReason;
 use crate::ids::NodeName;
 use crate::state::{Command, EventKind, FreezeEnd};
-use crate::time::{Instant, Now};
-use crate::verdict::Cause;
+use crate::time::Now;
 
-/// How long an operator waits for a commit.
-const COMMIT_WITHIN: Duration = Duration::from_secs(10);
-/// Commands that may wait at once.
-const MAX_PENDING: usize = 64;
-
-/// A proposed command that somebody waits for.
-pub(super) struct Pending {
-    pub id: u64,
-    pub at: (u64, u64),
-    pub message: String,
-    pub deadline: Instant,
+/// A command that was proposed and is not applied yet.
+pub(super) struct ProposedCommand {
+    id: u64,
+    /// The (index, term) that it will have if it is committed.
+    at: (u64, u64),
+    message: String,
 }
 
-type Refusal = String;
-
 impl Group {
-    /// Proposes if this node is the raft leader, else gives [`GroupOutput::NotLeader`].
+    /// Proposes the command if this node is the raft leader, else outputs [`GroupOutput::NotLeader`].
     pub fn handle_command(&mut self, now: Now, id: u64, author: &Author, request: &AdminRequest) {
         if !self.raft.is_settled_leader() {
             self.outputs.push_back(GroupOutput::NotLeader { id });
             return;
         }
-        let proposed = if self.pending.len() >= MAX_PENDING {
-            Err("too many commands are waiting: try again in a moment".to_owned())
-        } else {
-            self.propose_request(now, author, request)
-        };
-        match proposed {
-            Ok((at, message)) => {
-                self.pending.push_back(Pending {
-                    id,
-                    at,
-                    message,
-                    deadline: now.mono + COMMIT_WITHIN,
-                });
+        match self.propose_request(now, author, request) {
+            Ok((at, message)) => self.commands.push(ProposedCommand { id, at, message }),
+            Err(message) => {
+                let response = AdminResponse::Refused { message };
+                self.outputs.push_back(GroupOutput::Reply { id, response });
             }
-            Err(message) => self.refuse(id, message),
         }
-        self.settle(now);
+        self.drain_raft(now);
     }
 
-    fn refuse(&mut self, id: u64, message: String) {
-        self.outputs
-            .push_back(GroupOutput::Reply { id, response: AdminResponse::Refused { message } });
+    /// Drops a command that the node has given up. It may still be committed.
+    pub fn forget_command(&mut self, id: u64) {
+        self.commands.retain(|c| c.id != id);
     }
 
     fn propose_request(
@@ -61,7 +47,7 @@ impl Group {
         now: Now,
         author: &Author,
         request: &AdminRequest,
-    ) -> Result<((u64, u64), String), Refusal> {
+    ) -> Result<((u64, u64), String), String> {
         let (command, message) = match request {
             AdminRequest::Promote { node, force } => {
                 return self.promote(now, author, node, *force);
@@ -93,14 +79,14 @@ impl Group {
             }
             AdminRequest::Unfreeze { location } => {
                 self.check_location(location)?;
-                if !self.ledger.is_frozen(now, self.state()) {
+                if !self.reports.is_frozen(now, self.state()) {
                     return Err(format!("{location} is not frozen"));
                 }
                 (Command::Unfreeze, format!("{location} fails over by itself again"))
             }
         };
         let at = self.propose(&command)?;
-        let mut event = event::notice(
+        let mut event = narrate::notice(
             &self.mesh,
             self.state(),
             None,
@@ -115,7 +101,7 @@ impl Group {
     }
 
     /// The (index, term) that the command will have if it is committed.
-    pub(super) fn propose(&mut self, command: &Command) -> Result<(u64, u64), Refusal> {
+    pub(super) fn propose(&mut self, command: &Command) -> Result<(u64, u64), String> {
         self.propose_needing(command.needs(), command)
     }
 
@@ -124,11 +110,11 @@ impl Group {
         &mut self,
         needs: Capabilities,
         command: &Command,
-    ) -> Result<(u64, u64), Refusal> {
+    ) -> Result<(u64, u64), String> {
         let lacks = |id: &u64| {
             let theirs = match self.ids.get(id) {
                 Some(name) if *name == self.me => Capabilities::OURS,
-                Some(name) => self.ledger.capabilities(name),
+                Some(name) => self.reports.capabilities(name),
                 None => Capabilities::NONE,
             };
             !needs.without(theirs).is_empty()
@@ -149,7 +135,7 @@ impl Group {
     }
 
     fn drain_message(&mut self, now: Now, node: &NodeName) -> String {
-        let situation = self.ledger.situation(now, &self.mesh, &self.raft.state, &self.me);
+        let situation = self.reports.situation(now, &self.mesh, self.raft.state(), &self.me);
         let slot = self.mesh.node(node).and_then(|n| n.slot);
         if !slot.is_some_and(|s| situation.leaders.contains(&s)) {
             return format!("{node} is drained: it will not lead");
@@ -168,9 +154,9 @@ impl Group {
         author: &Author,
         node: &NodeName,
         force: bool,
-    ) -> Result<((u64, u64), String), Refusal> {
+    ) -> Result<((u64, u64), String), String> {
         let slot = self.candidate(node)?;
-        let situation = self.ledger.situation(now, &self.mesh, &self.raft.state, &self.me);
+        let situation = self.reports.situation(now, &self.mesh, self.raft.state(), &self.me);
         if situation.leaders.first() == Some(&slot) {
             return Err(format!("{node} leads already"));
         }
@@ -190,20 +176,20 @@ impl Group {
         let mut leaders = vec![slot];
         leaders.extend(situation.leaders.iter().copied().filter(|s| *s != slot));
         leaders.truncate(situation.want);
-        let why = (Cause::Promoted, None);
+        let why = (MoveReason::Promoted, None);
         let at = self
             .propose_decision(now, &situation, leaders, why, Some(author.clone()))
             .ok_or(LOST)?;
         Ok((at, format!("{node} leads now")))
     }
 
-    fn candidate(&self, node: &NodeName) -> Result<crate::ids::Slot, Refusal> {
+    fn candidate(&self, node: &NodeName) -> Result<crate::ids::Slot, String> {
         let known = self.mesh.node(node).filter(|n| n.location == self.location);
         let known = known.ok_or_else(|| format!("{node} is no node of {}", self.location))?;
         known.slot.ok_or_else(|| format!("{node} is no candidate: it has no slot in the mesh file"))
     }
 
-    fn check_location(&self, location: &crate::ids::LocationName) -> Result<(), Refusal> {
+    fn check_location(&self, location: &crate::ids::LocationName) -> Result<(), String> {
         if *location == self.location {
             Ok(())
         } else {
@@ -211,30 +197,17 @@ impl Group {
         }
     }
 
-    /// An entry was applied: answers who waits for it, and who waits for one that it has replaced.
-    pub(super) fn answer(&mut self, index: u64, term: u64) {
-        let (done, waiting): (Vec<_>, Vec<_>) =
-            self.pending.drain(..).partition(|p| p.at.0 <= index);
-        self.pending.extend(waiting);
-        for p in done {
-            let response = if p.at == (index, term) {
-                let epoch = self.state().epoch();
-                AdminResponse::Done { location: self.location.clone(), epoch, message: p.message }
+    /// An entry was applied: answers the command that it is, and those whose place it took.
+    pub(super) fn answer_applied(&mut self, index: u64, term: u64) {
+        for command in self.commands.extract_if(.., |c| c.at.0 <= index) {
+            let response = if command.at == (index, term) {
+                let (location, epoch) = (self.location.clone(), self.raft.state().epoch());
+                AdminResponse::Done { location, epoch, message: command.message }
             } else {
-                AdminResponse::Refused {
-                    message: "the raft leader changed meanwhile: try again".into(),
-                }
+                let message = "the raft leader changed meanwhile: try again".into();
+                AdminResponse::Refused { message }
             };
-            self.outputs.push_back(GroupOutput::Reply { id: p.id, response });
-        }
-    }
-
-    pub(super) fn expire_commands(&mut self, now: Now) {
-        while self.pending.front().is_some_and(|p| now.mono >= p.deadline) {
-            let pending = self.pending.pop_front().expect("there is a front");
-            let message = "not committed within 10 s, most voters are out of reach: it may still happen later; \
-                           see `wgctl status`";
-            self.refuse(pending.id, message.to_owned());
+            self.outputs.push_back(GroupOutput::Reply { id: command.id, response });
         }
     }
 }

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use super::decide::Situation;
 use super::{Group, id_of};
+use crate::election::Situation;
 use crate::ids::NodeName;
 use crate::io::LogLevel;
 use crate::time::{Instant, Now};
@@ -12,12 +12,12 @@ use crate::time::{Instant, Now};
 /// Time between two tries to move Raft leadership off the location leader, or to change the voters; longer where an
 /// election takes longer.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// A disk that for so long confirms none of the writes that wait for it is full or broken.
+/// A disk that confirms no waiting write for this long is full or broken.
 const DISK_STUCK: Duration = Duration::from_secs(2);
 /// How long such a raft leader tries to hand over before it just steps down: with [`DISK_STUCK`] less than 3 s.
 const GIVE_UP_WITHIN: Duration = Duration::from_millis(800);
-/// How long each heir has for taking over from it.
-const HEIR_TURN: Duration = Duration::from_millis(400);
+/// How long each successor has for taking over from it.
+const SUCCESSOR_TURN: Duration = Duration::from_millis(400);
 /// How long a raft leader that loses its vote tries to hand over to a voter that stays before it lets the new ones in:
 /// one of those takes over then.
 const HAND_OVER_FIRST: Duration = Duration::from_secs(3);
@@ -25,15 +25,15 @@ const HAND_OVER_FIRST: Duration = Duration::from_secs(3);
 /// What a group knows about giving up and handing over Raft leadership.
 #[derive(Debug)]
 pub(super) struct Leadership {
-    pub next_housekeeping: Instant,
+    next_housekeeping: Instant,
     /// Writes wait for the disk: the newest of them, and since when it has confirmed none.
-    pub unwritten: Option<(u64, Instant)>,
-    /// The log has it that the disk is stuck.
-    disk_told: bool,
-    /// Since when this raft leader gives up because of its disk, and when the next heir is asked.
+    unwritten: Option<(u64, Instant)>,
+    /// It is logged that the disk is stuck.
+    disk_logged: bool,
+    /// Since when this raft leader gives up because of its disk, and when the next successor is asked.
     giving_up: Option<(Instant, Instant)>,
     leaving_since: Option<Instant>,
-    /// Heirs that were asked while this raft leader leads, the last one last.
+    /// Successors that were asked while this raft leader leads, the last one last.
     asked: Vec<NodeName>,
 }
 
@@ -42,11 +42,15 @@ impl Leadership {
         Self {
             next_housekeeping: now,
             unwritten: None,
-            disk_told: false,
+            disk_logged: false,
             giving_up: None,
             leaving_since: None,
             asked: Vec::new(),
         }
+    }
+
+    pub fn housekeep_soon(&mut self, now: Instant) {
+        self.next_housekeeping = now;
     }
 
     pub fn another_leads(&mut self) {
@@ -71,7 +75,7 @@ impl Leadership {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let noticed = self.unwritten.filter(|_| !self.disk_told);
+        let noticed = self.unwritten.filter(|_| !self.disk_logged);
         let noticed = noticed.map(|(_, since)| since + DISK_STUCK);
         noticed.into_iter().chain(self.giving_up.map(|(_, next)| next)).min()
     }
@@ -82,9 +86,9 @@ impl Group {
     /// another. So it hands over, or steps down, and campaigns no more until the disk confirms something.
     pub(super) fn watch_disk(&mut self, now: Now) {
         let stuck = self.leadership.disk_stuck_for(now.mono).is_some();
-        self.raft.barred = stuck;
-        if stuck != self.leadership.disk_told {
-            self.leadership.disk_told = stuck;
+        self.raft.bar_campaigns(stuck);
+        if stuck != self.leadership.disk_logged {
+            self.leadership.disk_logged = stuck;
             if stuck {
                 let text = "the disk confirms no writes: this node neither votes nor leads Raft until it does";
                 self.log(LogLevel::Error, text, &[]);
@@ -100,11 +104,11 @@ impl Group {
         if now.mono < next {
             return;
         }
-        self.leadership.giving_up = Some((since, now.mono + HEIR_TURN));
-        let mut heirs = self.heirs(now);
-        // Those that lead the location come first, and are better left alone.
-        heirs.reverse();
-        if now.mono.since(since) >= GIVE_UP_WITHIN || !self.ask_heir(heirs) {
+        self.leadership.giving_up = Some((since, now.mono + SUCCESSOR_TURN));
+        let mut successors = self.successors(now);
+        // Leaders of the location come first in that order, and should lead Raft last.
+        successors.reverse();
+        if now.mono.since(since) >= GIVE_UP_WITHIN || !self.ask_successor(successors) {
             self.leadership.giving_up = None;
             self.raft.step_down();
             self.log(LogLevel::Warn, "gave up raft leadership: the disk confirms no writes", &[]);
@@ -112,25 +116,25 @@ impl Group {
     }
 
     /// The other voters that are up and keep their vote: candidates, then members and witnesses.
-    fn heirs(&self, now: Now) -> Vec<NodeName> {
+    fn successors(&self, now: Now) -> Vec<NodeName> {
         // The order of `voters_of`. One that a newer mesh file knows comes last.
         let place = |name: &NodeName| {
             self.voters.iter().position(|v| v == name).unwrap_or(self.voters.len())
         };
         let able = |(id, name): &(&u64, &NodeName)| {
-            **name != self.me && self.raft.stays(**id) && self.ledger.is_up(now.mono, name)
+            **name != self.me && self.raft.stays(**id) && self.reports.is_up(now.mono, name)
         };
-        let mut heirs: Vec<NodeName> =
+        let mut successors: Vec<NodeName> =
             self.ids.iter().filter(able).map(|(_, name)| name.clone()).collect();
-        heirs.sort_by_key(place);
-        heirs
+        successors.sort_by_key(place);
+        successors
     }
 
     /// Asks one of them to take over, in turn: one that hangs is not asked again before the others.
-    fn ask_heir(&mut self, mut heirs: Vec<NodeName>) -> bool {
+    fn ask_successor(&mut self, mut successors: Vec<NodeName>) -> bool {
         let asked = &mut self.leadership.asked;
-        heirs.sort_by_key(|name| asked.iter().position(|a| a == name).map_or(0, |at| at + 1));
-        for name in heirs {
+        successors.sort_by_key(|name| asked.iter().position(|a| a == name).map_or(0, |at| at + 1));
+        for name in successors {
             if self.raft.transfer(id_of(&self.mesh, &name)) {
                 let asked = &mut self.leadership.asked;
                 asked.retain(|a| *a != name);
@@ -141,7 +145,7 @@ impl Group {
         false
     }
 
-    /// Voters as in the mesh file; Raft leadership off the location leader, so that losing it never costs an election.
+    /// Keeps the voters as in the mesh file, and Raft leadership off the location's leaders, so that losing one costs no election.
     pub(super) fn housekeeping(&mut self, now: Now, situation: &Situation) {
         if now.mono < self.leadership.next_housekeeping {
             return;
@@ -154,13 +158,14 @@ impl Group {
                 .iter()
                 .any(|s| situation.candidates.get(s).is_some_and(|c| c.name == *name))
         };
-        // One whose tunnels are dead hears observers only through others, and announces to nobody far away.
-        let condemned = |name: &NodeName| {
+        // A node whose tunnels are dead hears observers only through others, and cannot announce to other locations.
+        let failed = |name: &NodeName| {
             let found = situation.candidates.iter().find(|(_, c)| c.name == *name);
-            !situation.observers.is_empty() && found.is_some_and(|(s, _)| situation.condemned(*s))
+            !situation.observers.is_empty()
+                && found.is_some_and(|(s, _)| situation.failed_by_majority(*s))
         };
         let leaves = !self.raft.stays(id_of(&self.mesh, &self.me));
-        if !leaves && !leads(&self.me) && !condemned(&self.me) {
+        if !leaves && !leads(&self.me) && !failed(&self.me) {
             return;
         }
         if self.raft.is_joint() && !(leaves && self.raft.newcomers_vote()) {
@@ -170,13 +175,13 @@ impl Group {
         let broken = |name: &NodeName| {
             situation.candidates.values().any(|c| c.name == *name && c.broken.is_some())
         };
-        let unfit = |name: &NodeName| leads(name) || broken(name) || condemned(name);
-        let mut heirs = self.heirs(now);
-        // Any voter leads Raft better than one that is to be none.
-        if !leaves || !heirs.iter().all(unfit) {
-            heirs.retain(|name| !unfit(name));
+        let unfit = |name: &NodeName| leads(name) || broken(name) || failed(name);
+        let mut successors = self.successors(now);
+        // Any voter is a better raft leader than one that loses its vote.
+        if !leaves || !successors.iter().all(unfit) {
+            successors.retain(|name| !unfit(name));
         }
-        self.ask_heir(heirs);
+        self.ask_successor(successors);
     }
 
     /// Brings the voters to those of the mesh file, one step a call.
@@ -191,10 +196,10 @@ impl Group {
         }
         if !self.voters.contains(&self.me) {
             let since = *self.leadership.leaving_since.get_or_insert(now.mono);
-            let mut heirs = self.heirs(now);
-            heirs.retain(|name| self.voters.contains(name) && self.has_the_file(now, name));
-            if !heirs.is_empty() && now.mono.since(since) < HAND_OVER_FIRST {
-                self.ask_heir(heirs);
+            let mut successors = self.successors(now);
+            successors.retain(|name| self.voters.contains(name) && self.has_the_file(now, name));
+            if !successors.is_empty() && now.mono.since(since) < HAND_OVER_FIRST {
+                self.ask_successor(successors);
                 return;
             }
         }
@@ -209,7 +214,7 @@ impl Group {
     }
 
     fn has_the_file(&self, now: Now, node: &NodeName) -> bool {
-        let known = self.ledger.generation(now.mono, node);
+        let known = self.reports.generation(now.mono, node);
         known.is_some_and(|generation| generation >= self.mesh.generation)
     }
 }

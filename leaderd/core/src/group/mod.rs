@@ -1,25 +1,19 @@
 //! One location's Raft group on one of its voters, and the decisions that its raft leader takes.
 //!
-//! Methods of three kinds: `handle_*` and their like take what happened; `poll_output` and `poll_timeout` say what to do
-//! and when to come back; the rest looks. After every call of the first kind, drain `poll_output`.
+//! Methods of three kinds: `handle_*` and other `&mut` methods take what happened; `poll_output` and `poll_timeout` say what to do
+//! and when to call again; the rest only reads. After every call of the first kind, drain `poll_output`.
 //!
-//! Evidence stays out of the replicated state: reports and hellos live in the ledger of every voter, only the raft
-//! leader judges them (a pure function of one `Situation`), and only what it concludes is proposed.
+//! Joins the Raft log (`consensus`) and the evidence (`election`). Evidence stays out of the replicated state: every voter
+//! keeps reports and hellos, only the raft leader judges them (a pure function of one `Situation`), and only what it
+//! concludes is proposed.
 //!
-//! Epochs count on from the highest that anybody claims for the location, so that a location which has lost all its
-//! stores is still obeyed.
+//! Epochs continue from the highest that any node claims for the location, so that other nodes still follow a location that has
+//! lost all its stores.
 
-mod check;
 mod commands;
-mod decide;
-mod event;
+mod drain;
 mod leadership;
-mod ledger;
-mod log;
-mod look;
-mod raft_bytes;
-mod raft_node;
-mod settle;
+mod propose;
 mod sign;
 mod status;
 
@@ -28,6 +22,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::AdminResponse;
+use crate::consensus::{RaftNode, StartError};
+use crate::election::Reports;
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::io::{LocalFacts, LogLevel, Persist, StoredGroup};
 use crate::mesh::Mesh;
@@ -37,14 +33,12 @@ use crate::time::{Instant, Now, WallTime};
 use crate::verdict::Report;
 use crate::wire::Hello;
 
-use commands::Pending;
+use commands::ProposedCommand;
 use leadership::Leadership;
-use ledger::Ledger;
-use raft_node::RaftNode;
 use sign::Signing;
 pub use sign::{Refusal, Standing};
 
-/// Why there is no group.
+/// Why a group cannot start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum GroupError {
     #[error("{node} is no voter of location {location}")]
@@ -61,7 +55,7 @@ pub enum GroupError {
     Raft(String),
 }
 
-/// What the group wants done, or tells.
+/// What the group wants done, and what it reports.
 #[derive(Clone, PartialEq, Debug)]
 pub enum GroupOutput {
     Send {
@@ -98,7 +92,7 @@ pub enum GroupOutput {
     },
 }
 
-/// See the module.
+/// One location's Raft group on this node. See the module.
 pub struct Group {
     mesh: Arc<Mesh>,
     location: LocationName,
@@ -107,24 +101,34 @@ pub struct Group {
     /// Raft ids of all nodes of the mesh that vote here by its file, by what Raft has committed, or did since this daemon started.
     ids: BTreeMap<u64, NodeName>,
     raft: RaftNode,
-    ledger: Ledger,
+    reports: Reports,
     signing: Signing,
     started: Instant,
-    next_look: Instant,
+    next_evaluation: Instant,
     leadership: Leadership,
     /// (index, term) of a proposed decision that is not applied yet.
     proposed: Option<(u64, u64)>,
-    pending: VecDeque<Pending>,
-    told: Epoch,
-    led_by: u64,
-    completing: (Epoch, bool, bool),
+    commands: Vec<ProposedCommand>,
+    /// The epoch of the last decision that was given as [`GroupOutput::Decided`].
+    announced_epoch: Epoch,
+    /// Raft id of the raft leader that was logged last, 0 if none.
+    known_raft_leader: u64,
+    completed: Completed,
     trouble_since: Option<Instant>,
-    trouble_told: Option<Instant>,
-    /// When a claimed epoch was outdone last, and for how long none is.
-    outdone: Option<(Instant, Duration)>,
+    trouble_recorded: Option<Instant>,
+    /// When the epoch was last raised above a claimed one, and how long until that may happen again.
+    epoch_raised: Option<(Instant, Duration)>,
     ignored: u64,
-    ignored_told: Option<Instant>,
+    ignored_logged: Option<Instant>,
     outputs: VecDeque<GroupOutput>,
+}
+
+/// Which times the event of an epoch has, or this raft leader has proposed to add.
+#[derive(Default)]
+struct Completed {
+    epoch: Epoch,
+    programmed: bool,
+    verified: bool,
 }
 
 impl std::fmt::Debug for Group {
@@ -136,16 +140,22 @@ impl std::fmt::Debug for Group {
     }
 }
 
-impl From<StoredError> for GroupError {
-    fn from(error: StoredError) -> Self {
-        if error == StoredError::Newer { Self::Newer } else { Self::Damaged(error) }
+impl From<StartError> for GroupError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Stored(StoredError::Newer) => Self::Newer,
+            StartError::Stored(error) => Self::Damaged(error),
+            StartError::Raft(error) => Self::Raft(error.to_string()),
+        }
     }
 }
 
 impl Group {
-    /// One location's Raft group on this node, which must be one of `mesh.voters_of(location)`. `stored` is what this node has on
-    /// disk of it: whatever that is, the group goes on from it, for a voter that forgets its vote or its log may vote twice in a
-    /// term, or elect somebody who lacks what it helped to commit.
+    /// Starts the group from what this node has on disk of it. A voter that forgot its vote or its log might vote twice in a term,
+    /// or elect a node that lacks what it helped to commit.
+    ///
+    /// # Errors
+    /// If `me` is none of `mesh.voters_of(location)`, or the store is damaged or newer.
     pub fn new(
         mesh: Arc<Mesh>,
         location: LocationName,
@@ -173,21 +183,21 @@ impl Group {
             voters,
             ids,
             raft,
-            ledger: Ledger::new(now.mono),
+            reports: Reports::new(now.mono),
             signing: Signing::default(),
             started: now.mono,
-            next_look: now.mono,
+            next_evaluation: now.mono,
             leadership: Leadership::new(now.mono),
             proposed: None,
-            pending: VecDeque::new(),
-            told: Epoch(0),
-            led_by: 0,
-            completing: (Epoch(0), false, false),
+            commands: Vec::new(),
+            announced_epoch: Epoch(0),
+            known_raft_leader: 0,
+            completed: Completed::default(),
             trouble_since: None,
-            trouble_told: None,
-            outdone: None,
+            trouble_recorded: None,
+            epoch_raised: None,
             ignored: 0,
-            ignored_told: None,
+            ignored_logged: None,
             outputs: VecDeque::new(),
         };
         group.begin(now);
@@ -201,24 +211,26 @@ impl Group {
         self.ids.retain(|_, n| mesh.node(n).is_some());
         let ids: Vec<u64> = self.ids.keys().copied().collect();
         self.raft.forget_rtts_but(&ids);
-        self.ledger.keep(&mesh);
+        self.reports.keep(&mesh);
         self.mesh = mesh;
-        self.leadership.next_housekeeping = now.mono;
-        self.look_soon(now);
-        self.settle(now);
+        self.leadership.housekeep_soon(now.mono);
+        self.evaluate_soon(now);
+        self.drain_raft(now);
     }
 
-    /// True for nodes whose Raft messages count here: voters by the mesh file or by what Raft has committed, and those that were.
-    /// A new voter with an empty store cannot know those that voted before it came, and one of them may be the raft leader that is
-    /// to fill its store: it also hears a node of the location of which another one says that it is the raft leader. It votes for
-    /// nobody until its store is filled.
+    /// True for nodes whose Raft messages count here: voters by the mesh file or by what Raft has committed, present or past.
+    /// A new voter with an empty store cannot know the voters before it, and one of them may be the raft leader that fills its
+    /// store. So it also accepts a node of the location that another node names as raft leader. It does not vote until its store is
+    /// filled.
     pub fn is_peer(&self, now: Now, node: &NodeName) -> bool {
         let local = || self.mesh.node(node).is_some_and(|n| n.location == self.location);
         self.ids.values().any(|n| n == node)
-            || (self.raft.is_mute() && local() && self.ledger.is_said_to_lead(now.mono, node))
+            || (self.raft.is_non_voting()
+                && local()
+                && self.reports.is_said_to_lead(now.mono, node))
     }
 
-    /// Raft bytes from an authenticated node. Anything that does not fit is counted and ignored.
+    /// Takes a Raft message from an authenticated node. An invalid one is counted and ignored.
     pub fn handle_raft(&mut self, now: Now, from: &NodeName, message: &[u8]) {
         if !self.is_peer(now, from) {
             self.ignore(now, from, "not a voter");
@@ -226,13 +238,13 @@ impl Group {
         }
         let id = id_of(&self.mesh, from);
         self.ids.entry(id).or_insert_with(|| from.clone());
-        self.ledger.sign_of_life(now.mono, from);
+        self.reports.sign_of_life(now.mono, from);
         self.raft.receive(id, message);
-        self.settle(now);
+        self.drain_raft(now);
     }
 
-    /// From observers: candidates of other locations. While a mesh file is rolled out a report may be about slots that ours has
-    /// not: these are left out.
+    /// Takes a report from an observer, which is a candidate of another location. While a mesh file is rolled out a report may have
+    /// slots that our file lacks: these are dropped.
     pub fn handle_report(&mut self, now: Now, mut report: Report) {
         let observer = self.mesh.node(&report.observer);
         let valid = report.location == self.location
@@ -242,17 +254,17 @@ impl Group {
             return;
         }
         report.slots.retain(|s| self.mesh.candidate(&self.location, s.slot).is_some());
-        if self.ledger.report(now.mono, report) {
-            self.look_soon(now);
+        if self.reports.report(now.mono, report) {
+            self.evaluate_soon(now);
         }
-        self.settle(now);
+        self.drain_raft(now);
     }
 
     pub fn handle_ack(&mut self, now: Now, from: &NodeName, epoch: Epoch, programmed_at: WallTime) {
         if self.is_observer(from) && epoch <= self.state().epoch() {
-            self.ledger.ack(epoch, from, programmed_at);
-            self.look_soon(now);
-            self.settle(now);
+            self.reports.ack(epoch, from, programmed_at);
+            self.evaluate_soon(now);
+            self.drain_raft(now);
         }
     }
 
@@ -265,63 +277,62 @@ impl Group {
         blackout: Option<Duration>,
     ) {
         if self.is_observer(from) && epoch <= self.state().epoch() {
-            self.ledger.verify(epoch, from, at, blackout);
-            self.look_soon(now);
-            self.settle(now);
+            self.reports.verify(epoch, from, at, blackout);
+            self.evaluate_soon(now);
+            self.drain_raft(now);
         }
     }
 
-    /// Of nodes of this location and of witnesses: liveness, brokenness, whom they reach.
+    /// Takes a hello of a node of this location or of a witness: liveness, brokenness, which candidates it reaches.
     pub fn handle_hello(&mut self, now: Now, hello: &Hello) {
         let local = self.mesh.node(&hello.node).is_some_and(|n| n.location == self.location);
         if !local && !self.voters.contains(&hello.node) {
             return;
         }
-        if self.ledger.hello(now.mono, hello, &self.location, &self.mesh) {
-            self.look_soon(now);
+        if self.reports.hello(now.mono, hello, &self.location, &self.mesh) {
+            self.evaluate_soon(now);
         }
-        self.settle(now);
+        self.drain_raft(now);
     }
 
-    /// What this node follows and why, and whether it needs a proof: what others only claim does not count then (see
-    /// [`Self::proved`]), and what nobody signs is decided anew.
-    pub fn in_force(
+    /// Sets the decision that this node follows, what supports it, and whether decisions need a proof. With that, claimed epochs do
+    /// not count (see [`Self::handle_proved_epoch`]), and a decision that is not signed is decided anew.
+    pub fn set_followed(
         &mut self,
         decision: Option<&Decision>,
         standing: Standing,
         proof_required: bool,
     ) {
-        self.ledger.proof_required = proof_required;
-        self.ledger.followed(decision.map_or(Epoch(0), |d| d.epoch));
+        self.reports.require_proof(proof_required);
+        self.reports.followed(decision.map_or(Epoch(0), |d| d.epoch));
         self.signing.in_force = decision.map(|d| (d.clone(), standing));
     }
 
-    /// Somebody showed a decision of this location with a proof: the location counts on from its epoch.
-    pub fn proved(&mut self, now: Now, epoch: Epoch) {
-        if self.ledger.proved(epoch) {
-            self.look_soon(now);
-            self.settle(now);
+    /// Another node sent a proved decision of this location: epochs continue from it.
+    pub fn handle_proved_epoch(&mut self, now: Now, epoch: Epoch) {
+        if self.reports.proved(epoch) {
+            self.evaluate_soon(now);
+            self.drain_raft(now);
         }
     }
 
     /// This node's own brokenness.
-    pub fn local_facts(&mut self, now: Now, facts: &LocalFacts) {
+    pub fn handle_local_facts(&mut self, now: Now, facts: &LocalFacts) {
         let broken = facts.broken.as_ref().map(|(cause, _)| *cause);
-        if self.ledger.broken != broken {
-            self.ledger.broken = broken;
-            self.look_soon(now);
+        if self.reports.set_broken(broken) {
+            self.evaluate_soon(now);
         }
-        self.settle(now);
+        self.drain_raft(now);
     }
 
     /// The control channel's round trip to a node, `None` if it is down.
-    pub fn peer_rtt(&mut self, now: Now, node: &NodeName, rtt: Option<Duration>) {
+    pub fn handle_peer_rtt(&mut self, now: Now, node: &NodeName, rtt: Option<Duration>) {
         let id = self.ids.iter().find(|(_, n)| *n == node).map(|(id, _)| *id);
         if let (Some(id), Some(rtt)) = (id, rtt) {
             self.raft.rtt(id, rtt);
         }
         if id.is_some() {
-            self.ledger.reachable(now.mono, node, rtt.is_some());
+            self.reports.reachable(now.mono, node, rtt.is_some());
         }
     }
 
@@ -329,7 +340,7 @@ impl Group {
         self.leadership.written(now.mono, ticket);
         self.sign_written(ticket);
         self.raft.handle_persisted(ticket);
-        self.settle(now);
+        self.drain_raft(now);
     }
 
     pub fn handle_timeout(&mut self, now: Now) {
@@ -337,17 +348,13 @@ impl Group {
             self.raft.handle_timeout(now.mono);
         }
         self.ask_for_another_raft_leader(now);
-        self.expire_commands(now);
-        self.settle(now);
+        self.drain_raft(now);
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let mut at = self.raft.next_timeout();
         if self.raft.is_settled_leader() {
-            at = at.min(self.next_look);
-        }
-        if let Some(p) = self.pending.front() {
-            at = at.min(p.deadline);
+            at = at.min(self.next_evaluation);
         }
         self.leadership.poll_timeout().map_or(Some(at), |disk| Some(at.min(disk)))
     }
@@ -357,15 +364,15 @@ impl Group {
     }
 
     pub fn state(&self) -> &LocationState {
-        &self.raft.state
+        self.raft.state()
     }
 
     pub fn raft_leader(&self) -> Option<&NodeName> {
         self.ids.get(&self.raft.leader())
     }
 
-    /// False once the mesh file has taken this node's vote: what the group knows then goes stale. It stays for as long as the
-    /// others have not committed that, for they may need this node's vote to do so, and for the case that the vote comes back.
+    /// False once the mesh file has removed this node's vote: its state may then be stale. The group runs on until the others have
+    /// committed the removal, which may need this node's vote, and in case the vote comes back.
     pub fn votes(&self) -> bool {
         self.voters.contains(&self.me) || self.raft.is_leader()
     }
@@ -374,7 +381,7 @@ impl Group {
         self.raft.is_leader()
     }
 
-    /// Messages and reports that did not fit, since the start.
+    /// Number of invalid messages and reports since the start.
     pub fn ignored(&self) -> u64 {
         self.ignored
     }
@@ -388,8 +395,8 @@ impl Group {
         self.mesh.node(node).is_some_and(|n| n.slot.is_some() && n.location != self.location)
     }
 
-    fn look_soon(&mut self, now: Now) {
-        self.next_look = now.mono;
+    fn evaluate_soon(&mut self, now: Now) {
+        self.next_evaluation = now.mono;
     }
 
     fn log(&mut self, level: LogLevel, message: impl Into<String>, fields: &[(&str, String)]) {
@@ -398,11 +405,11 @@ impl Group {
         self.outputs.push_back(GroupOutput::Log { level, message: message.into(), fields: all });
     }
 
-    /// Counts, and says so at most once a minute.
+    /// Counts an ignored message, and logs at most once a minute.
     fn ignore(&mut self, now: Now, from: &NodeName, why: &str) {
         self.ignored += 1;
-        if self.ignored_told.is_none_or(|at| now.mono.since(at) >= Duration::from_secs(60)) {
-            self.ignored_told = Some(now.mono);
+        if self.ignored_logged.is_none_or(|at| now.mono.since(at) >= Duration::from_secs(60)) {
+            self.ignored_logged = Some(now.mono);
             let fields = [
                 ("peer.name", from.to_string()),
                 ("why", why.to_owned()),

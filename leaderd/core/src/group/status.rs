@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Group;
-use super::decide::{Choice, Situation};
+use crate::election::{Choice, Situation};
+use crate::fault::Fault;
 use crate::ids::{NodeName, Slot};
 use crate::status::CandidateStatus;
 use crate::time::{Now, WallTime};
-use crate::verdict::{Cause, SlotReport, Verdict};
+use crate::verdict::{SlotReport, Verdict};
 
 impl Group {
     /// True if this node is in touch with most voters (as raft leader), or with a raft leader that is. A raft leader whose
@@ -29,13 +30,13 @@ impl Group {
     fn reachable_voters(&self, now: Now) -> usize {
         let within = (self.raft.election_timeout() * 2).max(Duration::from_millis(1500));
         let heard = |n: &&NodeName| {
-            **n == self.me || self.ledger.silence(now.mono, n).is_some_and(|s| s < within)
+            **n == self.me || self.reports.silence(now.mono, n).is_some_and(|s| s < within)
         };
         self.voters.iter().filter(heard).count()
     }
 
     fn situation(&self, now: Now) -> Situation {
-        self.ledger.situation(now, &self.mesh, &self.raft.state, &self.me)
+        self.reports.situation(now, &self.mesh, self.raft.state(), &self.me)
     }
 
     pub fn candidates_status(&self, now: Now) -> Vec<CandidateStatus> {
@@ -53,7 +54,8 @@ impl Group {
             let leading = situation.leaders.contains(slot);
             let mut blocked_by = situation.blocked_by(*slot, None);
             if facts.ejected && !leading {
-                blocked_by.push("failed a short while ago: only if nobody else forwards".into());
+                blocked_by
+                    .push("failed a short while ago: only if no other candidate forwards".into());
             }
             all.push(CandidateStatus {
                 name: facts.name.clone(),
@@ -73,18 +75,18 @@ impl Group {
     }
 
     /// Who would lead if the leader failed now.
-    pub fn next(&self, now: Now) -> Option<Slot> {
+    pub fn next_leader(&self, now: Now) -> Option<Slot> {
         let situation = self.situation(now);
         situation.eligible(None).into_iter().find(|s| !situation.leaders.contains(s))
     }
 
     /// The freeze in force and when it ends, by this node's wall clock; `None` once it has ended.
-    pub fn frozen(&self, now: Now) -> Option<Option<WallTime>> {
+    pub fn freeze_end(&self, now: Now) -> Option<Option<WallTime>> {
         let ends = |left: Duration| WallTime(now.wall.0.saturating_add(left.as_micros() as u64));
-        self.ledger.freeze_left(now, self.state()).map(|left| left.map(ends))
+        self.reports.freeze_left(now, self.state()).map(|left| left.map(ends))
     }
 
-    /// What stands in the way of a decision, as far as every voter knows.
+    /// What prevents a decision, as far as every voter knows.
     pub fn notes(&self, now: Now) -> Vec<String> {
         let mut notes = Vec::new();
         if let Some(waited) = self.leadership.disk_stuck_for(now.mono) {
@@ -106,9 +108,9 @@ impl Group {
             ));
         }
         if self.raft.is_stopped() {
-            notes.push(super::settle::TOO_OLD.into());
+            notes.push(super::drain::TOO_OLD.into());
         }
-        if self.raft.is_mute() {
+        if self.raft.is_non_voting() {
             notes.push(
                 "this node came with an empty store and does not vote until it has caught up"
                     .into(),
@@ -117,8 +119,8 @@ impl Group {
         notes
     }
 
-    /// Why nothing moves although it should. Only for a voter that observers report to: without them it judges otherwise.
-    pub fn notes_of_judging(&self, now: Now) -> Vec<String> {
+    /// Why leadership does not move although it should. Only for a voter that gets reports: without them it decides otherwise.
+    pub fn notes_of_election(&self, now: Now) -> Vec<String> {
         let situation = self.situation(now);
         let mut notes = Vec::new();
         match situation.decide() {
@@ -153,7 +155,7 @@ impl Group {
 
 /// The verdict that most share, and how many do. Observers that saw different directions still agree on the cause.
 fn most_common(reports: &[&SlotReport]) -> (Verdict, usize) {
-    let mut votes: BTreeMap<(u8, Option<Cause>), (Verdict, usize)> = BTreeMap::new();
+    let mut votes: BTreeMap<(u8, Option<Fault>), (Verdict, usize)> = BTreeMap::new();
     for report in reports {
         let kind = match report.verdict {
             Verdict::Unknown => 0,
@@ -162,7 +164,7 @@ fn most_common(reports: &[&SlotReport]) -> (Verdict, usize) {
             Verdict::Degraded { .. } => 3,
         };
         let (shown, count) = votes
-            .entry((kind, report.verdict.cause()))
+            .entry((kind, report.verdict.fault()))
             .or_insert_with(|| (report.verdict.clone(), 0));
         if let Verdict::Degraded { direction: None, .. } = shown {
             *shown = report.verdict.clone();

@@ -7,58 +7,54 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
 use super::Node;
 use super::ignored::Ignored;
-use crate::admin::{AdminRequest, AdminResponse, Author, MAX_FREEZE};
+use crate::admin::{
+    AdminRequest, AdminResponse, Author, COMMAND_DEADLINE, MAX_COMMANDS, MAX_FREEZE,
+};
 use crate::ids::{LocationName, NodeName};
 use crate::io::Effect;
 use crate::time::{Duration, Instant, Now};
 use crate::wire::Frame;
 
-/// Commands under way at once; further ones are refused.
-const MAX_FORWARDS: usize = 64;
-/// The same of one author, as one node tells them.
+/// Commands under way at once of one author, through one node.
 const MAX_OF_ONE: usize = 8;
-/// An author may give so many commands at once, and afterwards one in this time.
+/// An author may give this many commands at once, and afterwards one in [`EVERY`].
 const BURST: u32 = 10;
 const EVERY: Duration = Duration::from_secs(1);
-/// After this long a command counts as unanswered.
-const PATIENCE: Duration = Duration::from_secs(12);
 /// A command without a reachable raft leader is offered again after this long.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// Sets this use of the seed apart from others.
 const IDS: u64 = 0x636f_6d6d_616e_6473;
 
-/// Who waits for an answer.
+/// Where the answer goes, and the id that the command has there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Asker {
-    /// The admin socket, with its id.
-    Local(u64),
-    /// Another node, with its id.
-    Remote(NodeName, u64),
+enum ReplyTo {
+    AdminSocket(u64),
+    Node(NodeName, u64),
 }
 
-/// Whose commands are counted together: the author's node, and the node that told of them.
+/// Commands of one source are counted together: the author's node, and the node that passed them on.
 type Source = (NodeName, NodeName);
 
 #[derive(Debug)]
-struct Pending {
-    asker: Asker,
+struct PendingCommand {
+    reply_to: ReplyTo,
     source: Source,
     author: Author,
     request: AdminRequest,
     location: LocationName,
     deadline: Instant,
-    /// Offer it again then; `None` while someone has it.
+    /// When it is offered again; `None` while it is with the group or with another node.
     retry: Option<Instant>,
-    /// Nodes that it was sent to: nobody else answers it.
+    /// Nodes that it was sent to: no other node may answer it.
     asked: BTreeSet<NodeName>,
 }
 
 #[derive(Debug)]
 pub(super) struct Forwards {
-    pending: BTreeMap<u64, Pending>,
+    pending: BTreeMap<u64, PendingCommand>,
     last_id: u64,
-    /// When each source will have paid for the commands that it gave; whoever has paid is forgotten.
+    /// When each source may give [`BURST`] commands at once again; past times are forgotten.
     paid_at: BTreeMap<Source, Instant>,
 }
 
@@ -80,9 +76,9 @@ impl Forwards {
                 source.0
             ));
         }
-        if pending.count() >= MAX_FORWARDS {
+        if pending.count() >= MAX_COMMANDS {
             return Err(format!(
-                "{MAX_FORWARDS} commands are under way already: try again in some seconds"
+                "{MAX_COMMANDS} commands are under way already: try again in some seconds"
             ));
         }
         self.paid_at.retain(|_, at| *at > now);
@@ -105,7 +101,7 @@ impl Forwards {
 impl Node {
     pub(super) fn admin(&mut self, now: Now, id: u64, user: Option<String>, request: AdminRequest) {
         let author = Author::new(self.me.clone(), user);
-        self.accept_command(now, Asker::Local(id), author, request);
+        self.accept_command(now, ReplyTo::AdminSocket(id), author, request);
     }
 
     pub(super) fn forwarded_command(
@@ -118,14 +114,20 @@ impl Node {
     ) {
         let mut author = author.bounded();
         author.through = (author.node != from).then(|| from.clone());
-        self.accept_command(now, Asker::Remote(from, id), author, request);
+        self.accept_command(now, ReplyTo::Node(from, id), author, request);
     }
 
-    /// Each node that takes a command in or passes it on asks first whether its author may give it, and not too many.
-    fn accept_command(&mut self, now: Now, asker: Asker, author: Author, request: AdminRequest) {
+    /// Checks whether the author may give this command and has not given too many. Every node on its way does.
+    fn accept_command(
+        &mut self,
+        now: Now,
+        reply_to: ReplyTo,
+        author: Author,
+        request: AdminRequest,
+    ) {
         let location = match self.location_of(&request) {
             Ok(location) => location,
-            Err(message) => return self.answer(asker, AdminResponse::Refused { message }),
+            Err(message) => return self.answer(reply_to, AdminResponse::Refused { message }),
         };
         let teller = author.through.clone().unwrap_or_else(|| author.node.clone());
         let source = (author.node.clone(), teller);
@@ -134,19 +136,27 @@ impl Node {
             .and_then(|()| self.forwards.charge(now.mono, &source));
         if let Err(message) = accepted {
             self.count("commands.refused");
-            return self.answer(asker, AdminResponse::Refused { message });
+            return self.answer(reply_to, AdminResponse::Refused { message });
         }
         self.forwards.last_id += 1;
         let id = self.forwards.last_id;
-        let deadline = now.mono + PATIENCE;
+        let deadline = now.mono + COMMAND_DEADLINE;
         let asked = BTreeSet::new();
-        let pending =
-            Pending { asker, source, author, asked, request, location, deadline, retry: None };
+        let pending = PendingCommand {
+            reply_to,
+            source,
+            author,
+            asked,
+            request,
+            location,
+            deadline,
+            retry: None,
+        };
         self.forwards.pending.insert(id, pending);
         self.offer_command(now, id);
     }
 
-    /// Nodes of the location pass commands of others on, and nobody else speaks for another.
+    /// Only nodes of the location may pass on commands of others.
     fn check_author(&self, author: &Author, location: &LocationName) -> Result<(), String> {
         let of_location = |n: &NodeName| {
             self.mesh.node(n).is_some_and(|n| n.location == *location)
@@ -240,11 +250,11 @@ impl Node {
 
     /// Our own group is not led by this node.
     pub(super) fn command_to_raft_leader(&mut self, now: Now, location: &LocationName, id: u64) {
-        let from_afar = matches!(self.forwards.pending.get(&id), Some(Pending { asker: Asker::Remote(asker, _), .. })
-            if self.groups.get(location).and_then(|g| g.raft_leader()) == Some(asker));
+        let from_afar = matches!(self.forwards.pending.get(&id), Some(PendingCommand { reply_to: ReplyTo::Node(from, _), .. })
+            if self.groups.get(location).and_then(|g| g.raft_leader()) == Some(from));
         let raft_leader = self.groups.get(location).and_then(|g| g.raft_leader().cloned());
         match raft_leader {
-            // Never back to the one that sent it: two nodes that each think the other leads would play ball.
+            // Never back to the node that sent it: two nodes that each take the other for the raft leader would loop.
             Some(leader)
                 if leader != self.me && !from_afar && self.heard.up.contains_key(&leader) =>
             {
@@ -264,7 +274,7 @@ impl Node {
     ) {
         match self.forwards.pending.get(&id) {
             Some(pending) if pending.asked.contains(from) => self.command_answered(id, response),
-            // To one that was given up: late, but no lie.
+            // An answer to a command that was given up is late, not false.
             None => {}
             Some(_) => self.ignored(now, from.as_str(), Ignored::AnswerNotAsked),
         }
@@ -272,34 +282,32 @@ impl Node {
 
     pub(super) fn command_answered(&mut self, id: u64, response: AdminResponse) {
         if let Some(pending) = self.forwards.pending.remove(&id) {
-            self.answer(pending.asker, response);
+            self.answer(pending.reply_to, response);
         }
     }
 
     pub(super) fn expire_forwards(&mut self, now: Now) {
-        let due = |p: &Pending| p.deadline <= now.mono || p.retry.is_some_and(|at| at <= now.mono);
+        let due =
+            |p: &PendingCommand| p.deadline <= now.mono || p.retry.is_some_and(|at| at <= now.mono);
         let ids: Vec<u64> =
             self.forwards.pending.iter().filter(|(_, p)| due(p)).map(|(id, _)| *id).collect();
         for id in ids {
             if self.forwards.pending.get(&id).is_some_and(|p| p.deadline > now.mono) {
                 self.offer_command(now, id);
             } else if let Some(pending) = self.forwards.pending.remove(&id) {
-                let message = format!(
-                    "no answer from a raft leader of {} within {} s: has it a quorum? See `wgctl status {}`",
-                    pending.location,
-                    PATIENCE.as_secs(),
-                    pending.location
-                );
-                self.answer(pending.asker, AdminResponse::Refused { message });
+                if let Some(group) = self.groups.get_mut(&pending.location) {
+                    group.forget_command(id);
+                }
+                self.answer(pending.reply_to, AdminResponse::unanswered(Some(&pending.location)));
             }
         }
     }
 
-    fn answer(&mut self, asker: Asker, response: AdminResponse) {
+    fn answer(&mut self, reply_to: ReplyTo, response: AdminResponse) {
         let response = response.shortened();
-        match asker {
-            Asker::Local(id) => self.effects.push_back(Effect::AdminReply { id, response }),
-            Asker::Remote(node, id) => self.send(&node, Frame::Forwarded { id, response }),
+        match reply_to {
+            ReplyTo::AdminSocket(id) => self.effects.push_back(Effect::AdminReply { id, response }),
+            ReplyTo::Node(node, id) => self.send(&node, Frame::Forwarded { id, response }),
         }
     }
 }

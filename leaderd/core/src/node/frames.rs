@@ -136,16 +136,16 @@ impl Node {
             if proof.is_empty() {
                 self.ignored(now, from.as_str(), Ignored::DecisionOfAnotherLocation);
             } else {
-                self.hear_decision(now, from, &decision, &proof, false);
+                self.consider_decision(now, from, &decision, &proof, false);
             }
             return;
         }
         let epoch = decision.epoch;
         if epoch < self.known.epoch(&location) {
             self.count("ignored.old-epoch");
-            self.show_proved(from, &location, epoch);
+            self.send_if_newer(from, &location, epoch);
         }
-        self.hear_decision(now, from, &decision, &proof, true);
+        self.consider_decision(now, from, &decision, &proof, true);
         if let Some(event) = event
             && self.voting(&location).is_none()
         {
@@ -186,7 +186,7 @@ impl Node {
         self.known.take(&mesh, decision, proof, required)?;
         self.fallback.left(location);
         self.store_known(location);
-        self.tell_group(location);
+        self.update_group(location);
         // Always asked for, even if nothing changes in the kernel: the answer brings the decision into force.
         self.reprogram_leaders(location);
         Ok(())

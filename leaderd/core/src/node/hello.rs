@@ -83,7 +83,7 @@ impl Node {
             return;
         }
         for group in self.groups.values_mut() {
-            group.peer_rtt(now, &node, Some(rtt));
+            group.handle_peer_rtt(now, &node, Some(rtt));
         }
         let is_new = self.heard.up.insert(node.clone(), rtt).is_none();
         if is_new {
@@ -97,7 +97,7 @@ impl Node {
     pub(super) fn peer_down(&mut self, now: Now, node: &NodeName) {
         self.heard.up.remove(node);
         for group in self.groups.values_mut() {
-            group.peer_rtt(now, node, None);
+            group.handle_peer_rtt(now, node, None);
         }
     }
 
@@ -110,7 +110,7 @@ impl Node {
             self.tell_addresses(now, &peer);
             self.tell_uncarried(&peer);
         }
-        self.keep_proving(now);
+        self.sign_and_prove_all(now);
         // Our own groups hear of this node as they hear of the others.
         let own = self.hello(now, &self.me);
         for (location, group) in &mut self.groups {
@@ -255,13 +255,13 @@ impl Node {
         }
         if mesh.voters_of(&location).contains(from) {
             let theirs = hello.decision.as_ref().map_or(Epoch(0), |d| d.epoch);
-            self.show_proved(from, &location, theirs);
+            self.send_if_newer(from, &location, theirs);
         }
         if let Some(decision) = hello.decision.clone() {
             if decision.location == location {
                 // Gossip repairs what a push has missed; among the nodes of one location plain members pass it on, too.
                 let speaks = speaks || location == self.location;
-                self.hear_decision(now, from, &decision, &hello.proof, speaks);
+                self.consider_decision(now, from, &decision, &hello.proof, speaks);
             } else {
                 self.ignored(now, from.as_str(), Ignored::DecisionOfAnotherLocation);
             }

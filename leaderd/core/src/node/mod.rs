@@ -197,7 +197,7 @@ impl Node {
             counters: BTreeMap::new(),
         };
         this.reprogram(true);
-        this.try_key();
+        this.check_own_key();
         this.pump(now);
         Ok(this)
     }

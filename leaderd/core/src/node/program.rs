@@ -126,7 +126,7 @@ impl Node {
         }
         self.facts = facts;
         if let Some(group) = self.groups.get_mut(&self.location) {
-            group.local_facts(now, &self.facts);
+            group.handle_local_facts(now, &self.facts);
         }
         if self.heard.next_hello <= now.mono {
             self.send_hellos(now);

@@ -1,4 +1,5 @@
-//! Signatures of decisions: made by this node as a voter, gathered from the other voters, and asked of what others tell.
+//! Signatures of decisions: made by this node as a voter, gathered from the other voters, and checked on decisions that other
+//! nodes send.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -24,8 +25,8 @@ use crate::wire::limits::MAX_SIGNED;
 const PRESUMED: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
-enum Asked {
-    /// Whether this node's key is the one that the mesh file names.
+enum SignRequest {
+    /// A test of whether this node's key is the one that the mesh file names.
     Key(Statement),
     Decision {
         location: LocationName,
@@ -34,25 +35,25 @@ enum Asked {
     },
 }
 
-/// What one voter said of the newest decision that it signed.
+/// One voter's signatures of the newest decision that it signed.
 #[derive(Debug, Default)]
-struct Voice {
+struct VoterSignatures {
     epoch: Epoch,
     signatures: Vec<Signed>,
 }
 
 #[derive(Debug)]
 pub(super) struct Proofs {
-    /// This node's key is the one that the mesh file names, so it can sign.
-    able: bool,
-    asked: BTreeMap<u64, Asked>,
+    /// This node's key is the one that the mesh file names, so its signatures count.
+    key_matches: bool,
+    requests: BTreeMap<u64, SignRequest>,
     last_id: u64,
-    /// Of each location's voters: by the present mesh file, and by the last one in which they were others.
+    /// Each location's voters by the present mesh file, and by the last one with other voters.
     sets: BTreeMap<LocationName, (VoterSet, Option<VoterSet>)>,
-    voices: BTreeMap<LocationName, BTreeMap<NodeName, Voice>>,
+    by_voter: BTreeMap<LocationName, BTreeMap<NodeName, VoterSignatures>>,
     /// Locations whose unheard voters count as ones that sign, and until when ([`PRESUMED`]).
     presumed: BTreeMap<LocationName, Instant>,
-    /// The decision about which it was last said that this node does not sign it.
+    /// The decision that was last logged as not signed by this node.
     refused: BTreeMap<LocationName, Epoch>,
 }
 
@@ -60,11 +61,11 @@ impl Proofs {
     pub(super) fn new(mesh: &Mesh, now: Now) -> Self {
         let set = |l: &LocationName| (l.clone(), (VoterSet::of(mesh, l), None));
         let mut proofs = Self {
-            able: false,
-            asked: BTreeMap::new(),
+            key_matches: false,
+            requests: BTreeMap::new(),
             last_id: 0,
             sets: mesh.locations.keys().map(set).collect(),
-            voices: BTreeMap::new(),
+            by_voter: BTreeMap::new(),
             presumed: BTreeMap::new(),
             refused: BTreeMap::new(),
         };
@@ -98,40 +99,47 @@ impl Proofs {
             };
             self.sets.insert(location.clone(), (new, old));
         }
-        self.voices.retain(|l, _| mesh.locations.contains_key(l));
+        self.by_voter.retain(|l, _| mesh.locations.contains_key(l));
         self.presumed.retain(|l, _| mesh.locations.contains_key(l));
         self.refused.retain(|l, _| mesh.locations.contains_key(l));
     }
 
-    /// The sets of voters whose majority is believed.
+    /// The sets of voters whose majority proves a decision.
     fn sets(&self, location: &LocationName) -> Vec<&VoterSet> {
         let sets = self.sets.get(location);
         sets.into_iter().flat_map(|(now, before)| [Some(now), before.as_ref()]).flatten().collect()
     }
 
     fn has_signed(&self, location: &LocationName, epoch: Epoch, set: SetId, me: &NodeName) -> bool {
-        let asked = |a: &Asked| {
-            matches!(a, Asked::Decision { location: l, epoch: e, set: s }
+        let asked = |a: &SignRequest| {
+            matches!(a, SignRequest::Decision { location: l, epoch: e, set: s }
             if l == location && *e == epoch && *s == set)
         };
-        let voice = self.voices.get(location).and_then(|v| v.get(me));
-        let signed = |v: &Voice| v.epoch == epoch && v.signatures.iter().any(|s| s.set == set);
-        self.asked.values().any(asked) || voice.is_some_and(signed)
+        let known = self.by_voter.get(location).and_then(|v| v.get(me));
+        let signed =
+            |v: &VoterSignatures| v.epoch == epoch && v.signatures.iter().any(|s| s.set == set);
+        self.requests.values().any(asked) || known.is_some_and(signed)
     }
 
-    /// Keeps what a voter said, if it is not older than what it said before.
-    fn hear(&mut self, location: &LocationName, voter: &NodeName, epoch: Epoch, new: Vec<Signed>) {
-        let voices = self.voices.entry(location.clone()).or_default();
-        let voice = voices.entry(voter.clone()).or_default();
-        if epoch > voice.epoch {
-            *voice = Voice { epoch, signatures: Vec::new() };
+    /// Keeps a voter's signatures, unless they are of an older decision than those that it has sent.
+    fn record(
+        &mut self,
+        location: &LocationName,
+        voter: &NodeName,
+        epoch: Epoch,
+        new: Vec<Signed>,
+    ) {
+        let by_voter = self.by_voter.entry(location.clone()).or_default();
+        let known = by_voter.entry(voter.clone()).or_default();
+        if epoch > known.epoch {
+            *known = VoterSignatures { epoch, signatures: Vec::new() };
         }
-        if epoch == voice.epoch {
+        if epoch == known.epoch {
             let sets: BTreeSet<SetId> = new.iter().map(|s| s.set).collect();
-            voice.signatures.retain(|s| !sets.contains(&s.set));
-            voice.signatures.extend(new);
-            let surplus = voice.signatures.len().saturating_sub(MAX_SIGNED);
-            voice.signatures.drain(..surplus);
+            known.signatures.retain(|s| !sets.contains(&s.set));
+            known.signatures.extend(new);
+            let surplus = known.signatures.len().saturating_sub(MAX_SIGNED);
+            known.signatures.drain(..surplus);
         }
     }
 }
@@ -140,50 +148,51 @@ impl Node {
     /// What this node's daemon understands.
     pub(super) fn capabilities(&self) -> Capabilities {
         let ours = Capabilities::OURS;
-        if self.proofs.able { ours.with(Capability::Proofs) } else { ours }
+        if self.proofs.key_matches { ours.with(Capability::Proofs) } else { ours }
     }
 
-    fn ask_to_sign(&mut self, asked: Asked, statement: Statement) {
+    fn request_signature(&mut self, asked: SignRequest, statement: Statement) {
         self.proofs.last_id += 1;
         let id = self.proofs.last_id;
-        self.proofs.asked.insert(id, asked);
+        self.proofs.requests.insert(id, asked);
         self.effects.push_back(Effect::Sign { id, statement });
     }
 
-    /// Tries the key: with a wrong one this node would count as a voter that signs, and prove nothing.
-    pub(super) fn try_key(&mut self) {
+    /// Checks the key: with a wrong one this node would count as a voter that signs, and prove nothing.
+    pub(super) fn check_own_key(&mut self) {
         let statement = Statement::key(&self.mesh.name, &self.me);
-        self.ask_to_sign(Asked::Key(statement.clone()), statement);
+        self.request_signature(SignRequest::Key(statement.clone()), statement);
     }
 
     pub(super) fn signed(&mut self, now: Now, id: u64, signature: Signature) {
-        match self.proofs.asked.remove(&id) {
-            Some(Asked::Key(statement)) => {
+        match self.proofs.requests.remove(&id) {
+            Some(SignRequest::Key(statement)) => {
                 let key = self.mesh.node(&self.me).map(|n| n.control_key);
-                self.proofs.able = key.is_some_and(|key| signature.verifies(&statement, &key));
-                if self.proofs.able {
-                    self.keep_proving(now);
+                self.proofs.key_matches =
+                    key.is_some_and(|key| signature.verifies(&statement, &key));
+                if self.proofs.key_matches {
+                    self.sign_and_prove_all(now);
                 }
             }
-            Some(Asked::Decision { location, epoch, set }) => {
+            Some(SignRequest::Decision { location, epoch, set }) => {
                 let me = self.me.clone();
                 let signed = Signed { voter: me.clone(), set, signature };
-                self.proofs.hear(&location, &me, epoch, vec![signed]);
-                self.tell_voters(&location);
+                self.proofs.record(&location, &me, epoch, vec![signed]);
+                self.send_signatures(&location);
                 self.prove(now, &location);
             }
             None => {}
         }
     }
 
-    /// Tells the other voters what this one has signed.
-    fn tell_voters(&mut self, location: &LocationName) {
-        let voice = self.proofs.voices.get(location).and_then(|v| v.get(&self.me));
-        let Some(voice) = voice.filter(|v| !v.signatures.is_empty()) else { return };
+    /// Sends this node's signatures to the other voters.
+    fn send_signatures(&mut self, location: &LocationName) {
+        let known = self.proofs.by_voter.get(location).and_then(|v| v.get(&self.me));
+        let Some(known) = known.filter(|v| !v.signatures.is_empty()) else { return };
         let frame = Frame::Signed {
             location: location.clone(),
-            epoch: voice.epoch,
-            signatures: voice.signatures.clone(),
+            epoch: known.epoch,
+            signatures: known.signatures.clone(),
         };
         let sets = self.proofs.sets(location);
         let voters: BTreeSet<NodeName> =
@@ -193,10 +202,10 @@ impl Node {
         }
     }
 
-    /// A decision of a group of this node is on its disk (`present`: signed for the present voters only) or committed.
+    /// Signs a decision of this node's group that is on its disk (`present`: for the present voters only) or committed.
     pub(super) fn sign(&mut self, now: Now, decision: &Decision, present: bool) {
         let location = &decision.location;
-        if !self.proofs.able {
+        if !self.proofs.key_matches {
             return;
         }
         let mut wanted = Vec::new();
@@ -224,7 +233,10 @@ impl Node {
         }
         let epoch = decision.epoch;
         for (set, statement) in wanted {
-            self.ask_to_sign(Asked::Decision { location: location.clone(), epoch, set }, statement);
+            self.request_signature(
+                SignRequest::Decision { location: location.clone(), epoch, set },
+                statement,
+            );
         }
     }
 
@@ -242,11 +254,11 @@ impl Node {
             self.ignored(now, from.as_str(), Ignored::SignatureOfNoVoter);
             return;
         }
-        self.proofs.hear(&location, from, epoch, signatures);
+        self.proofs.record(&location, from, epoch, signatures);
         self.prove(now, &location);
     }
 
-    /// A decision that this node's group has committed comes into force once enough voters have signed it.
+    /// Puts the decision that this node's group has committed in force if enough voters have signed it.
     pub(super) fn prove(&mut self, now: Now, location: &LocationName) {
         let Some(decision) = self.groups.get(location).and_then(|g| g.state().decision.clone())
         else {
@@ -258,16 +270,16 @@ impl Node {
             return;
         }
         let sets = &self.proofs.sets(location)[..];
-        let voices = self.proofs.voices.get(location);
-        let voices = voices.into_iter().flat_map(BTreeMap::values);
+        let by_voter = self.proofs.by_voter.get(location);
+        let by_voter = by_voter.into_iter().flat_map(BTreeMap::values);
         let signatures =
-            voices.filter(|v| v.epoch == decision.epoch).flat_map(|v| v.signatures.iter());
+            by_voter.filter(|v| v.epoch == decision.epoch).flat_map(|v| v.signatures.iter());
         let Some(proof) = Proof::of(&self.mesh.name, &decision, sets, signatures) else { return };
-        self.believe(now, &decision, proof);
+        self.accept_proved(now, &decision, proof);
     }
 
-    /// This node holds a proof of the decision by the voters of its present mesh file. One by those of the file before is not
-    /// enough for ever: who starts with the present file knows no other.
+    /// True if this node has a proof of the decision by the voters of its present mesh file. One by the voters of the file before
+    /// is not enough for long: a node that starts with the present file knows no others.
     fn is_proved(&self, decision: &Decision) -> bool {
         let location = &decision.location;
         let known = self.known.decision(location);
@@ -277,12 +289,12 @@ impl Node {
             })
     }
 
-    /// A proof of a decision was found, or told.
-    fn believe(&mut self, now: Now, decision: &Decision, proof: Proof) {
+    /// Takes a decision with a checked proof.
+    fn accept_proved(&mut self, now: Now, decision: &Decision, proof: Proof) {
         let location = decision.location.clone();
         if self.known.attach(decision, proof.clone()) {
             self.store_known(&location);
-            self.tell_group(&location);
+            self.update_group(&location);
         } else if self.adopt(decision, Some(&proof)).is_err() {
             return;
         }
@@ -298,8 +310,8 @@ impl Node {
         self.persist(location.clone(), None, write);
     }
 
-    /// Takes a decision that another node told. `speaks`: its word counts without a proof as well.
-    pub(super) fn hear_decision(
+    /// Takes a decision that another node sent, if it may. `speaks`: it counts without a proof as well.
+    pub(super) fn consider_decision(
         &mut self,
         now: Now,
         from: &NodeName,
@@ -310,7 +322,7 @@ impl Node {
         let location = &decision.location;
         let takes_part = self.observer.is_some() || self.groups.contains_key(location);
         if *location != self.location && !takes_part {
-            // Who leads elsewhere is for the candidates of its location, and what it shows it hears from those.
+            // Only candidates follow other locations. A member learns from them what it shows.
             self.ignored(now, from.as_str(), Ignored::DecisionForCandidates);
             return;
         }
@@ -321,16 +333,16 @@ impl Node {
             || self.known.proof(location).is_none()
             || (decision.epoch == known && by_present_voters && !self.is_proved(decision));
         let proof = Some(proof).filter(|proof| news && !proof.is_empty()).and_then(|proof| {
-            // What does not count in it is not passed on.
+            // Signatures that do not count are not passed on.
             proof.checked(&self.mesh.name, decision, &self.proofs.sets(location))
         });
         if let Some(proof) = proof {
             if let Some(group) = self.groups.get_mut(location)
                 && decision.epoch > group.state().epoch()
             {
-                group.proved(now, decision.epoch);
+                group.handle_proved_epoch(now, decision.epoch);
             }
-            return self.believe(now, decision, proof);
+            return self.accept_proved(now, decision, proof);
         }
         if !speaks {
             return;
@@ -342,8 +354,8 @@ impl Node {
         }
     }
 
-    /// Shows a node what this one knows better about its location, if it is proved: its stores may be lost.
-    pub(super) fn show_proved(&mut self, to: &NodeName, location: &LocationName, theirs: Epoch) {
+    /// Sends a node the proved decision of its location if that is newer than `theirs`: its stores may be lost.
+    pub(super) fn send_if_newer(&mut self, to: &NodeName, location: &LocationName, theirs: Epoch) {
         let Some(proof) = self.known.proof(location).cloned() else { return };
         let Some(decision) = self.known.decision(location).cloned() else { return };
         if decision.epoch > theirs {
@@ -351,7 +363,7 @@ impl Node {
         }
     }
 
-    /// Whether a decision of this location is believed with a proof only.
+    /// True if a decision of this location counts only with a proof.
     pub(super) fn proof_required(&self, location: &LocationName) -> bool {
         if self.mesh.proof == ProofPolicy::Require {
             return true;
@@ -368,7 +380,7 @@ impl Node {
     fn signers(&self, set: &VoterSet) -> (usize, usize) {
         let signs = |voter: &NodeName| {
             if *voter == self.me {
-                return Some(self.proofs.able);
+                return Some(self.proofs.key_matches);
             }
             let (_, hello) = self.heard.last.get(voter)?;
             Some(hello.capabilities.has(Capability::Proofs))
@@ -378,7 +390,7 @@ impl Node {
         (sign, all.len() - sign)
     }
 
-    /// What an operator should know where a location's decisions are believed without a proof.
+    /// A note for operators where a location's decision is not proved.
     pub(super) fn proof_note(&self, location: &LocationName) -> Option<String> {
         let known = self.known.decision(location);
         let epoch = known.map_or(Epoch(0), |d| d.epoch);
@@ -399,8 +411,8 @@ impl Node {
         ))
     }
 
-    /// What this node follows of a location that it votes in.
-    pub(super) fn tell_group(&mut self, location: &LocationName) {
+    /// Gives the group of this location the decision that this node follows.
+    pub(super) fn update_group(&mut self, location: &LocationName) {
         let required = self.proof_required(location);
         let decision = self.known.decision(location);
         let standing = match self.known.proof(location) {
@@ -409,22 +421,22 @@ impl Node {
             Some(_) => Standing::ProvedBefore,
         };
         if let Some(group) = self.groups.get_mut(location) {
-            group.in_force(decision, standing, required);
+            group.set_followed(decision, standing, required);
         }
     }
 
-    /// With each hello: what was not signed may be signed now, and what was lost is told again.
-    pub(super) fn keep_proving(&mut self, now: Now) {
+    /// With each hello: signs what was not signed before, and sends again signatures that may be lost.
+    pub(super) fn sign_and_prove_all(&mut self, now: Now) {
         self.proofs.presumed.retain(|_, until| now.mono < *until);
         let locations: Vec<LocationName> = self.groups.keys().cloned().collect();
         for location in locations {
-            self.tell_group(&location);
+            self.update_group(&location);
             let group = self.groups.get(&location);
             let Some(decision) = group.and_then(|g| g.state().decision.clone()) else { continue };
             self.sign(now, &decision, false);
             self.prove(now, &location);
             if !self.is_proved(&decision) {
-                self.tell_voters(&location);
+                self.send_signatures(&location);
             }
         }
     }
@@ -432,7 +444,7 @@ impl Node {
     /// A new mesh file: other voters or other keys sign the present decisions again, without a new epoch.
     pub(super) fn new_voters(&mut self, now: Now, mesh: &Arc<Mesh>) {
         self.proofs.set_mesh(mesh, now);
-        self.try_key();
-        self.keep_proving(now);
+        self.check_own_key();
+        self.sign_and_prove_all(now);
     }
 }

@@ -49,7 +49,7 @@ impl Node {
         let candidates = self.candidates_status(now, location);
         let next = match judging {
             Some(group) => group
-                .next(now)
+                .next_leader(now)
                 .and_then(|s| self.mesh.candidate(location, s))
                 .map(|n| n.name.clone()),
             None => self.mesh.ranking(location).into_iter().find_map(|slot| {
@@ -59,7 +59,7 @@ impl Node {
             }),
         };
         let mut notes = group.map(|g| g.notes(now)).unwrap_or_default();
-        notes.extend(judging.map(|g| g.notes_of_judging(now)).unwrap_or_default());
+        notes.extend(judging.map(|g| g.notes_of_election(now)).unwrap_or_default());
         let fallback = self.fallback.is_active(location);
         if fallback {
             notes.push(
@@ -109,7 +109,7 @@ impl Node {
             epoch: decision.map_or(Epoch(0), |d| d.epoch),
             since: decision.map(|d| d.at),
             cause: decision.map(|d| d.cause),
-            frozen: group.and_then(|g| g.frozen(now)),
+            frozen: group.and_then(|g| g.freeze_end(now)),
             raft_leader,
             quorum: group.map(|g| g.has_quorum(now)),
             disk_stuck: group.is_some_and(|g| g.disk_is_stuck(now)),

@@ -11,13 +11,14 @@ mod trust;
 
 use super::*;
 use crate::admin::{AdminRequest, AdminResponse};
+use crate::fault::{Fault, MoveReason};
 use crate::group::tests::cluster::{mesh, name};
 use crate::ids::{Epoch, Slot};
 use crate::io::LogLevel;
 use crate::state::Decision;
 use crate::time::Duration;
 use crate::time::WallTime;
-use crate::verdict::{Cause, Report, SlotReport, Verdict};
+use crate::verdict::{Report, SlotReport, Verdict};
 use crate::wire::{Frame, Hello};
 
 /// What candidates of `cloud` tell about one of them: all is well, and slot 0 leads.
@@ -154,7 +155,7 @@ fn announce(epoch: u64, slot: u8) -> Frame {
         location: "cloud".parse().unwrap(),
         epoch: Epoch(epoch),
         leaders: vec![Slot(slot)],
-        cause: Cause::NewFlow,
+        cause: Fault::NewFlow.into(),
         at: WallTime(0),
     };
     Frame::Announce { decision, proof: Default::default(), event: None }
@@ -278,17 +279,8 @@ fn frames_in_anothers_name_or_of_strangers_are_counted() {
 
 /// What home-1 sees of the cloud's slots.
 fn report(verdicts: &[Verdict]) -> Frame {
-    let slot = |(n, verdict): (usize, &Verdict)| SlotReport {
-        slot: Slot(n as u8),
-        verdict: verdict.clone(),
-        first_loss: None,
-        suspected: None,
-        since: WallTime(0),
-        rtt: None,
-        loss: 0.0,
-        services: (0, 0),
-        path_mtu: None,
-        evidence: vec![],
+    let slot = |(n, verdict): (usize, &Verdict)| {
+        SlotReport::new(Slot(n as u8), verdict.clone(), WallTime(0))
     };
     Frame::Report(Report {
         observer: name("home-1"),
@@ -312,7 +304,7 @@ fn relayed_to(effects: &[Effect]) -> Vec<&str> {
 
 #[test]
 fn a_report_goes_on_to_a_raft_leader_that_may_not_hear_it_itself() {
-    let down = Verdict::Degraded { cause: Cause::TunnelDown, direction: None };
+    let down = Verdict::Degraded { cause: Fault::TunnelDown, direction: None };
     let well = Verdict::Forwarding;
     for (raft_leader, slot_1, expected) in [
         ("cloud-1", &well, vec![]),
@@ -450,7 +442,7 @@ fn a_leader_tells_its_members_of_other_locations() {
         location: "home".parse().unwrap(),
         epoch: Epoch(1),
         leaders: vec![Slot(0)],
-        cause: Cause::Initial,
+        cause: MoveReason::Initial,
         at: WallTime(0),
     };
     bench.frame(

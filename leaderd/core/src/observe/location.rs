@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::fault::Fault;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Policy};
 use crate::time::{Instant, Now};
-use crate::verdict::{Cause, Report, SlotReport, Verdict};
+use crate::verdict::{Report, SlotReport, Verdict};
 use crate::wire::limits::{MAX_REPORT_ROWS, MAX_ROWS, MAX_RTT};
 
 use super::evidence::{PairStats, Path, Sources, Target, TargetHealth};
@@ -359,9 +360,9 @@ impl LocationWatch {
     }
 
     pub(super) fn is_cut_off(&self) -> bool {
-        let dead = |c| matches!(c, Cause::TunnelDown | Cause::Forwarding | Cause::Loop);
+        let dead = |c| matches!(c, Fault::TunnelDown | Fault::NotForwarding | Fault::Loop);
         self.all_paths_silent
-            || self.paths.iter().all(|p| p.verdict.get().cause().is_some_and(dead))
+            || self.paths.iter().all(|p| p.verdict.get().fault().is_some_and(dead))
     }
 
     pub(super) fn report(&self, me: &NodeName, now: Now, abstains: bool) -> Report {

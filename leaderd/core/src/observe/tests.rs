@@ -6,11 +6,12 @@ use std::time::Duration;
 use std::net::{IpAddr, SocketAddr};
 
 use super::*;
+use crate::fault::Fault;
 use crate::io::{Flow, ProbeError, ProbeKind};
 use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
 use crate::probe::Reflector;
 use crate::probe::stamp::{Ntp, SenderPacket};
-use crate::verdict::{Cause, Direction, ProbeClass, Verdict};
+use crate::verdict::{Direction, ProbeClass, Verdict};
 
 mod addresses;
 mod amplify;
@@ -333,7 +334,7 @@ impl<'n> World<'n> {
     }
 
     /// When a slot was first reported degraded, and of what.
-    pub(super) fn condemned(&self, slot: u8) -> Option<(Duration, Cause, Option<Direction>)> {
+    pub(super) fn condemned(&self, slot: u8) -> Option<(Duration, Fault, Option<Direction>)> {
         self.reports.iter().find_map(|(at, r)| {
             match r.slots.iter().find(|s| s.slot == Slot(slot))?.verdict {
                 Verdict::Degraded { cause, direction } => {

@@ -1,10 +1,10 @@
 //! What is signed, byte for byte, and what is a proof.
 
 use super::*;
+use crate::fault::Fault;
 use crate::group::tests::cluster::{mesh, name};
 use crate::ids::{Epoch, Slot};
 use crate::time::WallTime;
-use crate::verdict::Cause;
 
 /// The control key of a node in tests.
 pub(crate) fn signer(node: &NodeName) -> Signer {
@@ -29,7 +29,7 @@ fn decision(epoch: u64, leaders: &[u8]) -> Decision {
         location: "cloud".parse().unwrap(),
         epoch: Epoch(epoch),
         leaders: leaders.iter().map(|s| Slot(*s)).collect(),
-        cause: Cause::NewFlow,
+        cause: Fault::NewFlow.into(),
         at: WallTime(0),
     }
 }

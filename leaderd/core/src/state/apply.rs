@@ -114,7 +114,7 @@ impl LocationState {
         grow(self.failovers(None), policy.hold_down, policy.hold_down_max)
     }
 
-    /// The same for one candidate: how long after it was last condemned it is chosen only for want of another.
+    /// The same for one candidate: how long after its last failure it is chosen only if no other candidate can be.
     /// It starts at five hold-downs, since a relay that fails once often fails again.
     pub fn ejection(&self, node: &NodeName, policy: &Policy) -> Option<(WallTime, Duration)> {
         grow(self.failovers(Some(node)), policy.hold_down * 5, policy.hold_down_max)

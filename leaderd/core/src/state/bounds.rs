@@ -12,7 +12,7 @@ use crate::wire::limits::{MAX_SLOTS, MAX_TEXT, MAX_TEXTS};
 use super::{Event, LocationState, MAX_ASKED, MAX_EVENTS, surplus};
 
 /// Observers whose evidence an event keeps: enough to explain it, few enough to replicate.
-pub const MAX_WITNESSES: usize = 8;
+pub const MAX_EVENT_OBSERVERS: usize = 8;
 /// Rows of evidence about one candidate that an event keeps: the classes, and the first of the targets.
 pub const MAX_EVENT_ROWS: usize = 16;
 /// Characters of an event's summary.
@@ -86,7 +86,7 @@ impl Event {
             && self.leaders_after.len() <= MAX_SLOTS
             && self.blocked_by.len() <= MAX_SLOTS
             && self.blocked_by.values().all(why)
-            && self.evidence.len() <= MAX_WITNESSES
+            && self.evidence.len() <= MAX_EVENT_OBSERVERS
             && self.evidence.values().all(slots)
             && self.size() <= MAX_EVENT
     }
@@ -99,7 +99,7 @@ impl Event {
         let before = self.rows();
         self.author = self.author.map(Author::bounded);
         self.summary = shortened(&self.summary, MAX_SUMMARY);
-        while self.evidence.len() > MAX_WITNESSES {
+        while self.evidence.len() > MAX_EVENT_OBSERVERS {
             self.evidence.pop_last();
         }
         for slots in self.evidence.values_mut() {

@@ -13,24 +13,26 @@ use serde::{Deserialize, Serialize};
 
 use crate::admin::Author;
 use crate::capability::{self, Capabilities, Unreadable};
+use crate::fault::MoveReason;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::time::WallTime;
-use crate::verdict::{Cause, Direction, SlotReport};
+use crate::verdict::{Direction, SlotReport};
 use crate::wire::bounded;
 use crate::wire::limits::MAX_SLOTS;
 
 pub use apply::Applied;
-pub use bounds::{MAX_COMMAND, MAX_EVENT, MAX_EVENT_ROWS, MAX_STATE, MAX_SUMMARY, MAX_WITNESSES};
+pub use bounds::{
+    MAX_COMMAND, MAX_EVENT, MAX_EVENT_OBSERVERS, MAX_EVENT_ROWS, MAX_STATE, MAX_SUMMARY,
+};
 
 /// How many events a location remembers of what happened by itself.
 pub const MAX_EVENTS: usize = 256;
-/// The same of what somebody asked for.
+/// The same of what operators asked for.
 pub const MAX_ASKED: usize = 64;
 
-/// The event to forget, if there are too many. What was asked for and what happened by itself have places of their own, so that
-/// neither washes out the other; and of the former goes the oldest of whoever asked most, so that nobody washes out the account
-/// of another.
+/// The event to forget, if there are too many. Events with an author and those without have limits of their own, so that neither
+/// displaces the other. Of the former the oldest event of the most frequent author goes, so that no author displaces another's.
 pub fn surplus<'a>(events: impl Iterator<Item = &'a Event> + Clone) -> Option<EventSeq> {
     let (asked, other) = (|e: &&Event| e.author.is_some(), |e: &&Event| e.author.is_none());
     if events.clone().filter(other).count() > MAX_EVENTS {
@@ -54,7 +56,7 @@ pub struct Decision {
     /// In order of preference, never empty. More than one: ECMP.
     #[serde(deserialize_with = "bounded::list::<_, _, MAX_SLOTS>")]
     pub leaders: Vec<Slot>,
-    pub cause: Cause,
+    pub cause: MoveReason,
     /// When the raft leader proposed it (its wall clock).
     pub at: WallTime,
 }
@@ -100,7 +102,7 @@ pub enum Command {
         until: Option<FreezeEnd>,
     },
     Unfreeze,
-    /// Something worth telling without a new decision (all candidates sick, quorum back, …).
+    /// An event without a new decision (all candidates sick, quorum back, …).
     Record {
         event: Box<Event>,
     },
@@ -156,7 +158,7 @@ pub struct Event {
     pub kind: EventKind,
     /// The epoch after it.
     pub epoch: Epoch,
-    pub cause: Option<Cause>,
+    pub cause: Option<MoveReason>,
     pub direction: Option<Direction>,
     pub leaders_before: Vec<NodeName>,
     pub leaders_after: Vec<NodeName>,
@@ -170,9 +172,31 @@ pub struct Event {
     pub blocked_by: BTreeMap<NodeName, Vec<String>>,
     /// What the observers saw, by observer.
     pub evidence: BTreeMap<NodeName, Vec<SlotReport>>,
-    /// Who asked for it, if somebody did.
+    /// Who asked for it, if an operator did.
     #[serde(default)]
     pub author: Option<Author>,
+}
+
+impl Event {
+    /// An event with all but these fields empty.
+    pub fn new(location: LocationName, kind: EventKind, epoch: Epoch) -> Self {
+        Self {
+            seq: 0,
+            location,
+            kind,
+            epoch,
+            cause: None,
+            direction: None,
+            leaders_before: Vec::new(),
+            leaders_after: Vec::new(),
+            summary: String::new(),
+            times: EventTimes::default(),
+            blackout: None,
+            blocked_by: BTreeMap::new(),
+            evidence: BTreeMap::new(),
+            author: None,
+        }
+    }
 }
 
 /// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
@@ -183,11 +207,11 @@ pub enum EventKind {
     Failover,
     /// Leadership moved for another reason (operator, drain, fail-back, dead daemon, first decision).
     Move,
-    /// The leader is degraded and nobody eligible forwards: kept.
+    /// The leader is degraded and no eligible candidate forwards: kept.
     FailStatic,
     /// An operator changed something (drain, freeze, …).
     Operator,
-    /// Anything else worth telling.
+    /// Anything else.
     Notice,
 }
 
@@ -198,7 +222,7 @@ pub struct EventTimes {
     pub first_loss: Option<WallTime>,
     /// The first observer suspected the leader.
     pub suspected: Option<WallTime>,
-    /// The raft leader condemned it.
+    /// The raft leader found that most observers report its failure.
     pub condemned: Option<WallTime>,
     /// The decision was committed.
     pub committed: Option<WallTime>,

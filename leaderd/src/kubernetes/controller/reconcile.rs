@@ -9,7 +9,7 @@ use super::super::watch_cache::MeshObjectState;
 use super::{
     ApiRequest, Completion, Controller, DaemonState, LOST_MESH, PUBLISH_KEYS, RECONCILE_INTERVAL,
 };
-use crate::engine::{COMMAND_TIMEOUT, Request};
+use crate::engine::Request;
 
 impl Controller {
     /// Plans, and starts what is due.
@@ -103,7 +103,7 @@ impl Controller {
             self.running.push(Box::pin(async move {
                 let user = Some("kubernetes".to_owned());
                 let command = |to| Request::Command(request.clone(), user, to);
-                let response = asker.ask(command, COMMAND_TIMEOUT).await;
+                let response = asker.ask(command, leaderd_core::admin::CLIENT_DEADLINE).await;
                 Completion::Command { key, request, response }
             }));
             return;

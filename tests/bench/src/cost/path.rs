@@ -11,6 +11,7 @@ use ipnet::Ipv4Net;
 use leaderd::counters::Counters;
 use leaderd::network::{self, KernelSteward};
 use leaderd::secrets::{Keys, Secret};
+use leaderd_core::fault::Fault;
 use leaderd_core::ids::{Epoch, NodeName, Slot};
 use leaderd_core::io::{Effect, Input};
 use leaderd_core::mesh::{Mesh, Policy};
@@ -18,7 +19,6 @@ use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::state::Decision;
 use leaderd_core::time::{Instant as Mono, Now, WallTime};
-use leaderd_core::verdict::Cause;
 use leaderd_core::wire::Frame;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -169,7 +169,7 @@ impl Core {
             location: "cloud".parse().expect("a name"),
             epoch: Epoch(epoch),
             leaders: vec![Slot((epoch % 2) as u8)],
-            cause: Cause::NewFlow,
+            cause: Fault::NewFlow.into(),
             at: WallTime(0),
         };
         let frame = Box::new(Frame::Announce { decision, proof: Default::default(), event: None });

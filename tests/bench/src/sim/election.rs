@@ -162,7 +162,7 @@ pub fn ours(seconds: u64, seed: u64) -> Elections {
                 for k in (0..VOTERS).filter(|k| *k != i) {
                     // The daemon tells its connection's smoothed round trip: one that lies well within the jitter.
                     let rtt = wire.delay() + wire.delay();
-                    group.peer_rtt(at(now), &name(k), Some(rtt));
+                    group.handle_peer_rtt(at(now), &name(k), Some(rtt));
                     wire.send(now, i, k, What::Hello(Box::new(hello.clone())));
                 }
             }

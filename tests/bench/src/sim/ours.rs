@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use leaderd_core::fault::MoveReason;
 use leaderd_core::group::{Group, GroupOutput};
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
 use leaderd_core::io::{ProbeId, ProbeSend, StoredGroup};
@@ -19,7 +20,7 @@ use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::probe::reflect::Reflector;
 use leaderd_core::state::Decision;
 use leaderd_core::time::{Instant, Now, WallTime};
-use leaderd_core::verdict::{Cause, ProbeClass, Report};
+use leaderd_core::verdict::{ProbeClass, Report};
 use leaderd_core::wire::Hello;
 
 use super::loss::{Loss, LossProcess};
@@ -68,7 +69,7 @@ pub enum LossScope {
 pub struct Failover {
     pub first_loss: Instant,
     pub decided: Instant,
-    pub cause: Cause,
+    pub cause: MoveReason,
 }
 
 /// A single observer called a candidate degraded that is well.
@@ -171,7 +172,7 @@ impl OurDetector {
         };
         for i in 0..CANDIDATES {
             for k in (0..CANDIDATES).filter(|k| *k != i) {
-                detector.groups[i].peer_rtt(start, &name("cloud", k), Some(LAN * 2));
+                detector.groups[i].handle_peer_rtt(start, &name("cloud", k), Some(LAN * 2));
             }
         }
         detector.later(Duration::ZERO, Event::Hello);
@@ -327,7 +328,7 @@ impl OurDetector {
                         self.leader = usize::from(decision.leaders[0].0);
                         let mono = |t: WallTime| Instant(t.0 - WALL);
                         let decided = event.times.condemned.map(mono);
-                        if let (Some(decided), true) = (decided, decision.cause.is_fault()) {
+                        if let (Some(decided), true) = (decided, decision.cause.is_failover()) {
                             let first_loss = event.times.first_loss.map_or(decided, mono);
                             let cause = decision.cause;
                             self.failovers.push(Failover { first_loss, decided, cause });
@@ -413,12 +414,14 @@ fn name(location: &str, n: usize) -> NodeName {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use leaderd_core::fault::Fault as Found;
 
     #[test]
     fn both_faults_are_detected_with_their_cause_and_nothing_is_without_a_fault() {
-        for (kind, cause) in
-            [(FaultKind::NewFlows, Cause::NewFlow), (FaultKind::Death, Cause::TunnelDown)]
-        {
+        for (kind, cause) in [
+            (FaultKind::NewFlows, MoveReason::Fault(Found::NewFlow)),
+            (FaultKind::Death, MoveReason::Fault(Found::TunnelDown)),
+        ] {
             let rtt = Duration::from_millis(20);
             let mut detector =
                 OurDetector::settled(Loss::Independent(0.001), LossScope::Path, rtt, 3);

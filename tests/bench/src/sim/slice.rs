@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use leaderd_core::fault::MoveReason;
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
 use leaderd_core::io::{Effect, Input, ProbeId, ProbeSend};
 use leaderd_core::mesh::Mesh;
@@ -19,7 +20,7 @@ use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::probe::stamp::{ERROR_ESTIMATE, ReflectorPacket, SenderPacket};
 use leaderd_core::state::Decision;
 use leaderd_core::time::{Instant, Now, WallTime};
-use leaderd_core::verdict::{Cause, ProbeClass, Report, SlotReport, Verdict};
+use leaderd_core::verdict::{ProbeClass, Report, SlotReport, Verdict};
 use leaderd_core::wire::{Frame, Hello};
 use nix::time::{ClockId, clock_gettime};
 
@@ -225,7 +226,7 @@ impl Slice {
             location: location.clone(),
             epoch: Epoch(1),
             leaders: vec![Slot(0)],
-            cause: Cause::Initial,
+            cause: MoveReason::Initial,
             at: WallTime(WALL),
         };
         Hello {

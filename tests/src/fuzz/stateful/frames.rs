@@ -2,6 +2,7 @@
 
 use leaderd_core::admin::{AdminRequest, AdminResponse, Author};
 use leaderd_core::capability::Capabilities;
+use leaderd_core::fault::{Fault, MoveReason};
 use leaderd_core::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::proof::{Signed, Signer, Statement, VoterSet};
@@ -10,9 +11,7 @@ use leaderd_core::state::{
 };
 use leaderd_core::status::CandidateStatus;
 use leaderd_core::time::WallTime;
-use leaderd_core::verdict::{
-    Cause, Direction, EvidenceRow, ProbeClass, Report, SlotReport, Verdict,
-};
+use leaderd_core::verdict::{Direction, EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
 use leaderd_core::wire::{Frame, Hello};
 use protobuf::Message as _;
 use raft::eraftpb::{
@@ -32,24 +31,6 @@ pub(super) struct Maker<'s, 'b, 'm> {
     /// With the sender's key.
     pub signer: Signer,
 }
-
-const CAUSES: [Cause; 15] = [
-    Cause::TunnelDown,
-    Cause::Forwarding,
-    Cause::NewFlow,
-    Cause::Mtu,
-    Cause::Loop,
-    Cause::Partial,
-    Cause::Loss,
-    Cause::SelfReported,
-    Cause::DaemonDead,
-    Cause::Unreachable,
-    Cause::Promoted,
-    Cause::Drained,
-    Cause::FailBack,
-    Cause::Initial,
-    Cause::Reconfigured,
-];
 
 const MESSAGES: [MessageType; 12] = [
     MessageType::MsgAppend,
@@ -197,7 +178,7 @@ impl Maker<'_, '_, '_> {
             1 => Verdict::Suspected,
             2..=4 => Verdict::Forwarding,
             _ => Verdict::Degraded {
-                cause: self.source.pick(&CAUSES),
+                cause: fault(self.source),
                 direction: self.source.option(|s| s.pick(&[Direction::Forward, Direction::Return])),
             },
         }
@@ -265,7 +246,7 @@ impl Maker<'_, '_, '_> {
             },
             epoch: self.epoch(),
             leaders: (0..self.source.below(4)).map(|_| self.slot()).collect(),
-            cause: self.source.pick(&CAUSES),
+            cause: reason(self.source),
             at: self.time(),
         }
     }
@@ -295,7 +276,7 @@ impl Maker<'_, '_, '_> {
             location: if self.source.once_in(8) { self.location() } else { of.location.clone() },
             kind: self.source.pick(&kinds),
             epoch: if self.source.once_in(8) { self.epoch() } else { of.epoch },
-            cause: self.source.option(|s| s.pick(&CAUSES)),
+            cause: self.source.option(reason),
             direction: None,
             leaders_before: (0..self.source.below(3)).map(|_| self.node()).collect(),
             leaders_after: (0..self.source.below(3)).map(|_| self.node()).collect(),
@@ -329,7 +310,7 @@ impl Maker<'_, '_, '_> {
             proof: Default::default(),
             decision: self.source.once_in(2).then(|| self.decision()),
             raft_leader: self.source.once_in(2).then(|| self.node()),
-            broken: self.source.once_in(4).then(|| self.source.pick(&CAUSES)),
+            broken: self.source.once_in(4).then(|| fault(self.source)),
             reaches: (0..self.source.below(4)).map(|_| self.slot()).collect(),
             digest: (0..self.source.below(3)).map(|_| self.status()).collect(),
             remote: (0..self.source.below(3)).map(|_| self.decision()).collect(),
@@ -472,4 +453,13 @@ impl Maker<'_, '_, '_> {
             self.source.once_in(4).then(|| self.source.once_in(2).then(|| self.freeze_end()));
         state.encode()
     }
+}
+
+fn reason(source: &mut Source<'_>) -> MoveReason {
+    source.pick(&MoveReason::ALL)
+}
+
+fn fault(source: &mut Source<'_>) -> Fault {
+    let faults: Vec<Fault> = MoveReason::ALL.into_iter().filter_map(MoveReason::fault).collect();
+    source.pick(&faults)
 }

@@ -9,6 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use leaderd_core::fault::Fault;
 use leaderd_core::ids::{Generation, LocationName, NodeName};
 use leaderd_core::io::{Effect, Input, LocalFacts, ProbeError, ProbeId, ProbeKind, Ticket};
 use leaderd_core::mesh::{Mesh, Policy};
@@ -17,7 +18,6 @@ use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::proof::Signer;
 use leaderd_core::state::{Event, MAX_EVENTS, MAX_STATE};
 use leaderd_core::time::{Instant, Now, WallTime};
-use leaderd_core::verdict::Cause;
 use leaderd_core::wire::Frame;
 
 use crate::sim::meshes::{Site, mesh_of};
@@ -212,7 +212,7 @@ impl Settled {
             13 => self.probe(source),
             14 => {
                 let broken =
-                    source.option(|s| (s.pick(&[Cause::SelfReported, Cause::Loss]), s.text()));
+                    source.option(|s| (s.pick(&[Fault::SelfReported, Fault::Loss]), s.text()));
                 let facts = LocalFacts { broken, backend: "kernel".into() };
                 self.input(&to, Input::Local(facts));
             }

@@ -11,12 +11,12 @@ pub mod truth;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use leaderd_core::fault::MoveReason;
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
 use leaderd_core::io::LogLevel;
 use leaderd_core::mesh::Node;
 use leaderd_core::state::Decision;
 use leaderd_core::time::Instant;
-use leaderd_core::verdict::Cause;
 
 use super::World;
 use super::path::Fate;
@@ -106,7 +106,7 @@ impl Model {
 
     /// Returns the number of a location's decisions that answered a fault.
     pub fn failovers(&self, location: &LocationName) -> u32 {
-        let moved = |d: &Decision| d.cause.is_fault() || d.cause == Cause::DaemonDead;
+        let moved = |d: &Decision| d.cause.fault().is_some();
         self.decisions.iter().filter(|((l, _), (_, d))| l == location && moved(d)).count() as u32
     }
 
@@ -170,7 +170,7 @@ impl Model {
             return; // Learnt late.
         }
         let before: Vec<Slot> = before.map(|d| d.leaders).unwrap_or_default();
-        let commanded = matches!(decision.cause, Cause::Promoted | Cause::Drained);
+        let commanded = matches!(decision.cause, MoveReason::Promoted | MoveReason::Drained);
         let may_command = world.commandable.values().any(|locations| locations.contains(location));
         if commanded && !world.commandable.is_empty() && !may_command {
             // Only hostile nodes give commands here, and none of them may command this location.
@@ -181,7 +181,7 @@ impl Model {
             return;
         }
         let node = |slot: &Slot| world.mesh.candidate(location, *slot);
-        if decision.cause.is_fault() || decision.cause == Cause::DaemonDead {
+        if decision.cause.fault().is_some() {
             for old in before.iter().filter(|s| !decision.leaders.contains(s)).filter_map(node) {
                 let h = self.histories.get(&old.name).copied().unwrap_or_default();
                 let lately =
@@ -196,7 +196,10 @@ impl Model {
                 }
             }
         }
-        let free = matches!(decision.cause, Cause::Initial | Cause::Promoted | Cause::Reconfigured);
+        let free = matches!(
+            decision.cause,
+            MoveReason::Initial | MoveReason::Promoted | MoveReason::Reconfigured
+        );
         let slow = slowest_round_trip(world) * 4;
         for new in decision.leaders.iter().filter(|s| !before.contains(s)).filter_map(node) {
             let broken = self.histories.get(&new.name).and_then(|h| h.broken_since);

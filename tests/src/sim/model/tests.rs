@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use leaderd_core::fault::{Fault as Found, MoveReason};
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
 use leaderd_core::io::{Input, LogLevel};
 use leaderd_core::mesh::Policy;
 use leaderd_core::proof::{Proof, Signed, Signer, Statement, VoterSet};
 use leaderd_core::state::Decision;
-use leaderd_core::verdict::Cause;
 use leaderd_core::wire::Frame;
 use wgctl_plan::Network;
 
@@ -48,7 +48,14 @@ fn reports(model: &Model, kind: &str) {
 }
 
 /// `cloud-0` announces a decision that was never taken. All voters signed it: nodes believe no other.
-fn announce(world: &mut World, model: &mut Model, to: &str, epoch: u64, slot: u8, cause: Cause) {
+fn announce(
+    world: &mut World,
+    model: &mut Model,
+    to: &str,
+    epoch: u64,
+    slot: u8,
+    cause: MoveReason,
+) {
     let location: LocationName = "cloud".parse().expect("a name");
     let at = world.now().wall;
     let decision = Decision { location, epoch: Epoch(epoch), leaders: vec![Slot(slot)], cause, at };
@@ -70,15 +77,15 @@ fn announce(world: &mut World, model: &mut Model, to: &str, epoch: u64, slot: u8
 #[test]
 fn two_decisions_in_one_epoch_are_reported() {
     let (mut world, mut model) = calm();
-    announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
-    announce(&mut world, &mut model, "home-1", 50, 1, Cause::Promoted);
+    announce(&mut world, &mut model, "home-0", 50, 0, MoveReason::Promoted);
+    announce(&mut world, &mut model, "home-1", 50, 1, MoveReason::Promoted);
     reports(&model, "two decisions in one epoch");
 }
 
 #[test]
 fn a_node_that_goes_back_to_a_lower_epoch_is_reported() {
     let (mut world, mut model) = calm();
-    announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
+    announce(&mut world, &mut model, "home-0", 50, 0, MoveReason::Promoted);
     assert_eq!(model.violations, Vec::<String>::new());
     // It loses its memory without a restart that the model knows of.
     let incarnation = world.incarnation(&name("home-0"));
@@ -86,7 +93,7 @@ fn a_node_that_goes_back_to_a_lower_epoch_is_reported() {
     world.lose_disk(&name("home-0"));
     world.start_daemon(&name("home-0"));
     world.nodes.get_mut(&name("home-0")).expect("a node").incarnation = incarnation;
-    announce(&mut world, &mut model, "home-0", 3, 0, Cause::Promoted);
+    announce(&mut world, &mut model, "home-0", 3, 0, MoveReason::Promoted);
     reports(&model, "lower epoch");
 }
 
@@ -98,7 +105,7 @@ fn a_command_without_the_right_is_reported() {
         let (mut world, mut model) = calm_of(&sites);
         let behaviour = HostileBehaviour { seed: 1, every_ms: 60_000, works: true, raft: false };
         world.fault(&name(who), &Fault::Hostile(behaviour), true);
-        announce(&mut world, &mut model, "home-2", 50, 1, Cause::Promoted);
+        announce(&mut world, &mut model, "home-2", 50, 1, MoveReason::Promoted);
         match stranger {
             true => reports(&model, "obeyed a command without the right"),
             false => assert_eq!(model.violations, Vec::<String>::new(), "{who}"),
@@ -147,7 +154,7 @@ fn the_promotion_of_a_broken_candidate_is_reported() {
     world.fault(&name("cloud-1"), &Fault::ForwardingOff, true);
     model.run(&mut world, secs(5));
     assert_eq!(model.violations, Vec::<String>::new());
-    announce(&mut world, &mut model, "home-0", 50, 1, Cause::NewFlow);
+    announce(&mut world, &mut model, "home-0", 50, 1, Found::NewFlow.into());
     reports(&model, "promoted a broken candidate");
     reports(&model, "needless failover");
 }
@@ -158,14 +165,14 @@ fn a_candidate_that_broke_just_now_may_be_promoted() {
     world.fault(&name("cloud-0"), &Fault::ForwardingOff, true);
     world.fault(&name("cloud-1"), &Fault::ForwardingOff, true);
     model.run(&mut world, Duration::from_millis(40));
-    announce(&mut world, &mut model, "home-0", 50, 1, Cause::NewFlow);
+    announce(&mut world, &mut model, "home-0", 50, 1, Found::NewFlow.into());
     assert_eq!(model.violations, Vec::<String>::new());
 }
 
 #[test]
 fn nodes_that_disagree_and_decisions_without_end_are_reported() {
     let (mut world, mut model) = calm();
-    announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
+    announce(&mut world, &mut model, "home-0", 50, 0, MoveReason::Promoted);
     model.check_convergence(&world, secs(5));
     reports(&model, "not converged");
     reports(&model, "restless");
@@ -229,7 +236,7 @@ fn a_crash_between_a_write_and_its_acknowledgement_happens_there() {
     let disk = |world: &World| format!("{:?}", world.nodes[&name("home-0")].store);
     let before = disk(&world);
     world.fault(&node, &Fault::DiskCrash, true);
-    announce(&mut world, &mut model, "home-0", 50, 0, Cause::Promoted);
+    announce(&mut world, &mut model, "home-0", 50, 0, MoveReason::Promoted);
     world.run_for(Duration::from_millis(10));
     assert!(world.faults[&node].crashed, "it crashed");
     assert_ne!(disk(&world), before, "after the write");

@@ -1,8 +1,9 @@
 use super::cluster::{Cluster, MS, mesh, name};
 use crate::admin::{AdminRequest, AdminResponse};
+use crate::fault::{Fault, MoveReason};
 use crate::ids::Slot;
 use crate::state::EventKind;
-use crate::verdict::{Cause, Verdict};
+use crate::verdict::Verdict;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,20 +14,20 @@ fn done(response: &AdminResponse) -> bool {
 #[test]
 fn a_new_location_decides_for_its_preferred_candidate_and_moves_raft_away_from_it() {
     let c = Cluster::settled(mesh(3, 0, 0), 1);
-    assert_eq!(c.event().cause, Some(Cause::Initial));
+    assert_eq!(c.event().cause, Some(MoveReason::Initial));
     assert!(c.event().times.committed.is_some());
     assert!(c.leaders().values().all(|l| *l == (1, vec![0])));
 }
 
 #[test]
-fn a_leader_that_most_observers_condemn_is_replaced_at_once() {
+fn a_leader_that_most_observers_report_is_replaced_at_once() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 2);
-    c.condemn(0, &["home-0", "home-1"]);
+    c.report_failure(0, &["home-0", "home-1"]);
     let took = c.until(200, "failover", |c| c.all_follow(1));
     assert!(took <= 60, "took {took} ms");
     c.run(500);
     let event = c.event();
-    assert_eq!((event.kind, event.cause), (EventKind::Failover, Some(Cause::NewFlow)));
+    assert_eq!((event.kind, event.cause), (EventKind::Failover, Some(Fault::NewFlow.into())));
     assert_eq!(event.leaders_before, [name("cloud-0")]);
     assert_eq!(event.evidence.len(), 3);
     assert_eq!(event.blackout, Some(Duration::from_millis(120)));
@@ -39,7 +40,7 @@ fn a_leader_that_most_observers_condemn_is_replaced_at_once() {
 #[test]
 fn one_sick_observer_moves_nothing() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 3);
-    c.condemn(0, &["home-2"]);
+    c.report_failure(0, &["home-2"]);
     c.run(30_000);
     assert!(c.all_follow(0));
 }
@@ -48,7 +49,7 @@ fn one_sick_observer_moves_nothing() {
 fn observers_that_fall_silent_no_longer_count() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 4);
     c.observers = vec![name("home-2")];
-    c.condemn(0, &["home-2"]);
+    c.report_failure(0, &["home-2"]);
     c.run(1500);
     assert!(c.all_follow(0), "the others' last reports are still fresh");
     c.run(3000);
@@ -58,9 +59,9 @@ fn observers_that_fall_silent_no_longer_count() {
 #[test]
 fn a_standby_that_does_not_forward_is_passed_over() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 5);
-    c.condemn(1, &["home-0", "home-1", "home-2"]);
+    c.report_failure(1, &["home-0", "home-1", "home-2"]);
     c.run(2000);
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     c.until(200, "failover to the third", |c| c.all_follow(2));
     let told = [(name("cloud-1"), vec!["not seen forwarding by most observers".to_owned()])];
     assert_eq!(c.event().blocked_by, told.into(), "the event keeps why");
@@ -69,16 +70,16 @@ fn a_standby_that_does_not_forward_is_passed_over() {
 #[test]
 fn of_two_that_forward_the_one_passed_over_was_merely_later_in_the_order() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 5);
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     c.until(200, "failover", |c| c.all_follow(1));
     let told = [(name("cloud-2"), vec!["later in the order of preference".to_owned()])];
     assert_eq!(c.event().blocked_by, told.into());
 }
 
 #[test]
-fn when_all_are_sick_the_leader_stays_and_that_is_said_once() {
+fn the_leader_stays_when_all_candidates_are_sick_and_that_is_recorded_once() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 6);
-    let sick = Verdict::Degraded { cause: Cause::Loss, direction: None };
+    let sick = Verdict::Degraded { cause: Fault::Loss, direction: None };
     for slot in 0..3 {
         for observer in c.observers.clone() {
             c.verdicts.insert((observer, Slot(slot)), sick.clone());
@@ -92,7 +93,7 @@ fn when_all_are_sick_the_leader_stays_and_that_is_said_once() {
     assert_eq!(c.decided.len(), failovers);
     assert_eq!(c.errors.len(), 1, "{:?}", c.errors);
     let leader = c.raft_leader().unwrap();
-    let notes = c.groups[&leader].notes_of_judging(c.now());
+    let notes = c.groups[&leader].notes_of_election(c.now());
     assert!(notes.iter().any(|n| n.contains("no standby is known to forward")), "{notes:?}");
     c.heal();
     c.run(15_000);
@@ -102,9 +103,9 @@ fn when_all_are_sick_the_leader_stays_and_that_is_said_once() {
 #[test]
 fn a_leader_that_says_it_is_broken_is_replaced() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 7);
-    c.broken.insert(name("cloud-0"), Cause::SelfReported);
+    c.broken.insert(name("cloud-0"), Fault::SelfReported);
     c.until(1500, "failover", |c| c.all_follow(1));
-    assert_eq!(c.event().cause, Some(Cause::SelfReported));
+    assert_eq!(c.event().cause, Some(Fault::SelfReported.into()));
 }
 
 #[test]
@@ -114,7 +115,10 @@ fn a_dead_daemon_on_a_forwarding_relay_is_left_calmly() {
     c.run(4000);
     assert!(c.all_follow(0), "not yet");
     c.until(4000, "calm move", |c| c.all_follow(1));
-    assert_eq!((c.event().kind, c.event().cause), (EventKind::Move, Some(Cause::DaemonDead)));
+    assert_eq!(
+        (c.event().kind, c.event().cause),
+        (EventKind::Move, Some(Fault::DaemonDead.into()))
+    );
 }
 
 #[test]
@@ -122,7 +126,7 @@ fn a_crashed_leader_is_replaced_by_evidence_without_an_election() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 9);
     c.crash(&name("cloud-0"));
     c.run(150);
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     let took = c.until(200, "failover", |c| c.all_follow(1));
     assert!(took <= 60, "took {took} ms");
 }
@@ -132,7 +136,7 @@ fn the_raft_leader_crashing_during_a_failover_delays_it_by_one_election() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 10);
     let raft = c.raft_leader().unwrap();
     c.crash(&raft);
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     let took =
         c.until(5000, "failover", |c| !c.all_follow(0) && c.leaders().values().all(|l| l.0 == 2));
     assert!(took <= 2500, "took {took} ms");
@@ -151,12 +155,12 @@ fn a_crashed_raft_leader_is_replaced_within_a_second_or_so() {
 }
 
 #[test]
-fn a_raft_leader_whose_tunnels_are_dead_hands_over_to_one_that_reaches_the_world() {
+fn a_raft_leader_with_dead_tunnels_hands_over_to_a_voter_that_reaches_other_locations() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 44);
     let cut = c.raft_leader().unwrap();
     let slot = c.mesh.nodes[&cut].slot.unwrap();
     for observer in c.observers.clone() {
-        let verdict = Verdict::Degraded { cause: Cause::TunnelDown, direction: None };
+        let verdict = Verdict::Degraded { cause: Fault::TunnelDown, direction: None };
         c.verdicts.insert((observer, slot), verdict);
     }
     c.report_now();
@@ -168,7 +172,7 @@ fn a_raft_leader_whose_tunnels_are_dead_hands_over_to_one_that_reaches_the_world
 }
 
 #[test]
-fn decisions_drains_and_freezes_survive_a_restart_of_everybody() {
+fn decisions_drains_and_freezes_survive_a_restart_of_all_nodes() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 11);
     assert!(done(&c.command(AdminRequest::Promote { node: name("cloud-1"), force: false })));
     assert!(done(&c.command(AdminRequest::Drain { node: name("cloud-2") })));
@@ -183,7 +187,7 @@ fn decisions_drains_and_freezes_survive_a_restart_of_everybody() {
     assert_eq!(c.leaders(), before, "known at once, from disk");
     c.until(4000, "a raft leader", |c| c.raft_leader().is_some());
     c.run(3000);
-    c.condemn(1, &["home-0", "home-1", "home-2"]);
+    c.report_failure(1, &["home-0", "home-1", "home-2"]);
     c.run(5000);
     assert!(c.all_follow(1), "frozen");
     let state = c.groups[&nodes[0]].state();
@@ -201,13 +205,13 @@ fn draining_the_leader_moves_leadership_even_while_frozen() {
     ));
     assert!(done(&c.command(AdminRequest::Drain { node: name("cloud-0") })));
     c.until(500, "move", |c| c.all_follow(1));
-    assert_eq!(c.event().cause, Some(Cause::Drained));
+    assert_eq!(c.event().cause, Some(MoveReason::Drained));
 }
 
 #[test]
 fn a_promotion_is_refused_unless_the_candidate_forwards_or_it_is_forced() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 13);
-    c.condemn(2, &["home-0", "home-1"]);
+    c.report_failure(2, &["home-0", "home-1"]);
     let promote = |force| AdminRequest::Promote { node: name("cloud-2"), force };
     let AdminResponse::Refused { message } = c.command(promote(false)) else {
         panic!("not refused")
@@ -233,7 +237,7 @@ fn hold_down_grows_while_a_fault_flaps() {
     let observers = ["home-0", "home-1", "home-2"];
     for _ in 0..60 {
         let leader = c.leaders()[&name("cloud-0")].1[0];
-        c.condemn(leader, &observers);
+        c.report_failure(leader, &observers);
         c.run(1000);
         c.heal();
         c.run(1000);
@@ -249,7 +253,7 @@ fn hold_down_grows_while_a_fault_flaps() {
 fn a_clock_set_back_an_hour_neither_moves_the_leader_nor_holds_down_for_an_hour() {
     let observers = ["home-0", "home-1", "home-2"];
     let mut c = Cluster::settled(mesh(2, 1, 0), 25);
-    c.condemn(0, &observers);
+    c.report_failure(0, &observers);
     c.until(3000, "failover", |c| c.all_follow(1));
     c.heal();
     c.set_back = 3_600_000 * MS;
@@ -260,7 +264,7 @@ fn a_clock_set_back_an_hour_neither_moves_the_leader_nor_holds_down_for_an_hour(
     let (at, hold) = state.hold_down(&c.mesh.policy).unwrap();
     assert!(at > c.now().wall, "the failover lies in the future by now");
     assert!(hold <= Duration::from_secs(20), "{hold:?}");
-    c.condemn(1, &observers);
+    c.report_failure(1, &observers);
     c.until(3000, "failover although the clock says that the last one is yet to come", |c| {
         c.all_follow(0)
     });
@@ -275,12 +279,12 @@ fn a_freeze_of_ten_minutes_ends_after_ten_minutes_though_the_clock_was_set_back(
     // Until all have applied it.
     c.run(1000);
     c.set_back = 3_600_000 * MS;
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     c.run(594_000);
     assert!(c.all_follow(0), "frozen");
     let shown = |c: &Cluster| {
         let (g, now) = (&c.groups[&name("cloud-0")], c.now());
-        g.frozen(now).map(|until| until.map(|until| until.0 - now.wall.0))
+        g.freeze_end(now).map(|until| until.map(|until| until.0 - now.wall.0))
     };
     let left = shown(&c);
     assert!(left.flatten().is_some_and(|l| l < 6_000 * MS), "{left:?}");
@@ -291,7 +295,7 @@ fn a_freeze_of_ten_minutes_ends_after_ten_minutes_though_the_clock_was_set_back(
 
 #[test]
 fn a_freeze_lasts_no_longer_where_the_clock_is_behind() {
-    use crate::group::ledger::Ledger;
+    use crate::election::Reports;
     let mut state = crate::state::LocationState::new("cloud".parse().unwrap());
     let hour = 3600 * 1000 * MS;
     let wall = crate::time::WallTime;
@@ -306,12 +310,12 @@ fn a_freeze_lasts_no_longer_where_the_clock_is_behind() {
         span: Duration::from_secs(600),
     };
     state.apply(&crate::state::Command::Freeze { until: Some(until) });
-    let mut ledger = Ledger::new(at(0, right - hour).mono);
-    ledger.note_state(at(0, right - hour), &state);
-    assert!(ledger.is_frozen(at(599, right - hour), &state));
-    assert!(!ledger.is_frozen(at(601, right - hour), &state));
+    let mut reports = Reports::new(at(0, right - hour).mono);
+    reports.note_state(at(0, right - hour), &state);
+    assert!(reports.is_frozen(at(599, right - hour), &state));
+    assert!(!reports.is_frozen(at(601, right - hour), &state));
     // Where it is ahead, the end by the wall clock comes first.
-    assert!(!ledger.is_frozen(at(1, right + hour), &state));
+    assert!(!reports.is_frozen(at(1, right + hour), &state));
 }
 
 #[test]
@@ -319,7 +323,7 @@ fn two_candidates_and_a_witness_survive_a_crash() {
     let mut c = Cluster::settled(mesh(2, 0, 1), 16);
     assert_eq!(c.groups.len(), 3);
     c.crash(&name("cloud-0"));
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     c.until(3000, "failover", |c| c.all_follow(1));
 }
 
@@ -332,7 +336,7 @@ fn without_a_quorum_nothing_is_decided_and_the_notes_say_so() {
     c.run(3000);
     assert!(!c.groups[&raft].has_quorum(c.now()));
     assert!(c.groups[&raft].notes(c.now()).iter().any(|n| n.contains("no quorum: 1 of 3")));
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     c.run(5000);
     assert!(c.all_follow(0));
     others.iter().for_each(|n| c.start(n));
@@ -383,7 +387,11 @@ fn slow_paths_do_not_make_raft_flap_for_an_hour() {
     for node in &nodes {
         for peer in &nodes {
             let now = c.now();
-            c.groups.get_mut(node).unwrap().peer_rtt(now, peer, Some(Duration::from_millis(1000)));
+            c.groups.get_mut(node).unwrap().handle_peer_rtt(
+                now,
+                peer,
+                Some(Duration::from_millis(1000)),
+            );
         }
     }
     c.until(90_000, "first decision", |c| c.all_follow(0));
@@ -406,7 +414,7 @@ fn a_partitioned_raft_leader_steps_down_and_the_rest_decide() {
         c.cut.insert((raft.clone(), other.clone()));
         c.cut.insert((other.clone(), raft.clone()));
     }
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     let moved = |c: &Cluster| {
         c.leaders().iter().filter(|(n, _)| **n != raft).all(|(_, l)| l.0 == 2 && l.1 != [0])
     };
@@ -430,7 +438,7 @@ fn a_leader_that_its_location_cannot_reach_goes_even_without_observers() {
         c.leaders().iter().filter(|(n, _)| **n != name("cloud-0")).all(|(_, l)| l.1 == [1])
     };
     c.until(8000, "move", moved);
-    assert_eq!(c.decided.last().unwrap().2.cause, Cause::Unreachable);
+    assert_eq!(c.decided.last().unwrap().2.cause, Fault::Unreachable.into());
 }
 
 #[test]
@@ -439,7 +447,7 @@ fn the_preferred_candidate_comes_back_only_if_the_policy_says_so() {
         let mut mesh = mesh(3, 0, 0);
         mesh.policy.fail_back = fail_back;
         let mut c = Cluster::settled(mesh, 24);
-        c.condemn(0, &["home-0", "home-1", "home-2"]);
+        c.report_failure(0, &["home-0", "home-1", "home-2"]);
         c.run(1000);
         c.heal();
         c.run(30_000);
@@ -455,7 +463,7 @@ fn a_location_goes_by_its_own_policy_and_not_by_the_meshs() {
         let policy = crate::mesh::Policy { fail_back: own, ..mesh.policy.clone() };
         mesh.locations.values_mut().for_each(|l| l.policy = Some(policy.clone()));
         let mut c = Cluster::settled(mesh, 24);
-        c.condemn(0, &["home-0", "home-1", "home-2"]);
+        c.report_failure(0, &["home-0", "home-1", "home-2"]);
         c.run(1000);
         c.heal();
         c.run(30_000);
@@ -470,7 +478,7 @@ fn several_leaders_shrink_and_grow_with_health() {
     let mut c = Cluster::new(mesh, 25);
     c.until(15_000, "two leaders", |c| c.leaders().values().all(|l| l.1 == [0, 1]));
     c.run(12_000);
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     c.until(300, "the sick one is replaced", |c| c.leaders().values().all(|l| l.1 == [1, 2]));
     let summary = c.event().summary;
     assert!(
@@ -489,7 +497,7 @@ fn at_most_one_decision_per_epoch_under_loss_crashes_and_flapping() {
             c.run(2500);
             let slot = ((seed + round) % 3) as u8;
             c.heal();
-            c.condemn(slot, &["home-0", "home-1"]);
+            c.report_failure(slot, &["home-0", "home-1"]);
             let victim = name(
                 ["cloud-0", "cloud-1", "cloud-2", "cloud-3", "member-0"]
                     [((seed * 7 + round * 3) % 5) as usize],

@@ -19,16 +19,8 @@ fn large_report(rows: usize) -> Report {
         time_exceeded: 0,
     };
     let slot = |n| SlotReport {
-        slot: Slot(n),
-        verdict: Verdict::Forwarding,
-        first_loss: None,
-        suspected: None,
-        since: WallTime(0),
-        rtt: None,
-        loss: 0.0,
-        path_mtu: None,
-        services: (0, 0),
         evidence: vec![row.clone(); rows],
+        ..SlotReport::new(Slot(n), Verdict::Forwarding, WallTime(0))
     };
     Report {
         observer: name("home-0"),
@@ -76,7 +68,7 @@ fn a_command_that_is_too_long_is_not_proposed_and_those_after_it_are() {
 }
 
 #[test]
-fn a_log_of_long_entries_is_compacted_by_its_bytes_and_whoever_missed_them_catches_up() {
+fn a_log_of_long_entries_is_compacted_by_bytes_and_a_voter_that_missed_them_catches_up() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 63);
     let raft_leader = c.raft_leader().unwrap();
     let late = c.groups.keys().find(|n| **n != raft_leader).unwrap().clone();

@@ -10,7 +10,7 @@ fn claim(c: &mut Cluster, epoch: u64) {
 }
 
 #[test]
-fn a_location_that_has_lost_its_stores_outdoes_a_later_epoch_that_it_hears_of_late() {
+fn a_location_that_lost_its_stores_raises_its_epoch_above_a_later_claim() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 27);
     claim(&mut c, 7);
     c.until(1000, "told again", |c| c.leaders().values().all(|l| *l == (8, vec![0])));
@@ -22,7 +22,7 @@ fn a_location_that_has_lost_its_stores_outdoes_a_later_epoch_that_it_hears_of_la
 }
 
 #[test]
-fn an_observer_that_claims_ever_higher_epochs_makes_few_decisions_and_moves_nobody() {
+fn an_observer_that_claims_ever_higher_epochs_causes_few_decisions_and_moves_no_leader() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 28);
     let before = c.groups[&name("cloud-0")].state().last_seq;
     let mut claimed = 0;

@@ -26,7 +26,7 @@ fn a_raft_leader_whose_disk_hangs_hands_over_and_the_rest_decide() {
     drain(&mut c, &stuck);
     c.until(5000, "hand-over", |c| c.raft_leader().is_some_and(|n| n != stuck));
     let other = c.raft_leader().unwrap();
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     let slot = c.mesh.nodes[&other].slot.unwrap().0;
     c.until(5000, "failover", |c| c.leaders()[&name("cloud-0")].1 == [slot]);
 }
@@ -58,7 +58,7 @@ fn a_disk_that_is_slow_but_goes_on_hands_nothing_over() {
 
 /// Its vote for itself is written, and nothing after. It applies nothing of its term, so it is no settled leader.
 #[test]
-fn one_whose_disk_hangs_while_it_becomes_raft_leader_hands_over_too() {
+fn a_node_whose_disk_hangs_while_it_becomes_raft_leader_hands_over() {
     let (mut c, before) = settled(44);
     let all = ["cloud-1", "cloud-2"].map(name);
     let stuck = all.into_iter().find(|n| *n != before).unwrap();

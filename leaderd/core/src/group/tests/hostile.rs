@@ -259,7 +259,7 @@ fn a_snapshot_on_a_slow_disk_and_a_call_to_take_over_do_no_harm() {
 }
 
 #[test]
-fn entries_on_a_slow_disk_a_call_to_take_over_and_a_vote_that_nobody_asked_for_do_no_harm() {
+fn entries_on_a_slow_disk_a_call_to_take_over_and_an_unrequested_vote_do_no_harm() {
     back_to_back(|(term, last, ..)| {
         let (term, index) = (term + 1, last + 9);
         let mut append = of_kind(MessageType::MsgAppend, term);
@@ -368,7 +368,7 @@ fn a_term_at_the_end_of_all_numbers_does_not_end_elections() {
 }
 
 #[test]
-fn messages_of_others_and_in_others_names_are_counted() {
+fn messages_from_strangers_and_under_false_names_are_counted() {
     let mut c = Cluster::new(mesh(3, 0, 0), 1);
     let now = c.now();
     let mut m = Message { term: 3, from: 3, to: 2, ..Default::default() };

@@ -65,7 +65,7 @@ fn a_raft_leader_that_loses_its_vote_during_a_failover_hands_over_first() {
                 let next = without(&c.mesh, &leader);
                 roll_out(&mut c, next);
                 c.run(offset);
-                c.condemn(0, &OBSERVERS);
+                c.report_failure(0, &OBSERVERS);
                 changed(&mut c, &format!("{shape:?} {pace:?} a failover {offset} ms after it"));
                 assert!(!c.all_follow(0));
             }
@@ -101,7 +101,7 @@ fn a_raft_leader_that_loses_its_vote_takes_commands_meanwhile() {
 
 /// The change that takes the vote of another voter is in that voter's log, and not committed yet, when it is elected.
 #[test]
-fn one_that_is_elected_with_the_end_of_its_vote_in_its_log_steps_down() {
+fn a_voter_elected_with_the_removal_of_its_vote_in_its_log_steps_down() {
     let mut led = 0;
     for shape in [(4, 0, 0), (5, 0, 1)] {
         for seed in 0..12 {

@@ -75,7 +75,7 @@ fn a_snapshot_from_the_raft_leader_leaves_nothing_of_the_old_log_on_disk() {
 
 /// The power goes once, after any of the writes of a node that joins, catches up from a log or from a snapshot, and votes.
 #[test]
-fn a_node_whose_power_goes_after_any_write_comes_back_and_votes() {
+fn a_node_whose_power_fails_after_any_write_comes_back_and_votes() {
     for (compacted, seed) in [(false, 82), (true, 83)] {
         let mut cut = 1;
         loop {
@@ -94,7 +94,7 @@ fn a_node_whose_power_goes_after_any_write_comes_back_and_votes() {
             c.power.insert(node.clone(), cut);
             c.start(&node);
             c.until(40_000, "it votes", |c| {
-                c.groups.get(&node).is_some_and(|g| !g.raft.is_mute() && g.raft.follows())
+                c.groups.get(&node).is_some_and(|g| !g.raft.is_non_voting() && g.raft.follows())
             });
             c.run(2000);
             let leader = c.raft_leader().unwrap();
@@ -110,7 +110,7 @@ fn a_node_whose_power_goes_after_any_write_comes_back_and_votes() {
 
 /// All of them start at once, and the power of all goes after so many writes: no majority remembers anything else.
 #[test]
-fn a_location_whose_power_goes_after_any_write_of_its_first_ones_begins_all_the_same() {
+fn a_location_starts_even_if_the_power_fails_after_any_of_its_first_writes() {
     for cut in 1..12 {
         let mut c = Cluster::new(mesh(3, 0, 0), 90 + u64::from(cut));
         for node in ["cloud-0", "cloud-1", "cloud-2"].map(name) {

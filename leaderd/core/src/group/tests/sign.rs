@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
-use super::super::{Refusal, Standing, event};
+use super::super::{Refusal, Standing};
 use super::cluster::{Cluster, mesh, name};
 use crate::admin::AdminRequest;
 use crate::capability::Capabilities;
+use crate::election::narrate;
+use crate::fault::{Fault, MoveReason};
 use crate::ids::{Epoch, Generation, NodeName, Slot};
 use crate::io::LogLevel;
 use crate::mesh::Mesh;
 use crate::state::{Command, Decision, EventKind};
-use crate::verdict::{Cause, Verdict};
+use crate::verdict::Verdict;
 
 fn settled(seed: u64) -> Cluster {
     let mut c = Cluster::settled(mesh(3, 0, 0), seed);
@@ -24,7 +26,7 @@ fn proposed(
     leader: &NodeName,
     ahead: u64,
     leaders: &[u8],
-    cause: Cause,
+    cause: MoveReason,
 ) -> Decision {
     let now = c.now();
     let group = c.groups.get_mut(leader).unwrap();
@@ -39,7 +41,7 @@ fn proposed(
     let summary = "made up".to_owned();
     let kind = EventKind::Move;
     let mut event =
-        event::notice(&group.mesh, group.state(), None, kind, Some(cause), summary, now.wall);
+        narrate::notice(&group.mesh, group.state(), None, kind, Some(cause), summary, now.wall);
     event.epoch = decision.epoch;
     let command =
         Command::Decide { expected_epoch, decision: decision.clone(), event: Box::new(event) };
@@ -54,7 +56,12 @@ fn answers(c: &mut Cluster, leader: &NodeName, decision: &Decision) -> Vec<Resul
     followers.map(|(_, g)| g.may_sign(now, decision)).collect()
 }
 
-fn judged(c: &mut Cluster, ahead: u64, leaders: &[u8], cause: Cause) -> Vec<Result<(), Refusal>> {
+fn judged(
+    c: &mut Cluster,
+    ahead: u64,
+    leaders: &[u8],
+    cause: MoveReason,
+) -> Vec<Result<(), Refusal>> {
     let leader = c.raft_leader().expect("a raft leader");
     let decision = proposed(c, &leader, ahead, leaders, cause);
     c.run(50);
@@ -66,7 +73,7 @@ fn what_an_honest_raft_leader_decides_is_signed_before_it_is_known_to_be_committ
     let mut c = settled(31);
     let leader = c.raft_leader().unwrap();
     let before = c.written.len();
-    let decision = proposed(&mut c, &leader, 1, &[1], Cause::Promoted);
+    let decision = proposed(&mut c, &leader, 1, &[1], MoveReason::Promoted);
     c.run(50);
     let written: Vec<_> = c.written[before..].iter().filter(|(_, d)| *d == decision).collect();
     assert_eq!(written.len(), 3, "all three, at once: {:?}", c.written);
@@ -74,17 +81,23 @@ fn what_an_honest_raft_leader_decides_is_signed_before_it_is_known_to_be_committ
 }
 
 #[test]
-fn leaders_that_are_no_candidates_and_made_up_epochs_are_not_signed() {
-    assert_eq!(judged(&mut settled(32), 1, &[9], Cause::Promoted), [Err(Refusal::NoCandidates); 2]);
-    assert_eq!(judged(&mut settled(33), 1, &[], Cause::Promoted), [Err(Refusal::NoCandidates); 2]);
-    assert_eq!(judged(&mut settled(34), 5, &[1], Cause::Promoted), [Err(Refusal::Epoch); 2]);
+fn leaders_that_are_no_candidates_and_false_epochs_are_not_signed() {
+    assert_eq!(
+        judged(&mut settled(32), 1, &[9], MoveReason::Promoted),
+        [Err(Refusal::NoCandidates); 2]
+    );
+    assert_eq!(
+        judged(&mut settled(33), 1, &[], MoveReason::Promoted),
+        [Err(Refusal::NoCandidates); 2]
+    );
+    assert_eq!(judged(&mut settled(34), 5, &[1], MoveReason::Promoted), [Err(Refusal::Epoch); 2]);
 }
 
 #[test]
 fn a_candidate_of_a_newer_mesh_file_is_signed_once_the_file_is_there() {
     let mut c = settled(42);
     let leader = c.raft_leader().unwrap();
-    let decision = proposed(&mut c, &leader, 1, &[3], Cause::Promoted);
+    let decision = proposed(&mut c, &leader, 1, &[3], MoveReason::Promoted);
     c.run(50);
     assert_eq!(answers(&mut c, &leader, &decision), [Err(Refusal::NoCandidates); 2]);
     assert_ne!(Refusal::NoCandidates.level(), LogLevel::Error, "a roll-out is no error");
@@ -99,18 +112,18 @@ fn a_candidate_of_a_newer_mesh_file_is_signed_once_the_file_is_there() {
 fn a_drained_candidate_is_not_made_to_lead() {
     let mut c = settled(35);
     c.command(AdminRequest::Drain { node: name("cloud-2") });
-    assert_eq!(judged(&mut c, 1, &[2], Cause::Promoted), [Err(Refusal::Drained); 2]);
-    assert_eq!(judged(&mut c, 1, &[1], Cause::Promoted), [Ok(()); 2]);
+    assert_eq!(judged(&mut c, 1, &[2], MoveReason::Promoted), [Err(Refusal::Drained); 2]);
+    assert_eq!(judged(&mut c, 1, &[1], MoveReason::Promoted), [Ok(()); 2]);
 }
 
 #[test]
 fn a_fault_that_every_other_location_contradicts_is_not_signed_until_one_sees_it() {
     let mut c = settled(36);
     let leader = c.raft_leader().unwrap();
-    let decision = proposed(&mut c, &leader, 1, &[1], Cause::NewFlow);
+    let decision = proposed(&mut c, &leader, 1, &[1], Fault::NewFlow.into());
     c.run(50);
     assert_eq!(answers(&mut c, &leader, &decision), [Err(Refusal::Contradicted); 2]);
-    let degraded = Verdict::Degraded { cause: Cause::NewFlow, direction: None };
+    let degraded = Verdict::Degraded { cause: Fault::NewFlow, direction: None };
     c.verdicts.insert((name("home-1"), Slot(0)), degraded);
     c.report_now();
     c.run(50);
@@ -121,11 +134,11 @@ fn a_fault_that_every_other_location_contradicts_is_not_signed_until_one_sees_it
 fn what_most_voters_signed_is_signed_for_new_voters_though_the_fault_is_over() {
     let mut c = settled(43);
     let leader = c.raft_leader().unwrap();
-    let decision = proposed(&mut c, &leader, 1, &[1], Cause::NewFlow);
+    let decision = proposed(&mut c, &leader, 1, &[1], Fault::NewFlow.into());
     c.run(50);
     assert_eq!(answers(&mut c, &leader, &decision), [Err(Refusal::Contradicted); 2]);
     for group in c.groups.values_mut() {
-        group.in_force(Some(&decision), Standing::ProvedBefore, true);
+        group.set_followed(Some(&decision), Standing::ProvedBefore, true);
     }
     assert_eq!(answers(&mut c, &leader, &decision), [Ok(()); 2]);
 }
@@ -136,18 +149,18 @@ fn a_raft_leader_that_decides_all_the_time_gets_a_bounded_number_of_signatures()
     let mut signed = 0;
     for i in 0..40 {
         let slot = if i % 2 == 0 { 1 } else { 0 };
-        signed += usize::from(judged(&mut c, 1, &[slot], Cause::Promoted)[0].is_ok());
+        signed += usize::from(judged(&mut c, 1, &[slot], MoveReason::Promoted)[0].is_ok());
     }
     assert!((9..=13).contains(&signed), "{signed} in two seconds");
 }
 
 #[test]
-fn nothing_is_signed_early_that_another_decision_in_the_log_may_bring_to_nothing() {
+fn a_decision_that_another_one_in_the_log_may_void_is_not_signed_early() {
     let mut c = settled(38);
     let leader = c.raft_leader().unwrap();
     let before = c.written.len();
-    let first = proposed(&mut c, &leader, 1, &[1], Cause::Promoted);
-    let second = proposed(&mut c, &leader, 1, &[2], Cause::Promoted);
+    let first = proposed(&mut c, &leader, 1, &[1], MoveReason::Promoted);
+    let second = proposed(&mut c, &leader, 1, &[2], MoveReason::Promoted);
     c.run(200);
     let written: Vec<_> = c.written[before..].iter().map(|(_, d)| d.clone()).collect();
     assert!(written.contains(&first) && !written.contains(&second), "{written:?}");
@@ -155,17 +168,17 @@ fn nothing_is_signed_early_that_another_decision_in_the_log_may_bring_to_nothing
 }
 
 #[test]
-fn what_is_not_signed_is_decided_anew_by_another_raft_leader() {
+fn another_raft_leader_decides_anew_what_is_not_signed() {
     let mut c = settled(39);
     let liar = c.raft_leader().unwrap();
     let truth = c.groups[&liar].state().decision.clone().unwrap();
-    let made_up = proposed(&mut c, &liar, 1, &[1], Cause::NewFlow);
+    let made_up = proposed(&mut c, &liar, 1, &[1], Fault::NewFlow.into());
     // As a node does with each of its hellos; the liar signs everything.
     let anew = (0..30).any(|_| {
         c.run(500);
         let now = c.now();
         for (node, group) in &mut c.groups {
-            group.in_force(Some(&truth), Standing::Proved, true);
+            group.set_followed(Some(&truth), Standing::Proved, true);
             let decision = group.state().decision.clone().unwrap();
             assert!(
                 *node == liar || decision != made_up || group.may_sign(now, &decision).is_err()
@@ -183,16 +196,16 @@ fn what_is_not_signed_is_decided_anew_by_another_raft_leader() {
 }
 
 #[test]
-fn what_was_proved_otherwise_is_not_signed_and_decided_anew_beyond_it() {
+fn a_decision_that_a_proof_contradicts_is_not_signed_and_is_decided_anew_above_it() {
     let mut c = settled(40);
     let liar = c.raft_leader().unwrap();
     let before = c.groups[&liar].state().decision.clone().unwrap();
-    let made_up = proposed(&mut c, &liar, 1, &[1], Cause::Promoted);
+    let made_up = proposed(&mut c, &liar, 1, &[1], MoveReason::Promoted);
     c.run(50);
     // As before a change of the voters: the raft leader cannot check it.
     let proved = Decision { epoch: Epoch(made_up.epoch.0 + 3), ..before };
     for (_, group) in c.groups.iter_mut().filter(|(n, _)| **n != liar) {
-        group.in_force(Some(&proved), Standing::ProvedBefore, true);
+        group.set_followed(Some(&proved), Standing::ProvedBefore, true);
     }
     let twin = Decision { leaders: vec![Slot(1)], ..proved.clone() };
     for (decision, answer) in
@@ -203,7 +216,7 @@ fn what_was_proved_otherwise_is_not_signed_and_decided_anew_beyond_it() {
     let anew = (0..30).any(|_| {
         let now = c.now();
         for (_, group) in c.groups.iter_mut().filter(|(n, _)| **n != liar) {
-            group.in_force(Some(&proved), Standing::ProvedBefore, true);
+            group.set_followed(Some(&proved), Standing::ProvedBefore, true);
             let decision = group.state().decision.clone().unwrap();
             let _ = group.may_sign(now, &decision);
         }
@@ -214,12 +227,12 @@ fn what_was_proved_otherwise_is_not_signed_and_decided_anew_beyond_it() {
 }
 
 #[test]
-fn a_raft_leader_goes_beyond_what_it_follows_itself_whatever_its_store_has() {
+fn a_raft_leader_exceeds_the_epoch_that_it_follows_whatever_its_store_has() {
     let mut c = settled(41);
     let leader = c.raft_leader().unwrap();
     let before = c.groups[&leader].state().decision.clone().unwrap();
     let followed = Decision { epoch: Epoch(before.epoch.0 + 6), ..before };
-    c.groups.get_mut(&leader).unwrap().in_force(Some(&followed), Standing::Claimed, true);
+    c.groups.get_mut(&leader).unwrap().set_followed(Some(&followed), Standing::Claimed, true);
     c.run(3000);
     for group in c.groups.values() {
         let decision = group.state().decision.as_ref().unwrap();

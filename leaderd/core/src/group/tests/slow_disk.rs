@@ -104,8 +104,7 @@ fn commands_are_confirmed_while_most_voters_have_a_disk_that_works() {
 }
 
 #[test]
-fn a_disk_that_takes_hard_states_and_no_entries_from_before_the_election_keeps_nobody_from_deciding()
- {
+fn a_disk_that_takes_hard_states_but_no_entries_from_before_the_election_blocks_no_decision() {
     for seed in 0..12 {
         let mut c = Cluster::settled(mesh(3, 0, 0), 700 + seed);
         let before = c.raft_leader().unwrap();
@@ -135,12 +134,12 @@ fn a_disk_that_takes_hard_states_and_no_entries_from_before_the_election_keeps_n
 
 /// The location leader does not lead Raft for long, even if the first heir hangs and nobody has noticed.
 #[test]
-fn an_heir_that_hangs_is_not_asked_for_ever() {
+fn a_successor_that_hangs_is_not_asked_for_ever() {
     for seed in 0..8 {
         let mut c = Cluster::settled(mesh(3, 0, 0), 820 + seed);
         // Of the standbys nobody is fit, so the location leader goes on leading Raft.
         for slot in [1, 2] {
-            c.condemn(slot, &["home-0", "home-1", "home-2"]);
+            c.report_failure(slot, &["home-0", "home-1", "home-2"]);
         }
         lead(&mut c, "cloud-0");
         c.run(5000);
@@ -154,7 +153,7 @@ fn an_heir_that_hangs_is_not_asked_for_ever() {
 
 /// What it took and could not write is carried out by its heir. Whoever asked is told to look, and may ask again.
 #[test]
-fn a_command_that_a_raft_leader_with_a_stuck_disk_took_is_carried_out_by_its_heir() {
+fn the_successor_carries_out_a_command_that_a_raft_leader_with_a_stuck_disk_took() {
     let (mut c, location) = (Cluster::settled(mesh(3, 0, 0), 860), "cloud".parse().unwrap());
     let freeze = AdminRequest::Freeze { location, duration: None };
     assert!(matches!(c.command(freeze.clone()), AdminResponse::Done { .. }));
@@ -170,7 +169,7 @@ fn a_command_that_a_raft_leader_with_a_stuck_disk_took_is_carried_out_by_its_hei
 
 /// One that hangs as well does not keep the raft leader from giving up.
 #[test]
-fn a_raft_leader_whose_disk_hangs_gives_up_though_an_heir_hangs_too() {
+fn a_raft_leader_whose_disk_hangs_gives_up_even_if_a_successor_hangs_too() {
     for seed in 0..8 {
         let mut c = Cluster::settled(mesh(5, 0, 0), 800 + seed);
         let leader = c.raft_leader().unwrap();

@@ -57,14 +57,14 @@ fn an_entry_of_a_newer_version_is_not_acknowledged_and_changes_no_state() {
     // Nobody but its author has the entry: without that one the others decide.
     assert!(at.0 > 0);
     c.crash(&newer);
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     let slot = |n: &NodeName| c.mesh.nodes[n].slot.unwrap().0;
     let third = c.groups.keys().map(slot).find(|s| *s != 0).unwrap();
     c.until(10_000, "the others decide", |c| c.all_follow(third));
 }
 
 #[test]
-fn a_voter_whose_log_has_what_it_cannot_read_says_so_and_neither_applies_votes_nor_leads() {
+fn a_voter_with_an_unreadable_log_entry_reports_it_and_neither_applies_votes_nor_leads() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 73);
     let old = c.raft_leader().unwrap();
     let others: Vec<NodeName> = c.groups.keys().filter(|n| **n != old).cloned().collect();

@@ -31,8 +31,8 @@ fn voters_follow_the_mesh_file() {
     c.run(5000);
     c.crash(&name("cloud-1"));
     c.crash(&name("cloud-0"));
-    c.condemn(0, &["home-0", "home-1", "home-2"]);
-    c.condemn(1, &["home-0", "home-1", "home-2"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
+    c.report_failure(1, &["home-0", "home-1", "home-2"]);
     c.until(6000, "three of five decide", |c| c.all_follow(2));
 }
 
@@ -51,7 +51,7 @@ fn voters_change_while_one_of_them_is_down() {
         });
         c.run(3000);
         c.crash(&name("member-0"));
-        c.condemn(1, &["home-0", "home-1", "home-2"]);
+        c.report_failure(1, &["home-0", "home-1", "home-2"]);
         c.until(5000, "the two of three decide", |c| c.all_follow(2));
     }
 }
@@ -94,7 +94,7 @@ fn a_raft_leader_that_is_no_voter_any_more_hands_over() {
         let before = c.raft_leaders.len();
         c.run(20_000);
         assert_eq!(c.raft_leaders.len(), before, "nobody disturbs: {:?}", c.raft_leaders);
-        c.condemn(0, &["home-0", "home-1", "home-2"]);
+        c.report_failure(0, &["home-0", "home-1", "home-2"]);
         c.until(300, "failover", |c| {
             ["cloud-1", "cloud-2"].iter().all(|n| c.leaders()[&name(n)].0 == 2)
         });
@@ -155,7 +155,7 @@ fn one_far_voter_does_not_slow_elections_of_the_others() {
                 let slow = *node == far || *other == far;
                 let rtt = std::time::Duration::from_millis(if slow { 3000 } else { 2 });
                 let now = c.now();
-                c.groups.get_mut(node).unwrap().peer_rtt(now, other, Some(rtt));
+                c.groups.get_mut(node).unwrap().handle_peer_rtt(now, other, Some(rtt));
             }
         }
         let unit = |n: &str| c.groups[&name(n)].raft.unit().as_millis();
@@ -176,7 +176,7 @@ fn an_election_waits_for_the_round_trip_to_a_quorum() {
     for (other, ms) in [("cloud-1", 70), ("cloud-2", 400), ("cloud-3", 500), ("cloud-4", 2000)] {
         let now = c.now();
         let rtt = Some(std::time::Duration::from_millis(ms));
-        c.groups.get_mut(&me).unwrap().peer_rtt(now, &name(other), rtt);
+        c.groups.get_mut(&me).unwrap().handle_peer_rtt(now, &name(other), rtt);
     }
     // Itself and two others.
     assert_eq!(c.groups[&me].raft.unit().as_millis(), 400);

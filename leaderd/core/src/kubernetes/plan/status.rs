@@ -6,6 +6,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use super::RAFT_LEADER_GRACE;
+use crate::fault::Fault;
 use crate::ids::NodeName;
 use crate::kubernetes::pool_status::{Condition, PoolStatus};
 use crate::kubernetes::render::Rendered;
@@ -16,7 +17,7 @@ use crate::kubernetes::view::{ClusterNode, ClusterView, Pool};
 use crate::mesh::Mesh;
 use crate::status::{CandidateStatus, LocationStatus};
 use crate::time::WallTime;
-use crate::verdict::{Cause, Verdict};
+use crate::verdict::Verdict;
 
 /// How long `Quorum` must have been `True` before a daemon that hears nothing of the location contradicts it. That daemon may itself
 /// be isolated: then a daemon that hears the location corrects it at once, and the two must not go on correcting each other.
@@ -214,7 +215,7 @@ fn relay_forwarding(c: &CandidateStatus) -> Option<RelayForwarding> {
 }
 
 /// `new-flow` → `NewFlow`, as reasons of conditions are written.
-fn camel_case(cause: Cause) -> String {
+fn camel_case(cause: Fault) -> String {
     let word = |w: &str| {
         let mut letters = w.chars();
         letters.next().map(|c| c.to_ascii_uppercase().to_string() + letters.as_str())

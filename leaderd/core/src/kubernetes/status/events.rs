@@ -1,10 +1,10 @@
 //! Which events of the mesh become Kubernetes Events: those newer than the last one that the pool's status records.
 
+use crate::fault::MoveReason;
 use crate::ids::{LocationName, NodeName};
 use crate::kubernetes::pool_status::{ClusterEvent, LastFailover, PoolStatus};
 use crate::kubernetes::view::Pool;
 use crate::state::{Event, EventKind};
-use crate::verdict::Cause;
 
 /// Most Events at a time: the newest.
 const MAX_NEW: usize = 10;
@@ -38,9 +38,9 @@ pub(in crate::kubernetes) fn new_events(
 fn cluster_event(pool: &Pool, e: &Event) -> ClusterEvent {
     let reason = match (e.kind, e.cause) {
         (EventKind::Failover, _) => "Failover",
-        (EventKind::Move, Some(Cause::Promoted)) => "Promotion",
-        (EventKind::Move, Some(Cause::Drained)) => "Drain",
-        (EventKind::Move, Some(Cause::FailBack)) => "FailBack",
+        (EventKind::Move, Some(MoveReason::Promoted)) => "Promotion",
+        (EventKind::Move, Some(MoveReason::Drained)) => "Drain",
+        (EventKind::Move, Some(MoveReason::FailBack)) => "FailBack",
         (EventKind::Move, _) => "Move",
         (EventKind::FailStatic, _) => "FailStatic",
         (EventKind::Operator, _) => "Operator",

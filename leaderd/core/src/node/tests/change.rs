@@ -29,19 +29,9 @@ fn announce_with_event(epoch: u64, slot: u8, seq: u64) -> Frame {
     let Frame::Announce { decision, .. } = announce(epoch, slot) else { unreachable!() };
     let event = Event {
         seq,
-        location: cloud(),
-        kind: EventKind::Failover,
-        epoch: decision.epoch,
         cause: Some(decision.cause),
-        direction: None,
-        leaders_before: vec![],
-        leaders_after: vec![],
         summary: format!("event {seq}"),
-        times: Default::default(),
-        blackout: None,
-        blocked_by: Default::default(),
-        evidence: Default::default(),
-        author: None,
+        ..Event::new(cloud(), EventKind::Failover, decision.epoch)
     };
     Frame::Announce { decision, proof: Default::default(), event: Some(Box::new(event)) }
 }
@@ -149,7 +139,7 @@ fn a_member_that_votes_shows_what_the_raft_leader_judges() {
         Frame::Hello(hello)
     };
     bench.frame("cloud-0", hello("cloud-0", Some("cloud-1")));
-    let broken = Verdict::Degraded { cause: Cause::Mtu, direction: None };
+    let broken = Verdict::Degraded { cause: Fault::Mtu, direction: None };
     bench.frame("cloud-1", table(broken));
     bench.frame("cloud-0", announce(1, 0));
     let l = shown(&bench);

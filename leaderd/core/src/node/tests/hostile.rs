@@ -64,19 +64,9 @@ fn event(seq: u64, rows: usize) -> Event {
     };
     Event {
         seq,
-        location: "cloud".parse().unwrap(),
-        kind: EventKind::Notice,
-        epoch: Epoch(3),
-        cause: None,
-        direction: None,
-        leaders_before: vec![],
-        leaders_after: vec![],
         summary: "x".into(),
-        times: Default::default(),
-        blackout: None,
-        blocked_by: Default::default(),
-        author: None,
         evidence: (0..8).map(|n| (name(&format!("home-{n}")), report.slots.clone())).collect(),
+        ..Event::new("cloud".parse().unwrap(), EventKind::Notice, Epoch(3))
     }
 }
 

@@ -18,7 +18,7 @@ fn decision(epoch: u64, slot: u8) -> Decision {
         location: cloud(),
         epoch: Epoch(epoch),
         leaders: vec![Slot(slot)],
-        cause: Cause::NewFlow,
+        cause: Fault::NewFlow.into(),
         at: WallTime(0),
     }
 }
@@ -287,7 +287,7 @@ fn a_node_whose_key_is_another_than_the_mesh_file_names_does_not_say_that_it_sig
                 _ => None,
             })
         };
-        bench.node.try_key();
+        bench.node.check_own_key();
         let (id, statement) = asked(bench.effects()).unwrap();
         let signature = crate::proof::tests::signer(&name(key)).sign(&statement);
         bench.feed(Input::Signed { id, signature });

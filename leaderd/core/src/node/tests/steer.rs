@@ -109,7 +109,7 @@ impl Beside {
             location: location.parse().unwrap(),
             epoch: Epoch(epoch),
             leaders: vec![Slot(slot)],
-            cause: Cause::NewFlow,
+            cause: Fault::NewFlow.into(),
             at: WallTime(0),
         };
         self.bench

@@ -12,7 +12,7 @@ fn decision(epoch: u64, leaders: &[u8]) -> Decision {
         location: cloud(),
         epoch: Epoch(epoch),
         leaders: leaders.iter().map(|s| Slot(*s)).collect(),
-        cause: Cause::NewFlow,
+        cause: Fault::NewFlow.into(),
         at: WallTime(0),
     }
 }

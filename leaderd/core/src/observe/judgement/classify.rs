@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use crate::fault::Fault;
 use crate::observe::evidence::{Outcome, Sample};
 use crate::observe::index::{IndexVec, PathIdx, TargetIdx};
 use crate::observe::location::LocationWatch;
 use crate::probe::class::Proves;
 use crate::time::Instant;
-use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass};
+use crate::verdict::{Direction, EvidenceRow, ProbeClass};
 
 /// A path that passes every eighth new flow, or more, is lossy rather than broken.
 const LOSSY: usize = 8;
@@ -61,7 +62,7 @@ impl LocationWatch {
     }
 
     /// Names the cause of the losses of a path since `from`.
-    pub fn classify(&self, p: PathIdx, from: Instant) -> (Cause, Option<Direction>) {
+    pub fn classify(&self, p: PathIdx, from: Instant) -> (Fault, Option<Direction>) {
         let path = &self.paths[p];
         let (mut new, mut full) = (Tally::default(), Tally::default());
         let (mut old, mut tunnel) = (Tally::default(), Tally::default());
@@ -86,7 +87,7 @@ impl LocationWatch {
         }
         // Linux sends a burst of six of these to a host, then one a second (`icmp_ratelimit`): the rest stays silent.
         if looped >= 2 && looped * 6 >= new.lost {
-            return (Cause::Loop, None);
+            return (Fault::Loop, None);
         }
         let direction = self.direction(from);
         let lost_within = path
@@ -98,26 +99,26 @@ impl LocationWatch {
             && new.passed >= 2
             && lost_within.count() * 10 <= new.lost
         {
-            return (Cause::Mtu, direction);
+            return (Fault::Mtu, direction);
         }
         let targets = self.failing_targets(p, from);
         if !targets.failing.is_empty() && !targets.passing.is_empty() && !targets.mixed {
-            return (Cause::Partial, direction);
+            return (Fault::Partial, direction);
         }
         if new.passed * LOSSY > new.passed + new.lost {
-            return (Cause::Loss, direction);
+            return (Fault::Loss, direction);
         }
         // A relay probe that was lost long before is a dead daemon's, unless nothing ever came.
         let relay_was_alive =
             path.life.relay_reply().is_some_and(|t| t + Duration::from_secs(3) > from);
         if tunnel.passed == 0 && tunnel.lost > 0 && (relay_was_alive || path.life.is_new()) {
-            return (Cause::TunnelDown, direction);
+            return (Fault::TunnelDown, direction);
         }
         // Some long-lived flows may be no older than the fault; when all flows die none passes.
         if old.passed > 0 && old.passed * 3 >= old.lost {
-            (Cause::NewFlow, direction)
+            (Fault::NewFlow, direction)
         } else {
-            (Cause::Forwarding, direction)
+            (Fault::NotForwarding, direction)
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::fault::Fault;
 use crate::io::LogLevel;
 use crate::mesh::Mesh;
 use crate::observe::evidence::{Outcome, Sample};
@@ -10,7 +11,7 @@ use crate::observe::location::LocationWatch;
 use crate::observe::probing::schedule::ProbeSpec;
 use crate::observe::service::ServiceFault;
 use crate::time::Instant;
-use crate::verdict::{Cause, ProbeClass, Verdict};
+use crate::verdict::{ProbeClass, Verdict};
 
 use super::losses::LossTests;
 use super::path_mtu::Attempts;
@@ -169,7 +170,7 @@ impl LocationWatch {
         if refused || self.all_paths_silent || new {
             return Finding::NotJudgeable;
         }
-        if let Some(cause) = path.verdict.get().cause() {
+        if let Some(cause) = path.verdict.get().fault() {
             let recovered = if path.verdict.failed_by_service() {
                 self.services_recovered(now, p, policy.service_interval)
             } else {
@@ -181,7 +182,7 @@ impl LocationWatch {
         let lossy = path.loss.lossy_for() >= BROWNOUT;
         if worst.value() >= threshold {
             let (cause, direction) = self.classify(p, worst.from().unwrap_or(now));
-            if cause != Cause::Loss || lossy {
+            if cause != Fault::Loss || lossy {
                 return Finding::Failed { cause, direction };
             }
         }
@@ -189,7 +190,7 @@ impl LocationWatch {
         let steady = path.loss.steady() >= threshold && path.loss.own() > policy.loss_threshold;
         if has_standbys && tests.next().is_none() && steady && lossy {
             let direction = self.direction(now - STALE);
-            return Finding::Failed { cause: Cause::Loss, direction };
+            return Finding::Failed { cause: Fault::Loss, direction };
         }
         let burst_pending = path.burst.is_some_and(|burst| {
             path.samples.since(burst).any(|s| s.outcome == Outcome::Pending)
@@ -222,7 +223,7 @@ impl LocationWatch {
         if next.is_degraded() {
             grounds.rows = self.evidence_rows(p, first_loss);
         }
-        if next.cause() == Some(Cause::Partial) && !grounds.by_service {
+        if next.fault() == Some(Fault::Partial) && !grounds.by_service {
             grounds.failing_targets = self.failing_targets(p, first_loss).failing;
         }
         let path = &mut self.paths[p];
@@ -242,7 +243,7 @@ impl LocationWatch {
                 Trouble { first_loss, suspected: now, ok_before: passed.map(|s| s.sent).max() }
             }
         };
-        if next.cause() == Some(Cause::Mtu) && service_fault.is_none() {
+        if next.fault() == Some(Fault::Mtu) && service_fault.is_none() {
             let sizes = |lost: bool| {
                 let new = path.samples.since(first_loss).filter(|s| s.is_new_flow());
                 new.filter(move |s| s.outcome != Outcome::Pending && s.outcome.is_loss() == lost)
@@ -279,7 +280,6 @@ impl LocationWatch {
             Verdict::Unknown => "unknown",
             Verdict::Forwarding => "forwarding",
             Verdict::Suspected => "suspected",
-            Verdict::Degraded { cause: Cause::Forwarding, .. } => "not-forwarding",
             Verdict::Degraded { cause, .. } => cause.as_str(),
         };
         let fields = [
@@ -293,27 +293,27 @@ impl LocationWatch {
     }
 
     /// Returns whether a path works again that was degraded by its packets.
-    fn recovered(&self, mesh: &Mesh, now: Instant, p: PathIdx, cause: Cause) -> bool {
+    fn recovered(&self, mesh: &Mesh, now: Instant, p: PathIdx, cause: Fault) -> bool {
         let path = &self.paths[p];
         let policy = mesh.policy_of(&self.location);
         let window = RECOVERY.max(policy.probe_interval * RECOVERY_ROUNDS);
         if now.since(path.verdict.since()) < window {
             return false;
         }
-        if cause == Cause::Loss {
+        if cause == Fault::Loss {
             return path.loss.own() < policy.loss_threshold / 2.0;
         }
         let failing = path.verdict.failing_targets();
         let quarantined = |t: TargetIdx| self.targets[t].health.is_quarantined();
         // Where all that it failed for is gone, or dead through every path, the others decide.
-        let partial = cause == Cause::Partial && failing.iter().any(|t| !quarantined(*t));
+        let partial = cause == Fault::Partial && failing.iter().any(|t| !quarantined(*t));
         let concerns = |s: &&Sample| match cause {
             // Not the smaller ones that look for the MTU.
-            Cause::Mtu => s.class.is_full_size() && s.size >= mesh.mtu,
-            Cause::Partial if partial => s.is_new_flow() && failing.contains(&s.target),
+            Fault::Mtu => s.class.is_full_size() && s.size >= mesh.mtu,
+            Fault::Partial if partial => s.is_new_flow() && failing.contains(&s.target),
             _ => s.is_new_flow(),
         };
-        let few = cause == Cause::Mtu || partial;
+        let few = cause == Fault::Mtu || partial;
         let (mut n, mut lost) = (0, 0);
         for s in path.samples.decided_since(now - window).filter(concerns) {
             // A target that no path reaches is not this candidate's trouble.

@@ -1,8 +1,9 @@
 //! The verdict about one path: its states, what moves it from one to the next, and what it is about.
 
+use crate::fault::Fault;
 use crate::observe::index::TargetIdx;
 use crate::time::Instant;
-use crate::verdict::{Cause, Direction, EvidenceRow, Verdict};
+use crate::verdict::{Direction, EvidenceRow, Verdict};
 
 /// What the evidence about a path says now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,9 +18,9 @@ pub enum Finding {
     /// Losses that count, and the burst that decides is under way.
     Suspicious,
     /// A loss test reached its threshold.
-    Failed { cause: Cause, direction: Option<Direction> },
+    Failed { cause: Fault, direction: Option<Direction> },
     /// Packets pass, and a service does not.
-    ServiceFailed { cause: Cause },
+    ServiceFailed { cause: Fault },
 }
 
 /// What is known of a trouble once it is suspected.
@@ -172,9 +173,9 @@ impl PathVerdict {
 mod tests {
     use super::*;
 
-    const MTU: Verdict = Verdict::Degraded { cause: Cause::Mtu, direction: None };
-    const LOOP: Verdict = Verdict::Degraded { cause: Cause::Loop, direction: None };
-    const PARTIAL: Verdict = Verdict::Degraded { cause: Cause::Partial, direction: None };
+    const MTU: Verdict = Verdict::Degraded { cause: Fault::Mtu, direction: None };
+    const LOOP: Verdict = Verdict::Degraded { cause: Fault::Loop, direction: None };
+    const PARTIAL: Verdict = Verdict::Degraded { cause: Fault::Partial, direction: None };
 
     fn at(seconds: u64) -> Instant {
         Instant(seconds * 1_000_000)
@@ -200,8 +201,8 @@ mod tests {
             Finding::Inconclusive,
             Finding::Passes,
             Finding::Suspicious,
-            Finding::Failed { cause: Cause::Loop, direction: None },
-            Finding::ServiceFailed { cause: Cause::Partial },
+            Finding::Failed { cause: Fault::Loop, direction: None },
+            Finding::ServiceFailed { cause: Fault::Partial },
         ];
         // A row for each state (degraded by packets and by a service), a column for each finding.
         let table = [

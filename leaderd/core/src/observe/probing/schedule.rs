@@ -7,12 +7,13 @@
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::Rng;
 
+use crate::fault::Fault;
 use crate::mesh::Mesh;
 use crate::observe::index::{PathIdx, TargetIdx};
 use crate::observe::location::LocationWatch;
 use crate::probe::class::{ProbeFlow, ProbeRoute, ProbeSize, ProbeTarget, ProbeTurn};
 use crate::time::Instant;
-use crate::verdict::{Cause, ProbeClass, Verdict};
+use crate::verdict::{ProbeClass, Verdict};
 
 /// Rounds of a cycle, in which every class of rounds has its turn.
 pub const CYCLE: u64 = 5;
@@ -112,11 +113,11 @@ impl LocationWatch {
                 probes.push(self.relay_probe(mesh, p, n));
             }
             // What failed is probed more often, so that its recovery is seen.
-            match self.paths[p].verdict.get().cause() {
-                Some(Cause::Mtu) if !class.is_full_size() => {
+            match self.paths[p].verdict.get().fault() {
+                Some(Fault::Mtu) if !class.is_full_size() => {
                     probes.push(self.probe(mesh, ProbeClass::FullSize, p, target, None));
                 }
-                Some(Cause::Partial) => {
+                Some(Fault::Partial) => {
                     let failing = self.paths[p].verdict.failing_targets();
                     if !failing.is_empty() {
                         let target = failing[n as usize % failing.len()];

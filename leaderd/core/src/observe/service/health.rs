@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::fault::Fault;
 use crate::ids::NodeName;
 use crate::mesh::{Node, Service};
 use crate::observe::evidence::Outcome;
@@ -10,7 +11,6 @@ use crate::observe::index::{IndexVec, PathIdx};
 use crate::observe::judgement::sprt::{self, Cusum};
 use crate::observe::probing::rtt::Rtt;
 use crate::time::Instant;
-use crate::verdict::Cause;
 
 use super::ServiceFault;
 
@@ -259,7 +259,7 @@ impl ServiceHealth {
         let by_size = connects && large + SEGMENT_HEADERS > u32::from(mtu);
         let passed = self.conclusive(p, alive).filter(|(r, lost)| !lost && r.sent < from);
         ServiceFault {
-            cause: if by_size { Cause::Mtu } else { Cause::Partial },
+            cause: if by_size { Fault::Mtu } else { Fault::Partial },
             from,
             suspected: self.suspected,
             ok_before: passed.map(|(r, _)| r.sent).max(),

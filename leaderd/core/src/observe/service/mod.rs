@@ -12,9 +12,10 @@ mod requests;
 
 use std::time::Duration;
 
+use crate::fault::Fault;
 use crate::mesh::Mesh;
 use crate::time::Instant;
-use crate::verdict::{Cause, EvidenceRow, ProbeClass};
+use crate::verdict::{EvidenceRow, ProbeClass};
 
 use super::index::{IndexVec, PathIdx, ServiceIdx};
 use super::location::LocationWatch;
@@ -28,7 +29,7 @@ const STALE: Duration = Duration::from_secs(30);
 /// What the services say against a candidate.
 #[derive(Debug, Clone, Copy)]
 pub struct ServiceFault {
-    pub cause: Cause,
+    pub cause: Fault,
     pub from: Instant,
     pub suspected: Option<Instant>,
     /// When the last exchange that passed before it had begun.

@@ -30,7 +30,7 @@ fn a_location_is_judged_by_its_nodes_own_addresses_where_no_workload_address_is_
     world.run_until(ms(32_000));
     let (at, cause, _) = world.condemned(0).expect("it drops what goes to nodes");
     assert!(at < ms(30_600), "{at:?}");
-    assert_eq!(cause, Cause::Forwarding);
+    assert_eq!(cause, Fault::NotForwarding);
     assert_eq!(world.condemned(1), None);
     drop(world);
     let all = [
@@ -73,7 +73,7 @@ fn a_relay_that_drops_one_kind_only_is_partly_broken() {
         });
         world.run_until(ms(34_000));
         let (at, cause, _) = world.condemned(0).expect("one kind is lost");
-        assert_eq!(cause, Cause::Partial, "own addresses: {kind}");
+        assert_eq!(cause, Fault::Partial, "own addresses: {kind}");
         assert!(at < ms(31_500), "{at:?}");
         assert_eq!((world.condemned(1), world.condemned(2)), (None, None));
     }

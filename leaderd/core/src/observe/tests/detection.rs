@@ -7,7 +7,7 @@ const FAULT: Duration = Duration::from_secs(12);
 /// Runs a fault that begins at `FAULT` + 0..100 ms, over some seeds, and returns the median time to the verdict.
 fn detects(
     nodes: &[(&str, &str, Option<u8>)],
-    cause: Cause,
+    cause: Fault,
     within: Duration,
     fault: impl FnMut(&Seen<'_>) -> Option<Fate>,
 ) -> Vec<Option<Direction>> {
@@ -16,7 +16,7 @@ fn detects(
 
 fn detects_in(
     mesh: &dyn Fn() -> Mesh,
-    cause: Cause,
+    cause: Fault,
     within: Duration,
     mut fault: impl FnMut(&Seen<'_>) -> Option<Fate>,
 ) -> Vec<Option<Direction>> {
@@ -57,13 +57,13 @@ fn lost_if(hit: bool) -> Option<Fate> {
 
 #[test]
 fn a_leader_that_drops_new_flows_is_condemned() {
-    detects(CLOUD_AND_MEMBERS, Cause::NewFlow, ms(150), |p| lost_if(p.behind(0) && p.is_fresh()));
+    detects(CLOUD_AND_MEMBERS, Fault::NewFlow, ms(150), |p| lost_if(p.behind(0) && p.is_fresh()));
 }
 
 #[test]
 fn a_leader_that_sends_no_new_flows_into_its_overlay_is_condemned_and_its_standbys_are_not() {
     // Kilo #489: what leaves cloud-0 for the overlay dies, so its own workload fails to answer through the standbys.
-    detects(CLOUD, Cause::NewFlow, ms(150), |p| {
+    detects(CLOUD, Fault::NewFlow, ms(150), |p| {
         lost_if(p.is_fresh() && (p.behind(0) || p.target == "cloud-0" && p.via.is_some()))
     });
 }
@@ -74,23 +74,23 @@ fn with_one_member_only_its_losses_count_and_the_burst_goes_there() {
     let hit = |p: &Seen<'_>| {
         lost_if(p.is_fresh() && (p.behind(0) || p.target == "cloud-0" && p.via.is_some()))
     };
-    detects(PAIR_AND_MEMBER, Cause::NewFlow, ms(150), hit);
-    detects_in(&|| dual_stack(mesh(PAIR_AND_MEMBER)), Cause::NewFlow, ms(150), hit);
-    detects(PAIR_AND_MEMBER, Cause::TunnelDown, ms(250), |p| {
+    detects(PAIR_AND_MEMBER, Fault::NewFlow, ms(150), hit);
+    detects_in(&|| dual_stack(mesh(PAIR_AND_MEMBER)), Fault::NewFlow, ms(150), hit);
+    detects(PAIR_AND_MEMBER, Fault::TunnelDown, ms(250), |p| {
         lost_if(p.via == Some(0) || p.target == "cloud-0")
     });
 }
 
 #[test]
 fn a_leader_that_relays_nothing_is_condemned() {
-    detects(CLOUD_AND_MEMBERS, Cause::Forwarding, ms(150), |p| lost_if(p.behind(0)));
+    detects(CLOUD_AND_MEMBERS, Fault::NotForwarding, ms(150), |p| lost_if(p.behind(0)));
 }
 
 #[test]
 fn a_crashed_leader_is_condemned_and_its_workload_is_held_against_nobody() {
     for nodes in [CLOUD, CLOUD_AND_MEMBERS, &CLOUD[..3]] {
         // Nothing at all comes back: that may be a path that has become slower, so it takes longer than other faults.
-        detects(nodes, Cause::TunnelDown, ms(250), |p| {
+        detects(nodes, Fault::TunnelDown, ms(250), |p| {
             lost_if(p.via == Some(0) || p.target == "cloud-0")
         });
     }
@@ -98,32 +98,32 @@ fn a_crashed_leader_is_condemned_and_its_workload_is_held_against_nobody() {
 
 #[test]
 fn a_routing_loop_is_named() {
-    detects(CLOUD_AND_MEMBERS, Cause::Loop, ms(150), |p| {
+    detects(CLOUD_AND_MEMBERS, Fault::Loop, ms(150), |p| {
         p.behind(0).then_some(Fate::Fails(ProbeError::TimeExceeded { from: None }, ms(20)))
     });
 }
 
 #[test]
 fn a_stale_entry_for_one_member_is_partial() {
-    detects(CLOUD_AND_MEMBERS, Cause::Partial, ms(500), |p| {
+    detects(CLOUD_AND_MEMBERS, Fault::Partial, ms(500), |p| {
         lost_if(p.behind(0) && p.target == "cloud-3")
     });
 }
 
 #[test]
 fn steady_loss_through_the_leader_alone_is_loss() {
-    detects(CLOUD_AND_MEMBERS, Cause::Loss, ms(10_000), |p| {
+    detects(CLOUD_AND_MEMBERS, Fault::Loss, ms(10_000), |p| {
         lost_if(p.via == Some(0) && p.random < 0.4)
     });
 }
 
 #[test]
 fn the_direction_of_the_loss_is_known() {
-    let ways = detects(CLOUD_AND_MEMBERS, Cause::NewFlow, ms(150), |p| {
+    let ways = detects(CLOUD_AND_MEMBERS, Fault::NewFlow, ms(150), |p| {
         lost_if(p.behind(0) && p.is_fresh())
     });
     assert!(ways.iter().all(|w| *w == Some(Direction::Forward)), "{ways:?}");
-    let ways = detects(CLOUD_AND_MEMBERS, Cause::NewFlow, ms(150), |p| {
+    let ways = detects(CLOUD_AND_MEMBERS, Fault::NewFlow, ms(150), |p| {
         (p.behind(0) && p.is_fresh()).then_some(Fate::LostBack)
     });
     assert!(ways.iter().all(|w| *w == Some(Direction::Return)), "{ways:?}");
@@ -131,7 +131,7 @@ fn the_direction_of_the_loss_is_known() {
 
 #[test]
 fn an_mtu_black_hole_is_named_and_measured() {
-    detects(CLOUD_AND_MEMBERS, Cause::Mtu, ms(450), |p| lost_if(p.via == Some(0) && p.size > 1300));
+    detects(CLOUD_AND_MEMBERS, Fault::Mtu, ms(450), |p| lost_if(p.via == Some(0) && p.size > 1300));
     let mut world = World::new(mesh(CLOUD_AND_MEMBERS), 3, |p: &Seen<'_>| {
         if p.at > FAULT && p.via == Some(0) && p.size > 1300 {
             Fate::Lost
@@ -155,10 +155,10 @@ fn a_sick_standby_is_seen_before_it_is_needed() {
         if first || then { Fate::Lost } else { Fate::Back(ms(20)) }
     });
     world.run_until(Duration::from_secs(30));
-    assert_eq!(world.verdict("cloud", 1).cause(), Some(Cause::Forwarding));
+    assert_eq!(world.verdict("cloud", 1).fault(), Some(Fault::NotForwarding));
     assert_eq!(world.observer.own_choice(&"cloud".parse().unwrap()), Some(Slot(0)));
     world.run_until(Duration::from_secs(42));
-    assert_eq!(world.verdict("cloud", 0).cause(), Some(Cause::Forwarding));
+    assert_eq!(world.verdict("cloud", 0).fault(), Some(Fault::NotForwarding));
     assert_eq!(world.observer.own_choice(&"cloud".parse().unwrap()), Some(Slot(2)));
 }
 
@@ -173,7 +173,7 @@ fn all_candidates_sick_is_said_of_all() {
     });
     world.run_until(FAULT + Duration::from_secs(3));
     for slot in 0..3 {
-        assert_eq!(world.verdict("cloud", slot).cause(), Some(Cause::NewFlow), "slot {slot}");
+        assert_eq!(world.verdict("cloud", slot).fault(), Some(Fault::NewFlow), "slot {slot}");
     }
 }
 

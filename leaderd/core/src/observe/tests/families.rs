@@ -63,7 +63,7 @@ fn a_leader_that_forwards_no_ipv6_is_condemned_and_the_evidence_names_it() {
         world.nobody_was_condemned();
         world.run_until(FAULT + Duration::from_secs(3));
         let (_, cause, _) = world.condemned(0).expect("the leader is condemned");
-        assert_eq!(cause, Cause::Partial, "seed {seed}");
+        assert_eq!(cause, Fault::Partial, "seed {seed}");
         assert_eq!((world.condemned(1), world.condemned(2)), (None, None));
         let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
         let rows = view.slots[0].evidence.iter().filter(|r| r.lost > 0 && r.address.is_some());

@@ -57,7 +57,7 @@ fn what_only_the_leader_does_not_bring_to_the_router_condemns_it() {
         if lost { Fate::Lost } else { Fate::Back(ms(20)) }
     });
     world.run_until(fault + Duration::from_secs(5));
-    assert_eq!(world.condemned(0).map(|c| c.1), Some(Cause::Partial));
+    assert_eq!(world.condemned(0).map(|c| c.1), Some(Fault::Partial));
     let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
     let named = view.slots[0].evidence.iter().filter_map(|r| r.address).collect::<Vec<_>>();
     assert_eq!(named, [ROUTER.parse::<SocketAddr>().unwrap().ip()]);

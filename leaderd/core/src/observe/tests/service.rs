@@ -42,7 +42,7 @@ fn a_service_that_only_the_leader_drops_condemns_it() {
         world.nobody_was_condemned();
         world.run_until(FAULT + Duration::from_secs(8));
         let (at, cause, _) = world.condemned(0).expect("the leader is condemned");
-        assert_eq!(cause, Cause::Partial, "seed {seed}");
+        assert_eq!(cause, Fault::Partial, "seed {seed}");
         assert_eq!((world.condemned(1), world.condemned(2)), (None, None), "seed {seed}");
         times.push(at - FAULT);
         let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
@@ -130,7 +130,7 @@ fn a_slow_service_and_a_lossy_wan_condemn_nobody() {
 #[test]
 fn a_body_that_does_not_arrive_after_the_connect_smells_of_the_mtu_if_it_is_large() {
     for (body, answer, cause) in
-        [(4000, 200, Cause::Mtu), (0, 9000, Cause::Mtu), (10, 200, Cause::Partial)]
+        [(4000, 200, Fault::Mtu), (0, 9000, Fault::Mtu), (10, 200, Fault::Partial)]
     {
         let hole = |p: &Seen<'_>| {
             (p.via == Some(0) && is_service(p, WEB)).then_some(Fate::Connects(ms(20)))
@@ -148,7 +148,7 @@ fn the_services_of_a_dead_leader_are_left_to_the_packets_to_judge() {
     let dead = |p: &Seen<'_>| (p.via == Some(0)).then_some(Fate::Lost);
     let mut world = world(with_services(None), 5, dead);
     world.run_until(FAULT + Duration::from_secs(8));
-    assert_eq!(world.condemned(0).map(|c| c.1), Some(Cause::TunnelDown));
+    assert_eq!(world.condemned(0).map(|c| c.1), Some(Fault::TunnelDown));
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_leader_recovers_once_the_service_passes_again() {
     };
     let mut world = world(with_services(None), 7, drop);
     world.run_until(until);
-    assert_eq!(world.verdict("cloud", 0).cause(), Some(Cause::Partial));
+    assert_eq!(world.verdict("cloud", 0).fault(), Some(Fault::Partial));
     world.run_until(until + Duration::from_secs(6));
     assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
 }
@@ -192,5 +192,5 @@ fn a_candidates_own_workload_is_not_asked_for_through_itself() {
     });
     world.run_until(FAULT + Duration::from_secs(10));
     assert_eq!(world.condemned(0), None);
-    assert_eq!(world.condemned(1).map(|c| c.1), Some(Cause::Partial));
+    assert_eq!(world.condemned(1).map(|c| c.1), Some(Fault::Partial));
 }

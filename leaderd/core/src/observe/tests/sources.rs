@@ -69,7 +69,7 @@ fn kilo_489_is_seen_behind_relays_that_hide_sources() {
     world.nat = relays;
     world.run_until(ms(8_000));
     let (at, cause, _) = world.condemned(0).expect("the relay is condemned");
-    assert!(at < ms(5_500) && cause == Cause::NewFlow, "{at:?} {cause}");
+    assert!(at < ms(5_500) && cause == Fault::NewFlow, "{at:?} {cause}");
     assert_eq!(world.verdict("cloud", 1), Verdict::Forwarding);
 }
 

@@ -47,7 +47,7 @@ fn partial_until_30_s<'n>() -> World<'n> {
         }
     });
     world.run_until(Duration::from_secs(24));
-    assert_eq!(world.verdict("cloud", 0).cause(), Some(Cause::Partial));
+    assert_eq!(world.verdict("cloud", 0).fault(), Some(Fault::Partial));
     world
 }
 
@@ -57,7 +57,7 @@ fn what_a_partial_verdict_is_about_outlives_a_new_mesh() {
     world.observer.set_mesh(world.clock(), Arc::new(mesh(CLOUD_AND_MEMBERS)));
     for at in [26, 29] {
         world.run_until(Duration::from_secs(at));
-        assert_eq!(world.verdict("cloud", 0).cause(), Some(Cause::Partial), "not yet mended");
+        assert_eq!(world.verdict("cloud", 0).fault(), Some(Fault::Partial), "not yet mended");
     }
     world.run_until(Duration::from_secs(40));
     assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
@@ -81,7 +81,7 @@ fn a_partial_verdict_about_a_node_that_nobody_reaches_any_more_ends() {
         if lost { Fate::Lost } else { Fate::Back(ms(20)) }
     });
     world.run_until(Duration::from_secs(24));
-    assert_eq!(world.verdict("cloud", 0).cause(), Some(Cause::Partial));
+    assert_eq!(world.verdict("cloud", 0).fault(), Some(Fault::Partial));
     world.run_until(Duration::from_secs(40));
     assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
 }

@@ -5,17 +5,17 @@ use std::fmt::Write as _;
 use super::super::{FreezeEnd, MAX_ASKED, MAX_EVENTS};
 use super::*;
 use crate::admin::Author;
+use crate::fault::{Fault, MoveReason};
 use crate::ids::Slot;
-use crate::verdict::Cause;
 
 fn name(s: &str) -> NodeName {
     s.parse().unwrap()
 }
 
-fn decide(expected: u64, epoch: u64, slot: u8, at: u64, cause: Cause) -> Command {
+fn decide(expected: u64, epoch: u64, slot: u8, at: u64, cause: MoveReason) -> Command {
     let location: LocationName = "cloud".parse().unwrap();
     let at = WallTime(at * 1_000_000);
-    let kind = if cause.is_fault() { EventKind::Failover } else { EventKind::Move };
+    let kind = if cause.is_failover() { EventKind::Failover } else { EventKind::Move };
     Command::Decide {
         expected_epoch: Epoch(expected),
         decision: Decision {
@@ -26,20 +26,11 @@ fn decide(expected: u64, epoch: u64, slot: u8, at: u64, cause: Cause) -> Command
             at,
         },
         event: Box::new(Event {
-            seq: 0,
-            location,
-            kind,
-            epoch: Epoch(epoch),
             cause: Some(cause),
-            direction: None,
             leaders_before: vec![name("other")],
             leaders_after: vec![name(&format!("cloud-{slot}"))],
-            summary: String::new(),
             times: EventTimes { condemned: Some(at), ..Default::default() },
-            blackout: None,
-            evidence: Default::default(),
-            blocked_by: Default::default(),
-            author: None,
+            ..Event::new(location, kind, Epoch(epoch))
         }),
     }
 }
@@ -48,8 +39,8 @@ fn parse(line: &str) -> Command {
     let words: Vec<&str> = line.split_whitespace().collect();
     let n = |i: usize| words[i].parse::<u64>().unwrap();
     match words[0] {
-        "failover" => decide(n(1), n(2), n(3) as u8, n(4), Cause::NewFlow),
-        "move" => decide(n(1), n(2), n(3) as u8, n(4), Cause::Promoted),
+        "failover" => decide(n(1), n(2), n(3) as u8, n(4), Fault::NewFlow.into()),
+        "move" => decide(n(1), n(2), n(3) as u8, n(4), MoveReason::Promoted),
         "drain" => Command::Drain { node: name(words[1]) },
         "undrain" => Command::Undrain { node: name(words[1]) },
         "freeze" => Command::Freeze {
@@ -112,7 +103,7 @@ fn the_story_in_testdata_unfolds_as_written() {
 fn events_are_bounded_and_keep_counting() {
     let mut state = LocationState::new("cloud".parse().unwrap());
     for i in 0..MAX_EVENTS as u64 + 10 {
-        state.apply(&decide(i, i + 1, 0, i, Cause::Promoted));
+        state.apply(&decide(i, i + 1, 0, i, MoveReason::Promoted));
     }
     assert_eq!(state.events.len(), MAX_EVENTS);
     assert_eq!(state.last_seq, MAX_EVENTS as u64 + 10);
@@ -123,13 +114,13 @@ fn events_are_bounded_and_keep_counting() {
 fn a_flood_of_commands_washes_out_neither_failovers_nor_the_account_of_others() {
     let mut state = LocationState::new("cloud".parse().unwrap());
     let asked = |state: &mut LocationState, node: &str| {
-        let Command::Decide { mut event, .. } = decide(0, 1, 0, 1, Cause::Promoted) else {
+        let Command::Decide { mut event, .. } = decide(0, 1, 0, 1, MoveReason::Promoted) else {
             unreachable!()
         };
         (event.kind, event.author) = (EventKind::Operator, Some(Author::new(name(node), None)));
         state.apply(&Command::Record { event });
     };
-    state.apply(&decide(0, 1, 0, 1, Cause::NewFlow));
+    state.apply(&decide(0, 1, 0, 1, Fault::NewFlow.into()));
     for _ in 0..MAX_ASKED {
         asked(&mut state, "cloud-0");
     }
@@ -149,7 +140,7 @@ fn a_flood_of_commands_washes_out_neither_failovers_nor_the_account_of_others() 
 #[test]
 fn state_survives_postcard() {
     let mut state = LocationState::new("cloud".parse().unwrap());
-    state.apply(&decide(0, 1, 2, 5, Cause::Initial));
+    state.apply(&decide(0, 1, 2, 5, MoveReason::Initial));
     state.apply(&Command::Freeze { until: None });
     let bytes = postcard::to_stdvec(&state).unwrap();
     assert_eq!(postcard::from_bytes::<LocationState>(&bytes).unwrap(), state);

@@ -3,10 +3,11 @@ use std::time::Duration;
 
 use super::*;
 use crate::admin::MAX_USER;
+use crate::fault::{Fault, MoveReason};
 use crate::ids::{Epoch, Slot};
 use crate::state::{Applied, Command, EventKind, EventTimes};
 use crate::time::WallTime;
-use crate::verdict::{Cause, Direction, ProbeClass, Verdict};
+use crate::verdict::{Direction, ProbeClass, Verdict};
 
 const LONGEST: u64 = u64::MAX;
 
@@ -30,7 +31,7 @@ fn largest_row(n: usize) -> EvidenceRow {
 fn largest_report(slot: u8, rows: usize) -> SlotReport {
     SlotReport {
         slot: Slot(slot),
-        verdict: Verdict::Degraded { cause: Cause::Loss, direction: Some(Direction::Return) },
+        verdict: Verdict::Degraded { cause: Fault::Loss, direction: Some(Direction::Return) },
         first_loss: Some(WallTime(LONGEST)),
         suspected: Some(WallTime(LONGEST)),
         since: WallTime(LONGEST),
@@ -50,7 +51,7 @@ fn largest(observers: usize, slots: u8, rows: usize, why: usize) -> Event {
         location: "l".repeat(63).parse().unwrap(),
         kind: EventKind::Notice,
         epoch: Epoch(LONGEST),
-        cause: Some(Cause::Reconfigured),
+        cause: Some(MoveReason::Reconfigured),
         direction: Some(Direction::Return),
         leaders_before: (0..why).map(long).collect(),
         leaders_after: (0..why).map(long).collect(),

@@ -27,16 +27,11 @@ fn row() -> EvidenceRow {
 
 fn slot(slot: u8) -> SlotReport {
     SlotReport {
-        slot: Slot(slot),
-        verdict: Verdict::Forwarding,
-        first_loss: None,
-        suspected: None,
-        since: WallTime(1),
         rtt: Some(Duration::from_millis(20)),
         loss: 0.25,
-        path_mtu: None,
         services: (1, 2),
         evidence: vec![row()],
+        ..SlotReport::new(Slot(slot), Verdict::Forwarding, WallTime(1))
     }
 }
 
@@ -57,7 +52,7 @@ fn decision(leaders: Vec<Slot>) -> Decision {
         location: cloud(),
         epoch: Epoch(3),
         leaders,
-        cause: crate::verdict::Cause::Initial,
+        cause: crate::fault::MoveReason::Initial,
         at: WallTime(1),
     }
 }
@@ -81,19 +76,9 @@ fn hello() -> Hello {
 pub(crate) fn event() -> Event {
     Event {
         seq: 1,
-        location: cloud(),
-        kind: EventKind::Notice,
-        epoch: Epoch(3),
-        cause: None,
-        direction: None,
-        leaders_before: vec![],
-        leaders_after: vec![],
         summary: "x".into(),
-        times: EventTimes::default(),
-        blackout: None,
-        blocked_by: Default::default(),
-        author: None,
         evidence: [(node("home-0"), vec![slot(0)])].into(),
+        ..Event::new(cloud(), EventKind::Notice, Epoch(3))
     }
 }
 

@@ -1,12 +1,13 @@
 use super::*;
+use crate::fault::Fault;
 use crate::kubernetes::fixture::world::{NOW, World, later};
-use crate::verdict::{Cause, Verdict};
+use crate::verdict::Verdict;
 
 #[test]
 fn the_raft_leader_writes_and_others_only_if_the_status_lags() {
     let mut w = World::new();
     w.write(NOW);
-    w.candidate("home-1").verdict = Verdict::Degraded { cause: Cause::Loss, direction: None };
+    w.candidate("home-1").verdict = Verdict::Degraded { cause: Fault::Loss, direction: None };
     assert_eq!(w.pool_task("home-0").map(|t| t.0), Some(Duration::ZERO));
     for other in ["home-1", "home-2", "cloud-0", "cloud-1"] {
         assert_eq!(w.pool_task(other), None, "{other}");
@@ -55,7 +56,7 @@ fn condition_relay_forwarding_is_what_the_raft_leader_sees() {
     assert_eq!(relay(&w, "home-0"), [""; 0]);
     w.candidate("home-1").verdict = Verdict::Suspected;
     assert_eq!(relay(&w, "home-0"), [""; 0]);
-    w.candidate("home-1").verdict = Verdict::Degraded { cause: Cause::NewFlow, direction: None };
+    w.candidate("home-1").verdict = Verdict::Degraded { cause: Fault::NewFlow, direction: None };
     w.candidate("home-0").verdict = Verdict::Unknown;
     assert_eq!(relay(&w, "home-0"), ["home-1 False NewFlow", "home-0 Unknown NotObserved"]);
     // A node that is no candidate has no such condition.

@@ -1,8 +1,8 @@
 use super::*;
+use crate::fault::Fault;
 use crate::ids::Epoch;
 use crate::kubernetes::pool_status::Condition;
 use crate::kubernetes::{Steering, names};
-use crate::verdict::Cause;
 
 fn condition<'s>(status: &'s PoolStatus, kind: &str) -> &'s Condition {
     status.conditions.iter().find(|c| c.kind == kind).unwrap()
@@ -36,7 +36,7 @@ fn transition_times_change_only_with_the_status() {
 
 #[test]
 fn conditions_say_what_is_wrong() {
-    let degraded = || Verdict::Degraded { cause: Cause::Loss, direction: None };
+    let degraded = || Verdict::Degraded { cause: Fault::Loss, direction: None };
     let of = |change: &dyn Fn(&mut World)| {
         let mut w = World::new();
         change(&mut w);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::verdict::Cause;
+use crate::fault::{Fault, MoveReason};
 
 #[test]
 fn new_events_are_emitted_once_and_old_ones_never() {
@@ -29,10 +29,10 @@ fn new_events_are_emitted_once_and_old_ones_never() {
     w.write(NOW);
     assert_eq!(w.pool_task("home-1"), None);
     let kinds = [
-        (EventKind::Move, Cause::Promoted, "Promotion", false),
-        (EventKind::Move, Cause::Drained, "Drain", false),
-        (EventKind::FailStatic, Cause::Loss, "FailStatic", true),
-        (EventKind::Operator, Cause::Drained, "Operator", false),
+        (EventKind::Move, MoveReason::Promoted, "Promotion", false),
+        (EventKind::Move, MoveReason::Drained, "Drain", false),
+        (EventKind::FailStatic, Fault::Loss.into(), "FailStatic", true),
+        (EventKind::Operator, MoveReason::Drained, "Operator", false),
     ];
     for (kind, cause, _, _) in kinds {
         w.happens(kind, cause, &["home-0"], &["home-1"], 2);
@@ -47,7 +47,7 @@ fn at_most_ten_events_are_emitted_at_a_time() {
     let mut w = World::new();
     w.write(NOW);
     for _ in 0..40 {
-        w.happens(EventKind::Notice, Cause::Loss, &[], &[], 1);
+        w.happens(EventKind::Notice, Fault::Loss.into(), &[], &[], 1);
     }
     let events = w.pool_task("home-0").unwrap().1;
     assert_eq!(events.len(), 10);

@@ -1,40 +1,42 @@
-//! The raft leader looks at the situation and proposes what follows from it.
+//! The raft leader evaluates the situation and proposes what follows from it.
 
 use std::time::Duration;
 
-use super::decide::{Choice, Situation};
-use super::{Group, event};
+use super::{Completed, Group};
 use crate::admin::Author;
+use crate::election::{Choice, Situation, narrate};
+use crate::fault::MoveReason;
 use crate::ids::{Epoch, Slot};
 use crate::io::LogLevel;
 use crate::state::{Command, EventKind, EventTimes};
-use crate::time::{Now, WallTime};
-use crate::verdict::{Cause, Direction};
+use crate::time::Now;
+use crate::verdict::Direction;
 
 /// Trouble must last this long to be recorded as fail-static: a standby's verdict may only be a burst behind.
 const TROUBLE_FOR: Duration = Duration::from_secs(1);
 /// Least time between two records about trouble, so that flapping evidence does not fill the events.
 const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
-/// Least time between two decisions for the sake of a claimed epoch, and the longest that it becomes as it doubles with each:
-/// one or two are enough where the location has lost its stores, and a liar does not fill the events.
-const OUTDONE_AGAIN: Duration = Duration::from_secs(10);
-const OUTDONE_AGAIN_MAX: Duration = Duration::from_secs(3600);
+/// Least time between two decisions that only raise the epoch above a claimed one, and the longest: it doubles each time.
+/// One or two are enough for a location that lost its stores, and a false claim does not fill the events.
+const RAISE_EPOCH_AGAIN: Duration = Duration::from_secs(10);
+const RAISE_EPOCH_AGAIN_MAX: Duration = Duration::from_secs(3600);
 
 impl Group {
-    /// The raft leader looks at the situation.
-    pub(super) fn look(&mut self, now: Now) {
+    /// Proposes what the situation asks for.
+    pub(super) fn evaluate(&mut self, now: Now) {
         let mesh = self.mesh.clone();
-        let situation = self.ledger.situation(now, &mesh, &self.raft.state, &self.me);
-        if self.proposed.is_none() && self.is_outdone(now, &situation) {
+        let situation = self.reports.situation(now, &mesh, self.raft.state(), &self.me);
+        if self.proposed.is_none() && self.must_raise_epoch(now, &situation) {
             let leaders = situation.leaders.clone();
-            self.propose_decision(now, &situation, leaders, (Cause::Initial, None), None);
-        } else if let Some(leaders) = self.disowned(now).filter(|_| self.proposed.is_none()) {
-            self.propose_decision(now, &situation, leaders, (Cause::Reconfigured, None), None);
+            self.propose_decision(now, &situation, leaders, (MoveReason::Initial, None), None);
+        } else if let Some(leaders) = self.replace_unsigned(now).filter(|_| self.proposed.is_none())
+        {
+            self.propose_decision(now, &situation, leaders, (MoveReason::Reconfigured, None), None);
         } else if self.proposed.is_none() {
             match situation.decide() {
                 Choice::Keep => self.trouble_over(now, &situation),
                 Choice::Blocked { .. } => {}
-                Choice::FailStatic { cause } if cause.is_fault() => {
+                Choice::FailStatic { cause } if cause.is_failover() => {
                     self.trouble(now, &situation, cause)
                 }
                 Choice::FailStatic { .. } => {}
@@ -47,29 +49,29 @@ impl Group {
         self.housekeeping(now, &situation);
     }
 
-    /// Somebody knows a higher epoch than the present decision has, and so obeys none of ours: the location has lost its stores, and
-    /// the claim came too late for its first decision. Then the same leaders are told again, beyond that epoch.
+    /// A peer claims a higher epoch than ours, so it ignores our decisions: our stores were lost, and the claim came too late
+    /// for the first decision. Then the same leaders are announced again, above that epoch.
     ///
-    /// Never so in one unbroken history: a settled raft leader has applied all that was ever committed, so nobody can know more,
-    /// but for its own last proposal (`proposed`) and for what has been committed without it: then it is raft leader no more, and
-    /// what it proposes comes to nothing. Whoever lies costs one event in a while, as a claim is outdone only so often.
-    fn is_outdone(&mut self, now: Now, situation: &Situation) -> bool {
-        let outdone = situation.decided && self.next_epoch() > self.state().epoch().next();
-        let Some((at, pause)) = self.outdone.filter(|_| outdone) else {
-            if outdone {
-                self.outdone = Some((now.mono, OUTDONE_AGAIN));
+    /// Never in one unbroken history: a settled raft leader has applied all that was ever committed, so no node knows more but
+    /// its own last proposal (`proposed`) and what was committed without it. In that case it is raft leader no more, and what it
+    /// proposes is never committed. A false claim costs one event per pause, and the pause doubles.
+    fn must_raise_epoch(&mut self, now: Now, situation: &Situation) -> bool {
+        let behind = situation.decided && self.next_epoch() > self.state().epoch().next();
+        let Some((at, pause)) = self.epoch_raised.filter(|_| behind) else {
+            if behind {
+                self.epoch_raised = Some((now.mono, RAISE_EPOCH_AGAIN));
             }
-            return outdone;
+            return behind;
         };
         let again = now.mono.since(at) >= pause;
         if again {
-            self.outdone = Some((now.mono, (pause * 2).min(OUTDONE_AGAIN_MAX)));
+            self.epoch_raised = Some((now.mono, (pause * 2).min(RAISE_EPOCH_AGAIN_MAX)));
         }
         again
     }
 
     pub(crate) fn next_epoch(&self) -> Epoch {
-        self.state().epoch().max(self.ledger.highest_epoch()).next()
+        self.state().epoch().max(self.reports.highest_epoch()).next()
     }
 
     pub(super) fn propose_decision(
@@ -77,12 +79,12 @@ impl Group {
         now: Now,
         situation: &Situation,
         leaders: Vec<Slot>,
-        why: (Cause, Option<Direction>),
+        why: (MoveReason, Option<Direction>),
         author: Option<Author>,
     ) -> Option<(u64, u64)> {
         let epoch = self.next_epoch();
         let (decision, mut event) =
-            event::decision(&self.mesh, self.state(), situation, epoch, leaders, why, now.wall);
+            narrate::decision(&self.mesh, self.state(), situation, epoch, leaders, why, now.wall);
         event.author = author;
         let expected_epoch = self.state().epoch();
         let at =
@@ -93,20 +95,20 @@ impl Group {
         at
     }
 
-    /// The leader is at fault and nobody would be better: say so once, and loudly.
-    fn trouble(&mut self, now: Now, situation: &Situation, cause: Cause) {
+    /// The leader is at fault and no candidate would be better: records that once.
+    fn trouble(&mut self, now: Now, situation: &Situation, cause: MoveReason) {
         let since = *self.trouble_since.get_or_insert(now.mono);
-        let recently = self.trouble_told.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
+        let recently = self.trouble_recorded.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
         if self.state().in_trouble() || recently || now.mono.since(since) < TROUBLE_FOR {
             return;
         }
-        self.trouble_told = Some(now.mono);
+        self.trouble_recorded = Some(now.mono);
         let summary = format!(
             "the leader is at fault ({cause}) and no standby would be better: nothing was changed"
         );
         self.log(LogLevel::Error, summary.clone(), &[("decision.cause", cause.to_string())]);
         let kind = EventKind::FailStatic;
-        let event = event::notice(
+        let event = narrate::notice(
             &self.mesh,
             self.state(),
             Some(situation),
@@ -120,13 +122,13 @@ impl Group {
 
     fn trouble_over(&mut self, now: Now, situation: &Situation) {
         self.trouble_since = None;
-        let recently = self.trouble_told.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
+        let recently = self.trouble_recorded.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
         if recently || !self.state().in_trouble() || situation.observers.is_empty() {
             return;
         }
-        self.trouble_told = Some(now.mono);
+        self.trouble_recorded = Some(now.mono);
         let summary = "the leader forwards again".to_owned();
-        let event = event::notice(
+        let event = narrate::notice(
             &self.mesh,
             self.state(),
             None,
@@ -142,27 +144,26 @@ impl Group {
     fn complete(&mut self, situation: &Situation) {
         let epoch = self.state().epoch();
         let Some(event) = self.state().event_of(epoch) else { return };
-        if self.completing.0 != epoch {
-            self.completing =
-                (epoch, event.times.programmed.is_some(), event.times.verified.is_some());
+        if self.completed.epoch != epoch {
+            self.completed = Completed {
+                epoch,
+                programmed: event.times.programmed.is_some(),
+                verified: event.times.verified.is_some(),
+            };
         }
-        if !self.ledger.acks_are_of(epoch) || situation.observers.is_empty() {
-            return;
-        }
-        let jury = || situation.observers.iter().map(|o| &o.observer);
+        let observers = &situation.observers;
         let mut times = EventTimes::default();
         let mut blackout = None;
-        let acks: Vec<WallTime> = jury().filter_map(|o| self.ledger.acks.get(o).copied()).collect();
-        if !self.completing.1 && acks.len() * 2 > situation.observers.len() {
+        let acks = self.reports.acks(epoch, observers);
+        if !self.completed.programmed && acks.len() * 2 > observers.len() {
             times.programmed = acks.into_iter().max();
-            self.completing.1 = true;
+            self.completed.programmed = true;
         }
-        let verified: Vec<_> =
-            jury().filter_map(|o| self.ledger.verified.get(o).copied()).collect();
-        if !self.completing.2 && verified.len() * 2 > situation.observers.len() {
+        let verified = self.reports.verified(epoch, observers);
+        if !self.completed.verified && verified.len() * 2 > observers.len() {
             times.verified = verified.iter().map(|(at, _)| *at).max();
             blackout = verified.iter().filter_map(|(_, b)| *b).max();
-            self.completing.2 = true;
+            self.completed.verified = true;
         }
         if times != EventTimes::default() {
             let _ = self.propose(&Command::Complete { epoch, times, blackout });

@@ -3,9 +3,10 @@
 use raft::eraftpb::{Entry, EntryType, Message, Snapshot};
 
 use super::{
-    Held, KEEP_BEHIND, KEEP_BYTES, LogEvent, RaftNode, SNAPSHOT_BYTES, SNAPSHOT_EVERY, encode,
+    AwaitingSync, KEEP_BEHIND, KEEP_BYTES, LogEvent, RaftNode, SNAPSHOT_BYTES, SNAPSHOT_EVERY,
+    encode,
 };
-use crate::group::log::unreadable;
+use crate::consensus::storage::unreadable;
 use crate::io::Persist;
 use crate::state::{Command, LocationState};
 use crate::stored::{SnapshotWrite, Tail};
@@ -19,8 +20,8 @@ impl RaftNode {
     }
 
     fn release(&mut self) {
-        while self.held.front().is_some_and(|h| h.ticket <= self.persisted) {
-            let held = self.held.pop_front().expect("there is a front");
+        while self.awaiting_sync.front().is_some_and(|h| h.ticket <= self.persisted) {
+            let held = self.awaiting_sync.pop_front().expect("there is a front");
             self.raw.on_persist_ready(held.number);
             held.messages.iter().for_each(|m| self.send(m));
         }
@@ -28,12 +29,12 @@ impl RaftNode {
 
     pub(super) fn persist(&mut self, write: Persist) -> u64 {
         self.last_ticket += 1;
-        self.out.push_back(LogEvent::Persist { ticket: self.last_ticket, write });
+        self.events.push_back(LogEvent::Persist { ticket: self.last_ticket, write });
         self.last_ticket
     }
 
     pub(super) fn send(&mut self, m: &Message) {
-        self.out.push_back(LogEvent::Send { to: m.to, message: encode(m) });
+        self.events.push_back(LogEvent::Send { to: m.to, message: encode(m) });
     }
 
     /// Runs raft-rs until it has nothing more to say. Each round commits, applies, writes or sends something, and new
@@ -55,7 +56,7 @@ impl RaftNode {
             if let Some(hs) = ready.hs() {
                 let bytes = encode(hs);
                 self.raw.mut_store().set_hard_state(hs.clone());
-                write.hard_state = self.mute.is_none().then_some(bytes);
+                write.hard_state = self.non_voting.is_none().then_some(bytes);
             }
             let must_wait = ready.must_sync();
             let messages = ready.take_persisted_messages();
@@ -64,14 +65,14 @@ impl RaftNode {
             if write != Persist::default() {
                 let before = self.last_ticket;
                 let ticket = self.persist(write);
-                self.held.push_back(Held {
+                self.awaiting_sync.push_back(AwaitingSync {
                     number,
                     ticket: if must_wait { ticket } else { before },
                     messages,
                 });
             } else {
-                let ticket = self.held.back().map_or(self.persisted, |h| h.ticket);
-                self.held.push_back(Held { number, ticket, messages });
+                let ticket = self.awaiting_sync.back().map_or(self.persisted, |h| h.ticket);
+                self.awaiting_sync.push_back(AwaitingSync { number, ticket, messages });
             }
             self.raw.advance_append_async(ready);
             for entry in committed {
@@ -83,7 +84,7 @@ impl RaftNode {
         }
     }
 
-    /// Tells raft-rs what is applied. A snapshot is applied at once, but may only be told when it is on disk.
+    /// Reports to raft-rs what is applied. A snapshot is applied at once, but reported only when it is on disk.
     fn advance_apply(&mut self) {
         let log = &self.raw.raft.raft_log;
         if self.applied > log.applied() && self.applied <= log.committed.min(log.persisted) {
@@ -97,8 +98,8 @@ impl RaftNode {
         }
         self.applied = snapshot.get_metadata().index;
         self.raw.mut_store().install(snapshot);
-        self.out.push_back(LogEvent::Restored);
-        self.out.push_back(LogEvent::Voters(self.voters()));
+        self.events.push_back(LogEvent::Restored);
+        self.events.push_back(LogEvent::Voters(self.voters()));
     }
 
     fn apply(&mut self, entry: Entry) {
@@ -115,7 +116,7 @@ impl RaftNode {
             EntryType::EntryNormal => {
                 let Ok(command) = Command::decode(&entry.data) else { return };
                 let applied = self.state.apply(&command);
-                self.out.push_back(LogEvent::Applied {
+                self.events.push_back(LogEvent::Applied {
                     index: entry.index,
                     term: entry.term,
                     applied,

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use super::decide::Situation;
+use super::situation::Situation;
+use crate::fault::{Fault, MoveReason};
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
-use crate::state::{Decision, Event, EventKind, EventTimes, LocationState, MAX_WITNESSES};
+use crate::state::{Decision, Event, EventKind, EventTimes, LocationState, MAX_EVENT_OBSERVERS};
 use crate::time::WallTime;
-use crate::verdict::{Cause, Direction, EvidenceRow, ProbeClass, SlotReport};
+use crate::verdict::{Direction, EvidenceRow, ProbeClass, SlotReport};
 
 fn names(mesh: &Mesh, state: &LocationState, slots: &[Slot]) -> Vec<NodeName> {
     slots
@@ -26,7 +27,7 @@ fn join(names: &[NodeName]) -> String {
 }
 
 fn evidence(situation: &Situation, about: &[Slot]) -> BTreeMap<NodeName, Vec<SlotReport>> {
-    let rows = situation.observers.iter().take(MAX_WITNESSES).map(|o| {
+    let rows = situation.observers.iter().take(MAX_EVENT_OBSERVERS).map(|o| {
         let slots = o.slots.iter().filter(|s| about.contains(&s.slot)).cloned().collect();
         (o.observer.clone(), slots)
     });
@@ -34,20 +35,20 @@ fn evidence(situation: &Situation, about: &[Slot]) -> BTreeMap<NodeName, Vec<Slo
 }
 
 /// The decision that moves leadership to `leaders`, and its event.
-pub(super) fn decision(
+pub(crate) fn decision(
     mesh: &Mesh,
     state: &LocationState,
     situation: &Situation,
     epoch: Epoch,
     leaders: Vec<Slot>,
-    (cause, direction): (Cause, Option<Direction>),
+    (cause, direction): (MoveReason, Option<Direction>),
     now: WallTime,
 ) -> (Decision, Event) {
     let before = names(mesh, state, &situation.leaders);
     let after = names(mesh, state, &leaders);
     let fallen: Vec<Slot> =
         situation.leaders.iter().copied().filter(|s| !leaders.contains(s)).collect();
-    let kind = if cause.is_fault() { EventKind::Failover } else { EventKind::Move };
+    let kind = if cause.is_failover() { EventKind::Failover } else { EventKind::Move };
     let mut times = EventTimes { condemned: Some(now), ..Default::default() };
     if kind == EventKind::Failover {
         let reports = || {
@@ -60,7 +61,7 @@ pub(super) fn decision(
         times.first_loss = reports().filter_map(|s| s.first_loss).min();
         times.suspected = reports().filter_map(|s| s.suspected).min();
     }
-    let accusers = fallen.first().map_or(0, |&s| {
+    let reporters = fallen.first().map_or(0, |&s| {
         situation
             .observers
             .iter()
@@ -70,36 +71,31 @@ pub(super) fn decision(
     let of = situation.observers.len();
     let what =
         fallen.first().and_then(|s| what_fails(situation, *s, cause, mesh.inner.v6.is_some()));
-    // Of several leaders only those that go are to blame.
+    // Of several leaders only the outgoing ones are named.
     let gone = names(mesh, state, &fallen);
-    let old = if gone.is_empty() || cause == Cause::Promoted { &before } else { &gone };
-    let mut summary = summary(cause, old, &after, (accusers, of), what);
+    let old = if gone.is_empty() || cause == MoveReason::Promoted { &before } else { &gone };
+    let mut summary = summary(cause, old, &after, (reporters, of), what.as_deref());
     summary.extend(unchanged(mesh, &state.location, &after));
-    let against = fallen.iter().copied().find(|s| situation.condemned(*s));
+    let against = fallen.iter().copied().find(|s| situation.failed_by_majority(*s));
     let mut about = situation.leaders.clone();
     about.extend(leaders.iter().filter(|s| !situation.leaders.contains(s)));
     let decision = Decision { location: state.location.clone(), epoch, leaders, cause, at: now };
     let event = Event {
-        seq: 0,
-        location: state.location.clone(),
-        kind,
-        epoch,
         cause: Some(cause),
         direction,
         leaders_before: before,
         leaders_after: after,
         summary,
         times,
-        blackout: None,
         blocked_by: passed_over(situation, &about, against),
         evidence: evidence(situation, &about),
-        author: None,
+        ..Event::new(state.location.clone(), kind, epoch)
     };
-    // Whatever the observers sent: what does not fit cannot be replicated.
+    // An event that is too large cannot be replicated.
     (decision, event.bounded())
 }
 
-/// What to add where the decision changes nothing for some traffic, as it is only observed.
+/// The addition for traffic that is only observed, so that the decision changes nothing for it.
 fn unchanged(mesh: &Mesh, location: &LocationName, after: &[NodeName]) -> Option<String> {
     let others = || mesh.locations.keys().filter(|l| *l != location);
     let observed: Vec<&str> =
@@ -118,14 +114,14 @@ fn unchanged(mesh: &Mesh, location: &LocationName, after: &[NodeName]) -> Option
     ))
 }
 
-/// Why each candidate that is not among `but` was not taken.
+/// Why each candidate but these was not chosen.
 fn passed_over(
     situation: &Situation,
     but: &[Slot],
     against: Option<Slot>,
 ) -> BTreeMap<NodeName, Vec<String>> {
     let others = situation.candidates.iter().filter(|(s, _)| !but.contains(s));
-    let against = against.filter(|s| situation.condemned(*s));
+    let against = against.filter(|s| situation.failed_by_majority(*s));
     let why = others.map(|(slot, facts)| {
         let mut why = situation.blocked_by(*slot, against);
         if why.is_empty() && facts.ejected {
@@ -139,7 +135,12 @@ fn passed_over(
 }
 
 /// What exactly fails through a candidate, where the evidence is narrower than the cause.
-fn what_fails(situation: &Situation, slot: Slot, cause: Cause, dual_stack: bool) -> Option<String> {
+fn what_fails(
+    situation: &Situation,
+    slot: Slot,
+    cause: MoveReason,
+    dual_stack: bool,
+) -> Option<String> {
     let reports = situation.observers.iter().filter_map(|o| o.slot(slot));
     let rows = reports.filter(|r| r.verdict.is_degraded()).flat_map(|r| &r.evidence);
     let lost: Vec<&EvidenceRow> = rows.filter(|r| r.lost > 0).collect();
@@ -153,7 +154,7 @@ fn what_fails(situation: &Situation, slot: Slot, cause: Cause, dual_stack: bool)
         let names: Vec<String> = names.into_iter().collect();
         return Some(format!("service {}", names.join(", ")));
     }
-    if cause != Cause::Partial || !dual_stack {
+    if cause != Fault::Partial.into() || !dual_stack {
         return None;
     }
     // Workloads have both families, and those of one alone are missed.
@@ -168,63 +169,28 @@ fn what_fails(situation: &Situation, slot: Slot, cause: Cause, dual_stack: bool)
 }
 
 fn summary(
-    cause: Cause,
+    cause: MoveReason,
     before: &[NodeName],
     after: &[NodeName],
-    (accusers, of): (usize, usize),
-    what: Option<String>,
+    (reporters, of): (usize, usize),
+    what: Option<&str>,
 ) -> String {
     let (old, new) = (join(before), join(after));
-    let seen = format!("{accusers} of {of} observers say so");
-    match cause {
-        Cause::TunnelDown => format!(
-            "{old} no longer answers through its tunnels: {seen}; {new} forwards and leads now"
-        ),
-        Cause::Forwarding => {
-            format!("{old} answers but relays nothing: {seen}; {new} forwards and leads now")
-        }
-        Cause::NewFlow => format!("{old} drops new flows: {seen}; {new} forwards and leads now"),
-        Cause::Mtu => {
-            let to = what.map(|w| format!(" of {w}")).unwrap_or_default();
-            format!("{old} drops large packets{to}: {seen}; {new} forwards and leads now")
-        }
-        Cause::Loop => format!(
-            "packets through {old} go round in a loop: {seen}; {new} forwards and leads now"
-        ),
-        Cause::Partial => {
-            let what = what.unwrap_or_else(|| "some of the nodes behind it".into());
-            format!("{old} does not reach {what}: {seen}; {new} does and leads now")
-        }
-        Cause::Loss => {
-            format!("{old} loses more packets than its standbys: {seen}; {new} leads now")
-        }
-        Cause::SelfReported => format!("{old} says that it cannot relay; {new} leads now"),
-        Cause::DaemonDead => {
-            format!("the daemon on {old} is silent; {new} leads now, traffic was not interrupted")
-        }
-        Cause::Unreachable => {
-            format!("most nodes of the location do not reach {old}; {new} leads now")
-        }
-        Cause::Promoted => format!("an operator promoted {new}; {old} led before"),
-        Cause::Drained => format!("{old} was drained; {new} leads now"),
-        Cause::FailBack => format!("{new} forwards and is preferred to {old}: it leads now"),
-        Cause::Initial if before.is_empty() => format!("first decision: {new} leads"),
-        Cause::Initial => format!(
-            "others know of a later decision, which this location's stores have lost: {new} leads, told again"
-        ),
-        Cause::Reconfigured => {
-            format!("the mesh file no longer has a leader's slot; {new} leads now")
-        }
+    if cause == MoveReason::Initial && !before.is_empty() {
+        return format!(
+            "others know of a later decision, which this location's stores have lost: {new} leads, announced again"
+        );
     }
+    cause.summary(&old, &new, &format!("{reporters} of {of} observers say so"), what)
 }
 
 /// An event without a decision.
-pub(super) fn notice(
+pub(crate) fn notice(
     mesh: &Mesh,
     state: &LocationState,
     situation: Option<&Situation>,
     kind: EventKind,
-    cause: Option<Cause>,
+    cause: Option<MoveReason>,
     summary: String,
     now: WallTime,
 ) -> Event {
@@ -232,22 +198,16 @@ pub(super) fn notice(
     let slots = mesh.ranking(&state.location);
     let condemned = (kind == EventKind::FailStatic).then_some(now);
     let event = Event {
-        seq: 0,
-        location: state.location.clone(),
-        kind,
-        epoch: state.epoch(),
         cause,
-        direction: None,
         leaders_before: names(mesh, state, &leaders),
         leaders_after: names(mesh, state, &leaders),
         summary,
         times: EventTimes { condemned, committed: Some(now), ..Default::default() },
-        blackout: None,
         blocked_by: situation
             .map(|s| passed_over(s, &leaders, leaders.first().copied()))
             .unwrap_or_default(),
         evidence: situation.map(|s| evidence(s, &slots)).unwrap_or_default(),
-        author: None,
+        ..Event::new(state.location.clone(), kind, state.epoch())
     };
     event.bounded()
 }

@@ -1,9 +1,12 @@
 //! `testdata/decide.txt`: a situation a line, and after `=>` what is chosen.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::super::situation::{CandidateFacts, ObserverView};
 use super::*;
 use crate::time::WallTime;
+use crate::verdict::{SlotReport, Verdict};
 
 const NAMES: &str = "abcd";
 
@@ -20,25 +23,17 @@ fn verdict(letter: char) -> Verdict {
         'f' => Verdict::Forwarding,
         's' => Verdict::Suspected,
         '?' => Verdict::Unknown,
-        'n' => Verdict::Degraded { cause: Cause::NewFlow, direction: None },
-        't' => Verdict::Degraded { cause: Cause::TunnelDown, direction: None },
+        'n' => Verdict::Degraded { cause: Fault::NewFlow, direction: None },
+        't' => Verdict::Degraded { cause: Fault::TunnelDown, direction: None },
         other => panic!("no verdict {other}"),
     }
 }
 
 fn view(number: usize, word: &str) -> ObserverView {
-    let slots = word.chars().enumerate().map(|(i, letter)| SlotReport {
-        slot: Slot(i as u8),
-        verdict: verdict(letter),
-        first_loss: None,
-        suspected: None,
-        since: WallTime(0),
-        rtt: None,
-        loss: 0.0,
-        path_mtu: None,
-        services: (0, 0),
-        evidence: Vec::new(),
-    });
+    let slots = word
+        .chars()
+        .enumerate()
+        .map(|(i, letter)| SlotReport::new(Slot(i as u8), verdict(letter), WallTime(0)));
     ObserverView { observer: format!("o-{number}").parse().unwrap(), slots: slots.collect() }
 }
 
@@ -71,7 +66,7 @@ fn parse(line: &str) -> Situation {
         let facts = candidates.get_mut(&slot(who.chars().next().unwrap())).unwrap();
         match what {
             "drained" => facts.drained = true,
-            "broken" => facts.broken = Some(Cause::SelfReported),
+            "broken" => facts.broken = Some(Fault::SelfReported),
             "silent" => facts.silent = Duration::from_secs(6),
             "unheard" => facts.heard = false,
             "unreachable" => facts.unreachable = true,

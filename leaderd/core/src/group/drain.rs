@@ -1,49 +1,50 @@
-//! What happened in the log becomes outputs, until nothing more follows.
+//! Drains what happened in the Raft log into outputs.
 
 use std::time::Duration;
 
-use super::raft_node::LogEvent;
-use super::{Group, GroupOutput, event};
+use super::{Group, GroupOutput};
+use crate::consensus::LogEvent;
+use crate::election::narrate;
 use crate::ids::NodeName;
 use crate::io::LogLevel;
 use crate::state::{Applied, Command, Event, EventKind, EventTimes};
 use crate::time::Now;
 
-/// Time between two looks at the situation when nothing urgent happens.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Time between two evaluations of the situation when nothing urgent happens.
+const EVALUATE_EVERY: Duration = Duration::from_millis(200);
 /// A node with an empty store listens at least this long before it counts itself part of a new location.
 const LISTEN: Duration = Duration::from_millis(1200);
-/// … and is no longer mute after this, caught up or not: leadership is not a lock, and epochs cannot go back.
+/// … and votes after this, caught up or not: leadership is not a lock, and epochs cannot go back.
 const LISTEN_MAX: Duration = Duration::from_secs(30);
 
-/// What a voter says that has met a command which it cannot read.
+/// Logged by a voter that has met a command which it cannot read.
 pub(super) const TOO_OLD: &str = "the location's log has an entry that this leaderd cannot read: this node has stopped voting; \
                                   start the version of leaderd here that the other voters run";
 
 impl Group {
-    /// What the store holds was told in an earlier life, but for who leads now.
+    /// An earlier run of this node has announced what the store holds. Only the present decision is announced again.
     pub(super) fn begin(&mut self, now: Now) {
-        self.raft.out.retain(|e| !matches!(e, LogEvent::Applied { .. } | LogEvent::Restored));
-        self.ledger.note_state(now, &self.raft.state);
-        self.tell_decision(now);
-        self.settle(now);
+        self.raft.forget_restored();
+        self.reports.note_state(now, self.raft.state());
+        self.announce_restored(now);
+        self.drain_raft(now);
     }
 
-    pub(super) fn leave_muteness(&mut self, now: Now) {
-        if !self.raft.is_mute() {
+    pub(super) fn start_voting_if_safe(&mut self, now: Now) {
+        if !self.raft.is_non_voting() {
             return;
         }
         let listened = now.mono.since(self.started);
-        let undecided = self.ledger.undecided(now.mono, &self.voters, &self.me);
+        let undecided = self.reports.undecided(now.mono, &self.voters, &self.me);
         let new = undecided.is_some_and(|n| n * 2 > self.voters.len()) && self.raft.leader() == 0;
         if self.raft.caught_up() {
-            self.raft.unmute();
+            self.raft.start_voting();
             self.log(LogLevel::Info, "caught up with the raft leader: this node votes again", &[]);
         } else if new && listened >= LISTEN {
-            self.raft.unmute();
+            self.raft.start_voting();
             self.log(LogLevel::Info, "most voters know of no decision: a new location", &[]);
         } else if listened >= LISTEN_MAX {
-            self.raft.unmute();
+            self.raft.start_voting();
             self.log(
                 LogLevel::Warn,
                 "found no raft leader to catch up with: this node votes with an empty store",
@@ -52,20 +53,20 @@ impl Group {
         }
     }
 
-    /// Takes what Raft did, looks at the situation if it is time, until nothing more follows.
-    pub(super) fn settle(&mut self, now: Now) {
+    /// Handles what happened in the log, and evaluates the situation if it is due, until nothing more follows.
+    pub(super) fn drain_raft(&mut self, now: Now) {
         loop {
-            self.leave_muteness(now);
+            self.start_voting_if_safe(now);
             self.watch_disk(now);
-            while let Some(event) = self.raft.out.pop_front() {
+            while let Some(event) = self.raft.poll_event() {
                 self.take(now, event);
             }
             self.note_raft_leader(now);
-            if now.mono < self.next_look || !self.raft.is_settled_leader() {
+            if now.mono < self.next_evaluation || !self.raft.is_settled_leader() {
                 return;
             }
-            self.next_look = now.mono + LOOK_EVERY;
-            self.look(now);
+            self.next_evaluation = now.mono + EVALUATE_EVERY;
+            self.evaluate(now);
         }
     }
 
@@ -78,7 +79,7 @@ impl Group {
             }
             LogEvent::Persist { ticket, write } => {
                 self.leadership.write_waits(now.mono, ticket);
-                self.judge(ticket, &write);
+                self.note_logged(ticket, &write);
                 self.outputs.push_back(GroupOutput::Persist { ticket, write })
             }
             LogEvent::Applied { index, term, applied } => {
@@ -86,7 +87,7 @@ impl Group {
                     self.proposed = None;
                 }
                 if applied != Applied::Nothing {
-                    self.ledger.note_state(now, &self.raft.state);
+                    self.reports.note_state(now, self.raft.state());
                 }
                 match applied {
                     Applied::Decided(event) => self.decided(now, *event),
@@ -95,14 +96,14 @@ impl Group {
                     }
                     Applied::Changed | Applied::Nothing => {}
                 }
-                self.look_soon(now);
-                self.answer(index, term);
+                self.evaluate_soon(now);
+                self.answer_applied(index, term);
             }
             LogEvent::Restored => {
                 self.proposed = None;
                 self.signing.forget();
-                self.ledger.note_state(now, &self.raft.state);
-                self.tell_decision(now);
+                self.reports.note_state(now, self.raft.state());
+                self.announce_restored(now);
             }
             LogEvent::Unreadable { index, why } => {
                 self.proposed = None;
@@ -112,9 +113,9 @@ impl Group {
             LogEvent::Voters(ids) => {
                 self.signing.voters_changed();
                 self.ids.extend(super::ids_of(&self.mesh, &self.voters, &ids));
-                // The next step of the change, or a raft leader that is no voter any more, does not wait.
-                self.leadership.next_housekeeping = now.mono;
-                self.look_soon(now);
+                // The next step of the change, and a hand-over by a raft leader that lost its vote, come at once.
+                self.leadership.housekeep_soon(now.mono);
+                self.evaluate_soon(now);
                 let text = ids
                     .iter()
                     .map(|id| self.ids.get(id).map_or(id.to_string(), NodeName::to_string));
@@ -138,8 +139,8 @@ impl Group {
             let times = EventTimes { committed: Some(now.wall), ..Default::default() };
             let _ = self.propose(&Command::Complete { epoch: event.epoch, times, blackout: None });
         }
-        self.told = decision.epoch;
-        self.leadership.next_housekeeping = now.mono;
+        self.announced_epoch = decision.epoch;
+        self.leadership.housekeep_soon(now.mono);
         let level = if event.kind == EventKind::Failover { LogLevel::Warn } else { LogLevel::Info };
         let fields = [
             ("decision.epoch", decision.epoch.to_string()),
@@ -149,15 +150,17 @@ impl Group {
         self.outputs.push_back(GroupOutput::Decided { decision, event: Box::new(event) });
     }
 
-    /// Tells a decision that came with the store or a snapshot.
-    pub(super) fn tell_decision(&mut self, now: Now) {
-        let Some(decision) = self.state().decision.clone().filter(|d| d.epoch > self.told) else {
+    /// Outputs a decision that came with the store or a snapshot.
+    pub(super) fn announce_restored(&mut self, now: Now) {
+        let Some(decision) =
+            self.state().decision.clone().filter(|d| d.epoch > self.announced_epoch)
+        else {
             return;
         };
-        self.told = decision.epoch;
+        self.announced_epoch = decision.epoch;
         let event = self.state().event_of(decision.epoch).cloned().unwrap_or_else(|| {
             let summary = "the event of this decision is forgotten".into();
-            event::notice(
+            narrate::notice(
                 &self.mesh,
                 self.state(),
                 None,
@@ -172,14 +175,14 @@ impl Group {
 
     fn note_raft_leader(&mut self, now: Now) {
         let leader = self.raft.leader();
-        if leader == self.led_by {
+        if leader == self.known_raft_leader {
             return;
         }
-        self.led_by = leader;
+        self.known_raft_leader = leader;
         self.proposed = None;
         self.leadership.another_leads();
-        self.look_soon(now);
-        let name = self.ids.get(&leader).map_or("nobody".to_owned(), NodeName::to_string);
+        self.evaluate_soon(now);
+        let name = self.ids.get(&leader).map_or("none".to_owned(), NodeName::to_string);
         self.log(
             LogLevel::Info,
             "raft leader",

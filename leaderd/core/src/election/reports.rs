@@ -1,22 +1,21 @@
-//! What a node of the location knows about the present: reports, hellos, acknowledgements. Never replicated; every
+//! What the nodes of the mesh said lately: reports, hellos, acknowledgements. Never replicated; every
 //! candidate keeps its own, so a new raft leader knows at once. Bounded by the number of nodes in the mesh.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::decide::{CandidateFacts, ObserverView, Situation};
+use super::situation::{ALIVE, CandidateFacts, ObserverView, Situation};
 use crate::capability::Capabilities;
+use crate::fault::Fault;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::{FreezeEnd, LocationState};
 use crate::time::{Instant, Now, WallTime};
-use crate::verdict::{Cause, Report, Verdict};
+use crate::verdict::{Report, Verdict};
 use crate::wire::Hello;
 
 /// A report counts for this long: three times the interval in which observers repeat it.
 const REPORT_FRESH: Duration = Duration::from_secs(3);
-/// A daemon is alive for this long after a sign of life: three hellos.
-pub(super) const ALIVE: Duration = Duration::from_secs(3);
 /// Slow paths may add this much to both, in all.
 const MAX_ALLOWANCE: Duration = Duration::from_secs(5);
 /// How long most nodes of the location must miss a leader before that counts, if there are no observers.
@@ -29,14 +28,14 @@ struct Seen<T> {
     value: T,
 }
 
-pub(super) struct Ledger {
+pub(crate) struct Reports {
     started: Instant,
     reports: BTreeMap<NodeName, Seen<Report>>,
     hellos: BTreeMap<NodeName, Seen<HelloFacts>>,
     alive: BTreeMap<NodeName, Instant>,
     down: BTreeMap<NodeName, Instant>,
     /// This node's own trouble.
-    pub broken: Option<Cause>,
+    broken: Option<Fault>,
     /// The highest epoch that anybody claims for this location, the highest that was proved, that of the decision that this node
     /// follows, and that of the replicated state.
     claimed_epoch: Epoch,
@@ -44,9 +43,9 @@ pub(super) struct Ledger {
     followed_epoch: Epoch,
     epoch: Epoch,
     /// Claims count only with a proof.
-    pub proof_required: bool,
-    pub acks: BTreeMap<NodeName, WallTime>,
-    pub verified: BTreeMap<NodeName, (WallTime, Option<Duration>)>,
+    proof_required: bool,
+    acks: BTreeMap<NodeName, WallTime>,
+    verified: BTreeMap<NodeName, (WallTime, Option<Duration>)>,
     acks_of: Epoch,
     unreachable_since: BTreeMap<Slot, Instant>,
     /// When this node first saw each failover of the replicated state, by the wall-clock time that the state has of it.
@@ -58,7 +57,7 @@ pub(super) struct Ledger {
 /// What matters of a hello.
 struct HelloFacts {
     capabilities: Capabilities,
-    broken: Option<Cause>,
+    broken: Option<Fault>,
     /// The node's own slot, if it is a candidate of this location.
     slot: Option<Slot>,
     reaches: Vec<Slot>,
@@ -70,7 +69,7 @@ struct HelloFacts {
     generation: Generation,
 }
 
-impl Ledger {
+impl Reports {
     pub fn new(now: Instant) -> Self {
         Self {
             started: now,
@@ -93,8 +92,8 @@ impl Ledger {
         }
     }
 
-    /// Takes down when spans that the replicated state knows by the wall clock began on the monotonic one, so that a
-    /// clock that is set back afterwards does not make them longer. Call it whenever the state changed.
+    /// Records the monotonic start of each wall-clock interval in `state`, so that setting the clock back cannot lengthen
+    /// it. Call it whenever the state changed.
     pub fn note_state(&mut self, now: Now, state: &LocationState) {
         self.epoch = state.epoch();
         let times: BTreeSet<WallTime> = state.failover_times().collect();
@@ -136,13 +135,27 @@ impl Ledger {
         claimed.max(self.proved_epoch).max(self.followed_epoch)
     }
 
-    /// A group that starts anew goes beyond what its own voters follow, or they would go back with it.
+    /// The epoch of the decision that this node follows. A group that starts anew exceeds it, or its voters would go back.
     pub fn followed(&mut self, epoch: Epoch) {
         let outdone = epoch.next().may_follow(self.epoch);
         self.followed_epoch = if outdone { epoch } else { Epoch(0) };
     }
 
-    /// True if it is more than was known.
+    /// This node's own brokenness; true if it changed.
+    pub fn set_broken(&mut self, broken: Option<Fault>) -> bool {
+        std::mem::replace(&mut self.broken, broken) != broken
+    }
+
+    /// Whether claims count only with a proof.
+    pub fn require_proof(&mut self, required: bool) {
+        self.proof_required = required;
+    }
+
+    pub fn proof_required(&self) -> bool {
+        self.proof_required
+    }
+
+    /// Notes a proved epoch. Returns true if it is the highest so far.
     pub fn proved(&mut self, epoch: Epoch) -> bool {
         let more = epoch > self.proved_epoch && epoch.next().may_follow(self.epoch);
         if more {
@@ -151,14 +164,14 @@ impl Ledger {
         more
     }
 
-    /// A claim that can never be outdone is nonsense, and hides no other.
+    /// Ignores a claim so high that no epoch could follow it.
     fn claimed(&mut self, epoch: Epoch) {
         if epoch.next().may_follow(self.epoch) {
             self.claimed_epoch = self.claimed_epoch.max(epoch);
         }
     }
 
-    /// True if the observer says something new, not just the same again.
+    /// Takes a report. Returns true if it differs from the observer's last one.
     pub fn report(&mut self, now: Instant, report: Report) -> bool {
         self.claimed(report.epoch);
         let newer = self.reports.get(&report.observer).is_none_or(|old| {
@@ -176,7 +189,7 @@ impl Ledger {
         old.is_none_or(|old| gist(&old.value) != new)
     }
 
-    /// True if the node says something new about whether it can relay.
+    /// Takes a hello. Returns true if the node's brokenness changed.
     pub fn hello(
         &mut self,
         now: Instant,
@@ -250,8 +263,20 @@ impl Ledger {
         epoch == self.acks_of
     }
 
-    pub fn acks_are_of(&self, epoch: Epoch) -> bool {
-        self.acks_of == epoch
+    /// When these observers had programmed the decision of this epoch.
+    pub fn acks(&self, epoch: Epoch, observers: &[ObserverView]) -> Vec<WallTime> {
+        let of = observers.iter().filter(|_| epoch == self.acks_of);
+        of.filter_map(|o| self.acks.get(&o.observer).copied()).collect()
+    }
+
+    /// When these observers saw traffic pass under the decision of this epoch, and after what blackout.
+    pub fn verified(
+        &self,
+        epoch: Epoch,
+        observers: &[ObserverView],
+    ) -> Vec<(WallTime, Option<Duration>)> {
+        let of = observers.iter().filter(|_| epoch == self.acks_of);
+        of.filter_map(|o| self.verified.get(&o.observer).copied()).collect()
     }
 
     /// Forgets nodes that have left the mesh or the location.
@@ -272,13 +297,13 @@ impl Ledger {
         Some(1 + fresh().filter(|(n, _)| *n != me && voters.contains(n)).count())
     }
 
-    /// The generation of the mesh file that a living node has, as it says.
+    /// The generation of the mesh file that a living node reports.
     pub fn generation(&self, now: Instant, node: &NodeName) -> Option<Generation> {
         let hello = self.hellos.get(node).filter(|h| now.since(h.at) < ALIVE)?;
         Some(hello.value.generation)
     }
 
-    /// Another node of the location says so.
+    /// True if another node of the location names this one as raft leader.
     pub fn is_said_to_lead(&self, now: Instant, node: &NodeName) -> bool {
         self.hellos.iter().any(|(n, h)| {
             let fresh = h.value.local && now.since(h.at) < ALIVE;
@@ -286,7 +311,7 @@ impl Ledger {
         })
     }
 
-    /// What a node's leaderd understands, by its last hello; nothing of one that was never heard.
+    /// What a node's leaderd understands by its last hello; nothing if it was never heard.
     pub fn capabilities(&self, node: &NodeName) -> Capabilities {
         self.hellos.get(node).map(|h| h.value.capabilities).unwrap_or_default()
     }
@@ -323,7 +348,7 @@ impl Ledger {
             let silent = if own {
                 Duration::ZERO
             } else {
-                // Whoever has not been heard since this node started is judged from then on.
+                // The silence of a node that was never heard counts from this node's start.
                 self.silence(now.mono, &node.name).unwrap_or_else(|| now.mono.since(self.started))
             };
             let heard = own || self.alive.contains_key(&node.name);
@@ -366,7 +391,7 @@ impl Ledger {
         }
     }
 
-    /// Fresh reports of observers that do not abstain; those that watch slowly only where nobody watches at full rate.
+    /// Fresh reports of observers that do not abstain; slow watchers count only if none watches at full rate.
     fn observers(&self, now: Instant) -> Vec<ObserverView> {
         let all: Vec<&Report> = self.fresh_reports(now).collect();
         let watched = all.iter().any(|r| r.full_rate);
@@ -380,7 +405,7 @@ impl Ledger {
         self.reports
             .values()
             .filter(|r| !r.value.abstains)
-            // Whoever knows nothing yet about any slot is no witness.
+            // An observer without any verdict yet does not count.
             .filter(|r| r.value.slots.iter().any(|s| s.verdict != Verdict::Unknown))
             .filter(move |r| {
                 let rtt = r.value.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
@@ -389,11 +414,11 @@ impl Ledger {
             .map(|r| &r.value)
     }
 
-    /// Keeps account of which slots most nodes of the location miss, and since when.
+    /// Notes which slots most nodes of the location do not reach, and since when.
     fn note_reach(&mut self, now: Instant) {
         let fresh = |h: &&Seen<HelloFacts>| h.value.local && now.since(h.at) < ALIVE;
         for slot in (0..=Slot::MAX.0).map(Slot) {
-            // A node that reaches nobody is cut off itself; a candidate always reaches itself.
+            // A node that reaches no candidate is cut off itself; a candidate always reaches itself.
             let counts =
                 |h: &&Seen<HelloFacts>| !h.value.reaches.is_empty() && h.value.slot != Some(slot);
             let voices = self.hellos.values().filter(fresh).filter(counts);
@@ -408,7 +433,7 @@ impl Ledger {
         }
     }
 
-    /// True if for a while most nodes of the location that say whom they reach have not reached this candidate.
+    /// True if for [`UNREACHABLE_FOR`] most nodes of the location that reach any candidate have not reached this one.
     fn unreachable(&self, now: Instant, slot: Slot) -> bool {
         self.unreachable_since.get(&slot).is_some_and(|&at| now.since(at) >= UNREACHABLE_FOR)
     }

@@ -2,8 +2,8 @@
 //!
 //! * A change carries the generation of the mesh file that it comes from, and the replicated state remembers the newest.
 //!   A raft leader with an older file changes nothing.
-//! * A raft leader never proposes to leave a configuration that takes its own vote: it hands over first, and its heir
-//!   proposes it. raft-rs panics in a raft leader that is no voter any more and still has entries to commit.
+//! * A raft leader never proposes to leave a configuration that takes its own vote: it hands over first, and its
+//!   successor proposes it. raft-rs panics in a raft leader that is no voter any more and still has entries to commit.
 //! * One that finds such a change in the log it was elected with steps down when it applies it, and takes no proposals
 //!   until then.
 
@@ -17,7 +17,7 @@ use super::{LogEvent, RaftNode};
 use crate::ids::Generation;
 
 /// Most voters in a configuration.
-pub(in crate::group) const MAX_VOTERS: usize = 32;
+pub(in crate::consensus) const MAX_VOTERS: usize = 32;
 
 impl RaftNode {
     /// Voters of the committed configuration as far as it is applied here, both halves while it is joint.
@@ -110,11 +110,10 @@ impl RaftNode {
         self.raw.mut_store().set_conf(conf);
         // A voter that joins must begin with this configuration, so nothing older may be replayed to it.
         self.compact(0);
-        self.out.push_back(LogEvent::Voters(self.voters()));
+        self.events.push_back(LogEvent::Voters(self.voters()));
     }
 
-    /// True if most of the voters to come have told this raft leader that they know them to be voters, so that they are
-    /// mute no more.
+    /// True if most of the voters to come have confirmed the change to this raft leader, so that they vote.
     pub fn newcomers_vote(&self) -> bool {
         let raft = &self.raw.raft;
         let voters = &self.raw.store().conf().voters;
@@ -125,7 +124,7 @@ impl RaftNode {
     }
 
     /// Asks this voter to take over, if it is in touch and has the whole log. It may be asked by a raft leader that has
-    /// applied nothing of its own term. Whoever was asked before is asked no longer.
+    /// applied nothing of its own term. An earlier request is withdrawn.
     pub fn transfer(&mut self, to: u64) -> bool {
         let raft = &mut self.raw.raft;
         let last = raft.raft_log.last_index();
@@ -162,7 +161,7 @@ fn generation_of(change: &ConfChangeV2) -> Option<Generation> {
 
 /// True for the two changes that [`RaftNode`] proposes: voters come and go with the generation of their mesh file, and the
 /// end of a joint configuration.
-pub(in crate::group) fn is_ours(bytes: &[u8]) -> bool {
+pub(in crate::consensus) fn is_ours(bytes: &[u8]) -> bool {
     let Ok(change) = ConfChangeV2::parse_from_bytes(bytes) else { return false };
     if change.changes.is_empty() {
         return bytes.is_empty();

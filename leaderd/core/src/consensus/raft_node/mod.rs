@@ -6,9 +6,9 @@
 //! * **Randomness.** raft-rs would draw election timeouts from a thread's generator. Its range is set to exactly 10
 //!   ticks, and the random part is added here, from our seeded generator, by counting the last ticks ourselves.
 //! * **Disk.** What `ready` asks to be written leaves as `Persist` with a ticket; messages that depend on it wait in
-//!   `held` until the ticket comes back (raft-rs: asynchronous ready). Until then the node does not campaign: raft-rs
+//!   `awaiting_sync` until the ticket comes back (raft-rs: asynchronous ready). Until then the node does not campaign: raft-rs
 //!   panics if one with entries or a snapshot that are not on disk becomes a candidate or wins.
-//! * **Muteness.** A node without a hard state on disk may have voted and forgotten it. Until it has caught up with a
+//! * **Non-voting.** A node without a hard state on disk may have voted and forgotten it. Until it has caught up with a
 //!   raft leader, or is known to be part of a new location, it neither votes nor campaigns and writes no hard state.
 
 mod ready;
@@ -24,13 +24,12 @@ use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 
-use super::GroupError;
 use super::check::{Checked, check};
-use super::log::{Beginning, LogStore};
+use super::storage::{Beginning, LogStore};
 use crate::capability::{Capabilities, Unreadable};
 use crate::io::{Persist, StoredGroup};
 use crate::state::{Applied, Command, LocationState, MAX_COMMAND};
-use crate::stored::Tail;
+use crate::stored::{StoredError, Tail};
 use crate::time::Instant;
 
 /// Ticks of the least election timeout; the longest is twice that.
@@ -43,7 +42,8 @@ const MAX_UNIT: Duration = Duration::from_secs(3);
 const HEARTBEAT: Duration = Duration::from_millis(150);
 /// Entries applied since the last snapshot that make a new one due.
 const SNAPSHOT_EVERY: u64 = 256;
-/// Their bytes that make a new one due earlier: about twice what a snapshot may have, so that writing it costs no more than they did.
+/// Bytes of such entries that make a new one due earlier: about twice the limit of a snapshot, so that writing it costs no more than
+/// they did.
 const SNAPSHOT_BYTES: usize = 2 << 20;
 /// Entries kept behind a snapshot for voters that lag a little, and their bytes.
 const KEEP_BEHIND: u64 = 64;
@@ -56,7 +56,7 @@ const MAX_MESSAGE: u64 = 256 << 10;
 const MAX_UNCOMMITTED: u64 = 4 << 20;
 
 /// What happened in the log.
-pub(super) enum LogEvent {
+pub(crate) enum LogEvent {
     Send {
         to: u64,
         message: Vec<u8>,
@@ -71,7 +71,7 @@ pub(super) enum LogEvent {
         term: u64,
         applied: Applied,
     },
-    /// The state came as a snapshot: whoever leads was decided elsewhere.
+    /// The state came as a snapshot, and may have a decision made elsewhere.
     Restored,
     /// This node's log goes on with an entry that it cannot read: it has stopped.
     Unreadable {
@@ -83,36 +83,46 @@ pub(super) enum LogEvent {
     Ignored(&'static str),
 }
 
-struct Held {
+/// Why a node cannot start from what it has on disk.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error(transparent)]
+    Stored(#[from] StoredError),
+    #[error("{0}")]
+    Raft(#[from] raft::Error),
+}
+
+/// Messages that wait for a write.
+struct AwaitingSync {
     number: u64,
     /// Released when this ticket is on disk.
     ticket: u64,
     messages: Vec<Message>,
 }
 
-pub(super) struct RaftNode {
+pub(crate) struct RaftNode {
     raw: RawNode<LogStore>,
-    pub state: LocationState,
+    state: LocationState,
     rng: ChaCha8Rng,
     /// Ticks after which we campaign, 10 to 20, drawn anew each time.
     timeout: usize,
     next_tick: Instant,
     next_heartbeat: Instant,
-    held: VecDeque<Held>,
+    awaiting_sync: VecDeque<AwaitingSync>,
     last_ticket: u64,
     persisted: u64,
     applied: u64,
     rtts: BTreeMap<u64, VecDeque<Duration>>,
     /// Ticks for which a voter has owed the answer to a snapshot.
     snapshots: BTreeMap<u64, usize>,
-    /// Set by the group while the disk takes no writes: this node does not campaign.
-    pub barred: bool,
-    /// `Some`: mute, with the highest commit index that a raft leader has shown.
-    mute: Option<u64>,
+    /// True while the disk confirms no writes: this node does not campaign.
+    campaign_barred: bool,
+    /// `Some`: this node does not vote; the highest commit index that a raft leader has shown.
+    non_voting: Option<u64>,
     /// The entry that this version cannot read. A state that skips a command differs from the others': this node applies nothing
     /// more, and neither votes nor leads, until a leaderd that can read it is started here.
     stopped: Option<u64>,
-    pub out: VecDeque<LogEvent>,
+    events: VecDeque<LogEvent>,
 }
 
 impl RaftNode {
@@ -123,7 +133,7 @@ impl RaftNode {
         stored: &StoredGroup,
         seed: u64,
         now: Instant,
-    ) -> Result<Self, GroupError> {
+    ) -> Result<Self, StartError> {
         let (store, state, beginning) = LogStore::restore(stored, genesis, voters)?;
         let applied = store.snapshot_index();
         let config = Config {
@@ -142,8 +152,7 @@ impl RaftNode {
             ..Default::default()
         };
         let logger = raft_logger();
-        let raw =
-            RawNode::new(&config, store, &logger).map_err(|e| GroupError::Raft(e.to_string()))?;
+        let raw = RawNode::new(&config, store, &logger)?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ id);
         let timeout = draw(&mut rng);
         let mut node = Self {
@@ -153,29 +162,49 @@ impl RaftNode {
             timeout,
             next_tick: now + MIN_UNIT,
             next_heartbeat: now,
-            held: VecDeque::new(),
+            awaiting_sync: VecDeque::new(),
             last_ticket: 0,
             persisted: 0,
             applied,
             rtts: BTreeMap::new(),
             snapshots: BTreeMap::new(),
-            barred: false,
-            mute: (beginning != Beginning::Voter).then_some(0),
+            campaign_barred: false,
+            non_voting: (beginning != Beginning::Voter).then_some(0),
             stopped: None,
-            out: VecDeque::new(),
+            events: VecDeque::new(),
         };
         if beginning == Beginning::New {
             let first = node.raw.store().current_snapshot().clone();
             node.persist_snapshot(&first, Tail::Dropped);
         }
         if voters == [id] {
-            node.unmute();
+            node.start_voting();
         }
         node.pump();
         if let Some((index, why)) = node.raw.store().first_unreadable() {
             node.stop(index, why);
         }
         Ok(node)
+    }
+
+    /// The next thing that happened in the log.
+    pub fn poll_event(&mut self) -> Option<LogEvent> {
+        self.events.pop_front()
+    }
+
+    /// Drops what the store brought: an earlier run of this node has announced it.
+    pub fn forget_restored(&mut self) {
+        self.events.retain(|e| !matches!(e, LogEvent::Applied { .. } | LogEvent::Restored));
+    }
+
+    /// The replicated state as far as it is applied here.
+    pub fn state(&self) -> &LocationState {
+        &self.state
+    }
+
+    /// Whether this node must not campaign, because its disk confirms no writes.
+    pub fn bar_campaigns(&mut self, barred: bool) {
+        self.campaign_barred = barred;
     }
 
     pub fn is_leader(&self) -> bool {
@@ -209,7 +238,7 @@ impl RaftNode {
         self.stopped = Some(index);
         let term = self.raw.raft.term;
         self.raw.raft.become_follower(term, raft::INVALID_ID);
-        self.out.push_back(LogEvent::Unreadable { index, why });
+        self.events.push_back(LogEvent::Unreadable { index, why });
     }
 
     /// True once this node has met a command that it cannot read.
@@ -233,8 +262,8 @@ impl RaftNode {
         self.raw.store().bytes(0, u64::MAX)
     }
 
-    pub fn is_mute(&self) -> bool {
-        self.mute.is_some()
+    pub fn is_non_voting(&self) -> bool {
+        self.non_voting.is_some()
     }
 
     pub fn term(&self) -> u64 {
@@ -282,8 +311,8 @@ impl RaftNode {
     }
 
     /// Lets a node with an empty store vote. From here on its store binds it.
-    pub fn unmute(&mut self) {
-        if self.mute.take().is_none() {
+    pub fn start_voting(&mut self) {
+        if self.non_voting.take().is_none() {
             return;
         }
         let hard_state = Some(encode(&self.raw.raft.hard_state()));
@@ -295,7 +324,7 @@ impl RaftNode {
             return;
         }
         match check(&self.raw.raft, from, bytes, &self.state) {
-            Checked::Ignore(why) => self.out.push_back(LogEvent::Ignored(why)),
+            Checked::Ignore(why) => self.events.push_back(LogEvent::Ignored(why)),
             Checked::Step(m) => self.step(*m),
             Checked::StepAndReject(m, reply) => {
                 self.note_commit(reply.index);
@@ -308,7 +337,7 @@ impl RaftNode {
 
     fn step(&mut self, m: Message) {
         let kind = m.get_msg_type();
-        if self.mute.is_some() {
+        if self.non_voting.is_some() {
             match kind {
                 MessageType::MsgAppend | MessageType::MsgHeartbeat => self.note_commit(m.commit),
                 MessageType::MsgSnapshot => self.note_commit(m.get_snapshot().get_metadata().index),
@@ -346,14 +375,14 @@ impl RaftNode {
         let _ = self.raw.step(m);
     }
 
-    /// True if this node may become a candidate or win as one: it is not mute, its log is on disk, and what it has of a
+    /// True if this node may become a candidate or win as one: it votes, its log is on disk, and what it has of a
     /// snapshot is applied.
     fn may_campaign(&self) -> bool {
         let log = &self.raw.raft.raft_log;
-        self.mute.is_none()
+        self.non_voting.is_none()
             && !self.is_stopped()
-            && !self.barred
-            && self.held.is_empty()
+            && !self.campaign_barred
+            && self.awaiting_sync.is_empty()
             && log.persisted == log.last_index()
             && log.applied() + 1 >= log.first_index()
     }
@@ -366,14 +395,14 @@ impl RaftNode {
     }
 
     fn note_commit(&mut self, commit: u64) {
-        if let Some(seen) = &mut self.mute {
+        if let Some(seen) = &mut self.non_voting {
             *seen = (*seen).max(commit);
         }
     }
 
-    /// True if a mute node now has all that was committed when it first heard of the group.
+    /// True if a non-voting node now has all that was committed when it first heard of the group.
     pub fn caught_up(&self) -> bool {
-        self.mute.is_some_and(|seen| seen > 1 && self.applied >= seen && self.follows())
+        self.non_voting.is_some_and(|seen| seen > 1 && self.applied >= seen && self.follows())
     }
 
     pub fn next_timeout(&self) -> Instant {

@@ -5,14 +5,14 @@ use protobuf::Message as _;
 use raft::eraftpb::{ConfState, Entry, EntryType, Message, MessageType};
 use raft::{Raft, StateRole, Storage};
 
-use super::log::unreadable;
 use super::raft_bytes;
 use super::raft_node::{MAX_VOTERS, is_ours};
+use super::storage::unreadable;
 use crate::capability::Unreadable;
 use crate::state::{Command, LocationState, MAX_COMMAND};
 use crate::stored::MAX_NUMBER;
 
-/// Nobody is this far ahead of a voter: else one message could leave a group no numbers to go on with.
+/// No correct peer is this far ahead of a voter. Without a limit one message could use up all terms and indexes.
 const MAX_JUMP: u64 = 1 << 40;
 /// Most entries in one message.
 const MAX_ENTRIES: usize = 4096;
@@ -26,7 +26,7 @@ const NEWER_SNAPSHOT: &str = "a snapshot that only a newer leaderd can read";
 pub(super) enum Checked {
     Step(Box<Message>),
     /// A heartbeat that believes we have entries that we lack (our disk was lost): step it with a commit that we can
-    /// follow, and tell the raft leader how long our log really is.
+    /// follow, and reply with the real length of our log.
     StepAndReject(Box<Message>, Box<Message>),
     Ignore(&'static str),
 }
