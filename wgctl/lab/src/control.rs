@@ -58,6 +58,9 @@ pub struct NodeLine {
 }
 
 /// Sends a request to a running lab; for `exec` with our standard streams.
+///
+/// # Errors
+/// The lab is gone or refuses.
 pub fn ask(dir: &LabDir, request: &Request) -> Result<Reply> {
     let stream = UnixStream::connect(dir.control_socket()).context("cannot reach the lab")?;
     let mut line = serde_json::to_vec(request)?;

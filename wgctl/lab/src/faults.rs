@@ -109,6 +109,10 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
 ];
 
 impl Fault {
+    /// Reads a fault as a scenario or the command line names it.
+    ///
+    /// # Errors
+    /// The name is unknown, or the argument is missing or wrong.
     pub fn parse(name: &str, arg: Option<&str>) -> Result<Self> {
         let number = || -> Result<f64> {
             let text = arg.with_context(|| format!("fault {name} needs a number"))?;
@@ -166,10 +170,18 @@ impl Fault {
         Ok(fault)
     }
 
+    /// Begins the fault on a node.
+    ///
+    /// # Errors
+    /// The node cannot have it, or a command fails.
     pub fn inject(&self, world: &World, node: usize) -> Result<()> {
         self.switch(world, node, true)
     }
 
+    /// Ends the fault on a node.
+    ///
+    /// # Errors
+    /// A command fails.
     pub fn undo(&self, world: &World, node: usize) -> Result<()> {
         self.switch(world, node, false)
     }

@@ -23,8 +23,11 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// A fresh network namespace, with a private `/run` if asked (userspace WireGuard has its sockets there, under
-    /// the same names on every node).
+    /// Makes a network namespace, with a private `/run` if wanted: userspace WireGuard has its sockets there, under the same names on
+    /// every node.
+    ///
+    /// # Errors
+    /// Namespaces cannot be made here.
     pub fn create(private_run: bool) -> Result<Self> {
         let made = thread::spawn(move || -> Result<Self> {
             let mut flags = CloneFlags::CLONE_NEWNET;
@@ -56,12 +59,12 @@ impl Namespace {
         made.join().map_err(|_| anyhow::anyhow!("namespace thread panicked"))?
     }
 
-    /// A path by which `ip link … netns PATH` finds it.
+    /// Returns a path by which `ip link … netns PATH` finds it.
     pub fn net_path(&self) -> Result<String> {
         fd_path(&self.net)
     }
 
-    /// Inode of the network namespace, to compare with `/proc/PID/ns/net`.
+    /// Returns the inode of the network namespace, to compare with `/proc/PID/ns/net`.
     pub fn net_inode(&self) -> Result<u64> {
         Ok(File::from(self.net.try_clone()?).metadata()?.ino())
     }
@@ -89,12 +92,15 @@ impl Namespace {
         command
     }
 
-    /// The same network namespace for a thread of its own, which may outlive this value.
+    /// Returns the same network namespace for another thread, which may outlive this value.
     pub fn net_handle(&self) -> Result<Self> {
         Ok(Self { net: self.net.try_clone()?, mnt: None })
     }
 
     /// Runs a function on a thread in this network namespace (not the mount namespace) and waits for it.
+    ///
+    /// # Errors
+    /// The function's, or the namespace cannot be entered.
     pub fn run<T: Send>(&self, f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         thread::scope(|s| {
             s.spawn(|| {
@@ -107,22 +113,34 @@ impl Namespace {
     }
 
     /// Moves the calling thread into this network namespace.
+    ///
+    /// # Errors
+    /// The kernel refuses.
     pub fn enter(&self) -> Result<()> {
         setns(self.net.as_fd(), CloneFlags::CLONE_NEWNET).context("setns")
     }
 
-    /// `ip -batch`: one `ip` command a line.
+    /// Runs `ip -batch`: one `ip` command a line.
+    ///
+    /// # Errors
+    /// A command fails; the error names all lines.
     pub fn ip(&self, lines: &str) -> Result<()> {
         feed(self.command("ip").args(["-force", "-batch", "-"]), lines)
             .with_context(|| format!("ip: {lines}"))
     }
 
-    /// `nft -f -`.
+    /// Runs `nft -f -`.
+    ///
+    /// # Errors
+    /// A rule is refused; the error names all rules.
     pub fn nft(&self, rules: &str) -> Result<()> {
         feed(self.command("nft").args(["-f", "-"]), rules).with_context(|| format!("nft: {rules}"))
     }
 
     /// Writes below `/proc/sys/net`; `path` as in `ipv4/ip_forward`.
+    ///
+    /// # Errors
+    /// The file is missing, or refuses the value.
     pub fn sysctl(&self, path: &str, value: &str) -> Result<()> {
         self.run(|| {
             let full = format!("/proc/sys/net/{path}");
@@ -130,7 +148,10 @@ impl Namespace {
         })
     }
 
-    /// The standard output of a command in here; an error when it fails.
+    /// Returns the standard output of a command in this namespace.
+    ///
+    /// # Errors
+    /// The command fails; the error has its standard error.
     pub fn output(&self, program: &str, args: &[&str]) -> Result<String> {
         let out = self
             .command(program)
@@ -144,7 +165,10 @@ impl Namespace {
     }
 }
 
-/// Runs a command with text on its standard input; its standard error is the error.
+/// Runs a command with text on its standard input.
+///
+/// # Errors
+/// The command fails; the error has its standard error.
 pub fn feed(command: &mut Command, input: &str) -> Result<()> {
     let mut child = command
         .stdin(Stdio::piped())

@@ -46,7 +46,10 @@ impl LabDir {
         self.path.join("w")
     }
 
-    /// Creates the directory of a new lab. Refuses when a lab of that name runs; removes what dead labs left.
+    /// Creates the directory of a new lab, and removes what dead labs left.
+    ///
+    /// # Errors
+    /// A lab of that name runs, or the directory is not safe.
     pub fn create(name: &str) -> Result<Self> {
         let base = Self::base();
         match fs::DirBuilder::new().mode(0o700).create(&base) {
@@ -78,7 +81,7 @@ impl LabDir {
         Ok(dir)
     }
 
-    /// All lab directories of this user.
+    /// Returns all lab directories of this user.
     pub fn all() -> Result<Vec<Self>> {
         let Ok(entries) = fs::read_dir(Self::base()) else { return Ok(Vec::new()) };
         let mut all: Vec<Self> =
@@ -102,7 +105,10 @@ impl LabDir {
         stat.rsplit(") ").next().is_some_and(|s| !s.is_empty() && !s.starts_with(['Z', 'X']))
     }
 
-    /// The running lab of that name, or the only one.
+    /// Returns the running lab of that name, or the only one.
+    ///
+    /// # Errors
+    /// None runs, or several do and no name is given.
     pub fn running(name: Option<&str>) -> Result<Self> {
         let alive: Vec<Self> = Self::all()?.into_iter().filter(Self::alive).collect();
         match (name, alive.as_slice()) {

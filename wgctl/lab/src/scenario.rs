@@ -351,7 +351,10 @@ pub struct LostMax {
 }
 
 impl Scenario {
-    /// Reads scenario text; `name` is only kept.
+    /// Reads a scenario's text. `name` is for messages and reports.
+    ///
+    /// # Errors
+    /// The text is no TOML, has an unknown field, or contradicts itself.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
         let mut s: Scenario = toml::from_str(text).with_context(|| format!("scenario {name}"))?;
         s.name = name.to_owned();
@@ -384,7 +387,10 @@ impl Scenario {
         Ok(s)
     }
 
-    /// One of ours by name, or a file by path.
+    /// Loads a built-in scenario by name, or a file by path.
+    ///
+    /// # Errors
+    /// There is none, or its text is wrong.
     pub fn load(name: &str) -> Result<Self> {
         if let Some((_, text)) = crate::catalog::SCENARIOS.iter().find(|(n, _)| *n == name) {
             return Self::parse(name, text);

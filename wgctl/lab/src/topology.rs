@@ -157,6 +157,10 @@ pub struct Keys {
 }
 
 impl Keys {
+    /// Makes new keys.
+    ///
+    /// # Errors
+    /// The system gives no random bytes.
     pub fn generate() -> Result<Self> {
         let mut seed = Zeroizing::new([0u8; 32]);
         getrandom::fill(&mut *seed).context("random bytes")?;
@@ -174,6 +178,10 @@ impl Keys {
 }
 
 impl Topology {
+    /// Lays out a scenario's nodes and addresses.
+    ///
+    /// # Errors
+    /// The scenario has too many nodes, or a location that cannot be.
     pub fn of(scenario: &Scenario) -> Result<Self> {
         let mut t = Self { locations: Vec::new(), nodes: Vec::new() };
         for (l, (name, spec)) in scenario.locations.iter().enumerate() {
@@ -237,6 +245,10 @@ impl Topology {
         self.locations[location].cni.pod_mtu(self.mesh_mtu())
     }
 
+    /// Returns the index of a node.
+    ///
+    /// # Errors
+    /// There is none of that name; the error lists all.
     pub fn node(&self, name: &str) -> Result<usize> {
         self.nodes.iter().position(|n| n.name == name).with_context(|| {
             let names: Vec<&str> = self.nodes.iter().map(|n| n.name.as_str()).collect();
@@ -244,6 +256,10 @@ impl Topology {
         })
     }
 
+    /// Returns the index of a location.
+    ///
+    /// # Errors
+    /// There is none of that name.
     pub fn location(&self, name: &str) -> Result<usize> {
         self.locations
             .iter()
@@ -251,7 +267,10 @@ impl Topology {
             .with_context(|| format!("no location {name:?}"))
     }
 
-    /// The nodes between whose workloads the meters run: (elsewhere, in the location under test).
+    /// Returns the nodes between whose workloads the meters run: (elsewhere, in the location under test).
+    ///
+    /// # Errors
+    /// One of them does not exist.
     pub fn metered(&self, scenario: &Scenario) -> Result<(usize, usize)> {
         let tested = self.location(&scenario.location)?;
         let last = |want: &dyn Fn(usize) -> bool| self.nodes.iter().rposition(|n| want(n.location));
@@ -281,7 +300,7 @@ impl Topology {
         all.collect()
     }
 
-    /// The mesh file. `keys` in the order of the nodes.
+    /// Writes the mesh file. `keys` in the order of the nodes.
     pub fn mesh_toml(&self, scenario: &Scenario, keys: &[Keys]) -> Result<String> {
         let mut out = String::from(
             "[mesh]\nname = \"lab\"\ngeneration = 1\ninner_cidr = \"100.127.0.0/16\"\n",

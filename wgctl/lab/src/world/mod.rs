@@ -95,6 +95,9 @@ impl LabNode {
 
 impl World {
     /// Builds the network. No daemon runs yet.
+    ///
+    /// # Errors
+    /// A command of the host fails: a tool or a permission is missing.
     pub fn build(scenario: &Scenario, dir: &LabDir, leaderd: Option<PathBuf>) -> Result<Self> {
         let topology = Topology::of(scenario)?;
         let dir = dir.world();
@@ -144,6 +147,10 @@ impl World {
         })
     }
 
+    /// Breaks something on a node.
+    ///
+    /// # Errors
+    /// The fault or its argument is unknown, or the node cannot have it.
     pub fn inject(&self, node: usize, name: &str, arg: Option<&str>) -> Result<()> {
         let fault = Fault::parse(name, arg)?;
         fault.inject(self, node)?;
@@ -152,7 +159,10 @@ impl World {
         Ok(())
     }
 
-    /// Undoes the faults of that name on the node. An error if there is none.
+    /// Undoes the faults of that name on the node.
+    ///
+    /// # Errors
+    /// It has none.
     pub fn undo(&self, node: usize, name: &str) -> Result<()> {
         let named = |label: &str| label.split(' ').next() == Some(name);
         let mut found = Vec::new();
@@ -199,7 +209,7 @@ impl World {
         self.location_of(node).vxlan().unwrap_or(Vxlan::OWN)
     }
 
-    /// Names of the node's `wgl` interfaces.
+    /// Returns the names of the node's `wgl` interfaces.
     pub fn planes_of(&self, node: usize) -> Result<Vec<String>> {
         let shown = self.nodes[node].ns.output("ip", &["-o", "link", "show"])?;
         let name = |line: &str| {
