@@ -14,7 +14,7 @@ use leaderd_core::mesh::HttpRequest;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc::Sender;
 
-/// Most bytes of an answer that are read: a way that has carried so many works, and the probe is no download.
+/// Most bytes of an answer that are read: a path that has carried this many works, and the probe is no download.
 const MAX_ANSWER: usize = 1 << 20;
 
 /// Sends a request over a socket whose connect is under way. The result goes to `inputs`: `ServiceConnected` and then the
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_connect_a_broken_answer_and_silence_are_told_apart() {
+    async fn a_refused_connect_a_broken_answer_and_silence_differ() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = listener.local_addr().unwrap();
         let mut probes = Probes::bind(&[], Counters::default()).unwrap();

@@ -2,7 +2,7 @@
 //!
 //! All sockets sit in one epoll set, which the engine's task waits for: a probe costs a handful of system calls, and
 //! neither a task nor a timer. A fresh flow has a socket of its own, closed by `ForgetProbe`; a pinned flow keeps its
-//! socket, and replies on it are told apart by the STAMP sequence number that they carry back.
+//! socket, and the STAMP sequence number in a reply says which probe it answers.
 //!
 //! Nothing here judges: replies, ICMP errors from the error queue, and refusals of the local kernel become inputs.
 

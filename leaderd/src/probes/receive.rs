@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_probe_reaches_the_reflector_and_its_answer_comes_from_the_address_that_was_asked() {
+    async fn a_probe_reaches_the_reflector_and_its_answer_comes_from_the_address_probed() {
         let port = free_port();
         let mut probes = Probes::bind(&[port], Counters::default()).unwrap();
         for (id, address) in [(1, "127.0.0.7"), (2, "::1")] {
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn port_unreachable_is_told_with_the_address_it_came_from() {
+    async fn port_unreachable_is_reported_with_the_address_it_came_from() {
         let mut probes = Probes::bind(&[], Counters::default()).unwrap();
         let target = SocketAddr::new("127.0.0.9".parse().unwrap(), free_port());
         assert_eq!(probes.send(&probe(5, target, Flow::Fresh, vec![0; 44])), None);
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn fresh_flows_are_bounded_and_a_refusal_of_the_kernel_is_told_at_once() {
+    async fn fresh_flows_are_bounded_and_a_refusal_of_the_kernel_is_reported_at_once() {
         let server = UdpSocket::bind("127.0.0.1:0").unwrap();
         let mut probes = Probes::bind(&[], Counters::default()).unwrap();
         for id in 0..super::super::MAX_FRESH as u64 + 10 {

@@ -9,7 +9,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::{Decision, Event, EventKind, EventTimes, LocationState, MAX_EVENT_OBSERVERS};
 use crate::time::WallTime;
-use crate::verdict::{Direction, EvidenceRow, ProbeClass, SlotReport};
+use crate::verdict::{Direction, EvidenceRow, SlotReport};
 
 fn names(mesh: &Mesh, state: &LocationState, slots: &[Slot]) -> Vec<NodeName> {
     slots
@@ -144,8 +144,8 @@ fn what_fails(
     let reports = situation.observers.iter().filter_map(|o| o.slot(slot));
     let rows = reports.filter(|r| r.verdict.is_degraded()).flat_map(|r| &r.evidence);
     let lost: Vec<&EvidenceRow> = rows.filter(|r| r.lost > 0).collect();
-    let services = || lost.iter().filter(|r| r.class == ProbeClass::Service);
-    let packets = || lost.iter().filter(|r| r.class != ProbeClass::Service);
+    let services = || lost.iter().filter(|r| r.class.is_service());
+    let packets = || lost.iter().filter(|r| !r.class.is_service());
     // A stray packet is always lost; one target that misses them, or a good part of them all, is no stray.
     let strays = packets().all(|r| r.target.is_none() && r.lost.saturating_mul(4) <= r.sent);
     if services().next().is_some() && strays {

@@ -40,7 +40,7 @@ pub(super) enum Fate {
     Connects(Duration),
 }
 
-/// A probe, in the words of the test.
+/// A probe as tests see it.
 pub(super) struct Seen<'a> {
     pub class: ProbeClass,
     pub via: Option<u8>,
@@ -60,7 +60,7 @@ impl Seen<'_> {
     }
     /// Goes through this slot to a node behind it.
     pub(super) fn behind(&self, slot: u8) -> bool {
-        self.via == Some(slot) && self.class != ProbeClass::Relay
+        self.via == Some(slot) && !self.class.is_of_tunnel()
     }
 }
 
@@ -85,7 +85,7 @@ pub(super) struct World<'n> {
     pub nat: fn(&Seen<'_>) -> Option<IpAddr>,
     /// The reflectors are of a release that knows no TLV but padding.
     pub older: bool,
-    /// Somebody on the way kept the answers to probes of ten seconds ago, which had the same numbers.
+    /// A node on the way kept the answers to probes of ten seconds ago, which had the same numbers.
     pub kept: bool,
     pub now: Instant,
     count: u64,
@@ -243,7 +243,7 @@ impl<'n> World<'n> {
         self.now = end;
     }
 
-    /// The daemon does not run for so long; its timers and what arrives wait.
+    /// The daemon does not run for this long; its timers and what arrives wait.
     pub(super) fn pause(&mut self, length: Duration) {
         self.now = self.now + length;
     }
@@ -333,8 +333,8 @@ impl<'n> World<'n> {
         view.slots.into_iter().find(|s| s.slot == Slot(slot)).unwrap().verdict
     }
 
-    /// When a slot was first reported degraded, and of what.
-    pub(super) fn condemned(&self, slot: u8) -> Option<(Duration, Fault, Option<Direction>)> {
+    /// Returns when a slot was first reported degraded, with fault and direction.
+    pub(super) fn first_degraded(&self, slot: u8) -> Option<(Duration, Fault, Option<Direction>)> {
         self.reports.iter().find_map(|(at, r)| {
             match r.slots.iter().find(|s| s.slot == Slot(slot))?.verdict {
                 Verdict::Degraded { cause, direction } => {
@@ -345,9 +345,9 @@ impl<'n> World<'n> {
         })
     }
 
-    pub(super) fn nobody_was_condemned(&self) {
+    pub(super) fn no_candidate_is_degraded(&self) {
         for slot in 0..3 {
-            assert_eq!(self.condemned(slot), None, "slot {slot}");
+            assert_eq!(self.first_degraded(slot), None, "slot {slot}");
         }
     }
 }

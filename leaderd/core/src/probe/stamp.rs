@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_names_its_sender_and_is_told_what_source_arrived() {
+    fn a_request_names_its_sender_and_its_reply_says_what_source_arrived() {
         let key = HmacKey::new([1; 32]);
         let v6 = Location { source: "[fd00:42::9]:7".parse().unwrap(), port: 1 };
         for len in [0, REQUEST_LEN, REQUEST_LEN + 4, REQUEST_LEN + 5, 1392] {
@@ -391,7 +391,7 @@ mod tests {
             };
             let request = SenderPacket::decode(&changed(&request), Some(&key));
             let told = ReflectorPacket::decode(&changed(&back), Some(&key));
-            // A changed header may leave no HMAC TLV to be found, and then nothing is told.
+            // A changed header may leave no HMAC TLV to be found, and then the reply says no source.
             let headers = [AUTHENTICATED_LEN, AUTHENTICATED_LEN + 8, REQUEST_LEN - 20];
             if headers.iter().any(|h| (*h..h + 4).contains(&at)) {
                 let told = told.map_or(None, |t| t.location);
@@ -416,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn tlvs_that_nobody_vouched_for_are_flagged_and_tell_nothing() {
+    fn tlvs_without_a_right_hmac_are_flagged_and_say_nothing() {
         let key = HmacKey::new([1; 32]);
         let told = ReflectorPacket { location: Some(seen()), ..reply(&packet()) };
         // Without its HMAC TLV; and to a reflector that was given no key.
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn the_answer_of_an_older_release_is_believed_and_tells_no_source() {
+    fn the_answer_of_an_older_release_is_believed_and_says_no_source() {
         let key = HmacKey::new([1; 32]);
         for len in [0, 600] {
             let request = packet().encode_from(ME, &key, len);

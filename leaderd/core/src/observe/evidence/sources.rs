@@ -121,7 +121,7 @@ impl Observer {
                 (LogLevel::Info, format!("sources arrive unchanged again {way}"))
             }
         };
-        let fields = vec![("location".to_owned(), location)];
+        let fields = vec![("location.name".to_owned(), location)];
         self.emit(ObserverOutput::Log { level, message, fields });
     }
 }

@@ -28,10 +28,10 @@ fn a_location_is_judged_by_its_nodes_own_addresses_where_no_workload_address_is_
         assert_eq!(world.verdict("cloud", slot), Verdict::Forwarding, "{slot}");
     }
     world.run_until(ms(32_000));
-    let (at, cause, _) = world.condemned(0).expect("it drops what goes to nodes");
+    let (at, cause, _) = world.first_degraded(0).expect("it drops what goes to nodes");
     assert!(at < ms(30_600), "{at:?}");
     assert_eq!(cause, Fault::NotForwarding);
-    assert_eq!(world.condemned(1), None);
+    assert_eq!(world.first_degraded(1), None);
     drop(world);
     let all = [
         ProbeClass::NewFlow,
@@ -44,7 +44,7 @@ fn a_location_is_judged_by_its_nodes_own_addresses_where_no_workload_address_is_
 }
 
 #[test]
-fn both_kinds_are_asked_in_each_few_rounds_and_through_every_slot() {
+fn both_kinds_are_probed_in_each_few_rounds_and_through_every_slot() {
     let mut asked: BTreeMap<(Option<u8>, bool), u32> = BTreeMap::new();
     let mut world = World::new(carried(CLOUD_AND_MEMBERS), 2, |p: &Seen<'_>| {
         if matches!(p.class, ProbeClass::NewFlow | ProbeClass::AsWorkload) && p.at > ms(5000) {
@@ -53,7 +53,7 @@ fn both_kinds_are_asked_in_each_few_rounds_and_through_every_slot() {
         Fate::Back(ms(20))
     });
     world.run_until(ms(25_000));
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
     drop(world);
     for via in [Some(0), Some(1), Some(2), None] {
         let (workloads, nodes) = (asked[&(via, false)], asked[&(via, true)]);
@@ -72,10 +72,10 @@ fn a_relay_that_drops_one_kind_only_is_partly_broken() {
             if lost { Fate::Lost } else { Fate::Back(ms(20)) }
         });
         world.run_until(ms(34_000));
-        let (at, cause, _) = world.condemned(0).expect("one kind is lost");
+        let (at, cause, _) = world.first_degraded(0).expect("one kind is lost");
         assert_eq!(cause, Fault::Partial, "own addresses: {kind}");
         assert!(at < ms(31_500), "{at:?}");
-        assert_eq!((world.condemned(1), world.condemned(2)), (None, None));
+        assert_eq!((world.first_degraded(1), world.first_degraded(2)), (None, None));
     }
 }
 
@@ -99,8 +99,8 @@ fn addresses_that_change_elsewhere_disturb_no_other_location() {
     let moved = Arc::new(moved);
     let under_way = |world: &World<'_>| {
         ["cloud", "far"].map(|l| {
-            let at = world.observer.by_name[&l.parse::<LocationName>().unwrap()];
-            world.observer.in_flight.of(at).len()
+            let watch = world.observer.by_name[&l.parse::<LocationName>().unwrap()];
+            world.observer.in_flight.of(watch).len()
         })
     };
     let mut at = 30_000;
@@ -115,7 +115,7 @@ fn addresses_that_change_elsewhere_disturb_no_other_location() {
     world.observer.readdress(world.clock(), moved);
     assert_eq!(under_way(&world), [cloud, 0]);
     world.run_until(ms(33_000));
-    let (at, ..) = world.condemned(0).expect("it fails");
+    let (at, ..) = world.first_degraded(0).expect("it fails");
     assert!(at < ms(30_500), "{at:?}");
     for slot in [0, 1] {
         assert_eq!(world.verdict("far", slot), Verdict::Forwarding, "{slot}");

@@ -14,7 +14,7 @@ struct Sent {
     packet: SenderPacket,
     /// Signed with the key of home-0 and cloud-1, of other nodes, or not at all.
     key: Key,
-    /// It says to be home-0's, cloud-0's, or nobody's; or nothing, as older releases do.
+    /// It names home-0, cloud-0, or no node of the mesh as its sender; or none, as older releases do.
     named: Option<u16>,
     length: usize,
     /// TLVs, well-formed or not: appended as they are.
@@ -33,7 +33,7 @@ enum Key {
     None,
 }
 
-/// The inner address of home-0, its workload's, cloud-0's, and two of nobody.
+/// The inner address of home-0, its workload's, cloud-0's, and two that no node has.
 const SOURCES: [&str; 5] =
     ["100.127.0.1:4000", "10.42.1.1:4000", "10.42.2.1:53", "203.0.113.9:53", "[2001:db8::1]:53"];
 
@@ -53,7 +53,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn an_answer_is_as_long_as_its_request_and_nobody_else_gets_one(all in prop::collection::vec(sent(), 1..40)) {
+    fn an_answer_is_as_long_as_its_request_and_goes_to_nodes_only(all in prop::collection::vec(sent(), 1..40)) {
         let mesh = Arc::new(mesh(CLOUD));
         let mut keys = ProbeKeys::new([1; 32]);
         let key_of = |keys: &mut ProbeKeys, node: &str| keys.with(&mesh.nodes[&node.parse::<NodeName>().unwrap()].wireguard_key);

@@ -1,4 +1,4 @@
-//! What must not be called a fault.
+//! Losses and delays that are no fault of a candidate.
 
 use super::*;
 
@@ -9,12 +9,12 @@ fn back(p: &Seen<'_>) -> Fate {
 /// The whole two hours take minutes in a debug build: `cargo test --release -- --ignored`.
 #[test]
 #[ignore = "long"]
-fn ten_percent_loss_on_every_path_condemns_nobody_in_two_hours_of_three_observers() {
+fn ten_percent_loss_on_every_path_degrades_no_candidate_in_two_hours_of_three_observers() {
     ten_percent_loss(120);
 }
 
 #[test]
-fn ten_percent_loss_on_every_path_condemns_nobody() {
+fn ten_percent_loss_on_every_path_degrades_no_candidate() {
     ten_percent_loss(10);
 }
 
@@ -25,7 +25,7 @@ fn ten_percent_loss(minutes: u64) {
         });
         for minute in 1..=minutes {
             world.run_until(Duration::from_secs(60 * minute));
-            world.nobody_was_condemned();
+            world.no_candidate_is_degraded();
             world.reports.clear();
         }
     }
@@ -33,7 +33,7 @@ fn ten_percent_loss(minutes: u64) {
 
 #[test]
 #[ignore = "long"]
-fn two_percent_loss_condemns_nobody_in_six_hours() {
+fn two_percent_loss_degrades_no_candidate_in_six_hours() {
     let mut world = World::new(
         mesh(CLOUD),
         9,
@@ -41,24 +41,24 @@ fn two_percent_loss_condemns_nobody_in_six_hours() {
     );
     for minute in 1..=360 {
         world.run_until(Duration::from_secs(60 * minute));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
         world.reports.clear();
     }
 }
 
 #[test]
-fn a_brownout_that_begins_suddenly_condemns_nobody() {
+fn a_brownout_that_begins_suddenly_degrades_no_candidate() {
     for seed in 0..8 {
         let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
             if p.at > Duration::from_secs(60) && p.random < 0.1 { Fate::Lost } else { back(p) }
         });
         world.run_until(Duration::from_secs(180));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
     }
 }
 
 #[test]
-fn a_short_burst_of_loss_on_one_path_condemns_nobody() {
+fn a_short_burst_of_loss_on_one_path_degrades_no_candidate() {
     // The weather of one link is no fault of the candidate behind it.
     for seed in 0..8 {
         let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
@@ -66,18 +66,18 @@ fn a_short_burst_of_loss_on_one_path_condemns_nobody() {
             if bad && p.via == Some(0) && p.random < 0.4 { Fate::Lost } else { back(p) }
         });
         world.run_until(Duration::from_secs(120));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
     }
 }
 
 #[test]
-fn slow_and_jittery_paths_condemn_nobody() {
+fn slow_and_jittery_paths_degrade_no_candidate() {
     for seed in 0..2 {
         let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
             Fate::Back(Duration::from_micros(600_000 + (p.random * 400_000.0) as u64))
         });
         world.run_until(Duration::from_secs(300));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
         assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
     }
 }
@@ -90,7 +90,7 @@ fn a_sudden_second_of_delay_is_no_loss() {
             Fate::Back(ms(rtt))
         });
         world.run_until(Duration::from_secs(40));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
         assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
     }
 }
@@ -115,12 +115,12 @@ fn a_pause_of_the_daemon_is_neither_loss_nor_delay() {
         assert!(alarm.is_none(), "seed {seed}: {alarm:?}");
         // And what comes after a pause is found as fast as ever.
         world.run_until(fault + ms(400));
-        assert!(world.condemned(0).is_some(), "seed {seed}");
+        assert!(world.first_degraded(0).is_some(), "seed {seed}");
     }
 }
 
 #[test]
-fn a_dead_member_is_blamed_on_nobody() {
+fn a_dead_member_is_no_candidates_fault() {
     for seed in 0..10 {
         let mut world = World::new(mesh(CLOUD_AND_MEMBERS), seed, |p: &Seen<'_>| {
             if p.at > Duration::from_secs(30) && p.target == "cloud-3" {
@@ -130,7 +130,7 @@ fn a_dead_member_is_blamed_on_nobody() {
             }
         });
         world.run_until(Duration::from_secs(90));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
         let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
         assert!(
             view.slots.iter().all(|s| s.verdict == Verdict::Forwarding && s.loss < 0.05),
@@ -149,31 +149,31 @@ fn an_observer_whose_uplink_dies_abstains_and_comes_back_without_blame() {
         let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
         assert!(view.abstains);
         world.run_until(Duration::from_secs(60));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
         assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
         assert!(!world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap().abstains);
     }
 }
 
 #[test]
-fn a_short_silence_of_all_paths_condemns_nobody() {
+fn a_short_silence_of_all_paths_degrades_no_candidate() {
     for seed in 0..60 {
         let silence = 30_000..30_000 + u128::from(seed + 1) * 17;
         let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {
             if silence.contains(&p.at.as_millis()) { Fate::Lost } else { back(p) }
         });
         world.run_until(Duration::from_secs(36));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
     }
 }
 
 #[test]
-fn a_dead_daemon_on_a_candidate_that_forwards_condemns_nobody() {
+fn a_dead_daemon_on_a_candidate_that_forwards_degrades_no_candidate() {
     let mut world = World::new(mesh(CLOUD), 4, |p: &Seen<'_>| {
         if p.at > Duration::from_secs(30) && p.target == "cloud-0" { Fate::Lost } else { back(p) }
     });
     world.run_until(Duration::from_secs(60));
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
     assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
 }
 
@@ -187,7 +187,7 @@ fn our_own_broken_plane_is_not_the_candidates_fault() {
         }
     });
     world.run_until(Duration::from_secs(60));
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
     assert_eq!(world.verdict("cloud", 0), Verdict::Unknown);
     assert_eq!(world.verdict("cloud", 1), Verdict::Forwarding);
 }

@@ -31,15 +31,15 @@ fn detects_in(
             hit.unwrap_or(Fate::Back(rtt))
         });
         world.run_until(FAULT);
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
         world.run_until(FAULT + Duration::from_secs(10));
-        let (at, found, way) = world.condemned(0).expect("the leader is condemned");
+        let (at, found, way) = world.first_degraded(0).expect("the leader is degraded");
         assert_eq!(found, cause, "seed {seed}");
         for standby in 1..3 {
             assert_eq!(
-                world.condemned(standby),
+                world.first_degraded(standby),
                 None,
-                "seed {seed}: standby {standby} is innocent"
+                "seed {seed}: standby {standby} is not degraded"
             );
         }
         times.push(at - start);
@@ -56,12 +56,12 @@ fn lost_if(hit: bool) -> Option<Fate> {
 }
 
 #[test]
-fn a_leader_that_drops_new_flows_is_condemned() {
+fn a_leader_that_drops_new_flows_is_degraded() {
     detects(CLOUD_AND_MEMBERS, Fault::NewFlow, ms(150), |p| lost_if(p.behind(0) && p.is_fresh()));
 }
 
 #[test]
-fn a_leader_that_sends_no_new_flows_into_its_overlay_is_condemned_and_its_standbys_are_not() {
+fn a_leader_that_sends_no_new_flows_into_its_overlay_is_degraded_and_its_standbys_are_not() {
     // Kilo #489: what leaves cloud-0 for the overlay dies, so its own workload fails to answer through the standbys.
     detects(CLOUD, Fault::NewFlow, ms(150), |p| {
         lost_if(p.is_fresh() && (p.behind(0) || p.target == "cloud-0" && p.via.is_some()))
@@ -82,12 +82,12 @@ fn with_one_member_only_its_losses_count_and_the_burst_goes_there() {
 }
 
 #[test]
-fn a_leader_that_relays_nothing_is_condemned() {
+fn a_leader_that_relays_nothing_is_degraded() {
     detects(CLOUD_AND_MEMBERS, Fault::NotForwarding, ms(150), |p| lost_if(p.behind(0)));
 }
 
 #[test]
-fn a_crashed_leader_is_condemned_and_its_workload_is_held_against_nobody() {
+fn a_crashed_leader_is_degraded_and_its_workload_degrades_no_other() {
     for nodes in [CLOUD, CLOUD_AND_MEMBERS, &CLOUD[..3]] {
         // Nothing at all comes back: that may be a path that has become slower, so it takes longer than other faults.
         detects(nodes, Fault::TunnelDown, ms(250), |p| {
@@ -212,7 +212,7 @@ fn a_second_fault_elsewhere_soon_after_the_first_is_found_as_fast() {
         world.run_until(ms(25_900));
         world.reports.clear();
         world.run_until(ms(35_000));
-        times.push(world.condemned(1).map(|c| c.0 - second));
+        times.push(world.first_degraded(1).map(|c| c.0 - second));
     }
     times.sort();
     println!("second fault: {times:?}");
@@ -231,7 +231,7 @@ fn a_hiccup_of_the_standby_at_the_same_time_does_not_hide_the_fault() {
             if hiccup || fault { Fate::Lost } else { Fate::Back(ms(20)) }
         });
         world.run_until(FAULT + Duration::from_secs(5));
-        times.push(world.condemned(0).map(|c| c.0 - start));
+        times.push(world.first_degraded(0).map(|c| c.0 - start));
     }
     times.sort();
     println!("with a hiccup: {times:?}");

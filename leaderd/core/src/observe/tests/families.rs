@@ -22,7 +22,7 @@ fn count(mesh: Mesh) -> BTreeMap<(ProbeClass, bool), u32> {
         Fate::Back(ms(20))
     });
     world.run_until(Duration::from_secs(100));
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
     assert!((0..3).all(|s| world.verdict("cloud", s) == Verdict::Forwarding));
     drop(world);
     counts.into_inner()
@@ -52,7 +52,7 @@ fn a_tunnel_is_probed_over_ipv6_only_where_workloads_of_both_ends_have_it() {
 }
 
 #[test]
-fn a_leader_that_forwards_no_ipv6_is_condemned_and_the_evidence_names_it() {
+fn a_leader_that_forwards_no_ipv6_is_degraded_and_the_evidence_names_it() {
     for (seed, broken_v6) in (0..10).flat_map(|s| [(s, true), (s, false)]) {
         let mut world = World::new(dual_stack(), seed, |p: &Seen<'_>| {
             let family = p.address.is_ipv6() == broken_v6;
@@ -60,11 +60,11 @@ fn a_leader_that_forwards_no_ipv6_is_condemned_and_the_evidence_names_it() {
             if lost { Fate::Lost } else { Fate::Back(ms(20)) }
         });
         world.run_until(FAULT);
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
         world.run_until(FAULT + Duration::from_secs(3));
-        let (_, cause, _) = world.condemned(0).expect("the leader is condemned");
+        let (_, cause, _) = world.first_degraded(0).expect("the leader is degraded");
         assert_eq!(cause, Fault::Partial, "seed {seed}");
-        assert_eq!((world.condemned(1), world.condemned(2)), (None, None));
+        assert_eq!((world.first_degraded(1), world.first_degraded(2)), (None, None));
         let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
         let rows = view.slots[0].evidence.iter().filter(|r| r.lost > 0 && r.address.is_some());
         let named: Vec<bool> = rows.map(|r| r.address.unwrap().is_ipv6()).collect();

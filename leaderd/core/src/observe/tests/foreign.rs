@@ -38,7 +38,7 @@ fn a_foreign_reflector_is_one_target_among_the_others() {
         Fate::Back(ms(20))
     });
     world.run_until(Duration::from_secs(30));
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
     assert!((0..3).all(|s| world.verdict("cloud", s) == Verdict::Forwarding));
     let watch = &world.observer.watches[WatchIdx::new(0)];
     let target = watch.targets.position(|t| t.key.is_none()).unwrap();
@@ -50,14 +50,14 @@ fn a_foreign_reflector_is_one_target_among_the_others() {
 }
 
 #[test]
-fn what_only_the_leader_does_not_bring_to_the_router_condemns_it() {
+fn a_leader_that_alone_loses_what_goes_to_the_router_is_degraded() {
     let fault = Duration::from_secs(20);
     let mut world = World::new(with_router(), 2, |p: &Seen<'_>| {
         let lost = p.at > fault && p.via == Some(0) && is_router(p);
         if lost { Fate::Lost } else { Fate::Back(ms(20)) }
     });
     world.run_until(fault + Duration::from_secs(5));
-    assert_eq!(world.condemned(0).map(|c| c.1), Some(Fault::Partial));
+    assert_eq!(world.first_degraded(0).map(|c| c.1), Some(Fault::Partial));
     let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
     let named = view.slots[0].evidence.iter().filter_map(|r| r.address).collect::<Vec<_>>();
     assert_eq!(named, [ROUTER.parse::<SocketAddr>().unwrap().ip()]);
@@ -89,7 +89,7 @@ fn an_answer_with_another_number_or_timestamp_is_not_believed() {
         let target = watch.targets.position(|t| t.key.is_none()).unwrap();
         assert!(watch.pairs.iter().all(|pairs| pairs[target].delivered().is_none()));
         assert!(watch.targets[target].health.is_quarantined(), "silent, as far as we know");
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
     }
 }
 

@@ -3,14 +3,14 @@
 use super::*;
 use crate::probe::Reject;
 
-/// What the kernel of a target says where nobody listens, or somebody on the way in its name.
+/// What the kernel of a target says where nothing listens, or a router on the way in its name.
 fn refused(p: &Seen<'_>) -> Fate {
     Fate::Fails(ProbeError::Unreachable { from: Some(p.address.ip()) }, ms(20))
 }
 
 #[test]
 fn an_icmp_error_in_a_targets_name_is_no_answer_while_the_target_answers_through_others() {
-    // cloud-0 forwards nothing, and says of every target that nobody listens there.
+    // cloud-0 forwards nothing, and says of every target that nothing listens there.
     let mut world = World::new(mesh(CLOUD_AND_MEMBERS), 2, |p: &Seen<'_>| {
         if p.at > ms(10_000) && p.behind(0) { refused(p) } else { Fate::Back(ms(20)) }
     });
@@ -20,7 +20,7 @@ fn an_icmp_error_in_a_targets_name_is_no_answer_while_the_target_answers_through
     assert!(world.verdict("cloud", 0).is_degraded(), "{:?}", world.verdict("cloud", 0));
     for slot in [1, 2] {
         assert_eq!(world.verdict("cloud", slot), Verdict::Forwarding);
-        assert_eq!(world.condemned(slot), None);
+        assert_eq!(world.first_degraded(slot), None);
     }
 }
 
@@ -37,7 +37,7 @@ fn daemons_that_are_gone_or_come_back_are_held_against_no_relay() {
         if gone { refused(p) } else { Fate::Back(ms(20)) }
     });
     world.run_until(Duration::from_secs(80));
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
     for slot in 0..3 {
         assert_eq!(world.verdict("cloud", slot), Verdict::Forwarding);
     }
@@ -97,10 +97,10 @@ fn long_lived_flows_to_what_stays_outlive_a_new_mesh() {
     assert!(!after.is_empty() && after.is_subset(&world.observer.pinned_flows()));
     let gone: Vec<u32> = before.difference(&world.observer.pinned_flows()).copied().collect();
     assert!(gone.iter().any(|flow| flow & 0xff == 1), "those through cloud-1 are over: {gone:?}");
-    // It comes back, and nobody has its numbers.
+    // It comes back, and no packet has its numbers.
     world.observer.set_mesh(world.clock(), Arc::new(mesh(CLOUD_AND_MEMBERS)));
     world.run_until(ms(30_000));
     assert!(after.is_subset(&world.observer.pinned_flows()));
     assert_eq!(world.verdict("cloud", 1), Verdict::Forwarding);
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
 }

@@ -1,4 +1,4 @@
-//! Services condemn a leader that alone fails them, whatever else passes, and never one for being down themselves.
+//! A leader that alone fails a service is degraded, whatever else passes, and none is for a service that is down.
 
 use super::*;
 use crate::mesh::{HttpRequest, Service};
@@ -33,17 +33,17 @@ fn world<'n>(mesh: Mesh, seed: u64, fault: impl Fn(&Seen<'_>) -> Option<Fate> + 
 }
 
 #[test]
-fn a_service_that_only_the_leader_drops_condemns_it() {
+fn a_leader_that_alone_drops_a_service_is_degraded() {
     let mut times = Vec::new();
     for seed in 0..21 {
         let drop = |p: &Seen<'_>| (p.via == Some(0) && is_service(p, WEB)).then_some(Fate::Lost);
         let mut world = world(with_services(None), seed, drop);
         world.run_until(FAULT);
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
         world.run_until(FAULT + Duration::from_secs(8));
-        let (at, cause, _) = world.condemned(0).expect("the leader is condemned");
+        let (at, cause, _) = world.first_degraded(0).expect("the leader is degraded");
         assert_eq!(cause, Fault::Partial, "seed {seed}");
-        assert_eq!((world.condemned(1), world.condemned(2)), (None, None), "seed {seed}");
+        assert_eq!((world.first_degraded(1), world.first_degraded(2)), (None, None), "seed {seed}");
         times.push(at - FAULT);
         let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
         let services: Vec<_> = view.slots.iter().map(|s| s.services).collect();
@@ -63,7 +63,7 @@ fn a_service_that_only_the_leader_drops_condemns_it() {
 }
 
 #[test]
-fn a_new_mesh_does_not_acquit_whom_a_service_condemned() {
+fn a_candidate_degraded_by_a_service_stays_degraded_under_a_new_mesh() {
     let mended = FAULT + Duration::from_secs(60);
     let drop = move |p: &Seen<'_>| {
         (p.at < mended && p.via == Some(0) && is_service(p, WEB)).then_some(Fate::Lost)
@@ -74,15 +74,15 @@ fn a_new_mesh_does_not_acquit_whom_a_service_condemned() {
     world.observer.set_mesh(world.clock(), Arc::new(with_services(None)));
     let reports = world.reports.len();
     world.run_until(mended);
-    let acquitted =
+    let recovered =
         world.reports[reports..].iter().find(|(_, r)| !r.slots[0].verdict.is_degraded());
-    assert_eq!(acquitted, None);
+    assert_eq!(recovered, None);
     world.run_until(mended + Duration::from_secs(20));
     assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
 }
 
 #[test]
-fn a_service_that_is_down_condemns_nobody_and_is_said_to_be_down() {
+fn a_service_that_is_down_degrades_no_candidate_and_is_logged_as_down() {
     for seed in 0..4 {
         for refused in [false, true] {
             let down = |p: &Seen<'_>| {
@@ -92,7 +92,7 @@ fn a_service_that_is_down_condemns_nobody_and_is_said_to_be_down() {
             };
             let mut world = world(with_services(Some(0)), seed, down);
             world.run_until(FAULT + Duration::from_secs(30));
-            world.nobody_was_condemned();
+            world.no_candidate_is_degraded();
             let view = world.observer.view(world.clock(), &"cloud".parse().unwrap()).unwrap();
             assert!(view.slots.iter().all(|s| s.services == (1, 2)), "{view:?}");
             let told = world.logs.iter().filter(|m| m.contains("through no candidate"));
@@ -102,17 +102,17 @@ fn a_service_that_is_down_condemns_nobody_and_is_said_to_be_down() {
 }
 
 #[test]
-fn a_service_that_fails_at_random_through_every_slot_condemns_nobody() {
+fn a_service_that_fails_at_random_through_every_slot_degrades_no_candidate() {
     for seed in 0..12 {
         let flaky = |p: &Seen<'_>| (is_service(p, WEB) && p.random < 0.5).then_some(Fate::Lost);
         let mut world = world(with_services(None), seed, flaky);
         world.run_until(FAULT + Duration::from_secs(60));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
     }
 }
 
 #[test]
-fn a_slow_service_and_a_lossy_wan_condemn_nobody() {
+fn a_slow_service_and_a_lossy_wan_degrade_no_candidate() {
     for seed in 0..5 {
         let mut world = World::new(with_services(Some(4000)), seed, |p: &Seen<'_>| {
             if p.class != ProbeClass::Service {
@@ -123,12 +123,12 @@ fn a_slow_service_and_a_lossy_wan_condemn_nobody() {
             Fate::Back(ms(again + 40 + (p.random * 7919.0 % 1.0 * 300.0) as u64))
         });
         world.run_until(Duration::from_secs(200));
-        world.nobody_was_condemned();
+        world.no_candidate_is_degraded();
     }
 }
 
 #[test]
-fn a_body_that_does_not_arrive_after_the_connect_smells_of_the_mtu_if_it_is_large() {
+fn a_body_that_does_not_arrive_after_the_connect_points_to_the_mtu_if_it_is_large() {
     for (body, answer, cause) in
         [(4000, 200, Fault::Mtu), (0, 9000, Fault::Mtu), (10, 200, Fault::Partial)]
     {
@@ -138,7 +138,7 @@ fn a_body_that_does_not_arrive_after_the_connect_smells_of_the_mtu_if_it_is_larg
         let mut world = world(with_services(Some(body)), 3, hole);
         world.answer = answer;
         world.run_until(FAULT + Duration::from_secs(8));
-        let found = world.condemned(0).map(|c| c.1);
+        let found = world.first_degraded(0).map(|c| c.1);
         assert_eq!(found, Some(cause), "{body} bytes asked, {answer} answered");
     }
 }
@@ -148,11 +148,11 @@ fn the_services_of_a_dead_leader_are_left_to_the_packets_to_judge() {
     let dead = |p: &Seen<'_>| (p.via == Some(0)).then_some(Fate::Lost);
     let mut world = world(with_services(None), 5, dead);
     world.run_until(FAULT + Duration::from_secs(8));
-    assert_eq!(world.condemned(0).map(|c| c.1), Some(Fault::TunnelDown));
+    assert_eq!(world.first_degraded(0).map(|c| c.1), Some(Fault::TunnelDown));
 }
 
 #[test]
-fn a_leader_recovers_once_the_service_passes_again() {
+fn a_leader_recovers_once_its_service_passes_again() {
     let until = FAULT + Duration::from_secs(10);
     let drop = move |p: &Seen<'_>| {
         (p.at < until && p.via == Some(0) && is_service(p, DATABASE)).then_some(Fate::Lost)
@@ -165,7 +165,7 @@ fn a_leader_recovers_once_the_service_passes_again() {
 }
 
 #[test]
-fn services_are_asked_at_their_own_pace_through_every_slot() {
+fn services_are_probed_at_their_own_pace_through_every_slot() {
     let asked = std::cell::RefCell::new(BTreeMap::new());
     let mut world = World::new(with_services(None), 1, |p: &Seen<'_>| {
         if p.class == ProbeClass::Service {
@@ -181,7 +181,7 @@ fn services_are_asked_at_their_own_pace_through_every_slot() {
 }
 
 #[test]
-fn a_candidates_own_workload_is_not_asked_for_through_itself() {
+fn a_candidates_own_service_is_not_probed_through_itself() {
     let mut mesh = mesh(CLOUD_AND_MEMBERS);
     let services = vec![Service { address: "10.42.2.10:80".parse().unwrap(), http: None }];
     mesh.locations.get_mut(&"cloud".parse::<LocationName>().unwrap()).unwrap().services = services;
@@ -191,6 +191,6 @@ fn a_candidates_own_workload_is_not_asked_for_through_itself() {
         (p.class == ProbeClass::Service && p.via == Some(1)).then_some(Fate::Lost)
     });
     world.run_until(FAULT + Duration::from_secs(10));
-    assert_eq!(world.condemned(0), None);
-    assert_eq!(world.condemned(1).map(|c| c.1), Some(Fault::Partial));
+    assert_eq!(world.first_degraded(0), None);
+    assert_eq!(world.first_degraded(1).map(|c| c.1), Some(Fault::Partial));
 }

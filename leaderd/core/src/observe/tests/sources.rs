@@ -1,4 +1,4 @@
-//! A source NAT on the way: probes are answered, nobody is blamed, and it is told.
+//! A source NAT on the way: probes are answered, no candidate is blamed, and it is reported.
 
 use super::*;
 use crate::probe::Reject;
@@ -35,14 +35,14 @@ fn found(world: &World<'_>) -> Vec<String> {
 }
 
 #[test]
-fn a_relay_that_hides_sources_is_told_and_not_blamed() {
+fn a_relay_that_hides_sources_is_reported_and_not_blamed() {
     let mut world = World::new(mesh(PAIR_AND_MEMBER), 1, |_: &Seen<'_>| Fate::Back(ms(20)));
     world.nat = relays;
     world.run_until(ms(20_000));
     for slot in 0..2 {
         assert_eq!(world.verdict("cloud", slot), Verdict::Forwarding);
     }
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
     let found = found(&world);
     assert_eq!(found.len(), 2, "{found:?}");
     for (slot, said) in found.iter().enumerate() {
@@ -68,7 +68,7 @@ fn kilo_489_is_seen_behind_relays_that_hide_sources() {
     let mut world = World::new(mesh(PAIR_AND_MEMBER), 1, network);
     world.nat = relays;
     world.run_until(ms(8_000));
-    let (at, cause, _) = world.condemned(0).expect("the relay is condemned");
+    let (at, cause, _) = world.first_degraded(0).expect("the relay is degraded");
     assert!(at < ms(5_500) && cause == Fault::NewFlow, "{at:?} {cause}");
     assert_eq!(world.verdict("cloud", 1), Verdict::Forwarding);
 }
@@ -95,11 +95,11 @@ fn a_nat_before_the_candidate_is_not_the_candidates() {
     let found = found(&world);
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].starts_with("sources are rewritten on the way to cloud-0: "), "{found:?}");
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
 }
 
 #[test]
-fn workloads_whose_sources_are_rewritten_are_told_of_too() {
+fn rewritten_sources_of_workloads_are_reported_too() {
     let mut world = World::new(mesh(PAIR_AND_MEMBER), 1, |_: &Seen<'_>| Fate::Back(ms(20)));
     world.nat = |seen| seen.via.is_none().then(|| [192, 0, 2, 9].into());
     world.run_until(ms(5_000));
@@ -122,7 +122,7 @@ fn with_reflectors_of_an_older_release_all_is_well_and_nothing_is_known_of_sourc
     for slot in 0..2 {
         assert_eq!(world.verdict("cloud", slot), Verdict::Forwarding);
     }
-    world.nobody_was_condemned();
+    world.no_candidate_is_degraded();
     assert_eq!((found(&world).len(), world.observer.forged_replies()), (0, 0));
 }
 
@@ -159,7 +159,7 @@ fn the_reflector_knows_the_sender_by_the_index_and_by_nothing_else() {
     let packet = |seq| SenderPacket { seq, timestamp: Ntp(5), ssid: 9 };
     let index = crate::ids::NodeIndex;
     let named = |seq, who| packet(seq).encode_from(index(who), &key, 300);
-    // From a relay's address, from another node's, from nobody's.
+    // From a relay's address, from another node's, and from one that no node has.
     for (seq, from) in ["10.42.2.1:53", "10.42.4.1:9", "203.0.113.9:53"].into_iter().enumerate() {
         let told = ask(&mut reflector, from, &named(seq as u32, 1)).unwrap().location.unwrap();
         assert_eq!((told.source, told.port), (from.parse().unwrap(), 8620));
@@ -168,7 +168,7 @@ fn the_reflector_knows_the_sender_by_the_index_and_by_nothing_else() {
     for from in ["100.127.0.1:4000", "203.0.113.9:53", "203.0.113.9:54"] {
         assert_eq!(ask(&mut reflector, from, &named(1, 1)), Err(Reject::Replayed));
     }
-    // From home-0's own address, with the index of cloud-0, of the reflector's own node, and of nobody.
+    // From home-0's own address, with the index of cloud-0, of the reflector's own node, and of no node.
     let from = "100.127.0.1:4000";
     assert_eq!(ask(&mut reflector, from, &named(10, 2)), Err(Reject::BadHmac));
     assert_eq!(ask(&mut reflector, from, &named(10, 3)), Err(Reject::UnknownSender));

@@ -74,7 +74,7 @@ fn a_partial_verdict_about_a_node_that_is_gone_ends() {
 }
 
 #[test]
-fn a_partial_verdict_about_a_node_that_nobody_reaches_any_more_ends() {
+fn a_partial_verdict_about_a_node_that_no_path_reaches_any_more_ends() {
     let mut world = World::new(mesh(CLOUD_AND_MEMBERS), 2, |p: &Seen<'_>| {
         let from = if p.via == Some(0) { 20 } else { 25 };
         let lost = p.at > Duration::from_secs(from) && p.target == "cloud-3";
@@ -257,7 +257,7 @@ fn the_reflector_refuses_strangers_replays_and_forgeries_and_believes_a_restart(
     assert_eq!(ask(from, &packet(0, 20)), Ok(300), "the sender has started again");
 }
 
-/// A mesh of so many locations with two candidates each, seen from `home-0`, for ten seconds after the first twenty.
+/// A mesh of this many locations with two candidates each, seen from `home-0`, for ten seconds after the first twenty.
 fn crowd(locations: usize) -> (usize, usize) {
     let names: Vec<(String, String, u8)> = (0..locations)
         .flat_map(|l| (0..2).map(move |n| (format!("l{l}-{n}"), format!("l{l}"), n)))
