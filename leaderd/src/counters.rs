@@ -1,12 +1,9 @@
-//! Counters that the shells keep, by name; the core keeps its own.
+//! Counters of the shells, by name. The core has its own.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Those that are set, and go down as well as up; none is a time, which ends in `_micros`.
-pub const GAUGES: [&str; 2] = ["network_parts_failing", "transit_tracked"];
-
-/// Cheap to clone; all clones count together. A name ends up in `leaderd_shell_NAME_total`.
+/// Cheap to clone; all clones count together. `metrics::counted` says which metric each name is.
 #[derive(Clone, Default, Debug)]
 pub struct Counters(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 
@@ -19,7 +16,7 @@ impl Counters {
         self.add(name, 1);
     }
 
-    /// For what is measured rather than counted, such as a latency.
+    /// Sets a measured value, such as a latency.
     pub fn set(&self, name: &'static str, value: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, value);
     }

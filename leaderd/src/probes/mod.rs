@@ -170,7 +170,7 @@ impl Probes {
         };
         match sent {
             Ok(()) => {
-                self.counters.count("probes_sent");
+                self.counters.count(sent_counter(probe.class));
                 None
             }
             Err(error) => {
@@ -391,5 +391,17 @@ impl Probes {
                 }
             }
         }
+    }
+}
+
+/// Returns what counts the sent probes of a class.
+const fn sent_counter(class: ProbeClass) -> &'static str {
+    match class {
+        ProbeClass::Relay => "probes_sent_relay",
+        ProbeClass::NewFlow => "probes_sent_new-flow",
+        ProbeClass::PinnedFlow => "probes_sent_pinned-flow",
+        ProbeClass::FullSize => "probes_sent_full-size",
+        ProbeClass::AsWorkload => "probes_sent_as-workload",
+        ProbeClass::Service => "probes_sent_service",
     }
 }

@@ -54,9 +54,11 @@ pub fn strangers_and_garbage() {
     for (port, pod) in [(8620, false), (8620, true), (7946, false), (7946, true), (51900, false)] {
         lab.inside("cloud-2", pod, "flood", &[&format!("10.0.0.1:{port}"), "5000"]).end();
     }
-    let metric =
-        |name: &str| lab.metric("cloud-0", &format!("leaderd_core_probes_rejected_{name}_total"));
-    let rejected = metric("truncated") + metric("bad_hmac") + metric("unknown_source");
+    let rejected = |reason: &str| {
+        let name = format!("leaderd_probe_requests_rejected_total{{reason=\"{reason}\"}}");
+        lab.metric("cloud-0", &name)
+    };
+    let rejected = rejected("truncated") + rejected("bad-hmac") + rejected("unknown-source");
     assert!(
         rejected > 1000.0,
         "{rejected} rejected\n{}",
@@ -89,7 +91,7 @@ pub fn strangers_and_garbage() {
     wait_for(
         "cloud-1 refuses the stranger",
         || daemons[1].tail() + &stranger.tail(),
-        || lab.metric("cloud-1", "leaderd_shell_handshakes_refused_total") >= 2.0,
+        || lab.metric("cloud-1", r#"leaderd_handshakes_failed_total{reason="refused"}"#) >= 2.0,
     );
     assert_eq!(daemons[1].count("handshakes_refused"), 1, "{}", daemons[1].tail());
     drop(stranger);
@@ -120,7 +122,7 @@ pub fn a_flood_while_the_leader_fails() {
         })
         .collect();
     for node in ["cloud-0", "cloud-1", "home-0"] {
-        let hangs = || lab.metric(node, "leaderd_shell_handshakes_retried_total");
+        let hangs = || lab.metric(node, "leaderd_handshakes_retried_total");
         wait_for(
             &format!("{node} lets strangers prove their address"),
             || story(&daemons),

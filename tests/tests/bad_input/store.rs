@@ -26,12 +26,12 @@ pub fn a_full_disk() {
             // A raft leader whose disk is full just then confirms nothing: go on after the first refusal.
             let many = "for i in $(seq 25); do $1 freeze cloud --for $(($2 * 25 + i))m > /dev/null 2>&1 || break; done";
             lab.sh("cloud-0", many, &[&lab.program("wgctl"), &round.to_string()]);
-            lab.metric("cloud-1", "leaderd_shell_persist_errors_total") > 0.0
+            lab.metric("cloud-1", "leaderd_store_write_errors_total") > 0.0
         },
     );
     cloud_1.says("cannot write to the store");
     assert!(cloud_1.log().contains("forwarding goes on, voting does not"), "{}", cloud_1.tail());
-    let probes = || lab.metric("cloud-1", "leaderd_shell_probes_sent_total");
+    let probes = || lab.metric("cloud-1", r#"leaderd_probes_sent_total{class="relay"}"#);
     let before = probes();
     wait_for("it goes on probing", || cloud_1.tail(), || probes() > before + 20.0);
     // Were it raft leader, it hands over, as it can confirm nothing. A command that it had taken is refused, and carried out by its

@@ -104,7 +104,7 @@ pub fn a_member_that_sends_the_worst() {
     daemons.remove(at).end(&lab, "TERM");
     let (leader, epoch) = lab.leader("home-0", "cloud").expect("a leader");
     let worst = lab.inside("cloud-2", false, "worst-peer", &[&lab.dir, "cloud-2"]);
-    let nonsense = |node: &str| lab.metric(node, "leaderd_shell_frames_in_report_total");
+    let nonsense = |node: &str| lab.metric(node, r#"leaderd_frames_received_total{kind="report"}"#);
     for node in ["cloud-0", "cloud-1"] {
         wait_for(
             &format!("{node} hears the worst peer"),

@@ -1,0 +1,247 @@
+//! All metrics of one moment, from the node's status and from what it and its shells count.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use super::counted;
+use crate::engine::Snapshot;
+
+pub(super) type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
+type Counters = Family<Labels, Counter>;
+
+/// Returns all metrics of this moment.
+pub(super) fn registry(s: &Snapshot) -> Registry {
+    let mut registry = Registry::with_prefix("leaderd");
+    let mut gauges = |name: &str, help: &str, rows: Vec<(Labels, f64)>| {
+        let family = Gauges::default();
+        for (labels, value) in rows {
+            family.get_or_create(&labels).set(value);
+        }
+        registry.register(name, help, family);
+    };
+    let locations = &s.status.locations;
+    let label = |name: &dyn std::fmt::Display| vec![("location", name.to_string())];
+    let flag = |b: bool| f64::from(u8::from(b));
+    gauges(
+        "info",
+        "This node and its backend",
+        vec![(
+            vec![
+                ("mesh", s.status.mesh.clone()),
+                ("node", s.status.node.to_string()),
+                ("location", s.status.location.to_string()),
+                ("backend", s.status.backend.clone()),
+                ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ],
+            1.0,
+        )],
+    );
+    gauges(
+        "mesh_generation",
+        "Generation of the mesh file in use",
+        vec![(vec![], s.status.generation.0 as f64)],
+    );
+    gauges(
+        "probe_addresses",
+        "Addresses that this node holds and is probed at; 0: none",
+        vec![(vec![], s.status.probe_addresses.len() as f64)],
+    );
+    gauges("ready", "The network was programmed", vec![(vec![], flag(s.ready))]);
+    gauges("peers", "Peers of the control channel", vec![(vec![], s.peers as f64)]);
+    gauges("peers_connected", "Peers that are connected", vec![(vec![], s.peers_connected as f64)]);
+    gauges(
+        "epoch",
+        "Epoch in force",
+        locations.iter().map(|l| (label(&l.name), l.epoch.0 as f64)).collect(),
+    );
+    let leaders = locations.iter().flat_map(|l| {
+        l.leaders
+            .iter()
+            .map(|n| (vec![("location", l.name.to_string()), ("node", n.to_string())], 1.0))
+    });
+    gauges("leader", "1 for the nodes that lead their location", leaders.collect());
+    let raft = locations.iter().filter_map(|l| {
+        let node = l.raft_leader.as_ref()?;
+        Some((vec![("location", l.name.to_string()), ("node", node.to_string())], 1.0))
+    });
+    gauges("raft_leader", "1 for the raft leader of a location", raft.collect());
+    let quorum = locations.iter().filter_map(|l| Some((label(&l.name), flag(l.quorum?))));
+    gauges("quorum", "The location has a quorum, as far as known", quorum.collect());
+    gauges(
+        "disk_stuck",
+        "This node's disk confirms no writes of the location's Raft group",
+        locations.iter().map(|l| (label(&l.name), flag(l.disk_stuck))).collect(),
+    );
+    gauges(
+        "frozen",
+        "No automatic failover",
+        locations.iter().map(|l| (label(&l.name), flag(l.frozen.is_some()))).collect(),
+    );
+    gauges(
+        "fallback",
+        "The local ranking is in force",
+        locations.iter().map(|l| (label(&l.name), flag(l.fallback))).collect(),
+    );
+    let candidates = || locations.iter().flat_map(|l| l.candidates.iter().map(move |c| (l, c)));
+    let of = |l: &leaderd_core::status::LocationStatus,
+              c: &leaderd_core::status::CandidateStatus| {
+        vec![("location", l.name.to_string()), ("node", c.name.to_string())]
+    };
+    let verdicts = candidates().map(|(l, c)| {
+        use leaderd_core::verdict::Verdict;
+        let (verdict, cause) = match &c.verdict {
+            Verdict::Unknown => ("unknown", ""),
+            Verdict::Forwarding => ("forwarding", ""),
+            Verdict::Suspected => ("suspected", ""),
+            Verdict::Degraded { cause, .. } => ("degraded", cause.as_str()),
+        };
+        let mut labels = of(l, c);
+        labels.extend([("verdict", verdict.to_owned()), ("cause", cause.to_owned())]);
+        (labels, 1.0)
+    });
+    gauges("verdict", "1 for the verdict on a candidate", verdicts.collect());
+    let rtt = candidates().filter_map(|(l, c)| Some((of(l, c), c.rtt_ms? / 1000.0)));
+    gauges("rtt_seconds", "Smoothed round trip of probes", rtt.collect());
+    gauges(
+        "loss_ratio",
+        "Share of probes lost lately",
+        candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.loss?)))).collect(),
+    );
+    let mtu = candidates().filter_map(|(l, c)| Some((of(l, c), f64::from(c.path_mtu?))));
+    gauges("path_mtu_bytes", "Largest packet known to pass", mtu.collect());
+    let hidden = locations.iter().flat_map(|l| {
+        let through = |h: &leaderd_core::status::HiddenSource| {
+            h.through.as_ref().map_or_else(String::new, ToString::to_string)
+        };
+        l.hidden_sources
+            .iter()
+            .map(move |h| (vec![("location", l.name.to_string()), ("node", through(h))], 1.0))
+    });
+    gauges(
+        "source_rewritten",
+        "1 where sources of probes do not survive the way through a candidate, or without a node that of the workload",
+        hidden.collect(),
+    );
+    for (name, help, count) in [
+        ("services_asked", "Services of the mesh file that were asked through a candidate", 1),
+        ("services_up", "Those of them that answer through it", 0),
+    ] {
+        let rows = candidates().filter_map(|(l, c)| {
+            let (up, asked) = c.services?;
+            Some((of(l, c), f64::from(if count == 0 { up } else { asked })))
+        });
+        gauges(name, help, rows.collect());
+    }
+    let blackouts = s.blackouts.iter().map(|(l, seconds)| (label(l), *seconds));
+    gauges("blackout_last_seconds", "Measured blackout of the last failover", blackouts.collect());
+    let failovers = Counters::default();
+    for location in locations {
+        let count = s.failovers.get(location.name.as_str()).copied().unwrap_or(0);
+        failovers.get_or_create(&label(&location.name)).inc_by(count);
+    }
+    registry.register(
+        "failovers",
+        "Failovers since the start, and those that were remembered then",
+        failovers,
+    );
+    for family in counted::COUNTERS {
+        let counters = Counters::default();
+        for (labels, value) in family.rows(&s.core, &s.shell) {
+            counters.get_or_create(&labels).inc_by(value);
+        }
+        registry.register(family.name, family.help, counters);
+    }
+    for gauge in counted::GAUGES {
+        // One that was never set says nothing yet, but for a count of what is wrong.
+        let Some(value) = s.shell.get(gauge.key).copied().or(gauge.at_first) else { continue };
+        let now: Gauge<f64, AtomicU64> = Gauge::default();
+        now.set(value as f64 / gauge.divisor);
+        registry.register(gauge.name, gauge.help, now);
+    }
+    registry
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use leaderd_core::ids::Epoch;
+    use leaderd_core::status::{HiddenSource, LocationStatus, Status};
+    use prometheus_client::encoding::text::encode;
+
+    use super::*;
+
+    pub(in crate::metrics) fn snapshot() -> Snapshot {
+        let location = LocationStatus {
+            name: "cloud".parse().unwrap(),
+            leaders: vec!["cloud-1".parse().unwrap()],
+            epoch: Epoch(7),
+            since: None,
+            cause: None,
+            frozen: None,
+            raft_leader: Some("cloud-2".parse().unwrap()),
+            quorum: Some(true),
+            disk_stuck: false,
+            fallback: false,
+            candidates: vec![],
+            next: None,
+            carried: None,
+            hidden_sources: vec![HiddenSource {
+                through: Some("cloud-1".parse().unwrap()),
+                target: "cloud-2".parse().unwrap(),
+                sent_from: [100, 127, 0, 1].into(),
+                arrived_from: [10, 42, 4, 0].into(),
+            }],
+            notes: vec![],
+        };
+        let status = Status {
+            mesh: "home".into(),
+            node: "cloud-0".parse().unwrap(),
+            location: "cloud".parse().unwrap(),
+            generation: Default::default(),
+            mesh_hash: String::new(),
+            other_generations: Default::default(),
+            backend: "wireguard-go".into(),
+            probe_addresses: vec![],
+            locations: vec![location],
+        };
+        Snapshot {
+            status,
+            core: [("probes.rejected.bad-hmac".to_owned(), 3), ("ignored.new".to_owned(), 1)]
+                .into(),
+            shell: [("persist_latency_micros", 1500), ("network_parts_failing", 2)].into(),
+            ready: true,
+            peers_connected: 1,
+            peers: 2,
+            blackouts: [("cloud".to_owned(), 0.25)].into(),
+            failovers: [("cloud".to_owned(), 1)].into(),
+        }
+    }
+
+    #[test]
+    fn a_scrape_tells_who_leads_and_what_was_counted() {
+        let snapshot = snapshot();
+        let mut text = String::new();
+        encode(&mut text, &registry(&snapshot)).unwrap();
+        for line in [
+            r#"leaderd_leader{location="cloud",node="cloud-1"} 1.0"#,
+            r#"leaderd_epoch{location="cloud"} 7.0"#,
+            r#"leaderd_source_rewritten{location="cloud",node="cloud-1"} 1.0"#,
+            r#"leaderd_blackout_last_seconds{location="cloud"} 0.25"#,
+            r#"leaderd_failovers_total{location="cloud"} 1"#,
+            r#"leaderd_probe_requests_rejected_total{reason="bad-hmac"} 3"#,
+            r#"leaderd_probe_requests_rejected_total{reason="replayed"} 0"#,
+            r#"leaderd_probes_sent_total{class="full-size"} 0"#,
+            r#"leaderd_frames_ignored_total{reason="new"} 1"#,
+            r#"leaderd_frames_ignored_total{reason="stranger"} 0"#,
+            "leaderd_store_write_errors_total 0",
+            "leaderd_store_last_write_seconds 0.0015",
+            "leaderd_network_parts_failing 2.0",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}
