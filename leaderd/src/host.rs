@@ -1,5 +1,5 @@
-//! Settings of this host, not leaderd's to change, that keep the mesh from working or from staying so: looked at again and again, noted in the
-//! status, and told once each.
+//! Checks settings of this host that leaderd does not change and that break the mesh. Each finding is noted in the status and logged
+//! once.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use wgctl_plan::{InterfaceName, Rule};
 
 use crate::lan::device_of;
 
-/// How often it is looked at; a change of the mesh is looked at once.
+/// Time between two checks. A changed mesh is checked at once.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// The kernel's own rules for the tables `main` and `default` (ip-rule(8)).
 const MAIN_PRIORITY: u32 = 32766;
 
-/// `rp_filter`: what comes back another way is dropped (RFC 3704, strict).
+/// `rp_filter`: drops packets that come back on another interface (RFC 3704, strict).
 const STRICT: &str = "1";
 
-/// Looks until the engine is gone.
+/// Checks until the engine is gone.
 pub async fn watch(
     me: NodeName,
     mut meshes: watch::Receiver<Arc<Mesh>>,
@@ -86,8 +86,8 @@ fn strict_filter(
     })
 }
 
-/// Rules of others that send what this node's workloads, or it itself, send to a table of their own before `main` is asked: there
-/// our routes are not. (AWS VPC CNI's for Pods of secondary interfaces are such.) Where our routes lie in tables of their own, ours come first.
+/// Finds rules of others that look packets of this node or its workloads up in another table before `main`, where leaderd's routes are.
+/// (AWS VPC CNI has them for Pods on secondary interfaces.) Where leaderd's routes are in tables of their own, its rules come first.
 fn caught_by_rules(mesh: &Mesh, me: &Node, rules: &[Rule]) -> Vec<String> {
     let ours_in_main = mesh.locations.get(&me.location).is_some_and(|l| !l.overlay.is_foreign());
     if !ours_in_main {
@@ -171,7 +171,7 @@ mod tests {
             rule(1537, Some(IpNet::from(me.address)), 3),
             rule(40_000, Some(inside), 2),
         ];
-        let site = mesh.locations.get_mut(&me.location).unwrap();
+        let site = mesh.edit().locations.get_mut(&me.location).unwrap();
         site.overlay = Overlay::Direct;
         let notes = caught_by_rules(&mesh, &me, &rules);
         assert_eq!(notes.len(), 1);
@@ -180,7 +180,7 @@ mod tests {
             "{notes:?}"
         );
         assert!(caught_by_rules(&mesh, &me, &rules[..3]).is_empty());
-        mesh.locations.get_mut(&me.location).unwrap().overlay = Overlay::External;
+        mesh.edit().locations.get_mut(&me.location).unwrap().overlay = Overlay::External;
         assert!(caught_by_rules(&mesh, &me, &rules).is_empty(), "our rule comes before theirs");
     }
 }

@@ -64,11 +64,7 @@ impl LanDevice {
 
     /// The mesh with this device in it, as if it named it: what the core was started with is that of the start.
     pub fn put_into(&self, mesh: &Mesh) -> Mesh {
-        let mut mesh = mesh.clone();
-        if let Some(node) = mesh.nodes.get_mut(&self.me) {
-            node.device = self.in_use.clone();
-        }
-        mesh
+        mesh.with_lan_device(&self.me, self.in_use.clone())
     }
 }
 
@@ -146,7 +142,7 @@ mod tests {
         let mut mesh = example_mesh();
         let me = mesh.nodes.keys().next().unwrap().clone();
         let set = |mesh: &mut Mesh, address: [u8; 4], device: Option<InterfaceName>| {
-            let node = mesh.nodes.get_mut(&me).unwrap();
+            let node = mesh.edit().nodes.get_mut(&me).unwrap();
             (node.address, node.device) = (address.into(), device);
         };
         let mut lan = LanDevice::new(me.clone());

@@ -1,8 +1,8 @@
 //! The shells around the core: clock, probes on UDP, control channel on QUIC, disk, network, admin socket, metrics.
 //!
-//! No policy lives here. [`engine`] owns the core's node, hands every input in, and every effect on to the shell that
-//! carries it out; shells never call each other. [`userspace`] is a program of its own beside the daemon. With feature
-//! `kubernetes` there is one shell more, which reads the cluster and tells it what is decided.
+//! Shells decide nothing. [`engine`] owns the core's node, passes every input to it, and every effect to the shell that carries it
+//! out; shells never call each other. [`userspace`] is a program of its own beside the daemon. With feature `kubernetes` there is
+//! one more shell, which reads the cluster and writes decisions to it.
 //!
 //! What each term means, and where it lives: `docs/glossary.md`.
 

@@ -1,5 +1,5 @@
-//! Logs: `tracing` to standard error, as text or JSON, filtered by `LEADERD_LOG`; and the limiter for what strangers
-//! can cause: once per source and minute.
+//! Logs: `tracing` to standard error, as text or JSON, filtered by `LEADERD_LOG`; and a limiter of log lines that strangers can
+//! cause: one per source and minute.
 
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -50,11 +50,11 @@ pub fn init(format: LogFormat, usual: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes one event a line, whatever is in it: others' words (why a peer closed its connection, say) could else begin a line of
-/// their own, or steer a terminal. `tracing` writes each event at once.
+/// Writes each event as one line. Otherwise text from others (such as why a peer closed its connection) could begin a line of its own,
+/// or control a terminal. `tracing` writes each event with one call.
 struct Lines<W> {
     to: W,
-    /// It goes to a terminal: the sequences that colour stay, which `tracing` makes, and no others.
+    /// Whether it is a terminal: then the colour sequences of `tracing` stay, and no others.
     ansi: bool,
 }
 
@@ -90,8 +90,8 @@ impl<W: std::io::Write> std::io::Write for Lines<W> {
     }
 }
 
-/// Logs an event of the core with its fields as fields. `tracing` wants names at compile time, so those that the core uses
-/// stand here; any other is shown in `more`.
+/// Logs an event of the core with its fields. `tracing` needs field names at compile time, so those of the core are listed here. Others
+/// end up in `more`.
 pub fn core_event(level: LogLevel, message: &str, fields: &[(String, String)]) {
     macro_rules! event {
         ($($name:literal)*) => {{
@@ -127,7 +127,7 @@ pub fn core_event(level: LogLevel, message: &str, fields: &[(String, String)]) {
     );
 }
 
-/// How long one source stays silent in the log after a line about it.
+/// The least time between two lines about one source.
 const QUIET: Duration = Duration::from_secs(60);
 
 /// Most sources remembered; a flood from more addresses than this is logged as one source.
@@ -140,7 +140,7 @@ pub struct Limiter {
 }
 
 impl Limiter {
-    /// True if a line about this kind of thing from this source may be logged now.
+    /// Returns whether a line of this kind about this source may be logged now.
     pub fn allow(&mut self, source: IpAddr, kind: &'static str) -> bool {
         let now = Instant::now();
         let mut key = (source, kind);

@@ -1,4 +1,4 @@
-//! The daemon's command line. Exit status: 0 done, 1 it failed, 2 asked wrongly.
+//! The daemon's command line. Exit status: 0 success, 1 failure, 2 wrong usage.
 
 use std::process::ExitCode;
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::Input;
-use leaderd_core::mesh::{Mesh, Steering};
+use leaderd_core::mesh::{Mesh, Steering, report};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -36,8 +36,9 @@ pub enum MeshFileError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("mesh file {} has more than {MAX_FILE} bytes", path.display())]
     TooLong { path: PathBuf },
-    #[error("mesh file {} has mistakes:\n{}", path.display(), mistakes.join("\n"))]
-    Mistakes { path: PathBuf, mistakes: Vec<String> },
+    /// `report` shows each mistake in its line.
+    #[error("mesh file {} has mistakes:\n{report}", path.display())]
+    Mistakes { path: PathBuf, report: String },
     #[error(
         "mesh file {}: location {location} is steered by Kilo, whose leaders only `leaderd run --kubernetes` can tell and change; \
          write steering = \"native\"",
@@ -58,7 +59,7 @@ pub fn read(path: &Path) -> Result<Mesh, MeshFileError> {
     }
     let mesh = leaderd_core::mesh::parse(&text).map_err(|mistakes| MeshFileError::Mistakes {
         path: path.to_owned(),
-        mistakes: mistakes.iter().map(|m| format!("{}:{m}", path.display())).collect(),
+        report: report(&path.display().to_string(), &text, &mistakes, false),
     })?;
     match mesh.locations.values().find(|l| l.steering == Steering::Kilo) {
         Some(l) => Err(MeshFileError::Kilo { path: path.to_owned(), location: l.name.clone() }),
@@ -293,7 +294,7 @@ mod tests {
     async fn an_address_that_comes_after_the_start_is_told_to_the_core_with_its_device() {
         let mut mesh = example_mesh();
         let me = mesh.nodes.keys().next().unwrap().clone();
-        let node = mesh.nodes.get_mut(&me).unwrap();
+        let node = mesh.edit().nodes.get_mut(&me).unwrap();
         (node.address, node.device) = ([127, 0, 0, 1].into(), None);
         let dir = tempfile::tempdir().unwrap();
         let source = MeshSource::File(MeshFile::new(dir.path().join("mesh.toml")));

@@ -1,4 +1,4 @@
-//! Key files: read once, refused if others may read them, compared with what the mesh file says of this node.
+//! Key files: read once, refused if others may read them, and compared with this node's public keys in the mesh file.
 
 use std::fs::{DirBuilder, File};
 use std::io::Read;
@@ -13,7 +13,7 @@ use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::durable;
 
-/// A key file is 45 bytes; a longer one is something else.
+/// Longest key file in bytes: a key takes 45.
 const MAX_KEY_FILE: u64 = 1024;
 
 /// File of the X25519 secret, for WireGuard and for probes.
@@ -21,7 +21,7 @@ const WIREGUARD_FILE: &str = "wireguard.key";
 /// File of the Ed25519 seed, for the control channel.
 const CONTROL_FILE: &str = "control.key";
 
-/// The control key that the node had before, as long as it is to vouch for the new one.
+/// The previous control key, while it vouches for the new one.
 const OLD_CONTROL_FILE: &str = "control.key.old";
 
 /// 32 secret bytes. No `Debug`, zeroed on drop.
@@ -33,7 +33,7 @@ impl Secret {
     pub fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
-    /// The caller takes over the duty to zero the copy.
+    /// Returns a copy, which the caller must zero.
     pub fn expose(&self) -> &[u8; 32] {
         &self.0
     }
@@ -72,7 +72,7 @@ pub enum SecretError {
 }
 
 impl Keys {
-    /// Reads `wireguard.key` and `control.key` of `dir`, and holds them against the node's public keys.
+    /// Reads `wireguard.key` and `control.key` of `dir`, and compares them with the node's public keys.
     pub fn load(dir: &Path, node: &Node) -> Result<Self, SecretError> {
         let (wireguard_path, control_path) = (dir.join(WIREGUARD_FILE), dir.join(CONTROL_FILE));
         let keys = Self { wireguard: read(&wireguard_path)?, control: read(&control_path)? };
@@ -93,8 +93,8 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Reads both keys of `dir`, and makes those that are not there: for a node that says its public keys itself. The second
-    /// value is true if one was made.
+    /// Reads both keys of `dir`, and makes missing ones: for a node that publishes its own public keys. The second value says whether
+    /// one was made.
     pub fn load_or_make(dir: &Path) -> Result<(Self, bool), SecretError> {
         let mut made = false;
         let mut key = |name: &str, clamp: bool| {
@@ -113,12 +113,12 @@ impl Keys {
         Ok((keys, made))
     }
 
-    /// These are the keys whose public halves the mesh names.
+    /// Returns whether the mesh names the public halves of these keys.
     pub fn are_of(&self, node: &Node) -> bool {
         self.wireguard_public() == node.wireguard_key && self.control_public() == node.control_key
     }
 
-    /// Ed25519 signatures by the control key, and by the one of before if `dir` still has it.
+    /// Returns Ed25519 signatures by the control key, and by the previous one if `dir` still has it.
     pub fn sign_as_ever(&self, dir: &Path, message: &[u8]) -> Result<Vec<[u8; 64]>, SecretError> {
         let old = dir.join(OLD_CONTROL_FILE);
         let old = old.exists().then(|| read(&old)).transpose()?;
@@ -142,7 +142,7 @@ impl Keys {
     }
 }
 
-/// A fresh key in a file that was never readable by others, nor half written under this name.
+/// Writes a new key to a file that others can never read and that is never half written.
 fn make(path: &Path, clamp: bool) -> std::io::Result<()> {
     let mut secret = Zeroizing::new([0; 32]);
     getrandom::fill(&mut *secret).map_err(|e| std::io::Error::other(e.to_string()))?;
@@ -163,7 +163,7 @@ fn read(path: &Path) -> Result<Secret, SecretError> {
     let dir = path.parent().unwrap_or(Path::new(".")).to_owned();
     let failed = |source| SecretError::Read { path: path.to_owned(), dir: dir.clone(), source };
     let file = File::open(path).map_err(failed)?;
-    // Of the open file, so that nobody can swap it in between.
+    // Of the open file, so that it cannot be swapped in between.
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
     if mode & 0o077 != 0 {
         return Err(SecretError::Mode { path: path.to_owned(), mode });

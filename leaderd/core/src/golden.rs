@@ -301,7 +301,7 @@ fn event() -> Event {
 fn signed() -> Signed {
     let mut mesh = crate::group::tests::cluster::mesh(1, 0, 0);
     let signer = Signer::new(&[1; 32]);
-    mesh.nodes.get_mut(&node("cloud-0")).unwrap().control_key = signer.public();
+    mesh.edit().nodes.get_mut(&node("cloud-0")).unwrap().control_key = signer.public();
     let set = VoterSet::of(&mesh, &cloud());
     let signature = signer.sign(&Statement::decision("mesh", &decision(), &set));
     Signed { voter: node("cloud-0"), set: set.id(), signature }
@@ -309,7 +309,8 @@ fn signed() -> Signed {
 
 fn proof() -> Proof {
     let mut mesh = crate::group::tests::cluster::mesh(1, 0, 0);
-    mesh.nodes.get_mut(&node("cloud-0")).unwrap().control_key = Signer::new(&[1; 32]).public();
+    mesh.edit().nodes.get_mut(&node("cloud-0")).unwrap().control_key =
+        Signer::new(&[1; 32]).public();
     let set = VoterSet::of(&mesh, &cloud());
     Proof::of("mesh", &decision(), &[&set], [signed()].iter()).unwrap()
 }

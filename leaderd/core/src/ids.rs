@@ -1,11 +1,14 @@
-//! Names and numbers of the mesh, each its own type: parsed once, trusted afterwards.
+//! Names and numbers of the mesh. Each is a type of its own, checked once and trusted afterwards.
+//!
+//! A *node* has a name and an index, unique in the mesh. A *location* is a group of nodes. A *slot* numbers a candidate within its
+//! location, a *generation* the mesh file, and an *epoch* a decision of one location.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a string is no name.
+/// A text that is no name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{0:?} is no name: use 1 to 63 of a-z, 0-9, '-' and '.', starting and ending with a letter or digit"
@@ -128,7 +131,7 @@ impl Epoch {
         Self(self.0.saturating_add(1))
     }
 
-    /// True if a decision of this epoch may replace one of epoch `known` (0: none is known).
+    /// Returns whether a decision of this epoch may replace one of epoch `known` (0: none is known).
     pub const fn may_follow(self, known: Self) -> bool {
         self.0 > known.0 && self.0 - known.0 < Self::MAX_JUMP
     }

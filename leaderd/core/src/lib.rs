@@ -12,6 +12,7 @@
 pub mod admin;
 pub mod capability;
 mod consensus;
+pub mod duration;
 mod election;
 pub mod fault;
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! Text that came from elsewhere, on its way to a terminal, a log or a frame.
+//! Text from others, on its way to a terminal, a log or a frame.
 
 use std::borrow::Cow;
 
-/// The text with all that a terminal or a reader of logs would take for more than text written out: control characters (line
-/// ends, escape sequences of either kind), and what turns the direction of writing or cannot be seen.
+/// Returns the text with everything escaped that a terminal or a log reader takes for more than text: control characters (line ends,
+/// escape sequences of either kind), and characters that change the direction of writing or are invisible.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {
         return text.into();
@@ -24,7 +24,7 @@ fn is_hidden(c: char) -> bool {
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
-/// The beginning of a text, with an ellipsis where that is not all, in at most so many characters.
+/// Returns the text, or its beginning with an ellipsis, in at most this number of characters.
 pub fn shortened(text: &str, most: usize) -> String {
     match text.char_indices().nth(most) {
         None => text.to_owned(),

@@ -1,4 +1,4 @@
-//! Time as the core sees it: handed in with every input, never asked for.
+//! Time in the core: it comes with every input, and the core reads no clock.
 
 use std::fmt;
 use std::ops::{Add, Sub};
@@ -7,11 +7,11 @@ pub use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 /// A point on the monotonic clock, in microseconds since an origin that the shell chose at start.
-/// Setting the wall clock does not move it; every timer and every judgement uses this.
+/// Setting the wall clock does not change it. Every timer and every verdict uses it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Instant(pub u64);
 
-/// Wall-clock time in microseconds since the Unix epoch, UTC. Only ever shown to people, never judged by.
+/// Wall-clock time in microseconds since the Unix epoch, UTC. Only for people to read: nothing is decided by it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct WallTime(pub u64);
 
@@ -23,7 +23,7 @@ pub struct Now {
 }
 
 impl Now {
-    /// The wall-clock time of an earlier (or later) monotonic instant.
+    /// Returns the wall-clock time of an earlier (or later) monotonic instant.
     pub fn wall_at(&self, at: Instant) -> WallTime {
         let offset = i128::from(at.0) - i128::from(self.mono.0);
         WallTime(u64::try_from(i128::from(self.wall.0) + offset).unwrap_or(0))
@@ -31,7 +31,7 @@ impl Now {
 }
 
 impl Instant {
-    /// Time since `earlier`, zero if that is later.
+    /// Returns the time since `earlier`, zero if that is later.
     pub fn since(self, earlier: Instant) -> Duration {
         Duration::from_micros(self.0.saturating_sub(earlier.0))
     }

@@ -112,7 +112,7 @@ mod tests {
         let mesh = parse(&text).unwrap();
         says(&cache, &rendered, Some(&mesh), "with the keys");
         let mut without = mesh;
-        without.nodes.remove(&config.me);
+        without.edit().nodes.remove(&config.me);
         says(&cache, &rendered, Some(&without), "that this node is in");
     }
 }

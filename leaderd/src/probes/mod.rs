@@ -20,6 +20,7 @@ use leaderd_core::ids::Slot;
 use leaderd_core::io::{Flow, Input, ProbeError, ProbeId, ProbeKind, ProbeSend};
 use leaderd_core::mesh::HttpRequest;
 use leaderd_core::probe::stamp::SenderPacket;
+use leaderd_core::verdict::ProbeClass;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;

@@ -13,13 +13,13 @@ fn ip(text: &str) -> IpAddr {
 /// The example's mesh in which one endpoint, of a node of another location is a name; that node's key as well.
 fn mesh(name: &str) -> (Mesh, NodeName, WgPublicKey) {
     let mut mesh = example_mesh();
-    for (n, node) in (1..).zip(mesh.nodes.values_mut()) {
+    for (n, node) in (1..).zip(mesh.edit().nodes.values_mut()) {
         let address = Host::Ip(IpAddr::from([198, 51, 100, n]));
         node.endpoint = node.endpoint.take().map(|_| address);
     }
     let me = mesh.nodes.values().find(|n| n.slot.is_some()).unwrap().clone();
     let far = |n: &&mut leaderd_core::mesh::Node| n.slot.is_some() && n.location != me.location;
-    let node = mesh.nodes.values_mut().find(far).unwrap();
+    let node = mesh.edit().nodes.values_mut().find(far).unwrap();
     node.endpoint = Some(Host::Name(name.to_owned()));
     let key = node.wireguard_key;
     (mesh, me.name, key)
@@ -143,7 +143,7 @@ async fn what_a_new_mesh_carries_is_no_endpoint_any_more() {
     let mut resolver = resolver(&me, dir.path(), |name| answer(name, &["203.0.113.9"]));
     resolver.set_mesh(&mesh);
     assert_eq!(resolver.first(&mesh, LONG).await.len(), 1);
-    let node = mesh.nodes.values_mut().next().unwrap();
+    let node = mesh.edit().nodes.values_mut().next().unwrap();
     node.prefixes.push("203.0.113.0/24".parse().unwrap());
     resolver.set_mesh(&mesh);
     assert_eq!(changed(&mut resolver, &mesh).await, Resolved::new());

@@ -2,9 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::group::{Group, GroupError, GroupOutput};
-use leaderd_core::ids::{Generation, NodeIndex, Slot};
+use leaderd_core::ids::Slot;
 use leaderd_core::io::StoredGroup;
-use leaderd_core::mesh::{ControlPublicKey, InnerRange, Location, Mesh, Node, Overlay, Policy};
+use leaderd_core::mesh::{Location, Mesh, MeshSpec, Node, Overlay};
 use leaderd_core::time::{Instant, Now, WallTime};
 use leaderd_core::wire::Frame;
 
@@ -57,38 +57,15 @@ fn at(ms: u64) -> Now {
 }
 
 fn mesh() -> Arc<Mesh> {
-    let node = |i: u8| Node {
-        name: format!("cloud-{i}").parse().expect("a name"),
-        index: NodeIndex(u16::from(i) + 1),
-        location: "cloud".parse().expect("a name"),
-        slot: Some(Slot(i)),
-        priority: 100,
-        endpoint: None,
-        address: [10, 0, 0, 1].into(),
-        device: None,
-        prefixes: Vec::new(),
-        probe_addresses: Vec::new(),
-        probe_addresses_written: false,
-        wireguard_key: wgctl_plan::WgPublicKey([i; 32]),
-        control_key: ControlPublicKey([i; 32]),
+    let node = |i: u8| {
+        let (name, location) = (format!("cloud-{i}"), "cloud".parse().expect("a name"));
+        let name = name.parse().expect("a name");
+        let index = u16::from(i) + 1;
+        Node { slot: Some(Slot(i)), ..Node::member(name, index, location, [10, 0, 0, 1].into()) }
     };
     let name: leaderd_core::ids::LocationName = "cloud".parse().expect("a name");
     let cloud = Location::new(name.clone(), Overlay::External);
-    Arc::new(Mesh {
-        name: "fuzz".into(),
-        generation: Generation(1),
-        hash: [0; 32],
-        index: Default::default(),
-        inner: InnerRange { v4: "100.127.0.0/16".parse().expect("a range"), v6: None },
-        base_port: 51900,
-        control_port: 7946,
-        probe_ports: vec![8620],
-        mtu: 1420,
-        keepalive: 10,
-        commands: Default::default(),
-        proof: Default::default(),
-        policy: Policy::default(),
-        locations: [(name, cloud)].into(),
-        nodes: (0..3).map(node).map(|n| (n.name.clone(), n)).collect(),
-    })
+    let locations = [(name, cloud)].into();
+    let nodes = (0..3).map(node).map(|n| (n.name.clone(), n)).collect();
+    Arc::new(Mesh::unchecked(MeshSpec { locations, nodes, ..MeshSpec::named("fuzz") }))
 }

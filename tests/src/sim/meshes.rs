@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
-use leaderd_core::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
-use leaderd_core::mesh::{Host, InnerRange, Location, Mesh, Node, Overlay, Policy, VxlanDevice};
+use leaderd_core::ids::{LocationName, NodeIndex, NodeName, Slot};
+use leaderd_core::mesh::{Host, Location, Mesh, MeshSpec, Node, Overlay, Policy, VxlanDevice};
 use leaderd_core::probe::keys::ProbeKeys;
 use leaderd_core::proof::Signer;
 use serde::{Deserialize, Serialize};
@@ -35,23 +35,7 @@ impl Site {
 /// Nodes are called `{site}-{n}`, candidates first; node n of site s has the workload prefix 10.{s}.{n}.0/24
 /// (in meshes of 255 sites or more 10.{i}.0/24, with i the two bytes of its index).
 pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8; 32]>) {
-    let mut mesh = Mesh {
-        name: "sim".to_owned(),
-        generation: Generation(1),
-        hash: [7; 32],
-        index: Default::default(),
-        inner: InnerRange { v4: "100.127.0.0/16".parse().expect("a prefix"), v6: None },
-        base_port: 51_900,
-        control_port: 7946,
-        probe_ports: vec![8620, 8621, 8622],
-        mtu: 1420,
-        keepalive: 10,
-        commands: Default::default(),
-        proof: Default::default(),
-        policy,
-        locations: BTreeMap::new(),
-        nodes: BTreeMap::new(),
-    };
+    let mut mesh = MeshSpec { policy, ..MeshSpec::named("sim") };
     let mut secrets = BTreeMap::new();
     let mut index: u16 = 0;
     for (site_number, site) in sites.iter().enumerate() {
@@ -80,7 +64,7 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
             secrets.insert(name, secret);
         }
     }
-    (mesh, secrets)
+    (Mesh::unchecked(mesh), secrets)
 }
 
 /// Node `n` of a site; its addresses follow from two bytes that no other node has, mostly the site's number and its own.
@@ -93,20 +77,15 @@ pub(super) fn node_of(
     secret: [u8; 32],
 ) -> Node {
     let address = IpAddr::V4(Ipv4Addr::new(192, 168, a, b.wrapping_add(1)));
+    let name = format!("{location}-{n}").parse().expect("a name");
     Node {
-        name: format!("{location}-{n}").parse().expect("a name"),
-        index,
-        location: location.clone(),
         slot,
-        priority: 100,
         endpoint: slot.map(|_| endpoint_of(address)),
-        address,
-        device: None,
         prefixes: vec![format!("10.{a}.{b}.0/24").parse().expect("a prefix")],
         probe_addresses: vec![IpAddr::V4(Ipv4Addr::new(10, a, b, 1))],
-        probe_addresses_written: false,
         wireguard_key: ProbeKeys::new(secret).public(),
         control_key: Signer::new(&secret).public(),
+        ..Node::member(name, index.0, location.clone(), address)
     }
 }
 

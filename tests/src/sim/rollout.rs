@@ -56,14 +56,14 @@ impl Change {
     pub fn apply(&self, old: &Mesh) -> Option<(Mesh, BTreeMap<NodeName, [u8; 32]>)> {
         let mut mesh = old.clone();
         let mut secrets = BTreeMap::new();
-        mesh.generation = Generation(old.generation.0 + 1);
-        mesh.hash = [mesh.generation.0 as u8; 32];
+        mesh.edit().generation = Generation(old.generation.0 + 1);
+        mesh.edit().hash = [mesh.generation.0 as u8; 32];
         match self {
             Self::AddMember(location) => add(&mut mesh, &mut secrets, location, false)?,
             Self::AddCandidate(location) => add(&mut mesh, &mut secrets, location, true)?,
             Self::GiveSlot(name) => {
                 let slot = next_slot(&mesh, &mesh.nodes.get(name)?.location);
-                let node = mesh.nodes.get_mut(name).filter(|n| n.slot.is_none())?;
+                let node = mesh.edit().nodes.get_mut(name).filter(|n| n.slot.is_none())?;
                 node.slot = Some(slot);
                 node.endpoint = Some(endpoint_of(node.address));
             }
@@ -73,17 +73,18 @@ impl Change {
                 if mesh.candidates_of(&location).len() < 2 {
                     return None;
                 }
-                let node = mesh.nodes.get_mut(name).filter(|n| n.slot.is_some())?;
+                let node = mesh.edit().nodes.get_mut(name).filter(|n| n.slot.is_some())?;
                 (node.slot, node.endpoint) = (None, None);
             }
             Self::DropWitnesses(location) => {
-                let location = mesh.locations.get_mut(location)?;
+                let location = mesh.edit().locations.get_mut(location)?;
                 if location.witnesses.is_empty() {
                     return None;
                 }
                 location.witnesses.clear();
             }
             Self::RotateKey(name) => {
+                let mesh = mesh.edit();
                 let node = mesh.nodes.get_mut(name)?;
                 let secret = secret_of(node.index.0, mesh.generation.0 as u8);
                 node.wireguard_key = ProbeKeys::new(secret).public();
@@ -91,12 +92,13 @@ impl Change {
                 secrets.insert(name.clone(), secret);
             }
             Self::ProbeInterval(ms) => {
-                mesh.policy.probe_interval = Duration::from_millis((*ms).into());
+                mesh.edit().policy.probe_interval = Duration::from_millis((*ms).into());
             }
-            Self::HoldDown(secs) => mesh.policy.hold_down = Duration::from_secs((*secs).into()),
+            Self::HoldDown(secs) => {
+                mesh.edit().policy.hold_down = Duration::from_secs((*secs).into())
+            }
         }
-        // A clone: who is where was looked up before the change.
-        Some((mesh.clone(), secrets))
+        Some((mesh, secrets))
     }
 
     /// Returns whether some nodes cannot reach others until all have the file.
@@ -129,7 +131,7 @@ fn add(
     let slot = candidate.then_some(slot);
     let node = node_of(location, number.into(), (site_number, number), index, slot, secret);
     secrets.insert(node.name.clone(), secret);
-    mesh.nodes.insert(node.name.clone(), node);
+    mesh.edit().nodes.insert(node.name.clone(), node);
     Some(())
 }
 

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use leaderd_core::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
+use leaderd_core::duration;
 use leaderd_core::ids::{LocationName, NodeName};
 
 use super::Format;
@@ -87,14 +88,14 @@ impl Verb {
 }
 
 fn freeze_duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(d) if d.is_zero() => Err("a freeze needs a duration of more than zero".to_owned()),
-        Ok(d) if d > MAX_FREEZE => {
+    match duration::parse(text) {
+        Some(d) if d.is_zero() => Err("a freeze needs a duration of more than zero".to_owned()),
+        Some(d) if d > MAX_FREEZE => {
             Err("longer than ten years; without --for a freeze lasts until `wgctl unfreeze`"
                 .to_owned())
         }
-        Ok(d) => Ok(d),
-        Err(e) => Err(format!("{e}; write it like 10m or 1h30m")),
+        Some(d) => Ok(d),
+        None => Err(duration::HELP.to_owned()),
     }
 }
 

@@ -111,7 +111,8 @@ struct LocationSummary {
 }
 
 fn validate(file: &Path, out: &Output) -> anyhow::Result<ExitCode> {
-    let result = mesh::parse(&read(file)?);
+    let source = read(file)?;
+    let result = mesh::parse(&source);
     let mistakes = result.as_ref().err().map_or(&[][..], Vec::as_slice);
     let warnings = result.as_ref().map(warnings).unwrap_or_default();
     let mesh = result.as_ref().ok().map(summary);
@@ -119,11 +120,7 @@ fn validate(file: &Path, out: &Output) -> anyhow::Result<ExitCode> {
         let report = Report { file, valid: result.is_ok(), mistakes, warnings, mesh };
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
-        let name = file.display().to_string();
-        let mut text = String::new();
-        for mistake in mistakes {
-            writeln!(text, "{}", mistake.in_file(&name))?;
-        }
+        let mut text = mesh::report(&file.display().to_string(), &source, mistakes, out.color);
         if let Some(mesh) = mesh {
             text += &render(&mesh, out);
         }

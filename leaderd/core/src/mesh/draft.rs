@@ -1,4 +1,4 @@
-//! A mesh file read field by field: whatever was missing or wrong is `None` here and a mistake in the [`Sink`].
+//! A mesh file read field by field. A value that is missing or wrong is `None` here and a mistake in the [`Sink`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,13 +10,13 @@ use wgctl_plan::{Family, InterfaceName, WgPublicKey};
 
 use super::diagnostic::Sink;
 use super::first_host;
-use super::inner::{NEW_INNER, UNSAID_INNER};
-use super::model::{
-    Commands, ControlPublicKey, Host, HttpRequest, InnerRange, Location, Mesh, Node, Overlay,
-    ProofPolicy, Service, Steering, VxlanDevice,
-};
+use super::inner::{InnerRange, NEW_INNER, UNSAID_INNER};
+use super::location::{HttpRequest, Location, Overlay, Service, Steering, VxlanDevice};
+use super::model::{Commands, Mesh, MeshSpec, ProofPolicy};
+use super::node::{ControlPublicKey, Host, Node};
 use super::policy::Policy;
-use super::reader::{At, Bad, Section};
+use super::reader::{At, Section};
+use super::values::Bad;
 use super::{policy, values};
 use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
 
@@ -25,11 +25,11 @@ const PORTS: std::ops::RangeInclusive<u64> = 1..=65535;
 /// Most reflector ports of a node.
 const MAX_PROBE_PORTS: usize = 8;
 const DEFAULT_PRIORITY: u16 = 100;
-/// Most bytes that a probe of a service sends: enough for dozens of full-size packets, and no burden to anybody.
+/// Most bytes that a probe of a service sends: enough for dozens of full-size packets.
 const MAX_SERVICE_BODY: u64 = 65_536;
 const KEYGEN: &str = "run `wgctl keygen` on that node and paste what it prints";
 
-/// A value of the file, or the default, which has no place of its own.
+/// Returns a value of the file, or the default, whose place is that of its table.
 fn or_default<T>(found: Option<At<T>>, default: T, at: usize) -> At<T> {
     found.unwrap_or(At { value: default, at })
 }
@@ -213,7 +213,7 @@ fn proof(s: &mut Section<'_, '_>, sink: &mut Sink<'_>) -> ProofPolicy {
     found.map(|f| f.value).unwrap_or_default()
 }
 
-/// Nodes that may command every location: their names, or `"*"` for all. A name that no node has gives nobody a right.
+/// Reads which nodes may command every location: names, or `"*"` for all. Names of nodes that do not exist have no effect.
 fn commands(s: &mut Section<'_, '_>, sink: &mut Sink<'_>) -> Commands {
     let parse = |t: &str| if t == "*" { Ok(None) } else { values::name(t).map(Some) };
     let listed = s.texts("commands", sink, parse).map(|l| l.value).unwrap_or_default();
@@ -369,7 +369,7 @@ fn node(mut s: Section<'_, '_>, sink: &mut Sink<'_>) -> DraftNode {
 }
 
 impl Draft {
-    /// The mesh; `None` if anything is missing.
+    /// Returns the mesh; `None` if anything is missing.
     pub(super) fn into_mesh(self, hash: [u8; 32]) -> Option<Mesh> {
         let head = self.head?;
         let location = |(name, l): (LocationName, At<DraftLocation>)| {
@@ -392,11 +392,10 @@ impl Draft {
         };
         let node =
             |(name, n): (NodeName, At<DraftNode>)| Some((name.clone(), n.value.into_node(name)?));
-        Some(Mesh {
+        Some(Mesh::new(MeshSpec {
             name: head.name?.value,
             generation: Generation(head.generation?.value),
             hash,
-            index: Default::default(),
             inner: InnerRange { v4: head.inner4.value, v6: head.inner6.map(|n| n.value) },
             base_port: head.base_port.value,
             control_port: head.control_port.value,
@@ -408,12 +407,12 @@ impl Draft {
             policy: self.policy,
             locations: self.locations.into_iter().map(location).collect::<Option<_>>()?,
             nodes: self.nodes.into_iter().map(node).collect::<Option<_>>()?,
-        })
+        }))
     }
 }
 
 impl DraftNode {
-    /// True for the node's probe addresses, which by default are the first of its prefixes.
+    /// Returns whether an address is one of the node's probe addresses, by default the first of its prefixes.
     pub(super) fn answers(&self, ip: IpAddr) -> bool {
         let all: Vec<IpAddr> = match &self.probe_addresses {
             Some(list) => list.iter().map(|a| a.value).collect(),

@@ -1,11 +1,12 @@
-//! The address of an endpoint that is a name: which of those that its name has can be the candidate's, and which one is used.
+//! Endpoints with a DNS name: which of the name's addresses can be the candidate's, and which one to use.
 
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::model::{Host, Mesh, Node};
+use super::model::Mesh;
+use super::node::{Host, Node};
 use crate::ids::NodeName;
 use crate::time::{Duration, Instant};
 
@@ -16,11 +17,11 @@ pub enum Unfit {
     NoHost(&'static str),
     /// It lies in what the mesh carries: the tunnel would run through itself.
     Workload(IpNet),
-    /// The same, of the addresses within the tunnels.
+    /// It is an inner address of the mesh.
     Inner(IpNet),
-    /// This host's own.
+    /// It is this host's own.
     Own,
-    /// A node of this node's own location has it on their LAN.
+    /// A node of this node's own location has it on the LAN.
     Neighbour(NodeName),
 }
 
@@ -37,8 +38,8 @@ impl fmt::Display for Unfit {
 }
 
 impl Mesh {
-    /// Why `address` cannot be where `me` reaches the WireGuard of other locations' nodes; `None` if it can. It holds for what a
-    /// name resolves to: what the mesh file writes was checked when it was read.
+    /// Returns why `address` cannot be where `me` reaches the WireGuard of nodes elsewhere; `None` if it can. It is for addresses of
+    /// names: those written in the mesh file are checked with it.
     pub fn unfit_endpoint(&self, me: &NodeName, address: IpAddr) -> Option<Unfit> {
         let address = address.to_canonical();
         if let Some(kind) = no_host(address) {
@@ -78,12 +79,11 @@ fn no_host(address: IpAddr) -> Option<&'static str> {
     kinds.into_iter().find_map(|(is, kind)| is.then_some(kind))
 }
 
-/// How long a peer may be silent at one address until the next one that its name has is tried. WireGuard itself begins a new
-/// handshake after so long without an answer (`KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
+/// How long a peer may be silent at one address before the next address of its name is tried. WireGuard begins a new handshake after
+/// the same time without an answer (`KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
 pub const SILENCE: Duration = Duration::from_secs(15);
 
-/// An address that was tried in vain is followed by the next one ever more slowly, up to this: a node that is down has no
-/// address that works.
+/// The time between two tries grows up to this: a node that is down has no address that works.
 const MAX_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The addresses of one name, and the one in use.
@@ -91,13 +91,13 @@ const MAX_PATIENCE: Duration = Duration::from_secs(120);
 pub struct Addresses {
     in_use: Option<IpAddr>,
     listed: Vec<IpAddr>,
-    /// Not before this is another address tried.
+    /// No other address is tried before this.
     next_try: Option<Instant>,
     patience: Duration,
 }
 
 impl Addresses {
-    /// `kept`: what was in use before a restart.
+    /// `kept`: the address in use before a restart.
     pub fn new(kept: Option<IpAddr>) -> Self {
         Self { in_use: kept, listed: Vec::new(), next_try: None, patience: SILENCE }
     }
@@ -106,15 +106,15 @@ impl Addresses {
         self.in_use
     }
 
-    /// The address in use is none any more, such as after a change of the mesh.
+    /// Forgets the address in use, as after a change of the mesh.
     pub fn give_up(&mut self) {
         self.in_use = None;
     }
 
-    /// What the resolver found, without what is unfit. An empty answer changes nothing.
+    /// Takes the resolver's answer, without addresses that are unfit. An empty answer changes nothing.
     ///
-    /// Its order says which family to prefer: what this machine cannot reach comes last (RFC 6724, section 6, rule 1). Within a
-    /// family the order may be another each time, so the one in use stays, or all tunnels would move about.
+    /// Its order says which family to prefer: addresses that this machine cannot reach come last (RFC 6724, section 6, rule 1). Within
+    /// a family the order may change each time, so the address in use stays, or tunnels would move back and forth.
     pub fn answered(&mut self, found: &[IpAddr]) {
         let Some(first) = found.first() else { return };
         let (mut listed, mut others): (Vec<IpAddr>, Vec<IpAddr>) =
@@ -130,8 +130,8 @@ impl Addresses {
         self.listed = listed;
     }
 
-    /// Nothing has been heard from the peer for [`SILENCE`], although it was sent to: the next listed address is used, unless
-    /// the present one has not had its time yet. True if another one is in use now.
+    /// Moves to the next address, as the peer did not answer for [`SILENCE`], unless the present one has not had its time yet. Returns
+    /// whether another one is in use now.
     pub fn silent(&mut self, now: Instant) -> bool {
         let Some(at) = self.listed.iter().position(|ip| Some(*ip) == self.in_use) else {
             return false;
@@ -145,7 +145,7 @@ impl Addresses {
         true
     }
 
-    /// Something was heard from the peer.
+    /// Takes note that the peer was heard.
     pub fn heard(&mut self) {
         (self.next_try, self.patience) = (None, SILENCE);
     }
@@ -168,16 +168,16 @@ mod tests {
     fn an_address_that_cannot_be_another_nodes_endpoint_is_named_as_such() {
         let mut mesh = cluster::mesh(2, 1, 0);
         let me = cluster::name("home-0");
-        mesh.inner.v6 = Some("fd00:aaaa::/108".parse().unwrap());
-        for (n, node) in (1..).zip(mesh.nodes.values_mut()) {
+        mesh.edit().inner.v6 = Some("fd00:aaaa::/108".parse().unwrap());
+        for (n, node) in (1..).zip(mesh.edit().nodes.values_mut()) {
             node.address = IpAddr::from([10, 9, 0, n]);
         }
         let node = |mesh: &mut Mesh, name: &str| mesh.nodes[&cluster::name(name)].clone();
         let (own, near, far) =
             (node(&mut mesh, "home-0"), node(&mut mesh, "home-1"), node(&mut mesh, "cloud-0"));
-        let site = mesh.locations.get_mut(&far.location).unwrap();
+        let site = mesh.edit().locations.get_mut(&far.location).unwrap();
         site.prefixes = vec!["198.18.0.0/24".parse().unwrap()];
-        let behind = mesh.nodes.get_mut(&far.name).unwrap();
+        let behind = mesh.edit().nodes.get_mut(&far.name).unwrap();
         behind.prefixes = vec!["10.77.0.0/24".parse().unwrap()];
         let inner = mesh.inner4(&far, crate::ids::Slot(0)).to_string();
         let (own, near, far) =

@@ -1,19 +1,44 @@
-//! Which nodes a location has, and whose an address is: found once for a mesh, as every probe and every frame asks.
+//! Which nodes a location has, and whose an address is: computed once for a mesh, as every probe and every frame asks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
-use super::model::{Host, Mesh, Node};
+use super::node::{Host, Node};
 use crate::ids::{LocationName, NodeIndex, NodeName};
 
-/// Made when first asked. It is no part of what a mesh says: clones start without it, and all are equal. Whoever changes the
-/// nodes of a mesh (a test) does so before anybody asks, or changes a clone.
+/// An [`Index`] that is computed when it is first needed. It is no part of what a mesh says: a clone starts without it, and all are
+/// equal.
 #[derive(Default)]
-pub struct Index(OnceLock<Found>);
+pub(super) struct CachedIndex(OnceLock<Index>);
 
-#[derive(Debug)]
-struct Found {
+impl CachedIndex {
+    pub(super) fn of(&self, nodes: &BTreeMap<NodeName, Node>) -> &Index {
+        self.0.get_or_init(|| Index::of(nodes))
+    }
+}
+
+impl Clone for CachedIndex {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl PartialEq for CachedIndex {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl std::fmt::Debug for CachedIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("CachedIndex")
+    }
+}
+
+/// Names of nodes by what they are looked up by.
+#[derive(Debug, Default)]
+pub(super) struct Index {
     by_location: BTreeMap<LocationName, Vec<NodeName>>,
     by_index: BTreeMap<NodeIndex, NodeName>,
     by_probe_address: BTreeMap<IpAddr, NodeName>,
@@ -22,74 +47,45 @@ struct Found {
     endpoints: BTreeSet<IpAddr>,
 }
 
-impl Clone for Index {
-    fn clone(&self) -> Self {
-        Self::default()
-    }
-}
-
-impl PartialEq for Index {
-    fn eq(&self, _: &Self) -> bool {
-        true
-    }
-}
-
-impl std::fmt::Debug for Index {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Index")
-    }
-}
-
 impl Index {
-    fn of<'a>(&'a self, mesh: &Mesh) -> &'a Found {
-        self.0.get_or_init(|| {
-            let mut by_location: BTreeMap<LocationName, Vec<NodeName>> = BTreeMap::new();
-            let (mut by_index, mut by_probe_address) = (BTreeMap::new(), BTreeMap::new());
-            let mut by_address: BTreeMap<IpAddr, Vec<NodeName>> = BTreeMap::new();
-            let mut endpoints = BTreeSet::new();
-            for node in mesh.nodes.values() {
-                by_address.entry(node.address).or_default().push(node.name.clone());
-                if let Some(Host::Ip(ip)) = node.endpoint {
-                    endpoints.insert(ip);
-                }
-                by_location.entry(node.location.clone()).or_default().push(node.name.clone());
-                by_index.insert(node.index, node.name.clone());
-                for address in &node.probe_addresses {
-                    by_probe_address.entry(*address).or_insert_with(|| node.name.clone());
-                }
+    fn of(nodes: &BTreeMap<NodeName, Node>) -> Self {
+        let mut index = Self::default();
+        for node in nodes.values() {
+            let name = || node.name.clone();
+            index.by_address.entry(node.address).or_default().push(name());
+            if let Some(Host::Ip(ip)) = node.endpoint {
+                index.endpoints.insert(ip);
             }
-            Found { by_location, by_index, by_probe_address, by_address, endpoints }
-        })
+            index.by_location.entry(node.location.clone()).or_default().push(name());
+            index.by_index.insert(node.index, name());
+            for address in &node.probe_addresses {
+                index.by_probe_address.entry(*address).or_insert_with(name);
+            }
+        }
+        index
     }
 
-    pub(super) fn location<'a>(
-        &'a self,
-        mesh: &'a Mesh,
-        location: &LocationName,
-    ) -> &'a [NodeName] {
-        self.of(mesh).by_location.get(location).map_or(&[], Vec::as_slice)
+    /// Returns the nodes of a location, by name.
+    pub(super) fn location(&self, location: &LocationName) -> &[NodeName] {
+        self.by_location.get(location).map_or(&[], Vec::as_slice)
     }
 
-    pub(super) fn node<'a>(&'a self, mesh: &'a Mesh, index: NodeIndex) -> Option<&'a Node> {
-        mesh.nodes.get(self.of(mesh).by_index.get(&index)?)
+    pub(super) fn node(&self, index: NodeIndex) -> Option<&NodeName> {
+        self.by_index.get(&index)
     }
 
-    /// The nodes with this LAN address.
-    pub(super) fn at_address<'a>(
-        &'a self,
-        mesh: &'a Mesh,
-        address: IpAddr,
-    ) -> impl Iterator<Item = &'a Node> {
-        let found = self.of(mesh).by_address.get(&address).map_or(&[][..], Vec::as_slice);
-        found.iter().filter_map(|n| mesh.nodes.get(n))
+    /// Returns the nodes with this LAN address.
+    pub(super) fn at_address(&self, address: IpAddr) -> &[NodeName] {
+        self.by_address.get(&address).map_or(&[], Vec::as_slice)
     }
 
     /// Whether a candidate's endpoint is written as this address.
-    pub(super) fn is_endpoint(&self, mesh: &Mesh, address: IpAddr) -> bool {
-        self.of(mesh).endpoints.contains(&address)
+    pub(super) fn is_endpoint(&self, address: IpAddr) -> bool {
+        self.endpoints.contains(&address)
     }
 
-    pub(super) fn probed<'a>(&'a self, mesh: &'a Mesh, address: IpAddr) -> Option<&'a Node> {
-        mesh.nodes.get(self.of(mesh).by_probe_address.get(&address)?)
+    /// Returns the node that answers probes at this address.
+    pub(super) fn probed(&self, address: IpAddr) -> Option<&NodeName> {
+        self.by_probe_address.get(&address)
     }
 }

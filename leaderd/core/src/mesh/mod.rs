@@ -12,11 +12,14 @@ mod draft;
 mod endpoint;
 mod index;
 mod inner;
+mod location;
 mod model;
-mod places;
+mod node;
 mod policy;
 mod reader;
 mod template;
+#[cfg(any(test, feature = "testing"))]
+mod testing;
 mod values;
 
 #[cfg(test)]
@@ -25,11 +28,12 @@ mod tests;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
-pub use diagnostic::{Diagnostic, MAX_DIAGNOSTICS};
+pub use diagnostic::{Diagnostic, MAX_DIAGNOSTICS, report};
 pub use endpoint::{Addresses, SILENCE, Unfit};
-pub use index::Index;
-pub use inner::{NEW_INNER, OTHER_INNER, UNSAID_INNER, is_taken};
-pub use model::*;
+pub use inner::{InnerRange, NEW_INNER, OTHER_INNER, UNSAID_INNER, is_taken};
+pub use location::{HttpRequest, Location, Overlay, Service, Steering, VxlanDevice};
+pub use model::{Commands, Mesh, MeshSpec, NotCarried, ProofPolicy, plane};
+pub use node::{ControlPublicKey, Host, Node};
 pub use policy::{Field, Policy, PolicyPatch};
 pub use template::{EXAMPLE_NODES, ExampleKeys, example};
 

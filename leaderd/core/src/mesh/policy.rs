@@ -9,7 +9,7 @@ use toml::Value;
 
 use super::diagnostic::Sink;
 use super::reader::Section;
-use super::values::{parse_duration, show_duration};
+use crate::duration;
 
 const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
@@ -228,10 +228,10 @@ impl Setting for Duration {
         table.duration(key, range, sink).map(|found| found.value)
     }
     fn to_value(self) -> Value {
-        show_duration(self).into()
+        duration::show(self).into()
     }
     fn of(value: &Value) -> Option<Self> {
-        parse_duration(value.as_str()?)
+        duration::parse(value.as_str()?)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reads the tables of a TOML document field by field: each mistake goes to the [`Sink`], and reading goes on.
+//! Reads the tables of a TOML document field by field. Each mistake goes to the [`Sink`], and reading goes on.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::diagnostic::Sink;
-use super::values::{nearest, parse_duration, show_duration};
+use super::values::{Bad, nearest};
+use crate::duration;
 
 /// A value and the byte of the file it starts at.
 #[derive(Debug, Clone)]
@@ -17,16 +18,7 @@ pub(super) struct At<T> {
     pub(super) at: usize,
 }
 
-/// What a value may not be, and what to write instead.
-pub(super) struct Bad(pub(super) String, pub(super) String);
-
-impl Bad {
-    pub(super) fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self(message.into(), help.into())
-    }
-}
-
-/// A table that is being read. Fields that nobody asked for by the end are unknown.
+/// A table while it is read. Fields that were not read by the end are unknown ones.
 pub(super) struct Section<'a, 't> {
     /// How messages name it, such as `nodes.cloud-0`.
     pub(super) path: String,
@@ -63,7 +55,7 @@ impl<'a, 't> Section<'a, 't> {
         self.table.is_some_and(|t| t.contains_key(key))
     }
 
-    /// Where a field stands that this table does not have, or has already read; it counts as known then.
+    /// Returns where a field is, and counts it as known.
     pub(super) fn at_of(&mut self, key: &'static str) -> Option<usize> {
         self.known.insert(key);
         self.table?.get_key_value(key).map(|(k, _)| k.span().start)
@@ -77,7 +69,7 @@ impl<'a, 't> Section<'a, 't> {
         }
     }
 
-    /// A table inside; `None` if it is not there.
+    /// Returns a table inside; `None` if it is not there.
     pub(super) fn section(
         &mut self,
         key: &'static str,
@@ -88,7 +80,7 @@ impl<'a, 't> Section<'a, 't> {
         Some(Section::new(self.name(key), at, value, sink))
     }
 
-    /// The tables inside, with their names: `[locations.NAME]`.
+    /// Returns the tables inside, with their names: `[locations.NAME]`.
     pub(super) fn sections(&self, sink: &mut Sink<'_>) -> Vec<(At<String>, Section<'a, 't>)> {
         let each = self.table.into_iter().flatten().map(|(key, value)| {
             let (name, at) = (key.get_ref().to_string(), key.span().start);
@@ -98,7 +90,7 @@ impl<'a, 't> Section<'a, 't> {
         each.collect()
     }
 
-    /// A list of tables, each read on its own: `key = [{ … }, { … }]` or `[[path.key]]`.
+    /// Returns a list of tables, each to be read on its own: `key = [{ … }, { … }]` or `[[path.key]]`.
     pub(super) fn tables(
         &mut self,
         key: &'static str,
@@ -135,7 +127,7 @@ impl<'a, 't> Section<'a, 't> {
         read_value(&self.name(key), value, sink, read)
     }
 
-    /// A string, read by `parse`.
+    /// Reads a string with `parse`.
     pub(super) fn text<T>(
         &mut self,
         key: &'static str,
@@ -145,7 +137,7 @@ impl<'a, 't> Section<'a, 't> {
         self.value(key, sink, |v| parse(as_text(v)?))
     }
 
-    /// A list of strings, each read by `parse`; those that are wrong are left out after a complaint.
+    /// Reads a list of strings with `parse`. Wrong ones are mistakes, and left out.
     pub(super) fn texts<T>(
         &mut self,
         key: &'static str,
@@ -223,26 +215,20 @@ impl<'a, 't> Section<'a, 't> {
         sink: &mut Sink<'_>,
     ) -> Option<At<Duration>> {
         let help = || {
-            format!(
-                "write a duration from \"{}\" to \"{}\"",
-                show_duration(*range.start()),
-                show_duration(*range.end())
-            )
+            let [least, most] = [range.start(), range.end()].map(|d| duration::show(*d));
+            format!("write a duration from \"{least}\" to \"{most}\"")
         };
         self.value(key, sink, |v| {
             let text = v.as_str().ok_or_else(|| Bad::new(wrong_type(v, "a duration"), help()))?;
-            match parse_duration(text) {
+            match duration::parse(text) {
                 Some(d) if range.contains(&d) => Ok(d),
                 Some(_) => Err(Bad::new(format!("{text:?} is out of range"), help())),
-                None => Err(Bad::new(
-                    format!("{text:?} is no duration"),
-                    "write a whole number and a unit (us, ms, s, m or h), such as \"100ms\"",
-                )),
+                None => Err(Bad::new(format!("{text:?} is no duration"), duration::HELP)),
             }
         })
     }
 
-    /// Complains about every field that nobody asked for.
+    /// Complains about every field that was not read.
     pub(super) fn finish(self, sink: &mut Sink<'_>) {
         for (key, _) in self.table.into_iter().flatten() {
             let name: &str = key.get_ref();

@@ -38,7 +38,7 @@ const NODES: [Example; 6] = [
     node("cloud-3", "cloud", None, "10.0.0.13", "10.43.3.0/24"),
 ];
 
-/// How many nodes the example has: so many keys it needs.
+/// The number of nodes in the example, and of keys that it needs.
 pub const EXAMPLE_NODES: usize = NODES.len();
 
 const HEAD: &str = r#"# A mesh of two locations. The same file goes to every node, as /etc/leaderd/mesh.toml.
@@ -79,7 +79,7 @@ overlay = "vxlan"
 # services = [{ address = "10.43.3.20:5432" }, { address = "10.43.3.21:8080", http = "/healthz", body = 4000 }]
 "#;
 
-/// The example as text; it passes [`super::parse`] with any distinct keys.
+/// Returns the example as text. It passes [`super::parse`] with any distinct keys.
 pub fn example(keys: &[ExampleKeys; EXAMPLE_NODES]) -> String {
     let mut text = HEAD.to_owned();
     for (n, (node, keys)) in NODES.iter().zip(keys).enumerate() {

@@ -4,7 +4,6 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::values::{parse_duration, show_duration};
 use super::*;
 use crate::ids::{LocationName, NodeName, Slot};
 
@@ -137,7 +136,7 @@ fn every_mistake_is_named_with_its_place_and_what_to_do() {
         ("[mesh]", "generation = 3", "generation = 3\ninner_cidr = \"100.127.0.1/16\""),
         ("[mesh]", "fd4c:eade:0:1::/112", "2001:db8::/112"),
         ("[mesh]", "generation = 3", "generation = 3\nprobe_ports = []"),
-        ("[mesh]", "generation = 3", "generation = 3\nkeepalive = \"10 s\""),
+        ("[mesh]", "generation = 3", "generation = 3\nkeepalive = \"10 x\""),
         ("[mesh]", "generation = 3", "generation = 3\nkeepalive = \"1500ms\""),
         ("[policy]", "\"50ms\"", "\"5ms\""),
         ("[policy]", "\"50ms\"", "\"50ms\"\nloss_threshold = 2"),
@@ -358,15 +357,18 @@ fn of_a_thousand_mistakes_the_first_hundred_are_shown() {
 }
 
 #[test]
-fn a_diagnostic_shows_file_line_column_and_help() {
-    let found = parse(&good().replace("generation = 3", "genration = 3")).unwrap_err();
+fn a_diagnostic_shows_line_column_and_help() {
+    let text = good().replace("generation = 3", "genration = 3");
+    let found = parse(&text).unwrap_err();
     assert_eq!(
-        found.iter().map(|d| d.in_file("mesh.toml")).collect::<Vec<_>>(),
+        found.iter().map(ToString::to_string).collect::<Vec<_>>(),
         [
-            "mesh.toml:1:2: `mesh.generation` is missing\n  help: write generation = 1, and count it up with every change",
-            "mesh.toml:3:1: unknown field `mesh.genration`\n  help: did you mean `generation`?",
+            "1:2: `mesh.generation` is missing\n  help: write generation = 1, and count it up with every change",
+            "3:1: unknown field `mesh.genration`\n  help: did you mean `generation`?",
         ]
     );
+    let marked: Vec<&str> = found.iter().map(|d| &text[d.span.clone()]).collect();
+    assert_eq!(marked, ["mesh", "genration"]);
 }
 
 #[test]
@@ -378,26 +380,6 @@ fn the_example_is_a_valid_mesh() {
     });
     let mesh = parse(&example(&keys)).unwrap_or_else(|e| panic!("{e:#?}"));
     assert_eq!((mesh.locations.len(), mesh.nodes.len()), (2, EXAMPLE_NODES));
-}
-
-#[test]
-fn durations_read_back_as_they_are_shown() {
-    for text in ["0s", "250us", "100ms", "10s", "5m", "2h"] {
-        assert_eq!(show_duration(parse_duration(text).unwrap()), text);
-    }
-    for text in [
-        "",
-        "s",
-        "10",
-        "-1s",
-        "1.5s",
-        "1 s",
-        "1d",
-        "99999999999999999999s",
-        "18446744073709551615h",
-    ] {
-        assert_eq!(parse_duration(text), None, "{text:?}");
-    }
 }
 
 #[test]

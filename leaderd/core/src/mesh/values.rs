@@ -1,21 +1,28 @@
-//! The single values of a mesh file: addresses, prefixes, keys, durations, names.
+//! The single values of a mesh file: addresses, prefixes, keys, names.
 
 use std::fmt::Display;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ipnet::IpNet;
 
-use super::model::Host;
-use super::reader::Bad;
+use super::node::Host;
 
 /// Longest DNS name, in bytes (RFC 1035).
 const MAX_DNS_NAME: usize = 253;
 /// Longest path of an HTTP request, in bytes.
 const MAX_HTTP_PATH: usize = 256;
+
+/// What is wrong with a value, and what to write instead.
+pub(super) struct Bad(pub(super) String, pub(super) String);
+
+impl Bad {
+    pub(super) fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self(message.into(), help.into())
+    }
+}
 
 pub(super) fn name<T: FromStr<Err: Display>>(text: &str) -> Result<T, Bad> {
     text.parse().map_err(|e: T::Err| Bad::new(e.to_string(), "choose another name"))
@@ -47,7 +54,7 @@ pub(super) fn prefix(text: &str) -> Result<IpNet, Bad> {
     Ok(net)
 }
 
-/// An address and a port: `10.42.1.10:443`, `[fd00::10]:443`.
+/// Reads an address and a port: `10.42.1.10:443`, `[fd00::10]:443`.
 pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, Bad> {
     const HELP: &str = "write an address and a port from 1 to 65535, such as \"10.42.1.10:443\" or \"[fd42::10]:443\"";
     let found: SocketAddr =
@@ -59,7 +66,7 @@ pub(super) fn address_and_port(text: &str) -> Result<SocketAddr, Bad> {
     Ok(found)
 }
 
-/// The path of an HTTP request, as it stands on the request line.
+/// Reads the path of an HTTP request, as on the request line.
 pub(super) fn http_path(text: &str) -> Result<String, Bad> {
     let good = text.starts_with('/') && text.bytes().all(|c| c.is_ascii_graphic() && c != b'#');
     if good && text.len() <= MAX_HTTP_PATH {
@@ -71,8 +78,8 @@ pub(super) fn http_path(text: &str) -> Result<String, Bad> {
     ))
 }
 
-/// An address, or a DNS name: letters, digits, '-' and '.', with at least one letter so that a mistyped address is not
-/// taken for a name.
+/// Reads an address or a DNS name. A name has letters, digits, '-' and '.', and a letter in its last label, so that a mistyped address
+/// is not taken for a name.
 pub(super) fn host(text: &str) -> Result<Host, Bad> {
     if text.parse::<IpAddr>().is_ok() {
         return address(text).map(Host::Ip);
@@ -92,7 +99,7 @@ pub(super) fn host(text: &str) -> Result<Host, Bad> {
     Err(Bad::new(format!("{text:?} is no IP address and no DNS name"), help))
 }
 
-/// A public key: standard base64 of 32 bytes.
+/// Reads a public key: standard base64 of 32 bytes.
 pub(super) fn key(text: &str) -> Result<[u8; 32], Bad> {
     let help = "write what `wgctl keygen` printed on that node";
     let bytes = STANDARD.decode(text).map_err(|_| Bad::new("this is no base64", help))?;
@@ -102,35 +109,9 @@ pub(super) fn key(text: &str) -> Result<[u8; 32], Bad> {
     if bytes == [0; 32] { Err(Bad::new("this key is all zeros", help)) } else { Ok(bytes) }
 }
 
-/// A whole number and a unit: `250us`, `100ms`, `10s`, `5m`, `2h`.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
-    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
-    let (number, unit) = text.split_at(digits);
-    let micros: u64 = match unit {
-        "us" => 1,
-        "ms" => 1_000,
-        "s" => 1_000_000,
-        "m" => 60_000_000,
-        "h" => 3_600_000_000,
-        _ => return None,
-    };
-    Some(Duration::from_micros(number.parse::<u64>().ok()?.checked_mul(micros)?))
-}
-
-/// The shortest text that [`parse_duration`] reads back.
-pub(crate) fn show_duration(d: Duration) -> String {
-    let micros = d.as_micros();
-    let units = [(3_600_000_000, "h"), (60_000_000, "m"), (1_000_000, "s"), (1_000, "ms")];
-    match units.into_iter().find(|(size, _)| micros >= *size && micros.is_multiple_of(*size)) {
-        Some((size, unit)) => format!("{}{unit}", micros / size),
-        None if micros == 0 => "0s".into(),
-        None => format!("{micros}us"),
-    }
-}
-
-/// The known name that is most likely meant, if one is near enough to be a slip of the finger.
+/// Returns the known name that is most likely meant, if one is near enough to be a typing error.
 pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
-    // Longer input is no slip, and comparing it would take long.
+    // Longer input is no typing error, and comparing it would take long.
     if name.len() > 64 {
         return None;
     }

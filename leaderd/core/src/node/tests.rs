@@ -54,7 +54,7 @@ impl Bench {
     /// The same with one candidate in `home`, the others plain members.
     fn with_members(me: &str) -> Self {
         let mut mesh = mesh(2, 1, 0);
-        for node in mesh.nodes.values_mut() {
+        for node in mesh.edit().nodes.values_mut() {
             if node.location.as_str() == "home" && node.name != name("home-0") {
                 node.slot = None;
             }
@@ -147,7 +147,7 @@ fn admin(id: u64, request: AdminRequest) -> Input {
 
 fn commanded_by(mesh: Mesh, nodes: &[&str]) -> Mesh {
     let nodes = nodes.iter().map(|n| name(n)).collect();
-    Mesh { commands: crate::mesh::Commands::Of(nodes), ..mesh }
+    mesh.with(|m| m.commands = crate::mesh::Commands::Of(nodes))
 }
 
 fn announce(epoch: u64, slot: u8) -> Frame {
@@ -192,7 +192,7 @@ fn program(effects: Vec<Effect>) -> Network {
 #[test]
 fn a_failover_copies_nothing_but_the_nexthops() {
     let mut mesh = mesh(2, 1, 0);
-    let far = mesh.nodes.get_mut(&name("cloud-0")).unwrap();
+    let far = mesh.edit().nodes.get_mut(&name("cloud-0")).unwrap();
     far.prefixes = vec!["10.64.0.0/24".parse().unwrap(), "10.64.1.0/24".parse().unwrap()];
     let mut bench = Bench::of("home-0", mesh);
     let before = program(bench.frame("cloud-0", announce(1, 0)));

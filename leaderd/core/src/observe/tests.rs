@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use super::*;
 use crate::fault::Fault;
 use crate::io::{Flow, ProbeError, ProbeKind};
-use crate::mesh::{ControlPublicKey, InnerRange, Location, Node, Overlay, Policy};
+use crate::mesh::{Location, MeshSpec, Node, Overlay};
 use crate::probe::Reflector;
 use crate::probe::stamp::{Ntp, SenderPacket};
 use crate::verdict::{Direction, ProbeClass, Verdict};
@@ -101,23 +101,7 @@ pub(super) struct World<'n> {
 
 /// `nodes`: name, location, slot.
 pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
-    let mut mesh = Mesh {
-        name: "test".into(),
-        generation: crate::ids::Generation(1),
-        hash: [0; 32],
-        index: Default::default(),
-        inner: InnerRange { v4: "100.127.0.0/16".parse().unwrap(), v6: None },
-        base_port: 51900,
-        control_port: 7946,
-        probe_ports: vec![8620, 8621, 8622],
-        mtu: 1420,
-        keepalive: 10,
-        commands: Default::default(),
-        proof: Default::default(),
-        policy: Policy::default(),
-        locations: BTreeMap::new(),
-        nodes: BTreeMap::new(),
-    };
+    let mut mesh = MeshSpec::named("test");
     for (i, (name, location, slot)) in nodes.iter().enumerate() {
         let i = i as u8 + 1;
         let location: LocationName = location.parse().unwrap();
@@ -125,23 +109,15 @@ pub(super) fn mesh(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
         let new = || Location::new(location.clone(), Overlay::Direct);
         mesh.locations.entry(location.clone()).or_insert_with(new);
         let node = Node {
-            name: name.clone(),
-            index: crate::ids::NodeIndex(i.into()),
-            location,
             slot: slot.map(Slot),
-            priority: 100,
-            endpoint: None,
-            address: [192, 168, 0, i].into(),
-            device: None,
             prefixes: vec![format!("10.42.{i}.0/24").parse().unwrap()],
             probe_addresses: vec![[10, 42, i, 1].into()],
-            probe_addresses_written: false,
             wireguard_key: ProbeKeys::new([i; 32]).public(),
-            control_key: ControlPublicKey([i; 32]),
+            ..Node::member(name.clone(), i.into(), location, [192, 168, 0, i].into())
         };
         mesh.nodes.insert(name, node);
     }
-    mesh
+    Mesh::unchecked(mesh)
 }
 
 pub(super) const CLOUD: &[(&str, &str, Option<u8>)] = &[
@@ -168,8 +144,8 @@ pub(super) const PAIR_AND_MEMBER: &[(&str, &str, Option<u8>)] = &[
 
 /// Workloads have IPv6 addresses as well.
 pub(super) fn dual_stack(mut mesh: Mesh) -> Mesh {
-    mesh.inner.v6 = Some("fd00:7f::/64".parse().unwrap());
-    for node in mesh.nodes.values_mut() {
+    mesh.edit().inner.v6 = Some("fd00:7f::/64".parse().unwrap());
+    for node in mesh.edit().nodes.values_mut() {
         let prefix: ipnet::Ipv6Net = format!("fd00:42:{}::/64", node.index.0).parse().unwrap();
         node.prefixes.push(prefix.into());
         node.probe_addresses.push(format!("fd00:42:{}::1", node.index.0).parse().unwrap());

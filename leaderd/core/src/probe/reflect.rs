@@ -148,14 +148,10 @@ impl Reflector {
     }
 
     fn owner(&self, ip: IpAddr) -> Option<WgPublicKey> {
-        let low = match ip {
-            IpAddr::V4(v4) if self.mesh.inner.v4.contains(&v4) => (u32::from(v4) & 0x0fff) as u16,
-            IpAddr::V6(v6) if self.mesh.inner.v6.is_some_and(|r| r.contains(&v6)) => {
-                (u128::from(v6) & 0x0fff) as u16
-            }
-            _ => return self.by_address.get(&ip).copied(),
-        };
-        self.by_index.get(&NodeIndex(low)).copied()
+        match self.mesh.inner.read(ip) {
+            Some((_, index)) => self.by_index.get(&index).copied(),
+            None => self.by_address.get(&ip).copied(),
+        }
     }
 
     /// Forgets the session that is idle longest: of this peer if it has many, else of all peers if there are too many.

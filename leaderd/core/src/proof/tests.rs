@@ -18,7 +18,7 @@ fn signed_mesh(candidates: u8) -> Mesh {
 }
 
 pub(crate) fn with_keys(mut mesh: Mesh) -> Mesh {
-    for node in mesh.nodes.values_mut() {
+    for node in mesh.edit().nodes.values_mut() {
         node.control_key = signer(&node.name).public();
     }
     mesh
@@ -100,7 +100,7 @@ fn a_proof_is_of_one_decision_of_one_mesh_and_one_set_of_voters() {
     assert!(!is_proof(&two, &d, &more) && !is_proof(&renamed, &d, &more));
     assert!(Proof(two.clone()).checked("test", &d, &[&more, &voters]).is_some(), "the file before");
     let mut rekeyed = mesh.clone();
-    rekeyed.nodes.get_mut(&name("cloud-1")).unwrap().control_key = ControlPublicKey([9; 32]);
+    rekeyed.edit().nodes.get_mut(&name("cloud-1")).unwrap().control_key = ControlPublicKey([9; 32]);
     assert!(!is_proof(&two, &d, &set(&rekeyed)));
 }
 

@@ -121,7 +121,7 @@ async fn a_plain_member_publishes_its_annotations_and_plans_nothing_from_old_sta
     // It may lead now, and polls its daemon before it plans anything.
     let mut other = (*mesh).clone();
     let slot = other.nodes.values().find_map(|n| n.slot);
-    other.nodes.get_mut(&me).unwrap().slot = slot;
+    other.edit().nodes.get_mut(&me).unwrap().slot = slot;
     controller.mesh = Some(Arc::new(other));
     assert!(controller.update_scope() && controller.cache.scope() == Scope::Cluster);
     assert!(controller.status.is_none() && controller.next_poll <= Instant::now());

@@ -184,7 +184,8 @@ fn now(step: u64) -> Now {
 }
 
 fn with_prefixes(mut mesh: Mesh, prefixes: u32) -> Result<Mesh> {
-    let node = mesh.nodes.get_mut(&"cloud-0".parse::<NodeName>()?).context("no such node")?;
+    let node =
+        mesh.edit().nodes.get_mut(&"cloud-0".parse::<NodeName>()?).context("no such node")?;
     node.prefixes = (0..prefixes)
         .map(|n| Ok(Ipv4Net::new(Ipv4Addr::from(0x0a40_0000 + (n << 8)), 24)?.into()))
         .collect::<Result<_>>()?;

@@ -67,8 +67,9 @@ impl Settled {
         let (mesh, secrets) =
             mesh_of(&[Site::new("cloud", 3, 1), Site::new("home", 2, 1)], Policy::default());
         let mut other = mesh.clone();
-        (other.generation, other.hash) = (Generation(2), [8; 32]);
-        if let Some(node) = other.nodes.get_mut(&name("cloud-2")) {
+        let changed = other.edit();
+        (changed.generation, changed.hash) = (Generation(2), [8; 32]);
+        if let Some(node) = changed.nodes.get_mut(&name("cloud-2")) {
             (node.slot, node.endpoint) = (None, None);
         }
         let shared = Arc::new(mesh.clone());

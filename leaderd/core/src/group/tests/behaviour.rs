@@ -445,7 +445,7 @@ fn a_leader_that_its_location_cannot_reach_goes_even_without_observers() {
 fn the_preferred_candidate_comes_back_only_if_the_policy_says_so() {
     for fail_back in [false, true] {
         let mut mesh = mesh(3, 0, 0);
-        mesh.policy.fail_back = fail_back;
+        mesh.edit().policy.fail_back = fail_back;
         let mut c = Cluster::settled(mesh, 24);
         c.report_failure(0, &["home-0", "home-1", "home-2"]);
         c.run(1000);
@@ -459,9 +459,9 @@ fn the_preferred_candidate_comes_back_only_if_the_policy_says_so() {
 fn a_location_goes_by_its_own_policy_and_not_by_the_meshs() {
     for own in [false, true] {
         let mut mesh = mesh(3, 0, 0);
-        mesh.policy.fail_back = !own;
+        mesh.edit().policy.fail_back = !own;
         let policy = crate::mesh::Policy { fail_back: own, ..mesh.policy.clone() };
-        mesh.locations.values_mut().for_each(|l| l.policy = Some(policy.clone()));
+        mesh.edit().locations.values_mut().for_each(|l| l.policy = Some(policy.clone()));
         let mut c = Cluster::settled(mesh, 24);
         c.report_failure(0, &["home-0", "home-1", "home-2"]);
         c.run(1000);
@@ -474,7 +474,7 @@ fn a_location_goes_by_its_own_policy_and_not_by_the_meshs() {
 #[test]
 fn several_leaders_shrink_and_grow_with_health() {
     let mut mesh = mesh(3, 0, 0);
-    mesh.policy.leaders = 2;
+    mesh.edit().policy.leaders = 2;
     let mut c = Cluster::new(mesh, 25);
     c.until(15_000, "two leaders", |c| c.leaders().values().all(|l| l.1 == [0, 1]));
     c.run(12_000);

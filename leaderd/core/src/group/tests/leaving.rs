@@ -21,9 +21,9 @@ fn cloud_voters(mesh: &Mesh) -> BTreeSet<NodeName> {
 /// The next mesh file, in which this node is no candidate and no witness any more.
 fn without(mesh: &Mesh, node: &NodeName) -> Mesh {
     let mut next = mesh.clone();
-    next.generation = Generation(mesh.generation.0 + 1);
-    next.nodes.get_mut(node).unwrap().slot = None;
-    for location in next.locations.values_mut() {
+    next.edit().generation = Generation(mesh.generation.0 + 1);
+    next.edit().nodes.get_mut(node).unwrap().slot = None;
+    for location in next.edit().locations.values_mut() {
         location.witnesses.retain(|w| w != node);
     }
     assert!(!cloud_voters(&next).contains(node));
@@ -151,7 +151,7 @@ fn a_raft_leader_with_an_older_mesh_file_takes_no_voters_back() {
         let mut c = Cluster::settled(mesh(3, 1, 0), 400 + seed);
         let old = c.mesh.clone();
         let mut next = mesh(4, 1, 0);
-        next.generation = Generation(2);
+        next.edit().generation = Generation(2);
         let next = Arc::new(next);
         c.mesh = next.clone();
         for node in ["cloud-3", "member-0"] {
@@ -215,9 +215,9 @@ fn a_change_waits_until_most_of_the_voters_to_come_have_the_mesh_file() {
         let before = cloud_voters(&c.mesh);
         // All three others of five are new, and not there yet.
         let mut next = mesh(6, 0, 0);
-        next.generation = Generation(2);
+        next.edit().generation = Generation(2);
         for gone in before.iter().filter(|n| **n != leader) {
-            next.nodes.get_mut(gone).unwrap().slot = None;
+            next.edit().nodes.get_mut(gone).unwrap().slot = None;
         }
         let next = Arc::new(next);
         c.mesh = next.clone();

@@ -23,7 +23,7 @@ fn nothing() -> Command {
 /// The others go on, change their voters, and so forget the log that this node would need.
 fn left_behind(c: &mut Cluster, node: &NodeName) {
     let mut bigger = mesh(4, 1, 0);
-    bigger.generation = Generation(2);
+    bigger.edit().generation = Generation(2);
     c.mesh = Arc::new(bigger);
     let (now, mesh) = (c.now(), c.mesh.clone());
     c.groups.values_mut().for_each(|group| group.set_mesh(now, mesh.clone()));

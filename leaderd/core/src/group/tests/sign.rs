@@ -8,9 +8,8 @@ use crate::admin::AdminRequest;
 use crate::capability::Capabilities;
 use crate::election::narrate;
 use crate::fault::{Fault, MoveReason};
-use crate::ids::{Epoch, Generation, NodeName, Slot};
+use crate::ids::{Epoch, NodeName, Slot};
 use crate::io::LogLevel;
-use crate::mesh::Mesh;
 use crate::state::{Command, Decision, EventKind};
 use crate::verdict::Verdict;
 
@@ -101,7 +100,7 @@ fn a_candidate_of_a_newer_mesh_file_is_signed_once_the_file_is_there() {
     c.run(50);
     assert_eq!(answers(&mut c, &leader, &decision), [Err(Refusal::NoCandidates); 2]);
     assert_ne!(Refusal::NoCandidates.level(), LogLevel::Error, "a roll-out is no error");
-    let (now, newer) = (c.now(), Mesh { generation: Generation(2), ..mesh(4, 0, 0) });
+    let (now, newer) = (c.now(), mesh(4, 0, 0).with(|m| m.generation.0 = 2));
     for group in c.groups.values_mut() {
         group.set_mesh(now, Arc::new(newer.clone()));
     }

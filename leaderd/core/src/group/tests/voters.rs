@@ -17,7 +17,7 @@ pub fn roll_out(c: &mut Cluster, mesh: Mesh) {
 /// `mesh(2, 1, 0)` and a third candidate, which takes the vote of `member-0`.
 fn with_third_candidate() -> Mesh {
     let mut bigger = mesh(3, 1, 0);
-    bigger.generation = Generation(2);
+    bigger.edit().generation = Generation(2);
     bigger
 }
 

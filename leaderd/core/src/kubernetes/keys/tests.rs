@@ -136,9 +136,9 @@ fn a_node_that_returns_to_the_mesh_file_keeps_its_pinned_keys() {
     let whole = mesh_in(&view);
     let home_1: NodeName = "home-1".parse().unwrap();
     let mut without = whole.clone();
-    without.nodes.remove(&home_1);
+    without.edit().nodes.remove(&home_1);
     let mut other = whole.clone();
-    other.nodes.get_mut(&home_1).unwrap().wireguard_key.0 = [66; 32];
+    other.edit().nodes.get_mut(&home_1).unwrap().wireguard_key.0 = [66; 32];
     let mut pins = PinnedKeys::default();
     pins.check_and_pin(&whole, &view).unwrap();
     let after = |view: &ClusterView| {

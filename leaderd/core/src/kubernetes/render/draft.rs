@@ -205,8 +205,7 @@ impl<'a> Draft<'a> {
         if !conflicts.is_empty() {
             return Err(conflicts);
         }
-        let (generation, hash) = (was.generation, was.hash);
-        if **was == (Mesh { generation, hash, ..Mesh::clone(&mesh) }) {
+        if was.equals_but_for_generation(&mesh) {
             return Ok((previous.text.as_str().to_owned(), was.clone()));
         }
         read(previous.generation + 1)
@@ -215,7 +214,7 @@ impl<'a> Draft<'a> {
 
 /// An error of a node that belongs to no line of the text.
 pub(super) fn node_error(node: &NodeName, message: String, help: &str) -> RenderError {
-    let diagnostic = Diagnostic { line: 0, column: 0, message, help: help.to_owned() };
+    let diagnostic = Diagnostic { line: 0, column: 0, message, help: help.to_owned(), span: 0..0 };
     (Origin::Node(node.clone()), diagnostic)
 }
 

@@ -525,14 +525,13 @@ fn indexes_and_slots_of_a_damaged_mesh_file_are_kept() {
         .replace("base_port", "base_prot")
         .replace("[mesh]", "[mesh]\nfrobnicate = 1");
     view.mesh.as_mut().unwrap().text = text.replace("generation = 1", "generation = 41").into();
-    let was: Vec<_> = mesh_of(&with(&view, |v| v.mesh = None))
-        .nodes
-        .into_iter()
-        .map(|(n, d)| (n, d.index, d.slot))
-        .collect();
+    let numbers = |mesh: &Mesh| -> Vec<_> {
+        mesh.nodes.values().map(|n| (n.name.clone(), n.index, n.slot)).collect()
+    };
+    let was = numbers(&mesh_of(&with(&view, |v| v.mesh = None)));
     let mesh = mesh_of(&view);
     assert_eq!(mesh.generation.0, 42);
-    assert_eq!(mesh.nodes.into_iter().map(|(n, d)| (n, d.index, d.slot)).collect::<Vec<_>>(), was);
+    assert_eq!(numbers(&mesh), was);
 }
 
 #[test]

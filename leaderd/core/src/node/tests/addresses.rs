@@ -12,7 +12,7 @@ fn routed() -> Mesh {
 }
 
 fn routed_of(mut mesh: Mesh) -> Mesh {
-    for node in mesh.nodes.values_mut() {
+    for node in mesh.edit().nodes.values_mut() {
         let i = node.index.0 as u8;
         node.prefixes = vec![format!("10.42.{i}.0/24").parse().unwrap()];
         node.probe_addresses = vec![[10, 42, i, 1].into()];
@@ -88,7 +88,7 @@ impl Bench {
 #[test]
 fn the_address_of_the_first_device_counts_and_stays_while_it_is_held() {
     let mut mesh = routed();
-    let me = mesh.nodes.get_mut(&name("home-0")).unwrap();
+    let me = mesh.edit().nodes.get_mut(&name("home-0")).unwrap();
     me.prefixes.push("fd42::/64".parse().unwrap());
     let mut bench = Bench::of("home-0", mesh);
     let mut after = |all: &[(&str, &str)]| {
@@ -141,7 +141,7 @@ fn a_node_that_holds_none_says_so_loudly_and_once() {
 #[test]
 fn what_the_mesh_file_names_counts_and_is_missed_where_it_is_not_held() {
     let mut mesh = routed();
-    for node in mesh.nodes.values_mut() {
+    for node in mesh.edit().nodes.values_mut() {
         node.probe_addresses_written = true;
     }
     let mut bench = Bench::of("home-0", mesh);
@@ -185,8 +185,9 @@ fn an_observer_probes_what_nodes_say_they_hold_and_the_default_of_those_that_nev
     assert_eq!(bench.targets(), ips(&["10.42.1.77", "10.42.20.0"]), "it holds none");
     // A new mesh file forgets nothing that is still within.
     let mut next = routed();
-    next.generation.0 += 1;
-    next.nodes.get_mut(&name("cloud-0")).unwrap().prefixes = vec!["10.43.0.0/24".parse().unwrap()];
+    next.edit().generation.0 += 1;
+    next.edit().nodes.get_mut(&name("cloud-0")).unwrap().prefixes =
+        vec!["10.43.0.0/24".parse().unwrap()];
     bench.feed(Input::MeshChanged(Box::new(next)));
     assert_eq!(bench.targets(), ips(&["10.42.20.0"]));
 }
@@ -290,9 +291,9 @@ fn a_location_of_any_size_is_told_of_in_frames_that_fit_a_datagram() {
     for i in 0..499u16 {
         let name: NodeName = format!("cloud-m{i}").parse().unwrap();
         let index = crate::ids::NodeIndex(100 + i);
-        mesh.nodes.insert(name.clone(), crate::mesh::Node { name, index, ..member.clone() });
+        mesh.edit().nodes.insert(name.clone(), crate::mesh::Node { name, index, ..member.clone() });
     }
-    for node in mesh.nodes.values_mut() {
+    for node in mesh.edit().nodes.values_mut() {
         node.index.0 += 100;
         let (a, b) = (node.index.0 / 256, node.index.0 % 256);
         node.prefixes = vec![format!("10.{}.{b}.0/24", 42 + a).parse().unwrap()];

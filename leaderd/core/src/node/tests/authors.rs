@@ -76,7 +76,7 @@ fn another_locations_node_commands_nothing_unless_it_is_listed() {
     assert!(!drained(&bench) && bench.node.status(bench.now).locations[0].frozen.is_none());
 
     for commands in [Commands::Of([name("home-0")].into()), Commands::All] {
-        let mut bench = Bench::of("cloud-0", Mesh { commands, ..mesh(1, 0, 0) });
+        let mut bench = Bench::of("cloud-0", mesh(1, 0, 0).with(|m| m.commands = commands));
         settle(&mut bench);
         told(&mut bench, "home-0", forward(1, "home-0", drain("cloud-0")));
         assert!(drained(&bench));
@@ -108,7 +108,7 @@ fn nobody_speaks_in_anothers_name_but_nodes_of_the_location_and_they_are_named()
     settle(&mut bench);
     // A witness or another node of the location passes it on.
     let mut with_witness = mesh(1, 0, 1);
-    with_witness.commands = Commands::Of([name("home-1")].into());
+    with_witness.edit().commands = Commands::Of([name("home-1")].into());
     let mut witness = Bench::of("home-0", with_witness);
     assert_eq!(answer(&witness.frame("home-1", forward(4, "home-1", drain("cloud-0")))), None);
     told(&mut bench, "home-1", forward(4, "home-1", drain("cloud-0")));
@@ -120,7 +120,7 @@ fn nobody_speaks_in_anothers_name_but_nodes_of_the_location_and_they_are_named()
 
 #[test]
 fn an_author_may_give_ten_commands_at_once_and_then_one_a_second_whatever_others_do() {
-    let mut bench = Bench::of("cloud-0", Mesh { commands: Commands::All, ..mesh(1, 0, 0) });
+    let mut bench = Bench::of("cloud-0", mesh(1, 0, 0).with(|m| m.commands = Commands::All));
     settle(&mut bench);
     let toggle = |i: u64| {
         let node = name("cloud-0");
@@ -146,7 +146,7 @@ fn an_author_may_give_ten_commands_at_once_and_then_one_a_second_whatever_others
 
 #[test]
 fn commands_of_one_author_that_wait_leave_room_for_those_of_others() {
-    let mut bench = Bench::of("home-0", Mesh { commands: Commands::All, ..mesh(2, 1, 0) });
+    let mut bench = Bench::of("home-0", mesh(2, 1, 0).with(|m| m.commands = Commands::All));
     // Nobody of the cloud is known to ask: all are kept.
     let waits = |bench: &mut Bench, author: &str, id| {
         answer(&bench.frame(author, forward(id, author, drain("cloud-0")))).is_none()

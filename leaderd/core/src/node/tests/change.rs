@@ -85,9 +85,9 @@ fn a_node_that_left_the_mesh_is_no_longer_called_half_rolled_out() {
         bench.frame(node, hello(node, Some("cloud-1")));
     }
     let mut smaller = mesh(2, 0, 0);
-    smaller.generation = crate::ids::Generation(2);
-    smaller.locations.retain(|l, _| *l == cloud());
-    smaller.nodes.retain(|_, n| n.location == cloud());
+    smaller.edit().generation = crate::ids::Generation(2);
+    smaller.edit().locations.retain(|l, _| *l == cloud());
+    smaller.edit().nodes.retain(|_, n| n.location == cloud());
     change(&mut bench, smaller);
     let others = bench.node.status(bench.now).other_generations;
     assert_eq!(others.keys().collect::<Vec<_>>(), [&name("cloud-1")]);
@@ -164,7 +164,7 @@ fn a_member_that_becomes_a_candidate_observes_with_the_decisions_it_has() {
     let revision = bench.node.revision;
     bench.feed(Input::Programmed { revision, error: None });
     let mut without_slot = mesh(2, 1, 0);
-    without_slot.nodes.get_mut(&name("home-1")).unwrap().slot = None;
+    without_slot.edit().nodes.get_mut(&name("home-1")).unwrap().slot = None;
     change(&mut bench, without_slot);
     assert!(bench.node.observer.is_none());
     change(&mut bench, mesh(2, 1, 0));
@@ -181,7 +181,7 @@ fn a_candidate_that_loses_its_slot_leaves_its_own_ranking_of_other_locations() {
     }
     assert!(bench.node.fallback.is_active(&cloud()));
     let mut members = mesh(2, 1, 0);
-    members.nodes.get_mut(&name("home-0")).unwrap().slot = None;
+    members.edit().nodes.get_mut(&name("home-0")).unwrap().slot = None;
     change(&mut bench, members);
     bench.later(Duration::from_millis(500));
     assert!(!bench.node.fallback.is_active(&cloud()));
@@ -221,8 +221,8 @@ fn witnessed() -> Mesh {
 
 fn without_the_cloud() -> Mesh {
     let mut mesh = witnessed();
-    mesh.locations.remove(&cloud());
-    mesh.nodes.retain(|_, n| n.location != cloud());
+    mesh.edit().locations.remove(&cloud());
+    mesh.edit().nodes.retain(|_, n| n.location != cloud());
     mesh
 }
 

@@ -65,7 +65,7 @@ fn the_own_ranking_passes_over_who_is_drained() {
 #[test]
 fn the_own_ranking_has_as_many_leaders_as_the_policy() {
     let mut mesh = mesh(3, 1, 0);
-    mesh.policy.leaders = 2;
+    mesh.edit().policy.leaders = 2;
     let mut bench = bench("member-0", mesh, &[0, 1]);
     hear(&mut bench, &["cloud-1", "cloud-2"], None);
     assert_eq!(chosen(&bench), Some(vec![1, 2]));

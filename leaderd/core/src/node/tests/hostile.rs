@@ -125,7 +125,7 @@ fn asked(bench: &mut Bench) -> u64 {
         bench.frame(node, hello(node, Some("cloud-1")));
     }
     let mut commanded = Mesh::clone(&bench.node.mesh);
-    commanded.commands = Commands::All;
+    commanded.edit().commands = Commands::All;
     bench.node.mesh = Arc::new(commanded);
     let request = AdminRequest::Drain { node: name("cloud-0") };
     let (to, id) =
@@ -176,7 +176,7 @@ fn a_long_answer_is_shortened_and_a_freeze_of_ages_is_refused() {
     for n in 0..500 {
         let name: LocationName = format!("location-with-a-long-name-{n}").parse().unwrap();
         let overlay = crate::mesh::Overlay::External;
-        mesh.locations.insert(name.clone(), crate::mesh::Location::new(name, overlay));
+        mesh.edit().locations.insert(name.clone(), crate::mesh::Location::new(name, overlay));
     }
     let mut bench = Bench::of("home-0", mesh);
     let request = AdminRequest::Unfreeze { location: "nowhere".parse().unwrap() };

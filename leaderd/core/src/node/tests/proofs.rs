@@ -178,7 +178,7 @@ fn at_a_restart_a_decision_that_was_proved_goes_before_one_that_is_only_committe
 
 #[test]
 fn where_proofs_are_required_nothing_else_is_believed_from_the_start() {
-    let mesh = Mesh { proof: ProofPolicy::Require, ..signed_mesh() };
+    let mesh = signed_mesh().with(|m| m.proof = ProofPolicy::Require);
     let mut bench = Bench::of("home-0", mesh);
     say(&mut bench, "cloud-0", &decision(6, 0), Proof::default());
     assert_eq!(known(&bench), (0, 0));
@@ -234,9 +234,8 @@ fn signatures_by_the_voters_before_a_change_are_believed_until_the_next() {
     let mut bench = Bench::of("home-0", signed_mesh());
     let d = decision(7, 1);
     let before = proof(&bench.node.mesh.clone(), &d, &MAJORITY);
-    let with = |candidates: u8, generation: u64| Mesh {
-        generation: crate::ids::Generation(generation),
-        ..with_keys(mesh(candidates, 1, 0))
+    let with = |candidates: u8, generation: u64| {
+        with_keys(mesh(candidates, 1, 0)).with(|m| m.generation.0 = generation)
     };
     bench.feed(Input::MeshChanged(Box::new(with(4, 2))));
     say(&mut bench, "cloud-0", &d, before);
@@ -258,7 +257,7 @@ fn a_proof_by_the_present_voters_takes_the_place_of_one_by_those_before_and_only
     let d = decision(7, 1);
     let before = VoterSet::of(&bench.node.mesh, &cloud());
     proved(&mut bench, "cloud-0", 7, 1, &MAJORITY);
-    let mesh = Mesh { generation: crate::ids::Generation(2), ..with_keys(mesh(4, 1, 0)) };
+    let mesh = with_keys(mesh(4, 1, 0)).with(|m| m.generation.0 = 2);
     bench.feed(Input::MeshChanged(Box::new(mesh)));
     let after = VoterSet::of(&bench.node.mesh, &cloud());
     let kept = |bench: &Bench| {

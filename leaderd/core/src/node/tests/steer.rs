@@ -11,11 +11,11 @@ use crate::verdict::ProbeClass;
 
 fn kilo_mesh() -> Mesh {
     let mut mesh = mesh(2, 1, 0);
-    for location in mesh.locations.values_mut() {
+    for location in mesh.edit().locations.values_mut() {
         location.steering = Steering::Kilo;
         location.overlay = Overlay::Flannel { device: "flannel.1".parse().unwrap() };
     }
-    for node in mesh.nodes.values_mut() {
+    for node in mesh.edit().nodes.values_mut() {
         let i = node.index.0 as u8;
         node.wireguard_key = ProbeKeys::new([i; 32]).public();
         node.prefixes = vec![format!("10.42.{i}.0/24").parse().unwrap()];
@@ -26,8 +26,8 @@ fn kilo_mesh() -> Mesh {
 
 /// The same with a steering of this location's own.
 fn with(mut mesh: Mesh, location: &str, steering: Steering) -> Mesh {
-    mesh.locations.get_mut(&location.parse().unwrap()).unwrap().steering = steering;
-    mesh.generation.0 += 1;
+    mesh.edit().locations.get_mut(&location.parse().unwrap()).unwrap().steering = steering;
+    mesh.edit().generation.0 += 1;
     mesh
 }
 
@@ -174,7 +174,7 @@ fn settled() -> Beside {
 
 fn member_mesh() -> Mesh {
     let mut mesh = kilo_mesh();
-    mesh.nodes.get_mut(&name("home-2")).unwrap().slot = None;
+    mesh.edit().nodes.get_mut(&name("home-2")).unwrap().slot = None;
     mesh
 }
 

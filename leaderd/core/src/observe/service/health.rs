@@ -345,7 +345,7 @@ mod tests {
     }
 
     fn health(candidate: Option<PathIdx>) -> ServiceHealth {
-        let node = mesh(CLOUD).nodes.into_values().next().expect("a node");
+        let node = mesh(CLOUD).nodes.values().next().expect("a node").clone();
         let service = Service { address: "10.42.2.10:80".parse().unwrap(), http: None };
         ServiceHealth::new(service, &node, candidate, 2, at(0))
     }

@@ -5,7 +5,7 @@ use super::*;
 /// `node_addresses` everywhere.
 fn carried(nodes: &[(&str, &str, Option<u8>)]) -> Mesh {
     let mut mesh = mesh(nodes);
-    mesh.locations.values_mut().for_each(|l| l.node_addresses = true);
+    mesh.edit().locations.values_mut().for_each(|l| l.node_addresses = true);
     mesh
 }
 
@@ -16,7 +16,7 @@ fn own(p: &Seen<'_>) -> bool {
 #[test]
 fn a_location_is_judged_by_its_nodes_own_addresses_where_no_workload_address_is_held() {
     let mut mesh = carried(PAIR_AND_MEMBER);
-    mesh.nodes.values_mut().for_each(|n| n.probe_addresses.clear());
+    mesh.edit().nodes.values_mut().for_each(|n| n.probe_addresses.clear());
     let mut classes = BTreeSet::new();
     let mut world = World::new(mesh, 2, |p: &Seen<'_>| {
         classes.insert(p.class);
@@ -94,7 +94,7 @@ fn addresses_that_change_elsewhere_disturb_no_other_location() {
         }
     });
     world.run_until(ms(30_000));
-    let far = moved.nodes.get_mut(&"far-2".parse::<NodeName>().unwrap()).unwrap();
+    let far = moved.edit().nodes.get_mut(&"far-2".parse::<NodeName>().unwrap()).unwrap();
     far.probe_addresses = vec![[10, 42, far.index.0 as u8, 77].into()];
     let moved = Arc::new(moved);
     let under_way = |world: &World<'_>| {

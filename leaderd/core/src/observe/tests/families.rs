@@ -6,8 +6,8 @@ const FAULT: Duration = Duration::from_secs(20);
 
 fn dual_stack() -> Mesh {
     let mut mesh = mesh(CLOUD_AND_MEMBERS);
-    mesh.inner.v6 = Some("fd4c:eade:0:1::/112".parse().unwrap());
-    for node in mesh.nodes.values_mut() {
+    mesh.edit().inner.v6 = Some("fd4c:eade:0:1::/112".parse().unwrap());
+    for node in mesh.edit().nodes.values_mut() {
         let i = node.index.0;
         node.prefixes.push(format!("fd42:0:0:{i}::/64").parse().unwrap());
         node.probe_addresses.push(format!("fd42:0:0:{i}::1").parse().unwrap());
@@ -45,7 +45,7 @@ fn both_families_take_turns_and_cost_no_more_than_one() {
 #[test]
 fn a_tunnel_is_probed_over_ipv6_only_where_workloads_of_both_ends_have_it() {
     let mut mesh = dual_stack();
-    let home = mesh.nodes.get_mut(&"home-0".parse::<NodeName>().unwrap()).unwrap();
+    let home = mesh.edit().nodes.get_mut(&"home-0".parse::<NodeName>().unwrap()).unwrap();
     home.prefixes.truncate(1);
     home.probe_addresses.truncate(1);
     assert!(!count(mesh).contains_key(&(ProbeClass::Relay, true)));
@@ -90,7 +90,8 @@ fn a_decision_is_proved_over_the_families_that_both_ends_have() {
         assert!(!verifies(both(), |p| p.address.is_ipv6()), "IPv6 is dead");
         assert!(!verifies(both(), |p| p.address.is_ipv4()), "IPv4 is dead");
         let mut only_v4_here = both();
-        let home = only_v4_here.nodes.get_mut(&"home-0".parse::<NodeName>().unwrap()).unwrap();
+        let home =
+            only_v4_here.edit().nodes.get_mut(&"home-0".parse::<NodeName>().unwrap()).unwrap();
         home.prefixes.truncate(1);
         home.probe_addresses.truncate(1);
         assert!(verifies(only_v4_here, |p| p.address.is_ipv6()), "nothing here speaks IPv6");

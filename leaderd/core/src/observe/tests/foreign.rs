@@ -20,7 +20,7 @@ pub(super) fn twamp_light(request: &[u8]) -> Vec<u8> {
 fn with_router() -> Mesh {
     let mut mesh = mesh(CLOUD_AND_MEMBERS);
     let cloud: LocationName = "cloud".parse().unwrap();
-    mesh.locations.get_mut(&cloud).unwrap().reflectors = vec![ROUTER.parse().unwrap()];
+    mesh.edit().locations.get_mut(&cloud).unwrap().reflectors = vec![ROUTER.parse().unwrap()];
     mesh
 }
 

@@ -89,7 +89,7 @@ fn long_lived_flows_to_what_stays_outlive_a_new_mesh() {
     assert!(!before.is_empty() && before.is_subset(&world.observer.pinned_flows()));
     // cloud-1 leaves: the paths after it have other numbers, and so have the targets.
     let mut without = mesh(CLOUD_AND_MEMBERS);
-    without.nodes.remove(&"cloud-1".parse::<NodeName>().unwrap());
+    without.edit().nodes.remove(&"cloud-1".parse::<NodeName>().unwrap());
     world.observer.set_mesh(world.clock(), Arc::new(without));
     world.run_until(ms(20_000));
     let after = std::mem::take(&mut world.flows);

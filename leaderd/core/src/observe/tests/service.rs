@@ -15,7 +15,8 @@ fn with_services(body: Option<u32>) -> Mesh {
         Service { address: WEB.parse().unwrap(), http },
         Service { address: DATABASE.parse().unwrap(), http: None },
     ];
-    mesh.locations.get_mut(&"cloud".parse::<LocationName>().unwrap()).unwrap().services = services;
+    mesh.edit().locations.get_mut(&"cloud".parse::<LocationName>().unwrap()).unwrap().services =
+        services;
     mesh
 }
 
@@ -184,7 +185,8 @@ fn services_are_probed_at_their_own_pace_through_every_slot() {
 fn a_candidates_own_service_is_not_probed_through_itself() {
     let mut mesh = mesh(CLOUD_AND_MEMBERS);
     let services = vec![Service { address: "10.42.2.10:80".parse().unwrap(), http: None }];
-    mesh.locations.get_mut(&"cloud".parse::<LocationName>().unwrap()).unwrap().services = services;
+    mesh.edit().locations.get_mut(&"cloud".parse::<LocationName>().unwrap()).unwrap().services =
+        services;
     // The link between the location's candidates 0 and 1 is bad: through 1 its service cannot be reached.
     let mut world = world(mesh, 1, |p: &Seen<'_>| {
         assert!(p.class != ProbeClass::Service || p.via != Some(0), "its own");

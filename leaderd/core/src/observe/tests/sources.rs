@@ -133,7 +133,7 @@ fn a_new_mesh_does_not_forget_what_hides_sources() {
     world.run_until(ms(10_000));
     let before = found(&world);
     let mut changed = mesh(PAIR_AND_MEMBER);
-    changed.generation = crate::ids::Generation(2);
+    changed.edit().generation = crate::ids::Generation(2);
     world.observer.set_mesh(world.clock(), Arc::new(changed));
     assert_eq!(found(&world), before);
 }

@@ -22,8 +22,8 @@ fn a_leader_that_recovers_is_forwarding_again_but_not_at_once() {
 fn a_leader_recovers_however_seldom_it_is_probed() {
     for interval in [ms(20), ms(400), ms(3000)] {
         let mut mesh = mesh(CLOUD);
-        mesh.policy.probe_interval = interval;
-        mesh.policy.slow_probe_interval = interval.max(mesh.policy.slow_probe_interval);
+        mesh.edit().policy.probe_interval = interval;
+        mesh.edit().policy.slow_probe_interval = interval.max(mesh.policy.slow_probe_interval);
         let (fault, end) = (Duration::from_secs(60), Duration::from_secs(160));
         let mut world = World::new(mesh, 2, |p: &Seen<'_>| {
             if p.at > fault && p.at < end && p.behind(0) { Fate::Lost } else { Fate::Back(ms(20)) }
@@ -67,7 +67,7 @@ fn what_a_partial_verdict_is_about_outlives_a_new_mesh() {
 fn a_partial_verdict_about_a_node_that_is_gone_ends() {
     let mut world = partial_until_30_s();
     let mut without = mesh(CLOUD_AND_MEMBERS);
-    without.nodes.remove(&"cloud-3".parse::<NodeName>().unwrap());
+    without.edit().nodes.remove(&"cloud-3".parse::<NodeName>().unwrap());
     world.observer.set_mesh(world.clock(), Arc::new(without));
     world.run_until(Duration::from_secs(29));
     assert_eq!(world.verdict("cloud", 0), Verdict::Forwarding);
@@ -121,7 +121,7 @@ fn a_degraded_leader_is_reported_again_and_again() {
 #[test]
 fn no_second_has_more_probes_than_the_budget() {
     let mut mesh = mesh(CLOUD_AND_MEMBERS);
-    mesh.policy.probe_budget = 40;
+    mesh.edit().policy.probe_budget = 40;
     let mut world =
         World::new(
             mesh,
@@ -148,7 +148,7 @@ fn a_budget_that_is_too_small_leaves_out_rounds_of_all_locations_alike() {
     let narrow =
         [("home-0", "home", Some(0)), ("east-0", "east", Some(0)), ("west-0", "west", Some(0))];
     let mut mesh = mesh(&narrow.into_iter().chain(wide).collect::<Vec<_>>());
-    mesh.policy.probe_budget = 40;
+    mesh.edit().policy.probe_budget = 40;
     let mut rounds: std::collections::BTreeMap<String, u32> = Default::default();
     let mut world = World::new(mesh, 2, |p: &Seen<'_>| {
         let location = p.target.split('-').next().unwrap_or_default();
@@ -180,7 +180,7 @@ fn a_location_is_watched_as_often_as_its_own_policy_says() {
     let sent = |interval: Option<Duration>| {
         let mut mesh = mesh(CLOUD_AND_MEMBERS);
         let policy = mesh.policy.clone();
-        let cloud = mesh.locations.get_mut(&"cloud".parse().unwrap()).expect("it is there");
+        let cloud = mesh.edit().locations.get_mut(&"cloud".parse().unwrap()).expect("it is there");
         cloud.policy = interval.map(|i| crate::mesh::Policy { probe_interval: i, ..policy });
         let mut world = World::new(mesh, 2, |_: &Seen<'_>| Fate::Back(ms(20)));
         world.run_until(Duration::from_secs(60));
@@ -292,7 +292,7 @@ fn in_a_large_mesh_an_observer_sends_no_more_probes_and_reports_than_in_one_of_f
 #[test]
 fn a_relay_whose_targets_are_still_to_be_heard_of_is_not_called_forwarding() {
     let mut silent = mesh(PAIR_AND_MEMBER);
-    silent.nodes.values_mut().for_each(|n| n.probe_addresses.clear());
+    silent.edit().nodes.values_mut().for_each(|n| n.probe_addresses.clear());
     let mut world = World::new(mesh(PAIR_AND_MEMBER), 1, |_: &Seen<'_>| Fate::Back(ms(20)));
     // As at the start of a node: what the file says of them is taken back.
     world.observer.targets_are_awaited(true);

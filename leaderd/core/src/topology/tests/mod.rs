@@ -12,10 +12,8 @@ use wgctl_plan::{
 };
 
 use super::{MAIN_TABLE, ROUTE_METRIC, TopologyInput, desired, leaders_group, location_group};
-use crate::ids::{Generation, LocationName, NodeIndex, NodeName, Slot};
-use crate::mesh::{
-    ControlPublicKey, Host, InnerRange, Location, Mesh, Node, Overlay, Policy, VxlanDevice,
-};
+use crate::ids::{LocationName, NodeName, Slot};
+use crate::mesh::{Host, InnerRange, Location, Mesh, MeshSpec, Node, Overlay, VxlanDevice};
 use walk::Beliefs;
 
 /// A location to make: its overlay, the number of its candidates and of its members.
@@ -47,46 +45,24 @@ fn mesh(shapes: &[Shape], v6: bool) -> Mesh {
             if dual {
                 prefixes.push(format!("fd00:0:{l}:{n}::/64").parse().unwrap());
             }
+            let address = format!("192.168.{l}.{}", n + 1).parse().unwrap();
             let node = Node {
-                name: name.clone(),
-                index: NodeIndex(index),
-                location: location.clone(),
                 slot: (n < *candidates).then_some(Slot(n as u8)),
-                priority: 100,
                 endpoint: (n < *candidates)
                     .then(|| Host::Ip(format!("198.51.{l}.{}", n + 1).parse().unwrap())),
-                address: format!("192.168.{l}.{}", n + 1).parse().unwrap(),
-                device: None,
                 prefixes,
                 probe_addresses: vec![format!("10.{l}.{n}.1").parse().unwrap()],
-                probe_addresses_written: false,
-                wireguard_key: WgPublicKey([index as u8; 32]),
-                control_key: ControlPublicKey([index as u8; 32]),
+                ..Node::member(name.clone(), index, location.clone(), address)
             };
             nodes.insert(name, node);
         }
         locations.insert(location.clone(), Location::new(location, overlay.clone()));
     }
-    Mesh {
-        name: "test".into(),
-        generation: Generation(1),
-        hash: [0; 32],
-        index: Default::default(),
-        inner: InnerRange {
-            v4: "100.127.0.0/16".parse().unwrap(),
-            v6: v6.then(|| "fd4c:eade:0:1::/112".parse().unwrap()),
-        },
-        base_port: 51900,
-        control_port: 7946,
-        probe_ports: vec![8620],
-        mtu: 1420,
-        keepalive: 10,
-        commands: Default::default(),
-        proof: Default::default(),
-        policy: Policy::default(),
-        locations,
-        nodes,
-    }
+    let inner = InnerRange {
+        v4: "100.127.0.0/16".parse().unwrap(),
+        v6: v6.then(|| "fd4c:eade:0:1::/112".parse().unwrap()),
+    };
+    Mesh::unchecked(MeshSpec { inner, locations, nodes, ..MeshSpec::named("test") })
 }
 
 /// Kilo issue #489: three nodes on-premises, three in the cloud, all candidates.
@@ -234,7 +210,7 @@ fn ipv6_probes_find_a_route_out_of_every_plane_of_the_location() {
 #[test]
 fn a_leader_that_is_no_candidate_gives_way_to_the_ranking() {
     let mut mesh = hybrid();
-    mesh.nodes.get_mut(&"b-2".parse::<NodeName>().unwrap()).unwrap().priority = 1;
+    mesh.edit().nodes.get_mut(&"b-2".parse::<NodeName>().unwrap()).unwrap().priority = 1;
     for leaders in [&[][..], &[("b", &[9u8][..])][..], &[("b", &[][..])][..]] {
         assert_eq!(network(&mesh, "a-0", leaders), network(&mesh, "a-0", &[("b", &[2])]));
     }
@@ -269,7 +245,7 @@ fn unusual_meshes_have_a_network_too() {
 #[test]
 fn an_endpoint_by_name_is_what_the_shell_resolved() {
     let mut mesh = hybrid();
-    mesh.nodes.get_mut(&"b-0".parse::<NodeName>().unwrap()).unwrap().endpoint =
+    mesh.edit().nodes.get_mut(&"b-0".parse::<NodeName>().unwrap()).unwrap().endpoint =
         Some(Host::Name("b.example".into()));
     let (me, none) = ("a-1".parse().unwrap(), Beliefs::new());
     let endpoint = |resolved: &BTreeMap<String, IpAddr>| {

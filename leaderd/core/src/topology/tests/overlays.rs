@@ -42,7 +42,7 @@ fn candidates_leave_transit_untracked_where_a_cni_carries_the_location() {
     assert_eq!((own.as_str(), near.as_str()), ("10.0.2.0/24", ""), "a member relays nothing");
     assert_eq!(of_member, far);
     assert_eq!((untracked(&mesh, "c-0"), untracked(&mesh, "d-0")), (None, None), "no CNI");
-    for location in mesh.locations.values_mut() {
+    for location in mesh.edit().locations.values_mut() {
         location.track_transit = Some(!location.tracks_transit());
     }
     assert_eq!((untracked(&mesh, "a-1"), untracked(&mesh, "b-0")), (None, None));
@@ -102,9 +102,9 @@ fn direct_and_external_locations_use_the_lan_and_external_leaves_local_prefixes_
 /// Two nodes of a location with a CNI, one of them a candidate, and one elsewhere; the location has a prefix besides.
 fn beside_a_cni() -> Mesh {
     let mut mesh = mesh(&[(cni(), 1, 1), (cni(), 1, 0)], true);
-    let a = mesh.locations.get_mut(&"a".parse::<LocationName>().unwrap()).unwrap();
+    let a = mesh.edit().locations.get_mut(&"a".parse::<LocationName>().unwrap()).unwrap();
     a.prefixes.push("192.168.0.0/24".parse().unwrap());
-    mesh.locations.values_mut().for_each(|l| l.node_addresses = true);
+    mesh.edit().locations.values_mut().for_each(|l| l.node_addresses = true);
     mesh
 }
 
@@ -177,7 +177,7 @@ fn the_vxlan_is_no_larger_than_the_lan_leaves_it_and_a_smaller_one_than_the_mesh
     };
     let configured = |mtu| {
         let mut mesh = mesh.clone();
-        for l in mesh.locations.values_mut() {
+        for l in mesh.edit().locations.values_mut() {
             l.overlay = Overlay::Cni(VxlanDevice { mtu: Some(mtu), ..VxlanDevice::default() });
         }
         mesh
@@ -194,7 +194,7 @@ fn the_vxlan_is_no_larger_than_the_lan_leaves_it_and_a_smaller_one_than_the_mesh
         "{notes:?}"
     );
     let mut over_v6 = mesh.clone();
-    for node in over_v6.nodes.values_mut() {
+    for node in over_v6.edit().nodes.values_mut() {
         node.address = format!("fd00::{}", node.index.0).parse().unwrap();
     }
     assert_eq!(of(&over_v6, Some(1500)).0, 1430);
@@ -204,7 +204,7 @@ fn the_vxlan_is_no_larger_than_the_lan_leaves_it_and_a_smaller_one_than_the_mesh
 fn an_endpoint_of_a_tunnel_is_withheld_from_the_tunnels_and_noted() {
     let mut mesh = beside_a_cni();
     let b: NodeName = "b-0".parse().unwrap();
-    mesh.nodes.get_mut(&b).unwrap().endpoint = Some(Host::Name("b.example".into()));
+    mesh.edit().nodes.get_mut(&b).unwrap().endpoint = Some(Host::Name("b.example".into()));
     let (me, none) = ("a-0".parse().unwrap(), Beliefs::new());
     let of = |at: Option<&str>| {
         let resolved =
@@ -239,12 +239,12 @@ fn an_address_that_is_an_endpoint_or_not_unique_is_not_carried() {
     let [a1, b0] = ["a-1", "b-0"].map(|n| n.parse::<NodeName>().unwrap());
     let carried = |mesh: &Mesh| [&a1, &b0].map(|n| mesh.carried_address(&mesh.nodes[n]).is_some());
     assert_eq!(carried(&mesh.clone()), [true, true]);
-    mesh.nodes.get_mut(&b0).unwrap().address = "192.168.0.2".parse().unwrap();
+    mesh.edit().nodes.get_mut(&b0).unwrap().address = "192.168.0.2".parse().unwrap();
     assert_eq!(carried(&mesh.clone()), [false, false], "they are the same");
-    let b = mesh.nodes.get_mut(&b0).unwrap();
+    let b = mesh.edit().nodes.get_mut(&b0).unwrap();
     (b.address, b.endpoint) =
         ("203.0.113.9".parse().unwrap(), Some(Host::Ip("203.0.113.9".parse().unwrap())));
     assert_eq!(carried(&mesh.clone()), [true, false]);
-    mesh.locations.values_mut().for_each(|l| l.node_addresses = false);
+    mesh.edit().locations.values_mut().for_each(|l| l.node_addresses = false);
     assert_eq!(carried(&mesh), [false, false]);
 }

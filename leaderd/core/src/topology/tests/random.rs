@@ -29,13 +29,13 @@ fn varied() -> impl Strategy<Value = Varied> {
         |(shapes, v6, same_lan, bits)| {
             let (mut mesh, mut resolved) = (mesh(&shapes, v6), BTreeMap::new());
             let mut bits = bits.into_iter().cycle();
-            for (l, location) in mesh.locations.values_mut().enumerate() {
+            for (l, location) in mesh.edit().locations.values_mut().enumerate() {
                 location.node_addresses = bits.next().unwrap() % 4 != 0;
                 if bits.next().unwrap() % 2 == 0 {
                     location.prefixes.push(additional_prefix(l));
                 }
             }
-            for node in mesh.nodes.values_mut() {
+            for node in mesh.edit().nodes.values_mut() {
                 if same_lan {
                     let last = node.address.to_string().rsplit('.').next().unwrap().to_owned();
                     node.address = format!("192.168.0.{last}").parse().unwrap();
@@ -104,8 +104,8 @@ proptest! {
     ) {
         let mut mesh = mesh;
         let steering = [Steering::Native, Steering::Kilo, Steering::Observe][usize::from(steering)];
-        mesh.locations.values_mut().for_each(|l| l.steering = steering);
-        if let Some(l) = mesh.locations.values_mut().nth(observed) {
+        mesh.edit().locations.values_mut().for_each(|l| l.steering = steering);
+        if let Some(l) = mesh.edit().locations.values_mut().nth(observed) {
             l.steering = Steering::Observe;
         }
         let device = "eth0".parse().unwrap();

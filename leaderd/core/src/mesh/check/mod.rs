@@ -1,14 +1,16 @@
-//! The fields of a mesh file against each other: who is who, keys, slots, voters, ports. Addresses: see `places`.
+//! Checks the fields of a mesh file against each other: names, keys, slots, voters, ports. `addresses` checks prefixes and addresses.
+
+mod addresses;
+mod shared;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::diagnostic::Sink;
 use super::draft::{Draft, DraftLocation, DraftNode, Head};
-use super::model::{Host, Overlay, Steering, VxlanDevice};
-use super::places;
-use super::reader::At;
+use super::location::{Overlay, Steering, VxlanDevice};
 use super::values::nearest;
-use crate::ids::{LocationName, NodeName, Slot};
+use crate::ids::{LocationName, Slot};
+use shared::{Once, in_order, owner};
 
 /// As many as there are indices.
 const MAX_NODES: usize = 4094;
@@ -34,43 +36,10 @@ pub(super) fn check(draft: &Draft, sink: &mut Sink<'_>) {
     witnesses(draft, sink);
     if let Some(head) = &draft.head {
         ports(draft, head, sink);
-        places::check(draft, head, sink);
+        addresses::check(draft, head, sink);
     }
     devices(draft, sink);
     carriers(draft, sink);
-}
-
-/// Complains about every value that occurred before, naming the line where.
-pub(super) struct Once<K> {
-    seen: BTreeMap<K, (usize, String)>,
-}
-
-impl<K: Ord> Once<K> {
-    pub(super) fn new() -> Self {
-        Self { seen: BTreeMap::new() }
-    }
-
-    /// `what` says what the value is, `who` whose.
-    pub(super) fn see(
-        &mut self,
-        key: K,
-        at: usize,
-        what: &str,
-        who: &str,
-        help: &str,
-        sink: &mut Sink<'_>,
-    ) {
-        match self.seen.get(&key) {
-            Some((first, other)) => {
-                let message =
-                    format!("{what} of {who} is taken by {other} (line {})", sink.line(*first));
-                sink.push(at, message, help);
-            }
-            None => {
-                self.seen.insert(key, (at, who.to_owned()));
-            }
-        }
-    }
 }
 
 fn identities(draft: &Draft, sink: &mut Sink<'_>) {
@@ -97,13 +66,6 @@ fn identities(draft: &Draft, sink: &mut Sink<'_>) {
             keys.see(key.value, key.at, "the control key", &who, HELP, sink);
         }
     }
-}
-
-/// By place in the file, so that the second of two equals is the one complained about.
-pub(super) fn in_order<K, V>(map: &BTreeMap<K, At<V>>) -> Vec<(&K, &At<V>)> {
-    let mut all: Vec<_> = map.iter().collect();
-    all.sort_by_key(|(_, v)| v.at);
-    all
 }
 
 fn slots(draft: &Draft, sink: &mut Sink<'_>) {
@@ -329,17 +291,4 @@ fn carriers(draft: &Draft, sink: &mut Sink<'_>) {
             sink.push(at.at, message, "write its pod CIDR: prefixes = [\"10.42.1.0/24\"]");
         }
     }
-}
-
-/// The host of an endpoint, when it is an address.
-pub(super) fn endpoint_ip(node: &DraftNode) -> Option<At<std::net::IpAddr>> {
-    match node.endpoint.as_ref()? {
-        At { value: Host::Ip(ip), at } => Some(At { value: *ip, at: *at }),
-        At { value: Host::Name(_), .. } => None,
-    }
-}
-
-/// Whose prefix it is, for messages.
-pub(super) fn owner(name: &NodeName) -> String {
-    format!("node {name}")
 }

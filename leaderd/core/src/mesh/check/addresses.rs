@@ -1,4 +1,4 @@
-//! Where things are: workload prefixes, inner ranges, LAN addresses, endpoints and probe addresses against each other.
+//! Checks addresses: workload prefixes, inner ranges, LAN addresses, endpoints and probe addresses against each other.
 //!
 //! The rule behind all of these: a packet of ours (WireGuard, VXLAN, a probe) must never be routed by what it carries.
 
@@ -8,12 +8,12 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use wgctl_plan::Family;
 
-use super::check::{Once, endpoint_ip, in_order, owner};
-use super::diagnostic::Sink;
-use super::draft::{Draft, Head};
-use super::inner;
-use super::model::Overlay;
-use super::reader::At;
+use super::super::diagnostic::Sink;
+use super::super::draft::{Draft, Head};
+use super::super::inner;
+use super::super::location::Overlay;
+use super::super::reader::At;
+use super::shared::{Once, endpoint_ip, in_order, owner};
 use crate::ids::{LocationName, NodeName};
 
 /// Most services, and most foreign reflectors, of a location.
@@ -24,8 +24,8 @@ pub(super) fn check(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
     let prefixes = Prefixes::of(draft);
     prefixes.overlaps(sink);
     inner_ranges(draft, head, &prefixes, sink);
-    inner::check(draft, head, sink);
-    addresses(draft, head, &prefixes, sink);
+    metadata(draft, head, sink);
+    addresses(draft, &prefixes, sink);
     probe_addresses(draft, sink);
     services(draft, &prefixes, sink);
     reflectors(draft, &prefixes, sink);
@@ -143,7 +143,21 @@ fn inner_ranges(draft: &Draft, head: &Head, prefixes: &Prefixes<'_>, sink: &mut 
     }
 }
 
-fn addresses(draft: &Draft, _head: &Head, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
+/// No slot holds the addresses at which clouds serve metadata.
+fn metadata(draft: &Draft, head: &Head, sink: &mut Sink<'_>) {
+    for node in draft.nodes.values() {
+        let Some(slot) = &node.value.slot else { continue };
+        if inner::is_taken(head.inner4.value, slot.value) {
+            let message = format!(
+                "slot {} of the inner range {} holds 169.254.169.254, where clouds serve metadata",
+                slot.value, head.inner4.value
+            );
+            sink.push(slot.at, message, "give the node another slot");
+        }
+    }
+}
+
+fn addresses(draft: &Draft, prefixes: &Prefixes<'_>, sink: &mut Sink<'_>) {
     let mut once = Once::new();
     for (name, node) in in_order(&draft.nodes) {
         let node = &node.value;
