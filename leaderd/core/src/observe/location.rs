@@ -14,7 +14,7 @@ use super::evidence::{PairStats, Path, Sources, Target, TargetHealth};
 use super::index::{IndexVec, PathIdx, ServiceIdx, TargetIdx};
 use super::probing::rtt::Rtt;
 use super::service::ServiceHealth;
-use super::verify::Verify;
+use super::verify::Verification;
 
 /// How long a location that is watched slowly is watched at full rate after a loss.
 const RAISED_FOR: Duration = Duration::from_secs(10);
@@ -87,10 +87,10 @@ pub(super) struct LocationWatch {
     pub fresh_losses: Vec<PathIdx>,
     // As-workload probes. Whether this node has a source for them: of its workloads or its own, and by family.
     has_source: [[bool; 2]; 2],
-    pub rtt: Rtt,
+    pub as_workload_rtt: Rtt,
     pub as_workload_sent: u64,
     pub as_workload_sources: Sources,
-    pub verify: Option<Verify>,
+    pub verification: Option<Verification>,
     /// Traffic with it is only observed: leaderd has no route there.
     pub observed: bool,
     /// Nodes have yet to say where they are probed.
@@ -185,10 +185,10 @@ impl LocationWatch {
             needs_eager_judging: true,
             fresh_losses: Vec::new(),
             has_source: Default::default(),
-            rtt: Rtt::new(),
+            as_workload_rtt: Rtt::new(),
             as_workload_sent: 0,
             as_workload_sources: Sources::default(),
-            verify: None,
+            verification: None,
             observed,
             targets_awaited: false,
         };
@@ -226,9 +226,10 @@ impl LocationWatch {
         self.epoch = old.epoch;
         self.leaders = old.leaders;
         self.report_seq = old.report_seq;
-        self.rtt = old.rtt;
+        self.as_workload_rtt = old.as_workload_rtt;
         self.as_workload_sources = old.as_workload_sources.renumbered(number_now);
-        self.verify = old.verify.filter(|_| !self.observed).map(Verify::forget_targets);
+        self.verification =
+            old.verification.filter(|_| !self.observed).map(Verification::forget_targets);
     }
 
     /// Returns the number of the long-lived flow to a target through a path.

@@ -160,8 +160,8 @@ impl Observer {
     pub fn decided(&mut self, now: Now, location: &LocationName, epoch: Epoch, leaders: &[Slot]) {
         let Some(&watch) = self.by_name.get(location) else { return };
         let w = &mut self.watches[watch];
-        if let Some(v) = w.verify.as_ref() {
-            self.timers.remove(&(v.next, Timer::Verify(watch)));
+        if let Some(v) = w.verification.as_ref() {
+            self.timers.remove(&(v.next(), Timer::Verify(watch)));
         }
         if w.decided(now.mono, epoch, leaders) {
             self.timers.insert((now.mono, Timer::Verify(watch)));

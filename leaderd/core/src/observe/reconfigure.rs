@@ -123,8 +123,8 @@ impl Observer {
             new.next_service = now.mono + self.fraction(interval);
             self.timers.insert((new.next_service, Timer::Service(watch)));
         }
-        if let Some(v) = new.verify.as_ref() {
-            self.timers.insert((v.next, Timer::Verify(watch)));
+        if let Some(v) = new.verification.as_ref() {
+            self.timers.insert((v.next(), Timer::Verify(watch)));
         }
         Some(new)
     }

@@ -17,9 +17,8 @@ const REPLIES: usize = 64;
 /// Whether a target can show anything about paths.
 ///
 /// ```text
-///   healthy ──── every path loses it ────▶ quarantined ──── a new flow passes ────▶ healthy
-///      │                                        ▲
-///      └── its kernel: nothing listens ──▶ quarantined, daemon absent ── its daemon answers ──▶ quarantined
+///   healthy ──every path loses it──▶ quarantined ──a new flow passes──▶ healthy
+///   any ──its kernel: nothing listens──▶ quarantined, daemon absent ──its daemon answers──▶ quarantined
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct TargetHealth {

@@ -36,7 +36,7 @@ impl Observer {
             Some(_) if f.is_overdue(now.mono) && f.sent_at < self.stalled => {}
             Some(p) if f.timed_out() => w.paths[p].replied_late(now.mono, rtt),
             Some(p) => w.paths[p].replied_in_time(f.sent_at, rtt),
-            None => w.rtt.sample(rtt),
+            None => w.as_workload_rtt.sample(rtt),
         }
         self.record_outcome(now, &f, &packet, id, Outcome::Delivered, None);
         self.forget(id, packet.spec.class);

@@ -86,7 +86,7 @@ impl Observer {
         let least = mesh.policy.min_probe_timeout;
         let timeout = match spec.path {
             Some(p) => w.paths[p].rtt.timeout(least),
-            None => w.rtt.timeout(least),
+            None => w.as_workload_rtt.timeout(least),
         };
         match spec.path {
             Some(p) => w.paths[p].samples.push(Sample {
