@@ -9,7 +9,6 @@ use toml::de::DeTable;
 use wgctl_plan::{Family, InterfaceName, WgPublicKey};
 
 use super::diagnostic::Sink;
-use super::first_host;
 use super::inner::{InnerRange, NEW_INNER, UNSAID_INNER};
 use super::location::{HttpRequest, Location, Overlay, Service, Steering, VxlanDevice};
 use super::model::{Commands, Mesh, MeshSpec, ProofPolicy};
@@ -423,7 +422,10 @@ impl DraftNode {
 
     fn default_probe_addresses(&self) -> Vec<IpAddr> {
         let first = |f| self.prefixes.iter().map(|p| p.value).find(|p| Family::of_net(p) == f);
-        [Family::V4, Family::V6].into_iter().filter_map(|f| Some(first_host(&first(f)?))).collect()
+        [Family::V4, Family::V6]
+            .into_iter()
+            .filter_map(|f| Some(values::first_host(&first(f)?)))
+            .collect()
     }
 
     fn into_node(self, name: NodeName) -> Option<Node> {

@@ -1,10 +1,10 @@
-//! The mesh: what `mesh.toml` says once it has been read and found good.
+//! The mesh file: reading and checking it, and the mesh that it describes.
 //!
 //! ```text
 //! text → toml (positions kept) → draft (each field by itself) → check (fields against each other) → Mesh
 //! ```
 //!
-//! Every mistake is collected with its place and with what to do about it; a [`Mesh`] exists only without mistakes.
+//! Reading collects every mistake with its place and with what to do about it. Only a file without mistakes becomes a [`Mesh`].
 
 mod check;
 mod diagnostic;
@@ -25,7 +25,6 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 pub use diagnostic::{Diagnostic, MAX_DIAGNOSTICS, report};
@@ -71,26 +70,16 @@ pub fn parse(text: &str) -> Result<Mesh, Vec<Diagnostic>> {
         if let Some(mesh) = draft.into_mesh(Sha256::digest(text).into()) {
             return Ok(mesh);
         }
-        // Cannot be: whatever a draft lacks was a mistake. Refuse all the same rather than run half a mesh.
+        // Unreachable, as whatever a draft lacks was a mistake. Half a mesh is refused all the same.
         sink.push(0, "the file is incomplete".into(), "compare it with `wgctl mesh init`");
     }
     Err(sink.into_diagnostics())
 }
 
-/// A DNS name in lower case, if the text is one.
+/// Returns the DNS name in lower case, if the text is one.
 pub(crate) fn host_name(text: &str) -> Option<String> {
     match values::host(text) {
         Ok(Host::Name(name)) => Some(name),
         _ => None,
-    }
-}
-
-/// The first address of a prefix that a host may have: the network address only where there is no other.
-pub(crate) fn first_host(prefix: &IpNet) -> std::net::IpAddr {
-    match prefix {
-        IpNet::V4(p) if p.prefix_len() >= 31 => p.network().into(),
-        IpNet::V4(p) => std::net::Ipv4Addr::from(u32::from(p.network()) + 1).into(),
-        IpNet::V6(p) if p.prefix_len() >= 127 => p.network().into(),
-        IpNet::V6(p) => std::net::Ipv6Addr::from(u128::from(p.network()) + 1).into(),
     }
 }

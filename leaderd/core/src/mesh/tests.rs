@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use ipnet::IpNet;
 
 use super::*;
 use crate::ids::{LocationName, NodeName, Slot};

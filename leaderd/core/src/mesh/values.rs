@@ -109,6 +109,16 @@ pub(super) fn key(text: &str) -> Result<[u8; 32], Bad> {
     if bytes == [0; 32] { Err(Bad::new("this key is all zeros", help)) } else { Ok(bytes) }
 }
 
+/// Returns the first address of a prefix that a host may have: the network address only where there is no other.
+pub(super) fn first_host(prefix: &IpNet) -> IpAddr {
+    match prefix {
+        IpNet::V4(p) if p.prefix_len() >= 31 => p.network().into(),
+        IpNet::V4(p) => std::net::Ipv4Addr::from(u32::from(p.network()) + 1).into(),
+        IpNet::V6(p) if p.prefix_len() >= 127 => p.network().into(),
+        IpNet::V6(p) => std::net::Ipv6Addr::from(u128::from(p.network()) + 1).into(),
+    }
+}
+
 /// Returns the known name that is most likely meant, if one is near enough to be a typing error.
 pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     // Longer input is no typing error, and comparing it would take long.
