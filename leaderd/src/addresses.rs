@@ -1,4 +1,4 @@
-//! Which addresses within this node's prefixes the host holds: read from the kernel at the start, and whenever it tells of a change.
+//! The addresses within this node's prefixes that the host holds: read from the kernel at the start, and whenever it reports a change.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use wgctl::net::{AddressNews, held_addresses};
 /// Changes come together: a device that goes takes its addresses along, a CNI that starts gives several.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// How often it is looked at where the kernel tells nothing.
-const LOOK: Duration = Duration::from_secs(5);
+/// How often to read them where the kernel reports nothing.
+const CHECK: Duration = Duration::from_secs(5);
 
-/// Addresses told, at most: the core needs one of each family, and a host may hold thousands.
-const MAX_TOLD: usize = 256;
+/// Most addresses that are reported: the core needs one of each family, and a host may hold thousands.
+const MAX_REPORTED: usize = 256;
 
-/// Looks until the engine is gone.
+/// Runs until the engine is gone.
 pub async fn watch(
     me: NodeName,
     mut meshes: watch::Receiver<Arc<Mesh>>,
@@ -56,7 +56,7 @@ pub async fn watch(
         }
         let again = complained || news.is_none();
         tokio::select! {
-            () = tokio::time::sleep(LOOK), if again => {}
+            () = tokio::time::sleep(CHECK), if again => {}
             () = heard(&mut news) => {
                 tokio::time::sleep(SETTLE).await;
                 if let Some(news) = &news {
@@ -83,9 +83,9 @@ async fn heard(news: &mut Option<AddressNews>) {
 fn within(mesh: &Mesh, me: &NodeName) -> std::io::Result<Vec<HeldAddress>> {
     let Some(me) = mesh.node(me) else { return Ok(Vec::new()) };
     let mut all = held_addresses()?;
-    // Its own first: that one must be told.
+    // Its own first: that one must be among them.
     all.sort_by_key(|h| h.address != me.address);
     let all = all.into_iter().filter(|h| h.address == me.address || me.has_workload(h.address));
     let all = all.map(|h| HeldAddress { device: h.device, address: h.address });
-    Ok(all.take(MAX_TOLD).collect())
+    Ok(all.take(MAX_REPORTED).collect())
 }

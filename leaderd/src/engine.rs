@@ -4,14 +4,12 @@
 //! drops or supersedes when full. Both clocks are read once per input.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::ids::LocationName;
 use leaderd_core::io::{Effect, Input};
-use leaderd_core::mesh::Mesh;
 use leaderd_core::node::Node;
 use leaderd_core::proof::Signer;
 use leaderd_core::state::{Event, EventKind, EventSeq};
@@ -34,16 +32,16 @@ pub const MAX_INPUTS: usize = 4096;
 /// Requests of the admin socket and of scrapes that wait.
 pub const MAX_REQUESTS: usize = 64;
 
-/// Inputs that effects caused at once (a probe refused by the kernel), handled before looking at anything else.
+/// Inputs that effects caused at once (a probe that the kernel refused), handled before anything else.
 const MAX_IMMEDIATE: usize = 256;
 
-/// How often the engine shows that it lives, at least.
+/// How often the engine gives a beat, at least.
 const BEAT: Duration = Duration::from_millis(500);
 
-/// What the kernel is to look like: the newest only. Revision and network.
+/// The newest network that the core asked for, with its revision.
 pub type Program = Option<(u64, Box<Network>)>;
 
-/// What others may ask of the engine.
+/// What other parts ask the engine.
 #[derive(Debug)]
 pub enum Request {
     /// Whether the engine answers, and whether the network was programmed.
@@ -51,7 +49,7 @@ pub enum Request {
     Snapshot(oneshot::Sender<Snapshot>),
     Events(oneshot::Sender<Vec<Event>>),
     Network(oneshot::Sender<Box<Network>>),
-    /// A command, and who gives it, as far as that is known.
+    /// A command and its author, as far as known.
     Command(AdminRequest, Option<String>, oneshot::Sender<AdminResponse>),
 }
 
@@ -73,7 +71,7 @@ pub struct Snapshot {
     pub failovers: BTreeMap<String, u64>,
 }
 
-/// What is counted of a location's failovers. Events are forgotten in the end; a count is not to fall.
+/// The failovers of a location that were counted. Events are forgotten in the end; the count must not fall.
 #[derive(Debug, Default)]
 struct Failovers {
     /// Up to here events were counted.
@@ -112,11 +110,9 @@ pub struct Shells {
     /// This node's control key.
     pub signer: Signer,
     pub programs: watch::Sender<Program>,
-    /// The mesh in force, for whoever has to know.
-    pub meshes: watch::Sender<Arc<Mesh>>,
     pub recorder: Option<Recorder>,
     pub counters: Counters,
-    /// Counted up when what this node makes of a decision may have changed, for those who would else ask all the time.
+    /// Counts up when this node may follow another decision than before, so that others need not poll.
     pub decided: watch::Sender<u64>,
 }
 
@@ -165,7 +161,6 @@ impl Engine {
         let beat = supervise::beat("engine");
         let mut beats = tokio::time::interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        self.peers_changed();
         self.drain();
         self.recorded(0);
         loop {
@@ -199,7 +194,7 @@ impl Engine {
                 },
                 Some(request) = self.requests.recv() => self.answer(request),
                 () = std::future::ready(()), if !self.immediate.is_empty() => {}
-                // With nothing to do it still shows that it lives.
+                // Gives its beat with nothing to do as well.
                 _ = beats.tick() => {}
             }
         }
@@ -216,12 +211,7 @@ impl Engine {
         if let Input::Programmed { error: None, .. } = input {
             self.ready = true;
         }
-        let mesh = self.node.mesh().clone();
         self.node.handle_input(now, input);
-        // Another file, or other addresses that nodes are probed at.
-        if !Arc::ptr_eq(&mesh, self.node.mesh()) {
-            self.peers_changed();
-        }
         self.drain();
         self.recorded(forged);
     }
@@ -230,16 +220,6 @@ impl Engine {
     fn recorded(&mut self, forged: u64) {
         if let Some(recorder) = &mut self.shells.recorder {
             recorder.done(self.node.forged_packets() == forged);
-        }
-    }
-
-    fn peers_changed(&mut self) {
-        let mesh = self.node.mesh().clone();
-        self.shells.meshes.send_replace(mesh.clone());
-        self.shells.control.set_peers(&self.node.peers());
-        self.shells.probes.keep_pinned(&self.node.pinned_flows());
-        if let Err(error) = self.shells.probes.set_ports(&mesh.probe_ports) {
-            tracing::error!(%error, "the new probe ports are not in use: the old ones stay");
         }
     }
 
@@ -272,6 +252,13 @@ impl Engine {
                 Effect::Log { level, message, fields } => {
                     crate::log::core_event(level, &message, &fields)
                 }
+                Effect::SetPeers { peers } => self.shells.control.set_peers(&peers),
+                Effect::ListenProbes { ports } => {
+                    if let Err(error) = self.shells.probes.set_ports(&ports) {
+                        tracing::error!(%error, "the new probe ports are not in use: the old ones stay");
+                    }
+                }
+                Effect::KeepFlows { flows } => self.shells.probes.keep_pinned(&flows),
             }
         }
     }
@@ -317,7 +304,7 @@ impl Engine {
             shell: self.shells.counters.snapshot(),
             ready: self.ready,
             peers_connected: self.shells.control.connected().len(),
-            peers: self.node.peers().len(),
+            peers: self.shells.control.peers(),
             blackouts,
             failovers,
         }
@@ -328,7 +315,10 @@ impl Engine {
 mod tests {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD as BASE64;
+    use std::sync::Arc;
+
     use leaderd_core::io::{Persist, Ticket};
+    use leaderd_core::mesh::Mesh;
     use leaderd_core::node::NodeConfig;
     use leaderd_core::probe::keys::ProbeKeys;
 
@@ -358,24 +348,24 @@ mod tests {
     #[test]
     fn failovers_are_counted_once_and_stay_counted_when_their_events_are_forgotten() {
         let mut counted = Failovers::default();
-        let mut look = |events: &[Event]| {
+        let mut after = |events: &[Event]| {
             counted.count(&mut events.iter());
             (counted.count, counted.blackout.map(|b| b.as_millis()))
         };
         let (failover, other) = (EventKind::Failover, EventKind::Notice);
-        assert_eq!(look(&[]), (0, None));
+        assert_eq!(after(&[]), (0, None));
         let first = event(1, failover, None);
-        assert_eq!(look(&[first.clone(), event(2, other, None)]), (1, None));
+        assert_eq!(after(&[first.clone(), event(2, other, None)]), (1, None));
         let first = Event { blackout: Some(Duration::from_millis(250)), ..first };
-        assert_eq!(look(&[first.clone(), event(2, other, None)]), (1, Some(250)));
-        assert_eq!(look(&[event(4, failover, Some(90)), first]), (2, Some(90)));
-        assert_eq!(look(&[event(9, other, None)]), (2, Some(90)), "forgotten");
+        assert_eq!(after(&[first.clone(), event(2, other, None)]), (1, Some(250)));
+        assert_eq!(after(&[event(4, failover, Some(90)), first]), (2, Some(90)));
+        assert_eq!(after(&[event(9, other, None)]), (2, Some(90)), "forgotten");
         // A location that has lost its stores begins again.
-        assert_eq!(look(&[event(1, other, None)]), (2, Some(90)));
-        assert_eq!(look(&[event(2, failover, Some(70))]), (3, Some(70)));
+        assert_eq!(after(&[event(1, other, None)]), (2, Some(90)));
+        assert_eq!(after(&[event(2, failover, Some(70))]), (3, Some(70)));
     }
 
-    /// A mesh of one node, which has nobody to send anything to; its control and probe ports are free ones.
+    /// A mesh of one node, with free control and probe ports.
     fn alone(keys: &Keys) -> Mesh {
         let free = [(); 2].map(|()| std::net::UdpSocket::bind("[::]:0").unwrap());
         let [control, probes] = free.map(|socket| socket.local_addr().unwrap().port());
@@ -391,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn it_stops_while_the_queue_of_inputs_is_full_and_the_store_waits_for_room_in_it() {
+    fn the_engine_stops_while_its_queue_of_inputs_is_full_and_the_store_waits_for_room() {
         let (stopped, has_stopped) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -421,12 +411,10 @@ mod tests {
             restored: BTreeMap::new(),
             seed: 1,
             resolved: BTreeMap::new(),
-            lan_device: None,
-            lan_mtu: None,
         };
         let node = Node::new(config, clock.now()).unwrap();
 
-        // Whoever has this place takes his time: the queue has no other.
+        // The queue's only place is taken.
         let taken = inputs.clone().reserve_owned().await.unwrap();
         let writer = store
             .start(counters.clone(), move |ticket| {
@@ -440,7 +428,6 @@ mod tests {
             writer,
             signer: Signer::new(keys.control.expose()),
             programs: watch::channel(None).0,
-            meshes: watch::channel(mesh).0,
             recorder: None,
             counters,
             decided: watch::channel(0).0,

@@ -5,74 +5,62 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use leaderd_core::ids::NodeName;
+use leaderd_core::io::LanDevice;
 use leaderd_core::mesh::Mesh;
 use nix::ifaddrs::getifaddrs;
 use wgctl::net::LinkWatch;
 use wgctl_plan::InterfaceName;
 
-/// How often it is looked at.
-pub const LOOK: Duration = Duration::from_secs(5);
+/// How often to check.
+pub const CHECK: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
-pub struct LanDevice {
+pub struct LanWatch {
     me: NodeName,
-    in_use: Option<InterfaceName>,
-    mtu: Option<u32>,
-    /// The address that no interface had, told once.
+    in_use: LanDevice,
+    /// The address that no interface had, logged once.
     missed: Option<IpAddr>,
 }
 
-impl LanDevice {
+impl LanWatch {
     pub fn new(me: NodeName) -> Self {
-        Self { me, in_use: None, mtu: None, missed: None }
+        Self { me, in_use: LanDevice::default(), missed: None }
     }
 
-    /// Looks which device it is now. Must be called within a tokio runtime.
-    pub async fn look(&mut self, mesh: &Mesh) -> Changed {
-        let Some(node) = mesh.node(&self.me) else { return Changed::default() };
+    /// Finds out which device it is now, and returns true if it or its MTU changed. Must be called within a tokio runtime.
+    pub async fn check(&mut self, mesh: &Mesh) -> bool {
+        let Some(node) = mesh.node(&self.me) else { return false };
         let (named, address) = (node.device.as_ref(), node.address);
         let mut found = Vec::new();
         if named.is_none() {
             // Not here: a node with many interfaces takes a while to list them, and the engine shares this thread.
-            let looked = tokio::task::spawn_blocking(move || devices_of(address));
-            found = looked.await.unwrap_or_default();
+            let listed = tokio::task::spawn_blocking(move || devices_of(address));
+            found = listed.await.unwrap_or_default();
         }
         if named.is_some() || !found.is_empty() {
             self.missed = None;
         } else if self.missed.replace(address) != Some(address) {
             tracing::warn!(node.address = %address, "no interface has this node's address");
         }
-        let now = choose(named, self.in_use.as_ref(), &found);
-        let device = now != self.in_use;
-        self.in_use = now;
+        let before = self.in_use.clone();
+        let name = choose(named, before.name.as_ref(), &found);
+        let same = name == before.name;
         // One that is gone for a moment had better keep what follows from its MTU.
-        let mtu = match &self.in_use {
-            Some(name) => mtu_of(name).await.or(self.mtu.filter(|_| !device)),
+        let mtu = match &name {
+            Some(name) => mtu_of(name).await.or(before.mtu.filter(|_| same)),
             None => None,
         };
-        let before = std::mem::replace(&mut self.mtu, mtu);
-        Changed { device, mtu: before != mtu }
+        self.in_use = LanDevice { name, mtu };
+        if !same {
+            let device = self.in_use.name.as_ref().map(ToString::to_string);
+            tracing::info!(device.name = device, "this node's LAN device");
+        }
+        self.in_use != before
     }
 
-    pub const fn mtu(&self) -> Option<u32> {
-        self.mtu
+    pub const fn in_use(&self) -> &LanDevice {
+        &self.in_use
     }
-
-    pub fn name(&self) -> Option<&InterfaceName> {
-        self.in_use.as_ref()
-    }
-
-    /// The mesh with this device in it, as if it named it: what the core was started with is that of the start.
-    pub fn put_into(&self, mesh: &Mesh) -> Mesh {
-        mesh.with_lan_device(&self.me, self.in_use.clone())
-    }
-}
-
-/// What is another than at the look before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Changed {
-    pub device: bool,
-    pub mtu: bool,
 }
 
 async fn mtu_of(device: &InterfaceName) -> Option<u32> {
@@ -138,33 +126,30 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_is_followed_and_put_into_the_mesh() {
+    async fn the_device_follows_the_address_and_the_mesh_file() {
         let mut mesh = example_mesh();
         let me = mesh.nodes.keys().next().unwrap().clone();
         let set = |mesh: &mut Mesh, address: [u8; 4], device: Option<InterfaceName>| {
             let node = mesh.edit().nodes.get_mut(&me).unwrap();
             (node.address, node.device) = (address.into(), device);
         };
-        let mut lan = LanDevice::new(me.clone());
+        let mut lan = LanWatch::new(me.clone());
         set(&mut mesh, [192, 0, 2, 200], None);
-        assert_eq!(lan.look(&mesh).await, Changed::default(), "nobody has this address");
-        assert_eq!(lan.mtu(), None);
-        assert_eq!(lan.put_into(&mesh).node(&me).unwrap().device, None);
+        assert!(!lan.check(&mesh).await, "no device has this address");
+        assert_eq!(*lan.in_use(), LanDevice::default());
 
         set(&mut mesh, [127, 0, 0, 1], None);
-        assert_eq!(lan.look(&mesh).await, Changed { device: true, mtu: true });
-        assert_eq!(lan.look(&mesh).await, Changed::default(), "it is told once");
-        assert_eq!(lan.mtu(), Some(65_536));
-        assert_eq!(lan.put_into(&mesh).node(&me).unwrap().device, Some(device("lo")));
-        assert_eq!(lan.put_into(&mesh).hash, mesh.hash, "the file is the same one");
+        assert!(lan.check(&mesh).await);
+        assert!(!lan.check(&mesh).await, "a change is reported once");
+        assert_eq!(*lan.in_use(), LanDevice { name: Some(device("lo")), mtu: Some(65_536) });
 
         set(&mut mesh, [192, 0, 2, 200], None);
-        assert_eq!(lan.look(&mesh).await, Changed::default(), "the new address is not there yet");
-        assert_eq!(lan.name(), Some(&device("lo")));
+        assert!(!lan.check(&mesh).await, "the new address is not there yet");
+        assert_eq!(lan.in_use().name, Some(device("lo")));
 
         set(&mut mesh, [192, 0, 2, 200], Some(device("eth9")));
-        let changed = lan.look(&mesh).await;
-        assert_eq!(changed, Changed { device: true, mtu: true }, "and there is no such device");
-        assert_eq!(lan.put_into(&mesh).node(&me).unwrap().device, Some(device("eth9")));
+        assert!(lan.check(&mesh).await);
+        let there_is_no_such_device = LanDevice { name: Some(device("eth9")), mtu: None };
+        assert_eq!(*lan.in_use(), there_is_no_such_device);
     }
 }

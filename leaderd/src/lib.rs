@@ -10,13 +10,13 @@ pub mod addresses;
 pub mod admin;
 pub mod cli;
 pub mod clock;
-pub mod confine;
 pub mod control;
 pub mod counters;
 mod durable;
 pub mod engine;
 #[cfg(test)]
 mod fixture;
+pub mod hardening;
 pub mod host;
 #[cfg(feature = "kubernetes")]
 pub mod kubernetes;

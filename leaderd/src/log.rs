@@ -1,10 +1,6 @@
-//! Logs: `tracing` to standard error, as text or JSON, filtered by `LEADERD_LOG`; and a limiter of log lines that strangers can
-//! cause: one per source and minute.
+//! Logs: `tracing` to standard error, as text or JSON, filtered by `LEADERD_LOG`.
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::net::IpAddr;
-use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use leaderd_core::io::LogLevel;
@@ -127,39 +123,6 @@ pub fn core_event(level: LogLevel, message: &str, fields: &[(String, String)]) {
     );
 }
 
-/// The least time between two lines about one source.
-const QUIET: Duration = Duration::from_secs(60);
-
-/// Most sources remembered; a flood from more addresses than this is logged as one source.
-const MAX_SOURCES: usize = 1024;
-
-/// Lets through one line per source, kind and minute.
-#[derive(Debug, Default)]
-pub struct Limiter {
-    last: BTreeMap<(IpAddr, &'static str), Instant>,
-}
-
-impl Limiter {
-    /// Returns whether a line of this kind about this source may be logged now.
-    pub fn allow(&mut self, source: IpAddr, kind: &'static str) -> bool {
-        let now = Instant::now();
-        let mut key = (source, kind);
-        if !self.last.contains_key(&key) && self.last.len() >= MAX_SOURCES {
-            self.last.retain(|_, at| now.duration_since(*at) < QUIET);
-            if self.last.len() >= MAX_SOURCES {
-                key.0 = IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED);
-            }
-        }
-        match self.last.get(&key) {
-            Some(at) if now.duration_since(*at) < QUIET => false,
-            _ => {
-                self.last.insert(key, now);
-                true
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,18 +189,5 @@ mod tests {
             assert!(!text.contains(['\r', '\u{9b}']) && !text.contains("\x1b[2J"), "{text:?}");
             assert_eq!(text.contains('\x1b'), ansi, "its own colours: {text:?}");
         }
-    }
-
-    #[test]
-    fn a_source_is_logged_once_a_minute_and_a_flood_of_sources_stays_bounded() {
-        let mut limiter = Limiter::default();
-        let one: IpAddr = "192.0.2.1".parse().unwrap();
-        assert!(limiter.allow(one, "refused"));
-        assert!(!limiter.allow(one, "refused"));
-        assert!(limiter.allow(one, "malformed"));
-        for i in 0..5000u32 {
-            limiter.allow(IpAddr::V4(i.into()), "refused");
-        }
-        assert!(limiter.last.len() <= MAX_SOURCES + 1);
     }
 }

@@ -30,7 +30,7 @@ fn main() -> ExitCode {
         }),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("leaderd: {}", leaderd::run::told(&error));
+        eprintln!("leaderd: {}", leaderd::run::in_one_line(&error));
         ExitCode::FAILURE
     })
 }

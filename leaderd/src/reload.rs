@@ -1,31 +1,31 @@
 //! A changed mesh file is applied live: on SIGHUP, or when it is seen to have changed. It comes from a [`MeshSource`].
 //!
-//! A file with mistakes, of an older generation, or in which this node is no longer the same, is told in the log and
-//! left aside: the daemon goes on with what it has.
+//! A file with mistakes, of an older generation, or in which this node is another one is logged and not applied: the daemon
+//! goes on with the mesh that it has.
 
 use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-#[cfg(feature = "kubernetes")]
 use std::sync::Arc;
 use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::io::Input;
 use leaderd_core::mesh::{Mesh, Steering, report};
+use leaderd_core::node::check_successor;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use wgctl_plan::WgPublicKey;
 
-use crate::lan::{self, LanDevice};
+use crate::lan::{self, LanWatch};
 use crate::resolve;
 use crate::resolve::Resolver;
 
-/// How often the file is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the file is checked for changes.
+const CHECK: Duration = Duration::from_secs(1);
 
 /// Longest mesh file, in bytes: 3,000 nodes take about 1 MiB.
 const MAX_FILE: u64 = leaderd_core::mesh::MAX_TEXT as u64;
@@ -40,7 +40,7 @@ pub enum MeshFileError {
     #[error("mesh file {} has mistakes:\n{report}", path.display())]
     Mistakes { path: PathBuf, report: String },
     #[error(
-        "mesh file {}: location {location} is steered by Kilo, whose leaders only `leaderd run --kubernetes` can tell and change; \
+        "mesh file {}: location {location} is steered by Kilo, whose leaders only `leaderd run --kubernetes` can read and change; \
          write steering = \"native\"",
         path.display()
     )]
@@ -50,7 +50,7 @@ pub enum MeshFileError {
 /// Reads and checks the mesh file.
 pub fn read(path: &Path) -> Result<Mesh, MeshFileError> {
     let failed = |source| MeshFileError::Read { path: path.to_owned(), source };
-    // Bounded in the reading: a pipe or a device has no length to look at.
+    // Bounded while reading: a pipe or a device has no length.
     let mut text = String::new();
     let file = std::fs::File::open(path).map_err(failed)?;
     file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
@@ -67,42 +67,7 @@ pub fn read(path: &Path) -> Result<Mesh, MeshFileError> {
     }
 }
 
-/// Why a good file is not taken while the daemon runs.
-pub fn refusal(old: &Mesh, new: &Mesh, me: &NodeName) -> Option<String> {
-    if new.generation < old.generation {
-        return Some(format!(
-            "its generation {} is older than {}, which is in use; set generation to {} or more",
-            new.generation,
-            old.generation,
-            old.generation.0 + 1
-        ));
-    }
-    if new.name != old.name {
-        return Some(format!("it is of mesh {}, and this daemon runs in {}", new.name, old.name));
-    }
-    let (Some(then), Some(now)) = (old.node(me), new.node(me)) else {
-        return Some(format!(
-            "node {me} is not in it; stop this daemon and run `leaderd cleanup` if that is meant"
-        ));
-    };
-    let restart =
-        |what: &str| Some(format!("{what} of this node changed: restart leaderd to apply it"));
-    if now.location != then.location {
-        return Some(
-            "it moves this node to another location: stop this daemon, run `leaderd reset`, start it again"
-                .to_owned(),
-        );
-    }
-    if now.wireguard_key != then.wireguard_key || now.control_key != then.control_key {
-        return restart("a key");
-    }
-    if new.control_port != old.control_port {
-        return Some("control_port changed: restart leaderd to apply it".to_owned());
-    }
-    None
-}
-
-/// Where meshes come from while the daemon runs. Whatever it is, a mesh that is not good is told and left aside.
+/// Where meshes come from while the daemon runs. A mesh with mistakes is logged and not applied, wherever it comes from.
 #[derive(Debug)]
 pub enum MeshSource {
     File(MeshFile),
@@ -121,41 +86,41 @@ impl std::fmt::Display for MeshSource {
     }
 }
 
-/// A mesh file that is looked at.
+/// A mesh file that is watched.
 #[derive(Debug)]
 pub struct MeshFile {
     path: PathBuf,
     seen: Option<Stamp>,
-    looks: Interval,
-    /// One look at a time: a disk that hangs keeps one thread, not one for each second.
-    looking: Option<JoinHandle<Option<Looked>>>,
+    checks: Interval,
+    /// One check at a time: a disk that hangs keeps one thread, not one for each second.
+    checking: Option<JoinHandle<Option<Checked>>>,
 }
 
 /// Inode, time of change, length.
 type Stamp = (u64, i64, i64, u64);
-type Looked = (Option<Stamp>, Result<Mesh, MeshFileError>);
+type Checked = (Option<Stamp>, Result<Mesh, MeshFileError>);
 
 impl MeshFile {
     /// From what `path` is now: changes since then are seen.
     pub fn new(path: PathBuf) -> Self {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self { seen: stamp(&path), path, looks, looking: None }
+        let mut checks = interval(CHECK);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { seen: stamp(&path), path, checks, checking: None }
     }
 }
 
 impl MeshSource {
-    /// The next mesh to look at. Cancelling it loses nothing.
+    /// Waits for the next mesh. Cancel-safe.
     ///
     /// # Errors
     /// If no more meshes can come.
     async fn next(&mut self) -> anyhow::Result<Result<Mesh, MeshFileError>> {
         match self {
             Self::File(file) => loop {
-                if file.looking.is_none() {
-                    file.looks.tick().await;
+                if file.checking.is_none() {
+                    file.checks.tick().await;
                 }
-                if let Some(found) = file.look(false).await? {
+                if let Some(found) = file.check(false).await? {
                     return Ok(found);
                 }
             },
@@ -169,10 +134,10 @@ impl MeshSource {
         }
     }
 
-    /// The mesh as it is now, because somebody asked (SIGHUP).
+    /// Returns the mesh as it is now (on SIGHUP).
     async fn now(&mut self) -> anyhow::Result<Option<Result<Mesh, MeshFileError>>> {
         match self {
-            Self::File(file) => file.look(true).await,
+            Self::File(file) => file.check(true).await,
             #[cfg(feature = "kubernetes")]
             Self::Cluster(meshes) => Ok(meshes.borrow().as_deref().cloned().map(Ok)),
         }
@@ -180,25 +145,25 @@ impl MeshSource {
 }
 
 impl MeshFile {
-    /// Reads the file if it is another one than at the last look, or `always`. Not on this thread, which the engine shares: a large
+    /// Reads the file if it changed since the last check, or `always`. Not on this thread, which the engine shares: a large
     /// file takes a while, and its disk may hang. Cancel-safe: the next call gets what this one waited for.
-    async fn look(&mut self, always: bool) -> anyhow::Result<Option<Result<Mesh, MeshFileError>>> {
+    async fn check(&mut self, always: bool) -> anyhow::Result<Option<Result<Mesh, MeshFileError>>> {
         loop {
             let (path, seen) = (self.path.clone(), self.seen);
-            let begun = self.looking.is_none();
-            let looking = self.looking.get_or_insert_with(|| {
+            let begun = self.checking.is_none();
+            let checking = self.checking.get_or_insert_with(|| {
                 tokio::task::spawn_blocking(move || {
                     let now = stamp(&path);
                     (always || now != seen).then(|| (now, read(&path)))
                 })
             });
-            let looked = looking.await?;
-            self.looking = None;
-            if let Some((now, found)) = looked {
+            let checked = checking.await?;
+            self.checking = None;
+            if let Some((now, found)) = checked {
                 self.seen = now;
                 return Ok(Some(found));
             }
-            // One that was under way may not have been asked to read it always.
+            // A check that was under way already may have read nothing.
             if begun {
                 return Ok(None);
             }
@@ -206,20 +171,21 @@ impl MeshFile {
     }
 }
 
-/// Watches until the engine is gone; `lan` and the names of endpoints as well, whatever the mesh comes from. `resolver` and `lan`
-/// are what the core has. `silent`: peers that were sent to and do not answer.
+/// Watches until the engine is gone; `lan` and the names of endpoints as well, whatever the mesh comes from. The core has the mesh
+/// in `meshes`, and what `resolver` and `lan` hold. `silent`: peers that were sent to and do not answer.
 pub async fn watch(
     mut source: MeshSource,
     me: NodeName,
-    mut mesh: Mesh,
+    meshes: watch::Sender<Arc<Mesh>>,
     mut resolver: Resolver,
-    mut lan: LanDevice,
+    mut lan: LanWatch,
     mut silent: watch::Receiver<BTreeSet<WgPublicKey>>,
     inputs: mpsc::Sender<Input>,
 ) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut lan_looks = interval(lan::LOOK);
-    lan_looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut mesh = meshes.borrow().clone();
+    let mut lan_checks = interval(lan::CHECK);
+    lan_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let (found, asked) = tokio::select! {
             Some(()) = hangup.recv() => match source.now().await? {
@@ -236,15 +202,9 @@ pub async fn watch(
                 resolver.silent(&silent.borrow_and_update());
                 continue;
             }
-            _ = lan_looks.tick() => {
-                let changed = lan.look(&mesh).await;
-                if changed.mtu {
-                    inputs.send(Input::LanMtu(lan.mtu())).await?;
-                }
-                if changed.device {
-                    let device = lan.name().map(ToString::to_string);
-                    tracing::info!(device.name = device, "this node's address is on another LAN device now");
-                    inputs.send(Input::MeshChanged(Box::new(lan.put_into(&mesh)))).await?;
+            _ = lan_checks.tick() => {
+                if lan.check(&mesh).await {
+                    inputs.send(Input::LanDevice(lan.in_use().clone())).await?;
                 }
                 continue;
             }
@@ -256,22 +216,23 @@ pub async fn watch(
                     tracing::info!("the mesh file has not changed");
                 }
             }
-            Ok(new) => match refusal(&mesh, &new, &me) {
-                Some(why) => tracing::error!(reason = why, "the mesh file is not applied"),
-                None => {
+            Ok(new) => match check_successor(&mesh, &new, &me) {
+                Err(why) => tracing::error!(reason = %why, "the mesh file is not applied"),
+                Ok(()) => {
                     if new.generation == mesh.generation {
                         tracing::warn!(mesh.generation = %new.generation, "the mesh file changed, and its generation did not");
                     }
                     tracing::info!(mesh.generation = %new.generation, "applying the changed mesh file");
-                    mesh = new;
+                    mesh = Arc::new(new);
                     resolver.set_mesh(&mesh);
                     // First the names, so that the new nodes have addresses at once.
                     let resolved = resolver.first(&mesh, resolve::START).await;
                     inputs.send(Input::Resolved(resolved)).await?;
-                    if lan.look(&mesh).await.mtu {
-                        inputs.send(Input::LanMtu(lan.mtu())).await?;
+                    if lan.check(&mesh).await {
+                        inputs.send(Input::LanDevice(lan.in_use().clone())).await?;
                     }
-                    inputs.send(Input::MeshChanged(Box::new(lan.put_into(&mesh)))).await?;
+                    inputs.send(Input::MeshChanged(Box::new((*mesh).clone()))).await?;
+                    meshes.send_replace(mesh.clone());
                 }
             },
         }
@@ -286,32 +247,33 @@ fn stamp(path: &Path) -> Option<Stamp> {
 
 #[cfg(test)]
 mod tests {
+    use leaderd_core::io::LanDevice;
+
     use super::*;
     use crate::clock::Clock;
     use crate::fixture::example_mesh;
 
     #[tokio::test]
-    async fn an_address_that_comes_after_the_start_is_told_to_the_core_with_its_device() {
+    async fn the_core_hears_of_the_device_of_an_address_that_comes_after_the_start() {
         let mut mesh = example_mesh();
         let me = mesh.nodes.keys().next().unwrap().clone();
         let node = mesh.edit().nodes.get_mut(&me).unwrap();
         (node.address, node.device) = ([127, 0, 0, 1].into(), None);
         let dir = tempfile::tempdir().unwrap();
         let source = MeshSource::File(MeshFile::new(dir.path().join("mesh.toml")));
-        // It has not looked yet: as if the address had not been there at the start.
-        let lan = LanDevice::new(me.clone());
+        // It has not checked yet: as if the address had not been there at the start.
+        let lan = LanWatch::new(me.clone());
         let (inputs, mut received) = mpsc::channel(8);
         let resolver = Resolver::open(me.clone(), dir.path(), Clock::default());
+        let (meshes, _) = watch::channel(Arc::new(mesh));
         let (_silent, silent) = tokio::sync::watch::channel(BTreeSet::new());
-        let watching = super::watch(source, me.clone(), mesh, resolver, lan, silent, inputs);
+        let watching = super::watch(source, me, meshes, resolver, lan, silent, inputs);
         tokio::select! {
             ended = watching => panic!("it ended: {ended:?}"),
-            inputs = async { [received.recv().await, received.recv().await] } => match inputs {
-                [Some(Input::LanMtu(Some(65_536))), Some(Input::MeshChanged(told))] => {
-                    assert_eq!(told.node(&me).unwrap().device, "lo".parse().ok());
-                }
-                other => panic!("{other:?}"),
-            },
+            input = received.recv() => {
+                let lan = LanDevice { name: "lo".parse().ok(), mtu: Some(65_536) };
+                assert_eq!(input, Some(Input::LanDevice(lan)));
+            }
         }
     }
 }

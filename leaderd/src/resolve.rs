@@ -1,9 +1,9 @@
-//! DNS names of endpoints: looked up again and again, for what they resolve to may change, and DNS may be late.
+//! DNS names of endpoints, looked up again and again: their addresses may change, and DNS may be late.
 //!
-//! An address that was good is kept on disk and used at once by the next start: DNS may be slow at a boot, or lie behind the mesh.
-//! Which of the addresses found are fit, and which is used, is the core's to say ([`Addresses`], [`Mesh::unfit_endpoint`]).
+//! An address that was good is cached on disk, and the next start uses it at once: DNS may be slow at a boot, or lie behind the mesh.
+//! The core says which of the addresses found are fit, and which is used ([`Addresses`], [`Mesh::unfit_endpoint`]).
 
-mod kept;
+mod cache;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout};
 use wgctl_plan::WgPublicKey;
 
 use crate::clock::Clock;
-use kept::Kept;
+use cache::AddressCache;
 
 /// How long one look-up may take; the last known address stays in use.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,9 +47,9 @@ pub struct Resolver {
     names: BTreeMap<String, Name>,
     lookup: Lookup,
     lookups: FuturesUnordered<BoxFuture<'static, Answer>>,
-    kept: Kept,
-    /// What was last told of.
-    told: Resolved,
+    cache: AddressCache,
+    /// The addresses that were last reported.
+    reported: Resolved,
 }
 
 struct Name {
@@ -65,17 +65,18 @@ struct Name {
 }
 
 impl Resolver {
-    /// With the addresses that were kept in `state`. It looks up nothing yet.
+    /// Begins with the addresses that are cached in `state`. Looks up nothing yet.
     pub fn open(me: NodeName, state: &Path, clock: Clock) -> Self {
-        Self::with(me, Kept::open(state), clock, |name| Box::pin(look_up(name)))
+        Self::with(me, AddressCache::open(state), clock, |name| Box::pin(look_up(name)))
     }
 
-    fn with(me: NodeName, kept: Kept, clock: Clock, lookup: Lookup) -> Self {
-        let (names, told, lookups) = (BTreeMap::new(), Resolved::new(), FuturesUnordered::new());
-        Self { me, clock, names, lookup, lookups, kept, told }
+    fn with(me: NodeName, cache: AddressCache, clock: Clock, lookup: Lookup) -> Self {
+        let (names, reported, lookups) =
+            (BTreeMap::new(), Resolved::new(), FuturesUnordered::new());
+        Self { me, clock, names, lookup, lookups, cache, reported }
     }
 
-    /// The names are this mesh's from now on. New ones are looked up as soon as somebody waits.
+    /// Takes the names of this mesh from now on. New ones are looked up by the next call that waits.
     pub fn set_mesh(&mut self, mesh: &Mesh) {
         let mut before = std::mem::take(&mut self.names);
         let home = mesh.node(&self.me).map(|n| &n.location);
@@ -85,7 +86,7 @@ impl Resolver {
                 let known =
                     before.remove(text).map(|n| Name { keys: BTreeSet::new(), near: true, ..n });
                 known.unwrap_or_else(|| Name {
-                    addresses: Addresses::new(self.kept.address(text)),
+                    addresses: Addresses::new(self.cache.address(text)),
                     keys: BTreeSet::new(),
                     near: true,
                     due: Some(Instant::now()),
@@ -120,16 +121,16 @@ impl Resolver {
             }
         })
         .await;
-        self.told = self.addresses();
-        self.told.clone()
+        self.reported = self.addresses();
+        self.reported.clone()
     }
 
-    /// Waits until other addresses are in use than were last told, and gives them all. Cancel-safe.
+    /// Waits until other addresses are in use than were last reported, and returns them all. Cancel-safe.
     pub async fn changed(&mut self, mesh: &Mesh) -> Resolved {
         loop {
             let now = self.addresses();
-            if now != self.told {
-                self.told = now.clone();
+            if now != self.reported {
+                self.reported = now.clone();
                 return now;
             }
             self.step(mesh).await;
@@ -165,7 +166,7 @@ impl Resolver {
         let next = self.names.values().filter_map(|n| n.due).min();
         tokio::select! {
             Some((text, answer)) = self.lookups.next() => self.answered(mesh, &text, answer),
-            () = self.kept.written() => {}
+            () = self.cache.written() => {}
             () = tokio::time::sleep_until(next.unwrap_or(now)), if next.is_some() => {}
         }
     }
@@ -174,7 +175,7 @@ impl Resolver {
         // The mesh may have lost the name meanwhile.
         let Some(name) = self.names.get_mut(text) else { return };
         let found = answer.unwrap_or_else(|error| {
-            // Told when it begins; it ends with the line about its end.
+            // One line when it begins to fail, one when that is over.
             if name.failures == 0 {
                 tracing::warn!(endpoint.name = text, error, "cannot resolve an endpoint");
             }
@@ -205,7 +206,7 @@ impl Resolver {
         name.due = Some(Instant::now() + AGAIN);
         name.addresses.answered(&fit);
         let in_use = self.addresses();
-        self.kept.keep(in_use);
+        self.cache.store(in_use);
     }
 }
 

@@ -1,5 +1,5 @@
-//! `leaderd run`: everything is opened in the order in which a failure does least harm, and only then started.
-//! A start that fails leaves the data path of an earlier run as it was.
+//! `leaderd run`: opens everything in the order in which a failure does least harm, and only then starts it.
+//! A start that fails leaves the data path of an earlier run alone.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -26,7 +26,7 @@ use crate::clock::Clock;
 use crate::control::Control;
 use crate::counters::Counters;
 use crate::engine::{Engine, MAX_INPUTS, MAX_REQUESTS, Shells};
-use crate::lan::LanDevice;
+use crate::lan::LanWatch;
 use crate::network::KernelSteward;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
@@ -34,10 +34,12 @@ use crate::reload::{MeshFile, MeshSource};
 use crate::resolve::Resolver;
 use crate::secrets::Keys;
 use crate::store::{Identity, Store};
-use crate::{addresses, confine, durable, host, log, metrics, network, reload, resolve, supervise};
+use crate::{
+    addresses, durable, hardening, host, log, metrics, network, reload, resolve, supervise,
+};
 
-/// It was asked wrongly, and nothing was touched.
-const ASKED_WRONGLY: u8 = 2;
+/// Exit status for a mistake in arguments or configuration: nothing was touched.
+const USAGE_ERROR: u8 = 2;
 
 /// What a daemon starts with.
 struct Start {
@@ -59,8 +61,8 @@ pub struct Daemon {
 pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, log::FILTER)?;
     supervise::end_on_panic();
-    confine::no_core_dumps()?;
-    confine::narrow_umask();
+    hardening::no_core_dumps()?;
+    hardening::narrow_umask();
     raise_descriptors();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     #[cfg(feature = "kubernetes")]
@@ -83,7 +85,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let (me, mesh, keys) = match asked() {
         Ok(asked) => asked,
-        Err(error) => return Ok(asked_wrongly(&error)),
+        Err(error) => return Ok(usage_error(&error)),
     };
     run_on(runtime, async {
         let source = MeshSource::File(MeshFile::new(args.mesh.clone()));
@@ -93,9 +95,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Runs it to its end, and leaves behind what still waits for others. A name that DNS does not answer for keeps a thread in
-/// getaddrinfo(3) for as long as it likes, and dropping the runtime would wait for that. What must be done when the daemon
-/// ends (the store's last write, the recording's) is waited for within `work`, by what it drops.
+/// Runs `work` to its end without waiting for blocking threads: a name that DNS does not answer for keeps one in getaddrinfo(3),
+/// and dropping the runtime would wait for it. What must be done when the daemon ends (the last write of the store and of the
+/// recording) is waited for within `work`, by what it drops.
 fn run_on<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
     supervise::end_if_unwound(|| {
         let done = runtime.block_on(work);
@@ -104,7 +106,7 @@ fn run_on<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
     })
 }
 
-/// As a node of a Kubernetes cluster: the mesh is the cluster's, and what is decided is told there.
+/// Runs as a node of a Kubernetes cluster, which holds the mesh and shows what is decided.
 #[cfg(feature = "kubernetes")]
 async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     use crate::kubernetes;
@@ -118,7 +120,7 @@ async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let (config, me, keys) = match asked() {
         Ok(asked) => asked,
-        Err(error) => return Ok(asked_wrongly(&error)),
+        Err(error) => return Ok(usage_error(&error)),
     };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -137,13 +139,13 @@ async fn run_in_cluster(args: RunArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn asked_wrongly(error: &anyhow::Error) -> ExitCode {
-    eprintln!("leaderd: {}", told(error));
-    ExitCode::from(ASKED_WRONGLY)
+fn usage_error(error: &anyhow::Error) -> ExitCode {
+    eprintln!("leaderd: {}", in_one_line(error));
+    ExitCode::from(USAGE_ERROR)
 }
 
-/// An error with what is behind it, in one line. Some say that themselves: nothing is told twice.
-pub fn told(error: &anyhow::Error) -> String {
+/// Returns an error and its causes in one line. Some errors name their cause themselves: no text comes twice.
+pub fn in_one_line(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
         if !text.contains(&cause) {
@@ -154,7 +156,7 @@ pub fn told(error: &anyhow::Error) -> String {
     text
 }
 
-/// `started` is handed the running daemon.
+/// Starts all parts, hands the running daemon to `started`, and runs until a signal.
 async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> anyhow::Result<()> {
     let Start { me, mesh: file, keys, source, counters } = start;
     let clock = Clock::default();
@@ -177,10 +179,9 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     let mut resolver = Resolver::open(me.clone(), &args.state, clock);
     resolver.set_mesh(&file);
     let resolved = resolver.first(&file, resolve::START).await;
-    let mesh = Arc::new(file.clone());
-    let mut lan = LanDevice::new(me.clone());
-    lan.look(&mesh).await;
-    let (lan_device, lan_mtu) = (lan.name().cloned(), lan.mtu());
+    let mesh = Arc::new(file);
+    let mut lan = LanWatch::new(me.clone());
+    lan.check(&mesh).await;
     let mut seed = [0; 8];
     getrandom::fill(&mut seed).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
     let seed = u64::from_le_bytes(seed);
@@ -196,8 +197,6 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
                 restored: restored.clone(),
                 seed,
                 resolved: resolved.clone(),
-                lan_device: lan_device.as_ref().map(ToString::to_string),
-                lan_mtu,
                 now,
             };
             recorder(path, &header)?
@@ -208,6 +207,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     tokio::spawn(supervise::never_ends("watch of the host's settings", host));
     let addresses = addresses::watch(me.clone(), meshes_rx, inputs.clone());
     tokio::spawn(supervise::never_ends("watch of addresses", addresses));
+    inputs.send(Input::LanDevice(lan.in_use().clone())).await?;
     inputs.send(Input::Carried(carried_before(&mesh))).await?;
     let secret = Zeroizing::new(*keys.wireguard.expose());
     let config = NodeConfig {
@@ -217,8 +217,6 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         restored,
         seed,
         resolved,
-        lan_device,
-        lan_mtu,
     };
     let node = Node::new(config, now).context("cannot take up where the store left off")?;
 
@@ -246,13 +244,12 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     let (decided, decided_rx) = watch::channel(0);
     started(Daemon { asker, decided: decided_rx });
     tokio::spawn(supervise::never_ends("watch of the mesh file", async move {
-        if let Err(error) = reload::watch(source, me, file, resolver, lan, silent, inputs).await {
+        if let Err(error) = reload::watch(source, me, meshes, resolver, lan, silent, inputs).await {
             tracing::error!(%error, "changes of the mesh file are not seen any more");
         }
     }));
     let signer = Signer::new(keys.control.expose());
-    let shells =
-        Shells { probes, control, writer, signer, programs, meshes, recorder, counters, decided };
+    let shells = Shells { probes, control, writer, signer, programs, recorder, counters, decided };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {
@@ -263,7 +260,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         supervise::stopping();
     };
     supervise::running().context("cannot watch over the daemon's threads")?;
-    // All that a start can be refused for is behind us, and who asks at the admin socket is answered.
+    // Nothing can fail the start any more, and the admin socket answers.
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::warn!(%error, "cannot tell the service manager that the daemon runs");
     }
@@ -272,7 +269,7 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     Ok(())
 }
 
-/// `None`: the disk takes no recording, which keeps no daemon from starting.
+/// Starts the recording; `None` if the disk takes none: the daemon starts without.
 fn recorder(path: &Path, header: &record::Header) -> anyhow::Result<Option<Recorder>> {
     match Recorder::create(path, header) {
         Ok(recorder) => Ok(Some(recorder)),
@@ -284,7 +281,7 @@ fn recorder(path: &Path, header: &record::Header) -> anyhow::Result<Option<Recor
     }
 }
 
-/// Remote locations with a rule of ours: where a daemon before this one was carrying beside Kilo.
+/// Returns the remote locations with a rule of ours: where a daemon before this one carried beside Kilo.
 fn carried_before(mesh: &Mesh) -> BTreeSet<LocationName> {
     let rules = wgctl::net::our_rules().unwrap_or_else(|error| {
         tracing::error!(%error, "cannot read the kernel's rules: it is not known where leaderd carried before");
@@ -293,7 +290,7 @@ fn carried_before(mesh: &Mesh) -> BTreeSet<LocationName> {
     rules.iter().filter_map(|r| location_of_table(mesh, r.table)).cloned().collect()
 }
 
-/// What --node says, else the host's name.
+/// Returns what --node says, else the host's name.
 fn node_name(args: &RunArgs) -> anyhow::Result<NodeName> {
     match &args.node {
         Some(name) => Ok(name.clone()),
@@ -307,7 +304,7 @@ fn host_name() -> anyhow::Result<NodeName> {
         .with_context(|| "the host's name is no node name; say which node this is with --node")
 }
 
-/// Each fresh flow under way has a descriptor, and the usual soft limit is 1,024.
+/// Raises the limit of open files: each fresh flow under way has a descriptor, and the usual soft limit is 1,024.
 fn raise_descriptors() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
         && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
@@ -328,7 +325,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_recording_that_does_not_fit_keeps_no_daemon_from_starting_and_a_wrong_path_does() {
+    fn a_full_disk_does_not_keep_a_recording_daemon_from_starting_and_a_wrong_path_does() {
         let mesh = crate::fixture::example_mesh();
         let header = record::Header {
             leaderd: "test".into(),
@@ -337,14 +334,16 @@ mod tests {
             restored: BTreeMap::new(),
             seed: 1,
             resolved: BTreeMap::new(),
-            lan_device: None,
-            lan_mtu: None,
             now: Clock::default().now(),
         };
         assert!(recorder(Path::new("/dev/full"), &header).unwrap().is_none());
         let dir = tempfile::tempdir().unwrap();
         let error = recorder(&dir.path().join("nowhere/file"), &header).unwrap_err();
-        assert!(told(&error).contains("nowhere/file: No such file"), "{}", told(&error));
+        assert!(
+            in_one_line(&error).contains("nowhere/file: No such file"),
+            "{}",
+            in_one_line(&error)
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! - [`end_on_panic`]: a panic in any thread or task ends the process with status 101. Who can handle one uses [`caught`].
 //! - [`essential`]: a guard that a task or thread holds while it works. Once the daemon is [`running`], dropping the guard
 //!   ends the process, unless the daemon is [`stopping`].
-//! - [`Beat`]: a sign of life, given at least once a second. A thread that gives none for `watchdog::LIMIT` looks ends the process.
+//! - [`Beat`]: a sign of life, given at least once a second. A thread that gives none for `watchdog::LIMIT` checks ends the process.
 //!   Only threads that never wait for a disk have one: a disk that hangs stops voting, and a restart would not mend it. So the
 //!   engine and the network's thread have one; the store, the recorder, the cluster's thread (it keeps a view on disk) and tokio's
 //!   blocking threads (DNS, reading the mesh file, starting WireGuard processes) have none.
@@ -30,8 +30,8 @@ pub use watchdog::{Beat, beat, stalled};
 /// Exit status after a panic, after the end of an essential part, and after a hang: the one that Rust gives to a panic.
 pub const FAILED: i32 = 101;
 
-/// How long the last words may take, in seconds. A standard error that nobody reads must not keep a broken process alive.
-const LAST_WORDS: u32 = 5;
+/// How long the last message may take, in seconds. A standard error that is not read must not keep a broken process alive.
+const LAST_MESSAGE: u32 = 5;
 
 /// How far the daemon is.
 enum Life {
@@ -51,9 +51,9 @@ fn life() -> MutexGuard<'static, Life> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnPanic {
     End,
-    /// The stack is unwound first, within [`LAST_WORDS`]: what is dropped saves what it can. The process ends all the same.
+    /// The stack is unwound first, within [`LAST_MESSAGE`]: what is dropped saves what it can. The process ends all the same.
     Unwind,
-    /// Somebody catches it, and goes on.
+    /// The caller catches it, and goes on.
     Caught,
 }
 
@@ -68,7 +68,7 @@ pub fn end_on_panic() {
         if then == OnPanic::Caught {
             return;
         }
-        last_words_within(LAST_WORDS);
+        end_within(LAST_MESSAGE);
         say(&panicked(info));
         if then == OnPanic::End {
             exit();
@@ -76,7 +76,7 @@ pub fn end_on_panic() {
     }));
 }
 
-/// Runs something that may panic, and gives what it said. The process goes on.
+/// Runs something that may panic. The process goes on.
 ///
 /// # Errors
 /// The panic's message.
@@ -148,20 +148,20 @@ pub fn running() -> std::io::Result<()> {
     watchdog::start()
 }
 
-/// The daemon ends because it was told to: its parts may end now.
+/// The daemon was asked to stop: its parts may end now.
 pub fn stopping() {
     *life() = Life::Stopping;
 }
 
 /// Ends the process with a message.
 pub fn fail(why: &str) -> ! {
-    last_words_within(LAST_WORDS);
+    end_within(LAST_MESSAGE);
     say(why);
     exit()
 }
 
-/// SIGALRM ends the process, whatever its threads wait for: nobody here handles it.
-fn last_words_within(seconds: u32) {
+/// Has SIGALRM end the process, whatever its threads wait for: it has no handler.
+fn end_within(seconds: u32) {
     // SAFETY: alarm(2) takes and gives a number.
     unsafe { libc::alarm(seconds) };
 }

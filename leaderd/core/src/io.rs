@@ -1,4 +1,6 @@
-//! The core's whole interface with the world: what comes in, and what it wants done.
+//! The core's whole interface with the world: an [`Input`] is all that it learns, an [`Effect`] all that it wants done.
+//!
+//! A shell carries out effects and reports inputs, and decides nothing for the core. So a recording of both is complete.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +11,7 @@ use wgctl_plan::{InterfaceName, Network};
 use crate::admin::{AdminRequest, AdminResponse};
 use crate::fault::Fault;
 use crate::ids::{LocationName, NodeName, Slot};
-use crate::mesh::{HttpRequest, Mesh};
+use crate::mesh::{ControlPublicKey, HttpRequest, Mesh};
 use crate::proof::{Signature, Statement};
 pub use crate::stored::{Persist, StoredGroup};
 use crate::verdict::ProbeClass;
@@ -19,11 +21,11 @@ use crate::wire::Frame;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct ProbeId(pub u64);
 
-/// Names one thing to persist; counts up per daemon's lifetime.
+/// Names one write to the store; counts up from each start.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Ticket(pub u64);
 
-/// Something happened. Plain data, so that production can record it and `leaderd replay` run it again.
+/// What happened. Plain data, so that a daemon can record it and `leaderd replay` run it again.
 ///
 /// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -69,9 +71,9 @@ pub enum Input {
         revision: u64,
         error: Option<String>,
     },
-    /// What the shell sees of this node's own ability to relay; sent when it changes.
+    /// Whether this node can relay, as the shell sees it; sent when it changes.
     Local(LocalFacts),
-    /// From the local admin socket; `user`: who asked there, as far as it is known.
+    /// A request from the local admin socket, and its user as far as known.
     Admin {
         id: u64,
         user: Option<String>,
@@ -79,10 +81,10 @@ pub enum Input {
     },
     /// DNS names of endpoints and the addresses they have now.
     Resolved(BTreeMap<String, IpAddr>),
-    /// A new mesh file was read and found good.
+    /// Another mesh file was read, and has no mistakes.
     MeshChanged(Box<Mesh>),
-    /// Remote locations with a rule of ours in the kernel: where a daemon before this one was carrying. Told once, at the start;
-    /// a mesh that Kilo steers is not programmed before.
+    /// Remote locations with a rule of ours in the kernel: where a daemon before this one carried beside Kilo. Sent once,
+    /// at the start; a mesh that Kilo steers is not programmed before.
     Carried(BTreeSet<LocationName>),
     /// The TCP connect of a probe with an HTTP request succeeded; the answer is awaited.
     ServiceConnected {
@@ -90,15 +92,15 @@ pub enum Input {
     },
     /// The addresses within this node's workload prefixes that this host holds. Sent once at the start, and when they change.
     Addresses(Vec<HeldAddress>),
-    /// The MTU of this node's LAN device is another now; `None` if there is no such device.
-    LanMtu(Option<u32>),
-    /// What on this host keeps something of the mesh from working, in words for a person: all that this part of the shell has to
-    /// say, whenever it changes.
+    /// This node's LAN device is this one now. Sent once at the start, before which nothing is programmed, and when it changes.
+    LanDevice(LanDevice),
+    /// What on this host keeps part of the mesh from working, for a person to read: all notes of this part of the shell, whenever
+    /// they change.
     HostNotes {
         part: String,
         notes: Vec<String>,
     },
-    /// What `Effect::Sign` with this number asked for.
+    /// The signature that `Effect::Sign` with this number asked for.
     Signed {
         id: u64,
         signature: Signature,
@@ -108,6 +110,15 @@ pub enum Input {
         probe: ProbeId,
         body: Option<u32>,
     },
+}
+
+/// The device that holds this node's LAN address.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LanDevice {
+    /// `None` if no device holds the address.
+    pub name: Option<InterfaceName>,
+    /// Its MTU in bytes, as far as the kernel has said one.
+    pub mtu: Option<u32>,
 }
 
 /// An address that this host answers at.
@@ -134,13 +145,13 @@ pub enum ProbeError {
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct LocalFacts {
-    /// Set when this node knows that it cannot relay, with the reason in words.
+    /// Set when this node knows that it cannot relay, with the reason.
     pub broken: Option<(Fault, String)>,
-    /// Who does WireGuard: `kernel`, `wireguard-go` or `leaderd`.
+    /// The implementation of WireGuard: `kernel`, `wireguard-go` or `leaderd`.
     pub backend: String,
 }
 
-/// Something the core wants done.
+/// What the core wants done.
 ///
 /// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -156,7 +167,7 @@ pub enum Effect {
         to: SocketAddr,
         bytes: Vec<u8>,
     },
-    /// Send a frame; lost silently if there is no connection (the core repeats what matters).
+    /// Send a frame. It is lost silently without a connection: the core repeats what matters.
     SendFrame {
         to: NodeName,
         frame: Box<Frame>,
@@ -167,7 +178,7 @@ pub enum Effect {
         location: LocationName,
         write: Box<Persist>,
     },
-    /// Make the kernel look like this. A later one supersedes an earlier one.
+    /// Make the kernel look like this, and try again until it does. A later one supersedes an earlier one.
     Program {
         revision: u64,
         network: Box<Network>,
@@ -187,6 +198,39 @@ pub enum Effect {
         message: String,
         fields: Vec<(String, String)>,
     },
+    /// Hold control connections with exactly these nodes. Comes at the start and when they change; connections that still fit stay.
+    SetPeers {
+        peers: Vec<Peer>,
+    },
+    /// Reflect probes on exactly these UDP ports. Comes at the start and with each new mesh file.
+    ListenProbes {
+        ports: Vec<u16>,
+    },
+    /// Close the sockets of all pinned flows but these: the targets of the others are gone.
+    KeepFlows {
+        flows: BTreeSet<u32>,
+    },
+}
+
+/// A node to hold a control connection with.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Peer {
+    pub name: NodeName,
+    pub control_key: ControlPublicKey,
+    /// In the order in which to try them.
+    pub addresses: Vec<PeerAddress>,
+    /// True on the side that dials: the node with the lower index.
+    pub dial: bool,
+}
+
+/// Where a node's control port is, and where from.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerAddress {
+    /// Through this plane; `None`: by the ordinary routes.
+    pub plane: Option<Slot>,
+    /// Local address to dial from, where it matters.
+    pub source: Option<IpAddr>,
+    pub to: SocketAddr,
 }
 
 /// Written by position: new ones go at the end, none is moved or removed (`docs/compatibility.md`).

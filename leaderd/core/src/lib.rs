@@ -18,14 +18,17 @@ pub mod fault;
 #[cfg(test)]
 mod golden;
 pub mod group;
+mod handover;
 pub mod ids;
 pub mod io;
 pub mod kubernetes;
+pub mod log_limit;
 pub mod mesh;
 pub mod node;
 pub mod observe;
 pub mod probe;
 pub mod proof;
+pub mod rendezvous;
 pub mod state;
 pub mod status;
 pub mod stored;

@@ -19,7 +19,7 @@ use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::proof::{Proof, Signed};
 use crate::state::{Decision, Event};
 use crate::status::CandidateStatus;
-use crate::time::WallTime;
+use crate::time::{Duration, WallTime};
 use crate::verdict::Report;
 
 use limits::{MAX_ADDRESSED, MAX_DECISIONS, MAX_LOCATIONS, MAX_SLOTS};
@@ -34,7 +34,7 @@ const KINDS: u32 = 12;
 /// see [`Frame::limit`].
 pub const MAX_FRAME: usize = 4 << 20;
 
-/// What one node tells another.
+/// What one node sends to another.
 ///
 /// Written by position: new kinds go at the end, none is moved or removed, and no field of one is added, moved or removed.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -92,8 +92,8 @@ pub enum Frame {
         Vec<(NodeName, Vec<IpAddr>)>,
     ),
     /// From a candidate to the plain members of its location, with every hello: other locations that Kilo steers as well and that its
-    /// routes do not carry to, by which mesh file (the first eight bytes of its hash). Not sent before it has programmed any. Daemons of
-    /// before this frame refuse it, and carry as they did.
+    /// routes do not carry to, by which mesh file (the first eight bytes of its hash). Not sent before it has programmed any. Older
+    /// releases refuse this frame, and carry as they did.
     Uncarried {
         mesh_hash: [u8; 8],
         #[serde(deserialize_with = "bounded::list::<_, _, MAX_LOCATIONS>")]
@@ -133,7 +133,12 @@ fn relayable<'de, D: Deserializer<'de>>(from: D) -> Result<Box<Frame>, D::Error>
     }))
 }
 
-/// 'I am alive, and this is what I know.'
+/// Between two hellos to a peer.
+pub const HELLO_INTERVAL: Duration = Duration::from_secs(1);
+/// A node that has said no hello for this long is not counted on.
+pub const HELLO_STALE: Duration = Duration::from_millis(3500);
+
+/// A sign of life, with what the sender knows.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Hello {
     pub node: NodeName,
@@ -144,7 +149,7 @@ pub struct Hello {
     pub mesh_hash: [u8; 8],
     /// What the sender has programmed for its own location.
     pub decision: Option<Decision>,
-    /// What makes that decision believed.
+    /// The proof of that decision; empty if it has none.
     pub proof: Proof,
     /// The raft leader of the sender's location, if it knows one; without one the location has no quorum (for it).
     pub raft_leader: Option<NodeName>,
@@ -178,7 +183,7 @@ pub enum FrameError {
 }
 
 impl Frame {
-    /// What counters and logs call it.
+    /// Returns the name of this kind in counters and logs.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Raft { .. } => "raft",
@@ -225,7 +230,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_newer_daemon_adds_behind_a_frame_is_skipped() {
+    fn bytes_that_a_newer_daemon_adds_behind_a_frame_are_skipped() {
         let frame = Frame::Ack {
             location: "cloud".parse().unwrap(),
             epoch: Epoch(1),
@@ -236,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn a_newer_daemons_kind_of_frame_is_told_from_a_damaged_one() {
+    fn a_newer_daemons_kind_of_frame_is_distinguished_from_a_damaged_one() {
         let addresses = Frame::Addresses(Vec::new()).encode();
         let uncarried = Frame::Uncarried { mesh_hash: [0; 8], locations: Vec::new() }.encode();
         let signed = Frame::Signed {

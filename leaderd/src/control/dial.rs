@@ -33,7 +33,7 @@ pub(super) async fn run(dial: Dial, shared: Arc<Shared>) {
             Ok(Ok(connection)) => {
                 let up = Instant::now();
                 let _given_up = GivenUp(connection.clone());
-                // A task of its own: it tells and tidies up after the connection, also when this dialer is aborted.
+                // A task of its own: it reports the end of the connection and cleans up, also when this dialer is aborted.
                 let run = link::run(dial.node.clone(), dial.key, connection, shared.clone());
                 let _ = tokio::spawn(run).await;
                 if up.elapsed() > STABLE {
@@ -90,7 +90,7 @@ async fn connect(
         .map_err(|e| format!("binding: {e}"))?;
     let connecting = endpoint.connect_with(config, to, SERVER_NAME).map_err(|e| e.to_string())?;
     let connection = connecting.await.map_err(|e| e.to_string())?;
-    // The greeting: the peer has seen our key and takes it.
+    // The greeting: the peer has seen our key and accepts it.
     let mut greeting = connection.accept_uni().await.map_err(|e| e.to_string())?;
     greeting.read_to_end(0).await.map_err(|e| e.to_string())?;
     Ok(connection)

@@ -1,7 +1,7 @@
-//! Frames that came in and wait for the engine: bounded in bytes, for each peer and for all, and taken in turn.
+//! Frames that wait for the engine: bounded in bytes for each peer and for all, and taken from each peer in turn.
 //!
-//! A peer that sends more than the engine takes fills its own part. Frames on streams then wait, which holds back the peer by
-//! QUIC's flow control; datagrams, which are said again, are dropped. The others' frames pass by.
+//! A peer that sends more than the engine takes fills its own part. Its frames on streams then wait, so QUIC's flow control holds it
+//! back; its datagrams, which are sent again, are dropped. The frames of the others pass.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -39,7 +39,10 @@ struct Peer {
 }
 
 impl Inbox {
-    /// `length`: the frame's bytes on the wire. Gives the frame back where there is no room for it.
+    /// Adds a frame of `length` bytes on the wire.
+    ///
+    /// # Errors
+    /// Returns the frame if there is no room for it.
     pub(crate) fn offer(
         &self,
         from: &NodeName,
@@ -81,7 +84,7 @@ impl Inbox {
         }
     }
 
-    /// The next frame, of each peer in turn. Nothing is lost where this is given up while it waits.
+    /// Returns the next frame, of each peer in turn. Cancel-safe.
     pub(crate) async fn next(&self) -> (NodeName, Box<Frame>) {
         loop {
             if let Some(next) = self.take() {

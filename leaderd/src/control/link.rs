@@ -1,4 +1,4 @@
-//! One live connection: frames out, frames in, and the watch over its silence.
+//! One live connection: sends and receives frames, and ends when the peer is silent.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -19,23 +19,23 @@ use super::receive::{MAX_TRANSFER, Receiver};
 use super::{MAX_QUEUED, MAX_QUEUED_BYTES, Shared};
 use crate::counters::Counters;
 
-/// A connection without a word for this long is dead, on a short path.
+/// A connection that is silent for this long is dead, on a short path.
 const MIN_SILENCE: Duration = Duration::from_secs(3);
 
-/// A peer heard within this time is there: twice the keep-alive, and how often it is looked.
+/// A peer that was heard within this time is alive: twice the keep-alive, and the interval between two checks.
 const ALIVE: Duration = Duration::from_millis(2500);
 
-/// How often silence is looked for.
-const WATCH: Duration = Duration::from_millis(500);
+/// How often to check for silence.
+const CHECK: Duration = Duration::from_millis(500);
 
-/// How often the round trip is told anew.
+/// How often the core gets the round trip again.
 const REFRESH_RTT: Duration = Duration::from_secs(3);
 
 /// Frames longer than this (snapshots) let shorter ones pass.
 const LONG_FRAME: usize = 16 * 1024;
 
-/// Frames that are written at once: half of the streams that a peer lets us have, and few enough that those which wait at a peer
-/// that takes none are not many.
+/// Frames that are written at once: a quarter of the streams that a peer allows, and so few that not many wait at a peer that takes
+/// none.
 const MAX_WRITING: usize = 16;
 
 /// How long a connection may stay silent: at least ten round trips.
@@ -108,7 +108,7 @@ impl Link {
         self.wake.notify_one();
     }
 
-    /// What a peer sends that is not ours.
+    /// Sends what no leaderd sends.
     #[cfg(test)]
     pub(super) fn push_raw(&self, bytes: Vec<u8>) {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
@@ -146,7 +146,7 @@ struct Queue {
 }
 
 impl Queue {
-    /// How many older ones were dropped for it.
+    /// Adds a frame, and returns the number of older ones that were dropped for it.
     fn push(&mut self, frame: Vec<u8>) -> u64 {
         self.bytes += frame.len();
         self.frames.push_back(frame);
@@ -228,8 +228,8 @@ async fn watch(
     up: impl Fn(Duration) -> Input,
 ) -> String {
     let connection = &link.connection;
-    let mut ticks = interval(WATCH);
-    let (mut heard, mut at, mut told) = (0, Instant::now(), Instant::now());
+    let mut ticks = interval(CHECK);
+    let (mut heard, mut at, mut reported) = (0, Instant::now(), Instant::now());
     loop {
         ticks.tick().await;
         let received = connection.stats().udp_rx.datagrams;
@@ -241,8 +241,8 @@ async fn watch(
         if at.elapsed() > silence(rtt) {
             return format!("silent for {:?}", at.elapsed());
         }
-        if told.elapsed() > REFRESH_RTT && inputs.try_send(up(rtt)).is_ok() {
-            told = Instant::now();
+        if reported.elapsed() > REFRESH_RTT && inputs.try_send(up(rtt)).is_ok() {
+            reported = Instant::now();
         }
     }
 }

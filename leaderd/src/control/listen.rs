@@ -1,8 +1,8 @@
-//! Accepting: one UDP socket on all addresses, and bounds on handshakes under way.
+//! Accepts connections: one UDP socket on all addresses, and bounds on handshakes under way.
 //!
-//! Whoever has not proved its address (QUIC Retry) shares few places with all others who have not; when those are taken, all
-//! must prove theirs, which costs us neither memory nor a key exchange. Whoever has proved it has few places of its own, so
-//! that no address shuts out the others. A handshake that fails keeps its place for a while: places bound the rate as well.
+//! Clients that have not proved their address (QUIC Retry) share a few places; while those are taken, a client must prove its
+//! address, which costs us neither memory nor a key exchange. A proved address has a few places of its own, so that no address
+//! shuts out the others. A handshake that fails keeps its place for a while, so places bound the rate as well.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,16 +20,16 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::{Shared, link, tls, transport};
 use crate::supervise;
 
-/// Handshakes under way at once, of addresses that were proved. More are refused: a real peer comes again.
+/// Most handshakes under way of proved addresses. More are refused: a real peer tries again.
 const MAX_HANDSHAKES: usize = 64;
 
-/// Of those, of one address. A peer has one, or two when it starts anew.
+/// Most of those of one address. A peer has one, or two after a restart.
 const MAX_PER_SOURCE: usize = 4;
 
-/// Handshakes under way at once, of all addresses that were not proved.
+/// Most handshakes under way of all unproved addresses.
 const MAX_UNPROVED: usize = 16;
 
-/// A handshake that failed keeps its place so long from its beginning: each costs us a key exchange.
+/// How long a failed handshake keeps its place, from its beginning: each costs us a key exchange.
 const PENALTY: Duration = Duration::from_secs(1);
 
 /// Bytes that may wait at the socket. In a flood the kernel drops what does not fit, peers' packets as well as the others.
@@ -126,7 +126,7 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>) {
     }
 }
 
-/// Handshakes under way by address, of those that were proved. As many entries as handshakes, at most.
+/// Handshakes under way by proved address. It has at most as many entries as there are handshakes.
 #[derive(Clone, Default)]
 struct Sources(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
 
@@ -137,7 +137,7 @@ struct Place {
 }
 
 impl Sources {
-    /// `None` if the address has as many as it may.
+    /// Returns `None` if the address has all its places taken.
     fn take_place(&self, ip: IpAddr) -> Option<Place> {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(ip).or_default();
@@ -181,7 +181,7 @@ async fn handshake(
     let key = tls::peer_key(&connection)?;
     // The mesh may have changed since the key was verified.
     let node = shared.known.node(&key)?;
-    // Two machines with the same key would throw each other out for ever: the first one stays.
+    // Two machines with the same key would replace each other for ever: the first one stays.
     let old = shared.lock_links().get(&node).cloned();
     if old.is_some_and(|old| old.alive_elsewhere(connection.remote_address().ip())) {
         connection.close(quinn::VarInt::from_u32(0), b"these keys are in use on another machine");
@@ -191,7 +191,7 @@ async fn handshake(
         shared.refuse(from, "connections_refused_double", &why);
         return None;
     }
-    // In TLS 1.3 a client believes in the connection before the server has seen its key: an empty stream tells it.
+    // In TLS 1.3 a client takes the connection for made before the server has seen its key: an empty stream confirms it.
     let mut greeting = connection.open_uni().await.ok()?;
     greeting.finish().ok()?;
     Some((node, key, connection))

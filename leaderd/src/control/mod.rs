@@ -23,9 +23,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use leaderd_core::ids::NodeName;
-use leaderd_core::io::Input;
+use leaderd_core::io::{Input, Peer};
+use leaderd_core::log_limit::LogLimit;
 use leaderd_core::mesh::ControlPublicKey;
-use leaderd_core::node::Peer;
 use leaderd_core::wire::Frame;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use tokio::sync::mpsc;
@@ -34,8 +34,8 @@ use tokio::task::JoinHandle;
 pub use listen::ListenError;
 pub use tls::KnownKeys;
 
+use crate::clock::Clock;
 use crate::counters::Counters;
-use crate::log::Limiter;
 use crate::secrets::Keys;
 use inbox::Inbox;
 use link::Link;
@@ -52,7 +52,7 @@ const MAX_STREAMS: u32 = 64;
 /// Bytes of one peer in flight at once: two of the longest frames.
 const RECEIVE_WINDOW: u32 = 2 * leaderd_core::wire::MAX_FRAME as u32;
 
-/// What waits to be sent to one peer: so many frames, and bytes but for a single frame; more means that the peer is stuck.
+/// Most frames and bytes that wait to be sent to one peer (a single frame may be longer): more means that the peer is stuck.
 const MAX_QUEUED: usize = 256;
 const MAX_QUEUED_BYTES: usize = leaderd_core::wire::MAX_FRAME;
 
@@ -64,7 +64,8 @@ pub(crate) struct Shared {
     inputs: mpsc::Sender<Input>,
     inbox: Inbox,
     counters: Counters,
-    limiter: Mutex<Limiter>,
+    clock: Clock,
+    log_limit: Mutex<LogLimit<&'static str>>,
 }
 
 impl std::fmt::Debug for Shared {
@@ -78,10 +79,11 @@ impl std::fmt::Debug for Shared {
 pub struct Control {
     shared: Arc<Shared>,
     listener: JoinHandle<()>,
+    peers: usize,
     dialers: BTreeMap<NodeName, (Dial, JoinHandle<()>)>,
 }
 
-/// Everything that a dialer needs to know; a change of it starts another dialer.
+/// All that a dialer needs; a change of it starts another dialer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Dial {
     node: NodeName,
@@ -91,7 +93,7 @@ pub(crate) struct Dial {
 }
 
 impl Control {
-    /// Listens on `port` of all addresses. Who comes and goes is told to `inputs`; frames wait for [`Self::next_frame`]. Must be
+    /// Listens on `port` of all addresses. Sends to `inputs` who comes and goes; frames wait for [`Self::next_frame`]. Must be
     /// called within a tokio runtime.
     pub fn start(
         port: u16,
@@ -107,14 +109,16 @@ impl Control {
             inputs,
             inbox: Inbox::default(),
             counters,
-            limiter: Mutex::default(),
+            clock: Clock::default(),
+            log_limit: Mutex::default(),
         });
         let listener = listen::start(port, shared.clone())?;
-        Ok(Self { shared, listener, dialers: BTreeMap::new() })
+        Ok(Self { shared, listener, peers: 0, dialers: BTreeMap::new() })
     }
 
-    /// Who the peers are from now on. Connections and dialers that still fit are left alone.
+    /// Replaces the peers. Connections and dialers that still fit are left alone.
     pub fn set_peers(&mut self, peers: &[Peer]) {
+        self.peers = peers.len();
         let shared = &self.shared;
         shared.known.set(peers.iter().map(|p| (p.control_key, p.name.clone())).collect());
         let keys: BTreeMap<&NodeName, ControlPublicKey> =
@@ -164,6 +168,11 @@ impl Control {
         Input::Frame { from, frame }
     }
 
+    /// The number of nodes to hold a connection with.
+    pub const fn peers(&self) -> usize {
+        self.peers
+    }
+
     /// Who is connected.
     pub fn connected(&self) -> Vec<NodeName> {
         self.shared.lock_links().keys().cloned().collect()
@@ -190,7 +199,8 @@ impl Shared {
     /// Counts, and logs once per source and minute.
     fn refuse(&self, from: IpAddr, kind: &'static str, why: &dyn std::fmt::Display) {
         self.counters.count(kind);
-        if self.limiter.lock().unwrap_or_else(PoisonError::into_inner).allow(from, kind) {
+        let mut limit = self.log_limit.lock().unwrap_or_else(PoisonError::into_inner);
+        if limit.allow(self.clock.now().mono, &from.to_string(), kind).is_some() {
             tracing::warn!(peer.address = %from, reason = kind, "control channel: {why}");
         }
     }

@@ -1,4 +1,4 @@
-//! How much one peer may send: a bucket of frames and one of bytes.
+//! Limits what one peer may send: a token bucket of frames and one of bytes.
 
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ impl Rate {
         self.bytes = (self.bytes + passed * BYTES).min(BYTES * BURST);
     }
 
-    /// False if it is too much: for what may be dropped.
+    /// Returns false if it is too much: for what may be dropped.
     pub(super) fn allows(&mut self, now: Instant, bytes: usize) -> bool {
         self.refill(now);
         let allowed = self.frames >= 1.0 && self.bytes >= bytes as f64;
@@ -40,7 +40,7 @@ impl Rate {
         allowed
     }
 
-    /// Takes it in any case; says how long to wait before the next, for what may not be dropped.
+    /// Takes it in any case, and returns how long to wait before the next: for what may not be dropped.
     pub(super) fn debt(&mut self, now: Instant, bytes: usize) -> Duration {
         self.refill(now);
         self.spend(bytes);
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sent_over_a_minute_is_bounded_whatever_is_tried() {
+    fn frames_and_bytes_of_a_minute_are_bounded() {
         let start = Instant::now();
         for (bytes, most) in [(10, FRAMES), (64 << 10, BYTES / f64::from(64 << 10))] {
             let mut rate = Rate::new(start);

@@ -1,4 +1,4 @@
-//! Frames of one peer: read within their kinds' limits, at the peer's rate, and put into the inbox.
+//! Receives the frames of one peer, within the limits of their kinds and at the peer's rate, and puts them into the inbox.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::link::received_counter;
 use super::rate::Rate;
 use super::{MAX_STREAMS, Shared};
 
-/// A frame that takes longer to arrive whole than this is given up.
+/// A frame that takes longer than this to arrive is given up.
 pub(super) const MAX_TRANSFER: Duration = Duration::from_secs(30);
 
 /// Frames longer than [`MAX_MESSAGE`] that are read at once: snapshots, of which a raft leader sends one at a time.
@@ -87,7 +87,7 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    /// What does not fit is dropped: all that comes so is said again. Ends with the connection.
+    /// Drops what does not fit: all that comes in datagrams is sent again. Ends with the connection.
     pub(super) async fn datagrams(&self) {
         while let Ok(bytes) = self.connection.read_datagram().await {
             if !self.rate().allows(Instant::now(), bytes.len()) {

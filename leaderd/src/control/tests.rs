@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use leaderd_core::ids::Epoch;
-use leaderd_core::node::PeerAddress;
+use leaderd_core::io::PeerAddress;
 use leaderd_core::time::WallTime;
 use tokio::time::timeout;
 
@@ -167,7 +167,7 @@ async fn garbage_on_the_port_does_no_harm() {
 }
 
 #[tokio::test]
-async fn frames_to_nobody_are_dropped_and_counted_and_a_busy_port_is_named() {
+async fn frames_without_a_connection_are_dropped_and_counted_and_a_busy_port_is_named() {
     let a = end("a", 1);
     a.control.send(&"nobody".parse().unwrap(), &ack(1));
     assert_eq!(a.counters.get("frames_without_connection"), 1);
@@ -218,7 +218,7 @@ async fn a_frame_longer_than_its_kind_is_refused_and_the_connection_stays() {
 }
 
 #[tokio::test]
-async fn a_peer_that_floods_a_stuck_engine_waits_outside_it() {
+async fn a_peer_that_floods_a_stuck_engine_is_held_back() {
     let (mut a, mut b) = connected_pair().await;
     let (sent, size) = (200, 60_000);
     let link = a.control.shared.lock_links()[&b.name].clone();

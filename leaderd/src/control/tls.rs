@@ -1,7 +1,7 @@
 //! TLS 1.3 with raw Ed25519 public keys on both sides (RFC 7250): no certificates, a peer *is* its key.
 //!
 //! An accepting node takes any key of the mesh and learns from it who the peer is; a dialing node takes only the key of
-//! the node it dials. There is no resumption, so every connection proves its key anew.
+//! the node it dials. There is no resumption, so every connection proves its key again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -30,7 +30,7 @@ use crate::secrets::Secret;
 /// Another version of the frames is another one of these (`docs/compatibility.md`).
 const PROTOCOLS: &[&[u8]] = &[b"leaderd/2"];
 
-/// What stands where TLS wants a server name; a raw key has none, and nobody checks it.
+/// What stands where TLS wants a server name; a raw key has none, and neither side checks it.
 pub(super) const SERVER_NAME: &str = "leaderd.invalid";
 
 /// DER of a SubjectPublicKeyInfo up to the 32 bytes of an Ed25519 key (RFC 8410 §4).

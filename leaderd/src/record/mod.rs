@@ -1,4 +1,4 @@
-//! Recordings: what the core was told, and what it wanted done, in a file that `leaderd replay` runs again.
+//! Recordings: all inputs of the core with the effects that came of them, in a file that `leaderd replay` runs again.
 //!
 //! A file is one line of text with the format's version, then a gzip stream of records: each a little-endian `u32`
 //! length and that many bytes of postcard. First a [`Header`], all that the node was made from; then [`Record`]s, one for
@@ -8,8 +8,8 @@
 //! is sign and verify. So the tag of each packet is taken out, and what is kept instead is whether it was right
 //! (`docs/decisions/0005`).
 
+mod builder;
 mod read;
-mod tape;
 mod write;
 
 use std::collections::BTreeMap;
@@ -21,13 +21,13 @@ use leaderd_core::mesh::Mesh;
 use leaderd_core::time::Now;
 use serde::{Deserialize, Serialize};
 
+pub use builder::RecordBuilder;
 pub use read::{ReadError, Reader, Records, Tail};
-pub use tape::Tape;
 pub use write::{FileWriter, Recorder};
 
-/// Version of the format. Postcard names no fields: count it up with every change of what a record holds, which is all of
-/// `leaderd_core::io`, and make the fixture anew (`make recording`).
-pub const VERSION: u32 = 4;
+/// Version of the format. Postcard names no fields: raise it with every change of what a record holds, which is all of
+/// `leaderd_core::io`, and make the fixtures again (`make recording`).
+pub const VERSION: u32 = 5;
 
 /// What a recording begins with; the version and a newline follow.
 const MAGIC: &str = "leaderd recording ";
@@ -35,7 +35,7 @@ const MAGIC: &str = "leaderd recording ";
 /// Longest record, in bytes: a network of 4,094 nodes, or a store with its snapshot, is some MiB.
 const MAX_RECORD: u32 = 64 << 20;
 
-/// What the node was made from, but for its keys.
+/// All that the node was made from except its keys.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Header {
     /// Version of the leaderd that recorded.
@@ -47,8 +47,6 @@ pub struct Header {
     pub seed: u64,
     /// DNS names of endpoints.
     pub resolved: BTreeMap<String, IpAddr>,
-    pub lan_device: Option<String>,
-    pub lan_mtu: Option<u32>,
     pub now: Now,
 }
 

@@ -1,4 +1,4 @@
-//! Reading a recording: bounded, whatever the bytes say, and content with one that was cut off.
+//! Reads a recording: within bounds whatever the bytes say, up to where it was cut off.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -18,7 +18,7 @@ pub enum ReadError {
     #[error("no recording of leaderd: it does not begin with \"{MAGIC}\"")]
     NotARecording,
     #[error(
-        "a recording of format {found}; this leaderd reads format {VERSION}: use the one that recorded it"
+        "a recording of format {found}, and this leaderd reads format {VERSION} only: replay it with the version of leaderd that recorded it"
     )]
     Version { found: String },
     #[error("cut off before its header was whole: nothing can be run again")]

@@ -15,7 +15,7 @@ use leaderd_core::io::{Effect, Input};
 use leaderd_core::time::Now;
 use serde::Serialize;
 
-use super::{Ended, Header, MAGIC, MAX_RECORD, Record, Tape, VERSION};
+use super::{Ended, Header, MAGIC, MAX_RECORD, Record, RecordBuilder, VERSION};
 
 /// Records and bytes that wait for the disk. A recording with a hole is worth nothing, so when full it ends.
 const MAX_WAITING: usize = 8192;
@@ -105,7 +105,7 @@ struct Limits {
 /// Records what an engine does: [`Recorder::input`], [`Recorder::effect`] for each, [`Recorder::done`].
 #[derive(Debug)]
 pub struct Recorder {
-    tape: Tape,
+    builder: RecordBuilder,
     /// `None`: the recording has ended.
     records: Option<SyncSender<Vec<u8>>>,
     limits: Limits,
@@ -157,25 +157,32 @@ impl Recorder {
             }
             let _ = finishing.send(());
         })?;
-        Ok(Self { tape: Tape::default(), records: Some(tx), limits, waiting, why, finished })
+        Ok(Self {
+            builder: RecordBuilder::default(),
+            records: Some(tx),
+            limits,
+            waiting,
+            why,
+            finished,
+        })
     }
 
     pub fn input(&mut self, now: Now, input: &Input) {
         if self.records.is_some() {
-            self.tape.input(now, input);
+            self.builder.input(now, input);
         }
     }
 
     pub fn effect(&mut self, effect: &Effect) {
         if self.records.is_some() {
-            self.tape.effect(effect);
+            self.builder.effect(effect);
         }
     }
 
-    /// All effects of the input were told. `authentic`: see [`Tape::record`]. Never waits.
+    /// Ends the record of an input, after its last effect. `authentic`: see [`RecordBuilder::record`]. Never waits.
     pub fn done(&mut self, authentic: bool) {
         let Some(records) = &self.records else { return };
-        let sent = encode(&self.tape.record(authentic)).is_ok_and(|bytes| {
+        let sent = encode(&self.builder.record(authentic)).is_ok_and(|bytes| {
             let before = self.waiting.fetch_add(bytes.len(), Ordering::Relaxed);
             before + bytes.len() <= self.limits.waiting && records.try_send(bytes).is_ok()
         });
@@ -193,7 +200,7 @@ impl Recorder {
 
 impl Drop for Recorder {
     fn drop(&mut self) {
-        if std::thread::panicking() && self.tape.has_input() && self.records.is_some() {
+        if std::thread::panicking() && self.builder.has_input() && self.records.is_some() {
             // The input that the core did not survive is the one worth most.
             self.done(true);
             self.end(Ended::Panicked);
@@ -264,8 +271,6 @@ mod tests {
             restored: BTreeMap::new(),
             seed: 7,
             resolved: BTreeMap::new(),
-            lan_device: None,
-            lan_mtu: None,
             now: Now::default(),
         }
     }
@@ -288,22 +293,21 @@ mod tests {
         (n, reader.tail().unwrap())
     }
 
-    /// A recording is read by the version that made it alone, which any version must be able to tell: by the first line, and then by the
-    /// header's first field.
+    /// Only the version that made a recording reads it. Every version must find out which that is: by the first line, and then by
+    /// the header's first field.
     #[test]
-    fn a_recording_begins_as_it_did_and_its_records_are_where_they_were() {
+    fn the_bytes_of_a_recordings_first_line_and_records_do_not_change() {
         let header = header();
         let file = FileWriter::new(Vec::new(), &header).unwrap().finish(Ended::Stopped).unwrap();
         assert!(file.starts_with(format!("leaderd recording {VERSION}\n").as_bytes()));
-        let Header { leaderd, mesh, me, restored, seed, resolved, lan_device, lan_mtu, now } =
-            &header;
-        let fields = (leaderd, mesh, me, restored, seed, resolved, lan_device, lan_mtu, now);
+        let Header { leaderd, mesh, me, restored, seed, resolved, now } = &header;
+        let fields = (leaderd, mesh, me, restored, seed, resolved, now);
         assert_eq!(encode(&header).unwrap(), encode(&fields).unwrap());
         let started = Record::Started { effects: Vec::new() };
         assert_eq!(encode(&started).unwrap(), [0, 0]);
-        let mut tape = Tape::default();
-        tape.input(Now::default(), &Input::Timeout);
-        assert_eq!(encode(&tape.record(true)).unwrap(), [1, 0, 0, 0, 0]);
+        let mut builder = RecordBuilder::default();
+        builder.input(Now::default(), &Input::Timeout);
+        assert_eq!(encode(&builder.record(true)).unwrap(), [1, 0, 0, 0, 0]);
         let ended = [Ended::Stopped, Ended::DiskTooSlow, Ended::Full, Ended::Panicked];
         for (place, why) in ended.into_iter().enumerate() {
             assert_eq!(encode(&Record::Ended(why)).unwrap(), [2, place as u8]);
@@ -311,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_recorded_is_read_again_and_the_file_is_its_owners_alone() {
+    fn a_recording_is_read_back_and_only_its_owner_may_read_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.recording");
         for round in 0..2 {
@@ -325,7 +329,7 @@ mod tests {
         assert_eq!(count(&dir.path().join("a.recording.old")).0, 101, "the one before is kept");
     }
 
-    /// A disk that takes nothing until it is told to.
+    /// A disk that takes nothing while the lock is held.
     struct Stuck(File, Arc<Mutex<()>>);
     impl Write for Stuck {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -378,16 +382,16 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_cut_anywhere_is_read_up_to_there_and_a_changed_one_never_as_if_whole() {
+    fn a_recording_that_was_cut_anywhere_is_read_up_to_there() {
         let mut file = FileWriter::new(Vec::new(), &header()).unwrap();
-        let mut tape = Tape::default();
+        let mut builder = RecordBuilder::default();
         for n in 0..50 {
             let bytes = vec![n; 100];
-            tape.input(
+            builder.input(
                 Now::default(),
                 &Input::ProbeReply { probe: leaderd_core::io::ProbeId(n.into()), bytes },
             );
-            file.record(&tape.record(true)).unwrap();
+            file.record(&builder.record(true)).unwrap();
             if n % 10 == 0 {
                 file.flush().unwrap();
             }
@@ -420,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_recording_is_refused_in_words() {
+    fn a_file_that_is_no_recording_is_refused_with_a_reason() {
         let error = |bytes: &[u8]| match Reader::new(BufReader::new(bytes)) {
             Err(error) => error.to_string(),
             Ok(mut reader) => reader.header().unwrap_err().to_string(),

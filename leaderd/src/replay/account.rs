@@ -1,4 +1,4 @@
-//! What is told of a recording: the inputs that matter, the decisions, the changes of the network, the log, the events.
+//! The account of a recording: the inputs that matter, the decisions, the changes of the network, the log, the events.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use wgctl_plan::Network;
 use wgctl_plan::diff::diff_desired;
 
 use super::play::micros;
-use super::words;
+use super::render;
 use crate::record::{Ended, Header, Tail};
 
 /// Most entries kept; the rest is counted. A node logs little: this is months.
@@ -55,14 +55,14 @@ pub struct Account {
     record: u64,
     #[serde(skip)]
     network: Network,
-    /// Peers that are connected: the round trip is told anew every few seconds.
+    /// Peers that are connected: their round trip comes again every few seconds.
     #[serde(skip)]
     up: BTreeSet<NodeName>,
     #[serde(skip)]
     known: BTreeMap<LocationName, (Epoch, Vec<NodeName>)>,
 }
 
-/// Something worth telling.
+/// One line of the account.
 #[derive(Debug, Serialize)]
 pub struct Entry {
     /// Number of the record: see [`super::Divergence::record`].
@@ -76,7 +76,7 @@ pub struct Entry {
 #[derive(Debug, Serialize)]
 #[serde(tag = "what", rename_all = "kebab-case")]
 pub enum What {
-    /// Something came in that is not of every second.
+    /// An input that does not come every second.
     Input {
         text: String,
     },
@@ -89,7 +89,7 @@ pub enum What {
         cause: MoveReason,
         came_with: String,
     },
-    /// The kernel is to look different. `changes` are the first of so `many`.
+    /// The core asked for another network. `changes` holds the first of `many`.
     Network {
         revision: u64,
         many: usize,
@@ -135,26 +135,26 @@ impl Account {
         self.micros = self.micros.max(micros(self.start, now));
         let Some(input) = input else { return };
         self.inputs += 1;
-        *self.kinds.entry(words::kind(input)).or_default() += 1;
-        let tell = match input {
+        *self.kinds.entry(render::kind(input)).or_default() += 1;
+        let matters = match input {
             Input::PeerUp { node, .. } => self.up.insert(node.clone()),
             Input::PeerDown { node } => self.up.remove(node),
             Input::Local(_)
             | Input::Admin { .. }
             | Input::MeshChanged(_)
             | Input::Resolved(_)
-            | Input::LanMtu(_)
+            | Input::LanDevice(_)
             | Input::HostNotes { .. } => true,
             Input::Programmed { error, .. } => error.is_some(),
             _ => false,
         };
-        if tell {
-            self.tell(What::Input { text: words::input(input) });
+        if matters {
+            self.add(What::Input { text: render::input(input) });
         }
     }
 
-    /// What came of the input.
-    pub(super) fn did(&mut self, node: &Node, came_with: &str, effects: &[Effect]) {
+    /// Adds what came of the input.
+    pub(super) fn effects(&mut self, node: &Node, came_with: &str, effects: &[Effect]) {
         self.effects += effects.len() as u64;
         self.generation = node.mesh().generation;
         let mesh = node.mesh().clone();
@@ -164,7 +164,7 @@ impl Account {
             let known = self.known.insert(location.clone(), (decision.epoch, leaders.clone()));
             let (epoch, before) = known.unwrap_or_default();
             if epoch != decision.epoch {
-                self.tell(What::Decision {
+                self.add(What::Decision {
                     location: location.clone(),
                     epoch: decision.epoch,
                     leaders,
@@ -176,7 +176,7 @@ impl Account {
         }
         for effect in effects {
             match effect {
-                Effect::Log { level, message, fields } => self.tell(What::Log {
+                Effect::Log { level, message, fields } => self.add(What::Log {
                     level: *level,
                     message: message.clone(),
                     fields: fields.clone(),
@@ -185,7 +185,7 @@ impl Account {
                 Effect::Program { revision, network } if self.network != **network => {
                     let changes = diff_desired(&self.network, network);
                     let first = changes.iter().take(MAX_CHANGES).map(ToString::to_string);
-                    self.tell(What::Network {
+                    self.add(What::Network {
                         revision: *revision,
                         many: changes.len(),
                         changes: first.collect(),
@@ -213,7 +213,7 @@ impl Account {
         });
     }
 
-    fn tell(&mut self, what: What) {
+    fn add(&mut self, what: What) {
         if self.entries.len() >= MAX_ENTRIES {
             self.left_out += 1;
             return;

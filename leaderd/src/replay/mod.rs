@@ -3,7 +3,7 @@
 
 mod account;
 mod play;
-mod words;
+mod render;
 
 use std::process::ExitCode;
 
@@ -13,8 +13,8 @@ pub use play::{Divergence, Outcome, Replay, play};
 use crate::cli::ReplayArgs;
 use crate::record::{ReadError, Reader};
 
-/// There is nothing that could be run again.
-const ASKED_WRONGLY: u8 = 2;
+/// Exit status if the file is no recording that this version reads.
+const USAGE_ERROR: u8 = 2;
 
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     let opened = Reader::open(&args.file).and_then(|mut reader| Ok((reader.header()?, reader)));
@@ -25,14 +25,14 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
                 ReadError::Open { .. } => eprintln!("leaderd: {error}"),
                 _ => eprintln!("leaderd: {}: {error}", args.file.display()),
             }
-            return Ok(ExitCode::from(ASKED_WRONGLY));
+            return Ok(ExitCode::from(USAGE_ERROR));
         }
     };
     let replay = play(header, &mut reader);
     let text = if args.json {
         serde_json::to_string_pretty(&replay)? + "\n"
     } else {
-        words::render(&replay, args.debug)
+        render::render(&replay, args.debug)
     };
     // A reader that has seen enough (`| head`) is no failure of ours.
     if let Err(error) = std::io::Write::write_all(&mut std::io::stdout().lock(), text.as_bytes())

@@ -12,10 +12,10 @@ use leaderd_core::time::Now;
 use serde::Serialize;
 
 use super::account::Account;
-use super::words;
+use super::render;
 use crate::record::{Header, Record, Records, Tail};
 
-/// What came of a replay. `account` tells what the core did up to where `outcome` says.
+/// What a replay found: `account` is what the core did until `outcome`.
 #[derive(Debug, Serialize)]
 pub struct Replay {
     pub account: Account,
@@ -68,10 +68,6 @@ pub fn play<R: Read>(header: Header, records: &mut Records<R>) -> Replay {
 
 fn run<R: Read>(header: Header, records: &mut Records<R>, account: &mut Account) -> Outcome {
     let start = header.now;
-    let lan_device = match header.lan_device.map(|name| name.parse()).transpose() {
-        Ok(device) => device,
-        Err(error) => return Outcome::Refused { why: format!("device of the LAN: {error}") },
-    };
     let config = NodeConfig {
         mesh: Arc::new(header.mesh),
         me: header.me,
@@ -79,8 +75,6 @@ fn run<R: Read>(header: Header, records: &mut Records<R>, account: &mut Account)
         restored: header.restored,
         seed: header.seed,
         resolved: header.resolved,
-        lan_device,
-        lan_mtu: header.lan_mtu,
     };
     let mut node = match caught(|| Node::new(config, start)) {
         Ok(Ok(node)) => node,
@@ -100,7 +94,7 @@ fn run<R: Read>(header: Header, records: &mut Records<R>, account: &mut Account)
             Ok(Some(Record::Ended(_))) => continue,
         };
         record += 1;
-        let told = input.as_ref().map_or_else(|| "start".to_owned(), words::input);
+        let cause = input.as_ref().map_or_else(|| "start".to_owned(), render::input);
         account.input(record, now, input.as_ref());
         let effects = caught(|| {
             if let Some(input) = input {
@@ -110,18 +104,18 @@ fn run<R: Read>(header: Header, records: &mut Records<R>, account: &mut Account)
         });
         let effects = match effects {
             Ok(effects) => effects,
-            Err(message) => return Outcome::Panicked { record, input: told, message },
+            Err(message) => return Outcome::Panicked { record, input: cause, message },
         };
-        account.did(&node, &told, &effects);
+        account.effects(&node, &cause, &effects);
         if let Some((effect, recorded, replayed)) = first_difference(&recorded, &effects) {
             account.ended(&node, Tail::CutOff);
             return Outcome::Diverged(Box::new(Divergence {
                 record,
                 at_micros: micros(start, now),
-                input: told,
+                input: cause,
                 effect,
-                recorded: recorded.map(words::effect),
-                replayed: replayed.map(words::effect),
+                recorded: recorded.map(render::effect),
+                replayed: replayed.map(render::effect),
             }));
         }
     }
@@ -144,7 +138,7 @@ fn first_difference<'a>(
     })
 }
 
-/// A panic's message instead of the panic: that a daemon panicked is a good reason to look at its recording.
+/// Returns a panic's message in place of the panic: recordings of daemons that panicked are replayed to find out why.
 fn caught<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).map_err(|panic: Box<dyn Any + Send>| {
         let text = panic.downcast_ref::<String>().map(String::as_str);

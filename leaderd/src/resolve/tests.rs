@@ -26,7 +26,7 @@ fn mesh(name: &str) -> (Mesh, NodeName, WgPublicKey) {
 }
 
 fn resolver(me: &NodeName, state: &Path, lookup: Lookup) -> Resolver {
-    Resolver::with(me.clone(), Kept::open(state), Clock::default(), lookup)
+    Resolver::with(me.clone(), AddressCache::open(state), Clock::default(), lookup)
 }
 
 async fn changed(resolver: &mut Resolver, mesh: &Mesh) -> Resolved {
@@ -43,7 +43,7 @@ fn no_dns(name: String) -> BoxFuture<'static, Answer> {
 }
 
 #[tokio::test]
-async fn what_cannot_be_an_endpoint_is_ignored_and_the_last_good_address_kept() {
+async fn an_address_that_cannot_be_an_endpoint_is_ignored_and_the_last_good_one_kept() {
     let (mesh, me, _) = mesh("relay.example");
     let own = mesh.node(&me).unwrap().address;
     let dir = tempfile::tempdir().unwrap();
@@ -72,14 +72,14 @@ async fn what_cannot_be_an_endpoint_is_ignored_and_the_last_good_address_kept() 
 }
 
 #[tokio::test]
-async fn a_start_without_dns_uses_at_once_what_was_kept_and_asks_again_soon() {
+async fn a_start_without_dns_uses_cached_addresses_at_once_and_asks_again_soon() {
     let (mesh, me, _) = mesh("relay.example");
     let dir = tempfile::tempdir().unwrap();
     let mut before = resolver(&me, dir.path(), |name| answer(name, &["203.0.113.9"]));
     before.set_mesh(&mesh);
     let known = before.first(&mesh, LONG).await;
     assert_eq!(known.len(), 1);
-    before.kept.written().await;
+    before.cache.written().await;
     drop(before);
 
     static ASKED: AtomicU32 = AtomicU32::new(0);
@@ -137,7 +137,7 @@ async fn a_silent_endpoint_is_tried_at_the_next_address_of_its_name() {
 }
 
 #[tokio::test]
-async fn what_a_new_mesh_carries_is_no_endpoint_any_more() {
+async fn an_address_that_a_new_mesh_carries_is_no_endpoint_any_more() {
     let (mut mesh, me, _) = mesh("relay.example");
     let dir = tempfile::tempdir().unwrap();
     let mut resolver = resolver(&me, dir.path(), |name| answer(name, &["203.0.113.9"]));
@@ -150,7 +150,7 @@ async fn what_a_new_mesh_carries_is_no_endpoint_any_more() {
 }
 
 #[tokio::test]
-async fn a_damaged_file_of_kept_addresses_is_no_obstacle_and_is_written_anew() {
+async fn a_damaged_cache_of_addresses_is_ignored_and_written_again() {
     let (mesh, me, _) = mesh("relay.example");
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("endpoints.json"), "{\"relay.example\": 5").unwrap();
@@ -158,7 +158,7 @@ async fn a_damaged_file_of_kept_addresses_is_no_obstacle_and_is_written_anew() {
     first.set_mesh(&mesh);
     assert_eq!(first.addresses(), Resolved::new());
     first.first(&mesh, LONG).await;
-    first.kept.written().await;
+    first.cache.written().await;
     let mut second = resolver(&me, dir.path(), no_dns);
     second.set_mesh(&mesh);
     assert_eq!(second.addresses().len(), 1);

@@ -183,11 +183,11 @@ fn a_caught_panic_ends_nothing() {
 }
 
 #[test]
-fn an_essential_part_that_ends_takes_the_process_along_unless_it_is_stopped() {
+fn an_essential_part_that_ends_also_ends_the_process_unless_it_is_stopping() {
     if inside() {
         return;
     }
-    let test = "an_essential_part_that_ends_takes_the_process_along_unless_it_is_stopped";
+    let test = "an_essential_part_that_ends_also_ends_the_process_unless_it_is_stopping";
     for (part, name) in [
         ("an essential task ends", "accept loop"),
         ("an essential thread ends", "store"),

@@ -1,4 +1,4 @@
-//! Looks after threads that must not hang.
+//! Ends the process if a thread hangs that must not.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// How often beats are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often beats are checked.
+const CHECK: Duration = Duration::from_secs(1);
 
-/// Looks without a beat until the process ends. Looks are counted, not time: a process that was stopped, or a machine that slept,
-/// has missed no look. The longest that a healthy engine has been seen to stall is some 100 ms.
+/// Checks without a beat until the process ends. Checks are counted, not time: a process that was stopped, or a machine that slept,
+/// has missed none. The longest stall of a healthy engine that was seen is some 100 ms.
 pub const LIMIT: u32 = 20;
 
-/// Looks without a beat until the service manager's watchdog is no longer fed.
+/// Checks without a beat until the service manager's watchdog is no longer fed.
 const FRESH: u32 = 5;
 
 /// A thread's sign of life, while it works.
@@ -29,10 +29,10 @@ struct Count {
 
 static BEATS: Mutex<Vec<Arc<Count>>> = Mutex::new(Vec::new());
 
-/// Of the last look: the thread that has given no beat for longest, and for how many looks.
+/// Of the last check: the thread without a beat for longest, and for how many checks.
 static STALLED: Mutex<Option<(&'static str, u32)>> = Mutex::new(None);
 
-/// A thread that is looked after from now on, until the beat is dropped.
+/// Watches a thread from now on, until the beat is dropped.
 pub fn beat(name: &'static str) -> Beat {
     let count = Arc::new(Count { name, given: AtomicU64::new(0), ended: AtomicBool::new(false) });
     BEATS.lock().unwrap_or_else(PoisonError::into_inner).push(count.clone());
@@ -55,7 +55,7 @@ impl Drop for Beat {
 /// The thread that hangs, if one does.
 pub fn stalled() -> Option<&'static str> {
     let stalled = *STALLED.lock().unwrap_or_else(PoisonError::into_inner);
-    stalled.filter(|(_, looks)| *looks >= FRESH).map(|(name, _)| name)
+    stalled.filter(|(_, checks)| *checks >= FRESH).map(|(name, _)| name)
 }
 
 pub(super) fn start() -> std::io::Result<()> {
@@ -63,15 +63,15 @@ pub(super) fn start() -> std::io::Result<()> {
     let watch = move || {
         let mut watch = Watch::default();
         loop {
-            std::thread::sleep(LOOK);
-            let worst = watch.look(&BEATS);
+            std::thread::sleep(CHECK);
+            let worst = watch.check(&BEATS);
             *STALLED.lock().unwrap_or_else(PoisonError::into_inner) = worst;
             match worst {
-                Some((name, looks)) if looks >= LIMIT => {
-                    let seconds = u64::from(looks) * LOOK.as_secs();
+                Some((name, checks)) if checks >= LIMIT => {
+                    let seconds = u64::from(checks) * CHECK.as_secs();
                     super::fail(&format!("thread {name} has hung for {seconds} s"));
                 }
-                Some((_, looks)) if looks >= FRESH => {}
+                Some((_, checks)) if checks >= FRESH => {}
                 _ if fed => {
                     // One that is lost is followed by the next.
                     let _ = sd_notify::notify(&[NotifyState::Watchdog]);
@@ -83,7 +83,7 @@ pub(super) fn start() -> std::io::Result<()> {
     std::thread::Builder::new().name("watchdog".into()).spawn(watch).map(drop)
 }
 
-/// What was seen at the last look: of each beat how often it was given, and for how many looks that has not changed.
+/// What the last check saw: of each beat how often it was given, and for how many checks that has not changed.
 #[derive(Default)]
 struct Watch {
     seen: Vec<(Arc<Count>, u64, u32)>,
@@ -91,7 +91,7 @@ struct Watch {
 
 impl Watch {
     /// The beat that has been away for longest.
-    fn look(&mut self, beats: &Mutex<Vec<Arc<Count>>>) -> Option<(&'static str, u32)> {
+    fn check(&mut self, beats: &Mutex<Vec<Arc<Count>>>) -> Option<(&'static str, u32)> {
         let now = {
             let mut beats = beats.lock().unwrap_or_else(PoisonError::into_inner);
             beats.retain(|beat| !beat.ended.load(Ordering::Relaxed));
@@ -119,26 +119,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_beat_that_stays_away_counts_and_one_that_comes_back_is_forgiven() {
+    fn only_beats_that_are_missing_now_count() {
         let count = |name| {
             Arc::new(Count { name, given: AtomicU64::new(0), ended: AtomicBool::new(false) })
         };
         let (steady, hung) = (Beat(count("steady")), Beat(count("hung")));
         let beats = Mutex::new(vec![steady.0.clone(), hung.0.clone()]);
         let mut watch = Watch::default();
-        let mut look = || {
+        let mut check = || {
             steady.give();
-            watch.look(&beats)
+            watch.check(&beats)
         };
-        for looks in 0..4 {
-            let worst = look().unwrap();
-            assert_eq!(worst.1, looks);
-            assert!(looks == 0 || worst.0 == "hung");
+        for checks in 0..4 {
+            let worst = check().unwrap();
+            assert_eq!(worst.1, checks);
+            assert!(checks == 0 || worst.0 == "hung");
         }
         hung.give();
-        assert_eq!(look().unwrap().1, 0);
-        assert_eq!(look(), Some(("hung", 1)));
+        assert_eq!(check().unwrap().1, 0);
+        assert_eq!(check(), Some(("hung", 1)));
         drop(hung);
-        assert_eq!(look(), Some(("steady", 0)), "a part that has ended is not looked after");
+        assert_eq!(check(), Some(("steady", 0)), "a part that has ended is not watched");
     }
 }

@@ -26,7 +26,7 @@ use wgctl::wireguard::socket_of;
 use wgctl_plan::InterfaceName;
 
 use crate::cli::UserspaceArgs;
-use crate::{confine, log, supervise};
+use crate::{hardening, log, supervise};
 use server::Server;
 use tunnel::Tunnel;
 
@@ -47,7 +47,7 @@ const FIRST_MTU: u16 = 1420;
 
 pub fn run(args: &UserspaceArgs) -> anyhow::Result<ExitCode> {
     log::init(args.log, FILTER)?;
-    confine::no_core_dumps()?;
+    hardening::no_core_dumps()?;
     supervise::end_on_panic();
     // The socket is for its owner alone.
     umask(Mode::from_bits_truncate(0o077));

@@ -1,6 +1,6 @@
 //! Recording a node of a [`World`], as `leaderd run --record` does.
 
-use leaderd::record::{Ended, FileWriter, Header, Tape};
+use leaderd::record::{Ended, FileWriter, Header, RecordBuilder};
 use leaderd_core::ids::NodeName;
 use leaderd_core::io::{Effect, Input};
 use leaderd_core::node::NodeConfig;
@@ -14,7 +14,7 @@ pub(super) struct Recording {
     node: Option<NodeName>,
     /// From the node's start on.
     file: Option<FileWriter<Vec<u8>>>,
-    tape: Tape,
+    builder: RecordBuilder,
     /// The core's count of forged packets before the input.
     forged: u64,
 }
@@ -36,8 +36,6 @@ impl Recording {
             restored: config.restored.clone(),
             seed: config.seed,
             resolved: config.resolved.clone(),
-            lan_device: config.lan_device.as_ref().map(ToString::to_string),
-            lan_mtu: config.lan_mtu,
             now,
         };
         self.file = Some(FileWriter::new(Vec::new(), &header).expect("plain data"));
@@ -46,21 +44,21 @@ impl Recording {
 
     pub(super) fn input(&mut self, node: &NodeName, now: Now, input: &Input, forged: u64) {
         if self.is_of(node) {
-            self.tape.input(now, input);
+            self.builder.input(now, input);
             self.forged = forged;
         }
     }
 
     pub(super) fn effect(&mut self, node: &NodeName, effect: &Effect) {
         if self.is_of(node) {
-            self.tape.effect(effect);
+            self.builder.effect(effect);
         }
     }
 
     /// Ends the record of an input.
     pub(super) fn done(&mut self, node: &NodeName, forged: u64) {
         if let Some(file) = self.file.as_mut().filter(|_| self.node.as_ref() == Some(node)) {
-            file.record(&self.tape.record(forged == self.forged)).expect("plain data");
+            file.record(&self.builder.record(forged == self.forged)).expect("plain data");
         }
     }
 }

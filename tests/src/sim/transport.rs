@@ -1,5 +1,6 @@
 //! Delivers what nodes send: probes along the nodes' routes, frames over the control channel.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -30,6 +31,11 @@ struct Arrival {
     relay: Option<NodeName>,
 }
 
+/// The source port of a pinned flow.
+fn pinned_port(flow: u32) -> u16 {
+    10_000 + (flow % 8_000) as u16
+}
+
 impl World {
     pub(super) fn send_probe(&mut self, name: &NodeName, probe: ProbeSend) {
         let ProbeKind::Stamp { packet: payload, flow, .. } = &probe.kind else { return };
@@ -44,7 +50,7 @@ impl World {
                 self.next_port = self.next_port.checked_add(1).unwrap_or(FIRST_FRESH_PORT);
                 self.next_port
             }
-            Flow::Pinned(number) => 10_000 + (number % 8_000) as u16,
+            Flow::Pinned(number) => pinned_port(*number),
         };
         let source = SocketAddr::new(probe.source, port);
         self.flows.insert((name.clone(), source), id);
@@ -59,7 +65,8 @@ impl World {
             Ok(arrival) => {
                 let from = self.source_at(&arrival, source);
                 let (local, ttl) = (probe.target, arrival.ttl);
-                if self.nodes[&arrival.node].core.is_none() {
+                let target = &self.nodes[&arrival.node];
+                if target.core.is_none() || !target.probe_ports.contains(&local.port()) {
                     return self.report_port_unreachable(name, &arrival, &probe);
                 }
                 for delay in arrival.delays {
@@ -73,6 +80,15 @@ impl World {
             }
             Err(None) => {}
         }
+    }
+
+    /// Closes the sockets of a node's pinned flows but these: what comes back for the others is lost.
+    pub(super) fn keep_flows(&mut self, name: &NodeName, flows: &BTreeSet<u32>) {
+        let kept: BTreeSet<u16> = flows.iter().map(|flow| pinned_port(*flow)).collect();
+        self.flows.retain(|(node, source), _| {
+            let port = source.port();
+            node != name || port >= FIRST_FRESH_PORT || kept.contains(&port)
+        });
     }
 
     /// Returns the source of a packet as its target sees it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use leaderd_core::fault::Fault;
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::{Effect, Input, LocalFacts, LogLevel, ProbeId, StoredGroup};
+use leaderd_core::io::{Effect, Input, LanDevice, LocalFacts, LogLevel, ProbeId, StoredGroup};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -78,6 +78,10 @@ pub(super) struct SimNode {
     /// Counts restarts: events for an earlier incarnation are dropped.
     pub incarnation: u32,
     pub paused: bool,
+    /// The nodes that its core wants connections with.
+    pub peers: Vec<NodeName>,
+    /// The ports on which it reflects probes.
+    pub probe_ports: Vec<u16>,
     /// Peers with a connection: when it last worked, and with which incarnation of the peer.
     pub connections: BTreeMap<NodeName, (Instant, u32)>,
     /// Its entry in `World::timers`.
@@ -93,6 +97,8 @@ impl SimNode {
             disk: disk::Queue::default(),
             incarnation: 0,
             paused: false,
+            peers: Vec::new(),
+            probe_ports: Vec::new(),
             connections: BTreeMap::new(),
             timer: None,
         }
@@ -242,14 +248,14 @@ impl World {
             restored: node.store.clone(),
             seed,
             resolved: BTreeMap::new(),
-            lan_device: "eth0".parse().ok(),
-            lan_mtu: Some(1500),
         };
         self.recording.start(&config, now);
         node.core = Some(Node::new(config, now).expect("the node is in the mesh"));
         self.report_local_facts(name);
         self.run_effects(name);
         self.recording.done(name, 0);
+        let lan = LanDevice { name: "eth0".parse().ok(), mtu: Some(1500) };
+        self.input(name, Input::LanDevice(lan));
     }
 
     /// Ends a daemon; the kernel goes on.
@@ -426,6 +432,14 @@ impl World {
                 Effect::Program { revision, network } => {
                     self.schedule(PROGRAM, name, Event::Programmed { revision, network });
                 }
+                Effect::SetPeers { peers } => {
+                    let peers = peers.into_iter().map(|p| p.name).collect();
+                    self.nodes.get_mut(name).expect("a name of ours").peers = peers;
+                }
+                Effect::ListenProbes { ports } => {
+                    self.nodes.get_mut(name).expect("a name of ours").probe_ports = ports;
+                }
+                Effect::KeepFlows { flows } => self.keep_flows(name, &flows),
                 Effect::Log { level, message, fields } => {
                     let fields: Vec<String> =
                         fields.iter().map(|(k, v)| format!("{k}={v}")).collect();
@@ -457,9 +471,7 @@ impl World {
             if !self.is_awake(&name) {
                 continue;
             }
-            let Some(core) = self.core(&name) else { continue };
-            let wanted: Vec<NodeName> = core.peers().into_iter().map(|p| p.name).collect();
-            for peer in wanted {
+            for peer in self.nodes[&name].peers.clone() {
                 self.check_connection(&name, &peer);
             }
         }

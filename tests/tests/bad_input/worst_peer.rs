@@ -9,7 +9,7 @@ use leaderd::control::Control;
 use leaderd::counters::Counters;
 use leaderd::secrets::Keys;
 use leaderd_core::ids::NodeName;
-use leaderd_core::io::Input;
+use leaderd_core::io::{Effect, Input};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -54,12 +54,14 @@ async fn lie(mesh: Arc<Mesh>, me: NodeName, keys: Keys, over: Arc<AtomicBool>) -
         restored: Default::default(),
         seed: 1,
         resolved: Default::default(),
-        lan_device: None,
-        lan_mtu: None,
     };
     // Only to know whom it has connections with.
-    let peers = Node::new(config, Now::default()).expect("a node of the mesh").peers();
-    control.set_peers(&peers);
+    let mut node = Node::new(config, Now::default()).expect("a node of the mesh");
+    while let Some(effect) = node.poll_effect() {
+        if let Effect::SetPeers { peers } = effect {
+            control.set_peers(&peers);
+        }
+    }
     let mut worst = WorstPeer::new(me.clone(), mesh.nodes[&me].location.clone());
     let (mut known, mut sent) = (None::<Decision>, 0u64);
     while !over.load(Ordering::Relaxed) {

@@ -26,6 +26,7 @@ use crate::consensus::{RaftNode, StartError};
 use crate::election::Reports;
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::io::{LocalFacts, LogLevel, Persist, StoredGroup};
+use crate::log_limit::LogLimit;
 use crate::mesh::Mesh;
 use crate::state::{Decision, Event, LocationState};
 use crate::stored::StoredError;
@@ -119,7 +120,7 @@ pub struct Group {
     /// When the epoch was last raised above a claimed one, and how long until that may happen again.
     epoch_raised: Option<(Instant, Duration)>,
     ignored: u64,
-    ignored_logged: Option<Instant>,
+    ignored_log: LogLimit<()>,
     outputs: VecDeque<GroupOutput>,
 }
 
@@ -197,7 +198,7 @@ impl Group {
             trouble_recorded: None,
             epoch_raised: None,
             ignored: 0,
-            ignored_logged: None,
+            ignored_log: LogLimit::default(),
             outputs: VecDeque::new(),
         };
         group.begin(now);
@@ -408,8 +409,8 @@ impl Group {
     /// Counts an ignored message, and logs at most once a minute.
     fn ignore(&mut self, now: Now, from: &NodeName, why: &str) {
         self.ignored += 1;
-        if self.ignored_logged.is_none_or(|at| now.mono.since(at) >= Duration::from_secs(60)) {
-            self.ignored_logged = Some(now.mono);
+        // Whoever it is from: peers of a group are few, and mostly have the same reason.
+        if self.ignored_log.allow(now.mono, "", ()).is_some() {
             let fields = [
                 ("peer.name", from.to_string()),
                 ("why", why.to_owned()),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::view::{ClusterNode, ClusterView, names};
 use crate::ids::{LocationName, NodeName};
 use crate::mesh::{Mesh, Node};
+use crate::rendezvous::weight;
 
 /// Time between two turns.
 pub(super) const STEP: Duration = Duration::from_millis(200);
@@ -77,16 +78,6 @@ pub(super) fn has_daemon(node: &ClusterNode) -> bool {
 /// Returns the names of the nodes whose daemons have published their keys.
 fn daemons(view: &ClusterView) -> impl Iterator<Item = &str> {
     view.nodes.values().filter(|n| has_daemon(n)).map(|n| n.name.as_str())
-}
-
-/// FNV-1a with a mixing finalizer, as `observe::location` uses it: the same on every machine.
-fn weight(key: &str, name: &str) -> u64 {
-    let bytes = key.bytes().chain([0]).chain(name.bytes());
-    let mut h = bytes
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^ (h >> 33)
 }
 
 /// Returns the first of `all` in the same order.

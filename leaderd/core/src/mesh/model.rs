@@ -209,15 +209,6 @@ impl Mesh {
         Some(Self::new(spec))
     }
 
-    /// Returns this mesh with the LAN device that a node found by its address.
-    pub fn with_lan_device(&self, node: &NodeName, device: Option<InterfaceName>) -> Self {
-        let mut spec = self.spec.clone();
-        if let Some(node) = spec.nodes.get_mut(node) {
-            node.device = device;
-        }
-        Self::new(spec)
-    }
-
     /// Returns every workload prefix of a location, behind a node or not, sorted and without duplicates.
     pub fn prefixes_of(&self, location: &LocationName) -> Vec<IpNet> {
         let own = self.locations.get(location).map_or(&[][..], |l| &l.prefixes);

@@ -1,9 +1,9 @@
-//! Where nodes answer probes: what this host holds, what the others say, and the mesh with all of that in it.
+//! Where nodes answer probes: what this host holds, what the others report, and the mesh with all of that in it.
 //!
-//! A node says which address it holds; so the mesh file need not name any, and an address that changes makes no new generation
-//! of it. Who has no connection with a node (an observer and a plain member of another location, a plain member and another
-//! location's candidate) hears of it from a candidate of the node's location, or of its own. Of a node that never said anything
-//! (its daemon is of before) the mesh file's default holds; of one that is silent now, what it said last.
+//! A node reports which address it holds; so the mesh file need not name any, and an address that changes makes no new generation
+//! of it. A node without a connection to another (an observer and a plain member of another location, a plain member and another
+//! location's candidate) hears of it from a candidate of the other's location, or of its own. For a node that never reported
+//! anything (an older release) the mesh file's default holds; for one that is silent now, what it reported last.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -19,53 +19,53 @@ use crate::mesh::{self, Mesh, Overlay};
 use crate::time::{Duration, Instant, Now};
 use crate::wire::Frame;
 
-/// Which device's address counts where several are within the node's prefixes: what the CNI itself answers at comes first, as
-/// it is there before any Pod and crosses what Pods' packets cross. All others follow by name.
+/// Devices whose addresses are preferred among those within the node's prefixes: the CNI's own come first, as
+/// they exist before any Pod and packets to them take the path of Pods' packets. All others follow by name.
 const DEVICES: [&str; 7] =
     ["cilium_host", "vxlan.calico", "tunl0", "antrea-gw0", "cni0", "kube-bridge", "flannel.1"];
-/// So long after the start a node that has said nothing yet is no target: it says so as soon as a connection is up, and losses at an
-/// address that was guessed would be held against the relays. What still says nothing then runs a daemon of before.
-const FIRST_WORDS: Duration = Duration::from_secs(5);
-/// What is heard together is taken together: each new mesh makes the observer look anew at the locations that it changes.
-const SETTLE: Duration = Duration::from_millis(100);
-/// All is told again after this, as frames may get lost.
-const ANEW: Duration = Duration::from_secs(10);
+/// For this long after the start a node that has reported nothing is no target: it reports as soon as a connection is up, and losses
+/// at an address that was guessed would count against the relays. A node that still reports nothing then runs an older release.
+const GRACE: Duration = Duration::from_secs(5);
+/// Reports that come together are applied together: with each new mesh the observer rebuilds the locations that it changes.
+const BATCH: Duration = Duration::from_millis(100);
+/// All is sent again after this time, as frames may get lost.
+const RESEND: Duration = Duration::from_secs(10);
 /// Nodes in one frame: it fits a datagram. The rest follows a second later.
-const MAX_TOLD: usize = 32;
-/// Nodes in one frame that are looked at.
-const MAX_HEARD: usize = 4 * MAX_TOLD;
+const MAX_SENT: usize = 32;
+/// Most nodes of one frame that are read.
+const MAX_ACCEPTED: usize = 4 * MAX_SENT;
 
 #[derive(Debug)]
 pub(super) struct Addresses {
     /// The mesh as its file has it; the node's own mesh has the addresses in it.
-    pub(super) file: Arc<Mesh>,
-    /// `None` until the shell has looked.
+    file: Arc<Mesh>,
+    /// `None` until the shell has reported them.
     held: Option<Vec<HeldAddress>>,
-    said: BTreeMap<NodeName, Said>,
-    /// Of the newest of `said`.
+    reported: BTreeMap<NodeName, Reported>,
+    /// Of the newest of `reported`.
     version: u64,
-    told: BTreeMap<NodeName, Told>,
-    /// When what was heard is put into the mesh.
+    sent: BTreeMap<NodeName, Sent>,
+    /// When reports are applied to the mesh.
     due: Option<Instant>,
-    /// Until then nothing is guessed of those that have said nothing.
-    first_words: Option<Instant>,
+    /// Until then no address is guessed for nodes that have reported nothing.
+    grace_until: Option<Instant>,
 }
 
-/// What a node said last.
+/// What a node reported last.
 #[derive(Debug)]
-struct Said {
+struct Reported {
     addresses: Vec<IpAddr>,
-    /// Counts up over all nodes: who was told up to here need not be told again.
+    /// Counts up over all nodes: a peer that was sent all up to a version needs only what is newer.
     version: u64,
-    /// It said so itself, or is this node.
+    /// The node reported it itself, or is this node.
     first_hand: bool,
 }
 
-/// How far a peer was told.
+/// What a peer was sent.
 #[derive(Debug)]
-struct Told {
+struct Sent {
     version: u64,
-    anew: Instant,
+    resend_at: Instant,
 }
 
 impl Addresses {
@@ -73,40 +73,40 @@ impl Addresses {
         Self {
             file,
             held: None,
-            said: BTreeMap::new(),
+            reported: BTreeMap::new(),
             version: 0,
-            told: BTreeMap::new(),
+            sent: BTreeMap::new(),
             due: None,
-            first_words: None,
+            grace_until: None,
         }
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        self.due.into_iter().chain(self.first_words).min()
+        self.due.into_iter().chain(self.grace_until).min()
     }
 
     fn take(&mut self, now: Instant, node: &NodeName, addresses: Vec<IpAddr>, first_hand: bool) {
-        let old = self.said.get_mut(node);
+        let old = self.reported.get_mut(node);
         if let Some(old) = old.filter(|old| old.addresses == addresses) {
             old.first_hand = first_hand;
             return;
         }
         self.version += 1;
-        let said = Said { addresses, version: self.version, first_hand };
-        self.said.insert(node.clone(), said);
-        self.due = self.due.or(Some(now + SETTLE));
+        let reported = Reported { addresses, version: self.version, first_hand };
+        self.reported.insert(node.clone(), reported);
+        self.due = self.due.or(Some(now + BATCH));
     }
 
     /// The mesh of the file with the addresses that are known.
     pub(super) fn mesh(&self) -> Arc<Mesh> {
-        let silent = self.file.nodes.keys().filter(|_| self.first_words.is_some());
+        let silent = self.file.nodes.keys().filter(|_| self.grace_until.is_some());
         let mut known: BTreeMap<NodeName, Vec<IpAddr>> =
             silent.map(|n| (n.clone(), Vec::new())).collect();
-        known.extend(self.said.iter().map(|(n, s)| (n.clone(), s.addresses.clone())));
+        known.extend(self.reported.iter().map(|(n, s)| (n.clone(), s.addresses.clone())));
         self.file.with_probe_addresses(&known).map_or_else(|| self.file.clone(), Arc::new)
     }
 
-    /// Those of these addresses that this host does not hold; none while that is not known.
+    /// Returns those of these addresses that this host does not hold; none while that is not known.
     fn missing<'a>(&'a self, of: &'a [IpAddr]) -> impl Iterator<Item = IpAddr> + 'a {
         let holds = |ip: &IpAddr| {
             self.held.as_ref().is_none_or(|held| held.iter().any(|h| h.address == *ip))
@@ -116,7 +116,7 @@ impl Addresses {
 }
 
 impl Node {
-    /// Whether the host holds the node's own address; taken for granted until the shell has looked.
+    /// Returns whether the host holds the node's own address; true until the shell has reported.
     pub(super) fn holds_own_address(&self) -> bool {
         let own = self.mesh.node(&self.me).map(|me| me.address);
         self.addresses.missing(own.as_slice()).next().is_none()
@@ -126,7 +126,7 @@ impl Node {
     pub(super) fn addresses_held(&mut self, now: Now, held: Vec<HeldAddress>) {
         let held_own = self.holds_own_address();
         if self.addresses.held.replace(held).is_none() {
-            self.addresses.first_words = Some(now.mono + FIRST_WORDS);
+            self.addresses.grace_until = Some(now.mono + GRACE);
             self.addresses.due = Some(now.mono);
         }
         if self.holds_own_address() != held_own {
@@ -134,16 +134,16 @@ impl Node {
             self.reprogram(false);
         }
         self.choose_address(now);
-        self.settle_addresses(now);
+        self.apply_addresses(now);
     }
 
-    /// Which of the held addresses counts. Says so where it is another one than before, or none.
+    /// Chooses which of the held addresses to be probed at, and logs a change.
     pub(super) fn choose_address(&mut self, now: Now) {
         let file = self.addresses.file.clone();
         let Some(me) = file.node(&self.me) else { return };
         let Some(held) = &self.addresses.held else { return };
         if me.probe_addresses_written {
-            self.addresses.said.remove(&self.me);
+            self.addresses.reported.remove(&self.me);
             let missing: Vec<IpAddr> = self.addresses.missing(&me.probe_addresses).collect();
             for address in missing {
                 let message = "this node does not hold the probe address that the mesh file names: no probe to it is answered";
@@ -151,7 +151,7 @@ impl Node {
             }
             return;
         }
-        let before = self.addresses.said.get(&self.me).map(|s| s.addresses.clone());
+        let before = self.addresses.reported.get(&self.me).map(|s| s.addresses.clone());
         let chosen = choose(&file, me, held, before.as_deref().unwrap_or_default());
         if before.as_ref() == Some(&chosen) {
             return;
@@ -159,58 +159,59 @@ impl Node {
         if !chosen.is_empty() {
             let list: Vec<String> = chosen.iter().map(ToString::to_string).collect();
             let fields = [("probe.addresses", list.join(","))];
-            self.log(LogLevel::Info, "others probe this node at", fields);
+            self.log(LogLevel::Info, "others probe this node at these addresses", fields);
         } else if !me.prefixes.is_empty() {
             let message =
-                "this node holds no address within its prefixes: nobody can probe its workloads";
+                "this node holds no address within its prefixes: its workloads cannot be probed";
             self.log(LogLevel::Warn, message, []);
         }
         let name = self.me.clone();
         self.addresses.take(now.mono, &name, chosen, true);
     }
 
-    /// Puts what was heard into the mesh, if it is time.
-    pub(super) fn settle_addresses(&mut self, now: Now) {
+    /// Puts what was reported into the mesh, if it is time.
+    pub(super) fn apply_addresses(&mut self, now: Now) {
         if self.addresses.poll_timeout().is_none_or(|due| due > now.mono) {
             return;
         }
         self.addresses.due = None;
-        self.addresses.first_words = self.addresses.first_words.filter(|until| *until > now.mono);
+        self.addresses.grace_until = self.addresses.grace_until.filter(|until| *until > now.mono);
         if let Some(observer) = &mut self.observer {
-            observer.targets_are_awaited(self.addresses.first_words.is_some());
+            observer.targets_are_awaited(self.addresses.grace_until.is_some());
         }
         let mesh = self.addresses.mesh();
         if mesh.nodes == self.mesh.nodes {
             return;
         }
-        // Who votes, leads and routes does not hang on it.
+        // Votes, leaders and routes do not depend on it.
         self.mesh = mesh.clone();
         if let Some(observer) = &mut self.observer {
             observer.readdress(now, mesh.clone());
         }
         self.reflector.set_mesh(mesh);
+        self.mesh_in_force();
     }
 
     /// Another mesh file.
-    pub(super) fn new_file(&mut self, now: Now, file: Arc<Mesh>) -> Arc<Mesh> {
-        self.addresses.said.retain(|n, _| file.nodes.contains_key(n));
-        self.addresses.told.retain(|n, _| file.nodes.contains_key(n));
+    pub(super) fn set_mesh_file(&mut self, now: Now, file: Arc<Mesh>) -> Arc<Mesh> {
+        self.addresses.reported.retain(|n, _| file.nodes.contains_key(n));
+        self.addresses.sent.retain(|n, _| file.nodes.contains_key(n));
         self.addresses.file = file;
         self.choose_address(now);
         self.addresses.due = None;
         self.addresses.mesh()
     }
 
-    /// Tells a peer what it does not know yet, some of it.
-    pub(super) fn tell_addresses(&mut self, now: Now, to: &NodeName) {
+    /// Sends a peer the addresses that it does not know yet, at most [`MAX_SENT`] nodes of them.
+    pub(super) fn send_addresses(&mut self, now: Now, to: &NodeName) {
         let known = &mut self.addresses;
-        let told = known.told.entry(to.clone());
-        let told = told.or_insert(Told { version: 0, anew: now.mono + ANEW });
-        // Not before all was told once: what is new comes last.
-        if told.anew <= now.mono && told.version >= known.version {
-            *told = Told { version: 0, anew: now.mono + ANEW };
+        let sent = known.sent.entry(to.clone());
+        let sent = sent.or_insert(Sent { version: 0, resend_at: now.mono + RESEND });
+        // Not before all was sent once: the newest comes last.
+        if sent.resend_at <= now.mono && sent.version >= known.version {
+            *sent = Sent { version: 0, resend_at: now.mono + RESEND };
         }
-        let from = told.version;
+        let from = sent.version;
         if from >= known.version {
             return;
         }
@@ -220,26 +221,26 @@ impl Node {
             None => return,
         };
         let leads = self.leads_here();
-        let tells = |name: &NodeName, said: &Said| {
+        let is_for_it = |name: &NodeName, reported: &Reported| {
             let Some((location, _)) = of(name).filter(|_| name != to) else { return false };
-            let heard = said.first_hand && self.heard.hears(name, now.mono);
+            let heard = reported.first_hand && self.peers.hears(name, now.mono);
             let ours = *location == self.location;
             *name == self.me || heard && if far { ours } else { member && leads && !ours }
         };
-        let mut news: Vec<(&NodeName, &Said)> = self
+        let mut new: Vec<(&NodeName, &Reported)> = self
             .addresses
-            .said
+            .reported
             .iter()
-            .filter(|(name, said)| said.version > from && tells(name, said))
+            .filter(|(name, reported)| reported.version > from && is_for_it(name, reported))
             .collect();
-        news.sort_by_key(|(_, said)| said.version);
-        let rest = news.len() > MAX_TOLD;
-        news.truncate(MAX_TOLD);
-        let upto = news.last().filter(|_| rest).map_or(self.addresses.version, |(_, s)| s.version);
+        new.sort_by_key(|(_, reported)| reported.version);
+        let rest = new.len() > MAX_SENT;
+        new.truncate(MAX_SENT);
+        let upto = new.last().filter(|_| rest).map_or(self.addresses.version, |(_, s)| s.version);
         let list: Vec<(NodeName, Vec<IpAddr>)> =
-            news.into_iter().map(|(n, s)| (n.clone(), s.addresses.clone())).collect();
-        if let Some(told) = self.addresses.told.get_mut(to) {
-            told.version = upto;
+            new.into_iter().map(|(n, s)| (n.clone(), s.addresses.clone())).collect();
+        if let Some(sent) = self.addresses.sent.get_mut(to) {
+            sent.version = upto;
         }
         if !list.is_empty() {
             self.send(to, Frame::Addresses(list));
@@ -247,9 +248,9 @@ impl Node {
     }
 
     /// A new connection: the peer may have started again.
-    pub(super) fn tell_addresses_anew(&mut self, now: Now, to: &NodeName) {
-        self.addresses.told.remove(to);
-        self.tell_addresses(now, to);
+    pub(super) fn resend_addresses(&mut self, now: Now, to: &NodeName) {
+        self.addresses.sent.remove(to);
+        self.send_addresses(now, to);
     }
 
     pub(super) fn handle_addresses(
@@ -260,7 +261,7 @@ impl Node {
     ) {
         let file = self.addresses.file.clone();
         let (Some(teller), Some(me)) = (file.node(from), file.node(&self.me)) else { return };
-        for (name, addresses) in list.into_iter().take(MAX_HEARD) {
+        for (name, addresses) in list.into_iter().take(MAX_ACCEPTED) {
             // While a file is being rolled out it may have nodes that ours has not.
             let Some(node) = file.node(&name).filter(|n| n.name != self.me) else { continue };
             let first_hand = name == *from;
@@ -270,8 +271,8 @@ impl Node {
                 self.ignored(now, from.as_str(), Ignored::AddressesOfAnotherLocation);
                 continue;
             }
-            let itself = self.addresses.said.get(&name).is_some_and(|s| s.first_hand);
-            if !first_hand && itself && self.heard.hears(&name, now.mono) {
+            let itself = self.addresses.reported.get(&name).is_some_and(|s| s.first_hand);
+            if !first_hand && itself && self.peers.hears(&name, now.mono) {
                 continue;
             }
             let of = |f| addresses.iter().filter(|a| Family::of(a) == f).count();
@@ -284,19 +285,19 @@ impl Node {
         }
     }
 
-    /// Where this node is probed: nothing that it does not hold.
+    /// Returns where this node is probed: only addresses that it holds.
     pub(super) fn probed_at(&self) -> Vec<IpAddr> {
         let all = self.mesh.node(&self.me).map_or(&[][..], |me| &me.probe_addresses);
         let missing: Vec<IpAddr> = self.addresses.missing(all).collect();
         all.iter().copied().filter(|a| !missing.contains(a)).collect()
     }
 
-    /// What an operator should know about the addresses of a location's nodes.
+    /// Returns what an operator should know about the addresses of a location's nodes.
     pub(super) fn address_notes(&self, location: &crate::ids::LocationName) -> Vec<String> {
         let mut notes = Vec::new();
         let unknown = |n: &&mesh::Node| {
             let none = !n.prefixes.is_empty() && self.mesh.probed_at(n).next().is_none();
-            none && !n.probe_addresses_written && self.addresses.said.contains_key(&n.name)
+            none && !n.probe_addresses_written && self.addresses.reported.contains_key(&n.name)
         };
         let nodes: Vec<&str> =
             self.mesh.nodes_of(location).filter(unknown).map(|n| n.name.as_str()).collect();
@@ -318,7 +319,7 @@ impl Node {
     }
 }
 
-/// Of each family the address in use while it is held, else the one of the first device.
+/// Returns for each family the address in use while it is held, else the one of the first device.
 fn choose(mesh: &Mesh, me: &mesh::Node, held: &[HeldAddress], in_use: &[IpAddr]) -> Vec<IpAddr> {
     let overlay = mesh.locations.get(&me.location).map(|l| &l.overlay);
     let ours = |h: &HeldAddress| {

@@ -215,14 +215,13 @@ impl Node {
             group.handle_command(now, id, &pending.author, &pending.request);
             return;
         }
-        let knows_raft_leader = |name: &NodeName| {
-            self.heard.last.get(name).and_then(|(_, hello)| hello.raft_leader.clone())
-        };
+        let knows_raft_leader =
+            |name: &NodeName| self.peers.hello(name).and_then(|hello| hello.raft_leader.clone());
         let reachable: Vec<NodeName> = self
             .mesh
             .nodes_of(&pending.location)
             .map(|n| n.name.clone())
-            .filter(|n| self.heard.up.contains_key(n) && self.heard.is_fresh(n, now.mono))
+            .filter(|n| self.peers.is_connected(n) && self.peers.is_fresh(n, now.mono))
             .collect();
         // Straight to the raft leader if it is in reach, else to a node that knows it.
         let raft_leader =
@@ -255,9 +254,7 @@ impl Node {
         let raft_leader = self.groups.get(location).and_then(|g| g.raft_leader().cloned());
         match raft_leader {
             // Never back to the node that sent it: two nodes that each take the other for the raft leader would loop.
-            Some(leader)
-                if leader != self.me && !from_afar && self.heard.up.contains_key(&leader) =>
-            {
+            Some(leader) if leader != self.me && !from_afar && self.peers.is_connected(&leader) => {
                 self.pass_command(&leader, id);
             }
             _ => self.retry_command(now, id),

@@ -1,13 +1,14 @@
-//! Pushing decisions: at once, and again until each node has acknowledged.
+//! Announcements: a decision goes to every node that routes to its location, again until each has acknowledged it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::Node;
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::io::Effect;
 use crate::mesh::Mesh;
 use crate::proof::Proof;
 use crate::state::{Decision, Event};
-use crate::time::{Duration, Instant};
+use crate::time::{Duration, Instant, Now};
 use crate::wire::Frame;
 
 /// First pause before a decision is sent again. A LAN round trip is far shorter, a WAN one about this long.
@@ -41,7 +42,7 @@ impl Announcement {
 }
 
 impl Announcer {
-    /// Sends a decision to everyone, in place of any earlier one about the same location.
+    /// Sends a decision to its whole audience, in place of any earlier one about the same location.
     pub(super) fn start(
         &mut self,
         now: Instant,
@@ -63,7 +64,7 @@ impl Announcer {
         self.running.insert(announcement.decision.location.clone(), announcement);
     }
 
-    /// The event of the decision in force got more times: told once, for show only.
+    /// The event of the decision in force got more times: sent once, for show only.
     pub(super) fn update_event(
         &mut self,
         (decision, proof): (Decision, Proof),
@@ -134,6 +135,58 @@ impl Announcer {
             for node in due {
                 running.send(&node, effects);
             }
+        }
+    }
+}
+
+impl Node {
+    /// Announces a decision if that is this node's part: the raft leader's, or every candidate's if the raft leader is no
+    /// candidate and so has no tunnels.
+    pub(super) fn announce_if_ours(
+        &mut self,
+        now: Now,
+        decision: Decision,
+        event: Option<Box<Event>>,
+    ) {
+        let location = &decision.location;
+        let proof = self.decisions.proof(location).cloned();
+        let proof = proof
+            .filter(|_| self.decisions.get(location).is_some_and(|d| d.says_the_same(&decision)));
+        if proof.is_none() && self.proof_required(location) {
+            // No node would believe it yet.
+            return;
+        }
+        let proof = proof.unwrap_or_default();
+        let Some(group) = self.groups.get(location) else { return };
+        let is_candidate_here = |name: &NodeName| {
+            self.mesh.node(name).is_some_and(|n| n.location == *location && n.slot.is_some())
+        };
+        let raft_leader_has_tunnels = group.raft_leader().is_some_and(is_candidate_here);
+        if group.is_raft_leader() || (!raft_leader_has_tunnels && is_candidate_here(&self.me)) {
+            let audience = self.audience(location);
+            let said = (decision, proof);
+            self.announcer.start(now.mono, said, event, &audience, &mut self.effects);
+        } else {
+            self.announcer.stop(&decision.location);
+        }
+    }
+
+    /// A new raft leader announces the decision that it finds: the one before may have died before it could.
+    pub(super) fn watch_raft_leadership(&mut self, now: Now) {
+        let mut found = Vec::new();
+        for (location, group) in &self.groups {
+            if !group.is_raft_leader() {
+                self.raft_leading.remove(location);
+            } else if self.raft_leading.insert(location.clone())
+                && let Some(decision) = group.state().decision.clone()
+            {
+                let event =
+                    group.state().events.iter().rev().find(|e| e.epoch == decision.epoch).cloned();
+                found.push((decision, event.map(Box::new)));
+            }
+        }
+        for (decision, event) in found {
+            self.announce_if_ours(now, decision, event);
         }
     }
 }

@@ -1,19 +1,13 @@
-//! What is not believed: counted by its reason, and told once per source and minute.
+//! Input that this node does not believe: counted by reason, and logged once a minute for each source and reason.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use super::Node;
-use super::known::Untaken;
+use super::decisions::DecisionRefusal;
 use crate::io::LogLevel;
 use crate::probe::reflect::Reject;
-use crate::time::{Duration, Instant, Now};
+use crate::time::Now;
 use crate::wire::limits::Nonsense;
-
-/// One source is told of once in this time, for each reason.
-const QUIET: Duration = Duration::from_secs(60);
-/// How many (source, reason) pairs are remembered for that.
-const MAX_SAID: usize = 1024;
 
 /// Why something is ignored. [`Ignored::as_str`] names metrics, [`fmt::Display`] is for the log: rewording one leaves the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -26,7 +20,7 @@ pub(super) enum Ignored {
     ReportInAnothersName,
     AboutAnotherGroup,
     DecisionOfAnotherLocation,
-    Decision(Untaken),
+    Decision(DecisionRefusal),
     HelloInAnothersName,
     UncarriedOfAnotherLocation,
     AddressesOfAnotherLocation,
@@ -89,37 +83,13 @@ impl fmt::Display for Ignored {
     }
 }
 
-/// What the log said lately.
-#[derive(Debug, Default)]
-pub(super) struct Said(BTreeMap<(String, Ignored), Instant>);
-
-impl Said {
-    /// The source to name, if it is time to say so again.
-    fn due(&mut self, now: Instant, source: &str, why: Ignored) -> Option<String> {
-        let mut key = (source.to_owned(), why);
-        if !self.0.contains_key(&key) && self.0.len() >= MAX_SAID {
-            self.0.retain(|_, at| now.since(*at) < QUIET);
-            if self.0.len() >= MAX_SAID {
-                // A flood of made-up sources is told as one source, else it would fill the log.
-                key.0 = "many".to_owned();
-            }
-        }
-        if self.0.get(&key).is_some_and(|at| now.since(*at) < QUIET) {
-            return None;
-        }
-        let source = key.0.clone();
-        self.0.insert(key, now);
-        Some(source)
-    }
-}
-
 impl Node {
     pub(super) fn ignored(&mut self, now: Now, source: &str, why: Ignored) {
         self.count(&format!("ignored.{}", why.as_str()));
         if let Ignored::Nonsense(what) = why {
             self.count(&format!("nonsense.{}", what.as_str()));
         }
-        if let Some(source) = self.heard.ignored.due(now.mono, source, why) {
+        if let Some(source) = self.ignored_log.allow(now.mono, source, why) {
             let fields = [("source", source), ("reason", why.to_string())];
             self.log(LogLevel::Warn, "ignored", fields);
         }

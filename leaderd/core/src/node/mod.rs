@@ -1,34 +1,36 @@
 //! One daemon's whole core: probes, Raft groups, known decisions and the network they ask for, as one state machine.
 //!
 //! Call [`Node::handle_input`] with everything that happens, then drain [`Node::poll_effect`], then sleep until
-//! [`Node::poll_timeout`]. The parts never call each other: each one's outputs are carried to the next here, always in
+//! [`Node::poll_timeout`]. The parts never call each other: the node hands the outputs of each to the next, always in
 //! the direction probe → evidence → verdict → decision → state → topology → plan.
 
 mod addresses;
 mod admin;
 mod announce;
+mod connections;
+mod decisions;
+mod dispatch;
 mod fallback;
-mod frames;
-mod hello;
+mod gossip;
 mod ignored;
-mod known;
-mod mesh_change;
-mod peers;
+mod outputs;
+mod peer_table;
 mod program;
 mod proofs;
-mod pump;
-mod report;
-mod steer;
+mod reconfigure;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use wgctl_plan::{InterfaceName, Network};
+use wgctl_plan::Network;
 
 use crate::group::{Group, GroupError};
+use crate::handover::{Change, Handover, View};
 use crate::ids::{LocationName, NodeName};
-use crate::io::{Effect, Input, LocalFacts, LogLevel, StoredGroup, Ticket};
+use crate::io::{Effect, Input, LanDevice, LocalFacts, LogLevel, Peer, StoredGroup, Ticket};
+use crate::log_limit::LogLimit;
 use crate::mesh::Mesh;
 use crate::observe::Observer;
 use crate::probe::keys::ProbeKeys;
@@ -40,29 +42,24 @@ use crate::time::{Duration, Instant, Now};
 use addresses::Addresses;
 use admin::Forwards;
 use announce::Announcer;
+use decisions::KnownDecisions;
 use fallback::Fallback;
-use hello::Heard;
 use ignored::Ignored;
-use known::Known;
-pub use peers::{Peer, PeerAddress};
+use peer_table::PeerTable;
 use proofs::Proofs;
-use steer::Steer;
+pub use reconfigure::{MeshRefusal, check_successor};
 
-/// What a node is made from.
+/// All that a node is made from.
 #[derive(Debug)]
 pub struct NodeConfig {
     pub mesh: Arc<Mesh>,
     pub me: NodeName,
     pub keys: ProbeKeys,
-    /// What the store holds, by location.
+    /// The contents of the store, by location.
     pub restored: BTreeMap<LocationName, StoredGroup>,
     pub seed: u64,
-    /// DNS names of endpoints, as far as they resolve.
+    /// Addresses of endpoints by DNS name, as far as they resolve.
     pub resolved: BTreeMap<String, IpAddr>,
-    /// The device that holds this node's LAN address.
-    pub lan_device: Option<InterfaceName>,
-    /// That device's MTU.
-    pub lan_mtu: Option<u32>,
 }
 
 /// Why a node cannot be made.
@@ -86,38 +83,40 @@ pub struct Node {
     keys: ProbeKeys,
     seed: u64,
     resolved: BTreeMap<String, IpAddr>,
-    lan_device: Option<InterfaceName>,
-    lan_mtu: Option<u32>,
+    /// `None` until the shell has said which it is.
+    lan: Option<LanDevice>,
 
     observer: Option<Observer>,
     reflector: Reflector,
     groups: BTreeMap<LocationName, Group>,
-    /// Of locations that the mesh file does not have any more. They hear nothing but the disk, and go on if the location comes back.
-    resting: BTreeMap<LocationName, Group>,
-    /// What was on disk at the start of groups that this node had no vote in then.
+    /// Of locations that left the mesh file. They get answers of the disk only, and go on if the location comes back.
+    paused: BTreeMap<LocationName, Group>,
+    /// What was on disk at the start of groups in which this node had no vote then.
     stored: BTreeMap<LocationName, StoredGroup>,
-    known: Known,
+    decisions: KnownDecisions,
     announcer: Announcer,
-    heard: Heard,
+    peers: PeerTable,
     fallback: Fallback,
     forwards: Forwards,
     proofs: Proofs,
     facts: LocalFacts,
-    steer: Steer,
-    /// The groups that this node leads (Raft), to notice when it begins to.
+    handover: Handover,
+    /// The groups of which this node is raft leader, to notice when it becomes that.
     raft_leading: BTreeSet<LocationName>,
 
     network: Network,
-    /// What is to be known of that network; the log has it, and the status.
+    /// What operators should know of that network: for the log and the status.
     notes: Vec<String>,
-    /// What parts of the shell say of this host, for the status.
+    /// What parts of the shell report of this host, for the status.
     host_notes: BTreeMap<String, Vec<String>>,
     revision: u64,
-    program_retry: Option<Instant>,
+    /// Of the last `Effect::SetPeers`.
+    asked_peers: Option<Vec<Peer>>,
     persists: BTreeMap<Ticket, (LocationName, u64)>,
     last_ticket: u64,
     effects: VecDeque<Effect>,
     counters: BTreeMap<String, u64>,
+    ignored_log: LogLimit<Ignored>,
 }
 
 impl std::fmt::Debug for Node {
@@ -131,17 +130,17 @@ impl std::fmt::Debug for Node {
 
 impl Node {
     pub fn new(config: NodeConfig, now: Now) -> Result<Self, NodeError> {
-        let NodeConfig { mesh, me, keys, mut restored, seed, resolved, lan_device, lan_mtu } =
-            config;
+        let NodeConfig { mesh, me, keys, mut restored, seed, resolved } = config;
         let Some(node) = mesh.node(&me) else { return Err(NodeError::UnknownNode(me)) };
         let location = node.location.clone();
         let is_candidate = node.slot.is_some();
 
-        let mut known = Known::default();
+        let mut decisions = KnownDecisions::default();
         for (location, stored) in &restored {
-            if let Some((decision, proof)) = stored.decision.as_deref().and_then(Known::read_stored)
+            if let Some((decision, proof)) =
+                stored.decision.as_deref().and_then(KnownDecisions::read_stored)
             {
-                known.restore(location, decision, proof);
+                decisions.restore(location, decision, proof);
             }
         }
         let mut groups = BTreeMap::new();
@@ -151,9 +150,9 @@ impl Node {
                 .map_err(|source| NodeError::Group { location: location.clone(), source })?;
             // Where decisions are proved, what is committed and not signed is in force nowhere; its proof may come again.
             if let Some(decision) = &group.state().decision
-                && known.proof(location).is_none()
+                && decisions.proof(location).is_none()
             {
-                known.restore(location, decision.clone(), Proof::default());
+                decisions.restore(location, decision.clone(), Proof::default());
             }
             groups.insert(location.clone(), group);
         }
@@ -163,8 +162,8 @@ impl Node {
         let reflector = Reflector::new(mesh.clone(), me.clone(), keys.clone());
 
         let mut this = Self {
-            steer: Steer::new(&mesh, &location),
-            heard: Heard::new(now.mono),
+            handover: Handover::new(&mesh, &location),
+            peers: PeerTable::new(now.mono),
             proofs: Proofs::new(&mesh, now),
             fallback: Fallback::new(now.mono),
             addresses: Addresses::new(mesh.clone()),
@@ -174,14 +173,13 @@ impl Node {
             keys,
             seed,
             resolved,
-            lan_device,
-            lan_mtu,
+            lan: None,
             observer,
             reflector,
             groups,
-            resting: BTreeMap::new(),
+            paused: BTreeMap::new(),
             stored: restored,
-            known,
+            decisions,
             announcer: Announcer::default(),
             forwards: Forwards::new(seed),
             facts: LocalFacts::default(),
@@ -190,19 +188,21 @@ impl Node {
             notes: Vec::new(),
             host_notes: BTreeMap::new(),
             revision: 0,
-            program_retry: None,
+            asked_peers: None,
             persists: BTreeMap::new(),
             last_ticket: 0,
             effects: VecDeque::new(),
             counters: BTreeMap::new(),
+            ignored_log: LogLimit::default(),
         };
-        this.reprogram(true);
+        this.listen_for_probes();
+        this.mesh_in_force();
         this.check_own_key();
-        this.pump(now);
+        this.drain_outputs(now);
         Ok(this)
     }
 
-    /// Something happened.
+    /// Takes in what happened.
     pub fn handle_input(&mut self, now: Now, input: Input) {
         match input {
             Input::Timeout => self.handle_timeout(now),
@@ -262,27 +262,27 @@ impl Node {
                 }
             }
             Input::MeshChanged(mesh) => self.mesh_changed(now, *mesh),
-            Input::Carried(rules) => self.carried_before(rules),
+            Input::Carried(rules) => self.carried_before(&rules),
             Input::Addresses(held) => self.addresses_held(now, held),
             Input::HostNotes { part, notes } => drop(self.host_notes.insert(part, notes)),
             Input::Signed { id, signature } => self.signed(now, id, signature),
-            Input::LanMtu(mtu) => {
-                if self.lan_mtu != mtu {
-                    self.lan_mtu = mtu;
-                    self.reprogram(false);
+            Input::LanDevice(lan) => {
+                let before = self.lan.replace(lan);
+                if before != self.lan {
+                    self.reprogram(before.is_none());
                 }
             }
         }
-        self.pump(now);
-        self.steer(now);
+        self.drain_outputs(now);
+        self.hand_over(now);
     }
 
-    /// The next thing to do, if any.
+    /// Returns the next effect to carry out, if any.
     pub fn poll_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
     }
 
-    /// When [`Input::Timeout`] is wanted next.
+    /// Returns when [`Input::Timeout`] is wanted next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let parts = self.groups.values().map(Group::poll_timeout);
         parts
@@ -290,11 +290,10 @@ impl Node {
                 self.observer.as_ref().and_then(Observer::poll_timeout),
                 self.announcer.poll_timeout(),
                 self.addresses.poll_timeout(),
-                Some(self.heard.next_hello),
-                Some(self.fallback.next_check),
+                Some(self.peers.poll_timeout()),
+                Some(self.fallback.poll_timeout()),
                 self.forwards.poll_timeout(),
-                self.program_retry,
-                self.steer.poll_timeout(),
+                self.handover.poll_timeout(),
             ])
             .flatten()
             .min()
@@ -304,32 +303,27 @@ impl Node {
         &self.mesh
     }
 
-    /// The group of a location in which this node has a vote. One that it no longer votes in tells nobody anything.
+    /// Returns the group of a location if this node votes in it: what another one knows is stale.
     fn voting(&self, location: &LocationName) -> Option<&Group> {
         self.groups.get(location).filter(|g| g.votes())
     }
 
-    /// The decision that this node knows of a location.
+    /// Returns the decision that this node knows of a location.
     pub fn decision(&self, location: &LocationName) -> Option<&Decision> {
-        self.known.decision(location)
+        self.decisions.get(location)
     }
 
-    /// The long-lived flows of probes that may be used again; all others are over.
-    pub fn pinned_flows(&self) -> BTreeSet<u32> {
-        self.observer.as_ref().map(Observer::pinned_flows).unwrap_or_default()
-    }
-
-    /// What makes that decision believed; `None`: it was taken without.
+    /// Returns the proof of that decision; `None` if it was taken without one.
     pub fn proof(&self, location: &LocationName) -> Option<&Proof> {
-        self.known.proof(location)
+        self.decisions.proof(location)
     }
 
-    /// What the kernel is to look like now.
+    /// Returns the network that this node wants now.
     pub fn desired(&self) -> &Network {
         &self.network
     }
 
-    /// Counts since start, by dotted name.
+    /// Returns the counters since the start, by dotted name.
     pub fn counters(&self) -> BTreeMap<String, u64> {
         let mut counters = self.counters.clone();
         let left_out = self.observer.as_ref().map_or(0, Observer::rounds_left_out);
@@ -339,8 +333,8 @@ impl Node {
         counters
     }
 
-    /// Probe packets since start, of either direction, whose HMAC was wrong. A recorder asks before and after an input: it
-    /// is to keep whether a packet was authentic, and not the HMAC.
+    /// Returns the number of probe packets since the start, of either direction, whose HMAC was wrong. A recorder compares it before and
+    /// after an input: it records whether a packet was authentic, and not the HMAC.
     pub fn forged_packets(&self) -> u64 {
         ["probes.rejected.bad-hmac", "probes.replies.bad-hmac"]
             .iter()
@@ -359,18 +353,49 @@ impl Node {
                 group.handle_timeout(now);
             }
         }
-        self.settle_addresses(now);
-        if self.heard.next_hello <= now.mono {
+        self.apply_addresses(now);
+        if self.peers.is_due(now.mono) {
             self.send_hellos(now);
         }
-        if self.fallback.next_check <= now.mono {
+        if self.fallback.is_due(now.mono) {
             self.check_fallback(now);
-        }
-        if self.program_retry.is_some_and(|at| at <= now.mono) {
-            self.reprogram(true);
         }
         self.announcer.handle_timeout(now.mono, &mut self.effects);
         self.expire_forwards(now);
+    }
+
+    /// Where a daemon before this one carried beside Kilo.
+    fn carried_before(&mut self, rules: &BTreeSet<LocationName>) {
+        if self.handover.carried_before(rules) {
+            self.reprogram(true);
+        }
+    }
+
+    /// Decides again where our routes carry beside Kilo, if anything changed, and programs what follows.
+    fn hand_over(&mut self, now: Now) {
+        if !self.handover.is_due(now.mono) {
+            return;
+        }
+        let mut handover = std::mem::take(&mut self.handover);
+        let leader = |l: &LocationName| self.effective_leaders(l)?.first().copied();
+        let view =
+            View { mesh: &self.mesh, observer: self.observer.as_ref(), first_leader: &leader };
+        let changes = handover.evaluate(now.mono, &view);
+        self.handover = handover;
+        if changes.is_empty() {
+            return;
+        }
+        for change in changes {
+            let (count, level) = match change {
+                Change::In { .. } => ("steer.in", LogLevel::Info),
+                Change::Back { .. } => ("steer.back", LogLevel::Warn),
+            };
+            self.count(count);
+            let fields = [("location.name", change.location().to_string())];
+            self.log(level, change.why(), fields);
+        }
+        self.reprogram(false);
+        self.handover.settled();
     }
 
     fn count(&mut self, what: &str) {

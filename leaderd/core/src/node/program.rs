@@ -1,22 +1,19 @@
-//! The network that this node wants, how its programming went, and what the node says of itself.
+//! The network that this node wants, how programming it went, and what this node can do itself.
 
 use std::collections::BTreeMap;
 
 use crate::ids::{LocationName, Slot};
 use crate::io::{Effect, LocalFacts, LogLevel};
-use crate::time::{Duration, Now};
+use crate::time::Now;
 use crate::topology::{self, TopologyInput};
 
 use super::Node;
 
-/// How long after a failed attempt the kernel is asked again to look as desired.
-const PROGRAM_RETRY: Duration = Duration::from_secs(1);
-
 impl Node {
-    /// Computes the whole desired network and asks for it if it changed, or in any case.
+    /// Computes the whole desired network, and asks for it if it changed, or `always`.
     pub(super) fn reprogram(&mut self, always: bool) {
-        self.steer.touch();
-        if self.steer.waits() {
+        self.handover.touch();
+        if self.lan.is_none() || self.handover.waits() {
             return;
         }
         let leaders: BTreeMap<LocationName, Vec<Slot>> = self
@@ -28,21 +25,21 @@ impl Node {
         let input = self.topology_input(&leaders);
         let mut network = topology::desired(&input);
         let notes = topology::notes(&input).iter().map(ToString::to_string).collect();
-        self.tell_notes(notes);
-        // Whoever compares it with the one before, as the next line does, then need not look into what has stayed.
+        self.log_new_notes(notes);
+        // Comparing the two, as the next line does, then skips what they share.
         network.share(&self.network);
         if always || network != self.network {
             self.network = network;
-            self.ask_for_network();
+            self.program();
         }
-        self.known.programming(self.revision);
+        self.decisions.programming(self.revision);
     }
 
-    /// The same where nothing but the leaders of one location changed: no more work with many prefixes and peers than with few, as
-    /// the networks share all but their nexthops.
+    /// Fast path for a leader change: replaces one nexthop group. Its cost does not grow with prefixes and peers, as the networks
+    /// share all but their nexthops.
     pub(super) fn reprogram_leaders(&mut self, location: &LocationName) {
-        self.steer.touch();
-        if self.steer.waits() {
+        self.handover.touch();
+        if self.lan.is_none() || self.handover.waits() {
             return;
         }
         let leaders = self.effective_leaders(location).map(|l| (location.clone(), l));
@@ -54,8 +51,8 @@ impl Node {
         if !done {
             return self.reprogram(true);
         }
-        self.ask_for_network();
-        self.known.programming(self.revision);
+        self.program();
+        self.decisions.programming(self.revision);
     }
 
     fn topology_input<'a>(
@@ -67,15 +64,15 @@ impl Node {
             me: &self.me,
             leaders,
             resolved: &self.resolved,
-            lan_device: self.lan_device.as_ref(),
-            lan_mtu: self.lan_mtu,
+            lan_device: self.lan.as_ref().and_then(|lan| lan.name.as_ref()),
+            lan_mtu: self.lan.as_ref().and_then(|lan| lan.mtu),
             holds_address: self.holds_own_address(),
-            carried: &self.steer.carried,
+            carried: self.handover.carried(),
         }
     }
 
-    /// Logs what is new, once.
-    fn tell_notes(&mut self, notes: Vec<String>) {
+    /// Logs the notes that are new.
+    fn log_new_notes(&mut self, notes: Vec<String>) {
         let before = std::mem::replace(&mut self.notes, notes);
         let new = self.notes.iter().filter(|n| !before.contains(n)).cloned().collect::<Vec<_>>();
         for note in new {
@@ -87,9 +84,8 @@ impl Node {
         }
     }
 
-    fn ask_for_network(&mut self) {
+    fn program(&mut self) {
         self.revision += 1;
-        self.program_retry = None;
         let network = Box::new(self.network.clone());
         self.effects.push_back(Effect::Program { revision: self.revision, network });
     }
@@ -97,18 +93,15 @@ impl Node {
     pub(super) fn programmed(&mut self, now: Now, revision: u64, error: Option<String>) {
         if let Some(error) = error {
             self.count("program.failed");
-            // The shell has logged it, and knows how often.
+            // The shell tries again by itself, and has logged it.
             self.log(LogLevel::Debug, "cannot program the network", [("error", error)]);
-            if revision == self.revision {
-                self.program_retry = Some(now.mono + PROGRAM_RETRY);
-            }
             return;
         }
-        if revision == self.revision && self.steer.programmed() && self.observer.is_some() {
-            // Members follow: said at once, not with the next hello.
-            self.heard.next_hello = now.mono;
+        if revision == self.revision && self.handover.programmed() && self.observer.is_some() {
+            // Members follow.
+            self.peers.hasten(now.mono);
         }
-        for (decision, announced_by) in self.known.programmed(revision, now.wall) {
+        for (decision, announced_by) in self.decisions.programmed(revision, now.wall) {
             self.decision_in_force(now, &decision, &announced_by);
         }
     }
@@ -121,14 +114,13 @@ impl Node {
                 }
                 None => self.log(LogLevel::Info, "this node can relay", []),
             }
-            // Said at once, not with the next hello.
-            self.heard.next_hello = now.mono;
+            self.peers.hasten(now.mono);
         }
         self.facts = facts;
         if let Some(group) = self.groups.get_mut(&self.location) {
             group.handle_local_facts(now, &self.facts);
         }
-        if self.heard.next_hello <= now.mono {
+        if self.peers.is_due(now.mono) {
             self.send_hellos(now);
         }
     }

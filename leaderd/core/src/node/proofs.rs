@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Node;
+use super::decisions::DecisionRefusal;
 use super::ignored::Ignored;
-use super::known::Untaken;
 use crate::capability::{Capabilities, Capability};
 use crate::group::Standing;
 use crate::ids::{Epoch, LocationName, NodeName};
@@ -264,8 +264,8 @@ impl Node {
         else {
             return;
         };
-        let newer =
-            self.known.epoch(location) > decision.epoch && self.known.proof(location).is_some();
+        let newer = self.decisions.epoch(location) > decision.epoch
+            && self.decisions.proof(location).is_some();
         if newer || self.is_proved(&decision) {
             return;
         }
@@ -282,9 +282,9 @@ impl Node {
     /// is not enough for long: a node that starts with the present file knows no others.
     fn is_proved(&self, decision: &Decision) -> bool {
         let location = &decision.location;
-        let known = self.known.decision(location);
+        let known = self.decisions.get(location);
         known.is_some_and(|d| d.says_the_same(decision))
-            && self.known.proof(location).is_some_and(|proof| {
+            && self.decisions.proof(location).is_some_and(|proof| {
                 self.proofs.sets.get(location).is_some_and(|(set, _)| proof.is_of(set))
             })
     }
@@ -292,7 +292,7 @@ impl Node {
     /// Takes a decision with a checked proof.
     fn accept_proved(&mut self, now: Now, decision: &Decision, proof: Proof) {
         let location = decision.location.clone();
-        if self.known.attach(decision, proof.clone()) {
+        if self.decisions.attach(decision, proof.clone()) {
             self.store_known(&location);
             self.update_group(&location);
         } else if self.adopt(decision, Some(&proof)).is_err() {
@@ -306,7 +306,7 @@ impl Node {
     }
 
     pub(super) fn store_known(&mut self, location: &LocationName) {
-        let write = Persist { decision: self.known.stored(location), ..Persist::default() };
+        let write = Persist { decision: self.decisions.stored(location), ..Persist::default() };
         self.persist(location.clone(), None, write);
     }
 
@@ -326,11 +326,11 @@ impl Node {
             self.ignored(now, from.as_str(), Ignored::DecisionForCandidates);
             return;
         }
-        let known = self.known.epoch(location);
+        let known = self.decisions.epoch(location);
         let by_present_voters =
             self.proofs.sets.get(location).is_some_and(|(set, _)| proof.is_of(set));
         let news = decision.epoch > known
-            || self.known.proof(location).is_none()
+            || self.decisions.proof(location).is_none()
             || (decision.epoch == known && by_present_voters && !self.is_proved(decision));
         let proof = Some(proof).filter(|proof| news && !proof.is_empty()).and_then(|proof| {
             // Signatures that do not count are not passed on.
@@ -348,7 +348,7 @@ impl Node {
             return;
         }
         if let Err(why) = self.adopt(decision, None)
-            && why != Untaken::Old
+            && why != DecisionRefusal::Old
         {
             self.ignored(now, from.as_str(), Ignored::Decision(why));
         }
@@ -356,8 +356,8 @@ impl Node {
 
     /// Sends a node the proved decision of its location if that is newer than `theirs`: its stores may be lost.
     pub(super) fn send_if_newer(&mut self, to: &NodeName, location: &LocationName, theirs: Epoch) {
-        let Some(proof) = self.known.proof(location).cloned() else { return };
-        let Some(decision) = self.known.decision(location).cloned() else { return };
+        let Some(proof) = self.decisions.proof(location).cloned() else { return };
+        let Some(decision) = self.decisions.get(location).cloned() else { return };
         if decision.epoch > theirs {
             self.send(to, Frame::Announce { decision, proof, event: None });
         }
@@ -372,7 +372,7 @@ impl Node {
         let (sign, do_not) = self.signers(set);
         let may_sign = set.voters().count() - do_not;
         set.is_majority(sign)
-            || (self.known.proof(location).is_some() && !set.is_majority(do_not))
+            || (self.decisions.proof(location).is_some() && !set.is_majority(do_not))
             || (self.proofs.presumed.contains_key(location) && set.is_majority(may_sign))
     }
 
@@ -382,7 +382,7 @@ impl Node {
             if *voter == self.me {
                 return Some(self.proofs.key_matches);
             }
-            let (_, hello) = self.heard.last.get(voter)?;
+            let hello = self.peers.hello(voter)?;
             Some(hello.capabilities.has(Capability::Proofs))
         };
         let all: Vec<bool> = set.voters().filter_map(signs).collect();
@@ -392,7 +392,7 @@ impl Node {
 
     /// A note for operators where a location's decision is not proved.
     pub(super) fn proof_note(&self, location: &LocationName) -> Option<String> {
-        let known = self.known.decision(location);
+        let known = self.decisions.get(location);
         let epoch = known.map_or(Epoch(0), |d| d.epoch);
         let decided = self.voting(location).map(|g| g.state().epoch()).filter(|e| *e > epoch);
         if let Some(decided) = decided.filter(|_| self.proof_required(location)) {
@@ -400,7 +400,7 @@ impl Node {
                 "decision {decided} is not in force: most voters have not signed it"
             ));
         }
-        if known.is_none() || self.known.proof(location).is_some() {
+        if known.is_none() || self.decisions.proof(location).is_some() {
             return None;
         }
         let (set, _) = self.proofs.sets.get(location)?;
@@ -414,8 +414,8 @@ impl Node {
     /// Gives the group of this location the decision that this node follows.
     pub(super) fn update_group(&mut self, location: &LocationName) {
         let required = self.proof_required(location);
-        let decision = self.known.decision(location);
-        let standing = match self.known.proof(location) {
+        let decision = self.decisions.get(location);
+        let standing = match self.decisions.proof(location) {
             None => Standing::Claimed,
             Some(_) if decision.is_some_and(|d| self.is_proved(d)) => Standing::Proved,
             Some(_) => Standing::ProvedBefore,

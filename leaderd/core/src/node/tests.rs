@@ -1,12 +1,12 @@
-//! One node, fed by hand: whom it believes, what it counts, and where an operator's command goes.
+//! One node that gets its inputs from the test: whom it believes, what it counts, and where an operator's command goes.
 
 mod addresses;
 mod authors;
 mod change;
 mod fallback;
+mod handover;
 mod hostile;
 mod proofs;
-mod steer;
 mod trust;
 
 use super::*;
@@ -21,7 +21,7 @@ use crate::time::WallTime;
 use crate::verdict::{Report, SlotReport, Verdict};
 use crate::wire::{Frame, Hello};
 
-/// What candidates of `cloud` tell about one of them: all is well, and slot 0 leads.
+/// The status of a candidate of `cloud`, where all is well and slot 0 leads.
 fn candidate(slot: u8) -> crate::status::CandidateStatus {
     crate::status::CandidateStatus {
         name: name(&format!("cloud-{slot}")),
@@ -41,7 +41,7 @@ fn candidate(slot: u8) -> crate::status::CandidateStatus {
 struct Bench {
     node: Node,
     now: Now,
-    /// All that was to be written is there at once; the node hears of it when a test says so.
+    /// Holds all writes at once; the node hears of them when a test says so.
     disk: BTreeMap<LocationName, StoredGroup>,
 }
 
@@ -93,13 +93,12 @@ impl Bench {
             restored: disk.clone(),
             seed,
             resolved: BTreeMap::new(),
-            lan_device: None,
-            lan_mtu: None,
         };
         let mut bench = Self { node: Node::new(config, now).unwrap(), now, disk };
         // Most tests begin when all voters that are up have been heard.
         bench.node.proofs.presume_no_signers();
         bench.effects();
+        bench.feed(Input::LanDevice(LanDevice::default()));
         bench
     }
 
@@ -129,7 +128,7 @@ impl Bench {
         self.feed(Input::Timeout)
     }
 
-    /// What the status says of this node's own location besides.
+    /// The notes in the status of this node's own location.
     fn notes(&self) -> Vec<String> {
         let status = self.node.status(self.now);
         status.locations.into_iter().find(|l| l.name == status.location).unwrap().notes
@@ -140,7 +139,7 @@ impl Bench {
     }
 }
 
-/// As an operator on this node asks.
+/// A request of an operator on this node.
 fn admin(id: u64, request: AdminRequest) -> Input {
     Input::Admin { id, user: Some("uid 0".to_owned()), request }
 }
@@ -213,7 +212,7 @@ fn a_failover_copies_nothing_but_the_nexthops() {
 }
 
 #[test]
-fn a_network_computed_anew_shares_with_the_one_before_what_has_stayed() {
+fn a_recomputed_network_shares_the_unchanged_parts_of_the_one_before() {
     let mut bench = Bench::new();
     let before = program(bench.frame("cloud-0", announce(1, 0)));
     bench.node.reprogram(true);
@@ -229,7 +228,7 @@ fn ignored_lines(effects: &[Effect]) -> usize {
 }
 
 #[test]
-fn a_decision_about_anothers_location_is_counted_logged_once_a_minute_and_programs_nothing() {
+fn a_decision_about_another_nodes_location_is_counted_logged_once_a_minute_and_programs_nothing() {
     let mut bench = Bench::new();
     let before = bench.node.desired().clone();
     let mut effects = Vec::new();
@@ -241,7 +240,7 @@ fn a_decision_about_anothers_location_is_counted_logged_once_a_minute_and_progra
     assert_eq!(*bench.node.desired(), before);
     bench.later(Duration::from_secs(61));
     assert_eq!(ignored_lines(&bench.frame("home-1", announce(200, 1))), 1);
-    // The location's own word counts, whatever was made up about it before.
+    // The location's own decision counts, whatever was made up about it before.
     assert!(programs(&bench.frame("cloud-1", announce(1, 1))) > 0);
 }
 
@@ -258,7 +257,7 @@ fn an_old_epoch_is_counted_and_changes_nothing() {
 }
 
 #[test]
-fn frames_in_anothers_name_or_of_strangers_are_counted() {
+fn frames_in_another_nodes_name_or_from_strangers_are_counted() {
     let mut bench = Bench::new();
     bench.frame("cloud-0", hello("cloud-1", None));
     bench.frame("nobody", hello("nobody", None));
@@ -303,7 +302,7 @@ fn relayed_to(effects: &[Effect]) -> Vec<&str> {
 }
 
 #[test]
-fn a_report_goes_on_to_a_raft_leader_that_may_not_hear_it_itself() {
+fn a_report_is_passed_on_to_a_raft_leader_that_may_not_get_it_itself() {
     let down = Verdict::Degraded { cause: Fault::TunnelDown, direction: None };
     let well = Verdict::Forwarding;
     for (raft_leader, slot_1, expected) in [
@@ -326,7 +325,7 @@ fn a_report_goes_on_to_a_raft_leader_that_may_not_hear_it_itself() {
 }
 
 #[test]
-fn a_witness_hears_observers_through_the_candidates_of_its_location_and_nobody_else() {
+fn a_witness_hears_observers_through_the_candidates_of_its_location_only() {
     let mut bench = Bench::of("home-0", mesh(2, 0, 1));
     let relayed = |name: &str| Frame::Relayed {
         from: name.parse().unwrap(),
@@ -357,7 +356,7 @@ fn a_command_for_another_location_goes_to_its_raft_leader_and_the_answer_comes_b
             _ => None,
         })
     };
-    // Nobody is known to ask: it is kept, and offered again.
+    // No raft leader is known: the command is kept, and offered again.
     let effects = bench.feed(admin(77, request));
     assert_eq!(sent(&effects), None);
     for node in ["cloud-0", "cloud-1"] {
@@ -367,7 +366,7 @@ fn a_command_for_another_location_goes_to_its_raft_leader_and_the_answer_comes_b
     let (to, id) = sent(&bench.later(Duration::from_millis(300))).expect("offered again");
     assert_eq!(to, name("cloud-1"));
     let response = AdminResponse::Refused { message: "no".into() };
-    // Ids begin anew with each start: another's answer to an earlier life's command is none.
+    // Ids begin elsewhere after each start: a late answer to a command from before a restart counts for nothing.
     let other = Frame::Forwarded { id, response: response.clone() };
     assert!(bench.frame("cloud-0", other).iter().all(|e| !matches!(e, Effect::AdminReply { .. })));
     let effects = bench.frame("cloud-1", Frame::Forwarded { id, response: response.clone() });
@@ -375,7 +374,7 @@ fn a_command_for_another_location_goes_to_its_raft_leader_and_the_answer_comes_b
 }
 
 #[test]
-fn a_command_without_a_quorum_is_answered_in_words() {
+fn a_command_without_a_quorum_gets_an_answer_that_says_why() {
     let mut bench = Bench::of("home-0", commanded_by(mesh(2, 1, 0), &["home-0"]));
     bench.feed(admin(5, AdminRequest::Drain { node: name("cloud-0") }));
     let effects = bench.later(Duration::from_secs(13));
@@ -391,7 +390,7 @@ fn without_a_quorum_the_node_follows_its_own_ranking_and_returns_to_a_new_decisi
     let mut bench = Bench::new();
     bench.frame("cloud-0", announce(5, 0));
     let own = |bench: &Bench| bench.node.fallback.is_active(&"cloud".parse().unwrap());
-    // The location shows a quorum: nothing of the kind.
+    // The location shows a quorum: the answer says something else.
     for _ in 0..30 {
         bench.frame("cloud-0", hello("cloud-0", Some("cloud-1")));
         bench.later(Duration::from_millis(500));
@@ -409,7 +408,7 @@ fn without_a_quorum_the_node_follows_its_own_ranking_and_returns_to_a_new_decisi
 }
 
 #[test]
-fn a_plain_member_shows_what_a_leader_of_its_location_tells_of_others() {
+fn a_plain_member_shows_the_decisions_that_its_leader_passes_on() {
     let mut bench = Bench::with_members("home-1");
     let tell = |from: &str, epoch, slot| {
         let Frame::Hello(mut hello) = hello(from, None) else { unreachable!() };
@@ -435,7 +434,7 @@ fn a_plain_member_shows_what_a_leader_of_its_location_tells_of_others() {
 }
 
 #[test]
-fn a_leader_tells_its_members_of_other_locations() {
+fn a_leader_passes_decisions_of_other_locations_to_its_members() {
     let mut bench = Bench::with_members("home-0");
     bench.frame("cloud-0", announce(5, 1));
     let home = Decision {
@@ -467,12 +466,13 @@ fn a_leader_tells_its_members_of_other_locations() {
 }
 
 #[test]
-fn of_many_nodes_elsewhere_each_gets_a_hello_in_turn_and_those_of_the_location_always() {
+fn nodes_of_other_locations_take_turns_for_hellos_and_nodes_of_the_own_location_always_get_one() {
     let mut bench = Bench::new();
-    // Nodes of the mesh file are few; any name will do to be sent to.
+    // The mesh file has few nodes; any name can be connected.
     let far: Vec<NodeName> = (0..150).map(|n| name(&format!("far-{n}"))).collect();
-    bench.node.heard.up.extend(far.iter().map(|n| (n.clone(), Duration::from_millis(20))));
-    bench.node.heard.up.insert(name("home-1"), Duration::from_millis(1));
+    for node in far.iter().cloned().chain([name("home-1")]) {
+        bench.node.peers.connect(node);
+    }
     let mut heard = std::collections::BTreeMap::new();
     for _ in 0..3 {
         let effects = bench.later(Duration::from_secs(1));
@@ -490,7 +490,7 @@ fn of_many_nodes_elsewhere_each_gets_a_hello_in_turn_and_those_of_the_location_a
 }
 
 #[test]
-fn who_a_location_said_is_its_raft_leader_is_shown_while_it_is_heard() {
+fn the_raft_leader_that_a_location_named_is_shown_while_the_location_is_heard() {
     let mut bench = Bench::new();
     let shown = |bench: &Bench| {
         let status = bench.node.status(bench.now);
@@ -506,7 +506,7 @@ fn who_a_location_said_is_its_raft_leader_is_shown_while_it_is_heard() {
 }
 
 #[test]
-fn what_is_wrong_with_the_host_is_shown_until_it_is_mended() {
+fn notes_about_the_host_are_shown_until_they_are_withdrawn() {
     let mut bench = Bench::new();
     let before = bench.notes();
     let note = "IPv6 cannot be programmed on this host".to_owned();

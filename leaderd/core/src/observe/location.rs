@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::fault::Fault;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::{Mesh, Node, Policy};
+use crate::rendezvous::weight;
 use crate::time::{Instant, Now};
 use crate::verdict::{Report, SlotReport, Verdict};
 use crate::wire::limits::{MAX_REPORT_ROWS, MAX_ROWS, MAX_RTT};
@@ -425,20 +426,10 @@ pub(super) fn interval_of(mesh: &Mesh, location: &LocationName, fully: bool) -> 
 /// Returns how many locations come before `observer` in watching `location`, by rendezvous hashing. The first `watchers` of its
 /// policy watch it at full rate.
 fn rank(mesh: &Mesh, observer: &LocationName, location: &LocationName) -> usize {
-    let mine = weight(observer, location);
+    let weight_of = |o: &LocationName| weight(o.as_str(), location.as_str());
+    let mine = weight_of(observer);
     mesh.locations
         .keys()
-        .filter(|o| *o != location && *o != observer && weight(o, location) > mine)
+        .filter(|o| *o != location && *o != observer && weight_of(o) > mine)
         .count()
-}
-
-/// What one location weighs as a watcher of another; the heaviest watch it at full rate. FNV-1a with a finish that mixes:
-/// stable over versions and machines, unlike the standard library's hasher.
-pub fn weight(observer: &LocationName, location: &LocationName) -> u64 {
-    let bytes = observer.as_str().bytes().chain([0]).chain(location.as_str().bytes());
-    let mut h = bytes
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^ (h >> 33)
 }

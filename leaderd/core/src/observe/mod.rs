@@ -43,7 +43,6 @@ use crate::verdict::Report;
 
 use index::{IndexVec, TargetIdx, WatchIdx};
 use location::LocationWatch;
-pub use location::weight;
 use probing::budget::Budget;
 pub use probing::budget::steady_probes;
 use probing::in_flight::InFlightProbes;

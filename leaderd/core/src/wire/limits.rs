@@ -1,8 +1,8 @@
-//! What a frame may say: how long each kind is at most, how many elements its lists have, and which values make sense.
+//! Limits of frames: the most bytes of each kind, the most elements of its lists, and which values make sense.
 //!
-//! Length and lists are looked at while a frame is read, so what is refused was never large in memory. [`Frame::check`] looks at
-//! the values before anything else sees the frame: everything behind it counts on them, and adds and multiplies without care.
-//! What an honest node says passes; what does not fit is refused whole, and counted by [`Nonsense`].
+//! Bytes and lists are limited while a frame is read, so a refused frame was never large in memory. [`Frame::check`] checks the
+//! values before any other code sees the frame: all that follows relies on them, and adds and multiplies without checks.
+//! What an honest node sends passes. A frame that does not fit is refused whole, and counted by [`Nonsense`].
 
 use std::time::Duration;
 
@@ -39,13 +39,13 @@ pub const MAX_LOCATIONS: usize = 4094;
 pub const MAX_TEXTS: usize = 16;
 pub const MAX_TEXT: usize = 1 << 10;
 
-/// Longest round trip that counts as one. Probes are given up much sooner.
+/// Longest round trip that is accepted. Probes are given up much sooner.
 pub const MAX_RTT: Duration = Duration::from_secs(60);
 /// The end of the year 9999: beyond it a time has no name in RFC 3339.
 pub const MAX_TIME: WallTime = WallTime(253_402_300_799_999_999);
 /// Longest blackout: ten years.
 const MAX_BLACKOUT: Duration = Duration::from_secs(10 * 366 * 86_400);
-/// Epochs and sequence numbers stay below this, so that counting on from them never overflows. No mesh lives to see it.
+/// Epochs and sequence numbers stay below this, so that adding to them never overflows. No mesh lives long enough to reach it.
 pub const MAX_NUMBER: u64 = 1 << 62;
 /// Probes in one row of evidence. A window has some hundred.
 const MAX_PROBES: u32 = 1 << 24;
@@ -112,7 +112,7 @@ fn ensure(holds: bool, otherwise: Nonsense) -> Check {
 }
 
 impl Frame {
-    /// Most bytes of a frame, by its number in [`Frame`]. A kind that is not named here has the usual limit.
+    /// Returns the most bytes of a frame, by its number in [`Frame`]. A kind that is not named here has the usual limit.
     pub(super) const fn longest(kind: u8) -> usize {
         match kind {
             0 => super::MAX_FRAME,
@@ -122,13 +122,13 @@ impl Frame {
         }
     }
 
-    /// Most bytes that a frame may have which begins so; of another version, as many as it takes to refuse it. Whoever reads from a
-    /// peer asks after the first two bytes.
+    /// Returns the most bytes of a frame that begins with these two; for another version, enough bytes to refuse it. A reader asks
+    /// after the first two bytes.
     pub const fn limit(first: [u8; 2]) -> usize {
         if first[0] == super::FRAME_VERSION { Self::longest(first[1]) } else { MAX_MESSAGE }
     }
 
-    /// Whether the values make sense. Whether the sender may say them is for whoever takes the frame.
+    /// Checks whether the values make sense. The caller checks whether the sender may say them.
     pub fn check(&self) -> Check {
         match self {
             // Checked where Raft's own state is known.
@@ -175,7 +175,7 @@ impl Frame {
 }
 
 impl Command {
-    /// The same of a command in a replicated log: what is applied is told to others, who would refuse it.
+    /// Checks a command for a replicated log: what it changes is sent to other nodes, which would refuse it.
     pub fn check(&self) -> Check {
         match self {
             Self::Decide { decision, event, .. } => {
@@ -195,7 +195,7 @@ impl Command {
 }
 
 impl LocationState {
-    /// The same of a state that came in a snapshot.
+    /// Checks a state that came in a snapshot.
     pub fn check(&self) -> Check {
         ensure(self.is_within_bounds(), Nonsense::Event)?;
         ensure(self.last_seq < MAX_NUMBER, Nonsense::Number)?;
@@ -222,7 +222,7 @@ fn check_blackout(blackout: Option<Duration>) -> Check {
     ensure(blackout.is_none_or(|b| b <= MAX_BLACKOUT), Nonsense::Duration)
 }
 
-/// Each once, and none beyond the last.
+/// Checks that each slot comes once and none is beyond the last.
 fn check_slots(slots: impl IntoIterator<Item = Slot>) -> Check {
     let mut seen = 0u16;
     for slot in slots {
@@ -233,7 +233,7 @@ fn check_slots(slots: impl IntoIterator<Item = Slot>) -> Check {
 }
 
 fn check_share(loss: f32) -> Check {
-    // Not a number is in no range.
+    // NaN is in no range.
     ensure((0.0..=1.0).contains(&loss), Nonsense::Loss)
 }
 

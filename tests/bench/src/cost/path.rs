@@ -13,7 +13,7 @@ use leaderd::network::{self, KernelSteward};
 use leaderd::secrets::{Keys, Secret};
 use leaderd_core::fault::Fault;
 use leaderd_core::ids::{Epoch, NodeName, Slot};
-use leaderd_core::io::{Effect, Input};
+use leaderd_core::io::{Effect, Input, LanDevice};
 use leaderd_core::mesh::{Mesh, Policy};
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -145,10 +145,9 @@ impl Core {
             restored: Default::default(),
             seed: 1,
             resolved: Default::default(),
-            lan_device: None,
-            lan_mtu: None,
         };
-        let node = Node::new(config, now(0))?;
+        let mut node = Node::new(config, now(0))?;
+        node.handle_input(now(0), Input::LanDevice(LanDevice::default()));
         Ok(Self { node, from: "cloud-1".parse()?, secret })
     }
 

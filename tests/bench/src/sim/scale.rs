@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, Slot};
 use leaderd_core::mesh::{Mesh, Policy};
-use leaderd_core::observe::weight;
+use leaderd_core::rendezvous::weight;
 
 use super::slice::{Slice, Spent};
 use super::{Effort, percentile};
@@ -118,7 +118,7 @@ fn failover(slice: &mut Slice, location: &LocationName) -> Option<f64> {
 /// draws them.
 pub fn watchers(mesh: &Mesh, location: &LocationName, times: usize) -> Vec<LocationName> {
     let mut others: Vec<&LocationName> = mesh.locations.keys().filter(|l| *l != location).collect();
-    others.sort_by_key(|o| std::cmp::Reverse(weight(o, location)));
+    others.sort_by_key(|o| std::cmp::Reverse(weight(o.as_str(), location.as_str())));
     others.into_iter().take(times * usize::from(mesh.policy.watchers)).cloned().collect()
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use leaderd_core::fault::MoveReason;
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
-use leaderd_core::io::{Effect, Input, ProbeId, ProbeSend};
+use leaderd_core::io::{Effect, Input, LanDevice, ProbeId, ProbeSend};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -53,6 +53,8 @@ struct Real {
     name: NodeName,
     core: Node,
     spent: Spent,
+    /// The nodes that its core wants connections with.
+    peers: Vec<NodeName>,
     /// Peers that are stubs.
     stubs: Vec<NodeName>,
     /// Whose turn it is to say hello.
@@ -135,17 +137,17 @@ impl Slice {
                 restored: BTreeMap::new(),
                 seed: i as u64,
                 resolved: BTreeMap::new(),
-                lan_device: "eth0".parse().ok(),
-                lan_mtu: None,
             };
             let core = Node::new(config, slice.now()).expect("a node of the mesh");
             let spent = Spent::default();
             let (stubs, deputies) = (Vec::new(), Vec::new());
-            slice.real.push(Real { name, core, spent, stubs, turn: 0, deputies });
+            let peers = Vec::new();
+            slice.real.push(Real { name, core, spent, peers, stubs, turn: 0, deputies });
         }
         for i in 0..slice.real.len() {
-            let peers: Vec<NodeName> =
-                slice.real[i].core.peers().into_iter().map(|p| p.name).collect();
+            let lan = LanDevice { name: "eth0".parse().ok(), mtu: None };
+            slice.input(i, Input::LanDevice(lan));
+            let peers = slice.real[i].peers.clone();
             slice.real[i].stubs =
                 peers.iter().filter(|p| !slice.index.contains_key(*p)).cloned().collect();
             let node = &slice.mesh.nodes[&slice.real[i].name];
@@ -313,10 +315,15 @@ impl Slice {
                 let input = Input::Programmed { revision, error: None };
                 self.later(PROGRAM, Event::Input(i, input));
             }
+            Effect::SetPeers { peers } => {
+                self.real[i].peers = peers.into_iter().map(|p| p.name).collect();
+            }
             Effect::ForgetProbe { .. }
             | Effect::AdminReply { .. }
             | Effect::Sign { .. }
-            | Effect::Log { .. } => {}
+            | Effect::Log { .. }
+            | Effect::ListenProbes { .. }
+            | Effect::KeepFlows { .. } => {}
         }
     }
 

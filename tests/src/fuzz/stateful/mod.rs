@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use leaderd_core::fault::Fault;
 use leaderd_core::ids::{Generation, LocationName, NodeName};
-use leaderd_core::io::{Effect, Input, LocalFacts, ProbeError, ProbeId, ProbeKind, Ticket};
+use leaderd_core::io::{
+    Effect, Input, LanDevice, LocalFacts, ProbeError, ProbeId, ProbeKind, Ticket,
+};
 use leaderd_core::mesh::{Mesh, Policy};
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -59,6 +61,9 @@ pub struct Settled {
     sent: VecDeque<(NodeName, NodeName, Frame)>,
     probes: VecDeque<(u16, NodeName, ProbeId)>,
     next_port: u16,
+    peers: BTreeMap<NodeName, Vec<NodeName>>,
+    /// Of the newest mesh file.
+    generation: u64,
 }
 
 impl Settled {
@@ -85,6 +90,8 @@ impl Settled {
             sent: VecDeque::new(),
             probes: VecDeque::new(),
             next_port: 10_000,
+            peers: BTreeMap::new(),
+            generation: 2,
         };
         for (n, (me, secret)) in secrets.iter().enumerate() {
             let config = NodeConfig {
@@ -94,16 +101,14 @@ impl Settled {
                 restored: BTreeMap::new(),
                 seed: 7 + n as u64,
                 resolved: BTreeMap::new(),
-                lan_device: None,
-                lan_mtu: None,
             };
             let node = Node::new(config, world.time()).expect("a node of the mesh");
             world.nodes.insert(me.clone(), node);
-            world.drain(me);
+            world.input(me, Input::LanDevice(LanDevice::default()));
         }
         for me in world.names() {
-            for peer in world.nodes[&me].peers() {
-                world.later(WIRE, &me, Input::PeerUp { node: peer.name, rtt_micros: 4_000 });
+            for node in world.peers[&me].clone() {
+                world.later(WIRE, &me, Input::PeerUp { node, rtt_micros: 4_000 });
             }
         }
         world.run(SETTLED);
@@ -240,7 +245,10 @@ impl Settled {
 
     fn other_file(&mut self, source: &mut Source<'_>, to: &NodeName) {
         let file = source.below(2);
-        let mesh = Box::new(self.files[file].clone());
+        let mut mesh = Box::new(self.files[file].clone());
+        // An older one is refused.
+        self.generation += 1;
+        mesh.edit().generation = Generation(self.generation);
         self.input(to, Input::MeshChanged(mesh));
     }
 
@@ -270,7 +278,6 @@ impl Settled {
             }
             node.counters();
             node.poll_timeout();
-            node.peers();
         }
     }
 
@@ -350,7 +357,15 @@ impl Settled {
                     let signature = self.signers[me].sign(&statement);
                     self.later(Duration::ZERO, me, Input::Signed { id, signature });
                 }
-                Effect::ForgetProbe { .. } | Effect::AdminReply { .. } | Effect::Log { .. } => {}
+                Effect::SetPeers { peers } => {
+                    let peers = peers.into_iter().map(|p| p.name).collect();
+                    self.peers.insert(me.clone(), peers);
+                }
+                Effect::ForgetProbe { .. }
+                | Effect::AdminReply { .. }
+                | Effect::Log { .. }
+                | Effect::ListenProbes { .. }
+                | Effect::KeepFlows { .. } => {}
             }
         }
     }

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::io::HeldAddress;
 
-/// Prefix 10.42.INDEX.0/24 each; nobody holds the first host, which is the default.
+/// Each has the prefix 10.42.INDEX.0/24; no node holds its first host, which is the default.
 fn routed() -> Mesh {
     routed_of(mesh(2, 1, 1))
 }
@@ -38,7 +38,7 @@ fn probed(bench: &Bench, node: &str) -> String {
     all.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
 }
 
-/// What was told of addresses, by receiver.
+/// The addresses that were sent, by receiver.
 fn told(effects: &[Effect], to: &str) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for effect in effects {
@@ -62,7 +62,7 @@ impl Bench {
         self.feed(Input::PeerUp { node: name(node), rtt_micros: 500 })
     }
 
-    /// Time for what was heard to be taken.
+    /// Lets time pass until reports are applied.
     fn settle(&mut self) -> Vec<Effect> {
         self.later(Duration::from_millis(150))
     }
@@ -112,7 +112,7 @@ fn the_address_of_the_first_device_counts_and_stays_while_it_is_held() {
 }
 
 #[test]
-fn a_node_that_holds_none_says_so_loudly_and_once() {
+fn a_node_that_holds_no_address_warns_once() {
     let mut bench = Bench::of("home-0", routed());
     assert_eq!(probed(&bench, "home-0"), "10.42.40.1", "nothing is known yet");
     let warned = |effects: &[Effect]| {
@@ -139,7 +139,7 @@ fn a_node_that_holds_none_says_so_loudly_and_once() {
 }
 
 #[test]
-fn what_the_mesh_file_names_counts_and_is_missed_where_it_is_not_held() {
+fn an_address_in_the_mesh_file_takes_precedence_and_a_warning_says_where_it_is_not_held() {
     let mut mesh = routed();
     for node in mesh.edit().nodes.values_mut() {
         node.probe_addresses_written = true;
@@ -164,11 +164,11 @@ fn what_the_mesh_file_names_counts_and_is_missed_where_it_is_not_held() {
 }
 
 #[test]
-fn an_observer_probes_what_nodes_say_they_hold_and_the_default_of_those_that_never_said() {
+fn an_observer_probes_reported_addresses_and_the_default_of_nodes_that_never_reported_one() {
     let mut bench = Bench::of("home-0", routed());
     let ips = |all: &[&str]| all.iter().map(|a| a.parse().unwrap()).collect::<BTreeSet<IpAddr>>();
     assert_eq!(bench.targets(), ips(&["10.42.1.1", "10.42.2.1", "10.42.20.1"]));
-    // A member is told of by a candidate of its location.
+    // A candidate of its location passes on a member's address.
     bench.frame("cloud-0", says(&[("cloud-0", "10.42.1.77"), ("member-0", "10.42.20.0")]));
     bench.settle();
     assert_eq!(bench.targets(), ips(&["10.42.1.77", "10.42.2.1", "10.42.20.0"]));
@@ -183,7 +183,7 @@ fn an_observer_probes_what_nodes_say_they_hold_and_the_default_of_those_that_nev
     bench.frame("cloud-1", says(&[("cloud-1", "")]));
     bench.settle();
     assert_eq!(bench.targets(), ips(&["10.42.1.77", "10.42.20.0"]), "it holds none");
-    // A new mesh file forgets nothing that is still within.
+    // With a new mesh file nothing is forgotten that still lies within the prefixes.
     let mut next = routed();
     next.edit().generation.0 += 1;
     next.edit().nodes.get_mut(&name("cloud-0")).unwrap().prefixes =
@@ -193,7 +193,7 @@ fn an_observer_probes_what_nodes_say_they_hold_and_the_default_of_those_that_nev
 }
 
 #[test]
-fn at_the_start_nothing_is_guessed_of_nodes_that_may_still_say_what_they_hold() {
+fn no_address_is_guessed_at_the_start_while_nodes_may_still_report_theirs() {
     let mut bench = Bench::of("home-0", routed());
     bench.feed(held(&[("cni0", "10.42.40.1")]));
     bench.frame("cloud-1", says(&[("cloud-1", "10.42.2.77")]));
@@ -209,7 +209,7 @@ fn at_the_start_nothing_is_guessed_of_nodes_that_may_still_say_what_they_hold() 
 }
 
 #[test]
-fn nobody_speaks_for_another_locations_nodes_or_of_addresses_elsewhere() {
+fn addresses_of_another_locations_nodes_or_outside_their_prefixes_are_refused() {
     let mut bench = Bench::of("home-0", routed());
     bench.frame("cloud-0", says(&[("home-1", "10.42.41.9"), ("nobody", "10.42.41.9")]));
     assert_eq!(bench.counted("ignored.addresses-of-another-location"), 1);
@@ -238,7 +238,7 @@ fn nobody_speaks_for_another_locations_nodes_or_of_addresses_elsewhere() {
 }
 
 #[test]
-fn candidates_tell_of_their_locations_nodes_and_the_leader_tells_members_of_the_others() {
+fn candidates_pass_on_addresses_of_their_location_and_leaders_pass_those_of_others_to_members() {
     let mut bench = Bench::of("cloud-0", routed());
     bench.feed(held(&[("cni0", "10.42.1.9")]));
     for node in ["member-0", "cloud-1", "home-0"] {
@@ -261,7 +261,7 @@ fn candidates_tell_of_their_locations_nodes_and_the_leader_tells_members_of_the_
     assert_eq!(told(&effects, "cloud-1"), pairs(&[]), "it hears them itself");
     assert_eq!(told(&effects, "member-0"), pairs(&[]), "this node does not lead");
     assert_eq!(told(&second(&mut bench), "home-0"), pairs(&[]), "nothing new");
-    // A decision: it leads. All is told again now and then, as frames get lost.
+    // A decision: it leads. All is sent again now and then, as frames get lost.
     bench.frame("cloud-1", announce(1, 0));
     let mut effects = Vec::new();
     for _ in 0..12 {
@@ -279,12 +279,13 @@ fn candidates_tell_of_their_locations_nodes_and_the_leader_tells_members_of_the_
     let mut member = Bench::of("member-0", routed_of(mesh(3, 1, 1)));
     member.frame("cloud-0", says(&[("home-0", "10.42.40.9")]));
     member.settle();
-    let witness = member.node.peers().into_iter().find(|p| p.name == name("home-0")).unwrap();
+    let witness =
+        member.node.wanted_peers().into_iter().find(|p| p.name == name("home-0")).unwrap();
     assert_eq!(witness.addresses[0].to.ip().to_string(), "10.42.40.9");
 }
 
 #[test]
-fn a_location_of_any_size_is_told_of_in_frames_that_fit_a_datagram() {
+fn addresses_of_a_location_of_any_size_are_sent_in_frames_that_fit_a_datagram() {
     let mut mesh = mesh(2, 1, 0);
     let member = mesh.nodes.values().find(|n| n.location.as_str() == "cloud" && n.slot.is_none());
     let member = member.unwrap().clone();

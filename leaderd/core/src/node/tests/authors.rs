@@ -35,7 +35,7 @@ fn alone() -> Bench {
     bench
 }
 
-/// Writes what a node wants on disk until it wants no more; the clock stands still.
+/// Completes a node's writes until it has no more; the clock stands still.
 fn write(bench: &mut Bench, mut effects: Vec<Effect>) -> Vec<Effect> {
     let mut done = 0;
     while let Some(effect) = effects.get(done) {
@@ -66,7 +66,7 @@ fn drained(bench: &Bench) -> bool {
 }
 
 #[test]
-fn another_locations_node_commands_nothing_unless_it_is_listed() {
+fn a_node_of_another_location_commands_nothing_unless_it_is_listed() {
     let mut bench = alone();
     let refused = answer(&bench.frame("home-0", forward(1, "home-0", drain("cloud-0")))).unwrap();
     assert!(refused.contains("home-0 may not command cloud"), "{refused}");
@@ -87,7 +87,7 @@ fn another_locations_node_commands_nothing_unless_it_is_listed() {
 }
 
 #[test]
-fn a_nodes_own_operator_is_refused_where_it_is_asked_as_well() {
+fn an_operator_without_rights_is_refused_by_the_own_node_already() {
     let mut bench = Bench::new();
     let effects = bench.feed(admin(3, drain("cloud-0")));
     let refused = effects.iter().any(|e| {
@@ -98,7 +98,7 @@ fn a_nodes_own_operator_is_refused_where_it_is_asked_as_well() {
 }
 
 #[test]
-fn nobody_speaks_in_anothers_name_but_nodes_of_the_location_and_they_are_named() {
+fn only_nodes_of_the_location_pass_on_commands_of_others_and_they_are_named() {
     let listed = || commanded_by(mesh(1, 1, 0), &["home-1"]);
     let mut bench = Bench::of("cloud-0", listed());
     let refused = answer(&bench.frame("home-0", forward(1, "home-1", drain("cloud-0")))).unwrap();
@@ -147,7 +147,7 @@ fn an_author_may_give_ten_commands_at_once_and_then_one_a_second_whatever_others
 #[test]
 fn commands_of_one_author_that_wait_leave_room_for_those_of_others() {
     let mut bench = Bench::of("home-0", mesh(2, 1, 0).with(|m| m.commands = Commands::All));
-    // Nobody of the cloud is known to ask: all are kept.
+    // No raft leader of the cloud is known: all commands are kept.
     let waits = |bench: &mut Bench, author: &str, id| {
         answer(&bench.frame(author, forward(id, author, drain("cloud-0")))).is_none()
     };
@@ -157,7 +157,7 @@ fn commands_of_one_author_that_wait_leave_room_for_those_of_others() {
 }
 
 #[test]
-fn what_a_node_says_of_its_user_is_one_short_line() {
+fn the_name_of_a_user_is_one_short_line() {
     let long = format!("root\n\u{1b}[2J{}", "x".repeat(500));
     let author = Author::new(name("home-0"), Some(long));
     let user = author.user.unwrap();

@@ -1,4 +1,4 @@
-//! The mesh file changes, or the vote goes: what a node shows, whom it believes.
+//! After a change of the mesh file, and without a vote: what a node shows, and whom it believes.
 
 use super::*;
 use crate::state::{Event, EventKind};
@@ -37,7 +37,7 @@ fn announce_with_event(epoch: u64, slot: u8, seq: u64) -> Frame {
 }
 
 #[test]
-fn a_node_that_votes_no_more_shows_nothing_of_its_old_group() {
+fn a_node_that_no_longer_votes_shows_nothing_of_its_old_group() {
     let mut bench = Bench::of("member-0", mesh(2, 1, 0));
     pass(&mut bench, 5);
     assert!(shown(&bench).quorum.is_some());
@@ -91,8 +91,8 @@ fn a_node_that_left_the_mesh_is_no_longer_called_half_rolled_out() {
     change(&mut bench, smaller);
     let others = bench.node.status(bench.now).other_generations;
     assert_eq!(others.keys().collect::<Vec<_>>(), [&name("cloud-1")]);
-    let quorums = &bench.node.heard.quorum_seen;
-    assert_eq!(quorums.keys().collect::<Vec<_>>(), [&cloud()]);
+    let quorums: Vec<&LocationName> = bench.node.fallback.with_quorum_seen().collect();
+    assert_eq!(quorums, [&cloud()]);
 }
 
 #[test]
@@ -127,9 +127,9 @@ fn a_freeze_that_has_ended_is_not_shown() {
 }
 
 #[test]
-fn a_member_that_votes_shows_what_the_raft_leader_judges() {
+fn a_member_that_votes_shows_the_raft_leaders_verdicts() {
     let mut bench = Bench::of("member-0", mesh(2, 1, 0));
-    // The raft leader's word: cloud-1 does not forward.
+    // The raft leader reports that cloud-1 does not forward.
     let table = |next: Verdict| {
         let mut of_candidate = bench_candidates();
         of_candidate[0].leading = true;
@@ -226,7 +226,7 @@ fn without_the_cloud() -> Mesh {
     mesh
 }
 
-/// `home-0`, which voted in a location where nobody else answers.
+/// `home-0`, which voted in a location where no other node answers.
 fn witness() -> Bench {
     let mut bench = Bench::of("home-0", witnessed());
     assert!(wait_and_vote_for(&mut bench, "cloud-0"), "it votes");

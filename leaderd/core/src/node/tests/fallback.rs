@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A node of the location, told who leads it by a decision of a voter.
+/// A node of the location that knows by a decision of a voter who leads it.
 fn bench(me: &str, mesh: Mesh, leaders: &[u8]) -> Bench {
     let mut bench = Bench::of(me, mesh);
     let Frame::Announce { mut decision, proof, event } = announce(5, 0) else { unreachable!() };
@@ -28,7 +28,7 @@ fn chosen(bench: &Bench) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn when_the_quorum_is_back_a_dead_leader_is_not_gone_back_to() {
+fn a_dead_leader_is_not_followed_again_when_the_quorum_is_back() {
     let mut bench = bench("member-0", mesh(3, 1, 0), &[0]);
     hear(&mut bench, &["cloud-1", "cloud-2"], None);
     assert_eq!(chosen(&bench), Some(vec![1]));
@@ -49,7 +49,7 @@ fn a_decision_newer_than_the_loss_ends_the_own_ranking() {
 }
 
 #[test]
-fn the_own_ranking_passes_over_who_is_drained() {
+fn the_own_ranking_skips_drained_candidates() {
     let mut bench = bench("member-0", mesh(3, 1, 0), &[0]);
     let Frame::Hello(mut digest) = hello("cloud-0", Some("cloud-0")) else { unreachable!() };
     digest.digest = (0..3)

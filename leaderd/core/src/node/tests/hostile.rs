@@ -16,7 +16,7 @@ fn changed(change: impl Fn(&mut SlotReport)) -> Frame {
 }
 
 #[test]
-fn a_report_with_a_round_trip_without_end_does_not_stop_the_daemon() {
+fn a_report_with_an_endless_round_trip_does_not_stop_the_daemon() {
     let frame = changed(|s| s.rtt = Some(Duration::MAX));
     let relayed = Frame::Relayed { from: name("home-1"), frame: Box::new(frame.clone()) };
     for (from, frame) in [("home-1", frame), ("cloud-1", relayed)] {
@@ -37,7 +37,7 @@ fn a_report_with_a_round_trip_without_end_does_not_stop_the_daemon() {
 }
 
 #[test]
-fn slots_that_a_location_has_not_are_left_out_of_a_report() {
+fn slots_that_a_location_does_not_have_are_left_out_of_a_report() {
     let mut bench = Bench::of("cloud-0", mesh(2, 0, 1));
     let Frame::Report(mut report) = changed(|s| s.slot = Slot(9)) else { unreachable!() };
     report.slots.truncate(1);
@@ -76,7 +76,7 @@ fn with_event(event: Event) -> Frame {
 }
 
 #[test]
-fn events_of_other_locations_take_a_bounded_room_however_large_and_many_they_are() {
+fn events_of_other_locations_take_bounded_memory() {
     let mut bench = Bench::new();
     let mut sent = 0;
     for seq in 1..2000 {
@@ -135,7 +135,7 @@ fn asked(bench: &mut Bench) -> u64 {
 }
 
 #[test]
-fn a_command_is_answered_by_nobody_but_who_was_asked() {
+fn only_a_node_that_was_asked_can_answer_a_command() {
     let mut bench = Bench::new();
     let id = asked(&mut bench);
     let response = AdminResponse::Refused { message: "no".into() };
@@ -149,7 +149,7 @@ fn a_command_is_answered_by_nobody_but_who_was_asked() {
 }
 
 #[test]
-fn a_daemon_that_starts_again_numbers_its_commands_elsewhere() {
+fn a_restarted_daemon_numbers_its_commands_from_another_start() {
     let ids: Vec<u64> = [1, 2]
         .map(|seed| {
             let mut bench = Bench::seeded("home-0", mesh(2, 1, 0), seed);
@@ -196,7 +196,7 @@ fn a_long_answer_is_shortened_and_a_freeze_of_ages_is_refused() {
 }
 
 #[test]
-fn what_is_kept_of_a_hello_is_what_is_asked_for_later() {
+fn only_the_parts_of_a_hello_that_are_used_later_are_kept() {
     let mut bench = Bench::new();
     let Frame::Hello(mut hello) = hello("cloud-0", None) else { unreachable!() };
     let Frame::Announce { decision, .. } = announce(3, 0) else { unreachable!() };
@@ -205,6 +205,6 @@ fn what_is_kept_of_a_hello_is_what_is_asked_for_later() {
     hello.digest = digest;
     assert!(!hello.digest.is_empty());
     bench.frame("cloud-0", Frame::Hello(hello));
-    let kept = &bench.node.heard.last[&name("cloud-0")].1;
+    let kept = bench.node.peers.hello(&name("cloud-0")).unwrap();
     assert!(kept.remote.is_empty() && kept.digest.is_empty(), "{kept:?}");
 }

@@ -53,7 +53,7 @@ fn signing(node: &str, signs: bool) -> Frame {
 }
 
 #[test]
-fn a_proof_is_believed_whoever_shows_it_and_less_than_a_proof_from_nobody() {
+fn a_proof_is_believed_from_any_node_and_an_incomplete_one_from_none() {
     let mut bench = Bench::of("home-0", signed_mesh());
     assert_eq!(proved(&mut bench, "home-2", 5, 1, &MAJORITY), (5, 1));
     assert_eq!(proved(&mut bench, "member-0", 6, 2, &MAJORITY), (6, 2));
@@ -138,13 +138,13 @@ fn a_node_without_a_store_takes_no_claim_before_the_voters_can_have_spoken() {
 }
 
 #[test]
-fn a_location_that_has_proved_a_decision_is_held_to_it_while_nobody_is_heard() {
+fn a_location_that_has_proved_a_decision_is_held_to_it_while_no_node_is_heard() {
     let mut bench = Bench::of("home-0", signed_mesh());
     assert_eq!(proved(&mut bench, "cloud-0", 5, 1, &MAJORITY), (5, 1));
     say(&mut bench, "cloud-0", &decision(6, 0), Proof::default());
     assert_eq!(known(&bench), (5, 1));
     // Also after a restart: the proof is in the store.
-    let stored = bench.node.known.stored(&cloud());
+    let stored = bench.node.decisions.stored(&cloud());
     let restored = StoredGroup { decision: stored, ..StoredGroup::default() };
     let mut again = Bench::with_disk("home-0", signed_mesh(), [(cloud(), restored)].into());
     assert_eq!(known(&again), (5, 1));
@@ -186,7 +186,7 @@ fn where_proofs_are_required_nothing_else_is_believed_from_the_start() {
 }
 
 #[test]
-fn a_made_up_epoch_that_was_believed_before_is_outdone_by_the_first_proof() {
+fn the_first_proof_replaces_a_made_up_epoch_that_was_believed_before() {
     let mut bench = Bench::of("home-0", signed_mesh());
     say(&mut bench, "cloud-1", &decision(1 << 31, 1), Proof::default());
     assert_eq!(known(&bench), (1 << 31, 1));

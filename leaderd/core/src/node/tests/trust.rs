@@ -33,7 +33,7 @@ fn known(bench: &Bench) -> Option<(u64, Vec<u8>)> {
 }
 
 #[test]
-fn an_epoch_that_could_never_be_outdone_is_refused_however_it_is_told() {
+fn an_epoch_too_far_ahead_is_refused_in_every_kind_of_frame() {
     let mut bench = Bench::of("home-0", mesh(3, 1, 0));
     bench.frame("cloud-0", announce(5, 0));
     for epoch in [u64::MAX, u64::MAX - 1, 5 + (1 << 32)] {
@@ -49,7 +49,7 @@ fn an_epoch_that_could_never_be_outdone_is_refused_however_it_is_told() {
 }
 
 #[test]
-fn an_epoch_that_could_never_be_outdone_is_not_taken_from_the_store() {
+fn an_epoch_too_far_ahead_is_not_taken_from_the_store() {
     let stored = |epoch| {
         let bytes = postcard::to_allocvec(&decision(epoch, &[1])).unwrap();
         let restored = StoredGroup { decision: Some(bytes), ..StoredGroup::default() };
@@ -75,7 +75,7 @@ fn leaders_that_are_no_candidates_are_refused() {
 }
 
 #[test]
-fn a_plain_member_says_nothing_about_who_leads_but_to_nodes_of_its_location() {
+fn a_plain_members_decision_counts_in_its_own_location_only() {
     for (me, epoch) in [("home-0", 5), ("cloud-2", 6)] {
         let mut bench = Bench::of(me, mesh(3, 1, 0));
         bench.frame("cloud-0", announce(5, 0));
@@ -99,7 +99,7 @@ fn a_raft_leader_that_a_candidate_names_is_believed_whatever_this_nodes_file_say
 }
 
 #[test]
-fn only_a_candidate_tells_a_plain_member_of_other_locations_and_no_nonsense() {
+fn a_plain_member_takes_decisions_of_other_locations_from_candidates_only_and_checks_them() {
     let mut bench = Bench::of("member-0", mesh(3, 2, 0));
     let shown = |bench: &Bench| {
         let status = bench.node.status(bench.now);

@@ -255,7 +255,7 @@ fn the_largest_report_that_is_sent_fits_its_frame() {
 }
 
 #[test]
-fn what_would_be_told_to_others_and_refused_there_does_not_enter_a_log() {
+fn commands_that_other_nodes_would_refuse_do_not_enter_a_log() {
     let late = EventTimes { verified: Some(WallTime(u64::MAX)), ..Default::default() };
     let record = |event: Event| Command::Record { event: Box::new(event) }.check();
     assert_eq!(record(event()), Ok(()));

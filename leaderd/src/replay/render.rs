@@ -1,4 +1,4 @@
-//! A replay in words.
+//! Renders a replay as text.
 
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};
@@ -100,9 +100,9 @@ fn event(text: &mut String, e: &Event) {
         steps.into_iter().filter_map(|(step, at)| Some((step, at?))).collect();
     if let Some((_, origin)) = steps.first() {
         let since = |at: &WallTime| (i128::from(at.0) - i128::from(origin.0)) as f64 / 1e3;
-        let told: Vec<String> =
+        let steps: Vec<String> =
             steps.iter().map(|(step, at)| format!("{step} {:+.1} ms", since(at))).collect();
-        let _ = writeln!(text, "  {}", told.join(", "));
+        let _ = writeln!(text, "  {}", steps.join(", "));
     }
     if let Some(blackout) = e.blackout {
         let _ = writeln!(text, "  blackout {:.1} ms", blackout.as_secs_f64() * 1e3);
@@ -166,7 +166,7 @@ fn end(text: &mut String, a: &Account, outcome: &Outcome) {
     };
 }
 
-/// What inputs of this kind are counted as.
+/// Returns the name under which inputs of this kind are counted.
 pub fn kind(input: &Input) -> &'static str {
     match input {
         Input::Timeout => "timeouts",
@@ -185,13 +185,13 @@ pub fn kind(input: &Input) -> &'static str {
         Input::MeshChanged(_) => "mesh files",
         Input::Carried(_) => "what was carried before",
         Input::Addresses(_) => "addresses held",
-        Input::LanMtu(_) => "MTUs of the LAN",
+        Input::LanDevice(_) => "LAN devices",
         Input::HostNotes { .. } => "notes about the host",
         Input::Signed { .. } => "signatures",
     }
 }
 
-/// One input in some words.
+/// Returns a line about an input.
 pub fn input(input: &Input) -> String {
     match input {
         Input::Timeout => "a timeout".to_owned(),
@@ -225,8 +225,13 @@ pub fn input(input: &Input) -> String {
         Input::Resolved(names) => format!("{} endpoints resolved", names.len()),
         Input::MeshChanged(mesh) => format!("mesh file of generation {}", mesh.generation),
         Input::Addresses(held) => format!("{} addresses within this node's prefixes", held.len()),
-        Input::LanMtu(Some(mtu)) => format!("the LAN device has an MTU of {mtu}"),
-        Input::LanMtu(None) => "there is no LAN device".to_owned(),
+        Input::LanDevice(lan) => match &lan.name {
+            Some(name) => format!(
+                "the LAN device is {name}, MTU {}",
+                lan.mtu.map_or_else(|| "unknown".to_owned(), |mtu| mtu.to_string())
+            ),
+            None => "there is no LAN device".to_owned(),
+        },
         Input::HostNotes { part, notes } if notes.is_empty() => format!("{part}: nothing is wrong"),
         Input::HostNotes { part, notes } => format!("{part}: {}", notes.join("; ")),
         Input::Signed { id, .. } => format!("signature {id}"),

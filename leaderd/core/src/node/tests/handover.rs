@@ -1,4 +1,4 @@
-//! Beside Kilo: who carries, and when that changes. One node is fed by hand; what it sends is answered by the real reflector.
+//! Beside Kilo: who carries, and when that changes. One node gets its inputs from the test; the real reflector answers its probes.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -44,14 +44,14 @@ struct Beside {
 }
 
 impl Beside {
-    /// Told of no rules in the kernel.
+    /// The kernel has no rules of ours.
     fn new(mesh: Mesh, me: &str) -> Self {
-        let mut beside = Self::untold(mesh, me);
+        let mut beside = Self::without_past(mesh, me);
         beside.bench.feed(Input::Carried(BTreeSet::new()));
         beside
     }
 
-    fn untold(mesh: Mesh, me: &str) -> Self {
+    fn without_past(mesh: Mesh, me: &str) -> Self {
         let shared = Arc::new(mesh.clone());
         let reflectors = mesh.nodes.values().map(|n| {
             let keys = ProbeKeys::new([n.index.0 as u8; 32]);
@@ -131,7 +131,9 @@ impl Beside {
         }
     }
 
-    fn take_mesh(&mut self, mesh: Mesh) {
+    /// As a newer file than the one before.
+    fn take_mesh(&mut self, mut mesh: Mesh) {
+        mesh.edit().generation.0 = self.bench.node.mesh().generation.0 + 1;
         self.bench.feed(Input::MeshChanged(Box::new(mesh)));
     }
 
@@ -196,7 +198,7 @@ fn our_routes_carry_from_the_first_decision_on_through_every_change() {
 }
 
 #[test]
-fn kilo_carries_where_nothing_gets_through_any_plane_and_ours_again_as_soon_as_it_does() {
+fn kilo_carries_while_nothing_gets_through_any_plane_and_our_routes_carry_again_afterwards() {
     let mut beside = settled();
     beside.run(SETTLE, ALL);
     for _ in 0..3 {
@@ -256,12 +258,12 @@ fn a_member_follows_its_leader_and_sends_no_probes() {
 }
 
 #[test]
-fn a_candidate_tells_its_members_where_it_carries_once_that_is_in_the_kernel() {
-    let mut beside = Beside::untold(member_mesh(), "home-0");
+fn members_hear_where_a_candidate_carries_once_that_is_in_its_kernel() {
+    let mut beside = Beside::without_past(member_mesh(), "home-0");
     for node in ["home-1", "home-2", "cloud-0"] {
         beside.bench.feed(Input::PeerUp { node: name(node), rtt_micros: 1000 });
     }
-    // What the member was told last.
+    // What the member heard last.
     let told = |frames: Vec<(NodeName, Frame)>| {
         let mut last = None;
         for (to, frame) in frames {
@@ -294,7 +296,7 @@ fn a_candidate_tells_its_members_where_it_carries_once_that_is_in_the_kernel() {
 fn a_restarted_daemon_programs_nothing_before_it_knows_who_carries_and_then_leaves_it_so() {
     for (me, carried) in [("home-0", false), ("home-0", true), ("home-2", false), ("home-2", true)]
     {
-        let mut beside = Beside::untold(member_mesh(), me);
+        let mut beside = Beside::without_past(member_mesh(), me);
         beside.run(Duration::from_secs(1), ALL);
         assert_eq!(*beside.bench.node.desired(), Network::default());
         let rules = if carried { ["cloud".parse().unwrap()].into() } else { BTreeSet::new() };
@@ -307,7 +309,7 @@ fn a_restarted_daemon_programs_nothing_before_it_knows_who_carries_and_then_leav
 }
 
 #[test]
-fn what_is_observed_has_no_route_and_is_measured_all_the_same() {
+fn an_observed_location_has_no_route_and_is_measured_all_the_same() {
     for (home, cloud) in [
         (Steering::Observe, Steering::Observe),
         (Steering::Observe, Steering::Native),
@@ -331,7 +333,7 @@ fn what_is_observed_has_no_route_and_is_measured_all_the_same() {
 }
 
 #[test]
-fn a_new_steering_moves_traffic_only_to_a_way_that_is_there() {
+fn a_change_of_steering_moves_traffic_only_to_a_working_path() {
     let observed = || with(kilo_mesh(), "cloud", Steering::Observe);
     // As on a first install.
     let mut beside = Beside::new(observed(), "home-0");
@@ -350,7 +352,7 @@ fn a_new_steering_moves_traffic_only_to_a_way_that_is_there() {
     beside.run(Duration::from_millis(200), ALL);
     assert!(!beside.carries());
     assert_eq!(beside.tables(), BTreeSet::new());
-    // Told otherwise meanwhile, nothing happens.
+    // Where the file changes back in the meantime, nothing happens.
     beside.take_mesh(kilo_mesh());
     beside.run(SETTLE, ALL);
     beside.take_mesh(observed());

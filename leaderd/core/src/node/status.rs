@@ -12,7 +12,7 @@ use crate::verdict::{Report, Verdict};
 
 impl Node {
     pub fn status(&self, now: Now) -> Status {
-        let others = self.heard.last.iter().filter(|(_, (_, hello))| {
+        let others = self.peers.hellos().filter(|(_, hello)| {
             hello.generation != self.mesh.generation || hello.mesh_hash[..] != self.mesh.hash[..8]
         });
         Status {
@@ -22,7 +22,7 @@ impl Node {
             generation: self.mesh.generation,
             mesh_hash: self.mesh.hash.iter().map(|b| format!("{b:02x}")).collect(),
             other_generations: others
-                .map(|(name, (_, hello))| (name.clone(), hello.generation))
+                .map(|(name, hello)| (name.clone(), hello.generation))
                 .collect(),
             backend: self.facts.backend.clone(),
             probe_addresses: self.probed_at(),
@@ -31,16 +31,16 @@ impl Node {
     }
 
     fn location_status(&self, now: Now, location: &LocationName) -> LocationStatus {
-        // A plain member takes no part in other locations' decisions, and shows what the leader of its own tells.
-        let decision = self.known.decision(location).or_else(|| self.heard.told.get(location));
+        // A plain member takes no part in other locations' decisions, and shows what its leader passes on.
+        let decision = self.decisions.get(location).or_else(|| self.decisions.shown(location));
         let leaders = self.shown_leaders(location);
         let group = self.voting(location);
         let judging = group.filter(|g| self.hears_observers(location, g));
         let raft_leader_elsewhere = || {
             self.mesh
                 .nodes_of(location)
-                .filter(|n| self.heard.is_fresh(&n.name, now.mono))
-                .find_map(|n| self.heard.last.get(&n.name)?.1.raft_leader.clone())
+                .filter(|n| self.peers.is_fresh(&n.name, now.mono))
+                .find_map(|n| self.peers.hello(&n.name)?.raft_leader.clone())
         };
         let raft_leader = match group {
             Some(group) => group.raft_leader().cloned(),
@@ -85,7 +85,7 @@ impl Node {
         notes.extend(self.address_notes(location));
         let observed = self.mesh.observed_between(&self.location, location);
         let carried = (observed || self.mesh.kilo_between(&self.location, location))
-            .then(|| self.steer.carries(location));
+            .then(|| self.handover.carries(location));
         if observed {
             notes.push(
                 "steering is observe: traffic with this location goes as it would without leaderd"
@@ -128,8 +128,8 @@ impl Node {
         }
         if *location == self.location {
             let digests = self.mesh.nodes_of(location).filter_map(|n| {
-                let (at, hello) = self.heard.last.get(&n.name)?;
-                (!hello.digest.is_empty()).then_some((*at, &hello.digest))
+                let (at, hello) = self.peers.timed_hello(&n.name)?;
+                (!hello.digest.is_empty()).then_some((at, &hello.digest))
             });
             let newest = digests.max_by_key(|(at, _)| *at).map(|(_, digest)| digest.clone());
             return newest.unwrap_or_else(|| self.unobserved(location, None));
@@ -138,7 +138,7 @@ impl Node {
         self.unobserved(location, view)
     }
 
-    /// The candidates of this location that are drained, as far as this node is told.
+    /// Returns the candidates of this location that are drained, as far as this node knows.
     pub(super) fn drained_here(&self, now: Now) -> std::collections::BTreeSet<Slot> {
         if let Some(group) = self.voting(&self.location) {
             let drained = |n: &crate::mesh::Node| group.state().drained.contains(&n.name);
@@ -149,18 +149,18 @@ impl Node {
         candidates.into_iter().filter(|c| c.drained).map(|c| c.slot).collect()
     }
 
-    /// Reports go to the candidates and to the raft leader; a plain member hears of them from the latter, and its own group
+    /// Reports go to the candidates and to the raft leader. A plain member hears of them from the raft leader, and its own group
     /// judges nothing.
     fn hears_observers(&self, location: &LocationName, group: &Group) -> bool {
         *location != self.location || self.observer.is_some() || group.is_raft_leader()
     }
 
     fn shown_leaders(&self, location: &LocationName) -> Vec<Slot> {
-        let told = || self.heard.told.get(location).map(|d| d.leaders.clone());
-        self.effective_leaders(location).or_else(told).unwrap_or_default()
+        let shown = || self.decisions.shown(location).map(|d| d.leaders.clone());
+        self.effective_leaders(location).or_else(shown).unwrap_or_default()
     }
 
-    /// The candidates of another location as this node alone sees them.
+    /// Returns the candidates of another location as this node alone sees them.
     fn unobserved(&self, location: &LocationName, view: Option<Report>) -> Vec<CandidateStatus> {
         let leaders = self.shown_leaders(location);
         let mut seen: BTreeMap<_, _> =
@@ -188,7 +188,7 @@ impl Node {
             .collect()
     }
 
-    /// Every event known here, oldest first. A copy of up to a mebibyte for each location: for those who ask for events.
+    /// Returns every event known here, oldest first: a copy of up to a mebibyte for each location.
     pub fn events(&self) -> Vec<Event> {
         let mut all: Vec<Event> =
             self.mesh.locations.keys().flat_map(|l| self.events_of(l)).cloned().collect();
@@ -199,12 +199,12 @@ impl Node {
         all
     }
 
-    /// Those of one location, in no order.
+    /// Returns those of one location, in no order.
     pub fn events_of(&self, location: &LocationName) -> impl Iterator<Item = &Event> {
         let kept = self.groups.get(location).into_iter().flat_map(|g| &g.state().events);
         let votes = self.voting(location).is_some();
         // What was announced, and what this node knows from when it had a vote.
-        let told = (!votes).then(|| self.known.events(location)).into_iter().flatten();
-        kept.filter(move |e| votes || !self.known.has_event(location, e.seq)).chain(told)
+        let announced = (!votes).then(|| self.decisions.events(location)).into_iter().flatten();
+        kept.filter(move |e| votes || !self.decisions.has_event(location, e.seq)).chain(announced)
     }
 }

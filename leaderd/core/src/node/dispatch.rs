@@ -1,12 +1,8 @@
-//! What the other nodes say, and whom we believe about what.
-
-use std::collections::BTreeSet;
+//! What the other nodes say, and whom this node believes about what.
 
 use super::Node;
 use super::ignored::Ignored;
-use super::known::Untaken;
 use crate::ids::{LocationName, NodeName};
-use crate::io::{Effect, LogLevel};
 use crate::proof::Proof;
 use crate::state::{Decision, Event};
 use crate::time::{Duration, Now};
@@ -39,7 +35,7 @@ impl Node {
             }
             Frame::Hello(hello) => self.handle_hello(now, &from, hello),
             Frame::Relayed { from: origin, frame } => {
-                // Those that take part in the group pass on what they heard; plain members hear nothing of observers.
+                // Nodes that take part in the group pass on what they heard; plain members hear nothing of observers.
                 let about = observed(&frame).cloned();
                 let of_location = self.mesh.node(&from).map(|n| n.location.clone());
                 if of_location == about && about.is_some_and(|l| self.speaks_for(&from, &l)) {
@@ -64,7 +60,7 @@ impl Node {
         }
     }
 
-    /// What observers tell a location. `first_hand`: from the observer itself, so it may have to be passed on.
+    /// Handles what an observer sends to a location. `first_hand`: it came from the observer itself, and may have to be passed on.
     fn handle_observation(&mut self, now: Now, from: &NodeName, frame: Frame, first_hand: bool) {
         if matches!(&frame, Frame::Report(report) if report.observer != *from) {
             self.ignored(now, from.as_str(), Ignored::ReportInAnothersName);
@@ -108,8 +104,8 @@ impl Node {
         }
     }
 
-    /// Observers reach a location's candidates only. A raft leader that is a plain member or a witness hears of it through
-    /// us, and so does one whose own tunnel the observer does not call well.
+    /// Returns whether the raft leader gets an observer's frame itself. Observers reach a location's candidates only: a raft leader that is
+    /// a plain member or a witness gets it from us, and so does one whose own tunnel the observer does not see forwarding.
     fn hears_itself(&self, raft_leader: &NodeName, frame: &Frame) -> bool {
         let node = self.mesh.node(raft_leader).filter(|n| n.location == self.location);
         let Some(slot) = node.and_then(|n| n.slot) else { return false };
@@ -141,7 +137,7 @@ impl Node {
             return;
         }
         let epoch = decision.epoch;
-        if epoch < self.known.epoch(&location) {
+        if epoch < self.decisions.epoch(&location) {
             self.count("ignored.old-epoch");
             self.send_if_newer(from, &location, epoch);
         }
@@ -150,17 +146,17 @@ impl Node {
             && self.voting(&location).is_none()
         {
             let belongs = event.location == location && event.epoch == epoch;
-            if !belongs || !self.known.remember_event(*event) {
+            if !belongs || !self.decisions.remember_event(*event) {
                 self.ignored(now, from.as_str(), Ignored::Event);
             }
         }
-        if let Some((epoch, programmed_at)) = self.known.announced(&location, epoch, from) {
+        if let Some((epoch, programmed_at)) = self.decisions.announced(&location, epoch, from) {
             self.send(from, Frame::Ack { location, epoch, programmed_at });
         }
     }
 
-    /// True for the nodes whose word about who leads a location counts: its candidates, its other voters, and the raft leader
-    /// that one of those names, who may be a voter by a mesh file that this node has not got.
+    /// Returns whether a node may say who leads a location: its candidates, its other voters, and the raft leader that one of those
+    /// names, which may be a voter by a mesh file that this node does not have.
     pub(super) fn speaks_for(&self, node: &NodeName, location: &LocationName) -> bool {
         let candidate = |n: &crate::mesh::Node| n.location == *location && n.slot.is_some();
         if self.mesh.node(node).is_some_and(candidate) {
@@ -168,116 +164,11 @@ impl Node {
         }
         let voters = self.mesh.voters_of(location);
         let names_it = |v: &NodeName| {
-            let said = self.heard.last.get(v).and_then(|(_, hello)| hello.raft_leader.as_ref());
-            said == Some(node) && self.mesh.node(v).is_some_and(|n| n.location == *location)
+            let named = self.peers.hello(v).and_then(|hello| hello.raft_leader.as_ref());
+            named == Some(node) && self.mesh.node(v).is_some_and(|n| n.location == *location)
         };
         let of_location = || self.mesh.node(node).is_some_and(|n| n.location == *location);
         voters.contains(node) || (of_location() && voters.iter().any(names_it))
-    }
-
-    /// Takes a decision if it is newer, and asks for the network that follows from it.
-    pub(super) fn adopt(
-        &mut self,
-        decision: &Decision,
-        proof: Option<&Proof>,
-    ) -> Result<(), Untaken> {
-        let location = &decision.location;
-        let (mesh, required) = (self.mesh.clone(), self.proof_required(location));
-        self.known.take(&mesh, decision, proof, required)?;
-        self.fallback.left(location);
-        self.store_known(location);
-        self.update_group(location);
-        // Always asked for, even if nothing changes in the kernel: the answer brings the decision into force.
-        self.reprogram_leaders(location);
-        Ok(())
-    }
-
-    /// A decision is in this node's kernel.
-    pub(super) fn decision_in_force(
-        &mut self,
-        now: Now,
-        decision: &Decision,
-        announced_by: &BTreeSet<NodeName>,
-    ) {
-        let location = &decision.location;
-        self.log(
-            LogLevel::Info,
-            "decision in force",
-            [
-                ("location.name", location.to_string()),
-                ("decision.epoch", decision.epoch.to_string()),
-                ("decision.cause", decision.cause.to_string()),
-                (
-                    "leader.slot",
-                    decision.leaders.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-                ),
-            ],
-        );
-        if let Some(observer) = &mut self.observer {
-            observer.decided(now, location, decision.epoch, &decision.leaders);
-        }
-        let me = self.me.clone();
-        if let Some(group) = self.groups.get_mut(location) {
-            group.handle_ack(now, &me, decision.epoch, now.wall);
-        }
-        for node in announced_by.iter().filter(|n| **n != me) {
-            let ack = Frame::Ack {
-                location: location.clone(),
-                epoch: decision.epoch,
-                programmed_at: now.wall,
-            };
-            self.effects.push_back(Effect::SendFrame { to: node.clone(), frame: Box::new(ack) });
-        }
-    }
-
-    /// Pushes a decision if that is this node's part: the raft leader's, or, if that one is no candidate and so has
-    /// no tunnels, every candidate's.
-    pub(super) fn announce_if_ours(
-        &mut self,
-        now: Now,
-        decision: Decision,
-        event: Option<Box<Event>>,
-    ) {
-        let location = &decision.location;
-        let proof = self.known.proof(location).cloned();
-        let proof = proof
-            .filter(|_| self.known.decision(location).is_some_and(|d| d.says_the_same(&decision)));
-        if proof.is_none() && self.proof_required(location) {
-            // Nobody would believe it yet.
-            return;
-        }
-        let proof = proof.unwrap_or_default();
-        let Some(group) = self.groups.get(location) else { return };
-        let is_candidate_here = |name: &NodeName| {
-            self.mesh.node(name).is_some_and(|n| n.location == *location && n.slot.is_some())
-        };
-        let raft_leader_has_tunnels = group.raft_leader().is_some_and(is_candidate_here);
-        if group.is_raft_leader() || (!raft_leader_has_tunnels && is_candidate_here(&self.me)) {
-            let audience = self.audience(location);
-            let said = (decision, proof);
-            self.announcer.start(now.mono, said, event, &audience, &mut self.effects);
-        } else {
-            self.announcer.stop(&decision.location);
-        }
-    }
-
-    /// A new raft leader pushes the decision it found: its predecessor may have died before it could.
-    pub(super) fn watch_raft_leadership(&mut self, now: Now) {
-        let mut found = Vec::new();
-        for (location, group) in &self.groups {
-            if !group.is_raft_leader() {
-                self.raft_leading.remove(location);
-            } else if self.raft_leading.insert(location.clone())
-                && let Some(decision) = group.state().decision.clone()
-            {
-                let event =
-                    group.state().events.iter().rev().find(|e| e.epoch == decision.epoch).cloned();
-                found.push((decision, event.map(Box::new)));
-            }
-        }
-        for (decision, event) in found {
-            self.announce_if_ours(now, decision, event);
-        }
     }
 }
 

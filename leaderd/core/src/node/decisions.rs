@@ -1,24 +1,27 @@
-//! The decisions this node knows of, and how far each has come: heard, programmed.
+//! The decisions that this node knows, and how far each has come: adopted, asked for, in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Node;
 use crate::ids::{Epoch, LocationName, NodeName};
+use crate::io::{Effect, LogLevel};
 use crate::mesh::Mesh;
 use crate::proof::Proof;
 use crate::state::{Decision, Event, EventSeq, MAX_STATE, surplus};
-use crate::time::WallTime;
+use crate::time::{Now, WallTime};
+use crate::wire::Frame;
 
 /// Bytes of events that are kept for `wgctl events`: of all locations whose state this node does not hold.
 const MAX_ALL_EVENTS: usize = 16 << 20;
 /// What an event takes in memory beyond its size on the wire: its maps and lists, empty as they may be.
 const EVENT_ITSELF: usize = 1 << 10;
-/// An event's number may be this far beyond the newest that is known: this node may have missed some. One that is further would
+/// How far an event's number may be beyond the newest that is known: this node may have missed some. An event further ahead would
 /// push out all that come after it.
 const MAX_EVENT_JUMP: u64 = 1 << 16;
 
 /// Why a decision is not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub(super) enum Untaken {
+pub(super) enum DecisionRefusal {
     #[error("decision that is known, or an older one")]
     Old,
     #[error("decision with an epoch too far ahead")]
@@ -29,7 +32,7 @@ pub(super) enum Untaken {
     Unproved,
 }
 
-impl Untaken {
+impl DecisionRefusal {
     /// As in metrics.
     pub(super) const fn as_str(self) -> &'static str {
         match self {
@@ -41,11 +44,20 @@ impl Untaken {
     }
 }
 
+/// Of each location at most one decision.
+///
+/// ```text
+/// take ──▶ known ── programming ──▶ asked for ── programmed ──▶ in force
+///            ▲                                                     │
+///            └────────────────── take a newer one ─────────────────┘
+/// ```
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownDecisions {
     locations: BTreeMap<LocationName, KnownDecision>,
     /// Events of locations whose replicated state this node does not hold.
     events: BTreeMap<LocationName, Events>,
+    /// Decisions of other locations, as a leader of this one tells a plain member: for show only.
+    shown: BTreeMap<LocationName, Decision>,
 }
 
 /// Of one location, as many as its own voters keep, and at most [`MAX_STATE`] bytes of them.
@@ -95,11 +107,11 @@ struct KnownDecision {
     /// The revision of the network that first had it; `None` until it is asked for.
     revision: Option<u64>,
     programmed_at: Option<WallTime>,
-    /// Whom to tell once it is programmed.
+    /// Nodes that get an acknowledgement once it is programmed.
     announced_by: BTreeSet<NodeName>,
 }
 
-impl Known {
+impl KnownDecisions {
     /// A decision from the store: in force before, not to be acknowledged.
     ///
     /// One that was proved when it was stored is believed.
@@ -128,7 +140,7 @@ impl Known {
         self.locations.get(location).map(|k| &k.proof).filter(|p| !p.is_empty())
     }
 
-    /// The proof of the decision that is known, told later or by other voters than the one before.
+    /// Sets the proof of the known decision: it came later, or other voters signed it.
     pub(super) fn attach(&mut self, decision: &Decision, proof: Proof) -> bool {
         let known = self.locations.get_mut(&decision.location);
         let Some(known) = known.filter(|k| k.decision.says_the_same(decision)) else {
@@ -138,45 +150,58 @@ impl Known {
         true
     }
 
-    pub(super) fn decision(&self, location: &LocationName) -> Option<&Decision> {
+    pub(super) fn get(&self, location: &LocationName) -> Option<&Decision> {
         self.locations.get(location).map(|k| &k.decision)
+    }
+
+    /// What a leader of this node's location said of another one.
+    pub(super) fn show(&mut self, mesh: &Mesh, decision: &Decision) {
+        let old = self.shown.get(&decision.location).map_or(Epoch(0), |d| d.epoch);
+        if decision.epoch.may_follow(old) && decision.fits(mesh) {
+            self.shown.insert(decision.location.clone(), decision.clone());
+        }
+    }
+
+    /// See [`Self::show`].
+    pub(super) fn shown(&self, location: &LocationName) -> Option<&Decision> {
+        self.shown.get(location)
     }
 
     /// 0 if nothing is known.
     pub(super) fn epoch(&self, location: &LocationName) -> Epoch {
-        self.decision(location).map_or(Epoch(0), |d| d.epoch)
+        self.get(location).map_or(Epoch(0), |d| d.epoch)
     }
 
-    /// Takes a decision if it is newer than the known one.
-    /// Where proofs are required one that has one goes before any that has none: the number of such a one may be made up.
+    /// Takes a decision if it is newer than the known one. Where proofs are required, a decision with a proof goes before any without:
+    /// the epoch of the latter may be made up.
     pub(super) fn take(
         &mut self,
         mesh: &Mesh,
         decision: &Decision,
         proof: Option<&Proof>,
         required: bool,
-    ) -> Result<(), Untaken> {
+    ) -> Result<(), DecisionRefusal> {
         let location = &decision.location;
         let known = self.epoch(location);
         let outranks = required && proof.is_some() && self.proof(location).is_none();
         if decision.epoch <= known && (!outranks || self.says(decision)) {
-            return Err(Untaken::Old);
+            return Err(DecisionRefusal::Old);
         }
         if proof.is_none() && required {
-            return Err(Untaken::Unproved);
+            return Err(DecisionRefusal::Unproved);
         }
         if proof.is_none() && !decision.epoch.may_follow(known) {
-            return Err(Untaken::TooFarAhead);
+            return Err(DecisionRefusal::TooFarAhead);
         }
         if !decision.fits(mesh) {
-            return Err(Untaken::NoCandidates);
+            return Err(DecisionRefusal::NoCandidates);
         }
         self.replace(decision.clone(), proof.cloned().unwrap_or_default());
         Ok(())
     }
 
     fn says(&self, decision: &Decision) -> bool {
-        self.decision(&decision.location).is_some_and(|d| d.says_the_same(decision))
+        self.get(&decision.location).is_some_and(|d| d.says_the_same(decision))
     }
 
     fn replace(&mut self, decision: Decision, proof: Proof) {
@@ -197,7 +222,7 @@ impl Known {
         self.locations.values().filter(|k| k.programmed_at.is_some()).map(|k| &k.decision)
     }
 
-    /// Someone announced a decision: returns when it was programmed if it already is, else remembers to tell.
+    /// A node announced a decision. Returns when it was programmed; if it is not yet, that node gets an acknowledgement later.
     pub(super) fn announced(
         &mut self,
         location: &LocationName,
@@ -224,7 +249,7 @@ impl Known {
         }
     }
 
-    /// A revision is in the kernel: returns the decisions that came into force with it, and whom to tell.
+    /// A revision is in the kernel. Returns the decisions that came into force with it, and who gets acknowledgements.
     pub(super) fn programmed(
         &mut self,
         revision: u64,
@@ -249,7 +274,7 @@ impl Known {
         }
         events.insert(event);
         while self.events.values().map(|e| e.size).sum::<usize>() > MAX_ALL_EVENTS {
-            // The location with the most to tell gives way.
+            // The location with the most events gives way.
             if let Some(most) = self.events.values_mut().max_by_key(|e| e.size) {
                 most.forget_oldest();
             }
@@ -268,5 +293,63 @@ impl Known {
     pub(super) fn retain(&mut self, mesh: &Mesh) {
         self.locations.retain(|location, _| mesh.locations.contains_key(location));
         self.events.retain(|location, _| mesh.locations.contains_key(location));
+        self.shown.retain(|location, _| mesh.locations.contains_key(location));
+    }
+}
+
+impl Node {
+    /// Takes a decision if it is newer, and asks for the network that follows from it.
+    pub(super) fn adopt(
+        &mut self,
+        decision: &Decision,
+        proof: Option<&Proof>,
+    ) -> Result<(), DecisionRefusal> {
+        let location = &decision.location;
+        let (mesh, required) = (self.mesh.clone(), self.proof_required(location));
+        self.decisions.take(&mesh, decision, proof, required)?;
+        self.fallback.left(location);
+        self.store_known(location);
+        self.update_group(location);
+        // Programmed even if nothing changes in the kernel: the answer brings the decision into force.
+        self.reprogram_leaders(location);
+        Ok(())
+    }
+
+    /// A decision is in this node's kernel.
+    pub(super) fn decision_in_force(
+        &mut self,
+        now: Now,
+        decision: &Decision,
+        announced_by: &BTreeSet<NodeName>,
+    ) {
+        let location = &decision.location;
+        self.log(
+            LogLevel::Info,
+            "decision in force",
+            [
+                ("location.name", location.to_string()),
+                ("decision.epoch", decision.epoch.to_string()),
+                ("decision.cause", decision.cause.to_string()),
+                (
+                    "leader.slot",
+                    decision.leaders.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+                ),
+            ],
+        );
+        if let Some(observer) = &mut self.observer {
+            observer.decided(now, location, decision.epoch, &decision.leaders);
+        }
+        let me = self.me.clone();
+        if let Some(group) = self.groups.get_mut(location) {
+            group.handle_ack(now, &me, decision.epoch, now.wall);
+        }
+        for node in announced_by.iter().filter(|n| **n != me) {
+            let ack = Frame::Ack {
+                location: location.clone(),
+                epoch: decision.epoch,
+                programmed_at: now.wall,
+            };
+            self.effects.push_back(Effect::SendFrame { to: node.clone(), frame: Box::new(ack) });
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! The addresses that were last in use, on disk. Nobody waits for that disk.
+//! The addresses that were last in use, cached on disk. No caller waits for that disk.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -15,19 +15,19 @@ const FILE: &str = "endpoints.json";
 /// Longest file, in bytes: a mesh has 4,094 nodes at most, and a DNS name 253 letters.
 const MAX_FILE: u64 = 2 << 20;
 
-pub(super) struct Kept {
+pub(super) struct AddressCache {
     path: PathBuf,
     on_disk: Resolved,
-    /// What is to be on disk, if that is something else.
+    /// What belongs on disk, if that is something else.
     wanted: Option<Resolved>,
     writing: Option<(Resolved, JoinHandle<io::Result<()>>)>,
 }
 
-impl Kept {
+impl AddressCache {
     pub fn open(state: &Path) -> Self {
         let path = state.join(FILE);
         let on_disk = read(&path).unwrap_or_else(|error| {
-            tracing::warn!(file = %path.display(), %error, "the addresses of endpoints that were kept are of no use");
+            tracing::warn!(file = %path.display(), %error, "the cached addresses of endpoints cannot be read");
             Resolved::new()
         });
         Self { path, on_disk, wanted: None, writing: None }
@@ -37,8 +37,8 @@ impl Kept {
         self.on_disk.get(name).copied()
     }
 
-    /// These are to be on disk. A disk that hangs holds up nobody; the newest ones are written when it has come round.
-    pub fn keep(&mut self, addresses: Resolved) {
+    /// Has these addresses written. A disk that hangs holds up no caller; the newest addresses are written once it answers.
+    pub fn store(&mut self, addresses: Resolved) {
         self.wanted = Some(addresses);
         self.begin();
     }
@@ -63,7 +63,7 @@ impl Kept {
         match done {
             Ok(()) => self.on_disk = addresses,
             Err(error) => {
-                tracing::warn!(file = %self.path.display(), %error, "cannot keep the addresses of endpoints");
+                tracing::warn!(file = %self.path.display(), %error, "cannot cache the addresses of endpoints");
             }
         }
         self.begin();

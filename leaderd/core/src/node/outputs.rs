@@ -1,5 +1,5 @@
-//! Carrying the outputs of the parts on to the next: the observer's to the groups and to other candidates, a group's to
-//! the disk, to its peers and to what is known.
+//! Hands on the outputs of the parts: the observer's to the groups and to other candidates, a group's to the disk, to its peers and
+//! to the known decisions.
 
 use crate::group::{Group, GroupOutput};
 use crate::ids::{LocationName, NodeName};
@@ -9,23 +9,23 @@ use crate::time::Now;
 use crate::wire::Frame;
 
 use super::Node;
-use super::known::Untaken;
+use super::decisions::DecisionRefusal;
 
-/// Outputs of the parts carried in one go, before something is taken for a loop of ours.
-const MAX_PUMP: usize = 100_000;
+/// Most outputs that one input can lead to: more is taken for a loop in the core.
+const MAX_OUTPUTS: usize = 100_000;
 
 impl Node {
-    /// Carries the parts' outputs on until all are quiet.
-    pub(super) fn pump(&mut self, now: Now) {
-        for _ in 0..MAX_PUMP {
+    /// Hands on outputs until no part has any.
+    pub(super) fn drain_outputs(&mut self, now: Now) {
+        for _ in 0..MAX_OUTPUTS {
             if let Some(output) = self.observer.as_mut().and_then(Observer::poll_output) {
-                self.observer_said(now, output);
+                self.observer_output(now, output);
                 continue;
             }
             let next =
                 self.groups.iter_mut().find_map(|(l, g)| Some((l.clone(), g.poll_output()?)));
             match next {
-                Some((location, output)) => self.group_said(now, location, output),
+                Some((location, output)) => self.group_output(now, location, output),
                 None => {
                     return self.watch_raft_leadership(now);
                 }
@@ -34,7 +34,7 @@ impl Node {
         self.log(LogLevel::Error, "the core's parts keep each other busy: this is a defect", []);
     }
 
-    fn observer_said(&mut self, now: Now, output: ObserverOutput) {
+    fn observer_output(&mut self, now: Now, output: ObserverOutput) {
         match output {
             ObserverOutput::Send(probe) => {
                 self.count("probes.sent");
@@ -42,7 +42,7 @@ impl Node {
             }
             ObserverOutput::Forget(probe) => self.effects.push_back(Effect::ForgetProbe { probe }),
             ObserverOutput::Report(report) => {
-                self.steer.touch();
+                self.handover.touch();
                 if let Some(group) = self.groups.get_mut(&report.location) {
                     group.handle_report(now, report.clone());
                 }
@@ -67,7 +67,7 @@ impl Node {
         }
     }
 
-    fn group_said(&mut self, now: Now, location: LocationName, output: GroupOutput) {
+    fn group_output(&mut self, now: Now, location: LocationName, output: GroupOutput) {
         match output {
             GroupOutput::Send { to, message } => self.send(&to, Frame::Raft { location, message }),
             GroupOutput::Persist { ticket, write } => self.persist(location, Some(ticket), write),
@@ -75,7 +75,7 @@ impl Node {
                 self.count("decisions");
                 self.sign(now, &decision, false);
                 // Without the proof that it needs it comes into force when that is there.
-                if let Err(why @ (Untaken::TooFarAhead | Untaken::NoCandidates)) =
+                if let Err(why @ (DecisionRefusal::TooFarAhead | DecisionRefusal::NoCandidates)) =
                     self.adopt(&decision, None)
                 {
                     let fields = [
@@ -95,10 +95,10 @@ impl Node {
             GroupOutput::Written { decision } => self.sign(now, &decision, true),
             GroupOutput::EventChanged(event) => {
                 if self.groups.get(&location).is_some_and(Group::is_raft_leader)
-                    && let Some(decision) = self.known.decision(&location).cloned()
+                    && let Some(decision) = self.decisions.get(&location).cloned()
                     && event.epoch == decision.epoch
                 {
-                    let proof = self.known.proof(&location).cloned().unwrap_or_default();
+                    let proof = self.decisions.proof(&location).cloned().unwrap_or_default();
                     self.announcer.update_event(
                         (decision, proof),
                         event,
@@ -132,7 +132,7 @@ impl Node {
     pub(super) fn persisted(&mut self, now: Now, ticket: Ticket) {
         let rest = self.persists.split_off(&Ticket(ticket.0 + 1));
         for (_, (location, group_ticket)) in std::mem::replace(&mut self.persists, rest) {
-            let group = self.groups.get_mut(&location).or_else(|| self.resting.get_mut(&location));
+            let group = self.groups.get_mut(&location).or_else(|| self.paused.get_mut(&location));
             if let Some(group) = group {
                 group.handle_persisted(now, group_ticket);
             }
@@ -143,7 +143,7 @@ impl Node {
         self.effects.push_back(Effect::SendFrame { to: to.clone(), frame: Box::new(frame) });
     }
 
-    /// To every candidate of a location but this node.
+    /// Sends a frame to every candidate of a location but this node.
     pub(super) fn send_to_candidates(&mut self, location: &LocationName, frame: &Frame) {
         let mesh = self.mesh.clone();
         for node in mesh.candidates_of(location).values() {

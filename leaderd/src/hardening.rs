@@ -1,20 +1,20 @@
-//! What the process denies itself before it reads a key: memory with keys in it must not end up in a file.
+//! Hardening of the process before it reads a key: memory that holds keys must not end up in a file.
 
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 
-/// Bytes a core dump may have. None has so few, so none is written. Not 0: where the system hands core dumps to a program
+/// Most bytes of a core dump: too few for any, so none is written. Not 0: where the system hands core dumps to a program
 /// (`core_pattern` with a pipe), the kernel lets a limit of 0 pass and refuses 1 (fs/coredump.c).
 pub const CORE_LIMIT: u64 = 1;
 
-/// No core dumps: not of this process, nor of the WireGuard processes that it starts, which hold the key as well.
+/// Switches core dumps off, of this process and of the WireGuard processes that it starts, which hold the key as well.
 ///
 /// The process also stops being dumpable (prctl(2)): another process of the same user can neither attach to it nor read
 /// its memory. One with CAP_SYS_PTRACE still can, so that `perf` and a debugger work as root. Being dumpable comes back with
 /// `exec`, the limit stays.
 ///
 /// # Errors
-/// Those of the two system calls, in words; neither should ever fail.
+/// If one of the two system calls fails, which should never happen.
 pub fn no_core_dumps() -> anyhow::Result<()> {
     use anyhow::Context;
     setrlimit(Resource::RLIMIT_CORE, CORE_LIMIT, CORE_LIMIT)
@@ -27,7 +27,7 @@ pub fn no_core_dumps() -> anyhow::Result<()> {
     prctl::set_dumpable(false).context("cannot switch core dumps off")
 }
 
-/// What this process makes is nobody else's to read, whatever its starter left the mask at. Never wider than that was.
+/// Keeps other users from reading and others from writing the files that this process makes. Never widens the mask that it was started with.
 pub fn narrow_umask() {
     use nix::sys::stat::{Mode, umask};
     let others = Mode::S_IRWXO | Mode::S_IWGRP;

@@ -1,4 +1,4 @@
-//! Gathering one record: the input, then its effects one by one, then the word whether a packet in it was authentic.
+//! Builds one record from an input, its effects, and whether all packets in it were authentic.
 
 use leaderd_core::io::{Effect, Input, ProbeKind};
 use leaderd_core::probe::stamp::redact;
@@ -6,14 +6,14 @@ use leaderd_core::time::Now;
 
 use super::Record;
 
-/// Call [`Tape::input`], [`Tape::effect`] for each effect, and [`Tape::record`]; without an input first it is the start.
+/// Call [`RecordBuilder::input`], [`RecordBuilder::effect`] for each effect, and [`RecordBuilder::record`]; without an input first it is the start.
 #[derive(Debug, Default)]
-pub struct Tape {
+pub struct RecordBuilder {
     input: Option<(Now, Box<Input>)>,
     effects: Vec<Effect>,
 }
 
-impl Tape {
+impl RecordBuilder {
     pub fn input(&mut self, now: Now, input: &Input) {
         self.input = Some((now, Box::new(input.clone())));
     }

@@ -1,37 +1,32 @@
 //! Which nodes this one holds a control connection with, and at which addresses.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
 
 use super::Node;
-use crate::ids::{NodeName, Slot};
-use crate::mesh::ControlPublicKey;
-
-/// A node to hold a connection with.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Peer {
-    pub name: NodeName,
-    pub control_key: ControlPublicKey,
-    /// In the order in which they are to be tried.
-    pub addresses: Vec<PeerAddress>,
-    /// True on the side that dials: the node with the lower index.
-    pub dial: bool,
-}
-
-/// Where a node's control port is, and where from.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PeerAddress {
-    /// Through this plane; `None`: by the ordinary routes.
-    pub plane: Option<Slot>,
-    /// Local address to dial from, where it matters.
-    pub source: Option<IpAddr>,
-    pub to: SocketAddr,
-}
+use crate::ids::NodeName;
+use crate::io::{Effect, Peer, PeerAddress};
+use crate::observe::Observer;
 
 impl Node {
+    /// Asks for what follows from the mesh in force: connections with other peers, and no sockets of flows to targets that are gone.
+    pub(super) fn mesh_in_force(&mut self) {
+        let peers = self.wanted_peers();
+        if self.asked_peers.as_ref() != Some(&peers) {
+            self.asked_peers = Some(peers.clone());
+            self.effects.push_back(Effect::SetPeers { peers });
+        }
+        let flows = self.observer.as_ref().map(Observer::pinned_flows).unwrap_or_default();
+        self.effects.push_back(Effect::KeepFlows { flows });
+    }
+
+    pub(super) fn listen_for_probes(&mut self) {
+        let ports = self.mesh.probe_ports.clone();
+        self.effects.push_back(Effect::ListenProbes { ports });
+    }
+
     /// The nodes of this location over the LAN; for candidates, the candidates of all others through their tunnels; for
     /// witnesses, the voters of their location.
-    pub fn peers(&self) -> Vec<Peer> {
+    pub(super) fn wanted_peers(&self) -> Vec<Peer> {
         let Some(me) = self.mesh.node(&self.me) else { return Vec::new() };
         let mut voters_with_me: BTreeSet<NodeName> = BTreeSet::new();
         for location in self.groups.keys() {
