@@ -82,7 +82,7 @@ impl ApiHealth {
         self.backoff.reset();
         if let Some(since) = self.throttled.take() {
             let seconds = since.elapsed().as_secs();
-            tracing::info!(held.seconds = seconds, "the Kubernetes API takes our requests again");
+            tracing::info!(held.seconds = seconds, "the Kubernetes API accepts requests again");
         }
         back
     }
@@ -126,7 +126,7 @@ impl ApiHealth {
             tracing::warn!(
                 what,
                 error = why,
-                "the Kubernetes API has too much to do; requests wait, and the mesh goes on as it is"
+                "the Kubernetes API is overloaded; requests wait, and the mesh goes on as it is"
             );
         }
         back

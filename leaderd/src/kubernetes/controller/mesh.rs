@@ -74,7 +74,7 @@ impl Controller {
         for UnexpectedKeys { node, keys } in keys {
             tracing::error!(
                 node.name = %node, keys.fingerprint = keys.fingerprint(),
-                "the mesh file of the cluster has other keys of a node, which nobody has accepted; the mesh in use stays"
+                "the mesh file of the cluster has unconfirmed keys of a node; the mesh in use stays"
             );
         }
     }

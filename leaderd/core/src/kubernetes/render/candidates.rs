@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
 
-use super::draft::node_error;
 use super::node_spec::NodeSpec;
 use super::previous::PreviousMesh;
-use super::{Problem, RefusedCandidate, RenderError, Subject};
+use super::{Problem, RefusedCandidate, RenderError, Subject, node_error};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::kubernetes::turn_order;
 use crate::kubernetes::view::{ClusterView, Pool};
@@ -175,7 +174,8 @@ impl CandidateSelector<'_> {
         match (self.specs.values().find(|f| f.name.as_str() == name), self.view.nodes.get(name)) {
             (Some(f), _) => format!("it is in location {}, not in {location}", f.location),
             (None, Some(node)) if !turn_order::has_daemon(node) => {
-                "its leaderd has not published its keys yet: see that it runs there".to_owned()
+                "its leaderd has not published its keys yet: make sure that it runs there"
+                    .to_owned()
             }
             (None, Some(_)) => {
                 "it is left out of the mesh: see the problems of that node".to_owned()
@@ -298,7 +298,7 @@ pub(super) fn witnesses(
                 let why = match node {
                     None => "is no candidate of another location",
                     Some(node) if chosen.contains(&node) => "is named twice",
-                    Some(_) if chosen.len() == MAX_WITNESSES => "is one too many: 4 are the most",
+                    Some(_) if chosen.len() == MAX_WITNESSES => "exceeds the maximum of 4",
                     Some(node) => {
                         chosen.push(node);
                         continue;

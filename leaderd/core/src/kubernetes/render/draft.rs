@@ -8,14 +8,15 @@ use ipnet::IpNet;
 use super::candidates::{self, CandidateSelector, LocationPlan};
 use super::exclude::{Exclusions, LocationPrefixes};
 use super::indexes::Indexes;
-use super::inner::{InnerRanges, overlap};
+use super::inner::InnerRanges;
 use super::node_spec::{self, NodeSpec, RenderContext};
-use super::prefixes::{self, NodePrefixes, PrefixSource};
+use super::prefixes::{self, NodePrefixes, PrefixSource, overlap};
 use super::previous::PreviousMesh;
 use super::settings::Settings;
 use super::text::{self, Origin};
 use super::{
     Problem, Refusal, RefusalReason, RenderError, RenderedCandidate, RenderedPool, Subject,
+    node_error,
 };
 use crate::ids::{LocationName, NodeName};
 use crate::kubernetes::view::{ClusterView, Pool, Steering, names};
@@ -212,12 +213,6 @@ impl<'a> Draft<'a> {
     }
 }
 
-/// An error of a node that belongs to no line of the text.
-pub(super) fn node_error(node: &NodeName, message: String, help: &str) -> RenderError {
-    let diagnostic = Diagnostic { line: 0, column: 0, message, help: help.to_owned(), span: 0..0 };
-    (Origin::Node(node.clone()), diagnostic)
-}
-
 /// Candidates that leave their location without a node that can lead it.
 fn left_without_candidate(
     location: &LocationName,
@@ -295,11 +290,11 @@ fn pools_by_location<'a>(
         let there = location.ok().filter(|l| specs.values().any(|f| f.location == *l));
         let message = match there {
             None => format!(
-                "spec.location is {asked:?}, where no node of the mesh is: correct it, or see that leaderd runs on nodes there"
+                "spec.location is {asked:?}, where no node of the mesh is: correct it, or run leaderd on nodes there"
             ),
             Some(location) => match all.get(&location) {
                 Some(other) => format!(
-                    "location {location} has pool {} already, so this one counts for nothing: remove one of them",
+                    "location {location} has pool {} already, so this one is ignored: remove one of them",
                     other.name
                 ),
                 None => {
@@ -401,7 +396,7 @@ fn in_the_way(f: &NodeSpec, by: &NodeSpec, prefix: &IpNet) -> Option<String> {
 
 fn spec_problems(pool: &Pool, plan: &LocationPlan, problems: &mut Vec<Problem>) {
     if pool.spec.steering == Steering::Kilo && pool.spec.policy.leaders.is_some_and(|n| n != 1) {
-        let message = "spec.policy.leaders counts for nothing: Kilo knows one leader of a location; remove it, or write \
+        let message = "spec.policy.leaders is ignored: Kilo knows one leader of a location; remove it, or write \
                        steering: native";
         problems
             .push(Problem { subject: Subject::Pool(pool.name.clone()), message: message.into() });

@@ -46,7 +46,7 @@ impl Exclusions {
         for (origin, diagnostic) in errors {
             let (new, what) = match origin {
                 Origin::Policy { location, .. } => {
-                    (self.policies.insert(location.clone()), "spec.policy counts for nothing")
+                    (self.policies.insert(location.clone()), "spec.policy is ignored")
                 }
                 Origin::Prefixes(location) => {
                     let next = match self.prefixes.get(location) {
@@ -54,10 +54,7 @@ impl Exclusions {
                         Some(_) => LocationPrefixes::None,
                     };
                     let was = self.prefixes.insert(location.clone(), next);
-                    (
-                        was != Some(next),
-                        "kilo.squat.ai/allowed-location-ips counts for nothing there",
-                    )
+                    (was != Some(next), "kilo.squat.ai/allowed-location-ips is ignored there")
                 }
                 _ => continue,
             };
@@ -148,7 +145,8 @@ fn without(leaving: &BTreeSet<NodeName>, draft: &Draft<'_>) -> Exclusions {
     }
 }
 
-const TOO_MANY: &str = "what it says is not looked at, as too many other nodes do not fit into the mesh: mend those first";
+const TOO_MANY: &str =
+    "its values are not checked, as too many other nodes do not fit into the mesh: fix those first";
 
 struct ExclusionSearch<'a> {
     input: RenderInput<'a>,

@@ -45,7 +45,7 @@ impl InnerRanges {
 
     /// Returns the range that a prefix overlaps.
     pub fn meets(&self, net: &IpNet) -> Option<IpNet> {
-        [IpNet::V4(self.v4), IpNet::V6(self.v6)].into_iter().find(|r| overlap(r, net))
+        [IpNet::V4(self.v4), IpNet::V6(self.v6)].into_iter().find(|r| prefixes::overlap(r, net))
     }
 
     /// Reports what in the cluster lies in the ranges. Conflicts of a node's prefixes and endpoint are reported with its spec.
@@ -80,11 +80,7 @@ impl InnerRanges {
 /// Returns the remedy for something that cannot be moved out of a range.
 pub(super) fn remedy(range: &IpNet) -> String {
     let field = if range.addr().is_ipv4() { "inner_cidr" } else { "inner_cidr6" };
-    format!("choose another `{field}` in [mesh] of the settings, one that nobody uses")
-}
-
-pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
+    format!("choose another `{field}` in [mesh] of the settings, one that is not in use")
 }
 
 /// Returns the first range that is not in use. If all are, the problems say so.
@@ -92,7 +88,7 @@ fn choose(view: &ClusterView) -> Ipv4Net {
     let used = used(view);
     let all = std::iter::once(NEW_INNER).chain(OTHER_INNER);
     let mut all = all.map(|t| t.parse::<Ipv4Net>().expect("a prefix"));
-    let free = |r: &Ipv4Net| !used.iter().any(|u| overlap(u, &IpNet::V4(*r)));
+    let free = |r: &Ipv4Net| !used.iter().any(|u| prefixes::overlap(u, &IpNet::V4(*r)));
     all.find(free).unwrap_or_else(|| NEW_INNER.parse().expect("a prefix"))
 }
 

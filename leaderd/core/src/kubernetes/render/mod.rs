@@ -212,3 +212,9 @@ fn problem(origin: &Origin, d: &Diagnostic) -> Problem {
         if d.help.is_empty() { d.message.clone() } else { format!("{}: {}", d.message, d.help) };
     Problem { subject, message }
 }
+
+/// An error of a node that belongs to no line of the text.
+fn node_error(node: &NodeName, message: String, help: &str) -> RenderError {
+    let diagnostic = Diagnostic { line: 0, column: 0, message, help: help.to_owned(), span: 0..0 };
+    (Origin::Node(node.clone()), diagnostic)
+}

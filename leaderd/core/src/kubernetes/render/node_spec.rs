@@ -101,7 +101,7 @@ impl NodeSpec {
             prefixes: was.prefixes.clone(),
             location_prefixes: good.collect(),
             endpoint: endpoint.ok_or_else(|| {
-                "it is held as it was, since what its Node says now does not fit into the mesh"
+                "it stays as it was, since the current values of its Node do not fit into the mesh"
                     .to_owned()
             }),
             keys: pins.of_name(&was.name).unwrap_or(NodeKeys::of(was)),
@@ -173,7 +173,7 @@ pub(super) fn node_spec(
     if departed && let Some(kept) = kept {
         endpoint = Ok(kept);
         say(format!(
-            "it says no endpoint any more: if it leads, it does so for a minute more and then hands over; after that it is no \
+            "it names no endpoint any more: if it leads, it does so for a minute more and then hands over; after that it is no \
              candidate. Set annotation {} again to keep it",
             names::KILO_FORCE_ENDPOINT
         ));
@@ -233,7 +233,7 @@ fn location(
         (Some(Err(e)), was) => {
             let stays =
                 was.map_or("it is left out".to_owned(), |w| format!("it stays in {}", w.location));
-            say(format!("its location is no name of leaderd's, and {stays}: {e}"));
+            say(format!("its location is no valid name, and {stays}: {e}"));
             was.map(|w| w.location.clone())
         }
         (None, Some(was)) => {
@@ -257,7 +257,7 @@ fn location(
 
 fn key_refused(node: &str, new: &NodeKeys) -> String {
     format!(
-        "its keys are others than before, so the mesh stays with those that it had: if you gave it new ones, or its keys were lost, \
+        "its keys have changed, so the mesh keeps the previous ones: if you gave it new ones, or its keys were lost, \
          kubectl annotate --overwrite node {node} {}={}",
         names::ACCEPT_KEY,
         new.fingerprint()

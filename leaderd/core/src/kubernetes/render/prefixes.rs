@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
-use super::inner::overlap;
 use super::settings::Settings;
 use super::{Problem, Subject};
 use crate::kubernetes::view::{ClusterNode, ClusterView, names};
@@ -141,8 +140,12 @@ pub(super) fn annotated(node: &ClusterNode) -> Option<Result<Vec<IpNet>, String>
     let list: Result<Vec<IpNet>, _> = words.map(str::parse).collect();
     Some(list.map_err(|_| {
         format!(
-            "annotation {} is {text:?}, and counts for nothing: write prefixes with commas between them, such as 10.42.1.0/24",
+            "annotation {} is {text:?} and is ignored: write prefixes with commas between them, such as 10.42.1.0/24",
             names::PREFIXES
         )
     }))
+}
+
+pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
 }

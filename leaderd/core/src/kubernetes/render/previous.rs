@@ -68,8 +68,8 @@ impl PreviousMesh {
         match object.text.mesh() {
             Ok(mesh) => previous.read(mesh.clone()),
             Err(_) => {
-                let message = "the mesh file in the cluster was damaged: it is made anew, with as many of its indexes and slots as \
-                               could be read; let nobody edit it but leaderd";
+                let message = "the mesh file in the cluster was damaged: leaderd makes a new one, with as many of its indexes and slots as \
+                               could be read; do not edit it by hand";
                 problems.push(Problem { subject: Subject::Mesh, message: message.to_owned() });
                 previous.salvage(text);
             }

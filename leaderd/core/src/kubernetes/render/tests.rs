@@ -402,7 +402,7 @@ fn location_prefixes_are_carried_unless_they_conflict() {
         ("10.42.0.0/16", "overlaps pod CIDR 10.42."),
         ("203.0.113.0/24", "overlaps endpoint 203.0.113."),
         ("10.0.5.0/24", "overlaps address 10.0.5."),
-        ("169.254.0.0/17", "counts for nothing there"),
+        ("169.254.0.0/17", "is ignored there"),
     ] {
         let (prefixes, problems) = got(&with_prefixes(&[("home-0", value)]));
         assert_eq!(prefixes, [""; 0], "{value}");

@@ -74,7 +74,7 @@ fn an_annotation_overrides_all_and_an_invalid_one_is_ignored() {
     let bad = annotated("10.9.1.0/24 and more");
     assert_eq!(of(&bad, "auto", "home-0"), ["10.200.1.0/24"]);
     let found = problems(&bad);
-    assert!(found.iter().any(|p| p.contains("counts for nothing")), "{found:?}");
+    assert!(found.iter().any(|p| p.contains("is ignored")), "{found:?}");
     assert_eq!(of(&bad, "annotation", "home-0"), [""; 0]);
 }
 
