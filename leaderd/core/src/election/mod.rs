@@ -7,6 +7,7 @@ mod decide;
 pub(crate) mod narrate;
 mod reports;
 mod situation;
+mod status;
 
 pub(crate) use decide::Choice;
 pub(crate) use reports::Reports;

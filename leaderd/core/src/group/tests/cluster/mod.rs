@@ -24,6 +24,10 @@ pub const MS: u64 = 1000;
 /// Wall clock at virtual time 0, microseconds.
 const EPOCH_WALL: u64 = 1_700_000_000_000_000;
 
+pub fn done(response: &AdminResponse) -> bool {
+    matches!(response, AdminResponse::Done { .. })
+}
+
 fn is_snapshot(message: &[u8]) -> bool {
     use protobuf::Message as _;
     let message = raft::eraftpb::Message::parse_from_bytes(message).unwrap();
