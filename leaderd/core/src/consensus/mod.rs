@@ -8,4 +8,4 @@ mod raft_bytes;
 mod raft_node;
 mod storage;
 
-pub(crate) use raft_node::{LogEvent, RaftNode, StartError};
+pub(crate) use raft_node::{EntryId, LogEvent, RaftNode, StartError};

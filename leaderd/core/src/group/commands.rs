@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::{Group, GroupOutput};
 use crate::admin::{AdminRequest, AdminResponse, Author};
 use crate::capability::Capabilities;
+use crate::consensus::EntryId;
 use crate::election::narrate;
 use crate::fault::MoveReason;
 use crate::ids::NodeName;
@@ -15,8 +16,8 @@ use crate::time::Now;
 /// A command that was proposed and is not applied yet.
 pub(super) struct ProposedCommand {
     id: u64,
-    /// The (index, term) that it will have if it is committed.
-    at: (u64, u64),
+    /// The entry that it is once it is committed.
+    entry: EntryId,
     message: String,
 }
 
@@ -28,7 +29,7 @@ impl Group {
             return;
         }
         match self.propose_request(now, author, request) {
-            Ok((at, message)) => self.commands.push(ProposedCommand { id, at, message }),
+            Ok((entry, message)) => self.commands.push(ProposedCommand { id, entry, message }),
             Err(message) => {
                 let response = AdminResponse::Refused { message };
                 self.outputs.push_back(GroupOutput::Reply { id, response });
@@ -47,7 +48,7 @@ impl Group {
         now: Now,
         author: &Author,
         request: &AdminRequest,
-    ) -> Result<((u64, u64), String), String> {
+    ) -> Result<(EntryId, String), String> {
         let (command, message) = match request {
             AdminRequest::Promote { node, force } => {
                 return self.promote(now, author, node, *force);
@@ -85,7 +86,7 @@ impl Group {
                 (Command::Unfreeze, format!("{location} fails over by itself again"))
             }
         };
-        let at = self.propose(&command)?;
+        let entry = self.propose(&command)?;
         let mut event = narrate::notice(
             &self.mesh,
             self.state(),
@@ -97,11 +98,11 @@ impl Group {
         );
         event.author = Some(author.clone());
         let _ = self.propose(&Command::Record { event: Box::new(event) });
-        Ok((at, message))
+        Ok((entry, message))
     }
 
-    /// The (index, term) that the command will have if it is committed.
-    pub(super) fn propose(&mut self, command: &Command) -> Result<(u64, u64), String> {
+    /// Returns the entry that the command is once it is committed.
+    pub(super) fn propose(&mut self, command: &Command) -> Result<EntryId, String> {
         self.propose_needing(command.needs(), command)
     }
 
@@ -110,7 +111,7 @@ impl Group {
         &mut self,
         needs: Capabilities,
         command: &Command,
-    ) -> Result<(u64, u64), String> {
+    ) -> Result<EntryId, String> {
         let lacks = |id: &u64| {
             let theirs = match self.ids.get(id) {
                 Some(name) if *name == self.me => Capabilities::OURS,
@@ -154,7 +155,7 @@ impl Group {
         author: &Author,
         node: &NodeName,
         force: bool,
-    ) -> Result<((u64, u64), String), String> {
+    ) -> Result<(EntryId, String), String> {
         let slot = self.candidate(node)?;
         let situation = self.reports.situation(now, &self.mesh, self.raft.state(), &self.me);
         if situation.leaders.first() == Some(&slot) {
@@ -177,10 +178,10 @@ impl Group {
         leaders.extend(situation.leaders.iter().copied().filter(|s| *s != slot));
         leaders.truncate(situation.want);
         let why = (MoveReason::Promoted, None);
-        let at = self
+        let entry = self
             .propose_decision(now, &situation, leaders, why, Some(author.clone()))
             .ok_or(LOST)?;
-        Ok((at, format!("{node} leads now")))
+        Ok((entry, format!("{node} leads now")))
     }
 
     fn candidate(&self, node: &NodeName) -> Result<crate::ids::Slot, String> {
@@ -198,9 +199,9 @@ impl Group {
     }
 
     /// An entry was applied: answers the command that it is, and those whose place it took.
-    pub(super) fn answer_applied(&mut self, index: u64, term: u64) {
-        for command in self.commands.extract_if(.., |c| c.at.0 <= index) {
-            let response = if command.at == (index, term) {
+    pub(super) fn answer_applied(&mut self, applied: EntryId) {
+        for command in self.commands.extract_if(.., |c| c.entry.index <= applied.index) {
+            let response = if command.entry == applied {
                 let (location, epoch) = (self.location.clone(), self.raft.state().epoch());
                 AdminResponse::Done { location, epoch, message: command.message }
             } else {

@@ -78,12 +78,12 @@ impl Group {
                 }
             }
             LogEvent::Persist { ticket, write } => {
-                self.leadership.write_waits(now.mono, ticket);
+                self.disk.write_waits(now.mono, ticket);
                 self.note_logged(ticket, &write);
                 self.outputs.push_back(GroupOutput::Persist { ticket, write })
             }
-            LogEvent::Applied { index, term, applied } => {
-                if self.proposed.is_some_and(|(i, _)| i <= index) {
+            LogEvent::Applied { entry, applied } => {
+                if self.proposed.is_some_and(|p| p.index <= entry.index) {
                     self.proposed = None;
                 }
                 if applied != Applied::Nothing {
@@ -97,7 +97,7 @@ impl Group {
                     Applied::Changed | Applied::Nothing => {}
                 }
                 self.evaluate_soon(now);
-                self.answer_applied(index, term);
+                self.answer_applied(entry);
             }
             LogEvent::Restored => {
                 self.proposed = None;

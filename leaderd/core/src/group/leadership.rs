@@ -12,9 +12,7 @@ use crate::time::{Instant, Now};
 /// Time between two tries to move Raft leadership off the location leader, or to change the voters; longer where an
 /// election takes longer.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
-/// A disk that confirms no waiting write for this long is full or broken.
-const DISK_STUCK: Duration = Duration::from_secs(2);
-/// How long such a raft leader tries to hand over before it just steps down: with [`DISK_STUCK`] less than 3 s.
+/// How long such a raft leader tries to hand over before it just steps down: with [`STUCK_AFTER`](super::disk_watch::STUCK_AFTER) less than 3 s.
 const GIVE_UP_WITHIN: Duration = Duration::from_millis(800);
 /// How long each successor has for taking over from it.
 const SUCCESSOR_TURN: Duration = Duration::from_millis(400);
@@ -26,10 +24,6 @@ const HAND_OVER_FIRST: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub(super) struct Leadership {
     next_housekeeping: Instant,
-    /// Writes wait for the disk: the newest of them, and since when it has confirmed none.
-    unwritten: Option<(u64, Instant)>,
-    /// It is logged that the disk is stuck.
-    disk_logged: bool,
     /// Since when this raft leader gives up because of its disk, and when the next successor is asked.
     giving_up: Option<(Instant, Instant)>,
     leaving_since: Option<Instant>,
@@ -39,14 +33,7 @@ pub(super) struct Leadership {
 
 impl Leadership {
     pub fn new(now: Instant) -> Self {
-        Self {
-            next_housekeeping: now,
-            unwritten: None,
-            disk_logged: false,
-            giving_up: None,
-            leaving_since: None,
-            asked: Vec::new(),
-        }
+        Self { next_housekeeping: now, giving_up: None, leaving_since: None, asked: Vec::new() }
     }
 
     pub fn housekeep_soon(&mut self, now: Instant) {
@@ -58,26 +45,8 @@ impl Leadership {
         self.leaving_since = None;
     }
 
-    pub fn write_waits(&mut self, now: Instant, ticket: u64) {
-        let since = self.unwritten.map_or(now, |(_, since)| since);
-        self.unwritten = Some((ticket, since));
-    }
-
-    pub fn written(&mut self, now: Instant, ticket: u64) {
-        let waiting = self.unwritten.filter(|(newest, _)| *newest > ticket);
-        self.unwritten = waiting.map(|(newest, _)| (newest, now));
-    }
-
-    /// For how long a full or broken disk has confirmed nothing.
-    pub fn disk_stuck_for(&self, now: Instant) -> Option<Duration> {
-        let (_, since) = self.unwritten?;
-        Some(now.since(since)).filter(|waited| *waited >= DISK_STUCK)
-    }
-
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let noticed = self.unwritten.filter(|_| !self.disk_logged);
-        let noticed = noticed.map(|(_, since)| since + DISK_STUCK);
-        noticed.into_iter().chain(self.giving_up.map(|(_, next)| next)).min()
+        self.giving_up.map(|(_, next)| next)
     }
 }
 
@@ -85,16 +54,15 @@ impl Group {
     /// A raft leader whose disk takes no writes can commit nothing, and its heartbeats keep the others from electing
     /// another. So it hands over, or steps down, and campaigns no more until the disk confirms something.
     pub(super) fn watch_disk(&mut self, now: Now) {
-        let stuck = self.leadership.disk_stuck_for(now.mono).is_some();
+        let stuck = self.disk_is_stuck(now);
         self.raft.bar_campaigns(stuck);
-        if stuck != self.leadership.disk_logged {
-            self.leadership.disk_logged = stuck;
-            if stuck {
+        match self.disk.change(now.mono) {
+            Some(true) => {
                 let text = "the disk confirms no writes: this node neither votes nor leads Raft until it does";
                 self.log(LogLevel::Error, text, &[]);
-            } else {
-                self.log(LogLevel::Info, "the disk confirms writes again", &[]);
             }
+            Some(false) => self.log(LogLevel::Info, "the disk confirms writes again", &[]),
+            None => {}
         }
         if !stuck || !self.raft.is_leader() {
             self.leadership.giving_up = None;

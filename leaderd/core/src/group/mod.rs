@@ -11,6 +11,7 @@
 //! lost all its stores.
 
 mod commands;
+mod disk_watch;
 mod drain;
 mod leadership;
 mod propose;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::admin::AdminResponse;
-use crate::consensus::{RaftNode, StartError};
+use crate::consensus::{EntryId, RaftNode, StartError};
 use crate::election::Reports;
 use crate::ids::{Epoch, LocationName, NodeName};
 use crate::io::{LocalFacts, LogLevel, Persist, StoredGroup};
@@ -35,6 +36,7 @@ use crate::verdict::Report;
 use crate::wire::Hello;
 
 use commands::ProposedCommand;
+use disk_watch::DiskWatch;
 use leadership::Leadership;
 use sign::Signing;
 pub use sign::{Refusal, Standing};
@@ -107,8 +109,9 @@ pub struct Group {
     started: Instant,
     next_evaluation: Instant,
     leadership: Leadership,
-    /// (index, term) of a proposed decision that is not applied yet.
-    proposed: Option<(u64, u64)>,
+    disk: DiskWatch,
+    /// A proposed decision that is not applied yet.
+    proposed: Option<EntryId>,
     commands: Vec<ProposedCommand>,
     /// The epoch of the last decision that was given as [`GroupOutput::Decided`].
     announced_epoch: Epoch,
@@ -189,6 +192,7 @@ impl Group {
             started: now.mono,
             next_evaluation: now.mono,
             leadership: Leadership::new(now.mono),
+            disk: DiskWatch::default(),
             proposed: None,
             commands: Vec::new(),
             announced_epoch: Epoch(0),
@@ -338,7 +342,7 @@ impl Group {
     }
 
     pub fn handle_persisted(&mut self, now: Now, ticket: u64) {
-        self.leadership.written(now.mono, ticket);
+        self.disk.written(now.mono, ticket);
         self.sign_written(ticket);
         self.raft.handle_persisted(ticket);
         self.drain_raft(now);
@@ -357,7 +361,8 @@ impl Group {
         if self.raft.is_settled_leader() {
             at = at.min(self.next_evaluation);
         }
-        self.leadership.poll_timeout().map_or(Some(at), |disk| Some(at.min(disk)))
+        let others = [self.disk.poll_timeout(), self.leadership.poll_timeout()];
+        others.into_iter().flatten().chain([at]).min()
     }
 
     pub fn poll_output(&mut self) -> Option<GroupOutput> {

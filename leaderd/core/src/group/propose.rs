@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::{Completed, Group};
 use crate::admin::Author;
+use crate::consensus::EntryId;
 use crate::election::{Choice, Situation, narrate};
 use crate::fault::MoveReason;
 use crate::ids::{Epoch, Slot};
@@ -81,18 +82,16 @@ impl Group {
         leaders: Vec<Slot>,
         why: (MoveReason, Option<Direction>),
         author: Option<Author>,
-    ) -> Option<(u64, u64)> {
+    ) -> Option<EntryId> {
         let epoch = self.next_epoch();
         let (decision, mut event) =
             narrate::decision(&self.mesh, self.state(), situation, epoch, leaders, why, now.wall);
         event.author = author;
         let expected_epoch = self.state().epoch();
-        let at =
-            self.propose(&Command::Decide { expected_epoch, decision, event: Box::new(event) });
-        let at = at.ok();
-        self.proposed = at;
+        let command = Command::Decide { expected_epoch, decision, event: Box::new(event) };
+        self.proposed = self.propose(&command).ok();
         self.trouble_since = None;
-        at
+        self.proposed
     }
 
     /// The leader is at fault and no candidate would be better: records that once.

@@ -21,7 +21,7 @@ impl Group {
 
     /// True while the disk confirms none of the writes that wait for it.
     pub fn disk_is_stuck(&self, now: Now) -> bool {
-        self.leadership.disk_stuck_for(now.mono).is_some()
+        self.disk.stuck_for(now.mono).is_some()
     }
 
     fn reachable_voters(&self, now: Now) -> usize {
@@ -55,7 +55,7 @@ impl Group {
     /// What prevents a decision, as far as every voter knows.
     pub fn notes(&self, now: Now) -> Vec<String> {
         let mut notes = Vec::new();
-        if let Some(waited) = self.leadership.disk_stuck_for(now.mono) {
+        if let Some(waited) = self.disk.stuck_for(now.mono) {
             notes.push(format!(
                 "the disk has confirmed no writes for {} s: this node neither votes nor leads Raft until it does",
                 waited.as_secs()

@@ -15,9 +15,9 @@ use crate::io::Effect;
 use crate::time::{Duration, Instant, Now};
 use crate::wire::Frame;
 
-/// Commands under way at once of one author, through one node.
-const MAX_OF_ONE: usize = 8;
-/// An author may give this many commands at once, and afterwards one in [`EVERY`].
+/// Commands under way at once of one source.
+const MAX_PER_SOURCE: usize = 8;
+/// A source may give this many commands at once, and afterwards one in [`EVERY`].
 const BURST: u32 = 10;
 const EVERY: Duration = Duration::from_secs(1);
 /// A command without a reachable raft leader is offered again after this long.
@@ -50,29 +50,30 @@ struct PendingCommand {
     asked: BTreeSet<NodeName>,
 }
 
+/// The commands under way on this node.
 #[derive(Debug)]
-pub(super) struct Forwards {
+pub(super) struct Commands {
     pending: BTreeMap<u64, PendingCommand>,
     last_id: u64,
     /// When each source may give [`BURST`] commands at once again; past times are forgotten.
-    paid_at: BTreeMap<Source, Instant>,
+    quota_full_at: BTreeMap<Source, Instant>,
 }
 
-impl Forwards {
-    /// Counts on from where the seed says, which is another place at each start: a late answer to a command of before is none to
-    /// one of now.
+impl Commands {
+    /// Ids continue from a random place that differs at each start, so that a late answer to a command of an earlier run matches
+    /// none of this one.
     pub(super) fn new(seed: u64) -> Self {
         let first = ChaCha8Rng::seed_from_u64(seed ^ IDS).next_u64();
-        // Room to count on.
-        Self { pending: BTreeMap::new(), last_id: first >> 1, paid_at: BTreeMap::new() }
+        // Halved, so that ids cannot overflow.
+        Self { pending: BTreeMap::new(), last_id: first >> 1, quota_full_at: BTreeMap::new() }
     }
 
-    /// Takes one command of a source on account.
-    fn charge(&mut self, now: Instant, source: &Source) -> Result<(), String> {
+    /// Counts one command of a source, or says which limit it exceeds.
+    fn admit(&mut self, now: Instant, source: &Source) -> Result<(), String> {
         let pending = self.pending.values();
-        if pending.clone().filter(|p| p.source == *source).count() >= MAX_OF_ONE {
+        if pending.clone().filter(|p| p.source == *source).count() >= MAX_PER_SOURCE {
             return Err(format!(
-                "{MAX_OF_ONE} commands of {} are under way already: try again in some seconds",
+                "{MAX_PER_SOURCE} commands of {} are under way already: try again in some seconds",
                 source.0
             ));
         }
@@ -81,15 +82,15 @@ impl Forwards {
                 "{MAX_COMMANDS} commands are under way already: try again in some seconds"
             ));
         }
-        self.paid_at.retain(|_, at| *at > now);
-        let paid_at = self.paid_at.get(source).copied().unwrap_or(now) + EVERY;
-        if paid_at.since(now) > EVERY * BURST {
+        self.quota_full_at.retain(|_, at| *at > now);
+        let quota_full_at = self.quota_full_at.get(source).copied().unwrap_or(now) + EVERY;
+        if quota_full_at.since(now) > EVERY * BURST {
             return Err(format!(
                 "{} gave {BURST} commands in a short time: it may give one a second",
                 source.0
             ));
         }
-        self.paid_at.insert(source.clone(), paid_at);
+        self.quota_full_at.insert(source.clone(), quota_full_at);
         Ok(())
     }
 
@@ -133,13 +134,13 @@ impl Node {
         let source = (author.node.clone(), teller);
         let accepted = self
             .check_author(&author, &location)
-            .and_then(|()| self.forwards.charge(now.mono, &source));
+            .and_then(|()| self.commands.admit(now.mono, &source));
         if let Err(message) = accepted {
             self.count("commands.refused");
             return self.answer(reply_to, AdminResponse::Refused { message });
         }
-        self.forwards.last_id += 1;
-        let id = self.forwards.last_id;
+        self.commands.last_id += 1;
+        let id = self.commands.last_id;
         let deadline = now.mono + COMMAND_DEADLINE;
         let asked = BTreeSet::new();
         let pending = PendingCommand {
@@ -152,7 +153,7 @@ impl Node {
             deadline,
             retry: None,
         };
-        self.forwards.pending.insert(id, pending);
+        self.commands.pending.insert(id, pending);
         self.offer_command(now, id);
     }
 
@@ -209,7 +210,7 @@ impl Node {
 
     /// Gives a command to our own group, or to a node of the location.
     fn offer_command(&mut self, now: Now, id: u64) {
-        let Some(pending) = self.forwards.pending.get_mut(&id) else { return };
+        let Some(pending) = self.commands.pending.get_mut(&id) else { return };
         pending.retry = None;
         if let Some(group) = self.groups.get_mut(&pending.location).filter(|g| g.votes()) {
             group.handle_command(now, id, &pending.author, &pending.request);
@@ -235,21 +236,21 @@ impl Node {
     }
 
     fn pass_command(&mut self, to: &NodeName, id: u64) {
-        let Some(pending) = self.forwards.pending.get_mut(&id) else { return };
+        let Some(pending) = self.commands.pending.get_mut(&id) else { return };
         pending.asked.insert(to.clone());
         let (author, request) = (pending.author.clone(), pending.request.clone());
         self.send(to, Frame::Forward { id, author, request });
     }
 
     fn retry_command(&mut self, now: Now, id: u64) {
-        if let Some(pending) = self.forwards.pending.get_mut(&id) {
+        if let Some(pending) = self.commands.pending.get_mut(&id) {
             pending.retry = Some(now.mono + RETRY);
         }
     }
 
     /// Our own group is not led by this node.
     pub(super) fn command_to_raft_leader(&mut self, now: Now, location: &LocationName, id: u64) {
-        let from_afar = matches!(self.forwards.pending.get(&id), Some(PendingCommand { reply_to: ReplyTo::Node(from, _), .. })
+        let from_afar = matches!(self.commands.pending.get(&id), Some(PendingCommand { reply_to: ReplyTo::Node(from, _), .. })
             if self.groups.get(location).and_then(|g| g.raft_leader()) == Some(from));
         let raft_leader = self.groups.get(location).and_then(|g| g.raft_leader().cloned());
         match raft_leader {
@@ -269,7 +270,7 @@ impl Node {
         id: u64,
         response: AdminResponse,
     ) {
-        match self.forwards.pending.get(&id) {
+        match self.commands.pending.get(&id) {
             Some(pending) if pending.asked.contains(from) => self.command_answered(id, response),
             // An answer to a command that was given up is late, not false.
             None => {}
@@ -278,20 +279,20 @@ impl Node {
     }
 
     pub(super) fn command_answered(&mut self, id: u64, response: AdminResponse) {
-        if let Some(pending) = self.forwards.pending.remove(&id) {
+        if let Some(pending) = self.commands.pending.remove(&id) {
             self.answer(pending.reply_to, response);
         }
     }
 
-    pub(super) fn expire_forwards(&mut self, now: Now) {
+    pub(super) fn expire_commands(&mut self, now: Now) {
         let due =
             |p: &PendingCommand| p.deadline <= now.mono || p.retry.is_some_and(|at| at <= now.mono);
         let ids: Vec<u64> =
-            self.forwards.pending.iter().filter(|(_, p)| due(p)).map(|(id, _)| *id).collect();
+            self.commands.pending.iter().filter(|(_, p)| due(p)).map(|(id, _)| *id).collect();
         for id in ids {
-            if self.forwards.pending.get(&id).is_some_and(|p| p.deadline > now.mono) {
+            if self.commands.pending.get(&id).is_some_and(|p| p.deadline > now.mono) {
                 self.offer_command(now, id);
-            } else if let Some(pending) = self.forwards.pending.remove(&id) {
+            } else if let Some(pending) = self.commands.pending.remove(&id) {
                 if let Some(group) = self.groups.get_mut(&pending.location) {
                     group.forget_command(id);
                 }

@@ -40,7 +40,7 @@ use crate::state::Decision;
 use crate::time::{Duration, Instant, Now};
 
 use addresses::Addresses;
-use admin::Forwards;
+use admin::Commands;
 use announce::Announcer;
 use decisions::KnownDecisions;
 use fallback::Fallback;
@@ -97,7 +97,7 @@ pub struct Node {
     announcer: Announcer,
     peers: PeerTable,
     fallback: Fallback,
-    forwards: Forwards,
+    commands: Commands,
     proofs: Proofs,
     facts: LocalFacts,
     handover: Handover,
@@ -181,7 +181,7 @@ impl Node {
             stored: restored,
             decisions,
             announcer: Announcer::default(),
-            forwards: Forwards::new(seed),
+            commands: Commands::new(seed),
             facts: LocalFacts::default(),
             raft_leading: BTreeSet::new(),
             network: Network::default(),
@@ -292,7 +292,7 @@ impl Node {
                 self.addresses.poll_timeout(),
                 Some(self.peers.poll_timeout()),
                 Some(self.fallback.poll_timeout()),
-                self.forwards.poll_timeout(),
+                self.commands.poll_timeout(),
                 self.handover.poll_timeout(),
             ])
             .flatten()
@@ -361,7 +361,7 @@ impl Node {
             self.check_fallback(now);
         }
         self.announcer.handle_timeout(now.mono, &mut self.effects);
-        self.expire_forwards(now);
+        self.expire_commands(now);
     }
 
     /// Where a daemon before this one carried beside Kilo.

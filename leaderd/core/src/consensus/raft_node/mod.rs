@@ -55,6 +55,13 @@ const MAX_MESSAGE: u64 = 256 << 10;
 /// Uncommitted proposals, bytes: beyond it proposals are refused.
 const MAX_UNCOMMITTED: u64 = 4 << 20;
 
+/// An entry of the log. A raft leader's entry may be replaced by another of the same index and a later term.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct EntryId {
+    pub index: u64,
+    pub term: u64,
+}
+
 /// What happened in the log.
 pub(crate) enum LogEvent {
     Send {
@@ -67,8 +74,7 @@ pub(crate) enum LogEvent {
     },
     /// A command was committed and applied here.
     Applied {
-        index: u64,
-        term: u64,
+        entry: EntryId,
         applied: Applied,
     },
     /// The state came as a snapshot, and may have a decision made elsewhere.
@@ -459,8 +465,8 @@ impl RaftNode {
         }
     }
 
-    /// The (index, term) that the command will have if it is committed.
-    pub fn propose(&mut self, needs: Capabilities, command: &Command) -> Option<(u64, u64)> {
+    /// Returns the entry that the command is once it is committed, or `None` if this node cannot propose it.
+    pub fn propose(&mut self, needs: Capabilities, command: &Command) -> Option<EntryId> {
         if !self.is_leader() || self.is_leaving() {
             return None;
         }
@@ -474,9 +480,10 @@ impl RaftNode {
             return None;
         }
         self.raw.propose(Vec::new(), data).ok()?;
-        let at = (self.raw.raft.raft_log.last_index(), self.raw.raft.term);
+        let raft = &self.raw.raft;
+        let entry = EntryId { index: raft.raft_log.last_index(), term: raft.term };
         self.pump();
-        Some(at)
+        Some(entry)
     }
 
     /// Takes Raft leadership from the one that has it, if most voters agree and all that this node has is on its disk.

@@ -3,8 +3,8 @@
 use raft::eraftpb::{Entry, EntryType, Message, Snapshot};
 
 use super::{
-    AwaitingSync, KEEP_BEHIND, KEEP_BYTES, LogEvent, RaftNode, SNAPSHOT_BYTES, SNAPSHOT_EVERY,
-    encode,
+    AwaitingSync, EntryId, KEEP_BEHIND, KEEP_BYTES, LogEvent, RaftNode, SNAPSHOT_BYTES,
+    SNAPSHOT_EVERY, encode,
 };
 use crate::consensus::storage::unreadable;
 use crate::io::Persist;
@@ -117,8 +117,7 @@ impl RaftNode {
                 let Ok(command) = Command::decode(&entry.data) else { return };
                 let applied = self.state.apply(&command);
                 self.events.push_back(LogEvent::Applied {
-                    index: entry.index,
-                    term: entry.term,
+                    entry: EntryId { index: entry.index, term: entry.term },
                     applied,
                 });
             }

@@ -55,7 +55,7 @@ fn an_entry_of_a_newer_version_is_not_acknowledged_and_changes_no_state() {
     assert_eq!(c.states(), before);
     assert!(c.groups.iter().all(|(n, g)| *n == newer || g.ignored() > 0));
     // Nobody but its author has the entry: without that one the others decide.
-    assert!(at.0 > 0);
+    assert!(at.index > 0);
     c.crash(&newer);
     c.report_failure(0, &["home-0", "home-1", "home-2"]);
     let slot = |n: &NodeName| c.mesh.nodes[n].slot.unwrap().0;
