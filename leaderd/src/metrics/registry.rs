@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
@@ -18,6 +18,11 @@ type Counters = Family<Labels, Counter>;
 pub(super) fn registry(s: &Snapshot) -> Registry {
     let mut registry = Registry::with_prefix("leaderd");
     let mut gauges = |name: &str, help: &str, rows: Vec<(Labels, f64)>| {
+        if let [(labels, value)] = &rows[..]
+            && labels.is_empty()
+        {
+            return registry.register(name, help, gauge(*value));
+        }
         let family = Gauges::default();
         for (labels, value) in rows {
             family.get_or_create(&labels).set(value);
@@ -150,20 +155,31 @@ pub(super) fn registry(s: &Snapshot) -> Registry {
         failovers,
     );
     for family in counted::COUNTERS {
+        let rows = family.rows(&s.core, &s.shell);
+        if let Some(value) = rows.get(&Labels::new()) {
+            registry.register(family.name, family.help, ConstCounter::new(*value));
+            continue;
+        }
         let counters = Counters::default();
-        for (labels, value) in family.rows(&s.core, &s.shell) {
+        for (labels, value) in rows {
             counters.get_or_create(&labels).inc_by(value);
         }
         registry.register(family.name, family.help, counters);
     }
-    for gauge in counted::GAUGES {
-        // One that was never set says nothing yet, but for a count of what is wrong.
-        let Some(value) = s.shell.get(gauge.key).copied().or(gauge.at_first) else { continue };
-        let now: Gauge<f64, AtomicU64> = Gauge::default();
-        now.set(value as f64 / gauge.divisor);
-        registry.register(gauge.name, gauge.help, now);
+    for measured in counted::GAUGES {
+        // A measurement is absent until the first one.
+        let Some(value) = s.shell.get(measured.key).copied().or(measured.at_first) else {
+            continue;
+        };
+        registry.register(measured.name, measured.help, gauge(value as f64 / measured.divisor));
     }
     registry
+}
+
+fn gauge(value: f64) -> Gauge<f64, AtomicU64> {
+    let gauge = Gauge::default();
+    gauge.set(value);
+    gauge
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ pub fn a_flood_while_the_leader_fails() {
     let lab = Lab::up();
     let mut daemons = lab.daemons();
     let (_, epoch) = lab.leader("home-0", "cloud").expect("a leader");
-    let connected = |node: &str| lab.metric(node, "leaderd_peers_connected{}");
+    let connected = |node: &str| lab.metric(node, "leaderd_peers_connected");
     assert_eq!(connected("cloud-1"), 3.0);
     // From a node and from a workload of another one, against both candidates and the observer.
     let sources: [(&str, bool, &str); 3] = [
