@@ -1,4 +1,4 @@
-//! What this program does inside the lab: traffic, mischief, HTTP over a Unix socket, a port that is taken.
+//! What this program does inside the lab: traffic, attacks, HTTP over a Unix socket, a port that is taken.
 //!
 //! It says `ready`, works until its standard input ends, then says its last words.
 
