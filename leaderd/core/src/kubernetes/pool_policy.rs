@@ -3,14 +3,14 @@
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value};
 
-use crate::mesh::{Field, PolicyPatch};
+use crate::mesh::{PolicyField, PolicyPatch};
 
 /// What a pool sets of the policy, as its object has it.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct PoolPolicy(pub PolicyPatch);
 
 /// Returns the fields that a pool may set, by their names there.
-fn fields() -> impl Iterator<Item = (String, Field)> {
+fn fields() -> impl Iterator<Item = (String, PolicyField)> {
     let fields = PolicyPatch::fields().into_iter().filter(|f| f.pool.is_some());
     fields.map(|f| (camel_case(f.name), f))
 }
@@ -74,7 +74,7 @@ impl schemars::JsonSchema for PoolPolicy {
 }
 
 #[cfg(feature = "schema")]
-fn property(name: &str, field: &Field) -> Value {
+fn property(name: &str, field: &PolicyField) -> Value {
     use serde_json::json;
     let mut rules = Vec::new();
     let mut rule = |rule: String, least: &str, most: &str| {

@@ -33,7 +33,7 @@ pub use inner::{InnerRange, NEW_INNER, OTHER_INNER, UNSAID_INNER, is_taken};
 pub use location::{HttpRequest, Location, Overlay, Service, Steering, VxlanDevice};
 pub use model::{Commands, Mesh, MeshSpec, NotCarried, ProofPolicy, plane};
 pub use node::{ControlPublicKey, Host, Node};
-pub use policy::{Field, Policy, PolicyPatch};
+pub use policy::{Policy, PolicyField, PolicyPatch};
 pub use template::{EXAMPLE_NODES, ExampleKeys, example};
 
 use diagnostic::Sink;

@@ -32,7 +32,7 @@ enum Scope {
 
 /// One field of the policy.
 #[derive(Debug)]
-pub struct Field {
+pub struct PolicyField {
     /// As in the mesh file.
     pub name: &'static str,
     /// What the schema of a `LocationPool` says of the field, if a pool may set it.
@@ -75,8 +75,8 @@ macro_rules! policy {
             }
 
             /// Returns all fields. Their order is that of the lines of a mesh file that leaderd renders.
-            pub fn fields() -> Vec<Field> {
-                vec![$(Field {
+            pub fn fields() -> Vec<PolicyField> {
+                vec![$(PolicyField {
                     name: stringify!($name),
                     pool: [$($pool,)? ""].first().copied().filter(|text| !text.is_empty()),
                     default: Policy::default().$name.to_value(),
@@ -138,12 +138,12 @@ policy! {
 impl PolicyPatch {
     /// Returns the fields that this sets and their values as the mesh file has them.
     pub fn entries(&self) -> Vec<(&'static str, Value)> {
-        let set = |f: Field| Some((f.name, (f.get)(self)?));
+        let set = |f: PolicyField| Some((f.name, (f.get)(self)?));
         Self::fields().into_iter().filter_map(set).collect()
     }
 
     /// Sets a field to a value as the mesh file has it, in range or not. Returns whether the value is of the field's type.
-    pub fn set(&mut self, field: &Field, value: &Value) -> bool {
+    pub fn set(&mut self, field: &PolicyField, value: &Value) -> bool {
         (field.set)(self, value)
     }
 
