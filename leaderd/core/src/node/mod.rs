@@ -164,7 +164,7 @@ impl Node {
         let mut this = Self {
             handover: Handover::new(&mesh, &location),
             peers: PeerTable::new(now.mono),
-            proofs: Proofs::new(&mesh, now),
+            proofs: Proofs::new(&mesh),
             fallback: Fallback::new(now.mono),
             addresses: Addresses::new(mesh.clone()),
             mesh,

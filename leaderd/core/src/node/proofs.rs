@@ -3,7 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::Node;
 use super::decisions::DecisionRefusal;
@@ -15,14 +14,9 @@ use crate::io::{Effect, Persist};
 use crate::mesh::{Mesh, ProofPolicy};
 use crate::proof::{Proof, SetId, Signature, Signed, Statement, VoterSet};
 use crate::state::Decision;
-use crate::time::{Instant, Now};
+use crate::time::Now;
 use crate::wire::Frame;
 use crate::wire::limits::MAX_SIGNED;
-
-/// Voters that were not heard yet count as ones that sign, for this time after a node first knows of their location. A node
-/// that starts without a store knows no proof, and would otherwise take the first claim that it hears. Hellos of remote
-/// nodes are rationed in large meshes; all voters that are up have spoken by then.
-const PRESUMED: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 enum SignRequest {
@@ -51,56 +45,35 @@ pub(super) struct Proofs {
     /// Each location's voters by the present mesh file, and by the last one with other voters.
     sets: BTreeMap<LocationName, (VoterSet, Option<VoterSet>)>,
     by_voter: BTreeMap<LocationName, BTreeMap<NodeName, VoterSignatures>>,
-    /// Locations whose unheard voters count as ones that sign, and until when ([`PRESUMED`]).
-    presumed: BTreeMap<LocationName, Instant>,
     /// The decision that was last logged as not signed by this node.
     refused: BTreeMap<LocationName, Epoch>,
 }
 
 impl Proofs {
-    pub(super) fn new(mesh: &Mesh, now: Now) -> Self {
+    pub(super) fn new(mesh: &Mesh) -> Self {
         let set = |l: &LocationName| (l.clone(), (VoterSet::of(mesh, l), None));
-        let mut proofs = Self {
+        Self {
             key_matches: false,
             requests: BTreeMap::new(),
             last_id: 0,
             sets: mesh.locations.keys().map(set).collect(),
             by_voter: BTreeMap::new(),
-            presumed: BTreeMap::new(),
             refused: BTreeMap::new(),
-        };
-        proofs.presume_unheard_sign(now);
-        proofs
+        }
     }
 
-    /// Of all locations, as when this node starts.
-    pub(super) fn presume_unheard_sign(&mut self, now: Now) {
-        let until = |l: &LocationName| (l.clone(), now.mono + PRESUMED);
-        self.presumed = self.sets.keys().map(until).collect();
-    }
-
-    /// As if a node had run for [`PRESUMED`].
-    #[cfg(test)]
-    pub(super) fn presume_no_signers(&mut self) {
-        self.presumed.clear();
-    }
-
-    fn set_mesh(&mut self, mesh: &Mesh, now: Now) {
+    fn set_mesh(&mut self, mesh: &Mesh) {
         let before = std::mem::take(&mut self.sets);
         for location in mesh.locations.keys() {
             let new = VoterSet::of(mesh, location);
             let old = match before.get(location) {
                 Some((old, older)) if *old == new => older.clone(),
                 Some((old, _)) => Some(old.clone()),
-                None => {
-                    self.presumed.insert(location.clone(), now.mono + PRESUMED);
-                    None
-                }
+                None => None,
             };
             self.sets.insert(location.clone(), (new, old));
         }
         self.by_voter.retain(|l, _| mesh.locations.contains_key(l));
-        self.presumed.retain(|l, _| mesh.locations.contains_key(l));
         self.refused.retain(|l, _| mesh.locations.contains_key(l));
     }
 
@@ -370,10 +343,8 @@ impl Node {
         }
         let Some((set, _)) = self.proofs.sets.get(location) else { return false };
         let (sign, do_not) = self.signers(set);
-        let may_sign = set.voters().count() - do_not;
-        set.is_majority(sign)
-            || (self.decisions.proof(location).is_some() && !set.is_majority(do_not))
-            || (self.proofs.presumed.contains_key(location) && set.is_majority(may_sign))
+        let proved = self.decisions.proof(location).is_some();
+        set.is_majority(sign) || (proved && !set.is_majority(do_not))
     }
 
     /// How many voters are known to sign, and how many are known not to.
@@ -427,7 +398,6 @@ impl Node {
 
     /// With each hello: signs what was not signed before, and sends again signatures that may be lost.
     pub(super) fn sign_and_prove_all(&mut self, now: Now) {
-        self.proofs.presumed.retain(|_, until| now.mono < *until);
         let locations: Vec<LocationName> = self.groups.keys().cloned().collect();
         for location in locations {
             self.update_group(&location);
@@ -443,7 +413,7 @@ impl Node {
 
     /// A new mesh file: other voters or other keys sign the present decisions again, without a new epoch.
     pub(super) fn new_voters(&mut self, now: Now, mesh: &Arc<Mesh>) {
-        self.proofs.set_mesh(mesh, now);
+        self.proofs.set_mesh(mesh);
         self.check_own_key();
         self.sign_and_prove_all(now);
     }

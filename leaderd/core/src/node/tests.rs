@@ -95,8 +95,6 @@ impl Bench {
             resolved: BTreeMap::new(),
         };
         let mut bench = Self { node: Node::new(config, now).unwrap(), now, disk };
-        // Most tests begin when all voters that are up have been heard.
-        bench.node.proofs.presume_no_signers();
         bench.effects();
         bench.feed(Input::LanDevice(LanDevice::default()));
         bench

@@ -21,7 +21,8 @@ use leaderd_core::time::Instant;
 use super::World;
 use super::path::Fate;
 use truth::{
-    Quality, has_observers, has_quorum, is_outvoted, is_provable, slowest_round_trip, some_dead,
+    KNOWN_LIMIT_FIRST_CLAIM, Quality, has_observers, has_quorum, is_outvoted, is_provable,
+    slowest_round_trip, some_dead,
 };
 
 /// How often the whole world is checked.
@@ -50,6 +51,16 @@ struct History {
     last_asleep: Option<Instant>,
 }
 
+/// What a daemon has followed since it started.
+#[derive(Debug)]
+struct Followed {
+    incarnation: u32,
+    since: Instant,
+    epochs: BTreeMap<LocationName, Epoch>,
+    /// Forged decisions that it took when it could not know better.
+    first_claims: Vec<Decision>,
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Model {
@@ -58,7 +69,7 @@ pub struct Model {
     pub notes: Vec<(Instant, String)>,
     /// All decisions that any core ever knew.
     pub decisions: BTreeMap<(LocationName, Epoch), (Instant, Decision)>,
-    applied: BTreeMap<NodeName, (u32, BTreeMap<LocationName, Epoch>)>,
+    followed: BTreeMap<NodeName, Followed>,
     histories: BTreeMap<NodeName, History>,
     /// Since when a location has a broken leader and everything that it needs to replace it.
     failover_due_since: BTreeMap<LocationName, Instant>,
@@ -117,14 +128,29 @@ impl Model {
             return;
         };
         let incarnation = world.incarnation(&name);
-        let known = self.applied.entry(name.clone()).or_default();
-        if known.0 != incarnation {
-            *known = (incarnation, BTreeMap::new());
+        let now = world.now().mono;
+        let fresh = || Followed {
+            incarnation,
+            since: now,
+            epochs: BTreeMap::new(),
+            first_claims: Vec::new(),
+        };
+        let followed = self.followed.entry(name.clone()).or_insert_with(fresh);
+        if followed.incarnation != incarnation {
+            *followed = fresh();
         }
+        let knows_nobody = now.since(followed.since) < KNOWN_LIMIT_FIRST_CLAIM;
         let mut news = Vec::new();
         for location in world.mesh.locations.keys() {
             let Some(decision) = core.decision(location) else { continue };
-            let before = known.1.insert(location.clone(), decision.epoch);
+            if followed.first_claims.contains(decision) {
+                continue;
+            }
+            if knows_nobody && world.forged_decisions.contains(decision) {
+                followed.first_claims.push(decision.clone());
+                continue;
+            }
+            let before = followed.epochs.insert(location.clone(), decision.epoch);
             if before != Some(decision.epoch) {
                 news.push((before, decision.clone()));
             }

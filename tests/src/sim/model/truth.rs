@@ -31,6 +31,11 @@ const KNOWN_LIMIT_DELAY_JUMP_LASTS: Duration = Duration::from_secs(1);
 /// expected to replace no leader while that lasts. All other promises hold.
 pub const KNOWN_LIMIT_HOSTILE_VOTER: bool = true;
 
+/// A node that starts without a store knows neither a proof nor which voters sign. It follows whoever announces first, until it has
+/// heard most voters, or a proof by the present ones. Refusing such claims would leave a location without a leader in which most
+/// voters have just lost their stores: nothing that the present voters signed exists there to count on from.
+pub const KNOWN_LIMIT_FIRST_CLAIM: Duration = Duration::from_secs(3);
+
 /// Observers can tell a fault from a dead target only where another candidate reaches the target.
 pub const KNOWN_LIMIT_NEEDS_CONTROL: bool = true;
 

@@ -106,38 +106,6 @@ fn until_most_voters_are_known_to_sign_decisions_count_as_before() {
 }
 
 #[test]
-fn a_node_without_a_store_takes_no_claim_before_the_voters_can_have_spoken() {
-    let fresh = || {
-        let mut bench = Bench::of("home-0", signed_mesh());
-        bench.node.proofs.presume_unheard_sign(bench.now);
-        bench
-    };
-    let claim = |bench: &mut Bench, epoch| {
-        say(bench, "cloud-0", &decision(epoch, 1), Proof::default());
-        bench.node.decision(&cloud()).map(|d| d.epoch.0)
-    };
-    let mut bench = fresh();
-    assert_eq!(claim(&mut bench, 1), None);
-    assert_eq!(bench.counted("ignored.decision-without-a-proof"), 1);
-    // A proof counts at once.
-    assert_eq!(proved(&mut bench, "cloud-0", 1, 0, &MAJORITY), (1, 0));
-
-    // Most voters have said that they do not sign.
-    let mut bench = fresh();
-    bench.frame("cloud-0", signing("cloud-0", false));
-    assert_eq!(claim(&mut bench, 1), None);
-    bench.frame("cloud-1", signing("cloud-1", false));
-    assert_eq!(claim(&mut bench, 1), Some(1));
-
-    // Voters that stay unheard do not keep a location without a leader for ever.
-    let mut bench = fresh();
-    bench.later(Duration::from_secs(9));
-    assert_eq!(claim(&mut bench, 1), None);
-    bench.later(Duration::from_secs(2));
-    assert_eq!(claim(&mut bench, 1), Some(1));
-}
-
-#[test]
 fn a_location_that_has_proved_a_decision_is_held_to_it_while_no_node_is_heard() {
     let mut bench = Bench::of("home-0", signed_mesh());
     assert_eq!(proved(&mut bench, "cloud-0", 5, 1, &MAJORITY), (5, 1));
