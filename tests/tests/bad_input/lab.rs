@@ -255,11 +255,16 @@ impl Lab {
         (code.unwrap_or_else(|| panic!("no answer from {node}: {text}{errors}")), body)
     }
 
-    /// A metric without labels; 0 if it is not there.
+    /// A metric, named with its labels.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such metric: all are there from the start, so the name is wrong.
     pub fn metric(&self, node: &str, name: &str) -> f64 {
         let (_, text) = self.http(node, "GET", "/metrics", "");
         let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
-        line.and_then(|v| v.trim().parse().ok()).unwrap_or(0.0)
+        let line = line.unwrap_or_else(|| panic!("{node} has no metric {name}: {text}"));
+        line.trim().parse().expect("a number")
     }
 
     /// Replaces the mesh file at once, as an editor does.
