@@ -7,7 +7,7 @@ use leaderd_core::ids::NodeName;
 use leaderd_core::io::{HeldAddress, Input};
 use leaderd_core::mesh::Mesh;
 use tokio::sync::{mpsc, watch};
-use wgctl::net::{AddressNews, held_addresses};
+use wgctl::net::{AddressEvents, local_addresses};
 
 /// Changes come together: a device that goes takes its addresses along, a CNI that starts gives several.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -24,7 +24,7 @@ pub async fn watch(
     mut meshes: watch::Receiver<Arc<Mesh>>,
     inputs: mpsc::Sender<Input>,
 ) {
-    let mut news = match AddressNews::open() {
+    let mut news = match AddressEvents::open() {
         Ok(news) => Some(news),
         Err(error) => {
             tracing::warn!(%error, "no news of addresses: changes are seen a little later");
@@ -71,7 +71,7 @@ pub async fn watch(
 }
 
 /// Never, if there are no news.
-async fn heard(news: &mut Option<AddressNews>) {
+async fn heard(news: &mut Option<AddressEvents>) {
     let Some(socket) = news else { return std::future::pending().await };
     if let Err(error) = socket.next().await {
         tracing::warn!(%error, "no more news of addresses: changes are seen a little later");
@@ -82,7 +82,7 @@ async fn heard(news: &mut Option<AddressNews>) {
 /// The addresses of this host that lie in this node's prefixes.
 fn within(mesh: &Mesh, me: &NodeName) -> std::io::Result<Vec<HeldAddress>> {
     let Some(me) = mesh.node(me) else { return Ok(Vec::new()) };
-    let mut all = held_addresses()?;
+    let mut all = local_addresses()?;
     // Its own first: that one must be among them.
     all.sort_by_key(|h| h.address != me.address);
     let all = all.into_iter().filter(|h| h.address == me.address || me.has_workload(h.address));

@@ -1,11 +1,11 @@
-//! The kernel's side: a thread that owns the steward of the network, so that nothing it does can hold up the engine.
+//! The kernel's side: a thread that owns the network's reconciler, so that nothing it does can delay the engine.
 //!
-//! It programs the newest desired network (those in between are skipped), repairs drift when the kernel tells of it, and
-//! looks at what this node needs to relay at all: its interfaces up and forwarding on.
+//! The thread programs the newest desired network (and skips those in between), repairs drift when the kernel reports it, and
+//! checks what this node needs to relay at all: interfaces up and forwarding on.
 
-mod facts;
-mod failing;
-mod steward;
+mod failed_parts;
+mod health;
+mod reconciler;
 #[cfg(test)]
 mod tests;
 
@@ -18,29 +18,29 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use wgctl_plan::{Network, WgPublicKey};
 
-pub use failing::Failing;
-pub use steward::{KernelSteward, cleanup};
+pub use failed_parts::FailedParts;
+pub use reconciler::{KernelReconciler, cleanup};
 
 use crate::counters::Counters;
 use crate::engine::Program;
 use crate::supervise;
 
-/// Keeps the kernel as it is told to.
-pub trait Steward {
+/// Keeps the kernel as desired. The tests have one without a kernel.
+pub trait Reconciler {
     /// `kernel`, `wireguard-go` or `leaderd`.
     fn backend(&self) -> String;
-    /// Gives what the kernel refused of it; all else is programmed then.
+    /// Programs a network. Returns the parts that the kernel refused; all others are programmed then.
     ///
     /// # Errors
-    /// If nothing could be programmed, as the kernel cannot be read.
-    fn program(&mut self, network: Network) -> impl Future<Output = Result<Failing, String>>;
-    /// Compares the kernel with the last programmed network, puts right what differs, and says what that was.
+    /// If nothing was programmed, because the kernel cannot be read.
+    fn program(&mut self, network: Network) -> impl Future<Output = Result<FailedParts, String>>;
+    /// Compares the kernel with the last programmed network and repairs the differences.
     fn reconcile(&mut self) -> impl Future<Output = Repairs>;
     /// True when something that was put off is due: call `reconcile`.
     fn is_due(&self) -> bool {
         false
     }
-    /// Peers that were sent to and are silent, by the last comparison.
+    /// Peers that were sent to and are silent, as of the last comparison.
     fn silent(&self) -> BTreeSet<WgPublicKey> {
         BTreeSet::new()
     }
@@ -48,49 +48,52 @@ pub trait Steward {
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
-    /// Waits until the kernel tells of a change that may concern us. Cancel-safe.
+    /// Waits until the kernel reports a change that may concern us. Cancel-safe.
     fn drift(&mut self) -> impl Future<Output = ()>;
 }
 
-/// What a comparison with the kernel led to. Some repairs may fail while others are made.
+/// The result of a comparison with the kernel. Some repairs may fail while others succeed.
 #[derive(Debug)]
 pub struct Repairs {
     pub made: Vec<String>,
     /// What the kernel refused; or why nothing could be compared.
-    pub failing: Result<Failing, String>,
+    pub failed: Result<FailedParts, String>,
 }
 
-/// Whom the thread tells what.
+/// Where the thread reports to.
 #[derive(Clone, Debug)]
-pub struct Tells {
+pub struct Outputs {
     pub inputs: mpsc::Sender<Input>,
     /// Peers that were sent to and are silent.
     pub silent: watch::Sender<BTreeSet<WgPublicKey>>,
     pub counters: Counters,
 }
 
-/// How often the node looks at its own ability to relay.
-const LOOK: Duration = Duration::from_millis(250);
+/// Time between two checks of the node's own ability to relay.
+const HEALTH_CHECK: Duration = Duration::from_millis(250);
 
-/// Everything is compared this often even without news: events can be lost, and nobody tells of WireGuard's peers.
+/// Time between two comparisons without a notification: notifications can be lost, and there are none about WireGuard's peers.
 const RECONCILE: Duration = Duration::from_secs(5);
 
-/// A failed programming is tried again after this.
+/// A programming that failed is tried again after this.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// Between two log lines about the same failure.
+/// Time between two log lines about the same failure.
 const REPEAT_LOG: Duration = Duration::from_secs(60);
 
-/// Starts the thread; waits until the steward is made, or gives why it cannot be.
-/// Dropping the sender of `programs` ends it, and leaves the kernel as it is.
-pub async fn start<S, M>(
+/// Starts the thread and waits until the reconciler is made. Dropping the sender of `programs` ends the thread and leaves the
+/// kernel as it is.
+///
+/// # Errors
+/// If the thread cannot be started, or why the reconciler cannot be made.
+pub async fn start<R, M>(
     make: impl FnOnce() -> M + Send + 'static,
     programs: watch::Receiver<Program>,
-    tells: Tells,
+    outputs: Outputs,
 ) -> anyhow::Result<()>
 where
-    S: Steward,
-    M: Future<Output = anyhow::Result<S>>,
+    R: Reconciler,
+    M: Future<Output = anyhow::Result<R>>,
 {
     let (made, is_made) = oneshot::channel();
     std::thread::Builder::new().name("network".into()).spawn(move || {
@@ -104,21 +107,12 @@ where
         };
         runtime.block_on(async {
             match make().await {
-                Ok(steward) => {
+                Ok(reconciler) => {
                     let _ = made.send(Ok(()));
-                    let keeper = Keeper {
-                        steward,
-                        tells,
-                        programmed: None,
-                        told: None,
-                        complained: None,
-                        failing: Failing::default(),
-                        failing_told: Failing::default(),
-                        notes: Vec::new(),
-                    };
-                    // What takes long (a WireGuard process that starts) is done elsewhere, and this goes on.
+                    let thread = NetworkThread::new(reconciler, outputs);
+                    // Slow work (starting a WireGuard process) runs on other threads, so the pulse goes on.
                     tokio::select! {
-                        () = keeper.run(programs) => {}
+                        () = thread.run(programs) => {}
                         () = supervise::pulse("network") => {}
                     }
                 }
@@ -131,47 +125,60 @@ where
     is_made.await.unwrap_or_else(|_| Err(anyhow::anyhow!("the network thread died")))
 }
 
-struct Keeper<S> {
-    steward: S,
-    tells: Tells,
+struct NetworkThread<R> {
+    reconciler: R,
+    outputs: Outputs,
     programmed: Option<Network>,
-    told: Option<LocalFacts>,
-    /// What kept us from programming, and when it was last logged.
-    complained: Option<(String, Instant)>,
-    /// What the kernel refused when it was last asked.
-    failing: Failing,
-    /// What it refused again, and was told of.
-    failing_told: Failing,
-    notes: Vec<String>,
+    reported_facts: Option<LocalFacts>,
+    /// The error that was last logged, and when.
+    logged_error: Option<(String, Instant)>,
+    /// What the kernel refused at the last attempt.
+    failed: FailedParts,
+    /// What it refused twice in a row, and was reported.
+    reported_parts: FailedParts,
+    reported_notes: Vec<String>,
 }
 
-impl<S: Steward> Keeper<S> {
+impl<R: Reconciler> NetworkThread<R> {
+    fn new(reconciler: R, outputs: Outputs) -> Self {
+        Self {
+            reconciler,
+            outputs,
+            programmed: None,
+            reported_facts: None,
+            logged_error: None,
+            failed: FailedParts::default(),
+            reported_parts: FailedParts::default(),
+            reported_notes: Vec::new(),
+        }
+    }
+
     async fn run(mut self, mut programs: watch::Receiver<Program>) {
-        self.look().await;
-        let mut looks = interval(LOOK);
+        self.check_health().await;
+        let mut health_checks = interval(HEALTH_CHECK);
         let mut reconciles = interval(RECONCILE);
-        for timer in [&mut looks, &mut reconciles] {
+        for timer in [&mut health_checks, &mut reconciles] {
             timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         }
-        let mut again: Option<tokio::time::Instant> = None;
+        let mut retry_at: Option<tokio::time::Instant> = None;
         loop {
             tokio::select! {
                 changed = programs.changed() => match changed {
-                    Ok(()) => again = self.program(&mut programs).await,
+                    Ok(()) => retry_at = self.program(&mut programs).await,
                     Err(_) => return,
                 },
-                // A deadline, not a duration: the other timers come round more often and would start it anew.
-                () = tokio::time::sleep_until(again.unwrap_or_else(tokio::time::Instant::now)), if again.is_some() => {
-                    again = self.program(&mut programs).await;
+                // A deadline, not a duration: the other timers fire more often and would restart a duration.
+                () = tokio::time::sleep_until(retry_at.unwrap_or_else(tokio::time::Instant::now)), if retry_at.is_some() => {
+                    retry_at = self.program(&mut programs).await;
                 }
-                () = self.steward.drift(), if self.programmed.is_some() => {
-                    // First look, then repair: the core is to know of a fault that lasted only until we saw it.
-                    self.look().await;
+                () = self.reconciler.drift(), if self.programmed.is_some() => {
+                    // Check first, then repair: the core must learn of a fault that lasts only until it is repaired here.
+                    self.check_health().await;
                     self.reconcile().await;
                 }
-                _ = looks.tick() => {
-                    self.look().await;
-                    if self.steward.is_due() {
+                _ = health_checks.tick() => {
+                    self.check_health().await;
+                    if self.reconciler.is_due() {
                         self.reconcile().await;
                     }
                 }
@@ -180,126 +187,127 @@ impl<S: Steward> Keeper<S> {
         }
     }
 
-    /// When to try again, if it failed.
+    /// Programs the newest network. Returns when to try again if that failed.
     async fn program(
         &mut self,
         programs: &mut watch::Receiver<Program>,
     ) -> Option<tokio::time::Instant> {
         let (revision, network) = programs.borrow_and_update().clone()?;
         let began = Instant::now();
-        let result = self.steward.program((*network).clone()).await;
-        self.tells.counters.set("program_latency_micros", began.elapsed().as_micros() as u64);
+        let result = self.reconciler.program((*network).clone()).await;
+        self.outputs.counters.set("program_latency_micros", began.elapsed().as_micros() as u64);
         let error = match result {
-            // What failed before will fail again: all that can be in force is.
-            Ok(failing) => {
-                let error = (!failing.failed_before(&self.failing)).then(|| failing.to_string());
-                self.failing(failing).await;
+            // A part that failed before will fail again: all that can be in force is.
+            Ok(failed) => {
+                let error = (!failed.failed_before(&self.failed)).then(|| failed.to_string());
+                self.report_failed(failed).await;
                 error
             }
             Err(error) => Some(error),
         };
         match &error {
             None => {
-                self.tells.counters.count("programs");
+                self.outputs.counters.count("programs");
                 self.programmed = Some(*network);
-                if self.complained.take().is_some() {
+                if self.logged_error.take().is_some() {
                     tracing::info!(revision, "the network is programmed now");
                 }
             }
             Some(error) => {
-                self.tells.counters.count("program_errors");
-                if self.complains(error) {
+                self.outputs.counters.count("program_errors");
+                if self.should_log(error) {
                     tracing::error!(revision, error, "cannot program the network; trying again");
                 }
             }
         }
-        let again = error.is_some().then(|| tokio::time::Instant::now() + RETRY);
-        let _ = self.tells.inputs.send(Input::Programmed { revision, error }).await;
-        again
+        let retry_at = error.is_some().then(|| tokio::time::Instant::now() + RETRY);
+        let _ = self.outputs.inputs.send(Input::Programmed { revision, error }).await;
+        retry_at
     }
 
-    /// Whether this is to be logged: not the same again and again.
-    fn complains(&mut self, error: &str) -> bool {
-        let told = |(why, at): &(String, Instant)| why == error && at.elapsed() < REPEAT_LOG;
-        let new = !self.complained.as_ref().is_some_and(told);
+    /// False if the same error was logged within [`REPEAT_LOG`].
+    fn should_log(&mut self, error: &str) -> bool {
+        let same = |(why, at): &(String, Instant)| why == error && at.elapsed() < REPEAT_LOG;
+        let new = !self.logged_error.as_ref().is_some_and(same);
         if new {
-            self.complained = Some((error.to_owned(), Instant::now()));
+            self.logged_error = Some((error.to_owned(), Instant::now()));
         }
         new
     }
 
-    /// What was refused just now. Told of is what was refused twice: much is gone the next time.
-    async fn failing(&mut self, now: Failing) {
-        let before = std::mem::replace(&mut self.failing, now);
-        let still = self.failing.still(&before);
-        if !still.has_same_parts(&self.failing_told) {
+    /// Takes what was refused just now. Reports only what was refused twice in a row: most failures are gone the next time.
+    async fn report_failed(&mut self, now: FailedParts) {
+        let before = std::mem::replace(&mut self.failed, now);
+        let still = self.failed.still(&before);
+        if !still.has_same_parts(&self.reported_parts) {
             if still.is_empty() {
                 tracing::info!("all of the network can be programmed now");
             } else {
                 tracing::error!(parts = still.len(), error = %still, "a part of the network cannot be programmed; all else is in force");
             }
-            self.tells.counters.set("network_parts_failing", still.len() as u64);
-            self.failing_told = still;
+            self.outputs.counters.set("network_parts_failing", still.len() as u64);
+            self.reported_parts = still;
         }
-        self.tell_notes().await;
+        self.report_notes().await;
     }
 
-    async fn tell_notes(&mut self) {
-        let mut notes = self.steward.notes();
-        self.tells.counters.set("transit_tracked", notes.len() as u64);
-        if !self.failing_told.is_empty() {
-            let parts = self.failing_told.len();
+    async fn report_notes(&mut self) {
+        let mut notes = self.reconciler.notes();
+        self.outputs.counters.set("transit_tracked", notes.len() as u64);
+        if !self.reported_parts.is_empty() {
+            let parts = self.reported_parts.len();
             let what = format!(
                 "{parts} parts of this node's network cannot be programmed, all else is in force"
             );
-            notes.push(format!("{what}: {}", self.failing_told));
+            notes.push(format!("{what}: {}", self.reported_parts));
         }
-        if notes != self.notes {
-            self.notes.clone_from(&notes);
-            let _ =
-                self.tells.inputs.send(Input::HostNotes { part: "network".into(), notes }).await;
+        if notes != self.reported_notes {
+            self.reported_notes.clone_from(&notes);
+            let input = Input::HostNotes { part: "network".into(), notes };
+            let _ = self.outputs.inputs.send(input).await;
         }
     }
 
     async fn reconcile(&mut self) {
         let began = Instant::now();
-        let Repairs { made, failing } = self.steward.reconcile().await;
+        let Repairs { made, failed } = self.reconciler.reconcile().await;
         if !made.is_empty() {
-            self.tells.counters.add("repairs", made.len() as u64);
+            self.outputs.counters.add("repairs", made.len() as u64);
             let took = began.elapsed();
             for change in made {
                 tracing::warn!(?took, "repaired: {change}");
             }
         }
-        match failing {
-            Ok(failing) => {
-                if !failing.is_empty() {
-                    self.tells.counters.count("repair_errors");
+        match failed {
+            Ok(failed) => {
+                if !failed.is_empty() {
+                    self.outputs.counters.count("repair_errors");
                 }
-                self.failing(failing).await;
+                self.report_failed(failed).await;
             }
             Err(error) => {
-                self.tells.counters.count("repair_errors");
-                if self.complains(&error) {
+                self.outputs.counters.count("repair_errors");
+                if self.should_log(&error) {
                     tracing::error!(error, "cannot compare or repair the network");
                 }
             }
         }
-        let silent = self.steward.silent();
-        self.tells.silent.send_if_modified(|told| {
-            let changed = *told != silent;
-            *told = silent;
+        let silent = self.reconciler.silent();
+        self.outputs.silent.send_if_modified(|reported| {
+            let changed = *reported != silent;
+            *reported = silent;
             changed
         });
-        self.look().await;
+        self.check_health().await;
     }
 
-    async fn look(&mut self) {
-        let broken = self.programmed.as_ref().and_then(facts::broken);
-        let facts = LocalFacts { broken, backend: self.steward.backend() };
-        if self.told.as_ref() != Some(&facts) {
-            self.told = Some(facts.clone());
-            let _ = self.tells.inputs.send(Input::Local(facts)).await;
+    /// Checks whether this node can relay, and reports a change.
+    async fn check_health(&mut self) {
+        let broken = self.programmed.as_ref().and_then(health::check);
+        let facts = LocalFacts { broken, backend: self.reconciler.backend() };
+        if self.reported_facts.as_ref() != Some(&facts) {
+            self.reported_facts = Some(facts.clone());
+            let _ = self.outputs.inputs.send(Input::Local(facts)).await;
         }
     }
 }

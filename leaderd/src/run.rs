@@ -27,7 +27,7 @@ use crate::control::Control;
 use crate::counters::Counters;
 use crate::engine::{Engine, MAX_INPUTS, MAX_REQUESTS, Shells};
 use crate::lan::LanWatch;
-use crate::network::KernelSteward;
+use crate::network::KernelReconciler;
 use crate::probes::Probes;
 use crate::record::{self, Recorder};
 use crate::reload::{MeshFile, MeshSource};
@@ -222,11 +222,11 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
 
     let (programs, programs_rx) = watch::channel(None);
     let (silent_tx, silent) = watch::channel(BTreeSet::new());
-    let steward_keys = keys.clone();
+    let network_keys = keys.clone();
     network::start(
-        move || async move { KernelSteward::open(&steward_keys).await },
+        move || async move { KernelReconciler::open(&network_keys).await },
         programs_rx,
-        network::Tells { inputs: inputs.clone(), silent: silent_tx, counters: counters.clone() },
+        network::Outputs { inputs: inputs.clone(), silent: silent_tx, counters: counters.clone() },
     )
     .await
     .context("cannot work on this machine's network")?;

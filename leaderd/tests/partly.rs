@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use isolated::isolated;
 use leaderd::counters::Counters;
-use leaderd::network::{self, KernelSteward, Tells};
+use leaderd::network::{self, KernelReconciler, Outputs};
 use leaderd::secrets::{Keys, Secret};
 use leaderd_core::io::Input;
 use tokio::sync::{mpsc, watch};
@@ -102,8 +102,8 @@ fn a_node_without_ipv6_and_without_our_nftables_table_has_all_else_in_force() {
             let counters = Counters::default();
             let silent = watch::channel(BTreeSet::new()).0;
             let theirs = keys.clone();
-            let make = move || async move { KernelSteward::open(&theirs).await };
-            network::start(make, newest, Tells { inputs, silent, counters: counters.clone() })
+            let make = move || async move { KernelReconciler::open(&theirs).await };
+            network::start(make, newest, Outputs { inputs, silent, counters: counters.clone() })
                 .await
                 .unwrap();
             let mut notes = Vec::new();

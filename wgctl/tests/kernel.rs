@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use ipnet::IpNet;
-use wgctl::net::{Kernel, Scope, Steward, watch};
+use wgctl::net::{Kernel, Reconciler, Scope, watch};
 use wgctl::wireguard::{BACKEND_VARIABLE, Backend, PrivateKey, Program};
 use wgctl_plan::*;
 
@@ -246,15 +246,15 @@ fn two_planes() -> Network {
     net
 }
 
-async fn programmed(desired: &Network) -> Steward {
+async fn programmed(desired: &Network) -> Reconciler {
     let kernel = Kernel::open().unwrap();
     eprintln!("WireGuard backend: {}", kernel.backend());
     if let Ok(wanted) = std::env::var(BACKEND_VARIABLE) {
         assert_eq!(kernel.backend().to_string(), wanted, "${BACKEND_VARIABLE} asks for another");
     }
-    let mut steward = Steward::new(kernel, key()).yielding_for(Duration::ZERO);
-    steward.program(desired.clone()).await.unwrap();
-    steward
+    let mut reconciler = Reconciler::new(kernel, key()).yielding_for(Duration::ZERO);
+    reconciler.program(desired.clone()).await.unwrap();
+    reconciler
 }
 
 #[track_caller]
@@ -266,14 +266,15 @@ fn assert_same(observed: &Network, desired: &Network) {
 fn a_network_is_observed_as_it_was_programmed() {
     isolated("a_network_is_observed_as_it_was_programmed", || async {
         let desired = two_planes();
-        let mut steward = programmed(&desired).await;
-        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
-        assert!(steward.reconcile().await.unwrap().is_empty());
+        let mut reconciler = programmed(&desired).await;
+        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        assert!(reconciler.reconcile().await.unwrap().is_empty());
         let text = serde_json::to_string(&desired).unwrap();
         assert_eq!(serde_json::from_str::<Network>(&text).unwrap(), desired);
         // Another process that starts anew finds it in place, too, and interrupts nothing.
-        let mut other = Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
-        assert!(other.program(desired).await.unwrap().changes.is_empty());
+        let mut other =
+            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
+        assert!(other.program(desired).await.unwrap().is_empty());
     });
 }
 
@@ -281,7 +282,7 @@ fn a_network_is_observed_as_it_was_programmed() {
 fn rules_say_who_is_caught_and_what_is_sent_from() {
     isolated("rules_say_who_is_caught_and_what_is_sent_from", || async {
         let mut desired = two_planes();
-        let mut steward = programmed(&desired).await;
+        let mut reconciler = programmed(&desired).await;
         // The outer packets of our VXLAN go to the same address as what comes in on a plane for it.
         assert!(sh("ip route get 192.0.2.2").contains("dev eth9"));
         let in_a_plane = |to: &str| sh(&format!("ip route get {to} from 10.42.1.9 iif wgl0"));
@@ -298,16 +299,16 @@ fn rules_say_who_is_caught_and_what_is_sent_from() {
         // address is back.
         let source = Some("192.0.2.1".parse().unwrap());
         desired.routes.insert(route("10.48.0.0/16"), RouteVia::Nexthop { id: id(100), source });
-        steward.program(desired.clone()).await.unwrap();
+        reconciler.program(desired.clone()).await.unwrap();
         let mut drifts = Box::pin(watch().await.unwrap());
         sh("ip addr del 192.0.2.1/24 dev eth9");
         assert!(sh("ip route get 10.47.1.1").contains("dev wgl0"));
         assert_eq!(sh("ip route show 10.48.0.0/16"), "");
-        assert!(steward.reconcile().await.is_err());
+        assert!(reconciler.reconcile().await.is_err());
         sh("ip addr add 192.0.2.1/24 dev eth9");
         assert!(drifts.next().await.unwrap().addresses);
         let mended: Vec<String> =
-            steward.reconcile().await.unwrap().iter().map(ToString::to_string).collect();
+            reconciler.reconcile().await.unwrap().iter().map(ToString::to_string).collect();
         assert!(
             matches!(&mended[..], [one] if one.contains("add route 10.48.0.0/16")),
             "{mended:?}"
@@ -315,9 +316,9 @@ fn rules_say_who_is_caught_and_what_is_sent_from() {
         // Without a source it is another route, replaced in place.
         let key = RouteKey { table: 760_007, ..route("10.47.0.0/16") };
         desired.routes.insert(key, RouteVia::Nexthop { id: id(100), source: None });
-        assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
+        assert_eq!(reconciler.program(desired.clone()).await.unwrap().len(), 1);
         assert!(!to().contains("src 192.0.2.1"), "{}", to());
-        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
     });
 }
 
@@ -325,17 +326,17 @@ fn rules_say_who_is_caught_and_what_is_sent_from() {
 fn a_failover_is_one_message_and_routes_follow() {
     isolated("a_failover_is_one_message_and_routes_follow", || async {
         let mut desired = two_planes();
-        let mut steward = programmed(&desired).await;
+        let mut reconciler = programmed(&desired).await;
         assert!(sh("ip route get 10.42.1.1").contains("dev wgl0"));
         desired.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(1)]) });
         let monitor = Monitor::start();
-        assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
+        assert_eq!(reconciler.program(desired.clone()).await.unwrap().len(), 1);
         assert!(sh("ip route get 10.42.1.1").contains("dev wgl1"));
         let ours: Vec<String> =
             monitor.stop().into_iter().filter(|line| line.contains("proto 76")).collect();
         assert_eq!(ours.len(), 1, "{ours:?}");
         assert!(!ours[0].contains("Deleted"), "{ours:?}");
-        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
     });
 }
 
@@ -343,7 +344,7 @@ fn a_failover_is_one_message_and_routes_follow() {
 fn drift_is_repaired() {
     isolated("drift_is_repaired", || async {
         let desired = two_planes();
-        let mut steward = programmed(&desired).await;
+        let mut reconciler = programmed(&desired).await;
         let peer = sh("wg show wgl0 peers");
         for drift in [
             "ip route del 10.42.1.0/24".to_owned(),
@@ -373,11 +374,14 @@ fn drift_is_repaired() {
         ] {
             sh(&drift);
             let repaired =
-                steward.reconcile().await.unwrap_or_else(|e| panic!("after {drift}: {e}"));
+                reconciler.reconcile().await.unwrap_or_else(|e| panic!("after {drift}: {e}"));
             assert!(!repaired.is_empty(), "{drift} was not noticed");
-            assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+            assert_same(
+                &reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(),
+                &desired,
+            );
             assert!(
-                steward.reconcile().await.unwrap().is_empty(),
+                reconciler.reconcile().await.unwrap().is_empty(),
                 "{drift} is repaired again and again"
             );
         }
@@ -388,8 +392,8 @@ fn drift_is_repaired() {
 fn a_killed_wireguard_process_is_replaced() {
     isolated("a_killed_wireguard_process_is_replaced", || async {
         let desired = two_planes();
-        let mut steward = programmed(&desired).await;
-        if steward.kernel().backend() == Backend::Kernel {
+        let mut reconciler = programmed(&desired).await;
+        if reconciler.kernel().backend() == Backend::Kernel {
             return;
         }
         // It must have left our session, so as to outlive us.
@@ -398,8 +402,8 @@ fn a_killed_wireguard_process_is_replaced() {
         assert_ne!(ours, theirs.trim());
         sh("kill -9 $(pgrep -f '(wireguard-go|userspace) wg[l]0')");
         tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(!steward.reconcile().await.unwrap().is_empty());
-        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        assert!(!reconciler.reconcile().await.unwrap().is_empty());
+        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
     });
 }
 
@@ -419,15 +423,15 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
         let look = "ip nexthop; ip route; ip -6 route | grep -v fe80; ip rule; ip -br link | sed 's/@.*//;s/ .*//' | sort; \
                     bridge fdb show dev vxother; nft list tables; ip addr show dev eth9 | grep inet";
         let before = sh(look);
-        let steward = programmed(&two_planes()).await;
+        let reconciler = programmed(&two_planes()).await;
         assert_ne!(sh(look), before);
-        let removed = steward.kernel().cleanup().await.unwrap();
+        let removed = reconciler.kernel().cleanup().await.unwrap();
         assert!(!removed.is_empty());
         assert_eq!(sh(look), before);
-        assert!(steward.kernel().cleanup().await.unwrap().is_empty());
+        assert!(reconciler.kernel().cleanup().await.unwrap().is_empty());
         // Made by userspace WireGuard, and whoever cleans up would use the kernel's; or its process is gone.
         sh("ip tuntap add wgl7 mode tun && ip link set wgl7 alias leaderd");
-        let removed = steward.kernel().cleanup().await.unwrap();
+        let removed = reconciler.kernel().cleanup().await.unwrap();
         assert_eq!(removed, [Change::DeleteLink { name: dev("wgl7") }]);
         assert!(!sh("ip -o link show").contains("wgl7"));
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -440,18 +444,18 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
 fn what_was_put_off_is_no_repair_and_drift_in_the_same_turn_is() {
     isolated("what_was_put_off_is_no_repair_and_drift_in_the_same_turn_is", || async {
         let desired = two_planes();
-        let mut steward =
-            Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::from_millis(50));
-        steward.program(desired.clone()).await.unwrap();
+        let mut reconciler =
+            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::from_millis(50));
+        reconciler.program(desired.clone()).await.unwrap();
         assert!(sh("wg show wgl0 endpoints").contains("(none)"));
-        while !steward.is_due() {
+        while !reconciler.is_due() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         sh("ip route del 10.42.1.0/24");
-        let repaired = steward.reconcile().await.unwrap();
+        let repaired = reconciler.reconcile().await.unwrap();
         assert!(matches!(repaired[..], [Change::AddRoute { .. }]), "{repaired:?}");
-        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
-        assert!(!steward.is_due());
+        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        assert!(!reconciler.is_due());
     });
 }
 
@@ -460,13 +464,14 @@ fn a_foreign_route_in_the_way_is_named_and_the_rest_is_made() {
     isolated("a_foreign_route_in_the_way_is_named_and_the_rest_is_made", || async {
         sh("ip route add 10.42.1.0/24 via 192.0.2.2 metric 50");
         let desired = two_planes();
-        let mut steward = Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
-        let error = steward.program(desired.clone()).await.unwrap_err().to_string();
+        let mut reconciler =
+            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
+        let error = reconciler.program(desired.clone()).await.unwrap_err().to_string();
         assert!(error.contains("add route 10.42.1.0/24") && error.contains("EEXIST"), "{error}");
         assert!(sh("ip route get 10.42.1.1").contains("via 192.0.2.2"));
         assert!(sh("ip route get 10.42.2.1").contains("dev wgl0"));
         sh("ip route del 10.42.1.0/24 via 192.0.2.2");
-        assert_eq!(steward.reconcile().await.unwrap().len(), 1);
+        assert_eq!(reconciler.reconcile().await.unwrap().len(), 1);
     });
 }
 
@@ -474,20 +479,20 @@ fn a_foreign_route_in_the_way_is_named_and_the_rest_is_made() {
 fn a_repair_that_fails_in_part_tells_what_it_repaired() {
     isolated("a_repair_that_fails_in_part_tells_what_it_repaired", || async {
         sh("ip route add 10.42.1.0/24 via 192.0.2.2 metric 50");
-        let mut steward =
-            Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::from_millis(50));
-        steward.program(two_planes()).await.unwrap_err();
-        while !steward.is_due() {
+        let mut reconciler =
+            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::from_millis(50));
+        reconciler.program(two_planes()).await.unwrap_err();
+        while !reconciler.is_due() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         sh("ip route del 10.42.2.0/24");
-        let error = steward.reconcile().await.unwrap_err();
+        let error = reconciler.reconcile().await.unwrap_err();
         // Neither the route that is in the way still, nor the peers that had been put off.
         let added = |change: &Change| change.to_string().contains("add route 10.42.2.0/24");
         assert!(matches!(&error.repaired[..], [one] if added(one)), "{error:?}");
         assert!(error.to_string().contains("add route 10.42.1.0/24"), "{error}");
         assert!(sh("ip route get 10.42.2.1").contains("dev wgl0"));
-        assert!(steward.reconcile().await.unwrap_err().repaired.is_empty());
+        assert!(reconciler.reconcile().await.unwrap_err().repaired.is_empty());
     });
 }
 
@@ -496,20 +501,21 @@ fn a_port_that_is_taken_is_an_error_and_tried_again() {
     isolated("a_port_that_is_taken_is_an_error_and_tried_again", || async {
         let socket = std::net::UdpSocket::bind("0.0.0.0:51901").unwrap();
         let mut desired = two_planes();
-        let mut steward = Steward::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
-        let error = steward.program(desired.clone()).await.unwrap_err().to_string();
+        let mut reconciler =
+            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
+        let error = reconciler.program(desired.clone()).await.unwrap_err().to_string();
         assert!(error.contains("port 51901") && error.contains("taken"), "{error}");
-        let error = steward.reconcile().await.unwrap_err();
+        let error = reconciler.reconcile().await.unwrap_err();
         assert!(error.repaired.is_empty(), "{error:?}");
         // An endpoint that changes meanwhile is not forgotten, although endpoints roam.
         let peer =
             desired.wireguard.get_mut(&dev("wgl0")).unwrap().peers.values_mut().next().unwrap();
         peer.endpoint = Some("192.0.2.3:51900".parse().unwrap());
-        assert!(steward.program(desired.clone()).await.is_err());
+        assert!(reconciler.program(desired.clone()).await.is_err());
         drop(socket);
         // How much there is to do depends on whether the link was down in between, and on whether its process tried again first.
-        steward.reconcile().await.unwrap();
-        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        reconciler.reconcile().await.unwrap();
+        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
     });
 }
 
@@ -551,9 +557,9 @@ fn forwarding_that_ends_an_ipv6_uplink_is_warned_of() {
         sh("sysctl -qw net.ipv6.conf.eth9.accept_ra_from_local=1 net.ipv6.conf.eth9.accept_ra=1");
         advertise().await;
         let forwarding = ("net/ipv6/conf/all/forwarding".to_owned(), "1".to_owned());
-        let mut steward = Steward::new(Kernel::open().unwrap(), key());
+        let mut reconciler = Reconciler::new(Kernel::open().unwrap(), key());
         let desired = Network { sysctls: [forwarding].into(), ..Network::default() };
-        steward.program(desired).await.unwrap();
+        reconciler.program(desired).await.unwrap();
         let said = told();
         let warned = said.contains(" WARN ") && said.contains("interfaces=\"eth9\"");
         assert!(warned && said.contains("net.ipv6.conf.eth9.accept_ra=2"), "{said}");
@@ -561,7 +567,7 @@ fn forwarding_that_ends_an_ipv6_uplink_is_warned_of() {
 
         sh("sysctl -qw net.ipv6.conf.all.forwarding=0 net.ipv6.conf.eth9.accept_ra=2");
         advertise().await;
-        assert_eq!(steward.reconcile().await.unwrap().len(), 1);
+        assert_eq!(reconciler.reconcile().await.unwrap().len(), 1);
         assert!(has_uplink());
         assert!(!told().contains("accept_ra"), "there is nothing to warn of");
     });
@@ -581,8 +587,8 @@ fn ten_thousand_prefixes_fit_one_peer_and_ten_thousand_routes_one_group() {
                 RouteVia::Nexthop { id: id(100), source: None },
             );
         }
-        let mut steward = programmed(&desired).await;
-        assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+        let mut reconciler = programmed(&desired).await;
+        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
         // One prefix more, and one less: either way all others are there in the end.
         let more: IpNet = "10.200.0.0/16".parse().unwrap();
         for with in [true, false] {
@@ -590,12 +596,15 @@ fn ten_thousand_prefixes_fit_one_peer_and_ten_thousand_routes_one_group() {
             let peer = interface.peers.values_mut().next().unwrap();
             let _ =
                 if with { peer.allowed_ips.insert(more) } else { peer.allowed_ips.remove(&more) };
-            assert_eq!(steward.program(desired.clone()).await.unwrap().changes.len(), 1);
-            assert_same(&steward.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
+            assert_eq!(reconciler.program(desired.clone()).await.unwrap().len(), 1);
+            assert_same(
+                &reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(),
+                &desired,
+            );
         }
         desired.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(1)]) });
         let start = std::time::Instant::now();
-        assert_eq!(steward.program(desired).await.unwrap().changes.len(), 1);
+        assert_eq!(reconciler.program(desired).await.unwrap().len(), 1);
         eprintln!("failover of 10,000 routes programmed in {:?}", start.elapsed());
         assert!(sh("ip route get 10.65.3.1").contains("dev wgl1"));
     });
@@ -629,30 +638,27 @@ fn two_nodes_talk_and_the_counters_tell() {
                 persistent_keepalive: 1,
             },
         );
-        let steward = programmed(&desired).await;
+        let reconciler = programmed(&desired).await;
         sh(
             "wg set wgx peer $(wg show wgl0 public-key) allowed-ips 100.127.0.5/32 endpoint 127.0.0.1:51900",
         );
         let peer = (dev("wgl0"), secret.public());
         for _ in 0..100 {
-            if steward.wireguard_stats().await.unwrap()[&peer].last_handshake.is_some() {
+            if reconciler.wireguard_stats().await[&peer].last_handshake.is_some() {
                 break;
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        let stats = steward.wireguard_stats().await.unwrap()[&peer];
+        let stats = reconciler.wireguard_stats().await[&peer];
         assert!(
             stats.last_handshake.is_some() && stats.tx_bytes > 0 && stats.rx_bytes > 0,
             "{stats:?}"
         );
         // An unrelated change must not cost the session: the peer is not sent again.
-        let mut steward = steward;
+        let mut reconciler = reconciler;
         desired.routes.remove(&route("10.42.2.0/24"));
-        steward.program(desired).await.unwrap();
-        assert_eq!(
-            steward.wireguard_stats().await.unwrap()[&peer].last_handshake,
-            stats.last_handshake
-        );
+        reconciler.program(desired).await.unwrap();
+        assert_eq!(reconciler.wireguard_stats().await[&peer].last_handshake, stats.last_handshake);
     });
 }
 

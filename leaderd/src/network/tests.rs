@@ -1,34 +1,34 @@
-use super::failing::failing;
+use super::failed_parts::failed_parts;
 use super::*;
 
 struct Fake {
-    /// What becomes of one programming after the other; then all succeed.
-    outcomes: Vec<Result<Failing, String>>,
-    /// What the first comparison gives; the others find what the last programming left.
+    /// The outcome of each programming in turn; further ones succeed.
+    outcomes: Vec<Result<FailedParts, String>>,
+    /// The result of the first comparison; later ones return what the last programming left.
     repairs: Option<Repairs>,
     seen: mpsc::UnboundedSender<Network>,
     notes: Vec<String>,
-    left: Failing,
+    left: FailedParts,
 }
 
-impl Steward for Fake {
+impl Reconciler for Fake {
     fn backend(&self) -> String {
         "wireguard-go".into()
     }
-    async fn program(&mut self, network: Network) -> Result<Failing, String> {
+    async fn program(&mut self, network: Network) -> Result<FailedParts, String> {
         tokio::time::sleep(Duration::from_millis(50)).await;
         let outcome = match self.outcomes.is_empty() {
-            true => Ok(Failing::default()),
+            true => Ok(FailedParts::default()),
             false => self.outcomes.remove(0),
         };
-        if let Ok(failing) = &outcome {
-            self.left = failing.clone();
+        if let Ok(failed) = &outcome {
+            self.left = failed.clone();
             self.seen.send(network).map_err(|e| e.to_string())?;
         }
         outcome
     }
     async fn reconcile(&mut self) -> Repairs {
-        let left = Repairs { made: Vec::new(), failing: Ok(self.left.clone()) };
+        let left = Repairs { made: Vec::new(), failed: Ok(self.left.clone()) };
         self.repairs.take().unwrap_or(left)
     }
     fn notes(&self) -> Vec<String> {
@@ -41,23 +41,23 @@ impl Steward for Fake {
 
 struct Bench {
     programs: watch::Sender<Program>,
-    told: mpsc::Receiver<Input>,
+    reported: mpsc::Receiver<Input>,
     seen: mpsc::UnboundedReceiver<Network>,
     counters: Counters,
 }
 
 impl Bench {
-    async fn new(outcomes: Vec<Result<Failing, String>>, repairs: Option<Repairs>) -> Self {
+    async fn new(outcomes: Vec<Result<FailedParts, String>>, repairs: Option<Repairs>) -> Self {
         let (fed, seen) = mpsc::unbounded_channel();
         let (programs, rx) = watch::channel(None);
-        let (inputs, told) = mpsc::channel(64);
+        let (inputs, reported) = mpsc::channel(64);
         let counters = Counters::default();
         let silent = watch::channel(BTreeSet::new()).0;
-        let tells = Tells { inputs, silent, counters: counters.clone() };
+        let outputs = Outputs { inputs, silent, counters: counters.clone() };
         let notes = vec!["transit is tracked".into()];
-        let fake = Fake { outcomes, repairs, seen: fed, notes, left: Failing::default() };
-        start(move || async move { Ok(fake) }, rx, tells).await.unwrap();
-        Self { programs, told, seen, counters }
+        let fake = Fake { outcomes, repairs, seen: fed, notes, left: FailedParts::default() };
+        start(move || async move { Ok(fake) }, rx, outputs).await.unwrap();
+        Self { programs, reported, seen, counters }
     }
 
     fn program(&self, revision: u64) {
@@ -65,8 +65,8 @@ impl Bench {
     }
 
     async fn next(&mut self) -> Input {
-        let next = tokio::time::timeout(Duration::from_secs(30), self.told.recv());
-        next.await.expect("it says something").unwrap()
+        let next = tokio::time::timeout(Duration::from_secs(30), self.reported.recv());
+        next.await.expect("it reports something").unwrap()
     }
 
     /// The next programming's end, and the notes that came before it.
@@ -110,10 +110,10 @@ async fn the_newest_network_is_programmed_until_it_succeeds_and_those_between_ar
 }
 
 #[tokio::test]
-async fn a_part_that_the_kernel_refuses_again_keeps_nothing_else_from_being_in_force() {
-    let no_ipv6 = || Ok(failing(&["address fd00::1/128 dev wgl0", "route fd01::/64"]));
-    let more = Ok(failing(&["address fd00::1/128 dev wgl0", "route fd01::/64", "link lvx0"]));
-    let outcomes = vec![no_ipv6(), no_ipv6(), no_ipv6(), more, Ok(Failing::default())];
+async fn a_part_that_the_kernel_refuses_twice_keeps_nothing_else_from_being_in_force() {
+    let no_ipv6 = || Ok(failed_parts(&["address fd00::1/128 dev wgl0", "route fd01::/64"]));
+    let more = Ok(failed_parts(&["address fd00::1/128 dev wgl0", "route fd01::/64", "link lvx0"]));
+    let outcomes = vec![no_ipv6(), no_ipv6(), no_ipv6(), more, Ok(FailedParts::default())];
     let mut bench = Bench::new(outcomes, None).await;
     bench.program(1);
     let (revision, error, _) = bench.programmed().await;
@@ -134,14 +134,14 @@ async fn a_part_that_the_kernel_refuses_again_keeps_nothing_else_from_being_in_f
     assert!((revision, error.is_some()) == (3, true), "one more part: that may be for a moment");
     let (revision, error, notes) = bench.programmed().await;
     assert_eq!((revision, error), (3, None));
-    assert_eq!(notes, ["transit is tracked"], "it is mended, and that is told");
+    assert_eq!(notes, ["transit is tracked"], "the repair is reported");
     assert_eq!(bench.counters.get("network_parts_failing"), 0);
 }
 
 #[tokio::test]
 async fn a_repair_that_fails_in_part_counts_as_what_it_repaired_and_as_an_error() {
     let made = vec!["add route".to_owned(), "set up".to_owned()];
-    let repairs = Repairs { made, failing: Ok(failing(&["route 10.1.0.0/24"])) };
+    let repairs = Repairs { made, failed: Ok(failed_parts(&["route 10.1.0.0/24"])) };
     let bench = Bench::new(Vec::new(), Some(repairs)).await;
     bench.program(1);
     let deadline = Instant::now() + Duration::from_secs(30);
@@ -153,11 +153,11 @@ async fn a_repair_that_fails_in_part_counts_as_what_it_repaired_and_as_an_error(
 }
 
 #[tokio::test]
-async fn a_steward_that_cannot_be_made_stops_the_start_with_its_reason() {
+async fn a_reconciler_that_cannot_be_made_stops_the_start_with_its_reason() {
     let (_programs, rx) = watch::channel(None);
     let make = || async { Err::<Fake, _>(anyhow::anyhow!("/dev/net/tun is missing")) };
     let silent = watch::channel(BTreeSet::new()).0;
-    let tells = Tells { inputs: mpsc::channel(1).0, silent, counters: Counters::default() };
-    let error = start(make, rx, tells).await.unwrap_err();
+    let outputs = Outputs { inputs: mpsc::channel(1).0, silent, counters: Counters::default() };
+    let error = start(make, rx, outputs).await.unwrap_err();
     assert!(error.to_string().contains("/dev/net/tun"));
 }

@@ -15,8 +15,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::apply::{apply, sysctl_interface};
 use crate::change::Change;
-use crate::effect::{effect, sysctl_interface};
 use crate::model::*;
 
 /// One round is enough unless a removal also removed something that is desired; the second round adds that again, and removes
@@ -109,7 +109,7 @@ struct Plan<'a> {
 
 impl Plan<'_> {
     fn push(&mut self, change: Change) {
-        effect(&mut self.state, &change);
+        apply(&mut self.state, &change);
         self.changes.push(change);
     }
 

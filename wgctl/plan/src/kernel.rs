@@ -9,8 +9,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::apply::{apply, sysctl_interface};
 use crate::change::Change;
-use crate::effect::{effect, sysctl_interface};
 use crate::model::*;
 
 /// The network of one node under kernel rules.
@@ -110,7 +110,7 @@ impl ModelKernel {
     /// If the kernel would refuse the change.
     pub fn apply(&mut self, change: &Change) -> Result<(), Refused> {
         self.check(change).map_err(|why| Refused { change: Box::new(change.clone()), why })?;
-        effect(&mut self.network, change);
+        apply(&mut self.network, change);
         Ok(())
     }
 

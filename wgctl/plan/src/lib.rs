@@ -6,9 +6,9 @@
 //!
 //! What each term means, and where it lives: `docs/glossary.md`.
 
+mod apply;
 pub mod change;
 pub mod diff;
-mod effect;
 mod forward;
 pub mod kernel;
 pub mod model;

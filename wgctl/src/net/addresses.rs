@@ -1,4 +1,4 @@
-//! Which addresses this host holds, on which devices, and when that changes: whoever gave them, and not as planned.
+//! The addresses that this host has, ours and others', and when they change.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,30 +13,33 @@ use super::netlink::*;
 use super::observe::{ip, links};
 
 const IFA_FLAGS: u16 = 8;
-/// Not usable: another host may have it.
+/// Addresses with these flags cannot be used: another host may have them.
 const IFA_F_DADFAILED: u32 = 0x08;
 const IFA_F_TENTATIVE: u32 = 0x40;
 
-/// An address that packets to this host can have.
+/// A usable address of this host.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Held {
+pub struct LocalAddress {
     pub device: InterfaceName,
     pub address: IpAddr,
 }
 
-/// Every usable address of every device that is up, in order.
-pub fn held_addresses() -> io::Result<Vec<Held>> {
+/// Returns every usable address of every device that is up, in order.
+///
+/// # Errors
+/// If a netlink dump fails.
+pub fn local_addresses() -> io::Result<Vec<LocalAddress>> {
     let mut netlink = Netlink::open()?;
     let up: BTreeMap<u32, InterfaceName> =
         links(&mut netlink)?.into_iter().filter(|l| l.up).map(|l| (l.index, l.name)).collect();
     let all = netlink.dump(Message::new(RTM_GETADDR, 0, &[0; 8]))?;
-    let mut held: Vec<Held> = all.iter().filter_map(|m| held_by(m, &up)).collect();
-    held.sort();
-    held.dedup();
-    Ok(held)
+    let mut local: Vec<LocalAddress> = all.iter().filter_map(|m| parse_address(m, &up)).collect();
+    local.sort();
+    local.dedup();
+    Ok(local)
 }
 
-fn held_by(message: &Received, up: &BTreeMap<u32, InterfaceName>) -> Option<Held> {
+fn parse_address(message: &Received, up: &BTreeMap<u32, InterfaceName>) -> Option<LocalAddress> {
     let attrs = message.attrs(8);
     let flags = attrs.u32(IFA_FLAGS).unwrap_or(u32::from(*message.payload.get(2)?));
     if flags & (IFA_F_DADFAILED | IFA_F_TENTATIVE) != 0 {
@@ -44,24 +47,27 @@ fn held_by(message: &Received, up: &BTreeMap<u32, InterfaceName>) -> Option<Held
     }
     let device = up.get(&u32_at(&message.payload, 4)?)?.clone();
     let address = attrs.get(IFA_LOCAL).or_else(|| attrs.get(IFA_ADDRESS)).and_then(ip)?;
-    Some(Held { device, address })
+    Some(LocalAddress { device, address })
 }
 
-/// Tells when what [`held_addresses`] finds may be another.
+/// Reports when the result of [`local_addresses`] may have changed.
 #[derive(Debug)]
-pub struct AddressNews {
+pub struct AddressEvents {
     fd: AsyncFd<Socket>,
 }
 
 /// RTNLGRP_LINK, IPV4_IFADDR, IPV6_IFADDR.
-const NEWS: [u32; 3] = [1, 5, 9];
+const GROUPS: [u32; 3] = [1, 5, 9];
 
-impl AddressNews {
-    /// Within a runtime with I/O.
+impl AddressEvents {
+    /// Opens the netlink socket. Needs a tokio runtime with I/O.
+    ///
+    /// # Errors
+    /// If the socket cannot be opened.
     pub fn open() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind(&SocketAddr::new(0, 0))?;
-        for group in NEWS {
+        for group in GROUPS {
             socket.add_membership(group)?;
         }
         socket.set_non_blocking(true)?;
@@ -69,12 +75,15 @@ impl AddressNews {
         Ok(Self { fd: unsafe { AsyncFd::register(socket)? } })
     }
 
-    /// Drops the news that have come meanwhile: whoever looks now sees what they tell of.
+    /// Drops the events received so far. Call it before reading the addresses.
     pub fn drain(&self) {
         while self.fd.get_ref().recv_from_full().is_ok() {}
     }
 
-    /// Waits for news. What is lost (a full buffer) is news as well. Losing the future loses none.
+    /// Waits for the next event. Lost events (a full buffer) count as one. Cancel-safe.
+    ///
+    /// # Errors
+    /// If the socket fails.
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
             let mut guard = self.fd.readable().await?;

@@ -1,4 +1,4 @@
-//! One device followed: whether it is up, its MTU, and when it goes.
+//! Follows one device: whether it is up, its MTU, and its removal.
 
 use std::io;
 
@@ -12,7 +12,7 @@ use super::observe;
 
 const RTNLGRP_LINK: u32 = 1;
 
-/// What a device is like.
+/// The state of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinkState {
     /// Set up by its administrator (`IFF_UP`).
@@ -21,13 +21,13 @@ pub struct LinkState {
     pub mtu: u32,
 }
 
-/// Follows a device, by its index: a new one of the same name is another.
+/// Follows a device by its index: a new device of the same name is a different one.
 #[derive(Debug)]
 pub struct LinkWatch {
     fd: AsyncFd<Socket>,
     index: u32,
-    /// Ask the kernel: nothing is known yet, or notifications were lost.
-    ask: bool,
+    /// Read the state from the kernel: it is not known yet, or notifications were lost.
+    must_read: bool,
 }
 
 impl LinkWatch {
@@ -43,14 +43,17 @@ impl LinkWatch {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("there is no {name}")));
         };
         // SAFETY: the socket owns its descriptor, gives out the same one always, and closes it when it is dropped.
-        Ok(Self { fd: unsafe { AsyncFd::register(socket)? }, index: link.index, ask: true })
+        Ok(Self { fd: unsafe { AsyncFd::register(socket)? }, index: link.index, must_read: true })
     }
 
-    /// At first how the device is, then again after every change, `None` once it is gone (or in another network
-    /// namespace). States that follow each other may be equal. May be given up and called again.
+    /// Returns the present state at first, then the state after every change, and `None` once the device is gone (or in
+    /// another network namespace). Consecutive states may be equal. Cancel-safe.
+    ///
+    /// # Errors
+    /// If the socket fails.
     pub async fn next(&mut self) -> io::Result<Option<LinkState>> {
         loop {
-            if std::mem::take(&mut self.ask) {
+            if std::mem::take(&mut self.must_read) {
                 let links = observe::links(&mut Netlink::open()?)?;
                 let link = links.into_iter().find(|l| l.index == self.index);
                 return Ok(link.map(|l| LinkState { up: l.up, mtu: l.mtu }));
@@ -59,43 +62,39 @@ impl LinkWatch {
             let bytes = match guard.try_io(|fd| fd.get_ref().recv_from_full()) {
                 Ok(Ok((bytes, _))) => bytes,
                 Ok(Err(e)) if e.raw_os_error() == Some(nix::errno::Errno::ENOBUFS as i32) => {
-                    self.ask = true;
+                    self.must_read = true;
                     continue;
                 }
                 Ok(Err(e)) => return Err(e),
                 Err(_would_block) => continue,
             };
             // A datagram may hold several messages: the last about this device counts.
-            let mut news = None;
-            for (_, message) in split(&bytes) {
-                news = about(&message, self.index).or(news);
-            }
-            match news {
-                Some(News::Gone) => return Ok(None),
-                Some(News::State(state)) => return Ok(Some(state)),
+            match split(&bytes).filter_map(|(_, m)| event_of(&m, self.index)).last() {
+                Some(LinkEvent::Gone) => return Ok(None),
+                Some(LinkEvent::State(state)) => return Ok(Some(state)),
                 None => {}
             }
         }
     }
 }
 
-enum News {
+enum LinkEvent {
     Gone,
     State(LinkState),
 }
 
-fn about(message: &Received, index: u32) -> Option<News> {
-    // Of family AF_BRIDGE when the device joins or leaves a bridge.
+fn event_of(message: &Received, index: u32) -> Option<LinkEvent> {
+    // The family is AF_BRIDGE when the device joins or leaves a bridge.
     let plain = message.payload.first() == Some(&0);
     if !plain || u32_at(&message.payload, 4) != Some(index) {
         return None;
     }
     match message.kind {
-        RTM_DELLINK => Some(News::Gone),
+        RTM_DELLINK => Some(LinkEvent::Gone),
         RTM_NEWLINK => {
             let up = u32_at(&message.payload, 8)? & IFF_UP != 0;
             let mtu = message.attrs(16).u32(IFLA_MTU)?;
-            Some(News::State(LinkState { up, mtu }))
+            Some(LinkEvent::State(LinkState { up, mtu }))
         }
         _ => None,
     }

@@ -1,22 +1,22 @@
-//! The kernel's network: observe, apply, watch, and keep as desired.
+//! The kernel's network: reads it, applies changes, watches it, and keeps it as desired.
 
 mod addresses;
 mod encode;
-mod heard;
 mod kernel;
 mod link;
+mod liveness;
 mod netlink;
 mod nft;
 mod observe;
-mod steward;
+mod reconciler;
 mod sysctl;
 mod untracked;
 mod watch;
 
-pub use addresses::{AddressNews, Held, held_addresses};
-pub use kernel::{ApplyError, CleanupError, Failure, Kernel, OpenError};
+pub use addresses::{AddressEvents, LocalAddress, local_addresses};
+pub use kernel::{ApplyError, CleanupError, FailedChange, Kernel, OpenError};
 pub use link::{LinkState, LinkWatch};
 pub use observe::{Scope, foreign_rules, our_rules};
-pub use steward::{ProgramError, RepairError, Report, Steward};
+pub use reconciler::{ProgramError, Reconciler, RepairError};
 pub use sysctl::read as read_sysctl;
 pub use watch::{Drift, watch};

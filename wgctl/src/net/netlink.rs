@@ -1,8 +1,7 @@
-//! Netlink, as far as we speak it: messages in bytes, and a socket to the kernel's route or netfilter side.
+//! Netlink messages as bytes, and a blocking socket to the kernel's route or netfilter family.
 //!
-//! A request is one system call: the kernel carries it out before `send` returns, and its answer is there already. So the
-//! socket is used blocking, and a batch of messages costs one call. (rtnetlink has no nexthop objects; see
-//! `docs/decisions/0002`.)
+//! The kernel processes a request before `send` returns, and its answer is then in the receive buffer. So a blocking socket
+//! never waits, and a batch of messages costs one system call. `docs/decisions/0002` says why this is not `rtnetlink`.
 
 use std::io;
 
@@ -29,7 +28,7 @@ const NLA_F_NESTED: u16 = 0x8000;
 /// buffer of 212,992 bytes.
 pub const MAX_BATCH: usize = 128;
 
-/// Bytes of a batch that fit the send buffer as it is, whatever the system.
+/// Bytes of a batch that fit the default send buffer of every system.
 const SEND_BUFFER: usize = 128 << 10;
 
 /// A netlink message under construction.
@@ -110,7 +109,7 @@ impl Received {
     }
 }
 
-/// Attributes; a malformed rest is no attribute.
+/// Iterates over attributes; ends at the first malformed one.
 #[derive(Debug, Clone, Copy)]
 pub struct Attrs<'a> {
     bytes: &'a [u8],
@@ -170,12 +169,18 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// To routes, links, addresses and all of their kind.
+    /// Opens a socket for links, addresses, routes and the like.
+    ///
+    /// # Errors
+    /// If the kernel gives no socket.
     pub fn open() -> io::Result<Self> {
         Self::to(NETLINK_ROUTE)
     }
 
-    /// To nf_tables.
+    /// Opens a socket for nf_tables.
+    ///
+    /// # Errors
+    /// If the kernel gives no socket.
     pub fn open_netfilter() -> io::Result<Self> {
         Self::to(NETLINK_NETFILTER)
     }
@@ -184,15 +189,18 @@ impl Netlink {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.connect(&SocketAddr::new(0, 0))?;
-        // Explanations in words with errors, and filters honoured in dumps.
+        // Errors with an explanation, and filters that the kernel honours in dumps.
         let _ = socket.set_ext_ack(true);
         let _ = socket.set_netlink_get_strict_chk(true);
         Ok(Self { socket, sequence: 1 })
     }
 
-    /// Sends the messages at once; one result for each, in order. They are carried out one by one, also after a failure.
-    /// At most [`MAX_BATCH`].
-    pub fn request(&mut self, messages: &[Message]) -> io::Result<Vec<Result<(), Failed>>> {
+    /// Sends the messages, at most [`MAX_BATCH`], in one call. Returns one result for each, in order; a failed message does not
+    /// stop those after it.
+    ///
+    /// # Errors
+    /// If the socket fails.
+    pub fn request(&mut self, messages: &[Message]) -> io::Result<Vec<Result<(), NetlinkError>>> {
         debug_assert!(messages.len() <= MAX_BATCH);
         let first = self.sequence;
         let mut bytes = Vec::new();
@@ -212,16 +220,19 @@ impl Netlink {
                 if sequence == first.wrapping_add(results.len() as u32)
                     && message.kind == NLMSG_ERROR
                 {
-                    results.push(failure(&message));
+                    results.push(acknowledgement(&message));
                 }
             }
         }
         Ok(results)
     }
 
-    /// Sends the messages at once as one transaction of nf_tables: all are carried out, or none is. One of them asks for an
+    /// Sends the messages as one transaction of nf_tables: all take effect, or none does. One of them must ask for an
     /// acknowledgement (`NLM_F_ACK`), which comes last; the kernel's first refusal comes before it.
-    pub fn transaction(&mut self, messages: &[Message]) -> Result<(), Failed> {
+    ///
+    /// # Errors
+    /// The kernel's first refusal, or an error of the socket.
+    pub fn transaction(&mut self, messages: &[Message]) -> Result<(), NetlinkError> {
         let mut bytes = Vec::new();
         let mut last = self.sequence;
         for message in messages {
@@ -231,26 +242,26 @@ impl Netlink {
             bytes.extend(message.finish(self.sequence));
             self.sequence = self.sequence.wrapping_add(1);
         }
-        // A batch is one packet to the kernel, and must fit the buffer whole. The first is for those who may go beyond the
-        // system's limit; what does not fit in the end is refused with its own error (EMSGSIZE).
+        // A transaction is one packet and must fit the send buffer. `SndBufForce` may exceed the system's limit but needs
+        // CAP_NET_ADMIN. A packet that still does not fit is refused with EMSGSIZE.
         if bytes.len() > SEND_BUFFER
             && setsockopt(&self.socket, sockopt::SndBufForce, &bytes.len()).is_err()
         {
             let _ = setsockopt(&self.socket, sockopt::SndBuf, &bytes.len());
         }
         self.socket.send(&bytes, 0)?;
-        // All answers are there when `send` returns, so there is nothing to wait for.
+        // All answers are there when `send` returns.
         self.socket.set_non_blocking(true)?;
         let answer = self.answer(last);
         self.socket.set_non_blocking(false)?;
         answer
     }
 
-    fn answer(&mut self, last: u32) -> Result<(), Failed> {
+    fn answer(&mut self, last: u32) -> Result<(), NetlinkError> {
         loop {
             let (bytes, _) = self.socket.recv_from_full()?;
             for (sequence, message) in split(&bytes).filter(|(_, m)| m.kind == NLMSG_ERROR) {
-                failure(&message)?;
+                acknowledgement(&message)?;
                 if sequence == last {
                     return Ok(());
                 }
@@ -258,15 +269,21 @@ impl Netlink {
         }
     }
 
-    /// Reads what is left over of an earlier request, so that it is not taken for an answer.
+    /// Discards answers that are left over from an earlier request.
+    ///
+    /// # Errors
+    /// If the socket fails.
     pub fn clear(&mut self) -> io::Result<()> {
         self.socket.set_non_blocking(true)?;
         while self.socket.recv_from_full().is_ok() {}
         self.socket.set_non_blocking(false)
     }
 
-    /// Asks for one object.
-    pub fn get(&mut self, message: Message) -> Result<Received, Failed> {
+    /// Requests one object.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or an error of the socket.
+    pub fn get(&mut self, message: Message) -> Result<Received, NetlinkError> {
         let sequence = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
         self.socket.send(&message.finish(sequence), 0)?;
@@ -276,11 +293,15 @@ impl Netlink {
                 if message.kind != NLMSG_ERROR {
                     return Ok(message);
                 }
-                failure(&message)?;
+                acknowledgement(&message)?;
             }
         }
     }
-    /// Asks for all objects of a kind.
+
+    /// Requests all objects of a kind.
+    ///
+    /// # Errors
+    /// The kernel's refusal, or an error of the socket.
     pub fn dump(&mut self, message: Message) -> io::Result<Vec<Received>> {
         let sequence = self.sequence;
         self.sequence = self.sequence.wrapping_add(1);
@@ -295,7 +316,7 @@ impl Netlink {
                 match message.kind {
                     _ if got != sequence => {}
                     NLMSG_DONE => return Ok(all),
-                    NLMSG_ERROR => failure(&message).map_err(io::Error::from)?,
+                    NLMSG_ERROR => acknowledgement(&message).map_err(io::Error::from)?,
                     _ => all.push(message),
                 }
             }
@@ -305,25 +326,25 @@ impl Netlink {
 
 /// The kernel's refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failed {
+pub struct NetlinkError {
     /// Positive errno.
     pub errno: i32,
-    /// The kernel's own words, if it has any.
+    /// The kernel's explanation, if it sent one.
     pub message: Option<String>,
 }
 
-impl From<io::Error> for Failed {
+impl From<io::Error> for NetlinkError {
     fn from(error: io::Error) -> Self {
         Self { errno: error.raw_os_error().unwrap_or(Errno::EIO as i32), message: None }
     }
 }
-impl From<Failed> for io::Error {
-    fn from(failed: Failed) -> Self {
+impl From<NetlinkError> for io::Error {
+    fn from(failed: NetlinkError) -> Self {
         Self::from_raw_os_error(failed.errno)
     }
 }
 
-impl std::fmt::Display for Failed {
+impl std::fmt::Display for NetlinkError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let errno = nix::errno::Errno::from_raw(self.errno);
         write!(f, "{errno}")?;
@@ -333,19 +354,19 @@ impl std::fmt::Display for Failed {
         }
     }
 }
-impl std::error::Error for Failed {}
+impl std::error::Error for NetlinkError {}
 
 const NLMSGERR_ATTR_MSG: u16 = 1;
 
-fn failure(message: &Received) -> Result<(), Failed> {
+fn acknowledgement(message: &Received) -> Result<(), NetlinkError> {
     let errno = u32_at(&message.payload, 0).unwrap_or(0) as i32;
     if errno == 0 {
         return Ok(());
     }
     // With extended acknowledgements the failed request follows, whole, and then attributes.
     let request = u32_at(&message.payload, 4).unwrap_or(0) as usize;
-    let words = message.attrs(4 + request).str(NLMSGERR_ATTR_MSG).map(str::to_owned);
-    Err(Failed { errno: -errno, message: words })
+    let text = message.attrs(4 + request).str(NLMSGERR_ATTR_MSG).map(str::to_owned);
+    Err(NetlinkError { errno: -errno, message: text })
 }
 
 #[cfg(test)]
@@ -367,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn a_malformed_message_ends_the_reading() {
+    fn a_malformed_message_ends_the_iteration() {
         assert_eq!(split(&[255; 20]).count(), 0);
         assert_eq!(Attrs::of(&[3, 0, 1, 0]).count(), 0);
         assert_eq!(Attrs::of(&[200, 0, 1, 0, 9]).count(), 0);

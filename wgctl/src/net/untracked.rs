@@ -1,66 +1,67 @@
-//! The table of transit that is not tracked, in the kernel. A kernel that cannot have it is warned of, once, and all else works.
+//! The nftables table that keeps transit out of connection tracking. If the kernel refuses the table, one warning says so and
+//! everything else works.
 
 use std::io;
 use std::time::{Duration, Instant};
 
 use wgctl_plan::Transit;
 
-use super::netlink::{Failed, Netlink};
+use super::netlink::{Netlink, NetlinkError};
 use super::nft;
 
-/// What was refused is not tried again by itself before this: a module of the kernel may have come meanwhile.
+/// A refused table is tried again after this: the missing kernel module may be loaded by then.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// How often the table is read again because somebody changed something meanwhile.
+/// Reads of the table, at most, while its generation keeps changing.
 const READS: usize = 5;
 
 #[derive(Debug, Default)]
-pub(super) struct Untracked {
+pub(super) struct UntrackedTable {
     netlink: Option<Netlink>,
-    /// What was there, and the generation in which it was.
-    seen: Option<(u32, Option<Transit>)>,
+    /// The ruleset generation that was last read, and what it held.
+    cache: Option<(u32, Option<Transit>)>,
     refused: Option<(String, Instant)>,
 }
 
-impl Untracked {
-    /// Why transit is tracked although it is not to be.
+impl UntrackedTable {
+    /// Why the kernel refused the table, if it did.
     pub fn refused(&self) -> Option<&str> {
         self.refused.as_ref().map(|(why, _)| why.as_str())
     }
 
-    /// True if it was refused so lately that it is not worth trying again.
+    /// True if the table was refused within [`RETRY`].
     pub fn is_put_off(&self) -> bool {
         self.refused.as_ref().is_some_and(|(_, since)| since.elapsed() < RETRY)
     }
 
-    /// What there is. A kernel without nf_tables has none.
+    /// Returns what the table holds. A kernel without nf_tables has none.
     pub fn observe(&mut self) -> Option<Transit> {
         match self.try_observe() {
             Ok(found) => found,
-            Err(failed) => {
-                tracing::debug!(%failed, "cannot read nf_tables");
+            Err(error) => {
+                tracing::debug!(%error, "cannot read nf_tables");
                 self.netlink = None;
                 None
             }
         }
     }
 
-    fn try_observe(&mut self) -> Result<Option<Transit>, Failed> {
+    fn try_observe(&mut self) -> Result<Option<Transit>, NetlinkError> {
         let netlink = self.open()?;
         netlink.clear()?;
         let mut generation = nft::generation(netlink)?;
-        if let Some((then, found)) = &self.seen
+        if let Some((then, found)) = &self.cache
             && *then == generation
         {
             return Ok(found.clone());
         }
         let netlink = self.open()?;
         let mut found = nft::read(netlink)?;
-        // What was changed while it was read may be neither the old nor the new.
+        // A read during a change may mix old and new.
         for _ in 1..READS {
             let after = nft::generation(netlink)?;
             if after == generation {
-                self.seen = Some((generation, found.clone()));
+                self.cache = Some((generation, found.clone()));
                 break;
             }
             generation = after;
@@ -69,7 +70,7 @@ impl Untracked {
         Ok(found)
     }
 
-    fn open(&mut self) -> Result<&mut Netlink, Failed> {
+    fn open(&mut self) -> Result<&mut Netlink, NetlinkError> {
         let netlink = match self.netlink.take() {
             Some(netlink) => netlink,
             None => Netlink::open_netfilter()?,
@@ -77,7 +78,7 @@ impl Untracked {
         Ok(self.netlink.insert(netlink))
     }
 
-    /// Never fails: what is refused is warned of.
+    /// Writes the table. Never fails: a refusal is logged and remembered.
     pub fn set(&mut self, transit: &Transit) {
         let result = self.open().and_then(|n| n.transaction(&nft::set(transit)));
         match result {
@@ -86,9 +87,9 @@ impl Untracked {
                     tracing::info!("transit is not tracked now");
                 }
             }
-            Err(failed) => {
+            Err(error) => {
                 self.netlink = None;
-                let why = failed.to_string();
+                let why = error.to_string();
                 if self.refused() != Some(&why) {
                     tracing::warn!(
                         error = why,
@@ -105,8 +106,8 @@ impl Untracked {
         self.refused = None;
         match self.open().and_then(|n| n.transaction(&nft::remove())) {
             Ok(()) => Ok(()),
-            Err(failed) if failed.errno == nix::errno::Errno::ENOENT as i32 => Ok(()),
-            Err(failed) => Err(failed.into()),
+            Err(error) if error.errno == nix::errno::Errno::ENOENT as i32 => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 }

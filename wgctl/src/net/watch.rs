@@ -1,8 +1,8 @@
-//! Tells when the kernel's network changed, so that someone looks.
+//! Reports when the kernel's network changed, so that the caller compares it.
 //!
-//! Notifications only say *that* something of interest happened; what is wrong is for a full look to find. So they may be
-//! merged, and lost ones (a full buffer) are one more reason to look. Our own changes are announced too: a look that
-//! finds nothing to do is cheap.
+//! A notification only says *that* something of ours may have changed; a full comparison finds out what. So notifications may be
+//! merged, and lost ones (a full buffer) are one more reason to compare. Our own changes are reported too: a comparison that
+//! finds no difference is cheap.
 
 use std::io;
 use std::time::Duration;
@@ -15,17 +15,17 @@ use super::encode::*;
 use super::netlink::*;
 use wgctl_plan::{NexthopId, ROUTE_PROTOCOL, owns_nexthop};
 
-/// Changes come in bursts (a device that goes takes its routes along): wait until it was quiet for so long.
+/// Changes come in bursts (the kernel removes a device's routes with it): wait until there was none for this long.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// Under steady change, look at least this often.
+/// While changes keep coming, report at least this often.
 const MAX_WAIT: Duration = Duration::from_millis(500);
 
 /// RTNLGRP_LINK, NEIGH, IPV4_IFADDR, IPV4_ROUTE, IPV4_RULE, IPV6_IFADDR, IPV6_ROUTE, IPV6_RULE, IPV4_NETCONF,
 /// IPV6_NETCONF, NEXTHOP.
 const GROUPS: [u32; 11] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25, 32];
 
-/// What kinds of things changed since the last look.
+/// The kinds of objects that changed since the last report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Drift {
     pub links: bool,
@@ -40,11 +40,7 @@ pub struct Drift {
 }
 
 impl Drift {
-    fn any(self) -> bool {
-        self != Self::default()
-    }
-
-    fn note(&mut self, message: &Received) {
+    fn record(&mut self, message: &Received) {
         let ours = |at: usize| message.payload.get(at) == Some(&ROUTE_PROTOCOL);
         match message.kind {
             RTM_NEWLINK | RTM_DELLINK => self.links = true,
@@ -73,8 +69,11 @@ struct Watcher {
     fd: AsyncFd<Socket>,
 }
 
-/// Yields whenever something that may concern us has changed and it has been quiet since. Ends only with an error of
-/// the socket.
+/// Returns a stream with an item whenever something that may concern us has changed and [`QUIET`] has passed since. The
+/// stream ends only with an error of the socket.
+///
+/// # Errors
+/// If the netlink socket cannot be opened.
 pub async fn watch() -> io::Result<impl Stream<Item = Drift> + Send> {
     let mut socket = Socket::new(NETLINK_ROUTE)?;
     socket.bind(&SocketAddr::new(0, 0))?;
@@ -89,7 +88,7 @@ pub async fn watch() -> io::Result<impl Stream<Item = Drift> + Send> {
         match watcher.next().await {
             Ok(drift) => Some((drift, watcher)),
             Err(error) => {
-                tracing::error!(%error, "no more news of the network");
+                tracing::error!(%error, "no more notifications of network changes");
                 None
             }
         }
@@ -99,18 +98,16 @@ pub async fn watch() -> io::Result<impl Stream<Item = Drift> + Send> {
 impl Watcher {
     async fn next(&self) -> io::Result<Drift> {
         let mut drift = Drift::default();
-        while !drift.any() {
+        while drift == Drift::default() {
             self.read(&mut drift).await?;
         }
         let deadline = tokio::time::Instant::now() + MAX_WAIT;
         loop {
             let quiet = tokio::time::Instant::now() + QUIET;
-            let mut more = Drift::default();
-            match tokio::time::timeout_at(quiet.min(deadline), self.read(&mut more)).await {
+            match tokio::time::timeout_at(quiet.min(deadline), self.read(&mut drift)).await {
                 Ok(result) => result?,
                 Err(_) => return Ok(drift),
             }
-            drift = drift.or(more);
         }
     }
 
@@ -129,23 +126,8 @@ impl Watcher {
             }
         };
         for (_, message) in split(&bytes) {
-            drift.note(&message);
+            drift.record(&message);
         }
         Ok(())
-    }
-}
-
-impl Drift {
-    fn or(self, other: Self) -> Self {
-        Self {
-            links: self.links | other.links,
-            addresses: self.addresses | other.addresses,
-            neighbours: self.neighbours | other.neighbours,
-            nexthops: self.nexthops | other.nexthops,
-            routes: self.routes | other.routes,
-            rules: self.rules | other.rules,
-            sysctls: self.sysctls | other.sysctls,
-            lost: self.lost | other.lost,
-        }
     }
 }

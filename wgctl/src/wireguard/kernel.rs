@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use wgctl_plan::{InterfaceName, WgInterface, WgPeer, WgPublicKey};
 use wireguard_control::{AllowedIp, Backend, Device, DeviceUpdate, Key, PeerConfigBuilder};
 
-use super::{PeerStats, Seen, Settings};
+use super::{Observed, PeerStats, Settings};
 
 /// The crate encodes at most about 285 prefixes of a peer in one message.
 const PREFIXES_PER_MESSAGE: usize = 128;
@@ -16,7 +16,7 @@ fn parse(name: &InterfaceName) -> io::Result<wireguard_control::InterfaceName> {
     name.as_str().parse().map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
 }
 
-pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Seen>> {
+pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Observed>> {
     let device = match Device::get(&parse(name)?, Backend::Kernel) {
         Ok(device) => device,
         Err(e) if matches!(e.raw_os_error(), Some(libc_errno::ENODEV | libc_errno::EOPNOTSUPP)) => {
@@ -53,7 +53,7 @@ pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Seen>> {
         let ips = info.config.allowed_ips.iter();
         peer.allowed_ips.extend(ips.filter_map(|ip| IpNet::new(ip.address, ip.cidr).ok()));
     }
-    Ok(Some(Seen { interface, stats }))
+    Ok(Some(Observed { interface, stats }))
 }
 
 mod libc_errno {

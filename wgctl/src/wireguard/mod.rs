@@ -1,13 +1,13 @@
-//! WireGuard interfaces, in the kernel or as a process of their own.
+//! WireGuard interfaces, in the kernel or served by a process each.
 //!
-//! The kernel's are programmed through `wireguard-control`; processes through their text protocol (`uapi`), because
-//! that crate starts a process by itself when a socket is missing, waits for answers without limit, and prints to standard
+//! The kernel's are programmed through `wireguard-control`, processes through their text protocol (`uapi`). That crate's own
+//! userspace side starts a process by itself when a socket is missing, waits for answers without limit, and prints to standard
 //! output (`docs/decisions/0002`).
 
-mod choice;
+mod backend;
 mod kernel;
 mod key;
-mod listening;
+mod port_owner;
 mod process;
 mod uapi;
 
@@ -15,32 +15,14 @@ use std::collections::BTreeMap;
 use std::io;
 use std::time::SystemTime;
 
-pub use choice::{BACKEND_VARIABLE, Program};
-pub(crate) use choice::{choose, wanted};
+pub use backend::{BACKEND_VARIABLE, Backend, Program};
+pub(crate) use backend::{requested, select};
 pub use key::{InvalidKey, PrivateKey};
-pub(crate) use listening::{Holder, holder};
-pub use process::Missing;
-pub(crate) use process::missing_for_userspace;
+pub(crate) use port_owner::{PortOwner, port_owner};
+pub use process::Unavailable;
+pub(crate) use process::unavailable_userspace;
 pub use uapi::socket as socket_of;
 use wgctl_plan::{InterfaceName, WgInterface, WgPeer, WgPublicKey};
-
-/// Who does WireGuard on this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
-    /// The kernel's module.
-    Kernel,
-    /// A process of this program for each interface.
-    Userspace(Program),
-}
-
-impl std::fmt::Display for Backend {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Kernel => "kernel",
-            Self::Userspace(program) => program.name(),
-        })
-    }
-}
 
 /// Counters of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,21 +32,24 @@ pub struct PeerStats {
     pub last_handshake: Option<SystemTime>,
 }
 
-/// A WireGuard interface as it tells of itself; `mtu` and `up` are not filled in.
+/// A WireGuard interface as its backend reports it; `mtu` and `up` are not filled in.
 #[derive(Debug, Clone)]
-pub(crate) struct Seen {
+pub(crate) struct Observed {
     pub interface: WgInterface,
     pub stats: Vec<(WgPublicKey, PeerStats)>,
 }
 
-/// What to set on an interface; the rest stays.
+/// Settings of an interface; `None` leaves one as it is.
 #[derive(Default)]
 pub(crate) struct Settings<'a> {
     pub key: Option<&'a PrivateKey>,
     pub listen_port: Option<u16>,
 }
 
-/// The peers of an interface that need not be ours, whoever serves it. `None` if nobody does.
+/// Returns the peers of any interface, ours or not, whichever backend serves it. `None` if none does.
+///
+/// # Errors
+/// If the backend does not answer.
 pub fn peers(name: &InterfaceName) -> io::Result<Option<BTreeMap<WgPublicKey, WgPeer>>> {
     let seen = match uapi::read(name)? {
         Some(seen) => Some(seen),
@@ -74,8 +59,8 @@ pub fn peers(name: &InterfaceName) -> io::Result<Option<BTreeMap<WgPublicKey, Wg
 }
 
 impl Backend {
-    /// Reads an interface; `None` if there is nobody to answer for it.
-    pub(crate) fn read(self, name: &InterfaceName) -> io::Result<Option<Seen>> {
+    /// Reads an interface; `None` if nothing serves it.
+    pub(crate) fn read(self, name: &InterfaceName) -> io::Result<Option<Observed>> {
         match self {
             Self::Kernel => kernel::read(name),
             Self::Userspace(_) => uapi::read(name),
@@ -108,7 +93,7 @@ impl Backend {
         }
     }
 
-    /// Makes sure that a process serves the interface (userspace only; the kernel's is made as a link).
+    /// Makes sure that a process serves the interface. In the kernel the link is the interface.
     pub(crate) fn start(self, name: &InterfaceName) -> io::Result<()> {
         match self {
             Self::Kernel => Ok(()),

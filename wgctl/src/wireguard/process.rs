@@ -1,4 +1,4 @@
-//! One process for each userspace interface, in a session of its own, so that forwarding outlives whoever started it.
+//! One process for each userspace interface, in a session of its own, so that forwarding outlives the program that started it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _};
@@ -12,19 +12,19 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{ForkResult, fork, setsid};
 use wgctl_plan::InterfaceName;
 
-use super::choice::{BACKEND_VARIABLE, Program};
 use super::uapi;
+use super::{BACKEND_VARIABLE, Program};
 
 /// How long a started process may take to answer. It needs some 10 ms on an idle machine.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 const START_POLL: Duration = Duration::from_millis(5);
 
-/// What a process that does not start may say about it, in bytes.
-const MAX_WORDS: usize = 4096;
+/// Bytes kept of what a starting process writes to standard error.
+const MAX_STARTUP_OUTPUT: usize = 4096;
 
-/// Something that WireGuard needs is not there. Says what, and what to do.
+/// WireGuard is not available. The message says what is missing and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Missing {
+pub enum Unavailable {
     #[error(
         "no permission to change the network (CAP_NET_ADMIN): run as root, or give the service AmbientCapabilities=CAP_NET_ADMIN"
     )]
@@ -37,7 +37,7 @@ pub enum Missing {
         "the kernel has no WireGuard module, there is no wireguard-go in PATH, and no leaderd beside this program or in PATH: \
          install one of them"
     )]
-    Program,
+    AnyProgram,
     #[error(
         "{BACKEND_VARIABLE}=kernel, but the kernel has no WireGuard module: `modprobe wireguard`"
     )]
@@ -45,34 +45,34 @@ pub enum Missing {
     #[error(
         "{BACKEND_VARIABLE}={0}, but there is no {0} in PATH: `apt install {0}`, or leave the choice open"
     )]
-    Asked(&'static str),
-    #[error("{BACKEND_VARIABLE}={0} is nobody who does WireGuard: kernel, wireguard-go or leaderd")]
-    Choice(String),
+    Requested(&'static str),
+    #[error("{BACKEND_VARIABLE}={0} is no WireGuard backend: use kernel, wireguard-go or leaderd")]
+    UnknownBackend(String),
 }
 
-/// What all userspace WireGuard needs and this node has not.
-pub fn missing_for_userspace() -> Option<Missing> {
+/// Returns what userspace WireGuard needs and this node does not have.
+pub fn unavailable_userspace() -> Option<Unavailable> {
     match OpenOptions::new().read(true).write(true).open("/dev/net/tun") {
         Ok(_) => None,
-        Err(e) => Some(Missing::Tun(e.to_string())),
+        Err(e) => Some(Unavailable::Tun(e.to_string())),
     }
 }
 
-/// Adopts the process that serves the interface, else starts one and waits for its socket.
+/// Adopts the process that serves the interface, or starts one and waits for its socket.
 pub(super) fn start(name: &InterfaceName, program: Program) -> io::Result<()> {
     if uapi::connect(name)?.is_some() {
         return Ok(());
     }
     let unavailable =
-        |missing: Missing| io::Error::new(io::ErrorKind::Unsupported, missing.to_string());
-    let file = program.find().ok_or_else(|| unavailable(Missing::Asked(program.name())))?;
-    if let Some(missing) = missing_for_userspace() {
+        |missing: Unavailable| io::Error::new(io::ErrorKind::Unsupported, missing.to_string());
+    let file = program.find().ok_or_else(|| unavailable(Unavailable::Requested(program.name())))?;
+    if let Some(missing) = unavailable_userspace() {
         return Err(unavailable(missing));
     }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(uapi::DIRECTORY)?;
     let mut command = Command::new(file);
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
-    let words = match program {
+    let output = match program {
         Program::WireguardGo => {
             command.arg(name.as_str()).stderr(Stdio::null());
             // SAFETY: setsid is async-signal-safe and allocates nothing.
@@ -87,7 +87,7 @@ pub(super) fn start(name: &InterfaceName, program: Program) -> io::Result<()> {
         }
         Program::Leaderd => {
             command.args(["userspace", name.as_str(), "--background"]).stderr(Stdio::piped());
-            // Nobody waits for a grandchild but init: it leaves no zombie with a daemon that runs for months.
+            // A grandchild is reaped by init, so it leaves no zombie with a daemon that runs for months.
             // SAFETY: setsid, fork and _exit are async-signal-safe and allocate nothing.
             unsafe {
                 command.pre_exec(|| {
@@ -99,25 +99,25 @@ pub(super) fn start(name: &InterfaceName, program: Program) -> io::Result<()> {
                 });
             }
             let mut child = command.spawn()?;
-            let words = child.stderr.take();
+            let output = child.stderr.take();
             child.wait()?;
-            words.map(Words::new).transpose()?
+            output.map(StartupOutput::new).transpose()?
         }
     };
-    wait_for_socket(name, program, words)
+    wait_for_socket(name, program, output)
 }
 
 fn wait_for_socket(
     name: &InterfaceName,
     program: Program,
-    mut words: Option<Words>,
+    mut output: Option<StartupOutput>,
 ) -> io::Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     while uapi::connect(name)?.is_none() {
-        let ended = words.as_mut().is_some_and(Words::ended);
-        // It closes its standard error when it serves, too: its socket is there then.
+        let ended = output.as_mut().is_some_and(StartupOutput::has_ended);
+        // It also closes standard error when it serves: then its socket is there.
         if ended && uapi::connect(name)?.is_none() {
-            let said = words.map(Words::text).unwrap_or_default();
+            let said = output.map(StartupOutput::last_line).unwrap_or_default();
             return Err(io::Error::other(format!(
                 "{} userspace {name} failed: {said}",
                 program.name()
@@ -132,25 +132,25 @@ fn wait_for_socket(
     Ok(())
 }
 
-/// What a process says on standard error while it starts.
-struct Words {
+/// What a process writes to standard error while it starts.
+struct StartupOutput {
     from: ChildStderr,
-    said: Vec<u8>,
+    bytes: Vec<u8>,
 }
 
-impl Words {
+impl StartupOutput {
     fn new(from: ChildStderr) -> io::Result<Self> {
         fcntl(from.as_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-        Ok(Self { from, said: Vec::new() })
+        Ok(Self { from, bytes: Vec::new() })
     }
 
-    /// Takes what there is; true once there will be no more.
-    fn ended(&mut self) -> bool {
-        let mut bytes = [0; 512];
+    /// Reads what there is; true once it is closed.
+    fn has_ended(&mut self) -> bool {
+        let mut chunk = [0; 512];
         loop {
-            match self.from.read(&mut bytes) {
+            match self.from.read(&mut chunk) {
                 Ok(0) => return true,
-                Ok(n) if self.said.len() < MAX_WORDS => self.said.extend(&bytes[..n]),
+                Ok(n) if self.bytes.len() < MAX_STARTUP_OUTPUT => self.bytes.extend(&chunk[..n]),
                 Ok(_) => {}
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -159,9 +159,9 @@ impl Words {
         }
     }
 
-    /// The last line: the error, after what was logged.
-    fn text(self) -> String {
-        let text = String::from_utf8_lossy(&self.said).into_owned();
-        text.trim_end().lines().last().unwrap_or("it said nothing").to_owned()
+    /// Returns the last line: the error, after what was logged.
+    fn last_line(self) -> String {
+        let text = String::from_utf8_lossy(&self.bytes).into_owned();
+        text.trim_end().lines().last().unwrap_or("it printed nothing").to_owned()
     }
 }

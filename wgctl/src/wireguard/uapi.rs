@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use wgctl_plan::{InterfaceName, WgInterface, WgPeer, WgPublicKey};
 use zeroize::Zeroizing;
 
-use super::{PeerStats, Seen, Settings};
+use super::{Observed, PeerStats, Settings};
 
 pub(super) const DIRECTORY: &str = "/var/run/wireguard";
 
@@ -50,13 +50,13 @@ fn invalid(what: &str) -> io::Error {
     )
 }
 
-pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Seen>> {
+pub(super) fn read(name: &InterfaceName) -> io::Result<Option<Observed>> {
     let Some(mut stream) = connect(name)? else { return Ok(None) };
     stream.write_all(b"get=1\n\n")?;
     parse(BufReader::new(stream.take(MAX_ANSWER))).map(Some)
 }
 
-fn parse(answer: impl BufRead) -> io::Result<Seen> {
+fn parse(answer: impl BufRead) -> io::Result<Observed> {
     let mut interface = WgInterface {
         public_key: None,
         listen_port: 0,
@@ -78,7 +78,7 @@ fn parse(answer: impl BufRead) -> io::Result<Seen> {
                 }
                 let stats = peers.iter().map(|(key, _, stats)| (*key, *stats)).collect();
                 interface.peers = peers.into_iter().map(|(key, peer, _)| (key, peer)).collect();
-                return Ok(Seen { interface, stats });
+                return Ok(Observed { interface, stats });
             }
             ("private_key", _) => {
                 let key = super::PrivateKey::from_bytes(unhex(value)?);

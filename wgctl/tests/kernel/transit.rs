@@ -124,7 +124,7 @@ fn source_nat_of_others_rewrites_nothing_between_locations() {
             assert_eq!(seen(pod6, far6), "fdff:1::1");
         };
         rewritten();
-        let mut steward = programmed(&relaying(transit())).await;
+        let mut reconciler = programmed(&relaying(transit())).await;
         assert_eq!(seen(far, member), far.1);
         assert_eq!(seen(inner, member), inner.1);
         assert_eq!(seen(member, far), member.1);
@@ -139,7 +139,7 @@ fn source_nat_of_others_rewrites_nothing_between_locations() {
         sh(
             "grep -q 'src=10.42.1.9 dst=10.64.0.1' /proc/net/nf_conntrack || conntrack -L 2>/dev/null | grep -q 'src=10.42.1.9 dst=10.64.0.1'",
         );
-        steward.program(Network::default()).await.unwrap();
+        reconciler.program(Network::default()).await.unwrap();
         rewritten();
     });
 }
@@ -189,7 +189,7 @@ fn the_table_is_as_programmed_whatever_is_done_to_it_and_to_other_tables() {
     isolated("the_table_is_as_programmed_whatever_is_done_to_it_and_to_other_tables", || async {
         sh("nft add table inet other && nft add table ip leaderd");
         let desired = relaying(transit());
-        let mut steward = programmed(&desired).await;
+        let mut reconciler = programmed(&desired).await;
         // nft understands it, comments and all, and would make the same of its own words.
         let text = sh("nft list table inet leaderd");
         assert_eq!(text.matches("notrack").count(), 4, "{text}");
@@ -232,7 +232,7 @@ fn the_table_is_as_programmed_whatever_is_done_to_it_and_to_other_tables() {
             } else {
                 sh(&drift);
             }
-            let repaired = steward.reconcile().await.unwrap();
+            let repaired = reconciler.reconcile().await.unwrap();
             assert!(matches!(repaired[..], [Change::SetUntracked { .. }]), "{drift}: {repaired:?}");
             assert_eq!(
                 sh("nft list ruleset | sed '/^table inet other/,/^}/d'"),
@@ -240,20 +240,20 @@ fn the_table_is_as_programmed_whatever_is_done_to_it_and_to_other_tables() {
                 "{drift}"
             );
             assert!(
-                steward.reconcile().await.unwrap().is_empty(),
+                reconciler.reconcile().await.unwrap().is_empty(),
                 "{drift} is repaired again and again"
             );
         }
         sh("nft add chain inet other more && nft add set ip leaderd own4 '{ type ipv4_addr; }'");
-        assert!(steward.reconcile().await.unwrap().is_empty(), "other tables are not ours");
+        assert!(reconciler.reconcile().await.unwrap().is_empty(), "other tables are not ours");
 
         let mut other = desired.clone();
         other.untracked.as_mut().unwrap().far = prefixes(&["10.65.0.0/16"]);
-        assert_eq!(steward.program(other.clone()).await.unwrap().changes.len(), 1);
-        assert_same(&steward.kernel().observe(&Scope::default()).await.unwrap(), &other);
-        assert_eq!(steward.kernel().cleanup().await.unwrap(), [Change::RemoveUntracked]);
+        assert_eq!(reconciler.program(other.clone()).await.unwrap().len(), 1);
+        assert_same(&reconciler.kernel().observe(&Scope::default()).await.unwrap(), &other);
+        assert_eq!(reconciler.kernel().cleanup().await.unwrap(), [Change::RemoveUntracked]);
         assert_eq!(sh("nft list tables | sort"), "table inet other\ntable ip leaderd\n");
-        assert!(steward.kernel().cleanup().await.unwrap().is_empty());
+        assert!(reconciler.kernel().cleanup().await.unwrap().is_empty());
     });
 }
 
@@ -282,11 +282,11 @@ fn ten_thousand_far_prefixes_are_one_transaction_and_are_read_again_only_if_some
         || async {
             let desired = relaying(Transit { far: scattered(10_000), ..transit() });
             let start = Instant::now();
-            let mut steward = programmed(&desired).await;
+            let mut reconciler = programmed(&desired).await;
             eprintln!("programmed in {:?}", start.elapsed());
             let mut timed = async || {
                 let start = Instant::now();
-                assert!(steward.reconcile().await.unwrap().is_empty());
+                assert!(reconciler.reconcile().await.unwrap().is_empty());
                 start.elapsed()
             };
             let first = timed().await;

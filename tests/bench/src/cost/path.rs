@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ipnet::Ipv4Net;
 use leaderd::counters::Counters;
-use leaderd::network::{self, KernelSteward};
+use leaderd::network::{self, KernelReconciler};
 use leaderd::secrets::{Keys, Secret};
 use leaderd_core::fault::Fault;
 use leaderd_core::ids::{Epoch, NodeName, Slot};
@@ -22,7 +22,7 @@ use leaderd_core::time::{Instant as Mono, Now, WallTime};
 use leaderd_core::wire::Frame;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
-use wgctl::net::{Kernel, Steward};
+use wgctl::net::{Kernel, Reconciler};
 use wgctl::wireguard::PrivateKey;
 use wgctl_plan::Network;
 
@@ -51,9 +51,9 @@ pub async fn failovers(prefixes: u32) -> Result<Took> {
     let keys = Keys { wireguard: Secret::new(core.secret), control: Secret::new([1; 32]) };
     let (programs, newest) = watch::channel(None);
     let (inputs, mut told) = mpsc::channel(64);
-    let make = move || async move { KernelSteward::open(&keys).await };
+    let make = move || async move { KernelReconciler::open(&keys).await };
     let (silent, counters) = (watch::channel(Default::default()).0, Counters::default());
-    network::start(make, newest, network::Tells { inputs, silent, counters }).await?;
+    network::start(make, newest, network::Outputs { inputs, silent, counters }).await?;
     let first = core.program().context("nothing is wanted at the start")?;
     programs.send_replace(Some(first));
     programmed(&mut told, 1).await?;
@@ -78,16 +78,16 @@ pub async fn failovers(prefixes: u32) -> Result<Took> {
 /// The same this many times in one thread and without a pause, to count instructions.
 pub async fn alone(prefixes: u32, times: u64) -> Result<()> {
     let mut core = Core::new(prefixes)?;
-    let steward = Steward::new(Kernel::open()?, PrivateKey::from_bytes(core.secret));
-    let mut steward = steward.yielding_for(Duration::ZERO);
+    let reconciler = Reconciler::new(Kernel::open()?, PrivateKey::from_bytes(core.secret));
+    let mut reconciler = reconciler.yielding_for(Duration::ZERO);
     let (_, first) = core.program().context("nothing is wanted at the start")?;
-    steward.program(*first).await?;
+    reconciler.program(*first).await?;
     for epoch in 1..=times {
         let (_, network) = core.decide(epoch).context("the core asks for nothing")?;
-        let report = steward.program(*network).await?;
-        ensure!(report.changes.len() == 1, "a failover is one change: {:?}", report.changes);
+        let changes = reconciler.program(*network).await?;
+        ensure!(changes.len() == 1, "a failover is one change: {:?}", changes);
     }
-    steward.kernel().cleanup().await?;
+    reconciler.kernel().cleanup().await?;
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use serde::{Deserialize, Serialize};
-use wgctl::net::{Kernel, Steward};
+use wgctl::net::{Kernel, Reconciler};
 use wgctl::wireguard::PrivateKey;
 use wgctl_plan::{
     Family, InterfaceName, NEXTHOP_ID_BASE, Network, Nexthop, NexthopId, RouteKey, RouteVia, Shared,
@@ -171,9 +171,9 @@ fn by_route(n: u32, plane: u32) -> Network {
 
 /// Moves all prefixes to the other plane and back.
 async fn moves(n: u32, network: fn(u32, u32) -> Network) -> Result<f64> {
-    let mut steward = Steward::new(Kernel::open()?, PrivateKey::from_bytes([7; 32]));
+    let mut reconciler = Reconciler::new(Kernel::open()?, PrivateKey::from_bytes([7; 32]));
     let mut last = network(n, 0);
-    steward.program(last.clone()).await?;
+    reconciler.program(last.clone()).await?;
     let mut times = Vec::new();
     for turn in 1..=MOVES as u32 {
         let mut wanted = network(n, turn % 2);
@@ -181,11 +181,11 @@ async fn moves(n: u32, network: fn(u32, u32) -> Network) -> Result<f64> {
         wanted.share(&last);
         last = wanted.clone();
         let began = Instant::now();
-        let report = steward.program(wanted).await?;
+        let changes = reconciler.program(wanted).await?;
         times.push(millis(began.elapsed()));
-        ensure!(!report.changes.is_empty(), "nothing was moved");
+        ensure!(!changes.is_empty(), "nothing was moved");
     }
-    steward.program(Network::default()).await?;
+    reconciler.program(Network::default()).await?;
     Ok(median(&mut times))
 }
 

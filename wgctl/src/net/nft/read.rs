@@ -7,7 +7,7 @@ use super::encode::*;
 use super::*;
 
 /// A number that is another one after every transaction of anybody's.
-pub fn generation(netlink: &mut Netlink) -> Result<u32, Failed> {
+pub fn generation(netlink: &mut Netlink) -> Result<u32, NetlinkError> {
     let answer = netlink.get(Message::new(GETGEN, 0, &[NFPROTO_UNSPEC, 0, 0, 0]))?;
     Ok(be32(answer.attrs(HEADER), GEN_ID).unwrap_or(0))
 }
@@ -18,7 +18,7 @@ fn tampered() -> Transit {
 }
 
 /// The transit of the table that is there.
-pub fn read(netlink: &mut Netlink) -> Result<Option<Transit>, Failed> {
+pub fn read(netlink: &mut Netlink) -> Result<Option<Transit>, NetlinkError> {
     const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
     let table = match netlink.get(in_table(GETTABLE, 0)) {
         Ok(table) => table,
@@ -53,7 +53,7 @@ fn element(attrs: Attrs<'_>) -> Option<Element> {
 }
 
 /// True if chain, sets and rules are those that [`set`] makes, whatever is in the sets.
-fn as_programmed(netlink: &mut Netlink) -> Result<bool, Failed> {
+fn as_programmed(netlink: &mut Netlink) -> Result<bool, NetlinkError> {
     // A kernel that does not filter by table tells of all tables.
     let mut ours = |kind| {
         let all = netlink.dump(in_table(kind, 0))?;

@@ -1,4 +1,4 @@
-//! The real steward: `wgctl::net`.
+//! The reconciler of the real kernel, `wgctl::net`.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,68 +12,71 @@ use wgctl::wireguard::PrivateKey;
 use wgctl_plan::{Network, WgPublicKey};
 use zeroize::Zeroizing;
 
-use super::{Failing, Repairs, Steward};
+use super::{FailedParts, Reconciler, Repairs};
 use crate::secrets::Keys;
 
-/// A watch of the network that has ended is opened anew after this. It ends when the kernel refuses to go on with it, which may last.
+/// A watch of the network that ended is opened again after this. It ends when its socket fails, and the cause may last.
 const REOPEN: Duration = Duration::from_secs(5);
 
 #[allow(missing_debug_implementations)]
-pub struct KernelSteward {
-    steward: net::Steward,
+pub struct KernelReconciler {
+    reconciler: net::Reconciler,
     backend: String,
     drift: LocalBoxStream<'static, ()>,
 }
 
-impl KernelSteward {
-    /// Finds out who does WireGuard on this machine. The error says what is missing.
+impl KernelReconciler {
+    /// Opens the kernel and starts to watch it.
+    ///
+    /// # Errors
+    /// If the kernel's network or WireGuard cannot be used; says what is missing.
     pub async fn open(keys: &Keys) -> anyhow::Result<Self> {
         let kernel = Kernel::open()?;
         let backend = kernel.backend().to_string();
         tracing::info!(backend, "WireGuard");
         let secret = Zeroizing::new(*keys.wireguard.expose());
-        let steward = net::Steward::new(kernel, PrivateKey::from_bytes(*secret));
+        let reconciler = net::Reconciler::new(kernel, PrivateKey::from_bytes(*secret));
         let watch = net::watch().await.context("cannot watch the network for changes")?;
         let drift = lasting(watch, REOPEN, net::watch).boxed_local();
-        Ok(Self { steward, backend, drift })
+        Ok(Self { reconciler, backend, drift })
     }
 }
 
-impl Steward for KernelSteward {
+impl Reconciler for KernelReconciler {
     fn backend(&self) -> String {
         self.backend.clone()
     }
 
-    async fn program(&mut self, network: Network) -> Result<Failing, String> {
-        let report = match self.steward.program(network).await {
-            Ok(report) => report,
-            Err(error) => return failing(&error),
+    async fn program(&mut self, network: Network) -> Result<FailedParts, String> {
+        let changes = match self.reconciler.program(network).await {
+            Ok(changes) => changes,
+            Err(error) => return failed_parts(&error),
         };
-        tracing::debug!(changes = report.changes.len(), "programmed");
-        for change in &report.changes {
+        tracing::debug!(changes = changes.len(), "programmed");
+        for change in &changes {
             tracing::trace!("{change}");
         }
-        Ok(Failing::default())
+        Ok(FailedParts::default())
     }
 
     async fn reconcile(&mut self) -> Repairs {
-        let (repaired, failing) = match self.steward.reconcile().await {
-            Ok(repaired) => (repaired, Ok(Failing::default())),
-            Err(error) => (error.repaired, failing(&error.why)),
+        let (repaired, failed) = match self.reconciler.reconcile().await {
+            Ok(repaired) => (repaired, Ok(FailedParts::default())),
+            Err(error) => (error.repaired, failed_parts(&error.why)),
         };
-        Repairs { made: repaired.iter().map(ToString::to_string).collect(), failing }
+        Repairs { made: repaired.iter().map(ToString::to_string).collect(), failed }
     }
 
     fn is_due(&self) -> bool {
-        self.steward.is_due()
+        self.reconciler.is_due()
     }
 
     fn silent(&self) -> BTreeSet<WgPublicKey> {
-        self.steward.silent_peers()
+        self.reconciler.silent_peers()
     }
 
     fn notes(&self) -> Vec<String> {
-        let refused = self.steward.kernel().untracked_refused();
+        let refused = self.reconciler.kernel().untracked_refused();
         let note = |why| {
             format!(
                 "transit is tracked, so source NAT and firewalls of others on this node apply to what it relays: the kernel refused the \
@@ -88,15 +91,15 @@ impl Steward for KernelSteward {
     }
 }
 
-fn failing(error: &ProgramError) -> Result<Failing, String> {
+fn failed_parts(error: &ProgramError) -> Result<FailedParts, String> {
     match error {
         ProgramError::Apply(error) => Ok(error.failures.iter().collect()),
         ProgramError::Observe(_) => Err(error.to_string()),
     }
 }
 
-/// The news of one watch after another: when one has ended, which it logs itself, the next is opened `pause` later. That is
-/// news too, of what may have changed in between. Never ends.
+/// Returns the items of one watch after another: when one has ended, which it logs itself, the next is opened `pause` later. Opening
+/// counts as an item, since anything may have changed in between. Never ends.
 fn lasting<S: Stream>(
     first: S,
     pause: Duration,
@@ -119,7 +122,10 @@ fn lasting<S: Stream>(
     })
 }
 
-/// Removes all that leaderd made in the kernel, and says what that was.
+/// Removes everything that leaderd made in the kernel. Returns a line for each removal.
+///
+/// # Errors
+/// If the kernel cannot be opened, or something cannot be removed.
 pub async fn cleanup() -> anyhow::Result<Vec<String>> {
     let removed = Kernel::open()?.cleanup().await?;
     Ok(removed.iter().map(ToString::to_string).collect())
@@ -132,27 +138,27 @@ mod tests {
 
     use super::*;
 
-    /// News so often, then the end. Panics if it is asked after its end, as the kernel's watch does.
+    /// This many items, then the end. Panics if it is polled after its end, as the kernel's watch does.
     fn watch(news: u32) -> impl Stream<Item = u32> {
         stream::unfold(news, |left| async move { left.checked_sub(1).map(|left| (left, left)) })
     }
 
     #[tokio::test]
-    async fn a_watch_that_ends_is_opened_anew_until_it_succeeds() {
+    async fn a_watch_that_ends_is_opened_again_until_that_succeeds() {
         let mut opened = 0;
         let news = lasting(watch(0), Duration::from_millis(1), async || {
             opened += 1;
             if opened == 2 { Err(io::Error::other("no memory")) } else { Ok(watch(opened % 2)) }
         });
         let mut news = Box::pin(news);
-        // Nobody waits for the news in one go: the future of the first look is dropped while the watch is away.
+        // The first future is dropped while there is no watch, as in a `select!`.
         let first = std::pin::pin!(news.next()).poll(&mut Context::from_waker(Waker::noop()));
         assert_eq!(first, Poll::Pending);
         for _ in 0..4 {
             assert_eq!(news.next().await, Some(()));
         }
         drop(news);
-        // Opened (1), its news, failed (2), opened (3), its news.
+        // Opened (1), its item, failed (2), opened (3), its item.
         assert_eq!(opened, 3);
     }
 }

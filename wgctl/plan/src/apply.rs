@@ -1,4 +1,4 @@
-//! What an accepted change does to a network, with all that goes along with it.
+//! Applies an accepted change to a `Network`, with all its side effects in a kernel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,8 +17,8 @@ pub fn sysctl_interface(path: &str) -> Option<&str> {
     parts.next().filter(|name| !matches!(*name, "all" | "default"))
 }
 
-/// What an accepted change does, with its side effects.
-pub(crate) fn effect(net: &mut Network, change: &Change) {
+/// Applies `change` to `net`, with the side effects that the kernel adds.
+pub(crate) fn apply(net: &mut Network, change: &Change) {
     match change.clone() {
         Change::SetSysctl { path, value } => {
             net.sysctls.insert(path, value);

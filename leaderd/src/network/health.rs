@@ -1,4 +1,4 @@
-//! What this node sees of its own ability to relay.
+//! The node's own check of its ability to relay.
 
 use std::ffi::c_char;
 use std::net::UdpSocket;
@@ -8,11 +8,11 @@ use leaderd_core::fault::Fault;
 use nix::libc;
 use wgctl_plan::{InterfaceName, Network};
 
-/// Sysctls without which nothing is relayed.
+/// Sysctls that relaying needs.
 const FORWARDING: [&str; 2] = ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"];
 
-/// Why this node cannot relay, if it is to have this network.
-pub(super) fn broken(network: &Network) -> Option<(Fault, String)> {
+/// Returns why this node, which needs this network, cannot relay.
+pub(super) fn check(network: &Network) -> Option<(Fault, String)> {
     for (name, wanted) in network.wireguard.iter().map(|(n, w)| (n, w.up)) {
         match is_up(name) {
             Some(true) => {}
@@ -36,7 +36,8 @@ pub(super) fn broken(network: &Network) -> Option<(Fault, String)> {
     None
 }
 
-/// `None`: there is no such interface. By ioctl (netdevice(7)), as `/sys` may show another network namespace.
+/// Returns whether an interface is up, `None` if there is no such interface. Uses an ioctl (netdevice(7)), as `/sys` may show
+/// another network namespace.
 fn is_up(name: &InterfaceName) -> Option<bool> {
     let socket = UdpSocket::bind("127.0.0.1:0").or_else(|_| UdpSocket::bind("[::]:0")).ok()?;
     // SAFETY: all zero is a valid `ifreq`.
@@ -77,12 +78,12 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_interface_and_forwarding_switched_off_are_told_in_words() {
-        assert_eq!(broken(&Network::default()), None);
-        assert_eq!(broken(&network("lo")), None);
-        assert_eq!(broken(&network("wgl-none")).unwrap().1, "interface wgl-none is missing");
+    fn a_missing_interface_and_forwarding_switched_off_are_reported() {
+        assert_eq!(check(&Network::default()), None);
+        assert_eq!(check(&network("lo")), None);
+        assert_eq!(check(&network("wgl-none")).unwrap().1, "interface wgl-none is missing");
         let mut wrong = network("lo");
         wrong.sysctls.insert("net/ipv4/ip_forward".into(), "7".into());
-        assert!(broken(&wrong).unwrap().1.starts_with("net.ipv4.ip_forward is "));
+        assert!(check(&wrong).unwrap().1.starts_with("net.ipv4.ip_forward is "));
     }
 }

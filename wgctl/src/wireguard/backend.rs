@@ -1,12 +1,31 @@
 //! Who does WireGuard on this node: the kernel, else a program.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::{Backend, Missing};
+use super::Unavailable;
 
-/// Environment variable that names a [`Backend`] which must be used.
+/// Environment variable that names the [`Backend`] to use.
 pub const BACKEND_VARIABLE: &str = "LEADERD_WIREGUARD";
+
+/// Who does WireGuard on this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The kernel's module.
+    Kernel,
+    /// A process of this program for each interface.
+    Userspace(Program),
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Userspace(program) => program.name(),
+        })
+    }
+}
 
 /// The program of a userspace interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +48,8 @@ impl Program {
         self.find().is_some()
     }
 
-    /// Where it is. leaderd is looked for as the running program and beside it first, so that versions do not mix.
+    /// Returns the path of the program. leaderd is first looked for as the running program and beside it, so that versions do
+    /// not mix.
     pub(super) fn find(self) -> Option<PathBuf> {
         let running = std::env::current_exe().ok().filter(|_| self == Self::Leaderd);
         let itself = running.as_deref().and_then(itself);
@@ -41,22 +61,25 @@ impl Program {
     }
 }
 
-/// The running program if it is leaderd. One that was replaced since it started is found under its name.
+/// Returns the running program if it is leaderd, under its own name even if the file was replaced since it started.
 fn itself(running: &Path) -> Option<PathBuf> {
     let text = running.to_str()?;
     let path = Path::new(text.strip_suffix(" (deleted)").unwrap_or(text));
     (path.file_name()? == Program::Leaderd.name()).then(|| path.to_owned())
 }
 
-/// What [`BACKEND_VARIABLE`] asks for, if anything.
-pub(crate) fn wanted() -> Result<Option<Backend>, Missing> {
+/// Returns the backend that [`BACKEND_VARIABLE`] requests, if any.
+///
+/// # Errors
+/// If it names no backend.
+pub(crate) fn requested() -> Result<Option<Backend>, Unavailable> {
     match std::env::var_os(BACKEND_VARIABLE) {
         None => Ok(None),
         Some(value) => parse(&value.to_string_lossy()),
     }
 }
 
-fn parse(value: &str) -> Result<Option<Backend>, Missing> {
+fn parse(value: &str) -> Result<Option<Backend>, Unavailable> {
     const ALL: [Backend; 3] = [
         Backend::Kernel,
         Backend::Userspace(Program::WireguardGo),
@@ -67,29 +90,31 @@ fn parse(value: &str) -> Result<Option<Backend>, Missing> {
     }
     match ALL.into_iter().find(|b| b.to_string() == value) {
         Some(backend) => Ok(Some(backend)),
-        None => Err(Missing::Choice(value.to_owned())),
+        None => Err(Unavailable::UnknownBackend(value.to_owned())),
     }
 }
 
-/// The one to use: the one asked for, else the first that is there.
+/// Selects the requested backend, else the first available one.
 ///
 /// # Errors
-/// If that is not there, or nobody is.
-pub(crate) fn choose(
-    wanted: Option<Backend>,
+/// If the requested backend is not available, or none is.
+pub(crate) fn select(
+    requested: Option<Backend>,
     kernel: bool,
     has: impl Fn(Program) -> bool,
-) -> Result<Backend, Missing> {
-    match wanted {
-        Some(Backend::Kernel) if !kernel => Err(Missing::Module),
-        Some(Backend::Userspace(program)) if !has(program) => Err(Missing::Asked(program.name())),
+) -> Result<Backend, Unavailable> {
+    match requested {
+        Some(Backend::Kernel) if !kernel => Err(Unavailable::Module),
+        Some(Backend::Userspace(program)) if !has(program) => {
+            Err(Unavailable::Requested(program.name()))
+        }
         Some(backend) => Ok(backend),
         None if kernel => Ok(Backend::Kernel),
         None => [Program::WireguardGo, Program::Leaderd]
             .into_iter()
             .find(|program| has(*program))
             .map(Backend::Userspace)
-            .ok_or(Missing::Program),
+            .ok_or(Unavailable::AnyProgram),
     }
 }
 
@@ -102,27 +127,28 @@ mod tests {
 
     #[test]
     fn the_kernel_comes_first_then_wireguard_go_then_our_own() {
-        assert_eq!(choose(None, true, |_| true), Ok(Backend::Kernel));
-        assert_eq!(choose(None, false, |_| true), Ok(GO));
-        assert_eq!(choose(None, false, |p| p == Program::Leaderd), Ok(OWN));
-        assert_eq!(choose(None, false, |_| false), Err(Missing::Program));
+        assert_eq!(select(None, true, |_| true), Ok(Backend::Kernel));
+        assert_eq!(select(None, false, |_| true), Ok(GO));
+        assert_eq!(select(None, false, |p| p == Program::Leaderd), Ok(OWN));
+        assert_eq!(select(None, false, |_| false), Err(Unavailable::AnyProgram));
     }
 
     #[test]
-    fn who_is_asked_for_is_used_or_missed() {
-        assert_eq!(choose(Some(OWN), true, |_| true), Ok(OWN));
-        assert_eq!(choose(Some(Backend::Kernel), false, |_| true), Err(Missing::Module));
+    fn a_requested_backend_is_used_or_reported_unavailable() {
+        assert_eq!(select(Some(OWN), true, |_| true), Ok(OWN));
+        assert_eq!(select(Some(Backend::Kernel), false, |_| true), Err(Unavailable::Module));
         let only_own = |p| p == Program::Leaderd;
-        assert_eq!(choose(Some(GO), true, only_own), Err(Missing::Asked("wireguard-go")));
+        let unavailable = Err(Unavailable::Requested("wireguard-go"));
+        assert_eq!(select(Some(GO), true, only_own), unavailable);
     }
 
     #[test]
-    fn a_backend_is_asked_for_by_the_name_it_is_shown_with() {
+    fn a_backend_is_requested_by_the_name_it_is_shown_with() {
         for backend in [Backend::Kernel, GO, OWN] {
             assert_eq!(parse(&backend.to_string()), Ok(Some(backend)));
         }
         assert_eq!(parse(""), Ok(None));
-        assert_eq!(parse("boringtun"), Err(Missing::Choice("boringtun".into())));
+        assert_eq!(parse("boringtun"), Err(Unavailable::UnknownBackend("boringtun".into())));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! Does a WireGuard process listen on its port?
+//! Who has a UDP port: does a WireGuard process really listen on its own?
 //!
-//! `wireguard-go` that finds its port taken when its link comes up leaves the link up and listens nowhere, without a
-//! word, and remembers the port as if it had it. So it is looked up who holds the port.
+//! If its port is taken when its link comes up, `wireguard-go` leaves the link up, listens nowhere, reports no error and
+//! shows the port as if it had it. So the port's owner is looked up in `/proc`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,31 +13,37 @@ use wgctl_plan::InterfaceName;
 
 use super::uapi;
 
-/// Who has a UDP port.
+/// The owner of a UDP port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Holder {
-    Nobody,
+pub(crate) enum PortOwner {
+    /// The port is free.
+    None,
     /// The process of the interface.
-    Itself,
+    Interface,
     Other,
-    /// `/proc` does not tell (it is of another PID namespace, or hides it).
+    /// `/proc` does not show it: it is of another PID namespace, or hides processes.
     Unknown,
 }
 
-/// Who holds this UDP port in this network namespace, as seen from the process that serves the interface.
-pub(crate) fn holder(name: &InterfaceName, port: u16) -> io::Result<Holder> {
+/// Returns who has this UDP port in this network namespace, as seen from the process that serves the interface.
+///
+/// # Errors
+/// If the kernel's table of UDP sockets cannot be read.
+pub(crate) fn port_owner(name: &InterfaceName, port: u16) -> io::Result<PortOwner> {
     let inodes = inodes_of(port)?;
     if inodes.is_empty() {
-        return Ok(Holder::Nobody);
+        return Ok(PortOwner::None);
     }
     let proc_is_ours = fs::read_link("/proc/self")
         .is_ok_and(|me| me.as_os_str() == std::process::id().to_string().as_str());
     let Some(stream) = uapi::connect(name)?.filter(|_| proc_is_ours) else {
-        return Ok(Holder::Unknown);
+        return Ok(PortOwner::Unknown);
     };
     let pid = getsockopt(&stream, PeerCredentials).map_err(io::Error::from)?.pid();
-    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else { return Ok(Holder::Unknown) };
-    // A process that keeps no core dumps hides from root without CAP_SYS_PTRACE, as in a container, what its descriptors are.
+    let Ok(entries) = fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return Ok(PortOwner::Unknown);
+    };
+    // A process without core dumps hides its descriptors from a root without CAP_SYS_PTRACE, as in a container.
     let mut hidden = false;
     let own = entries.flatten().any(|entry| match fs::read_link(entry.path()) {
         Ok(target) => {
@@ -52,9 +58,9 @@ pub(crate) fn holder(name: &InterfaceName, port: u16) -> io::Result<Holder> {
         }
     });
     Ok(match (own, hidden) {
-        (true, _) => Holder::Itself,
-        (false, true) => Holder::Unknown,
-        (false, false) => Holder::Other,
+        (true, _) => PortOwner::Interface,
+        (false, true) => PortOwner::Unknown,
+        (false, false) => PortOwner::Other,
     })
 }
 
@@ -86,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_holder_of_a_port_is_found_in_the_kernels_table() {
+    fn the_sockets_of_a_port_are_found_in_the_kernels_table() {
         let text = "   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
             \x20 361: 00000000:CABC 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 26419 2 0000000000000000 0\n\
             \x20 362: 0100007F:CABD 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 26420 2 0000000000000000 0\n";
@@ -95,10 +101,10 @@ mod tests {
     }
 
     #[test]
-    fn a_port_that_somebody_holds_is_seen_as_taken() {
+    fn a_port_in_use_is_seen_as_taken() {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let port = socket.local_addr().unwrap().port();
         assert_eq!(inodes_of(port).unwrap().len(), 1);
-        assert_ne!(holder(&"wgl-none".parse().unwrap(), port).unwrap(), Holder::Nobody);
+        assert_ne!(port_owner(&"wgl-none".parse().unwrap(), port).unwrap(), PortOwner::None);
     }
 }

@@ -1,17 +1,19 @@
-//! When peers were last heard, by the monotonic clock. WireGuard tells the wall clock's time of a peer's last handshake; somebody may
-//! set that clock, so only a change of what it tells counts, and when that was seen.
+//! When WireGuard peers were last heard from, on the monotonic clock.
+//!
+//! WireGuard reports the wall-clock time of a peer's last handshake, and that clock may be set. So only a change of what it
+//! reports counts, at the time when the change was seen.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use wgctl_plan::{InterfaceName, WgPublicKey};
 
 use crate::wireguard::PeerStats;
 
-/// A peer that was heard within this time is alive where it is (WireGuard's `REJECT_AFTER_TIME`, 180 s).
+/// A peer that was heard from within this time is alive at its endpoint (WireGuard's `REJECT_AFTER_TIME`, 180 s).
 const ALIVE: Duration = Duration::from_secs(180);
 
-/// A peer that was sent to and has not answered for so long is silent: WireGuard itself begins a new handshake then
+/// A peer that was sent to and has not answered for this long is silent: WireGuard itself begins a new handshake then
 /// (`KEEPALIVE_TIMEOUT` + `REKEY_TIMEOUT`).
 const SILENT: Duration = Duration::from_secs(15);
 
@@ -19,67 +21,57 @@ type Id = (InterfaceName, WgPublicKey);
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Heard(BTreeMap<Id, Peer>);
+pub struct PeerLiveness(BTreeMap<Id, Peer>);
 
 #[derive(Debug)]
 struct Peer {
-    rx_bytes: u64,
-    tx_bytes: u64,
-    handshake: Option<SystemTime>,
-    /// When what it sent last changed what WireGuard tells; before that, when it was first looked at.
+    stats: PeerStats,
+    /// When its received bytes or handshake last changed; before the first change, when it was first seen.
     since: Instant,
-    /// Seen to change. Until then a handshake may be of any time.
+    /// It was seen to change. Until then its handshake may be of any age.
     changed: bool,
-    /// Something was sent since.
-    asked: bool,
+    /// Something was sent to it since.
+    sent_to: bool,
 }
 
-impl Heard {
-    /// The counters of all peers, as they were read at `now`.
-    pub fn note<'a>(
+impl PeerLiveness {
+    /// Takes the counters of all peers, read at `now`.
+    pub fn update<'a>(
         &mut self,
         stats: impl IntoIterator<Item = (&'a Id, &'a PeerStats)>,
         now: Instant,
     ) {
         let mut before = std::mem::take(&mut self.0);
-        for (id, stats) in stats {
-            let PeerStats { rx_bytes, tx_bytes, last_handshake: handshake } = *stats;
-            let peer = match before.remove(id) {
-                // A peer that was made anew counts from zero.
-                Some(peer) if peer.tx_bytes <= tx_bytes && peer.rx_bytes <= rx_bytes => {
-                    if peer.rx_bytes != rx_bytes || peer.handshake != handshake {
-                        Peer {
-                            rx_bytes,
-                            tx_bytes,
-                            handshake,
-                            since: now,
-                            changed: true,
-                            asked: false,
-                        }
-                    } else {
-                        Peer { asked: peer.asked || tx_bytes > peer.tx_bytes, tx_bytes, ..peer }
-                    }
-                }
-                _ => {
-                    Peer { rx_bytes, tx_bytes, handshake, since: now, changed: false, asked: false }
+        for (id, &stats) in stats {
+            // A peer that was added again counts from zero.
+            let known = before.remove(id).filter(|p| {
+                p.stats.tx_bytes <= stats.tx_bytes && p.stats.rx_bytes <= stats.rx_bytes
+            });
+            let new = Peer { stats, since: now, changed: false, sent_to: false };
+            let heard = |s: &PeerStats| (s.rx_bytes, s.last_handshake);
+            let peer = match known {
+                None => new,
+                Some(p) if heard(&p.stats) != heard(&stats) => Peer { changed: true, ..new },
+                Some(p) => {
+                    Peer { stats, sent_to: p.sent_to || stats.tx_bytes > p.stats.tx_bytes, ..p }
                 }
             };
             self.0.insert(id.clone(), peer);
         }
     }
 
-    /// The peer is alive at the endpoint that it has now. One that was never seen to change gets the benefit of the doubt for as
-    /// long as a silent one.
+    /// True if the peer is alive at its present endpoint. A peer that was never seen to change is presumed alive for
+    /// [`SILENT`].
     pub fn is_alive(&self, id: &Id, now: Instant) -> bool {
         self.0.get(id).is_some_and(|peer| {
             let limit = if peer.changed { ALIVE } else { SILENT };
-            peer.handshake.is_some() && now.duration_since(peer.since) < limit
+            peer.stats.last_handshake.is_some() && now.duration_since(peer.since) < limit
         })
     }
 
-    /// The keys of peers that were sent to and have not been heard for some time, on any interface.
+    /// Returns the keys of the peers that were sent to and are silent on every interface that has them.
     pub fn silent(&self, now: Instant) -> BTreeSet<WgPublicKey> {
-        let is_silent = |p: &Peer| p.asked && now.duration_since(p.since) >= SILENT;
+        let is_silent = |p: &Peer| p.sent_to && now.duration_since(p.since) >= SILENT;
         let (mut silent, mut others) = (BTreeSet::new(), BTreeSet::new());
         for ((_, key), peer) in &self.0 {
             if is_silent(peer) { &mut silent } else { &mut others }.insert(*key);
@@ -91,6 +83,8 @@ impl Heard {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     const KEY: WgPublicKey = WgPublicKey([7; 32]);
@@ -99,9 +93,9 @@ mod tests {
         (interface.parse().unwrap(), KEY)
     }
 
-    /// One peer, looked at every 5 s.
+    /// One peer, updated every 5 s.
     struct Bench {
-        heard: Heard,
+        liveness: PeerLiveness,
         now: Instant,
         stats: PeerStats,
     }
@@ -109,8 +103,8 @@ mod tests {
     impl Bench {
         fn new(handshake: Option<SystemTime>) -> Self {
             let stats = PeerStats { rx_bytes: 0, tx_bytes: 0, last_handshake: handshake };
-            let mut bench = Self { heard: Heard::default(), now: Instant::now(), stats };
-            bench.heard.note([(&id("wgl0"), &stats)], bench.now);
+            let mut bench = Self { liveness: PeerLiveness::default(), now: Instant::now(), stats };
+            bench.liveness.update([(&id("wgl0"), &stats)], bench.now);
             bench
         }
 
@@ -118,16 +112,16 @@ mod tests {
             for _ in 0..seconds / 5 {
                 self.now += Duration::from_secs(5);
                 each(&mut self.stats);
-                self.heard.note([(&id("wgl0"), &self.stats)], self.now);
+                self.liveness.update([(&id("wgl0"), &self.stats)], self.now);
             }
         }
 
         fn is_alive(&self) -> bool {
-            self.heard.is_alive(&id("wgl0"), self.now)
+            self.liveness.is_alive(&id("wgl0"), self.now)
         }
 
         fn is_silent(&self) -> bool {
-            self.heard.silent(self.now).contains(&KEY)
+            self.liveness.silent(self.now).contains(&KEY)
         }
     }
 
@@ -143,18 +137,18 @@ mod tests {
                 stats.tx_bytes += 100;
                 stats.rx_bytes += 100;
             });
-            assert!(bench.is_alive() && !bench.is_silent(), "it was heard all the time");
+            assert!(bench.is_alive() && !bench.is_silent(), "it was heard from all the time");
             bench.for_seconds(175, |stats| stats.tx_bytes += 100);
             assert!(bench.is_alive());
             bench.for_seconds(5, |_| ());
-            assert!(!bench.is_alive(), "three minutes without a word");
+            assert!(!bench.is_alive(), "it was silent for three minutes");
             bench.for_seconds(5, |stats| stats.last_handshake = Some(handshake + minutes));
             assert!(bench.is_alive(), "a handshake alone is a sign of life");
         }
     }
 
     #[test]
-    fn a_handshake_from_before_the_first_look_counts_for_a_moment_only() {
+    fn a_handshake_from_before_the_first_update_counts_for_15_s() {
         let mut bench = Bench::new(Some(SystemTime::now()));
         bench.for_seconds(10, |stats| stats.tx_bytes += 100);
         assert!(bench.is_alive());
@@ -164,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_is_silent_only_if_it_was_sent_to_in_vain() {
+    fn a_peer_is_silent_only_if_it_was_sent_to_and_did_not_answer() {
         let mut bench = Bench::new(None);
         bench.for_seconds(60, |_| ());
         assert!(!bench.is_silent(), "nothing was sent");
@@ -174,7 +168,7 @@ mod tests {
         assert!(!bench.is_silent(), "it answered");
         bench.for_seconds(15, |stats| stats.tx_bytes += 148);
         assert!(bench.is_silent());
-        // Made anew: its counters begin at zero, and so does its time.
+        // Added again: its counters begin at zero, and so does its time.
         bench.stats = PeerStats::default();
         bench.for_seconds(5, |_| ());
         assert!(!bench.is_silent());
@@ -185,22 +179,22 @@ mod tests {
     }
 
     #[test]
-    fn a_key_on_two_interfaces_is_silent_when_it_is_on_both() {
+    fn a_key_on_two_interfaces_is_silent_only_if_it_is_on_both() {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
-        let mut heard = Heard::default();
+        let mut liveness = PeerLiveness::default();
         let sent = |bytes| PeerStats { tx_bytes: bytes, ..PeerStats::default() };
         let answered = |bytes| PeerStats { rx_bytes: bytes, ..sent(bytes) };
         for (seconds, one, other) in
             [(0, sent(0), sent(0)), (5, sent(1), answered(1)), (20, sent(2), answered(2))]
         {
-            heard.note([(&id("wgl0"), &one), (&id("wgl1"), &other)], at(seconds));
+            liveness.update([(&id("wgl0"), &one), (&id("wgl1"), &other)], at(seconds));
         }
-        assert!(heard.silent(at(20)).is_empty());
-        heard.note(
+        assert!(liveness.silent(at(20)).is_empty());
+        liveness.update(
             [(&id("wgl0"), &sent(3)), (&id("wgl1"), &PeerStats { tx_bytes: 3, ..answered(2) })],
             at(40),
         );
-        assert_eq!(heard.silent(at(40)), [KEY].into());
+        assert_eq!(liveness.silent(at(40)), [KEY].into());
     }
 }
