@@ -1,15 +1,20 @@
-//! The real kernel and real userspace WireGuard, each test in network, mount and user namespaces of its own: every test
-//! runs itself again under `unshare`.
+//! The real kernel and real userspace WireGuard. Every test runs itself again under `unshare`, in network, mount and user namespaces
+//! of its own.
 //!
-//! On whichever WireGuard this machine has, or the one that `LEADERD_WIREGUARD` names. `leaderd/tests/userspace.rs` has these
-//! tests as a module, and there they run on leaderd's own.
+//! The tests use the WireGuard of this machine, or the one that `LEADERD_WIREGUARD` names. `leaderd/tests/userspace.rs` includes them
+//! as a module, where they use leaderd's own.
 
+#[path = "kernel/network.rs"]
+mod network;
+#[path = "kernel/repair.rs"]
+mod repair;
 #[path = "kernel/transit.rs"]
 mod transit;
+#[path = "kernel/uplink.rs"]
+mod uplink;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -20,8 +25,10 @@ use wgctl::net::{Kernel, Reconciler, Scope, watch};
 use wgctl::wireguard::{BACKEND_VARIABLE, Backend, PrivateKey, Program};
 use wgctl_plan::*;
 
+use network::two_planes;
+
 const INSIDE: &str = "WGCTL_TEST_INSIDE";
-/// The program whose `userspace` is to do WireGuard: set where this file is part of leaderd's tests.
+/// leaderd, whose `userspace` does WireGuard: set where this file is part of leaderd's tests.
 const LEADERD: Option<&str> = option_env!("CARGO_BIN_EXE_leaderd");
 
 /// Runs `test` inside namespaces; missing tools are a failure. No test's name may contain another's.
@@ -62,7 +69,7 @@ pub fn sh(command: &str) -> String {
     String::from_utf8(out.stdout).unwrap()
 }
 
-/// What `ip monitor` tells of nexthops and routes. Nexthops of nobody mark where it begins and ends.
+/// The output of `ip monitor` about nexthops and routes. Foreign nexthops 1 and 2 mark its begin and end.
 struct Monitor {
     process: std::process::Child,
     lines: std::sync::mpsc::Receiver<String>,
@@ -83,7 +90,7 @@ impl Monitor {
         let mut before = 0;
         while !lines.try_iter().any(|line| line.starts_with("id 1 ")) {
             before += 1;
-            assert!(before < 100, "ip monitor tells nothing");
+            assert!(before < 100, "ip monitor prints nothing");
             sh("ip nexthop replace id 1 blackhole");
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -113,137 +120,6 @@ fn route(prefix: &str) -> RouteKey {
 
 fn dev(name: &str) -> InterfaceName {
     name.parse().unwrap()
-}
-
-/// Two planes with IPv4 and IPv6, a VXLAN device with a neighbour, groups, rules, sysctls, and transit that is not tracked.
-fn two_planes() -> Network {
-    let mut net = Network::default();
-    for plane in 0..2u8 {
-        let name = dev(&format!("wgl{plane}"));
-        let peer = WgPeer {
-            endpoint: Some(SocketAddr::from(([192, 0, 2, 2], 51900 + u16::from(plane)))),
-            allowed_ips: ["10.42.0.0/16", "100.127.0.0/16", "fd42::/48"]
-                .map(|p| p.parse().unwrap())
-                .into(),
-            persistent_keepalive: 10,
-        };
-        net.wireguard.insert(
-            name.clone(),
-            WgInterface {
-                public_key: Some(key().public()),
-                listen_port: 51900 + u16::from(plane),
-                mtu: 1420,
-                up: true,
-                peers: BTreeMap::from([(WgPublicKey([plane + 1; 32]), peer)]),
-            },
-        );
-        for address in
-            [format!("100.127.{}.5/20", plane * 16), format!("fd4c:eade:0:1::{plane}:5/116")]
-        {
-            net.addresses.insert((name.clone(), address.parse().unwrap()));
-        }
-        let plane = u32::from(plane);
-        net.nexthops.insert(id(plane), Nexthop::Device { dev: name.clone(), family: Family::V4 });
-        net.nexthops
-            .insert(id(10 + plane), Nexthop::Device { dev: name.clone(), family: Family::V6 });
-        net.sysctls.insert(format!("net/ipv4/conf/{name}/rp_filter"), "2".into());
-    }
-    net.vxlan.insert(
-        dev("lvx0"),
-        Vxlan {
-            vni: 7946,
-            local: "192.0.2.1".parse().unwrap(),
-            port: 4790,
-            mac: Mac([2, 0, 0, 0, 0, 1]),
-            mtu: 1450,
-            up: true,
-        },
-    );
-    let far = Mac([2, 0, 0, 0, 0, 2]);
-    net.addresses.insert((dev("lvx0"), "100.127.240.5/32".parse().unwrap()));
-    net.fdb.insert((dev("lvx0"), far), "192.0.2.2".parse().unwrap());
-    net.neighbours.insert((dev("lvx0"), "100.127.240.6".parse().unwrap()), far);
-    net.neighbours.insert((dev("lvx0"), "fd4c:eade:0:1::f006".parse().unwrap()), far);
-    let gateway = "100.127.240.6".parse().unwrap();
-    net.nexthops.insert(id(20), Nexthop::Gateway { dev: dev("lvx0"), gateway, onlink: true });
-    net.nexthops.insert(id(21), Nexthop::Blackhole { family: Family::V4 });
-    net.nexthops.insert(id(100), Nexthop::Group { members: BTreeSet::from([id(0)]) });
-    net.nexthops.insert(id(101), Nexthop::Group { members: BTreeSet::from([id(10), id(11)]) });
-    net.routes.insert(route("10.42.1.0/24"), RouteVia::Nexthop { id: id(100), source: None });
-    net.routes.insert(route("10.42.2.0/24"), RouteVia::Nexthop { id: id(100), source: None });
-    net.routes.insert(route("fd42:0:0:1::/64"), RouteVia::Nexthop { id: id(101), source: None });
-    net.routes.insert(route("10.43.1.0/24"), RouteVia::Nexthop { id: id(20), source: None });
-    net.routes.insert(route("10.44.0.0/16"), RouteVia::Nexthop { id: id(21), source: None });
-    net.routes.insert(
-        RouteKey { table: 7946, ..route("10.45.0.0/16") },
-        RouteVia::Device { dev: dev("wgl1"), source: Some("100.127.16.5".parse().unwrap()) },
-    );
-    net.routes.insert(
-        route("10.46.0.0/16"),
-        RouteVia::Gateway { dev: dev("lvx0"), gateway, onlink: true },
-    );
-    let any =
-        Rule { family: Family::V4, priority: 76, from: None, to: None, iif: None, table: 7946 };
-    net.rules.insert(Rule { table: 760_001, ..any.clone() });
-    net.rules.insert(Rule {
-        from: Some("10.42.9.0/24".parse().unwrap()),
-        iif: Some(dev("eth9")),
-        ..any.clone()
-    });
-    for family in [Family::V4, Family::V6] {
-        let iif = Some(dev("wgl0"));
-        net.rules.insert(Rule { family, iif, table: 759_999, ..any.clone() });
-    }
-    net.rules.insert(Rule { family: Family::V6, to: Some("fd42:9::/64".parse().unwrap()), ..any });
-    // What comes in on a plane for another node, and what goes to another location from an address that is not ours.
-    net.routes.insert(
-        RouteKey { table: 759_999, ..route("192.0.2.2/32") },
-        RouteVia::Gateway { dev: dev("lvx0"), gateway, onlink: true },
-    );
-    let source = Some("192.0.2.1".parse().unwrap());
-    net.routes.insert(
-        RouteKey { table: 760_007, ..route("10.47.0.0/16") },
-        RouteVia::Nexthop { id: id(100), source },
-    );
-    net.rules.insert(Rule {
-        family: Family::V4,
-        priority: 76,
-        from: None,
-        to: None,
-        iif: None,
-        table: 760_007,
-    });
-    // A location's IPv6 lies in a table of its own, and the ways for probes in `main`.
-    net.routes.insert(
-        RouteKey { table: 760_007, ..route("fd42:0:0:7::/64") },
-        RouteVia::Nexthop { id: id(102), source: None },
-    );
-    net.nexthops.insert(id(102), Nexthop::Group { members: BTreeSet::from([id(10)]) });
-    net.rules.insert(Rule {
-        family: Family::V6,
-        priority: 76,
-        from: None,
-        to: None,
-        iif: None,
-        table: 760_007,
-    });
-    for plane in 0..2u8 {
-        let metric = 51 + u32::from(plane);
-        net.routes.insert(
-            RouteKey { metric, ..route("fd42:0:0:7::/64") },
-            RouteVia::Device { dev: dev(&format!("wgl{plane}")), source: None },
-        );
-    }
-    for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
-        net.sysctls.insert(path.into(), "1".into());
-    }
-    net.sysctls.insert("net/ipv4/nexthop_compat_mode".into(), "0".into());
-    net.untracked = Shared::new(Some(Transit {
-        own: transit::prefixes(&["10.43.9.0/24"]),
-        near: transit::prefixes(&["10.43.0.0/16", "100.127.0.0/16", "fd43::/48"]),
-        far: transit::prefixes(&["10.42.0.0/16", "100.127.0.0/16", "fd42::/48"]),
-    }));
-    net
 }
 
 async fn programmed(desired: &Network) -> Reconciler {
@@ -279,8 +155,8 @@ fn a_network_is_observed_as_it_was_programmed() {
 }
 
 #[test]
-fn rules_say_who_is_caught_and_what_is_sent_from() {
-    isolated("rules_say_who_is_caught_and_what_is_sent_from", || async {
+fn rules_select_the_packets_and_routes_set_the_source() {
+    isolated("rules_select_the_packets_and_routes_set_the_source", || async {
         let mut desired = two_planes();
         let mut reconciler = programmed(&desired).await;
         // The outer packets of our VXLAN go to the same address as what comes in on a plane for it.
@@ -341,75 +217,8 @@ fn a_failover_is_one_message_and_routes_follow() {
 }
 
 #[test]
-fn drift_is_repaired() {
-    isolated("drift_is_repaired", || async {
-        let desired = two_planes();
-        let mut reconciler = programmed(&desired).await;
-        let peer = sh("wg show wgl0 peers");
-        for drift in [
-            "ip route del 10.42.1.0/24".to_owned(),
-            format!("wg set wgl0 peer {} remove", peer.trim()),
-            format!("wg set wgl0 peer {} allowed-ips 10.99.0.0/16", peer.trim()),
-            format!("wg set wgl0 peer {} endpoint 192.0.2.77:1", peer.trim()),
-            "wg set wgl1 listen-port 4242".to_owned(),
-            format!("ip nexthop del id {}", id(100).0),
-            format!("ip nexthop replace id {} group {},3", id(100).0, id(1).0),
-            "ip link set wgl0 down".to_owned(),
-            "ip link set wgl1 mtu 1300".to_owned(),
-            "ip link del wgl0".to_owned(),
-            "ip link del lvx0".to_owned(),
-            "bridge fdb replace 02:00:00:00:00:02 dev lvx0 dst 192.0.2.99".to_owned(),
-            "bridge fdb append 00:00:00:00:00:00 dev lvx0 dst 192.0.2.99".to_owned(),
-            "ip neigh replace 100.127.240.6 lladdr 02:00:00:00:00:99 dev lvx0 nud permanent"
-                .to_owned(),
-            "ip neigh del 100.127.240.6 dev lvx0".to_owned(),
-            "ip addr del 100.127.0.5/20 dev wgl0".to_owned(),
-            "ip -6 addr flush dev wgl1 scope global".to_owned(),
-            "ip rule del priority 76".to_owned(),
-            "ip route add 10.66.0.0/16 dev eth9 proto 76".to_owned(),
-            "ip route replace blackhole 10.42.2.0/24 proto 76 metric 50".to_owned(),
-            "sysctl -qw net.ipv4.ip_forward=0".to_owned(),
-            "sysctl -qw net.ipv4.conf.wgl0.rp_filter=1".to_owned(),
-            "nft delete table inet leaderd".to_owned(),
-        ] {
-            sh(&drift);
-            let repaired =
-                reconciler.reconcile().await.unwrap_or_else(|e| panic!("after {drift}: {e}"));
-            assert!(!repaired.is_empty(), "{drift} was not noticed");
-            assert_same(
-                &reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(),
-                &desired,
-            );
-            assert!(
-                reconciler.reconcile().await.unwrap().is_empty(),
-                "{drift} is repaired again and again"
-            );
-        }
-    });
-}
-
-#[test]
-fn a_killed_wireguard_process_is_replaced() {
-    isolated("a_killed_wireguard_process_is_replaced", || async {
-        let desired = two_planes();
-        let mut reconciler = programmed(&desired).await;
-        if reconciler.kernel().backend() == Backend::Kernel {
-            return;
-        }
-        // It must have left our session, so as to outlive us.
-        let ours = sh("ps -o sid= -p $PPID").trim().to_owned();
-        let theirs = sh("ps -o sid= -p $(pgrep -f '(wireguard-go|userspace) wg[l]0')");
-        assert_ne!(ours, theirs.trim());
-        sh("kill -9 $(pgrep -f '(wireguard-go|userspace) wg[l]0')");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        assert!(!reconciler.reconcile().await.unwrap().is_empty());
-        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
-    });
-}
-
-#[test]
-fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
-    isolated("what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours", || async {
+fn foreign_objects_are_not_touched_and_cleanup_leaves_nothing_of_ours() {
+    isolated("foreign_objects_are_not_touched_and_cleanup_leaves_nothing_of_ours", || async {
         // With the old mode routes show their nexthop's content too, and a sysctl is not put back.
         sh("sysctl -qw net.ipv4.nexthop_compat_mode=0");
         sh("ip nexthop add id 1 via 192.0.2.2 dev eth9 && ip route add 10.50.0.0/16 nhid 1");
@@ -437,139 +246,6 @@ fn what_is_not_ours_is_not_touched_and_cleanup_leaves_nothing_of_ours() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         assert_eq!(sh("pgrep -f '(wireguard-go|userspace) wg[l]' || true"), "");
         assert_eq!(sh("ls /var/run/wireguard"), "");
-    });
-}
-
-#[test]
-fn what_was_put_off_is_no_repair_and_drift_in_the_same_turn_is() {
-    isolated("what_was_put_off_is_no_repair_and_drift_in_the_same_turn_is", || async {
-        let desired = two_planes();
-        let mut reconciler =
-            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::from_millis(50));
-        reconciler.program(desired.clone()).await.unwrap();
-        assert!(sh("wg show wgl0 endpoints").contains("(none)"));
-        while !reconciler.is_due() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        sh("ip route del 10.42.1.0/24");
-        let repaired = reconciler.reconcile().await.unwrap();
-        assert!(matches!(repaired[..], [Change::AddRoute { .. }]), "{repaired:?}");
-        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
-        assert!(!reconciler.is_due());
-    });
-}
-
-#[test]
-fn a_foreign_route_in_the_way_is_named_and_the_rest_is_made() {
-    isolated("a_foreign_route_in_the_way_is_named_and_the_rest_is_made", || async {
-        sh("ip route add 10.42.1.0/24 via 192.0.2.2 metric 50");
-        let desired = two_planes();
-        let mut reconciler =
-            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
-        let error = reconciler.program(desired.clone()).await.unwrap_err().to_string();
-        assert!(error.contains("add route 10.42.1.0/24") && error.contains("EEXIST"), "{error}");
-        assert!(sh("ip route get 10.42.1.1").contains("via 192.0.2.2"));
-        assert!(sh("ip route get 10.42.2.1").contains("dev wgl0"));
-        sh("ip route del 10.42.1.0/24 via 192.0.2.2");
-        assert_eq!(reconciler.reconcile().await.unwrap().len(), 1);
-    });
-}
-
-#[test]
-fn a_repair_that_fails_in_part_tells_what_it_repaired() {
-    isolated("a_repair_that_fails_in_part_tells_what_it_repaired", || async {
-        sh("ip route add 10.42.1.0/24 via 192.0.2.2 metric 50");
-        let mut reconciler =
-            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::from_millis(50));
-        reconciler.program(two_planes()).await.unwrap_err();
-        while !reconciler.is_due() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        sh("ip route del 10.42.2.0/24");
-        let error = reconciler.reconcile().await.unwrap_err();
-        // Neither the route that is in the way still, nor the peers that had been put off.
-        let added = |change: &Change| change.to_string().contains("add route 10.42.2.0/24");
-        assert!(matches!(&error.repaired[..], [one] if added(one)), "{error:?}");
-        assert!(error.to_string().contains("add route 10.42.1.0/24"), "{error}");
-        assert!(sh("ip route get 10.42.2.1").contains("dev wgl0"));
-        assert!(reconciler.reconcile().await.unwrap_err().repaired.is_empty());
-    });
-}
-
-#[test]
-fn a_port_that_is_taken_is_an_error_and_tried_again() {
-    isolated("a_port_that_is_taken_is_an_error_and_tried_again", || async {
-        let socket = std::net::UdpSocket::bind("0.0.0.0:51901").unwrap();
-        let mut desired = two_planes();
-        let mut reconciler =
-            Reconciler::new(Kernel::open().unwrap(), key()).yielding_for(Duration::ZERO);
-        let error = reconciler.program(desired.clone()).await.unwrap_err().to_string();
-        assert!(error.contains("port 51901") && error.contains("taken"), "{error}");
-        let error = reconciler.reconcile().await.unwrap_err();
-        assert!(error.repaired.is_empty(), "{error:?}");
-        // An endpoint that changes meanwhile is not forgotten, although endpoints roam.
-        let peer =
-            desired.wireguard.get_mut(&dev("wgl0")).unwrap().peers.values_mut().next().unwrap();
-        peer.endpoint = Some("192.0.2.3:51900".parse().unwrap());
-        assert!(reconciler.program(desired.clone()).await.is_err());
-        drop(socket);
-        // How much there is to do depends on whether the link was down in between, and on whether its process tried again first.
-        reconciler.reconcile().await.unwrap();
-        assert_same(&reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap(), &desired);
-    });
-}
-
-/// A router advertisement on `eth8`, which `eth9` hears, until it is followed.
-async fn advertise() {
-    let socket = socket2::Socket::new(
-        socket2::Domain::IPV6,
-        socket2::Type::from(nix::libc::SOCK_RAW),
-        Some(socket2::Protocol::ICMPV6),
-    )
-    .unwrap();
-    let eth8 = nix::net::if_::if_nametoindex("eth8").unwrap();
-    socket.set_multicast_if_v6(eth8).unwrap();
-    socket.set_multicast_hops_v6(255).unwrap();
-    let all_nodes: std::net::SocketAddrV6 = "[ff02::1]:0".parse().unwrap();
-    // RFC 4861, section 4.2: a router for 1800 s. The kernel puts in the checksum.
-    let message = [134, 0, 0, 0, 64, 0, 0x07, 0x08, 0, 0, 0, 0, 0, 0, 0, 0];
-    for _ in 0..200 {
-        // At first its own address is not sure to be its own alone, and nothing is sent.
-        let _ = socket.send_to(&message, &all_nodes.into());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        if has_uplink() {
-            return;
-        }
-    }
-    panic!("no router is found");
-}
-
-fn has_uplink() -> bool {
-    sh("ip -6 route show default").contains("dev eth9 proto ra")
-}
-
-#[test]
-fn forwarding_that_ends_an_ipv6_uplink_is_warned_of() {
-    isolated("forwarding_that_ends_an_ipv6_uplink_is_warned_of", || async {
-        let log = std::fs::File::create("/run/log").unwrap();
-        tracing_subscriber::fmt().with_ansi(false).with_writer(log).init();
-        let told = || sh("cat /run/log; : > /run/log");
-        sh("sysctl -qw net.ipv6.conf.eth9.accept_ra_from_local=1 net.ipv6.conf.eth9.accept_ra=1");
-        advertise().await;
-        let forwarding = ("net/ipv6/conf/all/forwarding".to_owned(), "1".to_owned());
-        let mut reconciler = Reconciler::new(Kernel::open().unwrap(), key());
-        let desired = Network { sysctls: [forwarding].into(), ..Network::default() };
-        reconciler.program(desired).await.unwrap();
-        let said = told();
-        let warned = said.contains(" WARN ") && said.contains("interfaces=\"eth9\"");
-        assert!(warned && said.contains("net.ipv6.conf.eth9.accept_ra=2"), "{said}");
-        assert!(!has_uplink(), "then there is nothing to warn of");
-
-        sh("sysctl -qw net.ipv6.conf.all.forwarding=0 net.ipv6.conf.eth9.accept_ra=2");
-        advertise().await;
-        assert_eq!(reconciler.reconcile().await.unwrap().len(), 1);
-        assert!(has_uplink());
-        assert!(!told().contains("accept_ra"), "there is nothing to warn of");
     });
 }
 
@@ -611,8 +287,8 @@ fn ten_thousand_prefixes_fit_one_peer_and_ten_thousand_routes_one_group() {
 }
 
 #[test]
-fn two_nodes_talk_and_the_counters_tell() {
-    isolated("two_nodes_talk_and_the_counters_tell", || async {
+fn two_nodes_talk_and_the_counters_show_it() {
+    isolated("two_nodes_talk_and_the_counters_show_it", || async {
         // Both ends of a tunnel on one node: two planes whose peers are each other over the loopback.
         let mut desired = two_planes();
         let secret = PrivateKey::from_bytes([9; 32]);
@@ -659,29 +335,5 @@ fn two_nodes_talk_and_the_counters_tell() {
         desired.routes.remove(&route("10.42.2.0/24"));
         reconciler.program(desired).await.unwrap();
         assert_eq!(reconciler.wireguard_stats().await[&peer].last_handshake, stats.last_handshake);
-    });
-}
-
-#[test]
-fn drift_is_noticed_and_foreign_changes_are_not() {
-    isolated("drift_is_noticed_and_foreign_changes_are_not", || async {
-        let _steward = programmed(&two_planes()).await;
-        let mut drifts = Box::pin(watch().await.unwrap());
-        // What the programming itself sets off (IPv6 looks for doubles of an address for a second or two) is over first.
-        for _ in 0..20 {
-            if tokio::time::timeout(Duration::from_secs(3), drifts.next()).await.is_err() {
-                break;
-            }
-        }
-        sh("ip route add 10.50.0.0/16 via 192.0.2.2 && ip rule add from 10.9.9.9 table 100");
-        assert!(tokio::time::timeout(Duration::from_millis(300), drifts.next()).await.is_err());
-        sh("ip route del 10.42.1.0/24");
-        let drift =
-            tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
-        assert!(drift.routes && !drift.links, "{drift:?}");
-        sh("ip link set wgl0 down");
-        let drift =
-            tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
-        assert!(drift.links, "{drift:?}");
     });
 }
