@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use crate::change::Change;
 use crate::model::*;
 
-/// The interface that a sysctl path belongs to, such as `wgl0` of `net/ipv4/conf/wgl0/rp_filter`.
+/// Returns the interface that a sysctl path belongs to, such as `wgl0` of `net/ipv4/conf/wgl0/rp_filter`.
 pub fn sysctl_interface(path: &str) -> Option<&str> {
     let mut parts = path.split('/');
     (parts.next() == Some("net")).then_some(())?;
@@ -128,7 +128,7 @@ pub(crate) fn apply(net: &mut Network, change: &Change) {
     }
 }
 
-/// A device that goes down takes its neighbours, nexthops and routes with it.
+/// The kernel removes a device's neighbours, nexthops and routes when it goes down.
 fn flush_device(net: &mut Network, name: &InterfaceName) {
     net.neighbours.retain(|(n, _), _| n != name);
     net.routes.retain(|_, via| via.device() != Some(name));
@@ -139,7 +139,7 @@ fn flush_device(net: &mut Network, name: &InterfaceName) {
     }
 }
 
-/// A nexthop leaves its groups, and empty groups and routes go with it.
+/// The kernel removes a nexthop from its groups, and with it the groups left empty and its routes.
 fn remove_nexthop(net: &mut Network, id: NexthopId) {
     net.nexthops.remove(&id);
     net.routes.retain(|_, via| via.nexthop() != Some(id));
@@ -157,8 +157,8 @@ fn remove_nexthop(net: &mut Network, id: NexthopId) {
     }
 }
 
-/// IPv4: the other addresses of the subnet may be secondary to this one and then go with it, and with the last address of
-/// a device go its routes. Both families: routes that use the address as their source go.
+/// IPv4: the other addresses of the subnet may be secondary to this one and are then removed with it; with a device's last address the
+/// kernel removes its routes. Both families: routes with the address as their source are removed.
 fn remove_address(net: &mut Network, name: &InterfaceName, address: IpNet) {
     let mut gone = vec![address.addr()];
     net.addresses.remove(&(name.clone(), address));

@@ -1,4 +1,4 @@
-//! Changes as netlink messages.
+//! Encodes changes as netlink messages.
 //!
 //! Numbers are those of the kernel's `include/uapi/linux/{rtnetlink,if_link,nexthop,neighbour,fib_rules}.h`.
 
@@ -82,7 +82,7 @@ const FR_ACT_TO_TBL: u8 = 1;
 const RT_SCOPE_NOWHERE: u8 = 255;
 const RT_SCOPE_LINK: u8 = 253;
 
-/// What our devices are marked with, so that they are known after a restart.
+/// Marks our devices, so that they are recognised after a restart.
 pub const ALIAS: &str = "leaderd";
 
 pub fn address_bytes(ip: &IpAddr) -> Vec<u8> {
@@ -99,7 +99,10 @@ pub fn family(family: Family) -> u8 {
     }
 }
 
-/// Kernel number of a device; `ENODEV` if there is none.
+/// Returns the kernel's index of a device.
+///
+/// # Errors
+/// `ENODEV` if there is none.
 pub fn index(name: &InterfaceName) -> io::Result<u32> {
     nix::net::if_::if_nametoindex(name.as_str()).map_err(io::Error::from)
 }
@@ -259,7 +262,10 @@ fn rule(kind: u16, flags: u16, rule: &Rule) -> Message {
     }
 }
 
-/// The message of a change that is one; `None` for sysctls, WireGuard, the creation of devices, and nf_tables.
+/// Returns the message of a change; `None` for changes that are not one message: sysctls, WireGuard, new devices, nf_tables.
+///
+/// # Errors
+/// `ENODEV` if a device does not exist.
 pub fn encode(change: &Change) -> io::Result<Option<Message>> {
     const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
     Ok(Some(match change {

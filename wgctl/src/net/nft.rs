@@ -1,4 +1,4 @@
-//! The nftables table that keeps sources what they are, as netlink messages, and read back from them.
+//! The nftables table that preserves source addresses: encoded as netlink messages, and decoded from them.
 //!
 //! ```text
 //! table inet leaderd {
@@ -17,8 +17,8 @@
 //! }
 //! ```
 //!
-//! What is in transit is not tracked, so no NAT rule sees it. What the node's own workload begins is tracked, and gets the source that it has
-//! already: the first NAT of a connection holds, so a later chain's masquerade leaves it alone.
+//! Transit is not tracked, so no NAT rule sees it. Connections of the node's own workload are tracked, and are translated to the source
+//! that they already have: the first NAT of a connection holds, so a later chain's masquerade leaves them alone.
 //!
 //! Numbers are those of the kernel's `include/uapi/linux/netfilter/{nfnetlink,nf_tables}.h`.
 
@@ -99,7 +99,7 @@ const NF_ACCEPT: u32 = 1;
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Chain {
     name: &'static str,
-    /// As the kernel calls it.
+    /// The kernel's name for it.
     kind: &'static str,
     hook: u32,
     priority: i32,
@@ -109,7 +109,7 @@ const PREROUTING: Chain = Chain {
     name: "prerouting",
     kind: "filter",
     hook: NF_INET_PRE_ROUTING,
-    // `NF_IP_PRI_RAW`: after fragments are put together, before connections are tracked.
+    // `NF_IP_PRI_RAW`: after reassembly of fragments, before connection tracking.
     priority: -300,
 };
 const POSTROUTING: Chain = Chain {
@@ -137,7 +137,7 @@ fn batch(kind: u16) -> Message {
     Message::new(kind, 0, &[NFPROTO_UNSPEC, 0, high, low])
 }
 
-/// All of netfilter is in the network's byte order.
+/// Netfilter's numbers are in network byte order.
 trait BigEndian {
     fn be32(self, kind: u16, value: u32) -> Self;
 }
@@ -198,11 +198,11 @@ const fn address_length(family: Family) -> usize {
 /// First and last address of a range, as numbers.
 type Range = (u128, u128);
 
-/// The set's addresses as ranges that neither overlap nor touch, which the kernel would refuse.
+/// Returns the set's addresses as ranges that neither overlap nor touch; the kernel refuses others.
 fn ranges(prefixes: &Prefixes, family: Family) -> Vec<Range> {
     let mut all: Vec<Range> = Vec::new();
     let of_family = prefixes.iter().filter(|p| Family::of_net(p) == family);
-    // Of one family they are in order, and none holds another.
+    // The prefixes of one family are in order and disjoint.
     for (first, last) in of_family.map(range) {
         match all.last_mut() {
             Some(before) if before.1.checked_add(1) == Some(first) => before.1 = last,
@@ -239,21 +239,21 @@ const fn greatest(family: Family) -> u128 {
     }
 }
 
-/// An element of an interval set: where a range begins, or the first address after it.
+/// An element of an interval set: the first address of a range, or the first one after it.
 type Element = (u128, bool);
 
 fn elements(prefixes: &Prefixes, family: Family) -> Vec<Element> {
     let ends = |(first, last): Range| {
-        // A range up to the greatest address has no end.
+        // A range up to the greatest address has no end element.
         let end = (last < greatest(family)).then(|| (last + 1, true));
         std::iter::once((first, false)).chain(end)
     };
     ranges(prefixes, family).into_iter().flat_map(ends).collect()
 }
 
-/// The ranges that these elements, in any order, make; `None` if they make none.
+/// Returns the ranges of these elements, in any order; `None` if they are no ranges.
 fn from_elements(mut elements: Vec<Element>, family: Family) -> Option<Vec<Range>> {
-    // Where one range ends and another begins, the end comes first.
+    // If one range ends where another begins, the end comes first.
     elements.sort_by_key(|(address, end)| (*address, !*end));
     let mut all = Vec::new();
     let mut elements = elements.into_iter().peekable();
@@ -273,7 +273,7 @@ fn from_elements(mut elements: Vec<Element>, family: Family) -> Option<Vec<Range
 }
 
 fn new_set(set: &Set, id: u32) -> Message {
-    // The types of nft, by which it shows the elements as addresses.
+    // nft's own type numbers, by which it shows the elements as addresses.
     let key_type = match set.family {
         Family::V4 => 7,
         Family::V6 => 8,
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_as_elements_is_read_as_the_same_addresses() {
+    fn addresses_survive_the_way_into_elements_and_back() {
         for of in [
             &[][..],
             &["0.0.0.0/0"],
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_that_make_no_ranges_are_told() {
+    fn elements_that_are_no_ranges_are_recognised() {
         for elements in [vec![(7, true)], vec![(1, false), (2, false), (3, true)]] {
             assert_eq!(from_elements(elements, Family::V4), None);
         }

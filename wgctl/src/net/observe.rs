@@ -1,7 +1,7 @@
-//! What of ours the kernel has.
+//! Reads our part of the network from the kernel.
 //!
-//! Ours are: devices that the plan names or that carry our alias, what hangs on them, nexthops in our range of ids, and
-//! routes and rules with our protocol number; besides, the table of `nft`. Everything else is not looked at.
+//! Ours are devices that the desired network names or that carry our alias, their addresses and entries, nexthops in our range of ids,
+//! routes and rules with our protocol number, and the table of `nft`. Everything else is ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,7 +13,7 @@ use wgctl_plan::*;
 use super::encode::*;
 use super::netlink::*;
 
-/// Which names to look for besides what is marked as ours.
+/// What to read besides the objects that are marked as ours.
 #[derive(Debug, Clone, Default)]
 pub struct Scope {
     pub links: BTreeSet<InterfaceName>,
@@ -22,7 +22,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// What a plan names.
+    /// Returns the names in a desired network.
     pub fn of(desired: &Network) -> Self {
         Self {
             links: desired.wireguard.keys().chain(desired.vxlan.keys()).cloned().collect(),
@@ -31,7 +31,7 @@ impl Scope {
     }
 }
 
-/// Stands for a route of ours that leads somewhere a plan cannot say (a tampered one): never wanted, so always repaired.
+/// Stands for a route of ours with contents that no plan has (another program changed it): never desired, so always repaired.
 const ELSEWHERE: RouteVia = RouteVia::Nexthop { id: NexthopId(0), source: None };
 
 /// A device as dumped.
@@ -87,8 +87,8 @@ fn link(message: &Received) -> Option<Link> {
     })
 }
 
-/// All but nf_tables and WireGuard's own view of its devices: `wireguard` tells that, or `None` if it is no WireGuard device that
-/// answers.
+/// Reads everything except nf_tables. `wireguard` returns WireGuard's own view of a device, or `None` if it is no WireGuard device or
+/// does not answer.
 pub(super) fn observe(
     netlink: &mut Netlink,
     scope: &Scope,
@@ -191,7 +191,7 @@ fn neighbours(
             }
             if family == AF_BRIDGE {
                 let seen = network.fdb.entry((name.clone(), mac)).or_insert(address);
-                // Several endpoints for one MAC: none of them, so that it is repaired.
+                // Several endpoints for one MAC: an invalid one, so that it is repaired.
                 if *seen != address {
                     *seen = IpAddr::from([0, 0, 0, 0]);
                 }
@@ -216,7 +216,7 @@ fn nexthops(
         let nexthop = (|| {
             if let Some(group) = attrs.get(NHA_GROUP) {
                 let entries = || group.chunks_exact(8);
-                // A weight that is not ours: a group without members, so that it is repaired.
+                // A weight that we do not set: a group without members, so that it is repaired.
                 if entries().any(|e| e[4] != 0) {
                     return Some(Nexthop::Group { members: BTreeSet::new() });
                 }
@@ -292,20 +292,20 @@ fn routes(
     Ok(())
 }
 
-/// IPv4 rules with our protocol number, whoever made them.
+/// Returns the IPv4 rules with our protocol number.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the dump fails.
 pub fn our_rules() -> io::Result<BTreeSet<Rule>> {
     let mut network = Network::default();
     rules(&mut Netlink::open()?, AF_INET, &mut network)?;
     Ok(network.rules.into_inner())
 }
 
-/// The policy rules of others, of both families, without those for marked packets: the kernel's own are among them.
+/// Returns the rules of others, of both families, the kernel's own included; without those for marked packets.
 ///
 /// # Errors
-/// If the kernel does not tell.
+/// If the dump fails.
 pub fn foreign_rules() -> io::Result<Vec<Rule>> {
     let mut netlink = Netlink::open()?;
     let mut all = Vec::new();
@@ -326,7 +326,7 @@ fn rules(netlink: &mut Netlink, family: u8, network: &mut Network) -> io::Result
 struct Found {
     rule: Rule,
     ours: bool,
-    /// It holds for packets with a certain mark only.
+    /// It applies only to packets with a certain mark.
     marked: bool,
 }
 

@@ -29,11 +29,18 @@ fn file(path: &str) -> io::Result<PathBuf> {
     }
 }
 
+/// Reads a sysctl.
+///
+/// # Errors
+/// If it cannot be read.
 pub fn read(path: &str) -> io::Result<String> {
     std::fs::read_to_string(file(path)?).map(|value| value.trim_end().to_owned())
 }
 
-/// Warns before it writes if that costs the host its way out.
+/// Writes a sysctl. Logs a warning first if that costs the host its default route.
+///
+/// # Errors
+/// If it cannot be written.
 pub fn write(path: &str, value: &str) -> io::Result<()> {
     if path == FORWARDING6 && value != "0" && read(path).is_ok_and(|now| now == "0") {
         let uplinks = uplinks_that_forwarding_ends();
@@ -49,10 +56,10 @@ pub fn write(path: &str, value: &str) -> io::Result<()> {
     std::fs::write(file(path)?, value)
 }
 
-/// Devices whose default route came by a router advertisement and goes when forwarding is switched on: a router heeds no others,
-/// unless `accept_ra` is 2 (`rt6_purge_dflt_routers` in `net/ipv6/route.c`).
+/// Returns the devices whose default route came by a router advertisement and is removed when forwarding is switched on: a router
+/// ignores other routers unless `accept_ra` is 2 (`rt6_purge_dflt_routers` in `net/ipv6/route.c`).
 fn uplinks_that_forwarding_ends() -> Vec<String> {
-    // What cannot be read is not warned of: this is no reason to do less.
+    // Without the table there is no warning: that is no reason not to write.
     let table = std::fs::read_to_string("/proc/net/ipv6_route").unwrap_or_default();
     let mut devices: Vec<&str> = table.lines().filter_map(advertised).collect();
     devices.sort_unstable();
@@ -63,14 +70,14 @@ fn uplinks_that_forwarding_ends() -> Vec<String> {
     devices.into_iter().filter(ends).map(str::to_owned).collect()
 }
 
-/// The device of a default route that the kernel itself learnt: a line's ninth word are its flags, the tenth its device.
+/// Returns the device of a default route that the kernel itself learnt. The ninth word of a line is its flags, the tenth its device.
 fn advertised(line: &str) -> Option<&str> {
     let mut words = line.split_whitespace().skip(8);
     let flags = u32::from_str_radix(words.next()?, 16).ok()?;
     words.next().filter(|_| flags & RTF_DEFAULT != 0)
 }
 
-/// As sysctl(8) wants it, where a dot in a name is written as a slash.
+/// Returns the setting for sysctl(8), in which a dot in a device's name is written as a slash.
 fn accept_all(dev: &str) -> String {
     format!("net.ipv6.conf.{}.accept_ra=2", dev.replace('.', "/"))
 }
@@ -80,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_default_route_that_was_advertised_is_told_from_others() {
+    fn an_advertised_default_route_is_distinguished_from_others() {
         let all = "00000000000000000000000000000000 00";
         let line = |flags, dev| {
             let via = "fe80000000000000e84505fffeb8239c";

@@ -61,8 +61,8 @@ mod libc_errno {
     pub(super) const EOPNOTSUPP: i32 = nix::errno::Errno::EOPNOTSUPP as i32;
 }
 
-/// `apply` of the crate makes the link if there is none, which then has neither our alias nor our MTU: one that has gone
-/// meanwhile is an error instead, and repaired like any other drift.
+/// The crate's `apply` creates a missing link, which then has neither our alias nor our MTU. Here a missing link is an error instead,
+/// and repaired like any other drift.
 fn must_exist(name: &InterfaceName) -> io::Result<()> {
     nix::net::if_::if_nametoindex(name.as_str()).map(drop).map_err(io::Error::from)
 }
@@ -81,8 +81,8 @@ pub(super) fn set(name: &InterfaceName, settings: &Settings<'_>) -> io::Result<(
 
 pub(super) fn set_peer(name: &InterfaceName, key: &WgPublicKey, peer: &WgPeer) -> io::Result<()> {
     must_exist(name)?;
-    // One message replaces all prefixes in one go. With several, those of the later ones would be missing for a while, so
-    // what is there stays if it may.
+    // One message replaces all prefixes at once. With several messages, the prefixes of the later ones would be missing for a moment, so
+    // the present ones stay if they may.
     let present = match peer.allowed_ips.len() > PREFIXES_PER_MESSAGE {
         true => read(name)?.and_then(|mut seen| seen.interface.peers.remove(key)),
         false => None,
@@ -110,8 +110,8 @@ pub(super) fn set_peer(name: &InterfaceName, key: &WgPublicKey, peer: &WgPeer) -
     Ok(())
 }
 
-/// Whether all present prefixes must go, and which to add then. A single one cannot be taken away: Linux has
-/// `WGALLOWEDIP_F_REMOVE_ME` since 6.16 only.
+/// Returns whether all present prefixes must be replaced, and which to add. A single prefix cannot be removed: Linux has
+/// `WGALLOWEDIP_F_REMOVE_ME` only since 6.16.
 fn prefixes_to_send(
     wanted: &BTreeSet<IpNet>,
     present: &BTreeSet<IpNet>,

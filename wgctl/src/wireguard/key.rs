@@ -11,7 +11,7 @@ use zeroize::{Zeroize, Zeroizing};
 #[allow(missing_debug_implementations)]
 pub struct PrivateKey(Zeroizing<[u8; 32]>);
 
-/// Not a key: it must be 32 bytes in base64.
+/// The text is no key: it must be 32 bytes in base64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a private key is 32 bytes in base64")]
 pub struct InvalidKey;
@@ -23,7 +23,7 @@ impl PrivateKey {
         key
     }
 
-    /// As in a key file: base64, with or without a newline.
+    /// Parses the text of a key file: base64, with or without a newline.
     pub fn from_base64(text: &str) -> Result<Self, InvalidKey> {
         let bytes = Zeroizing::new(STANDARD.decode(text.trim()).map_err(|_| InvalidKey)?);
         Ok(Self(Zeroizing::new(bytes.as_slice().try_into().map_err(|_| InvalidKey)?)))

@@ -15,18 +15,18 @@ use super::{Observed, PeerStats, Settings};
 
 pub(super) const DIRECTORY: &str = "/var/run/wireguard";
 
-/// A process that has not answered for so long is stuck.
+/// A process that has not answered within this time is stuck.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// More than 4,000 peers with 100 prefixes each; an answer beyond is cut off and an error.
+/// Enough for more than 4,000 peers with 100 prefixes each. A longer answer is an error.
 const MAX_ANSWER: u64 = 16 << 20;
 
-/// Where the process of a userspace interface is to be reached.
+/// Returns the path of the socket of a userspace interface.
 pub fn socket(name: &InterfaceName) -> PathBuf {
     PathBuf::from(format!("{DIRECTORY}/{name}.sock"))
 }
 
-/// `None` if nobody listens.
+/// Connects to the interface's process; `None` if there is none.
 pub(super) fn connect(name: &InterfaceName) -> io::Result<Option<UnixStream>> {
     match UnixStream::connect(socket(name)) {
         Ok(stream) => {
@@ -109,7 +109,7 @@ fn parse(answer: impl BufRead) -> io::Result<Observed> {
                 stats.last_handshake =
                     (!seconds.is_zero()).then(|| SystemTime::UNIX_EPOCH + seconds);
             }
-            // protocol_version, nanoseconds, preshared keys, and what versions to come add.
+            // protocol_version, nanoseconds, preshared keys, and keys of future versions.
             _ => {}
         }
     }
@@ -142,7 +142,7 @@ pub(super) fn set(name: &InterfaceName, settings: &Settings<'_>) -> io::Result<(
         let _ = writeln!(body, "listen_port={port}");
     }
     let result = request(name, &body);
-    // wireguard-go remembers a port that it could not bind: take another, so that the wrong one is seen and tried again.
+    // wireguard-go remembers a port that it could not bind: set another, so that the difference is seen and the port tried again.
     if result.is_err() && settings.listen_port.is_some() {
         let _ = request(name, "listen_port=0\n");
     }

@@ -159,7 +159,7 @@ fn a_port_that_is_taken_is_an_error_and_tried_again() {
 #[test]
 fn drift_is_noticed_and_foreign_changes_are_not() {
     isolated("drift_is_noticed_and_foreign_changes_are_not", || async {
-        let _steward = programmed(&two_planes()).await;
+        let _reconciler = programmed(&two_planes()).await;
         let mut drifts = Box::pin(watch().await.unwrap());
         // What the programming itself sets off (IPv6 looks for doubles of an address for a second or two) is over first.
         for _ in 0..20 {

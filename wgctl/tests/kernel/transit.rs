@@ -75,7 +75,7 @@ fn transit() -> Transit {
     }
 }
 
-/// Does something in a namespace, such as opening a socket, which then stays there.
+/// Runs `what` in a namespace. A socket that it opens stays there.
 fn within<T: Send + 'static>(namespace: &str, what: impl FnOnce() -> T + Send + 'static) -> T {
     let file = std::fs::File::open(format!("/run/netns/{namespace}")).unwrap();
     let thread = std::thread::spawn(move || {
@@ -145,9 +145,9 @@ fn source_nat_of_others_rewrites_nothing_between_locations() {
 }
 
 #[test]
-fn a_relay_that_sees_one_direction_only_hands_on_what_it_would_call_invalid() {
+fn a_relay_that_sees_only_one_direction_forwards_packets_that_tracking_would_call_invalid() {
     isolated(
-        "a_relay_that_sees_one_direction_only_hands_on_what_it_would_call_invalid",
+        "a_relay_that_sees_only_one_direction_forwards_packets_that_tracking_would_call_invalid",
         || async {
             world();
             // What is far reaches the member by another relay; its answers come here.
@@ -177,7 +177,7 @@ fn a_relay_that_sees_one_direction_only_hands_on_what_it_would_call_invalid() {
                 })
             };
             assert!(connect().is_err(), "the firewall drops nothing");
-            let _steward = programmed(&relaying(transit())).await;
+            let _reconciler = programmed(&relaying(transit())).await;
             let stream = connect().unwrap();
             assert_eq!(server.accept().unwrap().1, stream.local_addr().unwrap());
         },
@@ -268,7 +268,7 @@ fn before_without(ruleset: &str) -> String {
     ruleset.lines().filter(keep).map(|line| format!("{line}\n")).collect()
 }
 
-/// So many networks of which no two touch.
+/// This many networks, no two of which touch.
 fn scattered(many: u32) -> Prefixes {
     (0..many)
         .map(|i| format!("10.{}.{}.0/24", i / 128, i % 128 * 2).parse::<IpNet>().unwrap())

@@ -60,7 +60,7 @@ impl Rule {
         .compare(Self::CMP_EQ, &[number])
     }
 
-    /// Loads the source or the destination.
+    /// Loads the source or the destination address.
     pub(super) fn load(self, family: Family, end: End) -> Self {
         let offset = match (family, end) {
             (Family::V4, End::Source) => 12,
@@ -152,7 +152,7 @@ impl Job {
 
 pub(super) fn expressions(family: Family, job: Job, list: Message) -> Message {
     let rule = Rule(list).of_family(family);
-    // The cheapest first: most packets of a node go nowhere far.
+    // The cheapest first: most packets of a node are not to or from a far prefix.
     match job {
         Job::Untrack { near } => {
             let far = if near == End::Source { End::Destination } else { End::Source };
@@ -174,8 +174,8 @@ pub(super) fn expressions(family: Family, job: Job, list: Message) -> Message {
     .0
 }
 
-/// A comment that names what the rule is: the kernel shows a rule in its own words, which differ from one version to the next, but
-/// keeps this. A rule that is replaced has none or another.
+/// Returns a comment with a hash of the rule: kernels of different versions dump a rule differently, but keep its comment. A rule of
+/// another program has none or a different one.
 pub(super) fn comment(family: Family, job: Job) -> Vec<u8> {
     let bytes = expressions(family, job, Message::new(0, 0, &[])).into_bytes();
     // FNV-1a.
@@ -204,11 +204,11 @@ pub(super) fn new_chain(chain: &Chain) -> Message {
         .attr_str(CHAIN_TYPE, chain.kind)
 }
 
-/// A transaction that puts the table of this transit in the place of any that is there.
+/// Returns a transaction that replaces the table, if any, with one for this transit.
 pub fn set(transit: &Transit) -> Vec<Message> {
     let mut all = vec![
         batch(BATCH_BEGIN),
-        // Deleted without being there it would be an error.
+        // Adds it first: to delete a table that does not exist is an error.
         in_table(NEWTABLE, NLM_F_CREATE),
         in_table(DELTABLE, 0),
         in_table(NEWTABLE, NLM_F_CREATE),
@@ -226,7 +226,7 @@ pub fn set(transit: &Transit) -> Vec<Message> {
     all
 }
 
-/// A transaction that deletes the table.
+/// Returns a transaction that deletes the table.
 pub fn remove() -> Vec<Message> {
     vec![batch(BATCH_BEGIN), in_table(DELTABLE, NLM_F_ACK), batch(BATCH_END)]
 }

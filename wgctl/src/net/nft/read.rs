@@ -1,4 +1,4 @@
-//! The table as the kernel tells of it.
+//! Reads the table from the kernel.
 
 use wgctl_plan::Transit;
 
@@ -6,18 +6,18 @@ use super::super::netlink::*;
 use super::encode::*;
 use super::*;
 
-/// A number that is another one after every transaction of anybody's.
+/// Returns the ruleset's generation, which changes with every transaction of any program.
 pub fn generation(netlink: &mut Netlink) -> Result<u32, NetlinkError> {
     let answer = netlink.get(Message::new(GETGEN, 0, &[NFPROTO_UNSPEC, 0, 0, 0]))?;
     Ok(be32(answer.attrs(HEADER), GEN_ID).unwrap_or(0))
 }
 
-/// Stands for a table of ours that somebody changed: never wanted, so always repaired.
+/// Stands for a table of ours that another program changed: never desired, so always repaired.
 fn tampered() -> Transit {
     Transit::default()
 }
 
-/// The transit of the table that is there.
+/// Returns the transit of the present table.
 pub fn read(netlink: &mut Netlink) -> Result<Option<Transit>, NetlinkError> {
     const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
     let table = match netlink.get(in_table(GETTABLE, 0)) {
@@ -52,9 +52,9 @@ fn element(attrs: Attrs<'_>) -> Option<Element> {
     Some((u128::from_be_bytes(bytes), end))
 }
 
-/// True if chain, sets and rules are those that [`set`] makes, whatever is in the sets.
+/// True if chains, sets and rules are those of [`set`], whatever the sets hold.
 fn as_programmed(netlink: &mut Netlink) -> Result<bool, NetlinkError> {
-    // A kernel that does not filter by table tells of all tables.
+    // A kernel that does not filter dumps by table returns all tables.
     let mut ours = |kind| {
         let all = netlink.dump(in_table(kind, 0))?;
         let ours = |m: &Received| {
