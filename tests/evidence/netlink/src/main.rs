@@ -162,8 +162,13 @@ async fn main() -> Result<()> {
                             .protocol(RouteProtocol::Other(ROUTE_PROTOCOL))
                             .nexthop_group(id(0x1000).0)
                     };
-                    let batch = (0..ROUTES).fold(nlink.batch(), |b, n| b.add_route(route(n)));
-                    Ok(batch.execute_all().await?)
+                    // In one batch the acknowledgements overrun the socket's receive buffer (ENOBUFS).
+                    let all: Vec<u32> = (0..ROUTES).collect();
+                    for part in all.chunks(netlink::MAX_BATCH) {
+                        let batch = part.iter().fold(nlink.batch(), |b, n| b.add_route(route(*n)));
+                        batch.execute_all().await?;
+                    }
+                    Ok(())
                 },
                 undo,
             )
