@@ -69,7 +69,7 @@ struct Watcher {
     fd: AsyncFd<Socket>,
 }
 
-/// Returns a stream with an item whenever something that may concern us has changed and [`QUIET`] has passed since. The
+/// Returns a stream with an item whenever something that may concern us has changed and then nothing for 50 ms. The
 /// stream ends only with an error of the socket.
 ///
 /// # Errors
