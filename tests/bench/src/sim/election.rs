@@ -284,9 +284,12 @@ mod tests {
 
     #[test]
     fn timeouts_shorter_than_a_round_trip_flap_where_ours_keeps_its_raft_leader() {
-        let (ours, short) = (ours(300, 1), fixed(Duration::from_millis(30), 300, 1));
+        let ours = ours(300, 1);
         assert_eq!(ours.changes, 0, "{ours:?}");
         assert!(ours.led > 0.99, "{ours:?}");
-        assert!(short.changes > 0 || short.led < 0.9, "{short:?}");
+        // raft-rs draws its timeouts from a source of its own that no seed reaches, and one run of ten finds a raft leader that stays.
+        let runs: Vec<_> =
+            (1..=10).map(|seed| fixed(Duration::from_millis(30), 300, seed)).collect();
+        assert!(runs.iter().any(|short| short.changes > 0 || short.led < 0.9), "{runs:?}");
     }
 }
