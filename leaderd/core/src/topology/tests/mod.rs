@@ -4,7 +4,7 @@ mod overlays;
 mod random;
 mod walk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use wgctl_plan::{
@@ -70,23 +70,46 @@ fn hybrid() -> Mesh {
     mesh(&[(vxlan(), 3, 0), (vxlan(), 3, 0)], false)
 }
 
+/// What a node knows besides its mesh: at first of no leader, no resolved name and no LAN device.
+struct Knowledge {
+    me: NodeName,
+    leaders: Beliefs,
+    resolved: BTreeMap<String, IpAddr>,
+    carried: BTreeSet<LocationName>,
+}
+
+impl Knowledge {
+    fn of(me: &str) -> Self {
+        Self {
+            me: me.parse().unwrap(),
+            leaders: Beliefs::new(),
+            resolved: BTreeMap::new(),
+            carried: BTreeSet::new(),
+        }
+    }
+
+    fn input<'a>(&'a self, mesh: &'a Mesh) -> TopologyInput<'a> {
+        TopologyInput {
+            mesh,
+            me: &self.me,
+            leaders: &self.leaders,
+            resolved: &self.resolved,
+            lan_device: None,
+            lan_mtu: None,
+            holds_address: true,
+            carried: &self.carried,
+        }
+    }
+}
+
 fn network(mesh: &Mesh, me: &str, leaders: &[(&str, &[u8])]) -> Network {
-    let leaders: Beliefs = leaders
+    let leaders = leaders
         .iter()
         .map(|(l, slots)| (l.parse().unwrap(), slots.iter().map(|&s| Slot(s)).collect()))
         .collect();
     let lan = "eth0".parse().unwrap();
-    let (me, resolved) = (me.parse().unwrap(), BTreeMap::new());
-    desired(&TopologyInput {
-        mesh,
-        me: &me,
-        leaders: &leaders,
-        resolved: &resolved,
-        lan_device: Some(&lan),
-        lan_mtu: None,
-        holds_address: true,
-        carried: &Default::default(),
-    })
+    let knowledge = Knowledge { leaders, ..Knowledge::of(me) };
+    desired(&TopologyInput { lan_device: Some(&lan), ..knowledge.input(mesh) })
 }
 
 fn route<'n>(net: &'n Network, prefix: &str) -> Option<&'n RouteVia> {
@@ -225,19 +248,8 @@ fn unusual_meshes_have_a_network_too() {
         network(&members_only, me.as_str(), &[]);
     }
     assert_eq!(network(&members_only, "nobody", &[]), Network::default());
-    let (me, none, resolved) = ("b-2".parse().unwrap(), Beliefs::new(), BTreeMap::new());
-    let input = TopologyInput {
-        mesh: &members_only,
-        me: &me,
-        leaders: &none,
-        resolved: &resolved,
-        lan_device: None,
-        lan_mtu: None,
-        holds_address: true,
-        carried: &Default::default(),
-    };
     assert!(
-        desired(&input).routes.is_empty(),
+        desired(&Knowledge::of("b-2").input(&members_only)).routes.is_empty(),
         "without a LAN device no route has a device to name"
     );
 }
@@ -247,18 +259,9 @@ fn an_endpoint_by_name_is_what_the_shell_resolved() {
     let mut mesh = hybrid();
     mesh.edit().nodes.get_mut(&"b-0".parse::<NodeName>().unwrap()).unwrap().endpoint =
         Some(Host::Name("b.example".into()));
-    let (me, none) = ("a-1".parse().unwrap(), Beliefs::new());
+    let knowledge = Knowledge::of("a-1");
     let endpoint = |resolved: &BTreeMap<String, IpAddr>| {
-        let net = desired(&TopologyInput {
-            mesh: &mesh,
-            me: &me,
-            leaders: &none,
-            resolved,
-            lan_device: None,
-            lan_mtu: None,
-            holds_address: true,
-            carried: &Default::default(),
-        });
+        let net = desired(&TopologyInput { resolved, ..knowledge.input(&mesh) });
         net.wireguard[&"wgl0".parse().unwrap()].peers[&WgPublicKey([4; 32])].endpoint
     };
     assert_eq!(endpoint(&BTreeMap::new()), None);

@@ -1,6 +1,5 @@
 //! Inside a location: overlays, CNIs, the LAN, and what a node's own address does.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use wgctl_plan::{Family, Network, RouteVia, WgPublicKey};
@@ -9,8 +8,7 @@ use super::super::ids::candidate_nexthop;
 use super::super::{
     MAIN_TABLE, RELAY_TABLE, TopologyInput, desired, leaders_group, location_group, notes,
 };
-use super::walk::Beliefs;
-use super::{cni, gateway, mesh, network, route, route_in, vxlan};
+use super::{Knowledge, cni, gateway, mesh, network, route, route_in, vxlan};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{Host, Mesh, Overlay, VxlanDevice};
 
@@ -159,19 +157,9 @@ fn beside_a_cni_remote_traffic_crosses_our_vxlan_both_ways_and_local_traffic_is_
 #[test]
 fn the_vxlan_is_no_larger_than_the_lan_leaves_it_and_a_smaller_one_than_the_mesh_is_noted() {
     let mesh = beside_a_cni();
-    let (me, none, resolved) = ("a-1".parse().unwrap(), Beliefs::new(), BTreeMap::new());
+    let knowledge = Knowledge::of("a-1");
     let of = |mesh: &Mesh, lan_mtu| {
-        let carried = Default::default();
-        let input = TopologyInput {
-            mesh,
-            me: &me,
-            leaders: &none,
-            resolved: &resolved,
-            lan_device: None,
-            lan_mtu,
-            holds_address: true,
-            carried: &carried,
-        };
+        let input = TopologyInput { lan_mtu, ..knowledge.input(mesh) };
         let notes: Vec<String> = notes(&input).iter().map(ToString::to_string).collect();
         (desired(&input).vxlan.values().next().unwrap().mtu, notes)
     };
@@ -205,21 +193,11 @@ fn an_endpoint_of_a_tunnel_is_withheld_from_the_tunnels_and_noted() {
     let mut mesh = beside_a_cni();
     let b: NodeName = "b-0".parse().unwrap();
     mesh.edit().nodes.get_mut(&b).unwrap().endpoint = Some(Host::Name("b.example".into()));
-    let (me, none) = ("a-0".parse().unwrap(), Beliefs::new());
     let of = |at: Option<&str>| {
         let resolved =
             at.map(|a| ("b.example".to_owned(), a.parse().unwrap())).into_iter().collect();
-        let carried = Default::default();
-        let input = TopologyInput {
-            mesh: &mesh,
-            me: &me,
-            leaders: &none,
-            resolved: &resolved,
-            lan_device: None,
-            lan_mtu: None,
-            holds_address: true,
-            carried: &carried,
-        };
+        let knowledge = Knowledge { resolved, ..Knowledge::of("a-0") };
+        let input = knowledge.input(&mesh);
         let net = desired(&input);
         let allowed = net.wireguard[&"wgl0".parse().unwrap()].peers.values().next().unwrap();
         assert!(
