@@ -16,6 +16,7 @@ use crate::fault::{Fault, MoveReason};
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::io::{Persist, StoredGroup};
 use crate::proof::{Proof, Signed, Signer, Statement, VoterSet};
+use crate::relay_pair::{Detour, TunnelRow, TunnelState};
 use crate::state::{Command, Decision, Event, EventKind, EventTimes, FreezeEnd, LocationState};
 use crate::status::CandidateStatus;
 use crate::stored::{SnapshotWrite, Tail};
@@ -219,8 +220,21 @@ fn next_frame(before: Option<&Frame>) -> Option<Frame> {
         Some(Frame::Uncarried { .. }) => {
             Frame::Signed { location: cloud(), epoch: Epoch(300), signatures: vec![signed()] }
         }
-        Some(Frame::Signed { .. }) => return None,
+        Some(Frame::Signed { .. }) => Frame::Tunnels {
+            location: cloud(),
+            row: tunnel_row().avoiding(true),
+            heard: vec![(Slot(2), tunnel_row())],
+        },
+        Some(Frame::Tunnels { .. }) => {
+            Frame::Detours(vec![Detour { location: cloud(), near: Slot(1), far: Slot(2) }])
+        }
+        Some(Frame::Detours(_)) => return None,
     })
+}
+
+fn tunnel_row() -> TunnelRow {
+    let row = TunnelRow::UNKNOWN.with(Slot(0), TunnelState::Good);
+    row.with(Slot(1), TunnelState::Lossy).with(Slot(14), TunnelState::Bad)
 }
 
 fn times() -> EventTimes {

@@ -28,6 +28,7 @@ pub mod node;
 pub mod observe;
 pub mod probe;
 pub mod proof;
+pub mod relay_pair;
 pub mod rendezvous;
 pub mod state;
 pub mod status;

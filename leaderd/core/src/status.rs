@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::fault::MoveReason;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
+use crate::relay_pair::TunnelState;
 use crate::time::WallTime;
 use crate::verdict::Verdict;
 
@@ -27,6 +28,87 @@ pub struct Status {
     #[serde(default)]
     pub probe_addresses: Vec<IpAddr>,
     pub locations: Vec<LocationStatus>,
+    /// Who carries the traffic of this node's location with each other one.
+    #[serde(default)]
+    pub relay_pairs: Vec<RelayPairStatus>,
+}
+
+/// The relay pair of this node's location and another one: by whom traffic goes now, both ways.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RelayPairStatus {
+    /// The other location.
+    pub location: LocationName,
+    /// The relays in this node's location; several only with several leaders.
+    pub near: Vec<NodeName>,
+    /// The relays in the other one.
+    pub far: Vec<NodeName>,
+    /// They are not the leaders of both.
+    pub detour: bool,
+    /// The detour has lasted for more than 15 minutes.
+    pub long: bool,
+    /// No tunnel between the two locations is known to be good.
+    pub cut_off: bool,
+    pub since: WallTime,
+    /// Why it is a detour.
+    pub why: Option<String>,
+    /// All tunnels between candidates of the two; none on a plain member, which knows of none.
+    pub tunnels: Vec<TunnelStatus>,
+}
+
+/// The tunnel between two candidates, as this node knows it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct TunnelStatus {
+    pub near: NodeName,
+    pub far: NodeName,
+    pub state: TunnelState,
+    /// By whose word.
+    pub seen_by: Option<NodeName>,
+    /// Since when, of this node's own tunnels.
+    pub since: Option<WallTime>,
+}
+
+/// A change of a relay pair, as one node saw it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RelayChange {
+    pub at: WallTime,
+    /// The other location.
+    pub location: LocationName,
+    pub kind: RelayChangeKind,
+    pub near: Vec<NodeName>,
+    pub far: Vec<NodeName>,
+    pub why: Option<String>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RelayChangeKind {
+    /// Other relays than the two leaders carry, or other ones than before.
+    Detour,
+    /// The two leaders carry again.
+    DetourEnded,
+    /// A detour is older than 15 minutes.
+    LongDetour,
+    /// No tunnel between the two locations is known to be good.
+    CutOff,
+    /// One is again.
+    Reached,
+}
+
+impl RelayChangeKind {
+    /// As in the log.
+    pub const fn message(self) -> &'static str {
+        match self {
+            Self::Detour => {
+                "detour: other relays than the two leaders carry the traffic with a location"
+            }
+            Self::DetourEnded => "detour ended: the two leaders carry again",
+            Self::LongDetour => {
+                "a detour has lasted for 15 minutes: mend the tunnel of the two leaders"
+            }
+            Self::CutOff => "cut off: no tunnel to a location is known to be good",
+            Self::Reached => "a tunnel to the location is good again",
+        }
+    }
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]

@@ -17,18 +17,19 @@ use crate::capability::Capabilities;
 use crate::fault::Fault;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::proof::{Proof, Signed};
+use crate::relay_pair::{Detour, TunnelRow};
 use crate::state::{Decision, Event};
 use crate::status::CandidateStatus;
 use crate::time::{Duration, WallTime};
 use crate::verdict::Report;
 
-use limits::{MAX_ADDRESSED, MAX_DECISIONS, MAX_LOCATIONS, MAX_SLOTS};
+use limits::{MAX_ADDRESSED, MAX_DECISIONS, MAX_DETOURS, MAX_LOCATIONS, MAX_SLOTS};
 
 /// First byte of every frame.
 pub const FRAME_VERSION: u8 = 3;
 
 /// How many kinds of frames this daemon knows: the variants of [`Frame`].
-const KINDS: u32 = 12;
+const KINDS: u32 = 14;
 
 /// Longest frame, in bytes: for a Raft snapshot, which is [`crate::state::MAX_STATE`] at most. Other kinds have limits of their own,
 /// see [`Frame::limit`].
@@ -105,6 +106,19 @@ pub enum Frame {
         epoch: Epoch,
         signatures: Vec<Signed>,
     },
+    /// From a candidate, while a tunnel between its location and this other one is in trouble: to the candidates of both, and to the
+    /// voters of its own. Older releases refuse this frame, and send through the leaders.
+    Tunnels {
+        location: LocationName,
+        /// What the sender has measured itself.
+        row: TunnelRow,
+        /// What the other location's candidates told it. For its own location only.
+        #[serde(deserialize_with = "bounded::list::<_, _, MAX_SLOTS>")]
+        heard: Vec<(Slot, TunnelRow)>,
+    },
+    /// From a candidate to the members of its location, with every hello and when they change: the relay pairs that are not the two
+    /// leaders. Older releases refuse this frame, and send to their leader.
+    Detours(#[serde(deserialize_with = "bounded::list::<_, _, MAX_DETOURS>")] Vec<Detour>),
 }
 
 /// The frames that are relayed, written by position: at their places in [`Frame`]. Frames within frames would be read by recursion, and a
@@ -198,6 +212,8 @@ impl Frame {
             Self::Addresses(_) => "addresses",
             Self::Uncarried { .. } => "uncarried",
             Self::Signed { .. } => "signed",
+            Self::Tunnels { .. } => "tunnels",
+            Self::Detours(_) => "detours",
         }
     }
 
@@ -249,7 +265,8 @@ mod tests {
             epoch: Epoch(1),
             signatures: Vec::new(),
         };
-        let last = addresses[1].max(uncarried[1]).max(signed.encode()[1]);
+        let detours = Frame::Detours(Vec::new()).encode();
+        let last = addresses[1].max(uncarried[1]).max(signed.encode()[1]).max(detours[1]);
         assert_eq!(u32::from(last) + 1, KINDS, "KINDS counts the variants");
         let decode = |kind: u8| Frame::decode(&[FRAME_VERSION, kind, 1, 2, 3]);
         assert_eq!(decode(last + 1), Err(FrameError::UnknownKind(KINDS)));

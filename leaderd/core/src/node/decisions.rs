@@ -301,6 +301,7 @@ impl Node {
     /// Takes a decision if it is newer, and asks for the network that follows from it.
     pub(super) fn adopt(
         &mut self,
+        now: Now,
         decision: &Decision,
         proof: Option<&Proof>,
     ) -> Result<(), DecisionRefusal> {
@@ -310,8 +311,13 @@ impl Node {
         self.fallback.left(location);
         self.store_known(location);
         self.update_group(location);
+        let mut changed = match *location == self.location {
+            true => self.find_relays(now, self.other_locations()),
+            false => self.find_relays(now, [location.clone()]),
+        };
+        changed.insert(location.clone());
         // Programmed even if nothing changes in the kernel: the answer brings the decision into force.
-        self.reprogram_leaders(location);
+        self.reprogram_relays(&changed, true);
         Ok(())
     }
 

@@ -54,6 +54,10 @@ impl Node {
             Frame::Uncarried { mesh_hash, locations } => {
                 self.handle_uncarried(now, &from, mesh_hash, locations);
             }
+            Frame::Tunnels { location, row, heard } => {
+                self.handle_tunnels(now, &from, location, row, heard);
+            }
+            Frame::Detours(detours) => self.handle_detours(now, &from, detours),
             frame @ (Frame::Report(_) | Frame::Ack { .. } | Frame::Verified { .. }) => {
                 self.handle_observation(now, &from, frame, true);
             }

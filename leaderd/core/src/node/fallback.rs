@@ -149,6 +149,7 @@ impl Node {
             changed = true;
         }
         if changed {
+            self.find_relays(now, self.other_locations());
             self.reprogram(false);
         }
     }

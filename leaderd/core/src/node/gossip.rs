@@ -42,6 +42,7 @@ impl Node {
             self.send_addresses(now, &peer);
             self.send_uncarried(&peer);
         }
+        self.relay_round(now);
         self.sign_and_prove_all(now);
         // This node's own groups take its hello like the others'.
         let own = self.hello(now, &self.me);

@@ -28,6 +28,8 @@ pub(super) enum Ignored {
     Event,
     AnswerNotAsked,
     SignatureOfNoVoter,
+    TunnelsOfNoCandidate,
+    DetoursOfNoCandidate,
     DecisionForCandidates,
     Probe(Reject),
 }
@@ -52,6 +54,8 @@ impl Ignored {
             Self::Event => "event",
             Self::AnswerNotAsked => "answer-not-asked",
             Self::SignatureOfNoVoter => "signature-of-no-voter",
+            Self::TunnelsOfNoCandidate => "tunnels-of-no-candidate",
+            Self::DetoursOfNoCandidate => "detours-of-no-candidate",
             Self::DecisionForCandidates => "decision-for-candidates",
             Self::Probe(_) => "probe",
         }
@@ -77,6 +81,10 @@ impl fmt::Display for Ignored {
             Self::Event => "event that does not belong to its decision, or far beyond the newest",
             Self::AnswerNotAsked => "answer to a command from a node that was not asked",
             Self::SignatureOfNoVoter => "signature of no voter, or in another voter's name",
+            Self::TunnelsOfNoCandidate => {
+                "states of tunnels from a node that is no candidate, or of neither location"
+            }
+            Self::DetoursOfNoCandidate => "detours from a node that is no candidate here",
             Self::DecisionForCandidates => "decision of another location, told to a plain member",
             Self::Probe(why) => return write!(f, "probe: {why}"),
         })

@@ -18,6 +18,7 @@ mod peer_table;
 mod program;
 mod proofs;
 mod reconfigure;
+mod relays;
 mod status;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -48,6 +49,7 @@ use ignored::Ignored;
 use peer_table::PeerTable;
 use proofs::Proofs;
 pub use reconfigure::{MeshRefusal, check_successor};
+use relays::RelayPairs;
 
 /// All that a node is made from.
 #[derive(Debug)]
@@ -99,6 +101,7 @@ pub struct Node {
     fallback: Fallback,
     commands: Commands,
     proofs: Proofs,
+    relays: RelayPairs,
     facts: LocalFacts,
     handover: Handover,
     /// The groups of which this node is raft leader, to notice when it becomes that.
@@ -165,6 +168,7 @@ impl Node {
             handover: Handover::new(&mesh, &location),
             peers: PeerTable::new(now.mono),
             proofs: Proofs::new(&mesh),
+            relays: RelayPairs::default(),
             fallback: Fallback::new(now.mono),
             addresses: Addresses::new(mesh.clone()),
             mesh,
@@ -198,6 +202,7 @@ impl Node {
         this.listen_for_probes();
         this.mesh_in_force();
         this.check_own_key();
+        this.relays_of_mesh(now);
         this.drain_outputs(now);
         Ok(this)
     }
@@ -294,6 +299,7 @@ impl Node {
                 Some(self.fallback.poll_timeout()),
                 self.commands.poll_timeout(),
                 self.handover.poll_timeout(),
+                self.relays.poll_timeout(),
             ])
             .flatten()
             .min()
@@ -354,6 +360,7 @@ impl Node {
             }
         }
         self.apply_addresses(now);
+        self.relay_timers(now);
         if self.peers.is_due(now.mono) {
             self.send_hellos(now);
         }

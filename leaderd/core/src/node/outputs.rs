@@ -48,6 +48,7 @@ impl Node {
                 }
                 let location = report.location.clone();
                 self.send_to_candidates(&location, &Frame::Report(report));
+                self.review_relays(now, [location]);
             }
             ObserverOutput::Verified { location, epoch, at, blackout } => {
                 let me = self.me.clone();
@@ -76,7 +77,7 @@ impl Node {
                 self.sign(now, &decision, false);
                 // Without the proof that it needs it comes into force when that is there.
                 if let Err(why @ (DecisionRefusal::TooFarAhead | DecisionRefusal::NoCandidates)) =
-                    self.adopt(&decision, None)
+                    self.adopt(now, &decision, None)
                 {
                     let fields = [
                         ("location.name", location.to_string()),

@@ -1,6 +1,6 @@
 //! The network that this node wants, how programming it went, and what this node can do itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{LocationName, Slot};
 use crate::io::{Effect, LocalFacts, LogLevel};
@@ -16,12 +16,7 @@ impl Node {
         if self.lan.is_none() || self.handover.waits() {
             return;
         }
-        let leaders: BTreeMap<LocationName, Vec<Slot>> = self
-            .mesh
-            .locations
-            .keys()
-            .filter_map(|l| Some((l.clone(), self.effective_leaders(l)?)))
-            .collect();
+        let leaders = self.all_leaders();
         let input = self.topology_input(&leaders);
         let mut network = topology::desired(&input);
         let notes = topology::notes(&input).iter().map(ToString::to_string).collect();
@@ -35,24 +30,29 @@ impl Node {
         self.decisions.programming(self.revision);
     }
 
-    /// Fast path for a leader change: replaces one nexthop group. Its cost does not grow with prefixes and peers, as the networks
-    /// share all but their nexthops.
-    pub(super) fn reprogram_leaders(&mut self, location: &LocationName) {
+    /// Fast path for other leaders or relays of some locations: replaces a few nexthops. Its cost does not grow with prefixes and peers,
+    /// as the networks share all but their nexthops. Programmed `always`, or if anything changes.
+    pub(super) fn reprogram_relays(&mut self, locations: &BTreeSet<LocationName>, always: bool) {
         self.handover.touch();
         if self.lan.is_none() || self.handover.waits() {
             return;
         }
-        let leaders = self.effective_leaders(location).map(|l| (location.clone(), l));
-        let leaders = leaders.into_iter().collect();
-        let mut network = std::mem::take(&mut self.network);
+        let leaders = self.all_leaders();
+        let mut network = self.network.clone();
         let input = self.topology_input(&leaders);
-        let done = topology::change_leaders(&mut network, &input, location);
-        self.network = network;
-        if !done {
-            return self.reprogram(true);
+        if !topology::change_relays(&mut network, &input, locations) {
+            return self.reprogram(always);
         }
-        self.program();
+        if always || network != self.network {
+            self.network = network;
+            self.program();
+        }
         self.decisions.programming(self.revision);
+    }
+
+    fn all_leaders(&self) -> BTreeMap<LocationName, Vec<Slot>> {
+        let locations = self.mesh.locations.keys();
+        locations.filter_map(|l| Some((l.clone(), self.effective_leaders(l)?))).collect()
     }
 
     fn topology_input<'a>(
@@ -63,6 +63,7 @@ impl Node {
             mesh: &self.mesh,
             me: &self.me,
             leaders,
+            relays: self.relays.exceptions(),
             resolved: &self.resolved,
             lan_device: self.lan.as_ref().and_then(|lan| lan.name.as_ref()),
             lan_mtu: self.lan.as_ref().and_then(|lan| lan.mtu),

@@ -268,7 +268,7 @@ impl Node {
         if self.decisions.attach(decision, proof.clone()) {
             self.store_known(&location);
             self.update_group(&location);
-        } else if self.adopt(decision, Some(&proof)).is_err() {
+        } else if self.adopt(now, decision, Some(&proof)).is_err() {
             return;
         }
         if self.groups.get(&location).is_some_and(|g| g.state().decision.as_ref() == Some(decision))
@@ -320,7 +320,7 @@ impl Node {
         if !speaks {
             return;
         }
-        if let Err(why) = self.adopt(decision, None)
+        if let Err(why) = self.adopt(now, decision, None)
             && why != DecisionRefusal::Old
         {
             self.ignored(now, from.as_str(), Ignored::Decision(why));

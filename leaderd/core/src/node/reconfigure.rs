@@ -91,7 +91,7 @@ impl Node {
         // A decision that names a candidate of the new file could not be followed before.
         let decided = self.groups.values().filter_map(|g| g.state().decision.clone());
         for decision in decided.collect::<Vec<_>>() {
-            let _ = self.adopt(&decision, None);
+            let _ = self.adopt(now, &decision, None);
         }
         self.peers.retain(&mesh);
         self.fallback.retain(&mesh);
@@ -103,6 +103,7 @@ impl Node {
         );
         self.listen_for_probes();
         self.mesh_in_force();
+        self.relays_of_mesh(now);
         self.reprogram(false);
     }
 

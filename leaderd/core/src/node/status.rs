@@ -27,6 +27,7 @@ impl Node {
             backend: self.facts.backend.clone(),
             probe_addresses: self.probed_at(),
             locations: self.mesh.locations.keys().map(|l| self.location_status(now, l)).collect(),
+            relay_pairs: self.relay_pairs(now),
         }
     }
 

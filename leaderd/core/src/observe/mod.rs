@@ -39,7 +39,7 @@ use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
 use crate::status::HiddenSource;
 use crate::time::{Instant, Now, WallTime};
-use crate::verdict::Report;
+use crate::verdict::{Report, Verdict};
 
 use index::{IndexVec, TargetIdx, WatchIdx};
 use location::LocationWatch;
@@ -216,6 +216,13 @@ impl Observer {
     /// Returns whether the candidate in this slot forwards, by this node's own evidence.
     pub fn forwards(&self, location: &LocationName, slot: Slot) -> bool {
         self.by_name.get(location).is_some_and(|&watch| self.watches[watch].forwards(slot))
+    }
+
+    /// Returns this node's own verdicts on the candidates of a location.
+    pub fn verdicts(&self, location: &LocationName) -> Vec<(Slot, Verdict)> {
+        let watch = self.by_name.get(location).map(|&watch| &self.watches[watch]);
+        let paths = watch.into_iter().flat_map(|w| w.paths.iter());
+        paths.map(|p| (p.slot, p.verdict.get().clone())).collect()
     }
 
     /// Returns whether nothing gets through any candidate of the location, by this node's own evidence. Where some packets do

@@ -4,8 +4,11 @@
 //! |---|---|
 //! | `0x0000 + 2·slot + family` | out of plane `wgl{slot}` |
 //! | `0x0020 + 2·slot + family` | to the own location's candidate in `slot` |
-//! | `0x0040 + family` | group: to my leaders |
+//! | `0x0060 + 2·number + family` | to the own location's leaders, in order |
 //! | `0x1000 + 2·lowest node index + family` | group: to a remote location |
+//! | `0x4000 + 2·lowest node index + family` | group: to a remote location, for what a candidate sends itself |
+//!
+//! `0x0040` and `0x0041` were groups in earlier releases.
 
 use wgctl_plan::{Family, NEXTHOP_ID_BASE, NexthopId};
 
@@ -27,16 +30,26 @@ pub(super) const fn candidate_nexthop(slot: Slot, family: Family) -> NexthopId {
     NexthopId(NEXTHOP_ID_BASE + 0x20 + 2 * slot.0 as u32 + bit(family))
 }
 
-/// On members: the group that leads to the leaders of their own location.
-pub const fn leaders_group(family: Family) -> NexthopId {
-    NexthopId(NEXTHOP_ID_BASE + 0x40 + bit(family))
+/// The nexthop to a leader of the own location: the first, the second, …
+pub(super) const fn relay_nexthop(number: usize, family: Family) -> NexthopId {
+    NexthopId(NEXTHOP_ID_BASE + 0x60 + 2 * number as u32 + bit(family))
 }
 
-/// On candidates: the group that leads to a remote location, through the planes of its leaders.
+pub(super) fn is_relay_nexthop(id: NexthopId) -> bool {
+    (NEXTHOP_ID_BASE + 0x60..NEXTHOP_ID_BASE + 0x80).contains(&id.0)
+}
+
+/// The group that leads to a remote location: on candidates through the planes of the relays there, on members to the relays here.
 /// `None` for a location without nodes.
 pub fn location_group(mesh: &Mesh, location: &LocationName, family: Family) -> Option<NexthopId> {
     let lowest = lowest(mesh, location)?;
     Some(NexthopId(NEXTHOP_ID_BASE + 0x1000 + 2 * lowest + bit(family)))
+}
+
+/// On candidates: the group that leads what they send themselves to a remote location, through the relays of their own.
+pub fn own_group(mesh: &Mesh, location: &LocationName, family: Family) -> Option<NexthopId> {
+    let lowest = lowest(mesh, location)?;
+    Some(NexthopId(NEXTHOP_ID_BASE + 0x4000 + 2 * lowest + bit(family)))
 }
 
 /// The table with our routes to a remote location, where this location has a CNI or Kilo. The routes are always there. Beside Kilo the

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use wgctl_plan::{Family, InterfaceName, Mac, Nexthop, RouteVia, Vxlan};
 
-use super::ids::{candidate_nexthop, leaders_group};
+use super::ids::candidate_nexthop;
 use super::{Build, RELAY_TABLE, ROUTE_METRIC, TopologyInput, host, inner, rule, slot_range};
 use crate::ids::{NodeIndex, Slot};
 use crate::mesh::{Node, Overlay, VxlanDevice};
@@ -120,10 +120,8 @@ impl<'a> Build<'a> {
             if let Some(range) = slot_range(self.mesh(), slot, family) {
                 self.route(range, RouteVia::Gateway { dev: dev.clone(), gateway, onlink: true });
             }
-            if self.me.slot.is_none() {
-                let nexthop = Nexthop::Gateway { dev, gateway, onlink: true };
-                self.net.nexthops.insert(candidate_nexthop(slot, family), nexthop);
-            }
+            let nexthop = Nexthop::Gateway { dev, gateway, onlink: true };
+            self.net.nexthops.insert(candidate_nexthop(slot, family), nexthop);
         }
     }
 
@@ -141,26 +139,6 @@ impl<'a> Build<'a> {
             Overlay::Direct | Overlay::External => {
                 let dev = self.me.device.as_ref().or(self.input.lan_device)?;
                 (Family::of(&other.address) == family).then(|| (dev.clone(), other.address))
-            }
-        }
-    }
-
-    /// On a member: routes everything remote to the leaders of its own location, through one group per family.
-    pub(super) fn remote_prefixes_by_leaders(&mut self) {
-        let leaders = self.leaders(&self.me.location);
-        for &family in self.families() {
-            let members = leaders.iter().map(|&s| candidate_nexthop(s, family));
-            let Some(id) = self.group(leaders_group(family), members) else { continue };
-            let source = self.source(family);
-            for location in self.routed_locations() {
-                let prefixes = self.remote(location, family);
-                if prefixes.is_empty() {
-                    continue;
-                }
-                let table = self.table_to(location, family);
-                for prefix in prefixes {
-                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop { id, source });
-                }
             }
         }
     }

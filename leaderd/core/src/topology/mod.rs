@@ -1,13 +1,13 @@
 //! Computes the whole network of one node from the mesh and from who leads.
 //!
 //! Every tunnel between two candidates of different locations is always up. Each end's interface is named after the slot of the *far*
-//! end (`a.wgl{j} ↔ b.wgl{i}`), and every peer may always carry everything of its location. So the leaders appear in one place only:
-//! the members of a nexthop group. A candidate has one group per remote location and family, a member one per family ('to my
-//! leaders'). Everything else is a function of the mesh alone.
+//! end (`a.wgl{j} ↔ b.wgl{i}`), and every peer may always carry everything of its location. So who relays appears in one place only
+//! (`relays`): the members of nexthop groups, one per remote location and family, and on a standby the rules that send its own
+//! workloads' packets by the relay. Everything else is a function of the mesh alone.
 //!
-//! No loops, whatever the nodes believe about leaders: a candidate sends remote prefixes only into a tunnel and local ones only into
-//! the location; a member sends remote ones only to a candidate of its own location. So a packet crosses at most member → candidate
-//! → candidate → member.
+//! No loops, whatever the nodes believe about leaders and relays: a candidate sends what is not its own only into a tunnel, or to its
+//! owner in the location; its own, like a member's, goes into a tunnel or to a candidate of the location. So a packet crosses at most
+//! node → candidate → candidate → node.
 //!
 //! With overlays `cni`, `external` and `flannel` the CNI routes the location's own prefixes. Remote prefixes are in tables of our own
 //! ahead of the CNI's, one table for each remote location. With `cni` (and, for node addresses, with `vxlan`) a further table is used
@@ -17,9 +17,9 @@
 //! that hold an address of the underlay are withheld, and the relay's table does not apply to what this node sends.
 
 mod ids;
-mod leaders;
 mod local;
 mod notes;
+mod relays;
 mod transit;
 mod tunnels;
 
@@ -30,16 +30,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use wgctl_plan::{
-    Family, InterfaceName, MAIN_TABLE, Network, Nexthop, NexthopId, RouteKey, RouteVia, Rule,
-};
+use wgctl_plan::{Family, InterfaceName, MAIN_TABLE, Network, RouteKey, RouteVia, Rule};
 
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{Host, Location, Mesh, Node, Overlay};
+use crate::relay_pair::Relays;
 
-pub use ids::{leaders_group, location_group, location_of_table, location_table};
-pub use leaders::change_leaders;
+pub use ids::{location_group, location_of_table, location_table, own_group};
 pub use notes::{Note, notes};
+pub use relays::change_relays;
 
 /// Metric of our routes. Below what CNIs and DHCP use, above 0, which IPv6 would turn into 1024.
 pub const ROUTE_METRIC: u32 = 76;
@@ -52,6 +51,12 @@ pub const RELAY_TABLE: u32 = 759_999;
 /// come before ours, and apply only to packets from its own device.
 pub const RULE_PRIORITY: u32 = 76;
 
+/// A candidate's table for what has a source of its own: routes to the relays of its location.
+pub const OWN_SOURCES_TABLE: u32 = 759_998;
+
+/// Preference of the rules that lead to it: before those of [`RULE_PRIORITY`].
+pub const OWN_SOURCES_PRIORITY: u32 = 70;
+
 /// Everything that a node's network depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct TopologyInput<'a> {
@@ -61,6 +66,8 @@ pub struct TopologyInput<'a> {
     /// The leaders of each location: slots in order. Slots without a candidate are ignored. A location that is missing or has no slot
     /// left is led by the first of [`Mesh::ranking`].
     pub leaders: &'a BTreeMap<LocationName, Vec<Slot>>,
+    /// Who carries between this node's location and others, where that is not the leaders of both.
+    pub relays: &'a BTreeMap<LocationName, Relays>,
     /// DNS names of endpoints that the shell has resolved. A peer whose name is missing has no endpoint.
     pub resolved: &'a BTreeMap<String, IpAddr>,
     /// The device with this node's LAN address, as the shell found it; the mesh file's `device` wins. Without either, overlays `direct`
@@ -82,6 +89,8 @@ pub fn desired(input: &TopologyInput<'_>) -> Network {
     let mut build = Build { input, me, locations, underlay, net: Network::default() };
     build.planes();
     build.location();
+    let relays = relays::relay_objects(&build.net.nexthops, input, me);
+    build.net.nexthops.extend(relays);
     build.remote_prefixes();
     build.sysctls();
     build.transit();
@@ -164,10 +173,6 @@ impl<'a> Build<'a> {
         self.other_locations().into_iter().filter(|l| !observed(l)).collect()
     }
 
-    fn leaders(&self, location: &LocationName) -> Vec<Slot> {
-        known_leaders(self.input, location)
-    }
-
     /// The source address of what this node sends to other locations: its own address, where that is carried, so that it has one
     /// identity everywhere. The kernel refuses a route with a source that the host does not have.
     fn source(&self, family: Family) -> Option<IpAddr> {
@@ -183,13 +188,56 @@ impl<'a> Build<'a> {
         self.locations[location].prefixes.iter().filter(mine).copied().collect()
     }
 
-    /// Routes the prefixes of all other locations: on a candidate into its own tunnels, on a member to its leaders.
+    /// Routes the prefixes of all other locations: on a candidate into its own tunnels, on a member to the relays of its location. What a
+    /// standby sends itself goes as a member's.
     fn remote_prefixes(&mut self) {
-        if self.me.slot.is_some() {
-            self.remote_prefixes_by_tunnel();
-        } else {
-            self.remote_prefixes_by_leaders();
+        let stands_by = relays::stands_by(self.input, self.me);
+        for location in self.routed_locations() {
+            for &family in self.families() {
+                let prefixes = self.remote(location, family);
+                if prefixes.is_empty() {
+                    continue;
+                }
+                let (own, source) = (own_group(self.mesh(), location, family), self.source(family));
+                let groups = relays::groups(
+                    &self.net.nexthops,
+                    self.input,
+                    self.me,
+                    stands_by,
+                    location,
+                    family,
+                );
+                for (id, members) in groups {
+                    let Some(group) = relays::group(&self.net.nexthops, members) else { continue };
+                    self.net.nexthops.insert(id, group);
+                    let table = if Some(id) == own {
+                        OWN_SOURCES_TABLE
+                    } else {
+                        self.table_to(location, family)
+                    };
+                    // Beside Kilo the routes of a location that it carries are ready, and no rule leads there.
+                    if table == OWN_SOURCES_TABLE && self.is_left_to_kilo(location) {
+                        continue;
+                    }
+                    for prefix in &prefixes {
+                        let via = RouteVia::Nexthop { id, source };
+                        self.route_in(table, *prefix, ROUTE_METRIC, via);
+                    }
+                }
+                if self.me.slot.is_some() && family == Family::V6 {
+                    self.probe_routes6(location, &prefixes);
+                }
+            }
         }
+        if stands_by {
+            let rules = relays::own_source_rules(&self.net, self.input, self.me);
+            self.net.rules.extend(rules);
+        }
+    }
+
+    fn is_left_to_kilo(&self, location: &LocationName) -> bool {
+        self.mesh().kilo_between(&self.me.location, location)
+            && !self.input.carried.contains(location)
     }
 
     fn route(&mut self, prefix: IpNet, via: RouteVia) {
@@ -212,21 +260,6 @@ impl<'a> Build<'a> {
             self.net.rules.insert(rule(family, None, table));
         }
         table
-    }
-
-    /// Adds a group of those of `members` that exist; `None` if none does.
-    fn group(
-        &mut self,
-        id: NexthopId,
-        members: impl Iterator<Item = NexthopId>,
-    ) -> Option<NexthopId> {
-        let members: BTreeSet<NexthopId> =
-            members.filter(|m| self.net.nexthops.contains_key(m)).collect();
-        if members.is_empty() {
-            return None;
-        }
-        self.net.nexthops.insert(id, Nexthop::Group { members });
-        Some(id)
     }
 
     fn sysctls(&mut self) {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use wgctl_plan::{Family, MAIN_TABLE, Nexthop, RouteVia, WgInterface, WgPeer};
+use wgctl_plan::{MAIN_TABLE, Nexthop, RouteVia, WgInterface, WgPeer};
 
-use super::ids::{location_group, plane_nexthop};
+use super::ids::plane_nexthop;
 use super::{Build, ROUTE_METRIC, host, inner};
-use crate::ids::Slot;
+use crate::ids::{LocationName, Slot};
 use crate::mesh::{Host, Node, plane};
 
 impl<'a> Build<'a> {
@@ -71,39 +71,13 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// On a candidate: routes everything remote into its own tunnels only, the planes of the remote location's leaders.
-    pub(super) fn remote_prefixes_by_tunnel(&mut self) {
-        for location in self.routed_locations() {
-            let leaders = self.leaders(location);
-            let slots: Vec<Slot> = self.locations[location].candidates.keys().copied().collect();
-            for &family in self.families() {
-                let mine = self.remote(location, family);
-                if mine.is_empty() {
-                    continue;
-                }
-                let Some(id) = location_group(self.mesh(), location, family) else { continue };
-                let Some(id) = self.group(id, leaders.iter().map(|&s| plane_nexthop(s, family)))
-                else {
-                    continue;
-                };
-                let table = self.table_to(location, family);
-                let source = self.source(family);
-                for prefix in mine {
-                    self.route_in(table, prefix, ROUTE_METRIC, RouteVia::Nexthop { id, source });
-                    if family == Family::V6 {
-                        self.probe_routes6(prefix, &slots);
-                    }
-                }
-            }
-        }
-    }
-
     /// Adds routes for probes, which leave by a plane of their choice (SO_BINDTODEVICE), leader or not. IPv4 then takes any destination
     /// to be on that device; IPv6 needs a route out of it. These routes lose to the group's and never change.
-    fn probe_routes6(&mut self, prefix: IpNet, slots: &[Slot]) {
-        for &slot in slots {
+    pub(super) fn probe_routes6(&mut self, location: &LocationName, prefixes: &[IpNet]) {
+        let slots: Vec<Slot> = self.locations[location].candidates.keys().copied().collect();
+        for (prefix, slot) in prefixes.iter().flat_map(|p| slots.iter().map(move |s| (p, *s))) {
             let via = RouteVia::Device { dev: plane(slot), source: None };
-            self.route_in(MAIN_TABLE, prefix, ROUTE_METRIC + 1 + u32::from(slot.0), via);
+            self.route_in(MAIN_TABLE, *prefix, ROUTE_METRIC + 1 + u32::from(slot.0), via);
         }
     }
 }

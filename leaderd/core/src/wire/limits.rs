@@ -10,6 +10,7 @@ use super::{Frame, Hello};
 use crate::admin::{AdminRequest, AdminResponse, MAX_FREEZE};
 use crate::ids::{Epoch, Slot};
 use crate::proof::{MAX_SIGNATURES, Proof};
+use crate::relay_pair::Detour;
 use crate::state::{Command, Decision, Event, EventTimes, FreezeEnd, LocationState};
 use crate::status::CandidateStatus;
 use crate::time::WallTime;
@@ -35,6 +36,8 @@ pub const MAX_ADDRESSED: usize = 128;
 const MAX_NODE_ADDRESSES: usize = 8;
 /// Locations in one list: as many as a mesh can have nodes.
 pub const MAX_LOCATIONS: usize = 4094;
+/// Detours that a candidate tells its members, of locations with the longest names too.
+pub const MAX_DETOURS: usize = 512;
 /// Sentences in a list, and the bytes of each.
 pub const MAX_TEXTS: usize = 16;
 pub const MAX_TEXT: usize = 1 << 10;
@@ -169,6 +172,12 @@ impl Frame {
             }
             Self::Uncarried { locations, .. } => {
                 ensure(locations.len() <= MAX_LOCATIONS, Nonsense::Length)
+            }
+            Self::Tunnels { heard, .. } => check_slots(heard.iter().map(|(slot, _)| *slot)),
+            Self::Detours(detours) => {
+                ensure(detours.len() <= MAX_DETOURS, Nonsense::Length)?;
+                let slots = |d: &Detour| d.near <= Slot::MAX && d.far <= Slot::MAX;
+                ensure(detours.iter().all(slots), Nonsense::Slot)
             }
         }
     }

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use super::*;
 use crate::io::ProbeSend;
 use crate::mesh::{Overlay, Steering};
-use crate::topology::{RULE_PRIORITY, location_table};
+use crate::topology::{OWN_SOURCES_TABLE, RULE_PRIORITY, location_table};
 use crate::verdict::ProbeClass;
 
 fn kilo_mesh() -> Mesh {
@@ -148,12 +148,13 @@ impl Beside {
         !rules.is_empty()
     }
 
-    /// Tables with routes to the workload of `cloud`.
+    /// Tables with routes to the workload of `cloud`, but for what this node sends itself.
     fn tables(&self) -> BTreeSet<u32> {
         let mesh = self.bench.node.mesh();
         let prefixes = mesh.prefixes_of(&"cloud".parse().unwrap());
         let routes = self.bench.node.desired().routes.keys();
-        routes.filter(|k| prefixes.contains(&k.prefix)).map(|k| k.table).collect()
+        let tables = routes.filter(|k| prefixes.contains(&k.prefix)).map(|k| k.table);
+        tables.filter(|t| *t != OWN_SOURCES_TABLE).collect()
     }
 }
 

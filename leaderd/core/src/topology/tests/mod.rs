@@ -11,9 +11,13 @@ use wgctl_plan::{
     Family, Network, Nexthop, NexthopId, RouteKey, RouteVia, WgPublicKey, owns_nexthop,
 };
 
-use super::{MAIN_TABLE, ROUTE_METRIC, TopologyInput, desired, leaders_group, location_group};
+use super::ids::{candidate_nexthop, relay_nexthop};
+use super::{
+    MAIN_TABLE, OWN_SOURCES_TABLE, ROUTE_METRIC, TopologyInput, desired, location_group, own_group,
+};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{Host, InnerRange, Location, Mesh, MeshSpec, Node, Overlay, VxlanDevice};
+use crate::relay_pair::Relays;
 use walk::Beliefs;
 
 /// A location to make: its overlay, the number of its candidates and of its members.
@@ -74,6 +78,7 @@ fn hybrid() -> Mesh {
 struct Knowledge {
     me: NodeName,
     leaders: Beliefs,
+    relays: BTreeMap<LocationName, Relays>,
     resolved: BTreeMap<String, IpAddr>,
     carried: BTreeSet<LocationName>,
 }
@@ -83,6 +88,7 @@ impl Knowledge {
         Self {
             me: me.parse().unwrap(),
             leaders: Beliefs::new(),
+            relays: BTreeMap::new(),
             resolved: BTreeMap::new(),
             carried: BTreeSet::new(),
         }
@@ -93,6 +99,7 @@ impl Knowledge {
             mesh,
             me: &self.me,
             leaders: &self.leaders,
+            relays: &self.relays,
             resolved: &self.resolved,
             lan_device: None,
             lan_mtu: None,
@@ -172,7 +179,7 @@ fn changed_nexthops(mut before: Network, mut after: Network) -> Vec<NexthopId> {
 }
 
 #[test]
-fn a_failover_changes_one_nexthop_group_per_family_and_nothing_else() {
+fn a_failover_changes_one_nexthop_per_family_and_nothing_else() {
     let mesh = mesh(&[(vxlan(), 2, 1), (vxlan(), 3, 2), (vxlan(), 2, 0)], true);
     let b: LocationName = "b".parse().unwrap();
     let groups = |f: [Family; 2]| f.map(|f| location_group(&mesh, &b, f).unwrap()).to_vec();
@@ -181,9 +188,8 @@ fn a_failover_changes_one_nexthop_group_per_family_and_nothing_else() {
         ("a-0", groups(both), "a candidate elsewhere"),
         ("c-1", groups(both), "another one"),
         ("a-2", vec![], "a member elsewhere does not care"),
-        ("b-3", both.map(leaders_group).to_vec(), "a member of the location"),
-        ("b-0", vec![], "the old leader keeps forwarding as before"),
-        ("b-1", vec![], "and the new one did already"),
+        ("b-3", both.map(|f| relay_nexthop(0, f)).to_vec(), "a member of the location"),
+        ("b-2", both.map(|f| relay_nexthop(0, f)).to_vec(), "a candidate that stands by"),
     ];
     for (me, want, why) in table {
         let changed = changed_nexthops(
@@ -192,6 +198,73 @@ fn a_failover_changes_one_nexthop_group_per_family_and_nothing_else() {
         );
         assert_eq!(changed, want, "{me}: {why}");
     }
+}
+
+/// The relays between this node's location and `b`.
+fn detour(mesh: &Mesh, me: &str, near: u8, far: u8) -> Network {
+    let relays = Relays { near: vec![Slot(near)], far: vec![Slot(far)] };
+    let lan = "eth0".parse().unwrap();
+    let knowledge = Knowledge {
+        leaders: Beliefs::from([("a".parse().unwrap(), vec![Slot(0)])]),
+        relays: BTreeMap::from([("b".parse().unwrap(), relays)]),
+        ..Knowledge::of(me)
+    };
+    desired(&TopologyInput { lan_device: Some(&lan), ..knowledge.input(mesh) })
+}
+
+fn members(net: &Network, id: NexthopId) -> Vec<NexthopId> {
+    match &net.nexthops[&id] {
+        Nexthop::Group { members } => members.iter().copied().collect(),
+        other => panic!("no group: {other:?}"),
+    }
+}
+
+fn own_rules(net: &Network) -> Vec<String> {
+    let own = net.rules.iter().filter(|r| r.table == OWN_SOURCES_TABLE);
+    own.map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_a_standby_sends_itself_goes_by_its_leader_and_what_it_relays_by_its_tunnels() {
+    let mesh = mesh(&[(vxlan(), 2, 1), (vxlan(), 2, 0)], false);
+    let b: LocationName = "b".parse().unwrap();
+    let transit = location_group(&mesh, &b, Family::V4).unwrap();
+    let own = own_group(&mesh, &b, Family::V4).unwrap();
+    let net = network(&mesh, "a-1", &[("a", &[0]), ("b", &[1])]);
+    assert_eq!(own_rules(&net), ["70: IPv4 from 10.0.1.0/24 lookup 759998"]);
+    assert_eq!(
+        route_in(&net, OWN_SOURCES_TABLE, "10.1.0.0/24"),
+        Some(&RouteVia::Nexthop { id: own, source: None })
+    );
+    assert_eq!(members(&net, own), [relay_nexthop(0, Family::V4)]);
+    let to_leader = candidate_nexthop(Slot(0), Family::V4);
+    assert_eq!(net.nexthops[&relay_nexthop(0, Family::V4)], net.nexthops[&to_leader]);
+    let Nexthop::Device { dev, .. } = &net.nexthops[&members(&net, transit)[0]] else { panic!() };
+    assert_eq!(dev.as_str(), "wgl1");
+    // The leader sends into its tunnels, whatever it sends.
+    assert!(own_rules(&network(&mesh, "a-0", &[("a", &[0])])).is_empty());
+}
+
+#[test]
+fn a_detour_replaces_the_groups_of_its_location_alone() {
+    let mesh = mesh(&[(vxlan(), 2, 1), (vxlan(), 2, 0), (vxlan(), 1, 0)], false);
+    let (b, c): (LocationName, LocationName) = ("b".parse().unwrap(), "c".parse().unwrap());
+    let group = |l| location_group(&mesh, l, Family::V4).unwrap();
+    let own = |l| own_group(&mesh, l, Family::V4).unwrap();
+    let relay = relay_nexthop(0, Family::V4);
+    let near = |s| candidate_nexthop(Slot(s), Family::V4);
+    let member = detour(&mesh, "a-2", 1, 1);
+    assert_eq!(members(&member, group(&b)), [near(1)]);
+    assert_eq!(members(&member, group(&c)), [relay]);
+    // The leader sends what is its own to the relay, for that location.
+    let leader = detour(&mesh, "a-0", 1, 1);
+    assert_eq!(own_rules(&leader).len(), 1);
+    assert_eq!(members(&leader, own(&b)), [near(1)]);
+    assert_eq!(members(&leader, own(&c)), members(&leader, group(&c)));
+    // The relay of the detour sends by itself there, and by the leader elsewhere.
+    let standby = detour(&mesh, "a-1", 1, 1);
+    assert_eq!(members(&standby, own(&b)), members(&standby, group(&b)));
+    assert_eq!(members(&standby, own(&c)), [relay]);
 }
 
 #[test]

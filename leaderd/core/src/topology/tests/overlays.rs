@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use wgctl_plan::{Family, Network, RouteVia, WgPublicKey};
 
 use super::super::ids::candidate_nexthop;
-use super::super::{
-    MAIN_TABLE, RELAY_TABLE, TopologyInput, desired, leaders_group, location_group, notes,
-};
+use super::super::{MAIN_TABLE, RELAY_TABLE, TopologyInput, desired, location_group, notes};
 use super::{Knowledge, cni, gateway, mesh, network, route, route_in, vxlan};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{Host, Mesh, Overlay, VxlanDevice};
@@ -49,7 +47,9 @@ fn candidates_leave_transit_untracked_where_a_cni_carries_the_location() {
 
 #[test]
 fn inside_a_vxlan_location_everything_goes_by_overlay_addresses() {
-    let net = network(&mesh(&[(vxlan(), 2, 1), (vxlan(), 1, 0)], false), "a-2", &[]);
+    let mesh = mesh(&[(vxlan(), 2, 1), (vxlan(), 1, 0)], false);
+    let net = network(&mesh, "a-2", &[]);
+    let to_b = location_group(&mesh, &"b".parse().unwrap(), Family::V4).unwrap();
     let lvx0 = || "lvx0".parse().unwrap();
     assert!(net.wireguard.is_empty(), "a member has no tunnels");
     assert_eq!(net.vxlan[&lvx0()].local, "192.168.0.3".parse::<IpAddr>().unwrap());
@@ -64,7 +64,7 @@ fn inside_a_vxlan_location_everything_goes_by_overlay_addresses() {
         ("100.127.0.0/20", Some(gateway("lvx0", "100.127.240.1"))),
         ("100.127.16.0/20", Some(gateway("lvx0", "100.127.240.2"))),
         ("100.127.240.1/32", Some(RouteVia::Device { dev: lvx0(), source: None })),
-        ("10.1.0.0/24", Some(RouteVia::Nexthop { id: leaders_group(Family::V4), source: None })),
+        ("10.1.0.0/24", Some(RouteVia::Nexthop { id: to_b, source: None })),
     ];
     for (prefix, via) in table {
         assert_eq!(route(&net, prefix), via.as_ref(), "{prefix}");
@@ -78,7 +78,9 @@ fn direct_and_external_locations_use_the_lan_and_external_leaves_local_prefixes_
         (Overlay::External, None, 760_003),
     ];
     for (overlay, local, table) in cases {
-        let net = network(&mesh(&[(overlay.clone(), 1, 1), (vxlan(), 1, 0)], false), "a-1", &[]);
+        let mesh = mesh(&[(overlay.clone(), 1, 1), (vxlan(), 1, 0)], false);
+        let net = network(&mesh, "a-1", &[]);
+        let id = location_group(&mesh, &"b".parse().unwrap(), Family::V4).unwrap();
         assert!(net.vxlan.is_empty());
         assert_eq!(route(&net, "10.0.0.0/24"), local.as_ref(), "{overlay:?}");
         assert_eq!(
@@ -88,7 +90,7 @@ fn direct_and_external_locations_use_the_lan_and_external_leaves_local_prefixes_
         );
         assert_eq!(
             route_in(&net, table, "10.1.0.0/24"),
-            Some(&RouteVia::Nexthop { id: leaders_group(Family::V4), source: None }),
+            Some(&RouteVia::Nexthop { id, source: None }),
             "{overlay:?}"
         );
         let rules: Vec<String> = net.rules.iter().map(ToString::to_string).collect();
@@ -113,7 +115,7 @@ fn beside_a_cni_remote_traffic_crosses_our_vxlan_both_ways_and_local_traffic_is_
     assert!(route(&relay, "10.0.1.0/24").is_none() && route(&member, "10.0.0.0/24").is_none());
     // To b, whose lowest index is 3, a member goes by its leader, from its own address.
     let source = |ip: &str| Some(ip.parse().unwrap());
-    let id = leaders_group(Family::V4);
+    let id = location_group(&mesh, &"b".parse().unwrap(), Family::V4).unwrap();
     let by_leader = RouteVia::Nexthop { id, source: source("192.168.0.2") };
     for prefix in ["10.1.0.0/24", "192.168.1.1/32"] {
         assert_eq!(route_in(&member, 760_003, prefix), Some(&by_leader), "{prefix}");

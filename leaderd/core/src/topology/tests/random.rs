@@ -7,11 +7,12 @@ use ipnet::IpNet;
 use proptest::prelude::*;
 use wgctl_plan::{Family, RouteVia};
 
-use super::super::{TopologyInput, change_leaders, desired, location_group};
-use super::walk::{Beliefs, World};
+use super::super::{TopologyInput, change_relays, desired, location_group};
+use super::walk::{AllRelays, Beliefs, World};
 use super::{Shape, cni, flannel, mesh, vxlan};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{Host, Mesh, Node, Overlay, Steering};
+use crate::relay_pair::Relays;
 
 fn shapes() -> impl Strategy<Value = Vec<Shape>> {
     let overlay = prop_oneof![2 => Just(vxlan()), 1 => Just(Overlay::Direct), 1 => Just(Overlay::External), 1 => Just(flannel()), 3 => Just(cni())];
@@ -94,10 +95,76 @@ fn workloads(node: &Node) -> Vec<IpAddr> {
     node.prefixes.iter().filter_map(|p| p.hosts().nth(4)).collect()
 }
 
+/// The relays that each node believes in, drawn from bits: of some locations any slots, also none and wrong ones.
+fn all_relays(mesh: &Mesh, bits: &[u8]) -> AllRelays {
+    let mut bits = bits.iter().rev().cycle();
+    let mut draw = |l: &LocationName| {
+        let bits = *bits.next().unwrap();
+        let slots = |bits: u8| (0..4).filter(|s| bits >> s & 1 == 1).map(Slot).collect();
+        (bits % 3 != 0).then(|| (l.clone(), Relays { near: slots(bits), far: slots(bits >> 4) }))
+    };
+    let mut of = |n: &Node| {
+        let others = mesh.locations.keys().filter(|l| **l != n.location);
+        others.filter_map(&mut draw).collect()
+    };
+    mesh.nodes.values().map(|n| (n.name.clone(), of(n))).collect()
+}
+
+/// One relay pair for each two locations that have candidates, known to all nodes.
+fn agreed_relays(mesh: &Mesh, bits: &[u8]) -> AllRelays {
+    let mut bits = bits.iter().cycle();
+    let mut all: AllRelays = BTreeMap::new();
+    let locations: Vec<&LocationName> = mesh.locations.keys().collect();
+    for (n, low) in locations.iter().enumerate() {
+        for high in &locations[n + 1..] {
+            let mut pick = |l: &LocationName| {
+                let slots: Vec<Slot> = mesh.candidates_of(l).into_keys().collect();
+                slots[usize::from(*bits.next().unwrap()) % slots.len()]
+            };
+            let (i, j) = (pick(low), pick(high));
+            for (here, there, near, far) in [(low, high, i, j), (high, low, j, i)] {
+                for node in mesh.nodes_of(here) {
+                    let relays = Relays { near: vec![near], far: vec![far] };
+                    all.entry(node.name.clone()).or_default().insert((*there).clone(), relays);
+                }
+            }
+        }
+    }
+    all
+}
+
 proptest! {
+    #[test]
+    fn both_directions_of_a_flow_cross_the_same_nodes_where_all_agree_on_leaders_and_relays(
+        (mesh, resolved) in varied(), bits in proptest::collection::vec(any::<u8>(), 1..64)
+    ) {
+        let leader = |l: &LocationName| {
+            let slots: Vec<Slot> = mesh.candidates_of(l).into_keys().collect();
+            (l.clone(), vec![slots[usize::from(bits[0]) % slots.len()]])
+        };
+        let leaders: Beliefs = mesh.locations.keys().map(leader).collect();
+        let beliefs = mesh.nodes.keys().map(|n| (n.clone(), leaders.clone())).collect();
+        for relays in [AllRelays::new(), agreed_relays(&mesh, &bits)] {
+            let world = World::new(&mesh, &resolved, &beliefs, &relays);
+            let of = |node| workloads(node).into_iter().chain(carried(&mesh, &resolved, node));
+            for from in mesh.nodes.values() {
+                for to in mesh.nodes.values().filter(|to| to.location != from.location) {
+                    for source in of(from) {
+                        for target in of(to).filter(|t| t.is_ipv4() == source.is_ipv4()) {
+                            let there = world.send(from, source, target).remove(0).map_err(TestCaseError::fail)?;
+                            let mut back = world.send(to, target, source).remove(0).map_err(TestCaseError::fail)?;
+                            back.reverse();
+                            prop_assert_eq!(there, back);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     /// Also where Kilo steers, and where nothing can be reached.
     #[test]
-    fn the_fast_path_of_a_leader_change_equals_the_full_recompute(
+    fn the_fast_path_of_other_leaders_and_relays_equals_the_full_recompute(
         (mesh, resolved) in varied(), steering in 0..3u8, observed in 0..3usize, carry: bool, lan: bool,
         before in proptest::collection::vec(any::<u8>(), 1..64),
         after in proptest::collection::vec(any::<u8>(), 1..64),
@@ -110,19 +177,22 @@ proptest! {
         }
         let device = "eth0".parse().unwrap();
         let carried: BTreeSet<_> = mesh.locations.keys().filter(|_| carry).cloned().collect();
+        let (relays, then) = (all_relays(&mesh, &before), all_relays(&mesh, &after));
         let (before, after) = (beliefs(&mesh, &before), beliefs(&mesh, &after));
         for me in mesh.nodes.keys() {
             for location in mesh.locations.keys() {
                 let old = before[me].clone();
-                let mut leaders = old.clone();
+                let (mut leaders, mut exceptions) = (old.clone(), relays[me].clone());
                 leaders.insert(location.clone(), after[me][location].clone());
+                exceptions.remove(location);
+                exceptions.extend(then[me].get(location).map(|r| (location.clone(), r.clone())));
                 let lan_device = lan.then_some(&device);
-                let input = |leaders| {
-                    TopologyInput { mesh: &mesh, me, leaders, resolved: &resolved, lan_device, lan_mtu: None, holds_address: true, carried: &carried }
+                let input = |leaders, relays| {
+                    TopologyInput { mesh: &mesh, me, leaders, relays, resolved: &resolved, lan_device, lan_mtu: None, holds_address: true, carried: &carried }
                 };
-                let mut net = desired(&input(&old));
-                let whole = desired(&input(&leaders));
-                let changed = change_leaders(&mut net, &input(&leaders), location);
+                let mut net = desired(&input(&old, &relays[me]));
+                let whole = desired(&input(&leaders, &exceptions));
+                let changed = change_relays(&mut net, &input(&leaders, &exceptions), [location]);
                 let group = location_group(&mesh, location, Family::V4);
                 prop_assert!(changed || !whole.nexthops.contains_key(&group.unwrap()), "a full recompute was not needed");
                 if changed {
@@ -136,7 +206,7 @@ proptest! {
     fn every_packet_arrives_without_a_loop_whatever_the_nodes_believe(
         (mesh, resolved) in varied(), bits in proptest::collection::vec(any::<u8>(), 1..64)
     ) {
-        let world = World::new(&mesh, &resolved, &beliefs(&mesh, &bits));
+        let world = World::new(&mesh, &resolved, &beliefs(&mesh, &bits), &all_relays(&mesh, &bits));
         let of = |node| workloads(node).into_iter().chain(carried(&mesh, &resolved, node));
         for from in mesh.nodes.values() {
             for to in mesh.nodes.values().filter(|to| to.name != from.name) {
@@ -171,7 +241,7 @@ proptest! {
     ) {
         let known = resolved.clone().into_iter().enumerate().filter(|(i, _)| known >> (i % 8) & 1 == 1);
         let known = known.map(|(_, of)| of).collect();
-        let world = World::new(&mesh, &known, &beliefs(&mesh, &bits));
+        let world = World::new(&mesh, &known, &beliefs(&mesh, &bits), &all_relays(&mesh, &bits));
         for from in mesh.nodes.values() {
             for to in mesh.nodes.values().filter(|to| to.name != from.name) {
                 let mut outer = Vec::new();
@@ -201,7 +271,7 @@ proptest! {
     fn a_probe_crosses_the_candidate_it_is_about_both_ways_whatever_the_nodes_believe(
         (mesh, resolved) in varied(), bits in proptest::collection::vec(any::<u8>(), 1..64)
     ) {
-        let world = World::new(&mesh, &resolved, &beliefs(&mesh, &bits));
+        let world = World::new(&mesh, &resolved, &beliefs(&mesh, &bits), &all_relays(&mesh, &bits));
         let candidates = || mesh.nodes.values().filter_map(|n| Some((n, n.slot?)));
         for (a, _) in candidates() {
             for (b, j) in candidates().filter(|(b, _)| b.location != a.location) {

@@ -7,10 +7,14 @@ use wgctl_plan::{Hop, InterfaceName, MAIN_TABLE, Network, Packet, RouteKey, Rout
 
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{Host, Mesh, Node, Overlay, plane};
+use crate::relay_pair::Relays;
 use crate::topology::{TopologyInput, desired};
 
 /// The leaders that one node believes in.
 pub(super) type Beliefs = BTreeMap<LocationName, Vec<Slot>>;
+
+/// The relays that each node believes in, by the other location.
+pub(super) type AllRelays = BTreeMap<NodeName, BTreeMap<LocationName, Relays>>;
 
 /// Member → candidate → candidate → member.
 const MOST_HOPS: usize = 3;
@@ -30,13 +34,15 @@ impl<'a> World<'a> {
         mesh: &'a Mesh,
         resolved: &'a BTreeMap<String, IpAddr>,
         beliefs: &BTreeMap<NodeName, Beliefs>,
+        relays: &AllRelays,
     ) -> Self {
-        let (none, lan) = (Beliefs::new(), "eth0".parse().unwrap());
+        let (none, no_relays, lan) = (Beliefs::new(), BTreeMap::new(), "eth0".parse().unwrap());
         let nets = mesh.nodes.keys().map(|me| {
             let input = TopologyInput {
                 mesh,
                 me,
                 leaders: beliefs.get(me).unwrap_or(&none),
+                relays: relays.get(me).unwrap_or(&no_relays),
                 resolved,
                 lan_device: Some(&lan),
                 lan_mtu: None,

@@ -1,6 +1,7 @@
 use super::*;
 use crate::admin::Author;
 use crate::ids::{LocationName, NodeName};
+use crate::relay_pair::TunnelRow;
 use crate::state::EventKind;
 use crate::verdict::{ProbeClass, Verdict};
 use crate::wire::FrameError;
@@ -220,6 +221,8 @@ fn a_frame_longer_than_its_kind_is_refused_before_it_is_read() {
         ),
         (Frame::Addresses(vec![(name, vec![])]), MAX_MESSAGE),
         (Frame::Uncarried { mesh_hash: [0; 8], locations: vec![cloud()] }, MAX_MESSAGE),
+        (Frame::Tunnels { location: cloud(), row: TunnelRow::UNKNOWN, heard: vec![] }, MAX_MESSAGE),
+        (Frame::Detours(vec![]), MAX_MESSAGE),
     ];
     for (frame, most) in frames {
         let mut bytes = frame.encode();

@@ -1,0 +1,571 @@
+//! Which candidates carry the traffic of this node's location with each other one: computed on candidates, told to members.
+//!
+//! ```text
+//! own verdicts ──▶ own row ─┐                       ┌─▶ network
+//! rows of the other end ────┼─▶ table ─▶ relay pair ┼─▶ detours, to members
+//! rows of other candidates ─┘                       └─▶ status, log, changes
+//! ```
+//!
+//! A candidate sends its row to the candidates of both locations as soon as it changes, and once a second while anything is in trouble.
+//! In a calm mesh nothing is sent. A member believes its own default relay; if that is silent, the next candidate in order.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::Node;
+use super::ignored::Ignored;
+use crate::ids::{LocationName, NodeName, Slot};
+use crate::io::LogLevel;
+use crate::mesh::Mesh;
+use crate::relay_pair::{
+    Chosen, Detour, End, OwnTunnels, Relays, TunnelRow, TunnelState, TunnelTable, Who, choose,
+};
+use crate::status::{RelayChange, RelayChangeKind, RelayPairStatus, TunnelStatus};
+use crate::time::{Duration, Instant, Now};
+use crate::wire::limits::MAX_DETOURS;
+use crate::wire::{Frame, HELLO_STALE};
+
+/// How long no tunnel between two locations must be good until that is an error: a fault of the one in use is mended sooner.
+const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
+/// A detour of this age is an error: something is broken for good, and the standby carries without a reserve.
+const LONG_DETOUR: Duration = Duration::from_secs(15 * 60);
+/// Changes that are kept.
+const MAX_CHANGES: usize = 256;
+
+/// What this node knows of relay pairs.
+#[derive(Debug, Default)]
+pub(super) struct RelayPairs {
+    /// By the other location.
+    pairs: BTreeMap<LocationName, Pair>,
+    /// On a member: what candidates of its location said last.
+    told: BTreeMap<NodeName, (Instant, BTreeMap<LocationName, Detour>)>,
+    /// Where the relays are not the leaders of both locations: what the network is made from.
+    exceptions: BTreeMap<LocationName, Relays>,
+    changes: VecDeque<RelayChange>,
+    /// This node asks not to be chosen.
+    avoid: bool,
+}
+
+/// Between this node's location and another one.
+#[derive(Debug, Default)]
+struct Pair {
+    own: OwnTunnels,
+    table: TunnelTable,
+    /// The last row and what was passed on with it, while they are of interest to others.
+    sent: Option<(TunnelRow, Vec<(Slot, TunnelRow)>)>,
+    shown: Option<Shown>,
+    /// Since when no tunnel is known to be good, and whether that was told.
+    cut_off: Option<(Instant, bool)>,
+}
+
+/// The relays as people see them.
+#[derive(Debug, Clone, PartialEq)]
+struct Shown {
+    relays: Relays,
+    detour: bool,
+    since: Instant,
+    /// It has been an error for long enough.
+    long: bool,
+    why: Option<String>,
+}
+
+impl RelayPairs {
+    pub(super) fn exceptions(&self) -> &BTreeMap<LocationName, Relays> {
+        &self.exceptions
+    }
+
+    pub(super) fn poll_timeout(&self) -> Option<Instant> {
+        let tables = self.pairs.values().filter_map(|p| p.table.poll_timeout());
+        let own = self.pairs.values().filter_map(|p| p.own.poll_timeout());
+        tables.chain(own).min()
+    }
+
+    pub(super) fn changes(&self) -> impl Iterator<Item = &RelayChange> {
+        self.changes.iter()
+    }
+
+    /// Locations whose tunnels or rows have a timer that has passed.
+    fn due(&self, now: Instant) -> Vec<LocationName> {
+        let passed = |p: &Pair| {
+            let timers = [p.table.poll_timeout(), p.own.poll_timeout()];
+            timers.into_iter().flatten().any(|at| at <= now)
+        };
+        self.pairs.iter().filter(|(_, p)| passed(p)).map(|(l, _)| l.clone()).collect()
+    }
+
+    fn remember(&mut self, change: RelayChange) {
+        self.changes.push_back(change);
+        while self.changes.len() > MAX_CHANGES {
+            self.changes.pop_front();
+        }
+    }
+}
+
+impl Node {
+    pub(super) fn relay_timers(&mut self, now: Now) {
+        let due = self.relays.due(now.mono);
+        if !due.is_empty() {
+            self.review_relays(now, due);
+        }
+    }
+
+    /// With every round of hellos: rows and detours again, and what has become old.
+    pub(super) fn relay_round(&mut self, now: Now) {
+        if self.observer.is_none() {
+            let told = self.relays.told.values().flat_map(|(_, detours)| detours.keys());
+            let locations: BTreeSet<LocationName> =
+                told.chain(self.relays.exceptions.keys()).cloned().collect();
+            return self.review_relays(now, locations);
+        }
+        let avoid = self.facts.broken.is_some()
+            || self.slot().is_some_and(|mine| self.drained_here(now).contains(&mine));
+        let all = std::mem::replace(&mut self.relays.avoid, avoid) != avoid;
+        let troubled = |(l, p): (&LocationName, &Pair)| {
+            let some = p.table.is_trouble() || p.sent.is_some() || p.cut_off.is_some();
+            (all || some || p.shown.as_ref().is_some_and(|s| s.detour)).then(|| l.clone())
+        };
+        let troubled: Vec<LocationName> = if all {
+            self.other_locations()
+        } else {
+            self.relays.pairs.iter().filter_map(troubled).collect()
+        };
+        self.review_relays(now, troubled.clone());
+        for location in troubled {
+            self.send_tunnels(&location, true);
+        }
+        self.send_detours(true);
+    }
+
+    fn slot(&self) -> Option<Slot> {
+        self.mesh.node(&self.me).and_then(|n| n.slot)
+    }
+
+    pub(super) fn other_locations(&self) -> Vec<LocationName> {
+        self.mesh.locations.keys().filter(|l| **l != self.location).cloned().collect()
+    }
+
+    /// Another mesh: what is known of locations that are gone is forgotten.
+    pub(super) fn relays_of_mesh(&mut self, now: Now) {
+        let mesh = self.mesh.clone();
+        let candidate = self.observer.is_some();
+        let relays = &mut self.relays;
+        relays.pairs.retain(|l, _| candidate && mesh.locations.contains_key(l));
+        relays.exceptions.retain(|l, _| mesh.locations.contains_key(l));
+        relays.told.retain(|n, _| !candidate && mesh.nodes.contains_key(n));
+        self.find_relays(now, self.other_locations());
+    }
+
+    /// Finds the relays of these locations again, and programs what changed.
+    pub(super) fn review_relays(
+        &mut self,
+        now: Now,
+        locations: impl IntoIterator<Item = LocationName>,
+    ) {
+        let changed = self.find_relays(now, locations);
+        if !changed.is_empty() {
+            self.reprogram_relays(&changed, false);
+        }
+    }
+
+    /// Finds the relays of these locations again. Returns those for which this node's network changes.
+    pub(super) fn find_relays(
+        &mut self,
+        now: Now,
+        locations: impl IntoIterator<Item = LocationName>,
+    ) -> BTreeSet<LocationName> {
+        let mut changed = BTreeSet::new();
+        let candidate = self.observer.is_some();
+        for location in locations {
+            if location == self.location || !self.mesh.locations.contains_key(&location) {
+                continue;
+            }
+            let found = match candidate {
+                true => self.find_relay_pair(now, &location),
+                false => self.told_relays(now, &location),
+            };
+            let Some((relays, shown)) = found else { continue };
+            let exception = Some(relays).filter(|r| *r != self.leaders_of_both(&location));
+            if exception.as_ref() != self.relays.exceptions.get(&location) {
+                match exception {
+                    Some(relays) => {
+                        self.relays.exceptions.insert(location.clone(), relays);
+                    }
+                    None => drop(self.relays.exceptions.remove(&location)),
+                }
+                changed.insert(location.clone());
+            }
+            self.show_relays(now, &location, shown);
+            if candidate {
+                self.send_tunnels(&location, false);
+            }
+        }
+        if candidate && !changed.is_empty() {
+            self.send_detours(false);
+        }
+        changed
+    }
+
+    fn known_leaders(&self, location: &LocationName) -> Vec<Slot> {
+        self.effective_leaders(location)
+            .unwrap_or_else(|| self.mesh.ranking(location).into_iter().take(1).collect())
+    }
+
+    fn leaders_of_both(&self, location: &LocationName) -> Relays {
+        Relays { near: self.known_leaders(&self.location), far: self.known_leaders(location) }
+    }
+
+    /// On a candidate. Returns the relays for this node, and as people see them.
+    fn find_relay_pair(&mut self, now: Now, location: &LocationName) -> Option<(Relays, Shown)> {
+        let mine = self.slot()?;
+        let verdicts = self.observer.as_ref().map(|o| o.verdicts(location)).unwrap_or_default();
+        let avoid = self.relays.avoid;
+        let pair = self.relays.pairs.entry(location.clone()).or_default();
+        pair.own.update(now.mono, verdicts.iter().map(|(slot, verdict)| (*slot, verdict)));
+        pair.table.set_own(mine, pair.own.row().avoiding(avoid));
+        pair.table.expire(now.mono);
+        let leaders = self.leaders_of_both(location);
+        let table = &self.relays.pairs[location].table;
+        let (near, far) = (
+            order(&self.mesh, &self.location, &leaders.near, |s| table.avoids(Who::Near(s))),
+            order(&self.mesh, location, &leaders.far, |s| table.avoids(Who::Far(s))),
+        );
+        let several = leaders.near.len() > 1 || leaders.far.len() > 1;
+        let of_leaders = several.then(|| leaders_that_reach(table, &leaders)).flatten();
+        let (pair, state) = match of_leaders {
+            Some(relays) => (relays, TunnelState::Good),
+            None => {
+                let end = |leaders, order| End { leaders, order };
+                let (here, there) = (end(&leaders.near, &near), end(&leaders.far, &far));
+                let low = self.location < *location;
+                let chosen = match low {
+                    true => choose(here, there, |i, j| table.state(i, j)),
+                    false => choose(there, here, |j, i| table.state(i, j)),
+                };
+                let Chosen { low: a, high: b, state } = chosen?;
+                let (i, j) = if low { (a, b) } else { (b, a) };
+                (Relays { near: vec![i], far: vec![j] }, state)
+            }
+        };
+        let detour = pair.near.iter().any(|s| !leaders.near.contains(s))
+            || pair.far.iter().any(|s| !leaders.far.contains(s));
+        let why = detour.then(|| self.why_detour(location, &leaders)).flatten();
+        self.note_cut_off(now, location, state == TunnelState::Bad);
+        let table = &self.relays.pairs[location].table;
+        // Transit comes here from nodes that do not know better. It leaves by a tunnel that is good from here.
+        let mut far_here: Vec<Slot> = pair
+            .far
+            .iter()
+            .copied()
+            .filter(|j| table.state(mine, *j) != TunnelState::Bad)
+            .collect();
+        if far_here.is_empty() {
+            let good = far.iter().find(|j| table.state(mine, **j) == TunnelState::Good);
+            far_here = good.map_or_else(|| pair.far.clone(), |j| vec![*j]);
+        }
+        let relays = Relays { near: pair.near.clone(), far: far_here };
+        Some((relays, Shown { relays: pair, detour, since: now.mono, long: false, why }))
+    }
+
+    /// On a member. Returns what the candidate that it believes says.
+    fn told_relays(&mut self, now: Now, location: &LocationName) -> Option<(Relays, Shown)> {
+        let leaders = self.leaders_of_both(location);
+        let fresh = |name: &NodeName| {
+            let (at, detours) = self.relays.told.get(name)?;
+            let heard = now.mono.since(*at) < HELLO_STALE && self.peers.is_connected(name);
+            heard.then_some(detours)
+        };
+        let order = order(&self.mesh, &self.location, &leaders.near, |_| false);
+        let candidates = order.iter().filter_map(|s| self.mesh.candidate(&self.location, *s));
+        let believed = candidates.filter_map(|n| fresh(&n.name)).next();
+        let detour = believed.and_then(|detours| detours.get(location));
+        let exist = |d: &&Detour| {
+            self.mesh.candidate(&self.location, d.near).is_some()
+                && self.mesh.candidate(location, d.far).is_some()
+        };
+        let relays = match detour.filter(exist) {
+            Some(d) => Relays { near: vec![d.near], far: vec![d.far] },
+            None => leaders.clone(),
+        };
+        let detour = relays != leaders;
+        let shown =
+            Shown { relays: relays.clone(), detour, since: now.mono, long: false, why: None };
+        Some((relays, shown))
+    }
+
+    /// In words: which tunnel is at fault, and who says so.
+    fn why_detour(&self, location: &LocationName, leaders: &Relays) -> Option<String> {
+        let (i, j) = (*leaders.near.first()?, *leaders.far.first()?);
+        let table = &self.relays.pairs.get(location)?.table;
+        let name = |l: &LocationName, s| self.mesh.candidate(l, s).map(|n| &n.name);
+        let (near, far) = (name(&self.location, i)?, name(location, j)?);
+        let state = table.state(i, j).as_str();
+        let accuser = match table.accuser(i, j)? {
+            Who::Near(slot) => name(&self.location, slot)?,
+            Who::Far(slot) => name(location, slot)?,
+        };
+        Some(format!("the tunnel {near}–{far} is {state}, as {accuser} sees it"))
+    }
+
+    /// Notes what people see, and tells them of changes.
+    fn show_relays(&mut self, now: Now, location: &LocationName, mut shown: Shown) {
+        let pair = self.relays.pairs.entry(location.clone()).or_default();
+        let before = pair.shown.take();
+        if let Some(old) = &before
+            && (&old.relays, old.detour) == (&shown.relays, shown.detour)
+        {
+            shown.since = old.since;
+            shown.long = old.long;
+            // The reason that began it, unless there was none.
+            shown.why = old.why.clone().or(shown.why);
+        }
+        let was_detour = before.as_ref().is_some_and(|s| s.detour);
+        let same = before.as_ref().is_some_and(|s| s.relays == shown.relays);
+        let long = shown.detour && !shown.long && now.mono.since(shown.since) >= LONG_DETOUR;
+        shown.long |= long;
+        pair.shown = Some(shown.clone());
+        if shown.detour && !(was_detour && same) {
+            self.count("detours");
+            self.relays_changed(now, location, RelayChangeKind::Detour, &shown);
+        } else if was_detour && !shown.detour {
+            self.relays_changed(now, location, RelayChangeKind::DetourEnded, &shown);
+        } else if long {
+            self.relays_changed(now, location, RelayChangeKind::LongDetour, &shown);
+        }
+    }
+
+    /// Notes whether no tunnel to a location is known to be good.
+    fn note_cut_off(&mut self, now: Now, location: &LocationName, cut_off: bool) {
+        let Some(pair) = self.relays.pairs.get_mut(location) else { return };
+        let kind = match (&mut pair.cut_off, cut_off) {
+            (None, true) => {
+                pair.cut_off = Some((now.mono, false));
+                return;
+            }
+            (Some((since, told @ false)), true) if now.mono.since(*since) >= CUT_OFF_AFTER => {
+                *told = true;
+                RelayChangeKind::CutOff
+            }
+            (Some((_, told)), false) => {
+                let told = *told;
+                pair.cut_off = None;
+                if !told {
+                    return;
+                }
+                RelayChangeKind::Reached
+            }
+            _ => return,
+        };
+        let relays = self.leaders_of_both(location);
+        let shown = Shown { relays, detour: false, since: now.mono, long: false, why: None };
+        self.relays_changed(now, location, kind, &shown);
+    }
+
+    fn relays_changed(
+        &mut self,
+        now: Now,
+        location: &LocationName,
+        kind: RelayChangeKind,
+        shown: &Shown,
+    ) {
+        let change = RelayChange {
+            at: now.wall,
+            location: location.clone(),
+            kind,
+            near: self.names(&self.location, &shown.relays.near),
+            far: self.names(location, &shown.relays.far),
+            why: shown.why.clone(),
+        };
+        let join =
+            |names: &[NodeName]| names.iter().map(NodeName::as_str).collect::<Vec<_>>().join(",");
+        let level = match kind {
+            RelayChangeKind::Detour => LogLevel::Warn,
+            RelayChangeKind::DetourEnded | RelayChangeKind::Reached => LogLevel::Info,
+            RelayChangeKind::CutOff | RelayChangeKind::LongDetour => LogLevel::Error,
+        };
+        let fields = [
+            ("location.name", location.to_string()),
+            ("relay.near", join(&change.near)),
+            ("relay.far", join(&change.far)),
+            ("why", change.why.clone().unwrap_or_default()),
+        ];
+        self.log(level, kind.message(), fields);
+        self.relays.remember(change);
+    }
+
+    fn names(&self, location: &LocationName, slots: &[Slot]) -> Vec<NodeName> {
+        let nodes = slots.iter().filter_map(|s| self.mesh.candidate(location, *s));
+        nodes.map(|n| n.name.clone()).collect()
+    }
+
+    /// Sends this node's row to whom it concerns, if it is new, or `again` while there is trouble. The end of trouble is sent once.
+    fn send_tunnels(&mut self, location: &LocationName, again: bool) {
+        let Some(mine) = self.slot() else { return };
+        let Some(pair) = self.relays.pairs.get_mut(location) else { return };
+        let row = pair.table.row(Who::Near(mine)).unwrap_or_default();
+        let heard: Vec<(Slot, TunnelRow)> = pair.table.heard_first_hand().collect();
+        let trouble = pair.table.is_trouble();
+        let known = pair.sent.as_ref().is_some_and(|(r, h)| (*r, h) == (row, &heard));
+        if pair.sent.is_none() && !trouble || known && trouble && !again {
+            return;
+        }
+        pair.sent = trouble.then(|| (row, heard.clone()));
+        let to_far = Frame::Tunnels { location: location.clone(), row, heard: Vec::new() };
+        let to_near = Frame::Tunnels { location: location.clone(), row, heard };
+        self.send_to_candidates(location, &to_far);
+        let mesh = self.mesh.clone();
+        let candidates = mesh.candidates_of(&self.location);
+        let candidates = candidates.values().map(|n| n.name.clone());
+        let mut near: BTreeSet<NodeName> = candidates.collect();
+        near.extend(mesh.voters_of(&self.location));
+        near.remove(&self.me);
+        for node in near {
+            self.send(&node, to_near.clone());
+        }
+    }
+
+    /// Tells the members of this location by which relays each other location is reached, where that is not by the leaders.
+    fn send_detours(&mut self, to_connected: bool) {
+        let detours = self.relays.pairs.iter().filter_map(|(location, pair)| {
+            let shown = pair.shown.as_ref().filter(|s| s.detour)?;
+            let (near, far) = (*shown.relays.near.first()?, *shown.relays.far.first()?);
+            Some(Detour { location: location.clone(), near, far })
+        });
+        let frame = Frame::Detours(detours.take(MAX_DETOURS).collect());
+        let mesh = self.mesh.clone();
+        let members = mesh.nodes_of(&self.location).filter(|n| n.slot.is_none());
+        for member in members {
+            if !to_connected || self.peers.is_connected(&member.name) {
+                self.send(&member.name, frame.clone());
+            }
+        }
+    }
+
+    pub(super) fn handle_tunnels(
+        &mut self,
+        now: Now,
+        from: &NodeName,
+        location: LocationName,
+        row: TunnelRow,
+        heard: Vec<(Slot, TunnelRow)>,
+    ) {
+        let sender = self.mesh.node(from).and_then(|n| Some((n.location.clone(), n.slot?)));
+        let Some((of, slot)) = sender else {
+            return self.ignored(now, from.as_str(), Ignored::TunnelsOfNoCandidate);
+        };
+        let near = of == self.location;
+        let other = if near { location.clone() } else { of };
+        if other == self.location
+            || !(near || location == self.location)
+            || !self.mesh.locations.contains_key(&other)
+        {
+            return self.ignored(now, from.as_str(), Ignored::TunnelsOfNoCandidate);
+        }
+        if self.observer.is_none() {
+            // A voter that is a plain member; it chooses no relays.
+            return;
+        }
+        let mesh = self.mesh.clone();
+        let table = &mut self.relays.pairs.entry(other.clone()).or_default().table;
+        let mut changed =
+            table.hear(now.mono, if near { Who::Near(slot) } else { Who::Far(slot) }, row, true);
+        let exists = |s: &Slot| mesh.candidate(&other, *s).is_some();
+        for (slot, row) in heard.into_iter().filter(|(s, _)| near && exists(s)) {
+            changed |= table.hear(now.mono, Who::Far(slot), row, false);
+        }
+        if changed {
+            self.review_relays(now, [other]);
+        }
+    }
+
+    pub(super) fn handle_detours(&mut self, now: Now, from: &NodeName, detours: Vec<Detour>) {
+        let near = |n: &crate::mesh::Node| n.location == self.location && n.slot.is_some();
+        if !self.mesh.node(from).is_some_and(near) || self.observer.is_some() {
+            return self.ignored(now, from.as_str(), Ignored::DetoursOfNoCandidate);
+        }
+        let by_location = detours.into_iter().map(|d| (d.location.clone(), d)).collect();
+        let before = self.relays.told.insert(from.clone(), (now.mono, by_location));
+        let told = &self.relays.told[from].1;
+        let before = before.map(|(_, detours)| detours).unwrap_or_default();
+        let changed: BTreeSet<LocationName> = before
+            .keys()
+            .chain(told.keys())
+            .filter(|l| before.get(*l) != told.get(*l))
+            .cloned()
+            .collect();
+        self.review_relays(now, changed);
+    }
+
+    /// Returns the relays of each other location, for the status.
+    pub(super) fn relay_pairs(&self, now: Now) -> Vec<RelayPairStatus> {
+        let pairs = self.relays.pairs.iter();
+        pairs.filter_map(|(l, pair)| Some(self.relay_pair_status(now, l, pair))?).collect()
+    }
+
+    fn relay_pair_status(
+        &self,
+        now: Now,
+        location: &LocationName,
+        pair: &Pair,
+    ) -> Option<RelayPairStatus> {
+        let shown = pair.shown.as_ref()?;
+        let state_of = |near: Slot, far: Slot| {
+            let accuser = match pair.table.accuser(near, far) {
+                Some(Who::Near(slot)) => self.mesh.candidate(&self.location, slot),
+                Some(Who::Far(slot)) => self.mesh.candidate(location, slot),
+                None => None,
+            };
+            let mine = self.slot() == Some(near);
+            Some(TunnelStatus {
+                near: self.mesh.candidate(&self.location, near)?.name.clone(),
+                far: self.mesh.candidate(location, far)?.name.clone(),
+                state: pair.table.state(near, far),
+                seen_by: accuser.map(|n| n.name.clone()),
+                since: pair.own.since(far).filter(|_| mine).map(|at| now.wall_at(at)),
+            })
+        };
+        let (near, far) = (self.mesh.ranking(&self.location), self.mesh.ranking(location));
+        let all = near.iter().flat_map(|i| far.iter().map(move |j| (*i, *j)));
+        let tunnels = match self.observer {
+            Some(_) => all.filter_map(|(i, j)| state_of(i, j)).collect(),
+            None => Vec::new(),
+        };
+        Some(RelayPairStatus {
+            location: location.clone(),
+            near: self.names(&self.location, &shown.relays.near),
+            far: self.names(location, &shown.relays.far),
+            detour: shown.detour,
+            long: shown.long,
+            cut_off: pair.cut_off.is_some_and(|(_, told)| told),
+            since: now.wall_at(shown.since),
+            why: shown.why.clone(),
+            tunnels,
+        })
+    }
+
+    /// Returns the changes of relay pairs that this node has seen, oldest first.
+    pub fn relay_changes(&self) -> Vec<RelayChange> {
+        self.relays.changes().cloned().collect()
+    }
+}
+
+/// Returns all candidates of a location: its leaders first, then by rank, those to be avoided last.
+fn order(
+    mesh: &Mesh,
+    location: &LocationName,
+    leaders: &[Slot],
+    avoid: impl Fn(Slot) -> bool,
+) -> Vec<Slot> {
+    let ranking = mesh.ranking(location);
+    let others = ranking.iter().filter(|s| !leaders.contains(s));
+    let mut order: Vec<Slot> = leaders.iter().chain(others).copied().collect();
+    order.sort_by_key(|s| avoid(*s));
+    order
+}
+
+/// With several leaders: those of each location that have a tunnel to a leader of the other that is not bad. `None` if there are none.
+fn leaders_that_reach(table: &TunnelTable, leaders: &Relays) -> Option<Relays> {
+    let passes = |i: Slot, j: Slot| table.state(i, j) != TunnelState::Bad;
+    let near = leaders.near.iter().filter(|i| leaders.far.iter().any(|j| passes(**i, *j)));
+    let far = leaders.far.iter().filter(|j| leaders.near.iter().any(|i| passes(*i, **j)));
+    let relays = Relays { near: near.copied().collect(), far: far.copied().collect() };
+    (!relays.near.is_empty()).then_some(relays)
+}
