@@ -7,11 +7,12 @@ use std::time::Duration;
 use leaderd_core::admin::{AdminRequest, Author};
 use leaderd_core::fault::Fault;
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
+use leaderd_core::relay_pair::{Detour, TunnelRow, TunnelState};
 use leaderd_core::state::{Decision, Event, EventKind};
 use leaderd_core::status::CandidateStatus;
 use leaderd_core::time::WallTime;
 use leaderd_core::verdict::{EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
-use leaderd_core::wire::limits::{MAX_REPORT_ROWS, MAX_TEXT, MAX_TEXTS};
+use leaderd_core::wire::limits::{MAX_DETOURS, MAX_REPORT_ROWS, MAX_TEXT, MAX_TEXTS};
 use leaderd_core::wire::{Frame, Hello};
 
 fn name(s: &str) -> NodeName {
@@ -64,6 +65,20 @@ impl WorstPeer {
         frames.push(Frame::Addresses((0..128).map(|n| (long(n), vec![address; 8])).collect()));
         let elsewhere = (0..1000).map(|n| long(n).as_str().parse().expect("a name")).collect();
         frames.push(Frame::Uncarried { mesh_hash: [7; 8], locations: elsewhere });
+        // Alternates, so that it is always news.
+        let state = if self.sent % 2 == 0 { TunnelState::Bad } else { TunnelState::Good };
+        let row = TunnelRow::UNKNOWN.with(Slot(0), state);
+        frames.push(Frame::Tunnels {
+            location: cloud.clone(),
+            row,
+            heard: (0..15).map(|n| (Slot(n), row)).collect(),
+        });
+        let detour = |n: usize| Detour {
+            location: long(n).as_str().parse().expect("a name"),
+            near: Slot(14),
+            far: Slot(14),
+        };
+        frames.push(Frame::Detours((0..MAX_DETOURS).map(detour).collect()));
         // Refused in words: what it may do with success is to steer its location.
         frames.push(Frame::Forward {
             id: self.sent,

@@ -91,7 +91,9 @@ impl Link {
             | Frame::Relayed { .. }
             | Frame::Hello(_)
             | Frame::Addresses(_)
-            | Frame::Uncarried { .. } => true,
+            | Frame::Uncarried { .. }
+            | Frame::Tunnels { .. }
+            | Frame::Detours(_) => true,
             Frame::Raft { .. }
             | Frame::Signed { .. }
             | Frame::Forward { .. }
@@ -263,6 +265,8 @@ macro_rules! counter_by_kind {
                 Frame::Addresses(_) => concat!($prefix, "addresses"),
                 Frame::Uncarried { .. } => concat!($prefix, "uncarried"),
                 Frame::Signed { .. } => concat!($prefix, "signed"),
+                Frame::Tunnels { .. } => concat!($prefix, "tunnels"),
+                Frame::Detours(_) => concat!($prefix, "detours"),
             }
         }
     };

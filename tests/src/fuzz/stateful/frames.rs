@@ -6,6 +6,7 @@ use leaderd_core::fault::{Fault, MoveReason};
 use leaderd_core::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::proof::{Signed, Signer, Statement, VoterSet};
+use leaderd_core::relay_pair::{Detour, TunnelRow, TunnelState};
 use leaderd_core::state::{
     Command, Decision, Event, EventKind, EventTimes, FreezeEnd, LocationState,
 };
@@ -84,12 +85,33 @@ impl Maker<'_, '_, '_> {
                 Frame::Addresses(list.collect())
             }
             14 if self.source.once_in(2) => self.signed(),
+            14 if self.source.once_in(2) => {
+                let (location, row) = (self.location(), self.tunnel_row());
+                let heard = (0..self.source.below(3)).map(|_| (self.slot(), self.tunnel_row()));
+                Frame::Tunnels { location, row, heard: heard.collect() }
+            }
+            14 => {
+                let detour = |this: &mut Self| Detour {
+                    location: this.location(),
+                    near: this.slot(),
+                    far: this.slot(),
+                };
+                Frame::Detours((0..self.source.below(3)).map(|_| detour(self)).collect())
+            }
             _ => {
                 let location = self.location();
                 let message = self.raft(&location).write_to_bytes().expect("memory takes it");
                 Frame::Raft { location, message }
             }
         }
+    }
+
+    fn tunnel_row(&mut self) -> TunnelRow {
+        const STATES: [TunnelState; 4] =
+            [TunnelState::Good, TunnelState::Lossy, TunnelState::Unknown, TunnelState::Bad];
+        let row = (0..3)
+            .fold(TunnelRow::UNKNOWN, |row, slot| row.with(Slot(slot), self.source.pick(&STATES)));
+        row.avoiding(self.source.once_in(8))
     }
 
     fn author(&mut self) -> Author {
