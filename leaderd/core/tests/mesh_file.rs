@@ -87,6 +87,7 @@ fn a_thousand_locations_of_three_candidates_are_a_mesh_too() {
         mesh: &mesh,
         me: &me,
         leaders: &leaders,
+        relays: &BTreeMap::new(),
         resolved: &resolved,
         lan_device: None,
         lan_mtu: None,

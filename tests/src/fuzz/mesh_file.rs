@@ -17,6 +17,7 @@ pub fn mesh_file(bytes: &[u8]) {
                     mesh: &mesh,
                     me,
                     leaders: &leaders,
+                    relays: &BTreeMap::new(),
                     resolved: &resolved,
                     lan_device: None,
                     lan_mtu: None,

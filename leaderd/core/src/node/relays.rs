@@ -483,14 +483,12 @@ impl Node {
         }
         let by_location = detours.into_iter().map(|d| (d.location.clone(), d)).collect();
         let before = self.relays.told.insert(from.clone(), (now.mono, by_location));
+        // Who speaks for the first time may be the one to believe from now on.
+        let first = before.is_none().then(|| self.relays.exceptions.keys()).into_iter().flatten();
         let told = &self.relays.told[from].1;
         let before = before.map(|(_, detours)| detours).unwrap_or_default();
-        let changed: BTreeSet<LocationName> = before
-            .keys()
-            .chain(told.keys())
-            .filter(|l| before.get(*l) != told.get(*l))
-            .cloned()
-            .collect();
+        let changed = before.keys().chain(told.keys()).filter(|l| before.get(*l) != told.get(*l));
+        let changed: BTreeSet<LocationName> = changed.chain(first).cloned().collect();
         self.review_relays(now, changed);
     }
 

@@ -7,6 +7,7 @@ mod fallback;
 mod handover;
 mod hostile;
 mod proofs;
+mod relays;
 mod trust;
 
 use super::*;
