@@ -95,11 +95,12 @@ fn a_thousand_locations_of_three_candidates_are_a_mesh_too() {
         carried: &Default::default(),
     });
     assert!(net.wireguard.values().all(|w| w.peers.len() == 999));
-    // One group and as many routes per remote location as it has prefixes and candidates.
-    assert_eq!(net.nexthops.len(), 3 + 999);
+    // Per remote location a group for transit and one for its own packets, and as many routes through each as it has prefixes, and one
+    // for each candidate. Besides: its planes, the other candidates, its leader.
+    assert_eq!(net.nexthops.len(), 3 + 2 + 1 + 2 * 999);
     assert_eq!(
         net.routes.len(),
-        999 * (3 + 3) + 2 + 2 + 2,
+        999 * (3 + 3 + 3) + 2 + 2 + 2,
         "remote; overlay, prefixes and slot ranges of the others"
     );
 }

@@ -40,6 +40,8 @@ pub(super) struct RelayPairs {
     told: BTreeMap<NodeName, (Instant, BTreeMap<LocationName, Detour>)>,
     /// Where the relays are not the leaders of both locations: what the network is made from.
     exceptions: BTreeMap<LocationName, Relays>,
+    /// The timers of pairs.
+    timers: BTreeSet<(Instant, LocationName)>,
     changes: VecDeque<RelayChange>,
     /// This node asks not to be chosen.
     avoid: bool,
@@ -53,6 +55,8 @@ struct Pair {
     /// The last row and what was passed on with it, while they are of interest to others.
     sent: Option<(TunnelRow, Vec<(Slot, TunnelRow)>)>,
     shown: Option<Shown>,
+    /// Its entry in `RelayPairs::timers`.
+    timer: Option<Instant>,
     /// Since when no tunnel is known to be good, and whether that was told.
     cut_off: Option<(Instant, bool)>,
 }
@@ -74,9 +78,20 @@ impl RelayPairs {
     }
 
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
-        let tables = self.pairs.values().filter_map(|p| p.table.poll_timeout());
-        let own = self.pairs.values().filter_map(|p| p.own.poll_timeout());
-        tables.chain(own).min()
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// To be called after whatever changes a pair: there may be a thousand, and this is asked after every input.
+    fn set_timer(&mut self, location: &LocationName) {
+        let Some(pair) = self.pairs.get_mut(location) else { return };
+        let next = pair.table.poll_timeout().into_iter().chain(pair.own.poll_timeout()).min();
+        if next == pair.timer {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut pair.timer, next) {
+            self.timers.remove(&(old, location.clone()));
+        }
+        self.timers.extend(next.map(|at| (at, location.clone())));
     }
 
     pub(super) fn changes(&self) -> impl Iterator<Item = &RelayChange> {
@@ -85,11 +100,7 @@ impl RelayPairs {
 
     /// Locations whose tunnels or rows have a timer that has passed.
     fn due(&self, now: Instant) -> Vec<LocationName> {
-        let passed = |p: &Pair| {
-            let timers = [p.table.poll_timeout(), p.own.poll_timeout()];
-            timers.into_iter().flatten().any(|at| at <= now)
-        };
-        self.pairs.iter().filter(|(_, p)| passed(p)).map(|(l, _)| l.clone()).collect()
+        self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, l)| l.clone()).collect()
     }
 
     fn remember(&mut self, change: RelayChange) {
@@ -149,6 +160,8 @@ impl Node {
         let candidate = self.observer.is_some();
         let relays = &mut self.relays;
         relays.pairs.retain(|l, _| candidate && mesh.locations.contains_key(l));
+        let pairs = &relays.pairs;
+        relays.timers.retain(|(_, l)| pairs.contains_key(l));
         relays.exceptions.retain(|l, _| mesh.locations.contains_key(l));
         relays.told.retain(|n, _| !candidate && mesh.nodes.contains_key(n));
         self.find_relays(now, self.other_locations());
@@ -222,6 +235,7 @@ impl Node {
         pair.own.update(now.mono, verdicts.iter().map(|(slot, verdict)| (*slot, verdict)));
         pair.table.set_own(mine, pair.own.row().avoiding(avoid));
         pair.table.expire(now.mono);
+        self.relays.set_timer(location);
         let leaders = self.leaders_of_both(location);
         let table = &self.relays.pairs[location].table;
         let (near, far) = (
@@ -471,6 +485,7 @@ impl Node {
         for (slot, row) in heard.into_iter().filter(|(s, _)| near && exists(s)) {
             changed |= table.hear(now.mono, Who::Far(slot), row, false);
         }
+        self.relays.set_timer(&other);
         if changed {
             self.review_relays(now, [other]);
         }

@@ -12,7 +12,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use wgctl_plan::{Family, Network, Nexthop, NexthopId, Rule};
+use ipnet::IpNet;
+use wgctl_plan::{Family, Network, Nexthop, NexthopId, RouteKey, Rule};
 
 use super::ids::{
     candidate_nexthop, is_relay_nexthop, location_group, own_group, plane_nexthop, relay_nexthop,
@@ -40,9 +41,12 @@ pub fn change_relays<'l>(
         nexthops.extend(objects);
         locations = input.mesh.locations.keys().collect();
     }
-    let stands_by = stands_by(input, me);
-    if me.slot.is_some() {
-        // Whether it relays everywhere decides over all of its own groups.
+    let is_own = |r: &Rule| r.table == OWN_SOURCES_TABLE;
+    let (before, stands_by) = (net.rules.iter().any(is_own), stands_by(input, me));
+    // Whether it relays everywhere decides over all of a candidate's own groups. The rules say whether it did, if there are any.
+    let first = RouteKey { table: OWN_SOURCES_TABLE, prefix: IpNet::default(), metric: 0 };
+    let ruled = net.routes.range(first..).next().is_some_and(|(k, _)| k.table == OWN_SOURCES_TABLE);
+    if me.slot.is_some() && (before != stands_by || !ruled) {
         locations = input.mesh.locations.keys().collect();
     }
     locations.remove(&me.location);
@@ -61,8 +65,6 @@ pub fn change_relays<'l>(
         }
     }
     net.nexthops = nexthops;
-    let is_own = |r: &Rule| r.table == OWN_SOURCES_TABLE;
-    let before = net.rules.iter().any(is_own);
     if stands_by && !before {
         let rules = own_source_rules(net, input, me);
         net.rules.extend(rules);
