@@ -28,6 +28,9 @@ use crate::wire::{Frame, HELLO_STALE};
 const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
 /// A detour of this age is an error: something is broken for good, and the standby carries without a reserve.
 const LONG_DETOUR: Duration = Duration::from_secs(15 * 60);
+/// What changed is sent again this often: a frame may get lost, and a flow whose ends disagree crosses different relays.
+const REPEATS: u8 = 4;
+const REPEAT_EVERY: Duration = Duration::from_millis(100);
 /// Changes that are kept.
 const MAX_CHANGES: usize = 256;
 
@@ -55,6 +58,8 @@ struct Pair {
     /// The last row and what was passed on with it, while they are of interest to others.
     sent: Option<(TunnelRow, Vec<(Slot, TunnelRow)>)>,
     shown: Option<Shown>,
+    /// When to send the row again, and how often.
+    repeat: Option<(Instant, u8)>,
     /// Its entry in `RelayPairs::timers`.
     timer: Option<Instant>,
     /// Since when no tunnel is known to be good, and whether that was told.
@@ -84,7 +89,9 @@ impl RelayPairs {
     /// To be called after whatever changes a pair: there may be a thousand, and this is asked after every input.
     fn set_timer(&mut self, location: &LocationName) {
         let Some(pair) = self.pairs.get_mut(location) else { return };
-        let next = pair.table.poll_timeout().into_iter().chain(pair.own.poll_timeout()).min();
+        let repeat = pair.repeat.map(|(at, _)| at);
+        let timers = [pair.table.poll_timeout(), pair.own.poll_timeout(), repeat];
+        let next = timers.into_iter().flatten().min();
         if next == pair.timer {
             return;
         }
@@ -114,8 +121,22 @@ impl RelayPairs {
 impl Node {
     pub(super) fn relay_timers(&mut self, now: Now) {
         let due = self.relays.due(now.mono);
-        if !due.is_empty() {
-            self.review_relays(now, due);
+        if due.is_empty() {
+            return;
+        }
+        self.review_relays(now, due.clone());
+        let mut again = false;
+        for location in due {
+            let repeat = self.relays.pairs.get(&location).and_then(|p| p.repeat);
+            if let Some((_, left)) = repeat.filter(|(at, _)| *at <= now.mono) {
+                let next = (left > 1).then(|| (now.mono + REPEAT_EVERY, left - 1));
+                self.send_tunnels(&location);
+                self.repeat_tunnels(&location, next);
+                again = true;
+            }
+        }
+        if again {
+            self.send_detours(true);
         }
     }
 
@@ -141,7 +162,9 @@ impl Node {
         };
         self.review_relays(now, troubled.clone());
         for location in troubled {
-            self.send_tunnels(&location, true);
+            if self.relays.pairs.get(&location).is_some_and(|p| p.sent.is_some()) {
+                self.send_tunnels(&location);
+            }
         }
         self.send_detours(true);
     }
@@ -208,7 +231,7 @@ impl Node {
             }
             self.show_relays(now, &location, shown);
             if candidate {
-                self.send_tunnels(&location, false);
+                self.send_new_tunnels(now, &location);
             }
         }
         if candidate && !changed.is_empty() {
@@ -410,18 +433,34 @@ impl Node {
         nodes.map(|n| n.name.clone()).collect()
     }
 
-    /// Sends this node's row to whom it concerns, if it is new, or `again` while there is trouble. The end of trouble is sent once.
-    fn send_tunnels(&mut self, location: &LocationName, again: bool) {
+    /// Sends what this node knows if that is new, while there is trouble and when it ends.
+    fn send_new_tunnels(&mut self, now: Now, location: &LocationName) {
         let Some(mine) = self.slot() else { return };
         let Some(pair) = self.relays.pairs.get_mut(location) else { return };
+        let knows = pair.table.is_trouble().then(|| {
+            let row = pair.table.row(Who::Near(mine)).unwrap_or_default();
+            (row, pair.table.heard_first_hand().collect::<Vec<_>>())
+        });
+        if pair.sent != knows {
+            pair.sent = knows;
+            self.send_tunnels(location);
+            self.repeat_tunnels(location, Some((now.mono + REPEAT_EVERY, REPEATS)));
+        }
+    }
+
+    fn repeat_tunnels(&mut self, location: &LocationName, repeat: Option<(Instant, u8)>) {
+        if let Some(pair) = self.relays.pairs.get_mut(location) {
+            pair.repeat = repeat;
+            self.relays.set_timer(location);
+        }
+    }
+
+    /// Sends this node's row to whom it concerns.
+    fn send_tunnels(&mut self, location: &LocationName) {
+        let Some(mine) = self.slot() else { return };
+        let Some(pair) = self.relays.pairs.get(location) else { return };
         let row = pair.table.row(Who::Near(mine)).unwrap_or_default();
         let heard: Vec<(Slot, TunnelRow)> = pair.table.heard_first_hand().collect();
-        let trouble = pair.table.is_trouble();
-        let known = pair.sent.as_ref().is_some_and(|(r, h)| (*r, h) == (row, &heard));
-        if pair.sent.is_none() && !trouble || known && trouble && !again {
-            return;
-        }
-        pair.sent = trouble.then(|| (row, heard.clone()));
         let to_far = Frame::Tunnels { location: location.clone(), row, heard: Vec::new() };
         let to_near = Frame::Tunnels { location: location.clone(), row, heard };
         self.send_to_candidates(location, &to_far);
@@ -481,8 +520,11 @@ impl Node {
         let table = &mut self.relays.pairs.entry(other.clone()).or_default().table;
         let mut changed =
             table.hear(now.mono, if near { Who::Near(slot) } else { Who::Far(slot) }, row, true);
-        let exists = |s: &Slot| mesh.candidate(&other, *s).is_some();
-        for (slot, row) in heard.into_iter().filter(|(s, _)| near && exists(s)) {
+        // What a candidate there has to say it tells this node itself, if it can: nobody speaks for it then.
+        let silent = |s: &Slot| {
+            mesh.candidate(&other, *s).is_some_and(|n| !self.peers.is_connected(&n.name))
+        };
+        for (slot, row) in heard.into_iter().filter(|(s, _)| near && silent(s)) {
             changed |= table.hear(now.mono, Who::Far(slot), row, false);
         }
         self.relays.set_timer(&other);

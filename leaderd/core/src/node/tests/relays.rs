@@ -114,6 +114,7 @@ fn a_word_that_is_not_repeated_ends_and_the_leaders_carry_again() {
     assert!(!bench.pair().detour);
     let kinds: Vec<RelayChangeKind> = bench.node.relay_changes().iter().map(|c| c.kind).collect();
     assert_eq!(kinds, [RelayChangeKind::Detour, RelayChangeKind::DetourEnded]);
+    (0..10).for_each(|_| drop(bench.later(Duration::from_millis(100))));
     let calm = bench.later(Duration::from_millis(1100));
     let calm = [calm, bench.later(Duration::from_millis(1100))].concat();
     assert!(sent(&calm, "tunnels").is_empty(), "in a calm mesh nothing is told");
@@ -183,6 +184,33 @@ fn a_member_goes_by_its_leaders_word_and_by_the_next_candidates_if_that_is_silen
     assert_eq!(bench.relays(), Some(&relays(0, 1)));
     bench.later(Duration::from_secs(4));
     assert_eq!(bench.relays(), None, "nobody is heard");
+}
+
+#[test]
+fn a_standby_speaks_for_no_candidate_elsewhere_that_this_node_is_connected_with() {
+    let mut bench = Bench::of("home-0", with_workloads(mesh(2, 1, 0)));
+    let claim = || tunnels("cloud", TunnelRow::UNKNOWN, &[(0, row(&[(0, TunnelState::Bad)]))]);
+    bench.feed(Input::PeerUp { node: name("cloud-0"), rtt_micros: 20_000 });
+    bench.frame("home-1", claim());
+    assert_eq!(bench.relays(), None);
+    bench.feed(Input::PeerDown { node: name("cloud-0") });
+    bench.frame("home-1", claim());
+    assert_eq!(bench.relays(), Some(&relays(1, 0)));
+}
+
+#[test]
+fn what_changed_is_told_again_some_times_as_a_frame_may_get_lost() {
+    let mut bench = candidate();
+    for node in ["home-1", "home-2"] {
+        bench.feed(Input::PeerUp { node: name(node), rtt_micros: 200 });
+    }
+    bench.frame("cloud-0", tunnels("home", row(&[(0, TunnelState::Bad)]), &[]));
+    let times = (0..9).filter(|_| {
+        let effects = bench.later(Duration::from_millis(100));
+        sent(&effects, "tunnels").iter().any(|(to, _)| to.as_str() == "cloud-0")
+            && sent(&effects, "detours").len() >= 2
+    });
+    assert_eq!(times.count(), 4);
 }
 
 #[test]
