@@ -25,5 +25,8 @@ fn main() -> Result<ExitCode> {
     outcome.story.iter().for_each(|line| println!("{line}"));
     println!("{} violations", outcome.violations.len());
     outcome.violations.iter().for_each(|line| println!("{line}"));
+    let unkept = outcome.unkept.through.iter().chain(&outcome.unkept.mirror);
+    println!("{} promises to pairs of workloads are not kept yet", unkept.clone().count());
+    unkept.for_each(|line| println!("{line}"));
     Ok(if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

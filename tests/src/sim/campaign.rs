@@ -25,6 +25,9 @@ pub struct Tally {
     pub ran: u64,
     pub repeated: u64,
     pub failures: Vec<Failure>,
+    /// Seeds in which a pair of workloads did not get through, or not by the same nodes both ways, with the first such pair.
+    pub not_through: Vec<Failure>,
+    pub not_mirrored: Vec<Failure>,
     pub took: Duration,
 }
 
@@ -34,18 +37,30 @@ impl Tally {
     }
 }
 
-/// The first violation of a seed, and whether it was repeated.
-fn check(seed: u64) -> (Option<String>, bool) {
+/// What a seed came to.
+struct Checked {
+    violation: Option<String>,
+    repeated: bool,
+    through: Option<String>,
+    mirror: Option<String>,
+}
+
+fn check(seed: u64) -> Checked {
     let case = Case::of_seed(seed);
     let first = case.run();
-    if let Some(what) = first.violations.first() {
-        return (Some(what.clone()), false);
+    let mut checked = Checked {
+        violation: first.violations.first().cloned(),
+        repeated: false,
+        through: first.unkept.through.first().cloned(),
+        mirror: first.unkept.mirror.first().cloned(),
+    };
+    if checked.violation.is_none() && seed.is_multiple_of(REPEATED) {
+        checked.repeated = true;
+        let differs = case.run().digest != first.digest;
+        checked.violation =
+            differs.then(|| "not deterministic: two runs had other inputs".to_owned());
     }
-    let repeat = seed.is_multiple_of(REPEATED);
-    if repeat && case.run().digest != first.digest {
-        return (Some("not deterministic: two runs had other inputs".to_owned()), true);
-    }
-    (None, repeat)
+    checked
 }
 
 /// Runs seeds from `from` on, on all cores, while `go_on` (number of seeds begun, time passed) is true.
@@ -69,18 +84,24 @@ pub fn run(
                         return;
                     }
                     let seed = from + n;
-                    let (what, repeated) = check(seed);
-                    done(seed, what.as_deref());
+                    let checked = check(seed);
+                    done(seed, checked.violation.as_deref());
                     let mut tally = tally.lock().expect("no thread panics with it");
+                    let failure = |what: Option<String>| what.map(|what| Failure { seed, what });
                     tally.ran += 1;
-                    tally.repeated += u64::from(repeated);
-                    tally.failures.extend(what.map(|what| Failure { seed, what }));
+                    tally.repeated += u64::from(checked.repeated);
+                    tally.failures.extend(failure(checked.violation));
+                    tally.not_through.extend(failure(checked.through));
+                    tally.not_mirrored.extend(failure(checked.mirror));
                 }
             });
         }
     });
     let mut tally = tally.into_inner().expect("no thread panics with it");
-    tally.failures.sort_by_key(|f| f.seed);
+    let Tally { failures, not_through, not_mirrored, .. } = &mut tally;
+    for failures in [failures, not_through, not_mirrored] {
+        failures.sort_by_key(|f| f.seed);
+    }
     tally.took = started.elapsed();
     tally
 }

@@ -10,7 +10,7 @@ use leaderd_core::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::meshes::{Site, mesh_of};
-use super::model::Model;
+use super::model::{Model, Unkept};
 use super::rollout::RollOut;
 use super::{Fault, Link, Loss, World, WorldConfig};
 
@@ -53,6 +53,8 @@ enum Step<'a> {
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub violations: Vec<String>,
+    /// Broken promises to pairs of workloads.
+    pub unkept: Unkept,
     /// Number and hash of all inputs.
     pub digest: (u64, u64),
     /// What happened, in order: `***` faults that begin and end, `===` what the model knows, all else the daemons' logs.
@@ -73,7 +75,8 @@ impl Case {
             let text = panic.downcast_ref::<String>().cloned();
             let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
             let what = format!("panic: {}", text.unwrap_or_default());
-            Outcome { violations: vec![what.clone()], digest: (0, 0), story: vec![what] }
+            let (violations, story) = (vec![what.clone()], vec![what]);
+            Outcome { violations, unkept: Unkept::default(), digest: (0, 0), story }
         })
     }
 
@@ -142,6 +145,7 @@ impl Case {
         let line = |(at, text): (Instant, String)| format!("{:10.3} {text}", at.0 as f64 / 1e6);
         Outcome {
             violations: model.violations,
+            unkept: model.unkept,
             digest: world.input_digest(),
             story: story.into_iter().map(line).collect(),
         }

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use leaderd_core::ids::NodeName;
 use serde::{Deserialize, Serialize};
+use wgctl_plan::{Family, InterfaceName};
 
 use super::World;
 use super::disk::FullDisk;
+use super::foreign::Foreign;
 use super::hostile::{HostileBehaviour, HostileNode};
+use super::link::Weather;
 
 /// The faults of one node, as they are now.
 #[derive(Clone, Debug, Default)]
@@ -48,6 +51,20 @@ pub struct Faults {
     pub disk_slow: Duration,
     /// An attacker controls the node.
     pub hostile: Option<HostileNode>,
+    /// The whole machine stands still: daemon and kernel. Packets wait at it, as many as its device holds.
+    pub frozen: bool,
+    /// What comes in by the planes of these slots is not forwarded (`net.ipv4.conf.wgl0.forwarding=0`).
+    pub planes_off: BTreeSet<u8>,
+    /// Nothing of this family is forwarded.
+    pub family_off: Option<Family>,
+    /// Control connections within the location fail; packets pass.
+    pub lan_control_cut: bool,
+    /// No packets of the overlay to and from other nodes of the location; control connections pass.
+    pub lan_packets_cut: bool,
+    /// These devices have no carrier.
+    pub links_down: BTreeSet<InterfaceName>,
+    /// Rules and routes of other tools.
+    pub foreign: Vec<Foreign>,
 }
 
 /// A fault that can begin and end.
@@ -85,6 +102,25 @@ pub enum Fault {
     PowerCut(u32),
     /// An attacker controls the node. When the fault ends, the node is set up anew, with an empty store.
     Hostile(HostileBehaviour),
+    /// No direct packet passes between the two, either way.
+    PairCut(NodeName),
+    /// Weather on the direct path from the node to this one; the other way it stays as it is.
+    Weather(NodeName, Weather),
+    /// What comes in by the plane of this slot is not forwarded.
+    PlaneOff(u8),
+    /// Nothing of this family is forwarded.
+    FamilyOff(Family),
+    /// The machine stands still, daemon and kernel, and goes on late.
+    MachinePause,
+    /// Control connections within the location fail; packets pass.
+    LanControlCut,
+    /// Packets within the location fail; control connections pass.
+    LanPacketsCut,
+    /// A device loses its carrier. The kernel deletes the nexthop objects on it, and what uses them; when the carrier is back the daemon
+    /// programs them again.
+    LinkDown(InterfaceName),
+    /// A rule or a route of another tool.
+    Foreign(Foreign),
 }
 
 impl World {
@@ -107,14 +143,35 @@ impl World {
                 f.wan_delay = Duration::from_millis(if on { u64::from(*ms) } else { 0 });
             }
             Fault::LanCut => f.lan_cut = on,
-            Fault::OneWay(to) => {
-                let cut = (node.clone(), to.clone());
-                if on {
-                    self.cuts.insert(cut)
-                } else {
-                    self.cuts.remove(&cut)
-                };
+            Fault::OneWay(to) => self.cut(node, to, on),
+            Fault::PairCut(to) => {
+                self.cut(node, to, on);
+                self.cut(to, node, on);
             }
+            Fault::Weather(to, weather) => {
+                let path = (node.clone(), to.clone());
+                if on {
+                    self.weather.insert(path, *weather);
+                } else {
+                    self.weather.remove(&path);
+                }
+            }
+            Fault::PlaneOff(slot) if on => drop(f.planes_off.insert(*slot)),
+            Fault::PlaneOff(slot) => drop(f.planes_off.remove(slot)),
+            Fault::FamilyOff(family) => f.family_off = on.then_some(*family),
+            Fault::LanControlCut => f.lan_control_cut = on,
+            Fault::LanPacketsCut => f.lan_packets_cut = on,
+            Fault::Foreign(foreign) if on => f.foreign.push(foreign.clone()),
+            Fault::Foreign(foreign) => f.foreign.retain(|other| other != foreign),
+            Fault::LinkDown(dev) if on => {
+                f.links_down.insert(dev.clone());
+                self.lose_carrier(node, dev);
+            }
+            Fault::LinkDown(dev) => {
+                f.links_down.remove(dev);
+                self.repair_drift(node);
+            }
+            Fault::MachinePause => self.freeze(node, on),
             Fault::WireguardDown => {
                 f.wireguard_down = on;
                 self.report_local_facts(node);
@@ -151,6 +208,15 @@ impl World {
             Fault::DaemonKill if self.faults[node].crashed || self.core(node).is_some() => {}
             Fault::DaemonKill => self.start_daemon(node),
             Fault::DaemonPause => self.pause_daemon(node, on),
+        }
+    }
+
+    fn cut(&mut self, from: &NodeName, to: &NodeName, on: bool) {
+        let cut = (from.clone(), to.clone());
+        if on {
+            self.cuts.insert(cut);
+        } else {
+            self.cuts.remove(&cut);
         }
     }
 }

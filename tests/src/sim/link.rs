@@ -33,6 +33,40 @@ pub struct Link {
     pub reorder: f64,
 }
 
+/// What one direction between two nodes suffers for a while, on top of its link.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Weather {
+    pub loss: Loss,
+    /// Milliseconds that each packet takes longer: a jump of the delay when the weather begins, and another when it ends.
+    pub slower_ms: u32,
+    /// Milliseconds added to that, uniformly drawn from 0 to this.
+    pub jitter_ms: u32,
+}
+
+impl Weather {
+    pub const fn lossy(loss: Loss) -> Self {
+        Self { loss, slower_ms: 0, jitter_ms: 0 }
+    }
+
+    pub const fn slower(slower_ms: u32) -> Self {
+        Self { loss: Loss::NONE, slower_ms, jitter_ms: 0 }
+    }
+
+    /// Returns the share of packets that it loses in the long run.
+    pub fn share(&self) -> f64 {
+        match self.loss {
+            Loss::Independent(share) => share,
+            Loss::Bursty { to_bad, to_good, bad_loss } => bad_loss * to_bad / (to_bad + to_good),
+        }
+    }
+
+    /// Returns this weather as a link.
+    pub(super) fn link(&self) -> Link {
+        let ms = |n: u32| Duration::from_millis(n.into());
+        Link { jitter: ms(self.jitter_ms), loss: self.loss, ..Link::of(ms(self.slower_ms)) }
+    }
+}
+
 impl Link {
     pub const fn of(latency: Duration) -> Self {
         Self { latency, jitter: Duration::ZERO, loss: Loss::NONE, duplicate: 0.0, reorder: 0.0 }

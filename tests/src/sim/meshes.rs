@@ -1,8 +1,9 @@
 //! Meshes for a [`World`](super::World).
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use ipnet::IpNet;
 use leaderd_core::ids::{LocationName, NodeIndex, NodeName, Slot};
 use leaderd_core::mesh::{Host, Location, Mesh, MeshSpec, Node, Overlay, Policy, VxlanDevice};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -16,11 +17,26 @@ pub struct Site {
     pub candidates: u16,
     pub members: u16,
     pub witnesses: Vec<String>,
+    /// Next hops are the nodes' LAN addresses, without VXLAN.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub direct: bool,
+    /// Workloads have IPv6 addresses too. Not in meshes of 255 sites or more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ipv6: bool,
 }
 
 impl Site {
     pub fn new(name: &str, candidates: u16, members: u16) -> Self {
-        Self { name: name.to_owned(), candidates, members, witnesses: Vec::new() }
+        let (name, witnesses) = (name.to_owned(), Vec::new());
+        Self { name, candidates, members, witnesses, direct: false, ipv6: false }
+    }
+
+    pub fn direct(self) -> Self {
+        Self { direct: true, ..self }
+    }
+
+    pub fn dual_stack(self) -> Self {
+        Self { ipv6: true, ..self }
     }
 
     /// Adds a node of another location as a voter.
@@ -30,10 +46,10 @@ impl Site {
     }
 }
 
-/// Returns the mesh of these sites, all with VXLAN overlays, and each node's secret.
+/// Returns the mesh of these sites, and each node's secret.
 ///
 /// Nodes are called `{site}-{n}`, candidates first; node n of site s has the workload prefix 10.{s}.{n}.0/24
-/// (in meshes of 255 sites or more 10.{i}.0/24, with i the two bytes of its index).
+/// (in meshes of 255 sites or more 10.{i}.0/24, with i the two bytes of its index), and fd00:0:{s}:{n}::/64 with IPv6.
 pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8; 32]>) {
     let mut mesh = MeshSpec { policy, ..MeshSpec::named("sim") };
     let mut secrets = BTreeMap::new();
@@ -41,13 +57,13 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
     for (site_number, site) in sites.iter().enumerate() {
         let location: LocationName = site.name.parse().expect("a name");
         let witnesses = site.witnesses.iter().map(|w| w.parse().expect("a name")).collect();
-        mesh.locations.insert(
-            location.clone(),
-            Location {
-                witnesses,
-                ..Location::new(location.clone(), Overlay::Vxlan(VxlanDevice::default()))
-            },
-        );
+        let overlay =
+            if site.direct { Overlay::Direct } else { Overlay::Vxlan(VxlanDevice::default()) };
+        let new = Location { witnesses, ..Location::new(location.clone(), overlay) };
+        mesh.locations.insert(location.clone(), new);
+        if site.ipv6 {
+            mesh.inner.v6 = Some("fd76::/112".parse().expect("a prefix"));
+        }
         for n in 0..site.candidates + site.members {
             index += 1;
             let secret = secret_of(index, 1);
@@ -58,7 +74,12 @@ pub fn mesh_of(sites: &[Site], policy: Policy) -> (Mesh, BTreeMap<NodeName, [u8;
             } else {
                 ((index >> 8) as u8, index as u8)
             };
-            let node = node_of(&location, n.into(), (a, b), NodeIndex(index), slot, secret);
+            let mut node = node_of(&location, n.into(), (a, b), NodeIndex(index), slot, secret);
+            if site.ipv6 {
+                let net = Ipv6Addr::new(0xfd00, 0, a.into(), b.into(), 0, 0, 0, 0);
+                node.prefixes.push(IpNet::new(net.into(), 64).expect("64 is a length"));
+                node.probe_addresses.push(IpAddr::V6(Ipv6Addr::from(u128::from(net) + 1)));
+            }
             let name = node.name.clone();
             mesh.nodes.insert(name.clone(), node);
             secrets.insert(name, secret);

@@ -9,8 +9,10 @@ use leaderd_core::io::{Flow, Input, ProbeError, ProbeKind, ProbeSend};
 use leaderd_core::mesh::plane;
 use leaderd_core::wire::Frame;
 
+use super::Faults;
+use super::kernel::RING;
 use super::link::Link;
-use super::path::{Fate, Packet};
+use super::path::{Fate, PAUSED, Packet};
 use super::world::{Event, World};
 
 /// IPv4 and UDP headers.
@@ -29,6 +31,23 @@ struct Arrival {
     delays: Vec<Duration>,
     /// The relay that took it from a tunnel and handed it on.
     relay: Option<NodeName>,
+}
+
+/// A packet that waits at a machine that stands still. It is sent again from where it began, with no time passed since: it went on from
+/// where it waited, and what changed meanwhile on the way there is left out.
+#[derive(Debug)]
+pub(super) enum Held {
+    Request { from: NodeName, source: SocketAddr, packet: Packet, probe: Box<ProbeSend> },
+    Reply { from: NodeName, to: SocketAddr, packet: Packet, bytes: Vec<u8> },
+}
+
+/// What becomes of a packet that does not arrive.
+enum NoArrival {
+    /// ICMP reports it after this time.
+    Reported(Duration),
+    Lost,
+    /// It waits at this machine.
+    Waits(NodeName),
 }
 
 /// The source port of a pinned flow.
@@ -61,6 +80,17 @@ impl World {
             new_flow: matches!(flow, Flow::Fresh),
             bound_to: probe.via.map(plane),
         };
+        self.send_request(name, source, packet, probe);
+    }
+
+    fn send_request(
+        &mut self,
+        name: &NodeName,
+        source: SocketAddr,
+        packet: Packet,
+        probe: ProbeSend,
+    ) {
+        let ProbeKind::Stamp { packet: payload, .. } = &probe.kind else { return };
         match self.send_packet(name, &packet) {
             Ok(arrival) => {
                 let from = self.source_at(&arrival, source);
@@ -75,10 +105,34 @@ impl World {
                     self.schedule(delay, &arrival.node, Event::Input(input));
                 }
             }
-            Err(Some(delay)) => {
-                self.schedule(delay, name, failed(ProbeError::TimeExceeded { from: None }));
+            Err(NoArrival::Reported(delay)) => {
+                let error = ProbeError::TimeExceeded { from: None };
+                let input = Input::ProbeError { probe: probe.probe, error };
+                self.schedule(delay, name, Event::Input(input));
             }
-            Err(None) => {}
+            Err(NoArrival::Lost) => {}
+            Err(NoArrival::Waits(at)) => {
+                let (from, probe) = (name.clone(), Box::new(probe));
+                self.hold(at, Held::Request { from, source, packet, probe });
+            }
+        }
+    }
+
+    /// Keeps a packet at a machine that stands still, if its ring has room.
+    fn hold(&mut self, at: NodeName, packet: Held) {
+        let ring = self.held.entry(at).or_default();
+        if ring.len() < RING {
+            ring.push(packet);
+        }
+    }
+
+    /// Sends a packet that waited.
+    pub(super) fn send_again(&mut self, held: Held) {
+        match held {
+            Held::Request { from, source, packet, probe } => {
+                self.send_request(&from, source, packet, *probe);
+            }
+            Held::Reply { from, to, packet, bytes } => self.send_reply(&from, to, packet, bytes),
         }
     }
 
@@ -136,7 +190,17 @@ impl World {
             new_flow: to.port() >= FIRST_FRESH_PORT,
             bound_to: None,
         };
-        let Ok(arrival) = self.send_packet(name, &packet) else { return };
+        self.send_reply(name, to, packet, bytes);
+    }
+
+    fn send_reply(&mut self, name: &NodeName, to: SocketAddr, packet: Packet, bytes: Vec<u8>) {
+        let arrival = match self.send_packet(name, &packet) {
+            Ok(arrival) => arrival,
+            Err(NoArrival::Waits(at)) => {
+                return self.hold(at, Held::Reply { from: name.clone(), to, packet, bytes });
+            }
+            Err(_) => return,
+        };
         let Some(probe) = self.flows.get(&(arrival.node.clone(), to)).copied() else { return };
         for delay in arrival.delays {
             let input = Input::ProbeReply { probe, bytes: bytes.clone() };
@@ -144,14 +208,10 @@ impl World {
         }
     }
 
-    /// Returns where a packet arrives, or after which delay ICMP reports that it does not (`None`: it is lost silently).
-    fn send_packet(
-        &mut self,
-        name: &NodeName,
-        packet: &Packet,
-    ) -> Result<Arrival, Option<Duration>> {
+    /// Returns where a packet arrives, or what becomes of it instead.
+    fn send_packet(&mut self, name: &NodeName, packet: &Packet) -> Result<Arrival, NoArrival> {
         match self.data_path().walk(name, packet) {
-            Fate::Delivered { node, ttl, wan_hops, lan_hops } => {
+            Fate::Delivered { node, ttl, wan_hops, lan_hops, .. } => {
                 let base = self.config.lan.latency * lan_hops + Duration::from_micros(50);
                 let mut delays = vec![base];
                 for (a, b) in &wan_hops {
@@ -162,13 +222,14 @@ impl World {
                     delays = after;
                 }
                 if delays.is_empty() {
-                    return Err(None);
+                    return Err(NoArrival::Lost);
                 }
                 let relay = wan_hops.last().map(|(_, to)| to).filter(|to| **to != node).cloned();
                 Ok(Arrival { node, ttl, delays, relay })
             }
-            Fate::Lost { .. } => Err(None),
-            Fate::TimeExceeded { .. } => Err(Some(self.config.wan.latency * 2)),
+            Fate::Lost { at, why: PAUSED } => Err(NoArrival::Waits(at)),
+            Fate::Lost { .. } => Err(NoArrival::Lost),
+            Fate::TimeExceeded { .. } => Err(NoArrival::Reported(self.config.wan.latency * 2)),
         }
     }
 
@@ -189,11 +250,25 @@ impl World {
         let slower = self.faults[a].wan_delay + self.faults[b].wan_delay;
         let mut delays = link.pass(&mut self.rng, bad, more);
         delays.iter_mut().for_each(|d| *d += slower);
+        let path = (a.clone(), b.clone());
+        if let Some(weather) = self.weather.get(&path) {
+            let link = weather.link();
+            let bad = self.weather_bursting.entry(path).or_default();
+            let each = std::mem::take(&mut delays);
+            for so_far in each {
+                delays.extend(link.pass(&mut self.rng, bad, 0.0).into_iter().map(|d| so_far + d));
+            }
+        }
         delays
     }
 
     /// Returns whether frames pass from one node to the other, one way.
     pub(super) fn control_passes(&self, a: &NodeName, b: &NodeName) -> bool {
+        !self.faults[a].frozen && !self.faults[b].frozen && self.control_passes_late(a, b)
+    }
+
+    /// The same, where a machine that stands still takes them when it goes on.
+    fn control_passes_late(&self, a: &NodeName, b: &NodeName) -> bool {
         let alive = |n: &NodeName| {
             let f = &self.faults[n];
             !f.crashed && (self.nodes[n].core.is_some() || f.hostile.is_some())
@@ -207,9 +282,11 @@ impl World {
         let (fa, fb) = (&self.faults[a], &self.faults[b]);
         let (na, nb) = (&self.mesh.nodes[a], &self.mesh.nodes[b]);
         if na.location == nb.location {
-            !fa.lan_cut && !fb.lan_cut
-        } else if na.slot.is_some() && nb.slot.is_some() {
-            !fa.wan_cut && !fb.wan_cut && !fa.wireguard_down && !fb.wireguard_down
+            let cut = |f: &Faults| f.lan_cut || f.lan_control_cut || f.lan_is_down();
+            !cut(fa) && !cut(fb)
+        } else if let (Some(sa), Some(sb)) = (na.slot, nb.slot) {
+            let up = fa.plane_is_up(sb) && fb.plane_is_up(sa);
+            up && !fa.wan_cut && !fb.wan_cut && !fa.wireguard_down && !fb.wireguard_down
         } else {
             // No tunnel joins them: over the mesh itself, as any workload.
             self.delivers(a, b)
@@ -224,7 +301,7 @@ impl World {
 
     /// Returns the delay one way over the control channel; `None` while nothing passes.
     fn control_delay(&mut self, a: &NodeName, b: &NodeName) -> Option<Duration> {
-        if !self.control_passes(a, b) {
+        if !self.control_passes_late(a, b) {
             return None;
         }
         if self.mesh.nodes[a].location == self.mesh.nodes[b].location {
@@ -255,7 +332,8 @@ impl World {
 
     pub(super) fn check_connection(&mut self, name: &NodeName, peer: &NodeName) {
         let works = self.control_passes(peer, name);
-        let delay = self.control_delay(name, peer).filter(|_| works);
+        let frozen = self.faults[name].frozen || self.faults[peer].frozen;
+        let delay = self.control_delay(name, peer).filter(|_| works && !frozen);
         let (now, incarnation) = (self.now, self.nodes[peer].incarnation);
         let connections = &mut self.nodes.get_mut(name).expect("a name of ours").connections;
         let seen = connections.get(peer).copied();

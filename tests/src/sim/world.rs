@@ -17,12 +17,13 @@ use leaderd_core::time::{Instant, Now, WallTime};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
-use wgctl_plan::Network;
+use wgctl_plan::{Family, Network};
 
 use super::disk;
 use super::path::{DataPath, Fate, Packet};
 use super::recording::Recording;
-use super::{Faults, Link};
+use super::transport::Held;
+use super::{Faults, Link, Weather};
 
 /// How often control connections are checked.
 const CONNECTION_CHECK: Duration = Duration::from_millis(500);
@@ -30,9 +31,9 @@ const CONNECTION_CHECK: Duration = Duration::from_millis(500);
 pub(super) const SYNC: Duration = Duration::from_millis(1);
 pub(super) const SYNCED: Duration = Duration::from_micros(100);
 /// The kernel has a network this long after the daemon sets it.
-const PROGRAM: Duration = Duration::from_millis(2);
+pub(super) const PROGRAM: Duration = Duration::from_millis(2);
 /// A daemon notices within this time what its kernel has lost.
-const NOTICE: Duration = Duration::from_millis(20);
+pub(super) const NOTICE: Duration = Duration::from_millis(20);
 /// Inputs of a paused process are tried again this often.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Wall clock of virtual second 0.
@@ -84,6 +85,8 @@ pub(super) struct SimNode {
     pub probe_ports: Vec<u16>,
     /// Peers with a connection: when it last worked, and with which incarnation of the peer.
     pub connections: BTreeMap<NodeName, (Instant, u32)>,
+    /// The network that its core last wanted, with its revision.
+    pub wanted: Option<(u64, Box<Network>)>,
     /// Its entry in `World::timers`.
     timer: Option<Instant>,
 }
@@ -100,6 +103,7 @@ impl SimNode {
             peers: Vec::new(),
             probe_ports: Vec::new(),
             connections: BTreeMap::new(),
+            wanted: None,
             timer: None,
         }
     }
@@ -112,6 +116,8 @@ pub(super) enum Event {
         network: Box<Network>,
     },
     Write(disk::Write),
+    /// The daemon's shell notices that the kernel has lost what it programmed.
+    Drifted,
     /// It is time for a hostile node's next frame.
     HostileFrame,
 }
@@ -123,6 +129,8 @@ pub struct World {
     pub faults: BTreeMap<NodeName, Faults>,
     /// Ordered pairs of nodes between which no direct packet passes.
     pub cuts: BTreeSet<(NodeName, NodeName)>,
+    /// The weather between ordered pairs of nodes.
+    pub weather: BTreeMap<(NodeName, NodeName), Weather>,
     /// When a fault last began or ended.
     pub fault_changed: Instant,
     pub kernels: BTreeMap<NodeName, Network>,
@@ -142,6 +150,10 @@ pub struct World {
     pub(super) translated: BTreeMap<(NodeName, SocketAddr), SocketAddr>,
     /// Whether each bursty link is in its bad state.
     pub(super) bursting: BTreeMap<(NodeName, NodeName), bool>,
+    /// The same of the weather on it.
+    pub(super) weather_bursting: BTreeMap<(NodeName, NodeName), bool>,
+    /// Packets that wait at machines that stand still.
+    pub(super) held: BTreeMap<NodeName, Vec<Held>>,
     next_check: Instant,
     inputs: u64,
     digest: u64,
@@ -169,6 +181,7 @@ impl World {
         let mut world = Self {
             faults: mesh.nodes.keys().map(|n| (n.clone(), Faults::default())).collect(),
             cuts: BTreeSet::new(),
+            weather: BTreeMap::new(),
             fault_changed: start,
             kernels: mesh.nodes.keys().map(|n| (n.clone(), Network::default())).collect(),
             mesh: Arc::new(mesh),
@@ -184,6 +197,8 @@ impl World {
             flows: BTreeMap::new(),
             translated: BTreeMap::new(),
             bursting: BTreeMap::new(),
+            weather_bursting: BTreeMap::new(),
+            held: BTreeMap::new(),
             next_check: start,
             inputs: 0,
             digest: 0xcbf2_9ce4_8422_2325,
@@ -347,11 +362,39 @@ impl World {
 
     /// Returns the fate of a full-size packet of a new flow between two workloads.
     pub fn fate(&self, from: &NodeName, to: &NodeName) -> Fate {
-        let source = self.mesh.nodes[from].probe_addresses[0];
-        let target = self.mesh.nodes[to].probe_addresses[0];
-        let packet =
-            Packet { source, target, length: self.mesh.mtu, new_flow: true, bound_to: None };
-        self.data_path().walk(from, &packet)
+        let packet = self.workload_packet(from, to, Family::V4, true);
+        self.data_path().walk(from, &packet.expect("every workload has an IPv4 address"))
+    }
+
+    /// Returns the nodes that a full-size packet of a new flow of this family crosses between two workloads, both ends included; or why
+    /// it does not arrive. `None`: one of them has no address of the family.
+    pub fn crossed(
+        &self,
+        from: &NodeName,
+        to: &NodeName,
+        family: Family,
+    ) -> Option<Result<Vec<NodeName>, Fate>> {
+        let packet = self.workload_packet(from, to, family, true)?;
+        Some(match self.data_path().walk(from, &packet) {
+            Fate::Delivered { node, crossed, .. } if node == *to => Ok(crossed),
+            fate => Err(fate),
+        })
+    }
+
+    /// Returns a full-size packet between two workloads. `None`: one of them has no address of the family.
+    pub(super) fn workload_packet(
+        &self,
+        from: &NodeName,
+        to: &NodeName,
+        family: Family,
+        new_flow: bool,
+    ) -> Option<Packet> {
+        let address = |node: &NodeName| {
+            let all = &self.mesh.nodes[node].probe_addresses;
+            all.iter().copied().find(|a| Family::of(a) == family)
+        };
+        let (source, target) = (address(from)?, address(to)?);
+        Some(Packet { source, target, length: self.mesh.mtu, new_flow, bound_to: None })
     }
 
     pub(super) fn data_path(&self) -> DataPath<'_> {
@@ -395,9 +438,10 @@ impl World {
         let input = match event {
             Event::Input(input) => input,
             Event::Programmed { revision, network } => {
-                self.kernels.insert(name.clone(), *network);
-                Input::Programmed { revision, error: None }
+                let error = self.program(name, *network);
+                Input::Programmed { revision, error }
             }
+            Event::Drifted => return self.drifted(name),
             Event::Write(write) => return self.written(name, write),
             Event::HostileFrame => return self.send_hostile_frame(name),
         };
@@ -430,6 +474,8 @@ impl World {
                     self.write(name, (ticket, location, write));
                 }
                 Effect::Program { revision, network } => {
+                    let node = self.nodes.get_mut(name).expect("a name of ours");
+                    node.wanted = Some((revision, network.clone()));
                     self.schedule(PROGRAM, name, Event::Programmed { revision, network });
                 }
                 Effect::SetPeers { peers } => {

@@ -3,6 +3,7 @@
 
 mod hostile;
 mod power;
+mod relay_pairs;
 mod voters;
 
 use std::time::Duration;

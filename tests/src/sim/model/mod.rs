@@ -3,7 +3,11 @@
 //! [`truth::quality`] says of every candidate whether it could have carried traffic between the nodes that work
 //! themselves. `after_step` checks the decisions of the core that ran last, `tick` the whole world.
 //! Broken promises go to `violations`, one sentence each, its kind before the colon.
+//!
+//! What is owed to each pair of workloads is in [`pairs`]. These promises are new: what breaks them goes to `unkept`, and each test says
+//! how many of its worlds break them ([`known`](super::known)).
 
+pub mod pairs;
 #[cfg(test)]
 mod tests;
 pub mod truth;
@@ -20,6 +24,7 @@ use leaderd_core::time::Instant;
 
 use super::World;
 use super::path::Fate;
+pub use pairs::Unkept;
 use truth::{
     KNOWN_LIMIT_FIRST_CLAIM, Quality, has_observers, has_quorum, is_outvoted, is_provable,
     slowest_round_trip, some_dead,
@@ -65,6 +70,8 @@ struct Followed {
 #[derive(Debug, Default)]
 pub struct Model {
     pub violations: Vec<String>,
+    /// Broken promises to pairs of workloads.
+    pub unkept: Unkept,
     /// Changes in the true state of the world, for the story of a run.
     pub notes: Vec<(Instant, String)>,
     /// All decisions that any core ever knew.
@@ -75,6 +82,8 @@ pub struct Model {
     failover_due_since: BTreeMap<LocationName, Instant>,
     /// Reported already: node, and since when its disk was stuck.
     led_without_disk: BTreeSet<(NodeName, Instant)>,
+    /// The ways of each pair of workloads, and since when they are these.
+    ways: BTreeMap<pairs::Pair, pairs::Ways>,
     next_tick: Instant,
     next_walk: Instant,
     log_seen: usize,
@@ -263,7 +272,8 @@ impl Model {
             if quality != Quality::Good {
                 h.last_not_good = Some(now);
             }
-            if !world.is_sound(&node.name) || world.faults[&node.name].lan_cut {
+            let f = &world.faults[&node.name];
+            if !world.is_sound(&node.name) || f.lan_cut || f.lan_control_cut {
                 h.last_asleep = Some(now);
             }
         }
@@ -276,6 +286,7 @@ impl Model {
         if now >= self.next_walk {
             self.next_walk = now + WALK;
             self.check_loops(world);
+            self.check_pairs(world);
         }
     }
 

@@ -9,7 +9,7 @@ use leaderd_core::mesh::Policy;
 use leaderd_core::proof::{Proof, Signed, Signer, Statement, VoterSet};
 use leaderd_core::state::Decision;
 use leaderd_core::wire::Frame;
-use wgctl_plan::Network;
+use wgctl_plan::{MAIN_TABLE, Network, RouteKey, RouteVia};
 
 use super::Model;
 use crate::sim::hostile::HostileBehaviour;
@@ -243,4 +243,69 @@ fn a_crash_between_a_write_and_its_acknowledgement_happens_there() {
     world.fault(&node, &Fault::DiskCrash, false);
     let decision = world.core(&node).and_then(|c| c.decision(&"cloud".parse().expect("a name")));
     assert_eq!(decision.map(|d| d.epoch), Some(Epoch(50)), "it is back with what it wrote");
+}
+
+/// `cloud-2` sends what is for `home` by `cloud-1`, which does not lead.
+fn by_the_standby(world: &mut World, prefix: &str) {
+    let kernel = world.kernels.get_mut(&name("cloud-2")).expect("a kernel");
+    let to = |prefix: &str| prefix.parse().expect("a prefix");
+    let via = kernel.routes.iter().find(|(k, _)| k.prefix == to("10.1.1.0/24"));
+    let via = via.map(|(_, via)| via.clone()).expect("a route to cloud-1");
+    let key = RouteKey { table: MAIN_TABLE, prefix: to(prefix), metric: 1 };
+    kernel.routes.insert(key, via);
+}
+
+#[test]
+fn a_pair_that_does_not_get_through_is_reported() {
+    let (mut world, mut model) = calm();
+    assert_eq!(model.unkept.through, Vec::<String>::new());
+    let kernel: &mut Network = world.kernels.get_mut(&name("cloud-2")).expect("a kernel");
+    let nowhere = RouteVia::Device { dev: "nowhere".parse().expect("a name"), source: None };
+    let prefix = "10.2.1.0/25".parse().expect("a prefix");
+    kernel.routes.insert(RouteKey { table: MAIN_TABLE, prefix, metric: 1 }, nowhere);
+    model.run(&mut world, Duration::from_millis(500));
+    let told = &model.unkept.through;
+    assert!(told.iter().all(|t| t.starts_with("does not get through: cloud-2 and home-1")));
+    assert!(!told.is_empty());
+    assert_eq!(model.violations, Vec::<String>::new());
+}
+
+#[test]
+fn a_pair_without_a_way_is_not_reported() {
+    let (mut world, mut model) = calm();
+    for candidate in ["cloud-0", "cloud-1"] {
+        for far in ["home-0", "home-1", "home-2"] {
+            world.fault(&name(candidate), &Fault::PairCut(name(far)), true);
+        }
+    }
+    model.run(&mut world, secs(20));
+    assert!(!world.delivers(&name("cloud-2"), &name("home-2")));
+    assert_eq!(model.unkept.through, Vec::<String>::new());
+}
+
+#[test]
+fn a_pair_whose_directions_stay_apart_is_reported() {
+    let (mut world, mut model) = calm();
+    let of = |model: &Model| {
+        let pair = "not mirrored: cloud-2 and home-1 (V4): there cloud-2 cloud-1 ";
+        model.unkept.mirror.iter().filter(|m| m.starts_with(pair)).count()
+    };
+    model.unkept.mirror.clear();
+    by_the_standby(&mut world, "10.2.1.0/25");
+    model.run(&mut world, Duration::from_millis(900));
+    assert_eq!(of(&model), 0, "not at once: {:#?}", model.unkept.mirror);
+    model.run(&mut world, Duration::from_millis(600));
+    assert!(of(&model) > 0, "{:#?}", model.unkept.mirror);
+    assert_eq!(model.unkept.through, Vec::<String>::new());
+}
+
+#[test]
+fn a_pair_whose_node_has_no_daemon_need_not_be_mirrored() {
+    let (mut world, mut model) = calm();
+    by_the_standby(&mut world, "10.2.1.0/25");
+    world.fault(&name("cloud-1"), &Fault::DaemonPause, true);
+    model.unkept.mirror.clear();
+    model.run(&mut world, secs(3));
+    let mut told = model.unkept.mirror.iter();
+    assert!(told.all(|m| !m.contains("cloud-1")), "{:#?}", model.unkept.mirror);
 }

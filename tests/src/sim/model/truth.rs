@@ -8,8 +8,8 @@ use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::mesh::Node;
 
 use super::World;
-use crate::sim::Link;
 use crate::sim::link::Loss;
+use crate::sim::{Faults, Link};
 
 /// How well a candidate relays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,8 @@ pub const KNOWN_LIMIT_NEEDS_CONTROL: bool = true;
 /// An observer that loses more than this on its own WAN, either way, cannot judge others in time.
 const KNOWN_LIMIT_OBSERVER_LOSS: f64 = 0.05;
 
-/// While packets pass between two nodes one way alone, observers may disagree for good.
+/// While packets pass between two nodes one way alone, or only some, observers may disagree for good. What is owed to a pair of
+/// workloads does not depend on that: see [`pairs`](super::pairs).
 pub const KNOWN_LIMIT_ONE_WAY_CUT: bool = true;
 
 /// Returns how well this candidate could have carried the traffic of the nodes that work.
@@ -59,6 +60,7 @@ pub fn quality(world: &World, c: &Node) -> Quality {
                 && f.hostile.is_none()
                 && !f.wan_cut
                 && !f.wireguard_down
+                && f.is_plain()
         })
         .collect();
     let targets: Vec<&Node> = world
@@ -66,7 +68,8 @@ pub fn quality(world: &World, c: &Node) -> Quality {
         .nodes_of(&c.location)
         .filter(|t| {
             let f = &world.faults[&t.name];
-            t.name != c.name && !f.crashed && !f.lan_cut && !f.vxlan_all && !f.vxlan_new_flows
+            let out = f.lan_cut || f.vxlan_all || f.vxlan_new_flows;
+            t.name != c.name && !f.crashed && !out && f.is_plain()
         })
         .collect();
     let (mut of, mut pass) = (0, 0);
@@ -86,7 +89,13 @@ pub fn quality(world: &World, c: &Node) -> Quality {
         // It relays, and may report anything of itself.
         return Quality::Grey;
     }
-    let slower = world.faults[&c.name].wan_delay * 2;
+    let f = &world.faults[&c.name];
+    let stormy = world.weather.keys().any(|(from, to)| *from == c.name || *to == c.name);
+    if stormy || f.family_off.is_some() || !f.foreign.is_empty() || !f.links_down.is_empty() {
+        // It carries a part.
+        return Quality::Grey;
+    }
+    let slower = f.wan_delay * 2;
     if slower > KNOWN_LIMIT_DELAY_JUMP
         && world.now().mono.since(world.fault_changed) < KNOWN_LIMIT_DELAY_JUMP_LASTS
     {
@@ -98,6 +107,16 @@ pub fn quality(world: &World, c: &Node) -> Quality {
         (_, 0) => Quality::Broken,
         (of, pass) if of == pass && world.faults[&c.name].wan_loss < 0.02 => Quality::Good,
         _ => Quality::Grey,
+    }
+}
+
+impl Faults {
+    /// Returns whether nothing on the node takes a part of its own traffic away.
+    fn is_plain(&self) -> bool {
+        !self.frozen
+            && !self.lan_packets_cut
+            && self.links_down.is_empty()
+            && self.foreign.is_empty()
     }
 }
 
@@ -123,12 +142,13 @@ pub(super) fn is_provable(world: &World, c: &Node) -> bool {
 fn crosses_wan(world: &World, o: &Node, c: &Node) -> bool {
     let f = &world.faults[&c.name];
     let cut = |a: &Node, b: &Node| world.cuts.contains(&(a.name.clone(), b.name.clone()));
-    !f.crashed && !f.wan_cut && !f.wireguard_down && !cut(o, c) && !cut(c, o)
+    let off = o.slot.is_some_and(|slot| f.planes_off.contains(&slot.0));
+    !f.crashed && !f.wan_cut && !f.wireguard_down && !cut(o, c) && !cut(c, o) && !off
 }
 
 fn relays(world: &World, c: &Node) -> bool {
     let f = &world.faults[&c.name];
-    !f.forwarding_off && !f.route_loop && f.mtu.is_none_or(|m| m >= world.mesh.mtu)
+    !f.frozen && !f.forwarding_off && !f.route_loop && f.mtu.is_none_or(|m| m >= world.mesh.mtu)
 }
 
 fn crosses_lan(world: &World, c: &Node, t: &Node) -> bool {
@@ -140,6 +160,9 @@ fn crosses_lan(world: &World, c: &Node, t: &Node) -> bool {
         && !g.lan_cut
         && !g.vxlan_all
         && !g.vxlan_new_flows
+        && !f.lan_packets_cut
+        && !g.lan_packets_cut
+        && !g.frozen
         && !f.ghosts.contains(&t.name)
         && !g.ghosts.contains(&c.name)
         && !cut(c, t)
@@ -176,7 +199,8 @@ pub(super) fn has_observers(world: &World, location: &LocationName) -> bool {
         world.is_sound(&o.name) && !f.wan_cut && !f.wireguard_down
     };
     let lossy = others().any(|o| world.faults[&o.name].wan_loss > KNOWN_LIMIT_OBSERVER_LOSS);
-    others().any(|o| well(&o)) && !lossy && (!KNOWN_LIMIT_ONE_WAY_CUT || world.cuts.is_empty())
+    let one_way = !world.cuts.is_empty() || !world.weather.is_empty();
+    others().any(|o| well(&o)) && !lossy && !(KNOWN_LIMIT_ONE_WAY_CUT && one_way)
 }
 
 /// Returns whether hostile nodes are at least as many as sound ones, among the location's observers or among its own nodes. Then what
@@ -209,5 +233,6 @@ pub(super) fn slowest_round_trip(world: &World) -> Duration {
         (l.latency + l.jitter) * 2 * repeat
     };
     let slower = world.faults.values().map(|f| f.wan_delay * 4).max();
-    links.map(cost).max().unwrap_or_default() + slower.unwrap_or_default()
+    let weather = world.weather.values().map(|w| cost(&w.link())).max().unwrap_or_default();
+    weather + links.map(cost).max().unwrap_or_default() + slower.unwrap_or_default()
 }
