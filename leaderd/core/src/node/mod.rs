@@ -169,7 +169,7 @@ impl Node {
             peers: PeerTable::new(now.mono),
             proofs: Proofs::new(&mesh),
             relays: RelayPairs::default(),
-            fallback: Fallback::new(now.mono),
+            fallback: Fallback::new(now.mono, location.clone()),
             addresses: Addresses::new(mesh.clone()),
             mesh,
             me,

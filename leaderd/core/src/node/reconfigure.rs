@@ -94,7 +94,6 @@ impl Node {
             let _ = self.adopt(now, &decision, None);
         }
         self.peers.retain(&mesh);
-        self.fallback.retain(&mesh);
         self.announcer.retain(&mesh);
         self.log(
             LogLevel::Info,

@@ -386,7 +386,7 @@ fn a_command_without_a_quorum_gets_an_answer_that_says_why() {
 
 #[test]
 fn without_a_quorum_the_node_follows_its_own_ranking_and_returns_to_a_new_decision() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::of("member-0", mesh(3, 1, 0));
     bench.frame("cloud-0", announce(5, 0));
     let own = |bench: &Bench| bench.node.fallback.is_active(&"cloud".parse().unwrap());
     // The location shows a quorum: the answer says something else.

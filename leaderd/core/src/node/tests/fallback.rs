@@ -70,3 +70,12 @@ fn the_own_ranking_has_as_many_leaders_as_the_policy() {
     hear(&mut bench, &["cloud-1", "cloud-2"], None);
     assert_eq!(chosen(&bench), Some(vec![1, 2]));
 }
+
+/// Relay pairs go around a dead relay there; a ranking of this node's own would only part the two ends.
+#[test]
+fn of_another_location_the_last_decision_stays_though_it_has_lost_its_quorum() {
+    let mut bench = bench("home-0", mesh(3, 1, 0), &[2]);
+    hear(&mut bench, &["cloud-0", "cloud-1"], None);
+    assert_eq!(chosen(&bench), None);
+    assert_eq!(bench.node.effective_leaders(&"cloud".parse().unwrap()), Some(vec![Slot(2)]));
+}
