@@ -65,37 +65,37 @@ impl Fault {
             Self::TunnelDown => Words {
                 name: "tunnel-down",
                 explanation: "nothing came back through it, not even from the node itself",
-                summary: "{old} no longer answers through its tunnels: {seen}; {new} forwards and leads now",
+                summary: "{old} no longer answers through its tunnels ({seen}); {new} forwards and leads now",
             },
             Self::NotForwarding => Words {
                 name: "not-forwarding",
                 explanation: "it answered, but relayed nothing",
-                summary: "{old} answers but relays nothing: {seen}; {new} forwards and leads now",
+                summary: "{old} answers but relays nothing ({seen}); {new} forwards and leads now",
             },
             Self::NewFlow => Words {
                 name: "new-flow",
                 explanation: "established flows passed, but new flows died on it",
-                summary: "{old} drops new flows: {seen}; {new} forwards and leads now",
+                summary: "{old} drops new flows ({seen}); {new} forwards and leads now",
             },
             Self::Mtu => Words {
                 name: "mtu",
                 explanation: "small packets passed and large ones died on it",
-                summary: "{old} drops large packets{of what}: {seen}; {new} forwards and leads now",
+                summary: "{old} drops large packets{of what} ({seen}); {new} forwards and leads now",
             },
             Self::Loop => Words {
                 name: "loop",
                 explanation: "packets through it went round in a loop",
-                summary: "packets through {old} go round in a loop: {seen}; {new} forwards and leads now",
+                summary: "packets through {old} go round in a loop ({seen}); {new} forwards and leads now",
             },
             Self::Partial => Words {
                 name: "partial",
                 explanation: "some nodes or services could not be reached through it, though through the others they could",
-                summary: "{old} does not reach {what}: {seen}; {new} does and leads now",
+                summary: "{old} does not reach {what} ({seen}); {new} does and leads now",
             },
             Self::Loss => Words {
                 name: "loss",
                 explanation: "it lost more packets than the other candidates",
-                summary: "{old} loses more packets than its standbys: {seen}; {new} leads now",
+                summary: "{old} loses more packets than its standbys ({seen}); {new} leads now",
             },
             Self::SelfReported => Words {
                 name: "self-reported",
@@ -193,7 +193,7 @@ impl MoveReason {
         self.words().explanation
     }
 
-    /// Describes the move from `old` to `new` in a sentence. `seen` says how many observers agree, and `what` which part of the
+    /// Describes the move from `old` to `new` in a sentence. `seen` says which locations find fault, and `what` which part of the
     /// traffic fails.
     pub fn summary(self, old: &str, new: &str, seen: &str, what: Option<&str>) -> String {
         let of_what = what.map(|w| format!(" of {w}")).unwrap_or_default();
@@ -296,19 +296,19 @@ mod tests {
     #[test]
     fn a_summary_names_what_fails_where_that_is_known() {
         let summary = |fault, what| {
-            MoveReason::Fault(fault).summary("a", "b", "2 of 3 observers say so", what)
+            MoveReason::Fault(fault).summary("a", "b", "1 of 2 locations: c, as c-0 sees it", what)
         };
         assert_eq!(
             summary(Fault::Mtu, None),
-            "a drops large packets: 2 of 3 observers say so; b forwards and leads now"
+            "a drops large packets (1 of 2 locations: c, as c-0 sees it); b forwards and leads now"
         );
         assert_eq!(
             summary(Fault::Mtu, Some("service c")),
-            "a drops large packets of service c: 2 of 3 observers say so; b forwards and leads now"
+            "a drops large packets of service c (1 of 2 locations: c, as c-0 sees it); b forwards and leads now"
         );
         assert_eq!(
             summary(Fault::Partial, None),
-            "a does not reach some of the nodes behind it: 2 of 3 observers say so; b does and leads now"
+            "a does not reach some of the nodes behind it (1 of 2 locations: c, as c-0 sees it); b does and leads now"
         );
     }
 }

@@ -108,7 +108,7 @@ fn explain(event: &Event, injected: u64, meters: &Meters, since: u64) {
     let t = &event.times;
     for (what, at) in [
         ("an observer lost a probe and suspected the leader", t.suspected),
-        ("a quorum of observers found it broken, and the standby forwarding", t.condemned),
+        ("other locations found it broken, and the standby forwarding", t.condemned),
         ("the decision was committed by Raft", t.committed),
         ("the routes had moved", t.programmed),
         ("probes from workload to workload had proven it", t.verified),

@@ -131,7 +131,7 @@ fn render(e: &Event, slots: &BTreeMap<Slot, NodeName>, now: WallTime, out: &Outp
 fn timeline(text: &mut String, e: &Event, out: &Output) {
     let t = &e.times;
     let condemned = match e.kind {
-        EventKind::Failover => "a quorum of observers agreed, and saw a standby forward",
+        EventKind::Failover => "the votes of other locations asked for a standby that forwards",
         EventKind::FailStatic => "there was reason to move, and no standby would be better",
         EventKind::Move | EventKind::Operator | EventKind::Notice => "there was reason to move",
     };

@@ -159,7 +159,7 @@ pub fn failover() -> Event {
         blackout: Some(Duration::from_micros(187_400)),
         blocked_by: [(
             "cloud-2".parse().unwrap(),
-            vec!["not seen forwarding by most observers".to_owned()],
+            vec!["not seen forwarding by most locations".to_owned()],
         )]
         .into(),
         evidence: [

@@ -1,12 +1,17 @@
 //! Who should lead, as a pure function of the present.
 //!
-//! An observer speaks for or against *slots*: a leader falls when most fresh observers call it degraded and most of those
-//! same observers see another eligible candidate forward. So a sick observer, a sick WAN or a sick target moves nothing:
-//! they spoil the standbys' evidence as well.
+//! Each other location has one vote about each candidate (`votes`). Two things move leadership by evidence:
+//!
+//! - A *fault of the node*: it says so itself, its location does not reach it, or everybody who has an opinion finds fault with it. It moves
+//!   at once, to the candidate that serves most locations.
+//! - A *net gain*: another candidate serves more locations straight. Relay pairs go around what a leader does not serve, so that
+//!   cuts nobody off and may wait: where one tunnel between two leaders is dead, one of the two locations is to move and not both.
+//!
+//! A sick observer, a sick WAN or a sick target moves nothing: they spoil the standbys' evidence as well.
 
 use std::time::Duration;
 
-use super::situation::{ALIVE, Situation};
+use super::situation::{ALIVE, Failing, Situation};
 use crate::fault::{Fault, MoveReason};
 use crate::ids::Slot;
 use crate::verdict::Direction;
@@ -16,6 +21,16 @@ const INITIAL_WAIT: Duration = Duration::from_secs(2);
 /// Least time in which a leader is left alone before an automatic fail-back.
 const FAIL_BACK_AFTER: Duration = Duration::from_secs(10);
 
+/// How long a choice must stand before it is carried out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Wait {
+    No,
+    /// Long enough that of several locations that could move one does so first, and the others see it.
+    Soon,
+    /// Until the location that should move instead has had its time.
+    Late,
+}
+
 #[derive(Clone, PartialEq, Debug)]
 pub(crate) enum Choice {
     Keep,
@@ -23,6 +38,7 @@ pub(crate) enum Choice {
         leaders: Vec<Slot>,
         cause: MoveReason,
         direction: Option<Direction>,
+        wait: Wait,
     },
     /// Something is wrong with the leader and no other candidate would be better.
     FailStatic {
@@ -34,11 +50,19 @@ pub(crate) enum Choice {
     },
 }
 
+impl Choice {
+    fn at_once(leaders: Vec<Slot>, cause: MoveReason, direction: Option<Direction>) -> Self {
+        Self::Move { leaders, cause, direction, wait: Wait::No }
+    }
+}
+
 /// Why one leader should not lead any more.
 struct Departure {
     slot: Slot,
     cause: MoveReason,
     direction: Option<Direction>,
+    /// Hold-down holds it: some traffic still passes, or those that say otherwise keep changing their word.
+    held: bool,
 }
 
 impl Situation {
@@ -47,19 +71,23 @@ impl Situation {
             return self.initial();
         }
         let faults: Vec<Departure> = self.leaders.iter().filter_map(|&l| self.fault(l)).collect();
-        let Some(first) = faults.first() else { return self.improve() };
+        match faults.first() {
+            Some(first) => self.replace(&faults, first),
+            None => self.by_votes().unwrap_or_else(|| self.improve()),
+        }
+    }
+
+    /// Other leaders in place of those at fault.
+    fn replace(&self, faults: &[Departure], first: &Departure) -> Choice {
         let bad = |s: &Slot| faults.iter().any(|f| f.slot == *s);
         let mut leaders: Vec<Slot> = self.leaders.iter().copied().filter(|s| !bad(s)).collect();
-        // If any outgoing leader failed, only the observers that saw it fail vote on its successor.
-        let against = faults.iter().map(|f| f.slot).find(|s| self.failed_by_majority(*s));
-        for slot in self.eligible(against) {
+        for slot in self.successors(first.slot) {
             if leaders.len() < self.want && !bad(&slot) && !leaders.contains(&slot) {
                 leaders.push(slot);
             }
         }
         let cause = first.cause;
-        let helps = |s: &Slot| against.is_none_or(|c| self.seen_forwarding(*s, Some(c)));
-        if leaders.is_empty() || !leaders.iter().any(helps) {
+        if !leaders.iter().any(|s| self.may_carry(*s)) {
             return if cause == MoveReason::Reconfigured {
                 self.initial()
             } else {
@@ -67,13 +95,37 @@ impl Situation {
             };
         }
         let requested = matches!(cause, MoveReason::Drained | MoveReason::Reconfigured);
-        // Hold-down keeps a lossy path from moving too often. Nothing passes through a dead leader, so that one is left at once.
-        let dead = faults.iter().all(|f| self.is_unreached(f.slot));
-        let held_down = self.hold_down > Duration::ZERO && !dead;
+        let held_down = self.hold_down > Duration::ZERO && faults.iter().any(|f| f.held);
         if !requested && (self.frozen || held_down) {
             return Choice::Blocked { cause };
         }
-        Choice::Move { leaders, cause, direction: first.direction }
+        Choice::at_once(leaders, cause, first.direction)
+    }
+
+    /// A candidate in place of a leader, by which more locations are served straight than without it.
+    fn by_votes(&self) -> Option<Choice> {
+        let mut best: Option<(i32, Slot, Slot)> = None;
+        for new in self.eligible().into_iter().filter(|s| !self.leaders.contains(s)) {
+            for &old in &self.leaders {
+                let net = self.net(new, old);
+                if net > best.map_or(0, |(net, ..)| net) {
+                    best = Some((net, new, old));
+                }
+            }
+        }
+        let (_, new, old) = best?;
+        let (cause, direction) = self.common_fault(old);
+        let cause = cause.into();
+        if self.frozen || self.hold_down > Duration::ZERO {
+            return Some(Choice::Blocked { cause });
+        }
+        // Of the two ends of a dead tunnel between leaders the location with the greater name moves, unless it cannot.
+        let ours = self.gained(new, old).any(|(location, ballot)| {
+            !ballot.discounted && (*location < self.location || !ballot.could_move(old))
+        });
+        let wait = if ours { Wait::Soon } else { Wait::Late };
+        let leaders = self.leaders.iter().map(|s| if *s == old { new } else { *s }).collect();
+        Some(Choice::Move { leaders, cause, direction, wait })
     }
 
     fn initial(&self) -> Choice {
@@ -98,7 +150,7 @@ impl Situation {
             self.ranking.iter().filter(well).copied().filter(|s| *s != first).take(self.want - 1),
         );
         let cause = if self.decided { MoveReason::Reconfigured } else { MoveReason::Initial };
-        Choice::Move { leaders, cause, direction: None }
+        Choice::at_once(leaders, cause, None)
     }
 
     /// Nothing is wrong: more leaders if more are wanted, or back to the preferred one if the policy says so.
@@ -107,7 +159,7 @@ impl Situation {
             return Choice::Keep;
         }
         let eligible: Vec<Slot> = self
-            .eligible(None)
+            .eligible()
             .into_iter()
             .filter(|s| !self.candidates[s].ejected && self.trusted(*s))
             .collect();
@@ -122,7 +174,7 @@ impl Situation {
             && self.last_cause != Some(MoveReason::Promoted)
             && let Some(best) = self.ranking.first()
             && eligible.contains(best)
-            && leaders.first() != Some(best)
+            && leaders.first().is_some_and(|now| now != best && self.net(*best, *now) >= 0)
         {
             leaders.retain(|s| s != best);
             leaders.insert(0, *best);
@@ -131,30 +183,38 @@ impl Situation {
         if leaders == self.leaders {
             return Choice::Keep;
         }
-        Choice::Move { leaders, cause: MoveReason::FailBack, direction: None }
+        Choice::at_once(leaders, MoveReason::FailBack, None)
     }
 
     /// What is wrong with a leader, the most certain first.
     fn fault(&self, slot: Slot) -> Option<Departure> {
-        let fault = |cause, direction| Some(Departure { slot, cause, direction });
+        let fault = |cause, direction, held| Some(Departure { slot, cause, direction, held });
         let Some(facts) = self.candidates.get(&slot) else {
-            return fault(MoveReason::Reconfigured, None);
+            return fault(MoveReason::Reconfigured, None, false);
         };
         if facts.drained {
-            return fault(MoveReason::Drained, None);
+            return fault(MoveReason::Drained, None, false);
         }
         if facts.broken.is_some() {
-            return fault(Fault::SelfReported.into(), None);
+            return fault(Fault::SelfReported.into(), None, false);
         }
-        if self.failed_by_majority(slot) {
-            let (cause, direction) = self.majority_fault(slot);
-            return fault(cause.into(), direction);
+        if let Some(failing) = self.failing(slot) {
+            let (cause, direction) = self.common_fault(slot);
+            let held = match failing {
+                Failing::Dead => false,
+                // Nothing passes through a dead tunnel, whoever says so.
+                Failing::Wavering => cause != Fault::TunnelDown,
+                Failing::Lossy => true,
+            };
+            return fault(cause.into(), direction, held);
         }
-        if self.observers.is_empty() && facts.unreachable {
-            return fault(Fault::Unreachable.into(), None);
+        // A node whose daemon is dead is not reached either. As long as a location is served by it, its LAN is there.
+        let served = self.has_observers() && self.may_carry(slot);
+        if facts.unreachable && !served {
+            return fault(Fault::Unreachable.into(), None, false);
         }
         if facts.silent > self.daemon_dead_after {
-            return fault(Fault::DaemonDead.into(), None);
+            return fault(Fault::DaemonDead.into(), None, true);
         }
         None
     }

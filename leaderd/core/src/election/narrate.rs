@@ -4,12 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use super::situation::Situation;
+use super::votes::Opinion;
 use crate::fault::{Fault, MoveReason};
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
 use crate::state::{Decision, Event, EventKind, EventTimes, LocationState, MAX_EVENT_OBSERVERS};
 use crate::time::WallTime;
 use crate::verdict::{Direction, EvidenceRow, SlotReport};
+
+/// Locations that are named with their observers, and those that are named at all.
+const MAX_TOLD: usize = 3;
+const MAX_NAMED: usize = 8;
 
 fn names(mesh: &Mesh, state: &LocationState, slots: &[Slot]) -> Vec<NodeName> {
     slots
@@ -27,7 +32,7 @@ fn join(names: &[NodeName]) -> String {
 }
 
 fn evidence(situation: &Situation, about: &[Slot]) -> BTreeMap<NodeName, Vec<SlotReport>> {
-    let rows = situation.observers.iter().take(MAX_EVENT_OBSERVERS).map(|o| {
+    let rows = situation.observers().take(MAX_EVENT_OBSERVERS).map(|o| {
         let slots = o.slots.iter().filter(|s| about.contains(&s.slot)).cloned().collect();
         (o.observer.clone(), slots)
     });
@@ -52,31 +57,21 @@ pub(crate) fn decision(
     let mut times = EventTimes { condemned: Some(now), ..Default::default() };
     if kind == EventKind::Failover {
         let reports = || {
-            situation
-                .observers
-                .iter()
-                .flat_map(|o| &o.slots)
-                .filter(|s| fallen.contains(&s.slot) && s.verdict.is_degraded())
+            let observers = situation.ballots.values().flat_map(|b| &b.observers);
+            let slots = observers.flat_map(|o| &o.slots);
+            slots.filter(|s| fallen.contains(&s.slot) && s.verdict.is_degraded())
         };
         times.first_loss = reports().filter_map(|s| s.first_loss).min();
         times.suspected = reports().filter_map(|s| s.suspected).min();
     }
-    let reporters = fallen.first().map_or(0, |&s| {
-        situation
-            .observers
-            .iter()
-            .filter(|o| o.slot(s).is_some_and(|r| r.verdict.is_degraded()))
-            .count()
-    });
-    let of = situation.observers.len();
+    let seen = fallen.first().map(|s| who_finds_fault(situation, *s)).unwrap_or_default();
     let what =
         fallen.first().and_then(|s| what_fails(situation, *s, cause, mesh.inner.v6.is_some()));
     // Of several leaders only the outgoing ones are named.
     let gone = names(mesh, state, &fallen);
     let old = if gone.is_empty() || cause == MoveReason::Promoted { &before } else { &gone };
-    let mut summary = summary(cause, old, &after, (reporters, of), what.as_deref());
+    let mut summary = summary(cause, old, &after, &seen, what.as_deref());
     summary.extend(unchanged(mesh, &state.location, &after));
-    let against = fallen.iter().copied().find(|s| situation.failed_by_majority(*s));
     let mut about = situation.leaders.clone();
     about.extend(leaders.iter().filter(|s| !situation.leaders.contains(s)));
     let decision = Decision { location: state.location.clone(), epoch, leaders, cause, at: now };
@@ -87,7 +82,7 @@ pub(crate) fn decision(
         leaders_after: after,
         summary,
         times,
-        blocked_by: passed_over(situation, &about, against),
+        blocked_by: passed_over(situation, &about),
         evidence: evidence(situation, &about),
         ..Event::new(state.location.clone(), kind, epoch)
     };
@@ -115,15 +110,10 @@ fn unchanged(mesh: &Mesh, location: &LocationName, after: &[NodeName]) -> Option
 }
 
 /// Why each candidate but these was not chosen.
-fn passed_over(
-    situation: &Situation,
-    but: &[Slot],
-    against: Option<Slot>,
-) -> BTreeMap<NodeName, Vec<String>> {
+fn passed_over(situation: &Situation, but: &[Slot]) -> BTreeMap<NodeName, Vec<String>> {
     let others = situation.candidates.iter().filter(|(s, _)| !but.contains(s));
-    let against = against.filter(|s| situation.failed_by_majority(*s));
     let why = others.map(|(slot, facts)| {
-        let mut why = situation.blocked_by(*slot, against);
+        let mut why = situation.blocked_by(*slot);
         if why.is_empty() && facts.ejected {
             why.push("failed a short while ago".into());
         } else if why.is_empty() {
@@ -141,7 +131,7 @@ fn what_fails(
     cause: MoveReason,
     dual_stack: bool,
 ) -> Option<String> {
-    let reports = situation.observers.iter().filter_map(|o| o.slot(slot));
+    let reports = situation.observers().filter_map(|o| o.slot(slot));
     let rows = reports.filter(|r| r.verdict.is_degraded()).flat_map(|r| &r.evidence);
     let lost: Vec<&EvidenceRow> = rows.filter(|r| r.lost > 0).collect();
     let services = || lost.iter().filter(|r| r.class.is_service());
@@ -168,11 +158,51 @@ fn what_fails(
     }
 }
 
+/// On how much evidence a candidate is found at fault: '1 of 2 locations: onprem, as onprem-0 sees it'.
+fn who_finds_fault(situation: &Situation, slot: Slot) -> String {
+    let mut of = 0;
+    let mut accusers: Vec<(&LocationName, Vec<&str>)> = Vec::new();
+    for (location, ballot) in &situation.ballots {
+        let Some(vote) = ballot.straight(slot) else { continue };
+        of += 1;
+        if vote == Opinion::Yes {
+            continue;
+        }
+        let faulty = ballot.opinions(slot).filter(|(_, word)| *word != Opinion::Yes);
+        // Where no observer finds fault with it, it finds fault with its own tunnel.
+        let own = situation.candidates.get(&slot).map_or("nobody", |c| c.name.as_str());
+        let mut by: Vec<&str> = faulty
+            .map(|(o, _)| if o.finds_fault(slot) { o.observer.as_str() } else { own })
+            .collect();
+        by.dedup();
+        accusers.push((location, by));
+    }
+    let told: Vec<String> = match accusers.len() {
+        ..=MAX_TOLD => accusers.iter().map(|(l, by)| format!("{l}, as {} it", see(by))).collect(),
+        _ => accusers.iter().map(|(l, _)| l.to_string()).collect(),
+    };
+    let separator = if accusers.len() <= MAX_TOLD { "; " } else { ", " };
+    let more = told.len().saturating_sub(MAX_NAMED);
+    let named = told.into_iter().take(MAX_NAMED).collect::<Vec<_>>().join(separator);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{} of {of} locations: {named}{more}", accusers.len())
+}
+
+/// 'a sees', 'a and b see', 'a and 2 more see'.
+fn see(names: &[&str]) -> String {
+    match names {
+        [] => "nobody sees".into(),
+        [one] => format!("{one} sees"),
+        [one, other] => format!("{one} and {other} see"),
+        [one, others @ ..] => format!("{one} and {} more see", others.len()),
+    }
+}
+
 fn summary(
     cause: MoveReason,
     before: &[NodeName],
     after: &[NodeName],
-    (reporters, of): (usize, usize),
+    seen: &str,
     what: Option<&str>,
 ) -> String {
     let (old, new) = (join(before), join(after));
@@ -181,7 +211,7 @@ fn summary(
             "others know of a later decision, which this location's stores have lost: {new} leads, announced again"
         );
     }
-    cause.summary(&old, &new, &format!("{reporters} of {of} observers say so"), what)
+    cause.summary(&old, &new, seen, what)
 }
 
 /// An event without a decision.
@@ -203,9 +233,7 @@ pub(crate) fn notice(
         leaders_after: names(mesh, state, &leaders),
         summary,
         times: EventTimes { condemned, committed: Some(now), ..Default::default() },
-        blocked_by: situation
-            .map(|s| passed_over(s, &leaders, leaders.first().copied()))
-            .unwrap_or_default(),
+        blocked_by: situation.map(|s| passed_over(s, &leaders)).unwrap_or_default(),
         evidence: situation.map(|s| evidence(s, &slots)).unwrap_or_default(),
         ..Event::new(state.location.clone(), kind, state.epoch())
     };

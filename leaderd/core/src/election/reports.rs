@@ -4,11 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::situation::{ALIVE, CandidateFacts, ObserverView, Situation};
+use super::accusers::Accusers;
+use super::situation::{ALIVE, CandidateFacts, Situation};
+use super::votes::{Ballot, ObserverView};
 use crate::capability::Capabilities;
 use crate::fault::Fault;
 use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
 use crate::mesh::Mesh;
+use crate::observe::{full_watchers, interval_of};
+use crate::relay_pair::{ROW_FRESH, TunnelRow};
 use crate::state::{FreezeEnd, LocationState};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{Report, Verdict};
@@ -20,6 +24,9 @@ const REPORT_FRESH: Duration = Duration::from_secs(3);
 const MAX_ALLOWANCE: Duration = Duration::from_secs(5);
 /// How long most nodes of the location must miss a leader before that counts, if there are no observers.
 const UNREACHABLE_FOR: Duration = Duration::from_millis(2500);
+/// The same of a location that watches slowly is two of its intervals, as the evidence in it may be an interval old. Not less than this: it is
+/// repeated every second.
+const LEAST_FRESH: Duration = Duration::from_millis(1500);
 /// Observers whose acknowledgements are remembered.
 const MAX_ACKS: usize = 1024;
 
@@ -31,6 +38,13 @@ struct Seen<T> {
 pub(crate) struct Reports {
     started: Instant,
     reports: BTreeMap<NodeName, Seen<Report>>,
+    /// What candidates here say of their tunnels to each other location.
+    rows: BTreeMap<(LocationName, Slot), Seen<TunnelRow>>,
+    /// Who relays at each other location towards here.
+    relays: BTreeMap<LocationName, FarRelays>,
+    /// The locations that watch this one at full rate: by the mesh file, whatever their reports say.
+    watchers: BTreeSet<LocationName>,
+    accusers: Accusers,
     hellos: BTreeMap<NodeName, Seen<HelloFacts>>,
     alive: BTreeMap<NodeName, Instant>,
     down: BTreeMap<NodeName, Instant>,
@@ -54,6 +68,15 @@ pub(crate) struct Reports {
     freeze_seen: Option<(FreezeEnd, Instant)>,
 }
 
+/// Who relays at another location.
+#[derive(PartialEq)]
+struct FarRelays {
+    /// By its decision.
+    leaders: Vec<Slot>,
+    /// Now, with detours.
+    relays: Vec<Slot>,
+}
+
 /// What matters of a hello.
 struct HelloFacts {
     capabilities: Capabilities,
@@ -74,6 +97,10 @@ impl Reports {
         Self {
             started: now,
             reports: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            relays: BTreeMap::new(),
+            watchers: BTreeSet::new(),
+            accusers: Accusers::default(),
             hellos: BTreeMap::new(),
             alive: BTreeMap::new(),
             down: BTreeMap::new(),
@@ -189,6 +216,45 @@ impl Reports {
         old.is_none_or(|old| gist(&old.value) != new)
     }
 
+    /// Takes what a candidate of this location says of its tunnels to another one. Returns true if it is news.
+    pub fn row(
+        &mut self,
+        now: Instant,
+        location: &LocationName,
+        slot: Slot,
+        row: TunnelRow,
+    ) -> bool {
+        let seen = Seen { at: now, value: row };
+        let old = self.rows.insert((location.clone(), slot), seen);
+        let fresh = old.filter(|old| now.since(old.at) < ROW_FRESH);
+        fresh.map_or(TunnelRow::UNKNOWN, |old| old.value) != row
+    }
+
+    /// Sets who relays at another location: by its decision, and now. Returns true if that is news.
+    pub fn set_relays(
+        &mut self,
+        location: &LocationName,
+        leaders: Vec<Slot>,
+        relays: Vec<Slot>,
+    ) -> bool {
+        let relays = FarRelays { leaders, relays };
+        if self.relays.get(location) == Some(&relays) {
+            return false;
+        }
+        self.relays.insert(location.clone(), relays);
+        true
+    }
+
+    /// Notes which locations' votes turn. Call it whenever what they say may have changed.
+    pub fn note_votes(&mut self, now: Instant, situation: &Situation) {
+        self.accusers.note(now, situation);
+    }
+
+    /// The locations that watch this one at full rate.
+    pub fn watchers(&self) -> &BTreeSet<LocationName> {
+        &self.watchers
+    }
+
     /// Takes a hello. Returns true if the node's brokenness changed.
     pub fn hello(
         &mut self,
@@ -264,23 +330,34 @@ impl Reports {
     }
 
     /// When these observers had programmed the decision of this epoch.
-    pub fn acks(&self, epoch: Epoch, observers: &[ObserverView]) -> Vec<WallTime> {
-        let of = observers.iter().filter(|_| epoch == self.acks_of);
+    pub fn acks<'a>(
+        &self,
+        epoch: Epoch,
+        observers: impl Iterator<Item = &'a ObserverView>,
+    ) -> Vec<WallTime> {
+        let of = observers.filter(|_| epoch == self.acks_of);
         of.filter_map(|o| self.acks.get(&o.observer).copied()).collect()
     }
 
     /// When these observers saw traffic pass under the decision of this epoch, and after what blackout.
-    pub fn verified(
+    pub fn verified<'a>(
         &self,
         epoch: Epoch,
-        observers: &[ObserverView],
+        observers: impl Iterator<Item = &'a ObserverView>,
     ) -> Vec<(WallTime, Option<Duration>)> {
-        let of = observers.iter().filter(|_| epoch == self.acks_of);
+        let of = observers.filter(|_| epoch == self.acks_of);
         of.filter_map(|o| self.verified.get(&o.observer).copied()).collect()
     }
 
-    /// Forgets nodes that have left the mesh or the location.
-    pub fn keep(&mut self, mesh: &Mesh) {
+    /// A new mesh file: forgets nodes that have left the mesh or the location.
+    pub fn set_mesh(&mut self, mesh: &Mesh, location: &LocationName) {
+        let has_candidates = |l: &LocationName| !mesh.candidates_of(l).is_empty();
+        self.watchers = full_watchers(mesh, location).filter(has_candidates).collect();
+        self.rows.retain(|(l, slot), _| {
+            mesh.locations.contains_key(l) && mesh.candidate(location, *slot).is_some()
+        });
+        self.relays.retain(|l, _| mesh.locations.contains_key(l));
+        self.accusers.keep(mesh);
         self.reports.retain(|n, _| mesh.node(n).is_some_and(|n| n.slot.is_some()));
         self.hellos.retain(|n, _| mesh.node(n).is_some());
         self.alive.retain(|n, _| mesh.node(n).is_some());
@@ -341,7 +418,7 @@ impl Reports {
         let location = &state.location;
         let policy = mesh.policy_of(location);
         let ranking = mesh.ranking(location);
-        let observers = self.observers(now.mono);
+        let ballots = self.ballots(now.mono, mesh, location);
         let mut candidates = BTreeMap::new();
         for (slot, node) in mesh.candidates_of(location) {
             let own = node.name == *me;
@@ -376,9 +453,10 @@ impl Reports {
         let hold =
             state.hold_down(policy).map(|(at, hold)| self.left(now, at, hold)).unwrap_or_default();
         Situation {
+            location: location.clone(),
             ranking,
             candidates,
-            observers,
+            ballots,
             leaders: state.decision.as_ref().map(|d| d.leaders.clone()).unwrap_or_default(),
             decided: state.decision.is_some(),
             last_cause: state.decision.as_ref().map(|d| d.cause),
@@ -391,27 +469,54 @@ impl Reports {
         }
     }
 
-    /// Fresh reports of observers that do not abstain; slow watchers count only if none watches at full rate.
-    fn observers(&self, now: Instant) -> Vec<ObserverView> {
-        let all: Vec<&Report> = self.fresh_reports(now).collect();
-        let watched = all.iter().any(|r| r.full_rate);
-        all.into_iter()
-            .filter(|r| r.full_rate || !watched)
-            .map(|r| ObserverView { observer: r.observer.clone(), slots: r.slots.clone() })
-            .collect()
+    /// What each location with fresh reports has to say.
+    fn ballots(
+        &self,
+        now: Instant,
+        mesh: &Mesh,
+        location: &LocationName,
+    ) -> BTreeMap<LocationName, Ballot> {
+        let slow = interval_of(mesh, location, false) * 2;
+        let slow = slow.clamp(LEAST_FRESH, REPORT_FRESH);
+        let mut ballots: BTreeMap<LocationName, Ballot> = BTreeMap::new();
+        for seen in self.reports.values() {
+            let report = &seen.value;
+            let Some(node) = mesh.node(&report.observer) else { continue };
+            let Some(place) = node.slot else { continue };
+            let fully = self.watchers.contains(&node.location);
+            if !is_fresh(now, seen, if fully { REPORT_FRESH } else { slow }) {
+                continue;
+            }
+            let new = || self.ballot(now, mesh, &node.location);
+            let ballot = ballots.entry(node.location.clone()).or_insert_with(new);
+            let (observer, slots) = (report.observer.clone(), report.slots.clone());
+            ballot.observers.push(ObserverView { observer, place, slots });
+        }
+        ballots
     }
 
-    fn fresh_reports(&self, now: Instant) -> impl Iterator<Item = &Report> {
-        self.reports
-            .values()
-            .filter(|r| !r.value.abstains)
-            // An observer without any verdict yet does not count.
-            .filter(|r| r.value.slots.iter().any(|s| s.verdict != Verdict::Unknown))
-            .filter(move |r| {
-                let rtt = r.value.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
-                now.since(r.at) < REPORT_FRESH + rtt.saturating_mul(4).min(MAX_ALLOWANCE)
-            })
-            .map(|r| &r.value)
+    /// The ballot of a location, without its observers.
+    fn ballot(&self, now: Instant, mesh: &Mesh, of: &LocationName) -> Ballot {
+        let known = self.relays.get(of).filter(|r| !r.leaders.is_empty());
+        let (leaders, relays) = match known {
+            Some(known) => (known.leaders.clone(), known.relays.clone()),
+            None => {
+                // Who leads by default.
+                let first: Vec<Slot> = mesh.ranking(of).into_iter().take(1).collect();
+                (first.clone(), first)
+            }
+        };
+        let all = (of.clone(), Slot(0))..=(of.clone(), Slot::MAX);
+        let rows = self.rows.range(all).filter(|(_, row)| now.since(row.at) < ROW_FRESH);
+        Ballot {
+            observers: Vec::new(),
+            candidates: mesh.candidates_of(of).into_keys().collect(),
+            leaders,
+            relays,
+            rows: rows.map(|((_, slot), row)| (*slot, row.value)).collect(),
+            fully: self.watchers.contains(of),
+            discounted: self.accusers.is_discounted(now, of),
+        }
     }
 
     /// Notes which slots most nodes of the location do not reach, and since when.
@@ -437,6 +542,16 @@ impl Reports {
     fn unreachable(&self, now: Instant, slot: Slot) -> bool {
         self.unreachable_since.get(&slot).is_some_and(|&at| now.since(at) >= UNREACHABLE_FOR)
     }
+}
+
+/// True for a report that counts: its observer does not abstain, has some verdict, and sent it less than `within` ago, or a little
+/// longer where paths are slow.
+fn is_fresh(now: Instant, seen: &Seen<Report>, within: Duration) -> bool {
+    let report = &seen.value;
+    let rtt = report.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
+    !report.abstains
+        && report.slots.iter().any(|s| s.verdict != Verdict::Unknown)
+        && now.since(seen.at) < within + rtt.saturating_mul(4).min(MAX_ALLOWANCE)
 }
 
 /// What is left of a freeze by this node's wall clock.

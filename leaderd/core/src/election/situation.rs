@@ -1,11 +1,13 @@
 //! What a decision depends on, at one moment.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::votes::{Ballot, ObserverView, Opinion};
 use crate::fault::{Fault, MoveReason};
-use crate::ids::{NodeName, Slot};
-use crate::verdict::{Direction, SlotReport, Verdict};
+use crate::ids::{LocationName, NodeName, Slot};
+use crate::verdict::{Direction, Verdict};
 
 /// A daemon is alive for this long after a sign of life: three hellos.
 pub(super) const ALIVE: Duration = Duration::from_secs(3);
@@ -26,29 +28,12 @@ pub(crate) struct CandidateFacts {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct ObserverView {
-    pub observer: NodeName,
-    pub slots: Vec<SlotReport>,
-}
-
-impl ObserverView {
-    pub fn slot(&self, slot: Slot) -> Option<&SlotReport> {
-        self.slots.iter().find(|s| s.slot == slot)
-    }
-    fn sees(&self, slot: Slot, is: impl Fn(&Verdict) -> bool) -> bool {
-        self.slot(slot).is_some_and(|s| is(&s.verdict))
-    }
-    fn forwards(&self, slot: Slot) -> bool {
-        self.sees(slot, |v| *v == Verdict::Forwarding)
-    }
-}
-
-#[derive(Clone, Debug)]
 pub(crate) struct Situation {
+    pub location: LocationName,
     pub ranking: Vec<Slot>,
     pub candidates: BTreeMap<Slot, CandidateFacts>,
-    /// Fresh, not abstaining.
-    pub observers: Vec<ObserverView>,
+    /// Of each other location that has fresh reports.
+    pub ballots: BTreeMap<LocationName, Ballot>,
     pub leaders: Vec<Slot>,
     pub decided: bool,
     pub last_cause: Option<MoveReason>,
@@ -61,69 +46,129 @@ pub(crate) struct Situation {
     pub want: usize,
 }
 
+/// What all observers that have an opinion say of a candidate.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Failing {
+    /// It carries nothing, or not all that it should.
+    Dead,
+    /// The same, by locations whose word turned too often of late.
+    Wavering,
+    /// For some of them it only loses packets.
+    Lossy,
+}
+
 impl Situation {
-    /// A strict majority of the fresh observers calls it degraded.
-    pub fn failed_by_majority(&self, slot: Slot) -> bool {
-        let degraded = self.observers.iter().filter(|o| o.sees(slot, Verdict::is_degraded)).count();
-        degraded * 2 > self.observers.len()
+    /// The locations whose word comes in time: those that watch at full rate, or all if none of those has an opinion of the candidate.
+    fn judges(&self, slot: Slot) -> impl Iterator<Item = &Ballot> {
+        let speaks = |b: &Ballot| b.opinions(slot).next().is_some();
+        let fully = self.ballots.values().any(|b| b.fully && speaks(b));
+        self.ballots.values().filter(move |b| b.fully || !fully)
     }
 
-    /// True if most observers get nothing back from it, and none gets anything.
-    pub fn is_unreached(&self, slot: Slot) -> bool {
-        let reached = |v: &Verdict| matches!(v, Verdict::Forwarding | Verdict::Suspected);
-        !self.observers.is_empty()
-            && self.failed_by_majority(slot)
-            && self.majority_fault(slot).0 == Fault::TunnelDown
-            && !self.observers.iter().any(|o| o.sees(slot, reached))
+    /// Fresh reports of observers that watch at full rate, or of all if none does.
+    pub fn observers(&self) -> impl Iterator<Item = &ObserverView> + Clone {
+        let fully = self.ballots.values().any(|b| b.fully);
+        let ballots = self.ballots.values().filter(move |b| b.fully || !fully);
+        ballots.flat_map(|b| &b.observers)
     }
 
-    fn reporters_of_failure(&self, slot: Slot) -> impl Iterator<Item = &ObserverView> {
-        self.observers.iter().filter(move |o| o.sees(slot, Verdict::is_degraded))
+    pub fn has_observers(&self) -> bool {
+        !self.ballots.is_empty()
     }
 
-    pub fn majority_fault(&self, slot: Slot) -> (Fault, Option<Direction>) {
-        let mut votes: BTreeMap<(Fault, Option<Direction>), usize> = BTreeMap::new();
-        for report in self.reporters_of_failure(slot).filter_map(|o| o.slot(slot)) {
+    /// `Some` if nobody is served by the candidate and everybody with an opinion finds fault with it: it is the node, and no single tunnel.
+    pub fn failing(&self, slot: Slot) -> Option<Failing> {
+        let opinions = self.judges(slot).flat_map(|b| b.opinions(slot));
+        let words: Vec<Opinion> = opinions.map(|(_, word)| word).collect();
+        if words.is_empty() || words.contains(&Opinion::Yes) {
+            return None;
+        }
+        let steady = |b: &Ballot| !b.discounted && b.opinions(slot).next().is_some();
+        Some(if words.contains(&Opinion::Lossy) {
+            Failing::Lossy
+        } else if self.judges(slot).any(steady) {
+            Failing::Dead
+        } else {
+            Failing::Wavering
+        })
+    }
+
+    /// How many locations vote for a candidate, and how many against it.
+    fn votes(&self, slot: Slot) -> (usize, usize) {
+        let vote = |b: &Ballot| match b.is_served_by(slot) {
+            true => Some(Opinion::Yes),
+            false => b.straight(slot),
+        };
+        let count = |is: fn(&Opinion) -> bool| {
+            self.ballots.values().filter_map(vote).filter(|word| is(word)).count()
+        };
+        (count(|word| *word == Opinion::Yes), count(|word| *word != Opinion::Yes))
+    }
+
+    /// True if some location is seen to be served by the candidate, or there is nobody to see it.
+    pub fn may_carry(&self, slot: Slot) -> bool {
+        !self.has_observers() || self.votes(slot).0 > 0
+    }
+
+    /// More locations vote for it than against it; without any observer it is enough to be reachable.
+    pub fn trusted(&self, slot: Slot) -> bool {
+        if self.has_observers() {
+            let (yes, no) = self.votes(slot);
+            yes > no
+        } else {
+            self.candidates.get(&slot).is_some_and(|c| !c.unreachable)
+        }
+    }
+
+    /// The locations that gain by `new` in place of `old`.
+    pub fn gained(&self, new: Slot, old: Slot) -> impl Iterator<Item = (&LocationName, &Ballot)> {
+        self.ballots.iter().filter(move |(_, b)| b.gains(new, old))
+    }
+
+    /// How many more locations `new` serves straight than `old`, for those whose vote counts.
+    pub fn net(&self, new: Slot, old: Slot) -> i32 {
+        let gain = self.gained(new, old).filter(|(_, b)| !b.discounted).count();
+        let loss = self.ballots.values().filter(|b| b.loses(new, old)).count();
+        i32::try_from(gain).unwrap_or(i32::MAX) - i32::try_from(loss).unwrap_or(i32::MAX)
+    }
+
+    /// The most common fault that observers find with a candidate.
+    pub fn common_fault(&self, slot: Slot) -> (Fault, Option<Direction>) {
+        let mut count: BTreeMap<(Fault, Option<Direction>), usize> = BTreeMap::new();
+        let observers = self.ballots.values().flat_map(|b| &b.observers);
+        for report in observers.filter_map(|o| o.slot(slot)) {
             if let Verdict::Degraded { cause, direction } = &report.verdict {
-                *votes.entry((*cause, *direction)).or_default() += 1;
+                *count.entry((*cause, *direction)).or_default() += 1;
             }
         }
-        let most = votes.into_iter().max_by_key(|(_, n)| *n);
-        most.map_or((Fault::NotForwarding, None), |(what, _)| what)
+        let most = count.into_iter().max_by_key(|(_, n)| *n);
+        // It found fault with its tunnels itself.
+        most.map_or((Fault::TunnelDown, None), |(what, _)| what)
     }
 
-    /// Most observers (of those that report the failure of `against`, if given) see this candidate forward.
-    pub fn seen_forwarding(&self, slot: Slot, against: Option<Slot>) -> bool {
-        let asked: Vec<&ObserverView> = match against {
-            Some(against) => self.reporters_of_failure(against).collect(),
-            None => self.observers.iter().collect(),
-        };
-        asked.iter().filter(|o| o.forwards(slot)).count() * 2 > asked.len()
-    }
-
-    /// Seen forwarding; without any observer it is enough to be alive and reachable.
-    pub fn trusted(&self, slot: Slot) -> bool {
-        if self.observers.is_empty() {
-            self.candidates.get(&slot).is_some_and(|c| !c.unreachable)
-        } else {
-            self.seen_forwarding(slot, None)
-        }
-    }
-
-    /// Candidates that may take over, the best first: in the order of the ranking, ejected ones last.
-    pub fn eligible(&self, against: Option<Slot>) -> Vec<Slot> {
-        let mut all: Vec<Slot> = self
-            .ranking
-            .iter()
-            .copied()
-            .filter(|s| self.blocked_by(*s, against).is_empty())
-            .collect();
+    /// Candidates that may take over, in the order of the ranking, ejected ones last.
+    pub fn eligible(&self) -> Vec<Slot> {
+        let fit = |s: &Slot| self.unfit(*s).is_empty() && self.may_carry(*s);
+        let mut all: Vec<Slot> = self.ranking.iter().copied().filter(fit).collect();
         all.sort_by_key(|s| self.candidates[s].ejected);
         all
     }
 
-    /// Why a candidate cannot take over, for people.
-    pub fn blocked_by(&self, slot: Slot, against: Option<Slot>) -> Vec<String> {
+    /// Candidates that may take over from `old`, the best first: who serves most locations, net; then in the order of
+    /// [`Self::eligible`].
+    pub fn successors(&self, old: Slot) -> Vec<Slot> {
+        let mut all = self.eligible();
+        all.retain(|s| *s != old);
+        if self.candidates.contains_key(&old) {
+            all.sort_by_key(|s| Reverse(self.net(*s, old)));
+        } else {
+            all.sort_by_key(|s| Reverse(self.votes(*s).0));
+        }
+        all
+    }
+
+    /// What is against a candidate but the votes, for people.
+    fn unfit(&self, slot: Slot) -> Vec<String> {
         let mut why = Vec::new();
         let Some(c) = self.candidates.get(&slot) else {
             return vec!["not in the mesh file".into()];
@@ -142,13 +187,14 @@ impl Situation {
         if c.unreachable {
             why.push("not reachable inside the location".into());
         }
-        let forwards = if against.is_some() {
-            self.seen_forwarding(slot, against)
-        } else {
-            self.trusted(slot)
-        };
-        if !forwards {
-            why.push("not seen forwarding by most observers".into());
+        why
+    }
+
+    /// Why a candidate should not lead, for people.
+    pub fn blocked_by(&self, slot: Slot) -> Vec<String> {
+        let mut why = self.unfit(slot);
+        if self.candidates.contains_key(&slot) && !self.trusted(slot) {
+            why.push("not seen forwarding by most locations".into());
         }
         why
     }

@@ -15,7 +15,7 @@ impl Situation {
         let mut all = Vec::new();
         for (slot, facts) in &self.candidates {
             let reports: Vec<&SlotReport> =
-                self.observers.iter().filter_map(|o| o.slot(*slot)).collect();
+                self.observers().filter_map(|o| o.slot(*slot)).collect();
             let (verdict, agree) = most_common(&reports);
             let rtts: Vec<f64> =
                 reports.iter().filter_map(|r| r.rtt).map(|d| d.as_secs_f64() * 1e3).collect();
@@ -23,7 +23,7 @@ impl Situation {
             let lost: f32 = reports.iter().map(|r| r.loss).sum();
             let loss = (!reports.is_empty()).then(|| lost / reports.len() as f32);
             let leading = self.leaders.contains(slot);
-            let mut blocked_by = self.blocked_by(*slot, None);
+            let mut blocked_by = self.blocked_by(*slot);
             if facts.ejected && !leading {
                 blocked_by
                     .push("failed a short while ago: only if no other candidate forwards".into());
@@ -33,7 +33,7 @@ impl Situation {
                 slot: *slot,
                 leading,
                 verdict,
-                observers: (clip(agree), clip(self.observers.len())),
+                observers: (clip(agree), clip(self.observers().count())),
                 rtt_ms,
                 loss,
                 path_mtu: reports.iter().filter_map(|r| r.path_mtu).min(),
@@ -71,7 +71,7 @@ impl Situation {
                 "no automatic failover for another {left} s, after several in a short time"
             ));
         }
-        if self.observers.is_empty() {
+        if !self.has_observers() {
             notes.push("no observer reports: judged by the daemons' signs of life alone".into());
         }
         notes

@@ -138,11 +138,11 @@ impl Group {
     fn drain_message(&mut self, now: Now, node: &NodeName) -> String {
         let situation = self.reports.situation(now, &self.mesh, self.raft.state(), &self.me);
         let slot = self.mesh.node(node).and_then(|n| n.slot);
-        if !slot.is_some_and(|s| situation.leaders.contains(&s)) {
+        let Some(slot) = slot.filter(|s| situation.leaders.contains(s)) else {
             return format!("{node} is drained: it will not lead");
-        }
-        match situation.eligible(None).into_iter().find(|s| Some(*s) != slot) {
-            Some(s) => format!("{node} is drained: {} takes over", situation.candidates[&s].name),
+        };
+        match situation.successors(slot).first() {
+            Some(s) => format!("{node} is drained: {} takes over", situation.candidates[s].name),
             None => format!(
                 "{node} is drained, but leads until another candidate forwards: see `wgctl status`"
             ),
@@ -164,11 +164,18 @@ impl Group {
         if self.state().drained.contains(node) {
             return Err(format!("{node} is drained: `wgctl undrain {node}` first"));
         }
-        let blocked = situation.blocked_by(slot, None);
+        let blocked = situation.blocked_by(slot);
         if !blocked.is_empty() && !force {
             let why = blocked.join(", ");
             return Err(format!(
                 "{node} is not known to forward: {why}; mend that, or promote with --force"
+            ));
+        }
+        let leader = situation.leaders.first().filter(|l| situation.net(slot, **l) < 0);
+        if let Some(leader) = leader.and_then(|l| situation.candidates.get(l)).filter(|_| !force) {
+            let leader = &leader.name;
+            return Err(format!(
+                "{node} is seen to serve fewer locations than {leader}, which would soon lead again; mend that, or promote with --force"
             ));
         }
         if self.proposed.is_some() {

@@ -180,6 +180,7 @@ impl Group {
         }
         self.known_raft_leader = leader;
         self.proposed = None;
+        self.waiting = None;
         self.leadership.another_leads();
         self.evaluate_soon(now);
         let name = self.ids.get(&leader).map_or("none".to_owned(), NodeName::to_string);

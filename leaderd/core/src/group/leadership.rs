@@ -129,8 +129,7 @@ impl Group {
         // A node whose tunnels are dead hears observers only through others, and cannot announce to other locations.
         let failed = |name: &NodeName| {
             let found = situation.candidates.iter().find(|(_, c)| c.name == *name);
-            !situation.observers.is_empty()
-                && found.is_some_and(|(s, _)| situation.failed_by_majority(*s))
+            found.is_some_and(|(s, _)| situation.failing(*s).is_some())
         };
         let leaves = !self.raft.stays(id_of(&self.mesh, &self.me));
         if !leaves && !leads(&self.me) && !failed(&self.me) {

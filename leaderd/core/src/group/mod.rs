@@ -25,10 +25,11 @@ use std::time::Duration;
 use crate::admin::AdminResponse;
 use crate::consensus::{EntryId, RaftNode, StartError};
 use crate::election::Reports;
-use crate::ids::{Epoch, LocationName, NodeName};
+use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{LocalFacts, LogLevel, Persist, StoredGroup};
 use crate::log_limit::LogLimit;
 use crate::mesh::Mesh;
+use crate::relay_pair::TunnelRow;
 use crate::state::{Decision, Event, LocationState};
 use crate::stored::StoredError;
 use crate::time::{Instant, Now, WallTime};
@@ -112,6 +113,8 @@ pub struct Group {
     disk: DiskWatch,
     /// A proposed decision that is not applied yet.
     proposed: Option<EntryId>,
+    /// Since when the votes ask for another leader than the present one.
+    waiting: Option<Instant>,
     commands: Vec<ProposedCommand>,
     /// The epoch of the last decision that was given as [`GroupOutput::Decided`].
     announced_epoch: Epoch,
@@ -194,6 +197,7 @@ impl Group {
             leadership: Leadership::new(now.mono),
             disk: DiskWatch::default(),
             proposed: None,
+            waiting: None,
             commands: Vec::new(),
             announced_epoch: Epoch(0),
             known_raft_leader: 0,
@@ -205,6 +209,7 @@ impl Group {
             ignored_log: LogLimit::default(),
             outputs: VecDeque::new(),
         };
+        group.reports.set_mesh(&group.mesh, &group.location);
         group.begin(now);
         Ok(group)
     }
@@ -216,7 +221,7 @@ impl Group {
         self.ids.retain(|_, n| mesh.node(n).is_some());
         let ids: Vec<u64> = self.ids.keys().copied().collect();
         self.raft.forget_rtts_but(&ids);
-        self.reports.keep(&mesh);
+        self.reports.set_mesh(&mesh, &self.location);
         self.mesh = mesh;
         self.leadership.housekeep_soon(now.mono);
         self.evaluate_soon(now);
@@ -260,9 +265,41 @@ impl Group {
         }
         report.slots.retain(|s| self.mesh.candidate(&self.location, s.slot).is_some());
         if self.reports.report(now.mono, report) {
-            self.evaluate_soon(now);
+            self.votes_changed(now);
         }
         self.drain_raft(now);
+    }
+
+    /// Takes what a candidate of this location says of its tunnels to another location.
+    pub fn handle_tunnel_row(
+        &mut self,
+        now: Now,
+        location: &LocationName,
+        slot: Slot,
+        row: TunnelRow,
+    ) {
+        let known = self.mesh.locations.contains_key(location) && *location != self.location;
+        if known
+            && self.mesh.candidate(&self.location, slot).is_some()
+            && self.reports.row(now.mono, location, slot, row)
+        {
+            self.votes_changed(now);
+            self.drain_raft(now);
+        }
+    }
+
+    /// Sets who relays at another location towards this one: by its decision, and now, which differs while a detour is in use.
+    pub fn handle_relays(
+        &mut self,
+        now: Now,
+        location: &LocationName,
+        leaders: &[Slot],
+        relays: &[Slot],
+    ) {
+        if self.reports.set_relays(location, leaders.to_vec(), relays.to_vec()) {
+            self.votes_changed(now);
+            self.drain_raft(now);
+        }
     }
 
     pub fn handle_ack(&mut self, now: Now, from: &NodeName, epoch: Epoch, programmed_at: WallTime) {
@@ -399,6 +436,12 @@ impl Group {
 
     fn is_observer(&self, node: &NodeName) -> bool {
         self.mesh.node(node).is_some_and(|n| n.slot.is_some() && n.location != self.location)
+    }
+
+    fn votes_changed(&mut self, now: Now) {
+        let situation = self.reports.situation(now, &self.mesh, self.raft.state(), &self.me);
+        self.reports.note_votes(now.mono, &situation);
+        self.evaluate_soon(now);
     }
 
     fn evaluate_soon(&mut self, now: Now) {

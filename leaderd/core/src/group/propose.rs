@@ -5,12 +5,13 @@ use std::time::Duration;
 use super::{Completed, Group};
 use crate::admin::Author;
 use crate::consensus::EntryId;
-use crate::election::{Choice, Situation, narrate};
+use crate::election::{Choice, Situation, Wait, narrate};
 use crate::fault::MoveReason;
 use crate::ids::{Epoch, Slot};
 use crate::io::LogLevel;
+use crate::rendezvous::weight;
 use crate::state::{Command, EventKind, EventTimes};
-use crate::time::Now;
+use crate::time::{Instant, Now};
 use crate::verdict::Direction;
 
 /// Trouble must last this long to be recorded as fail-static: a standby's verdict may only be a burst behind.
@@ -22,11 +23,19 @@ const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
 const RAISE_EPOCH_AGAIN: Duration = Duration::from_secs(10);
 const RAISE_EPOCH_AGAIN_MAX: Duration = Duration::from_secs(3600);
 
+/// How long the votes must ask for another leader before it is moved: from half a second to a second, another time for each location and
+/// epoch. So of several locations that could move one is the first, and the others learn of it.
+const VOTED_FOR: Duration = Duration::from_millis(500);
+const SPREAD: Duration = Duration::from_millis(500);
+/// How much longer it takes where another location should move: that one may have no quorum, be frozen, or gain nothing by it.
+const OTHERS_TURN: Duration = Duration::from_secs(10);
+
 impl Group {
     /// Proposes what the situation asks for.
     pub(super) fn evaluate(&mut self, now: Now) {
         let mesh = self.mesh.clone();
         let situation = self.reports.situation(now, &mesh, self.raft.state(), &self.me);
+        self.reports.note_votes(now.mono, &situation);
         if self.proposed.is_none() && self.must_raise_epoch(now, &situation) {
             let leaders = situation.leaders.clone();
             self.propose_decision(now, &situation, leaders, (MoveReason::Initial, None), None);
@@ -34,20 +43,46 @@ impl Group {
         {
             self.propose_decision(now, &situation, leaders, (MoveReason::Reconfigured, None), None);
         } else if self.proposed.is_none() {
-            match situation.decide() {
-                Choice::Keep => self.trouble_over(now, &situation),
-                Choice::Blocked { .. } => {}
-                Choice::FailStatic { cause } if cause.is_failover() => {
-                    self.trouble(now, &situation, cause)
-                }
-                Choice::FailStatic { .. } => {}
-                Choice::Move { leaders, cause, direction } => {
-                    self.propose_decision(now, &situation, leaders, (cause, direction), None);
-                }
-            }
+            self.choose(now, &situation);
         }
         self.complete(&situation);
         self.housekeeping(now, &situation);
+    }
+
+    fn choose(&mut self, now: Now, situation: &Situation) {
+        let choice = situation.decide();
+        if let Choice::Move { wait, .. } = &choice
+            && let Some(due) = self.due(now, *wait)
+        {
+            self.next_evaluation = self.next_evaluation.min(due);
+            return;
+        }
+        self.waiting = None;
+        match choice {
+            Choice::Keep => self.trouble_over(now, situation),
+            Choice::Blocked { .. } => {}
+            Choice::FailStatic { cause } if cause.is_failover() => {
+                self.trouble(now, situation, cause)
+            }
+            Choice::FailStatic { .. } => {}
+            Choice::Move { leaders, cause, direction, .. } => {
+                self.propose_decision(now, situation, leaders, (cause, direction), None);
+            }
+        }
+    }
+
+    /// When a choice that has to stand for a while may be carried out; `None`: now.
+    fn due(&mut self, now: Now, wait: Wait) -> Option<Instant> {
+        let more = match wait {
+            Wait::No => return None,
+            Wait::Soon => Duration::ZERO,
+            Wait::Late => OTHERS_TURN,
+        };
+        let since = *self.waiting.get_or_insert(now.mono);
+        let number = weight(self.location.as_str(), &self.state().epoch().to_string());
+        let spread = Duration::from_micros(number % SPREAD.as_micros() as u64);
+        let due = since + VOTED_FOR + spread + more;
+        (due > now.mono).then_some(due)
     }
 
     /// A peer claims a higher epoch than ours, so it ignores our decisions: our stores were lost, and the claim came too late
@@ -122,7 +157,8 @@ impl Group {
     fn trouble_over(&mut self, now: Now, situation: &Situation) {
         self.trouble_since = None;
         let recently = self.trouble_recorded.is_some_and(|at| now.mono.since(at) < TROUBLE_AGAIN);
-        if recently || !self.state().in_trouble() || situation.observers.is_empty() {
+        let served = situation.leaders.iter().any(|s| situation.may_carry(*s));
+        if recently || !self.state().in_trouble() || !situation.has_observers() || !served {
             return;
         }
         self.trouble_recorded = Some(now.mono);
@@ -150,16 +186,17 @@ impl Group {
                 verified: event.times.verified.is_some(),
             };
         }
-        let observers = &situation.observers;
+        let observers = situation.observers();
+        let most = |n: usize| n * 2 > observers.clone().count();
         let mut times = EventTimes::default();
         let mut blackout = None;
-        let acks = self.reports.acks(epoch, observers);
-        if !self.completed.programmed && acks.len() * 2 > observers.len() {
+        let acks = self.reports.acks(epoch, observers.clone());
+        if !self.completed.programmed && most(acks.len()) {
             times.programmed = acks.into_iter().max();
             self.completed.programmed = true;
         }
-        let verified = self.reports.verified(epoch, observers);
-        if !self.completed.verified && verified.len() * 2 > observers.len() {
+        let verified = self.reports.verified(epoch, observers.clone());
+        if !self.completed.verified && most(verified.len()) {
             times.verified = verified.iter().map(|(at, _)| *at).max();
             blackout = verified.iter().filter_map(|(_, b)| *b).max();
             self.completed.verified = true;

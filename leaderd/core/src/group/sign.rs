@@ -19,7 +19,6 @@ use crate::ids::{Epoch, NodeName, Slot};
 use crate::io::{LogLevel, Persist};
 use crate::state::{Command, Decision};
 use crate::time::{Instant, Now};
-use crate::verdict::Verdict;
 
 /// Logged decisions that are remembered.
 const MAX_LOGGED: usize = 16;
@@ -42,7 +41,7 @@ pub enum Refusal {
     Epoch,
     #[error("too many decisions in a short time")]
     TooMany,
-    #[error("every other location sees the leader forward")]
+    #[error("every location that watches it sees the leader forward")]
     Contradicted,
 }
 
@@ -283,17 +282,10 @@ impl Group {
         Ok(())
     }
 
-    /// True if every other location with observers has fresh reports here, and all of these see the candidate forward.
+    /// True if every location that watches at full rate has fresh reports here, and all of these vouch for the candidate.
     fn contradicts(&self, now: Now, slot: Slot) -> bool {
-        let others = self.mesh.locations.keys().filter(|l| **l != self.location);
-        let watching: Vec<_> = others.filter(|l| !self.mesh.candidates_of(l).is_empty()).collect();
         let situation = self.reports.situation(now, &self.mesh, self.raft.state(), &self.me);
-        let of = |location: &crate::ids::LocationName| {
-            let of_location = |node| self.mesh.node(node).is_some_and(|n| n.location == *location);
-            let views = situation.observers.iter().filter(|o| of_location(&o.observer));
-            let mut verdicts = views.filter_map(|o| o.slot(slot)).map(|s| &s.verdict).peekable();
-            verdicts.peek().is_some() && verdicts.all(|v| *v == Verdict::Forwarding)
-        };
-        !watching.is_empty() && watching.into_iter().all(of)
+        let ballots = || self.reports.watchers().iter().map(|l| situation.ballots.get(l));
+        ballots().next().is_some() && ballots().all(|b| b.is_some_and(|b| b.is_sure_of(slot)))
     }
 }

@@ -43,7 +43,11 @@ impl Group {
     /// Who would lead if the leader failed now.
     pub fn next_leader(&self, now: Now) -> Option<Slot> {
         let situation = self.situation(now);
-        situation.eligible(None).into_iter().find(|s| !situation.leaders.contains(s))
+        let next = match situation.leaders.first() {
+            Some(leader) => situation.successors(*leader),
+            None => situation.eligible(),
+        };
+        next.into_iter().find(|s| !situation.leaders.contains(s))
     }
 
     /// The freeze in force and when it ends, by this node's wall clock; `None` once it has ended.

@@ -315,6 +315,7 @@ impl Node {
             true => self.find_relays(now, self.other_locations()),
             false => self.find_relays(now, [location.clone()]),
         };
+        self.tell_groups_of_relays(now, location);
         changed.insert(location.clone());
         // Programmed even if nothing changes in the kernel: the answer brings the decision into force.
         self.reprogram_relays(&changed, true);

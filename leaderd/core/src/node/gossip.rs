@@ -191,6 +191,7 @@ impl Node {
         if !is_candidate(&self.me) && is_candidate(from) && location == self.location {
             for decision in &hello.remote {
                 self.decisions.show(&mesh, decision);
+                self.tell_groups_of_relays(now, &decision.location);
             }
             self.handover.touch();
         }

@@ -188,6 +188,23 @@ impl Node {
         relays.exceptions.retain(|l, _| mesh.locations.contains_key(l));
         relays.told.retain(|n, _| !candidate && mesh.nodes.contains_key(n));
         self.find_relays(now, self.other_locations());
+        for location in mesh.locations.keys() {
+            self.tell_groups_of_relays(now, location);
+        }
+    }
+
+    /// Tells the groups in which this node votes who relays at another location. Detours are known towards this node's own location;
+    /// towards others, of which it is a witness, the decision is.
+    pub(super) fn tell_groups_of_relays(&mut self, now: Now, location: &LocationName) {
+        // A plain member knows what its leader passes on.
+        let shown = || self.decisions.shown(location).map(|d| d.leaders.clone());
+        let leaders = self.decided_leaders(location).or_else(shown).unwrap_or_default();
+        let pair = self.relays.pairs.get(location).and_then(|p| p.shown.as_ref());
+        let detour = pair.filter(|s| s.detour).map(|s| &s.relays.far);
+        for (of, group) in self.groups.iter_mut().filter(|(of, _)| *of != location) {
+            let relays = detour.filter(|_| *of == self.location).unwrap_or(&leaders);
+            group.handle_relays(now, location, &leaders, relays);
+        }
     }
 
     /// Finds the relays of these locations again, and programs what changed.
@@ -230,6 +247,7 @@ impl Node {
                 changed.insert(location.clone());
             }
             self.show_relays(now, &location, shown);
+            self.tell_groups_of_relays(now, &location);
             if candidate {
                 self.send_new_tunnels(now, &location);
             }
@@ -258,6 +276,11 @@ impl Node {
         pair.own.update(now.mono, verdicts.iter().map(|(slot, verdict)| (*slot, verdict)));
         pair.table.set_own(mine, pair.own.row().avoiding(avoid));
         pair.table.expire(now.mono);
+        if let Some(row) = pair.table.row(Who::Near(mine))
+            && let Some(group) = self.groups.get_mut(&self.location)
+        {
+            group.handle_tunnel_row(now, location, mine, row);
+        }
         self.relays.set_timer(location);
         let leaders = self.leaders_of_both(location);
         let table = &self.relays.pairs[location].table;
@@ -504,6 +527,13 @@ impl Node {
         let Some((of, slot)) = sender else {
             return self.ignored(now, from.as_str(), Ignored::TunnelsOfNoCandidate);
         };
+        if let Some(group) = self.groups.get_mut(&of).filter(|_| of != location) {
+            // A voter weighs it with what observers say.
+            group.handle_tunnel_row(now, &location, slot, row);
+            if of != self.location && location != self.location {
+                return;
+            }
+        }
         let near = of == self.location;
         let other = if near { location.clone() } else { of };
         if other == self.location
@@ -513,7 +543,7 @@ impl Node {
             return self.ignored(now, from.as_str(), Ignored::TunnelsOfNoCandidate);
         }
         if self.observer.is_none() {
-            // A voter that is a plain member; it chooses no relays.
+            // A plain member chooses no relays.
             return;
         }
         let mesh = self.mesh.clone();

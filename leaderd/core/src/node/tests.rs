@@ -9,6 +9,7 @@ mod hostile;
 mod proofs;
 mod relays;
 mod trust;
+mod votes;
 
 use super::*;
 use crate::admin::{AdminRequest, AdminResponse};

@@ -416,8 +416,21 @@ pub(super) fn is_watched_fully(
     rank(mesh, observer, location) < usize::from(mesh.policy_of(location).watchers)
 }
 
+/// Returns the locations that watch a location at full rate.
+pub(crate) fn full_watchers<'a>(
+    mesh: &'a Mesh,
+    location: &'a LocationName,
+) -> impl Iterator<Item = LocationName> + 'a {
+    let others = mesh.locations.keys().filter(move |o| *o != location);
+    let mut others: Vec<(u64, &LocationName)> =
+        others.map(|o| (weight(o.as_str(), location.as_str()), o)).collect();
+    others.sort_by(|a, b| b.cmp(a));
+    let watchers = usize::from(mesh.policy_of(location).watchers);
+    others.into_iter().take(watchers).map(|(_, o)| o.clone())
+}
+
 /// Returns the time between two rounds over a location, while all is well.
-pub(super) fn interval_of(mesh: &Mesh, location: &LocationName, fully: bool) -> Duration {
+pub(crate) fn interval_of(mesh: &Mesh, location: &LocationName, fully: bool) -> Duration {
     let policy = mesh.policy_of(location);
     let slow = policy.slow_probe_interval * slow_factor(mesh);
     if fully { policy.probe_interval } else { slow }.max(LEAST_INTERVAL)

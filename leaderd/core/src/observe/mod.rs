@@ -43,6 +43,7 @@ use crate::verdict::{Report, Verdict};
 
 use index::{IndexVec, TargetIdx, WatchIdx};
 use location::LocationWatch;
+pub(crate) use location::{full_watchers, interval_of};
 use probing::budget::Budget;
 pub use probing::budget::steady_probes;
 use probing::in_flight::InFlightProbes;

@@ -17,7 +17,7 @@ mod tunnel_state;
 
 pub use choose::{Chosen, End, choose};
 pub use own::OwnTunnels;
-pub use table::{TunnelTable, Who};
+pub use table::{ROW_FRESH, TunnelTable, Who};
 pub use tunnel_state::{TunnelRow, TunnelState};
 
 use crate::ids::{LocationName, Slot};

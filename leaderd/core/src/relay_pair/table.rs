@@ -7,7 +7,7 @@ use crate::ids::Slot;
 use crate::time::{Duration, Instant};
 
 /// How long a row counts after it was heard: three that were to follow it got lost.
-const FRESH: Duration = Duration::from_millis(3500);
+pub const ROW_FRESH: Duration = Duration::from_millis(3500);
 
 /// Whose row it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -29,7 +29,7 @@ struct Heard {
 
 impl Heard {
     fn is_fresh(&self, now: Instant) -> bool {
-        self.at.is_none_or(|at| now.since(at) < FRESH)
+        self.at.is_none_or(|at| now.since(at) < ROW_FRESH)
     }
 }
 
@@ -68,7 +68,7 @@ impl TunnelTable {
 
     /// When a row becomes too old.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.rows.values().filter_map(|heard| Some(heard.at? + FRESH)).min()
+        self.rows.values().filter_map(|heard| Some(heard.at? + ROW_FRESH)).min()
     }
 
     /// The rows that the other location's candidates sent to this node.

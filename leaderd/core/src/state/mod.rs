@@ -222,7 +222,7 @@ pub struct EventTimes {
     pub first_loss: Option<WallTime>,
     /// The first observer suspected the leader.
     pub suspected: Option<WallTime>,
-    /// The raft leader found that most observers report its failure.
+    /// The raft leader found by the votes that another should lead.
     pub condemned: Option<WallTime>,
     /// The decision was committed.
     pub committed: Option<WallTime>,

@@ -64,7 +64,7 @@ fn of_run(logs: &Path) -> Result<(f64, Vec<f64>, Vec<f64>)> {
                 2 if in_force && here => members.push(line.at),
                 2 if in_force => elsewhere.push(line.at),
                 // Whoever applies the committed entry says so; the raft leader is the first.
-                2 if here && line.message.contains("observers say so") => committed.push(line.at),
+                2 if here && line.message.contains(" locations: ") => committed.push(line.at),
                 _ => {}
             }
         }
@@ -131,7 +131,11 @@ mod tests {
         };
         let cloud = line("23:59:59.000000", "starting", "")
             + &line("23:59:59.500000", "decision in force", "1")
-            + &line("23:59:59.990000", "cloud-0 drops: 2 of 2 observers say so; x", "2")
+            + &line(
+                "23:59:59.990000",
+                "cloud-0 drops (1 of 1 locations: onprem, as onprem-0 sees it); x",
+                "2",
+            )
             + &line("00:00:00.000000", "decision in force", "2");
         std::fs::write(dir.path().join("cloud-2.log"), cloud).unwrap();
         let onprem = line("00:00:00.020000", "decision in force", "2") + "no JSON\n";

@@ -1,10 +1,15 @@
 //! `testdata/decide.txt`: a situation a line, and after `=>` what is chosen.
 
+mod meshes;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::super::situation::{CandidateFacts, ObserverView};
+use super::super::situation::CandidateFacts;
+use super::super::votes::{Ballot, ObserverView};
 use super::*;
+use crate::ids::LocationName;
+use crate::relay_pair::{TunnelRow, TunnelState};
 use crate::time::WallTime;
 use crate::verdict::{SlotReport, Verdict};
 
@@ -23,18 +28,40 @@ fn verdict(letter: char) -> Verdict {
         'f' => Verdict::Forwarding,
         's' => Verdict::Suspected,
         '?' => Verdict::Unknown,
+        'l' => Verdict::Degraded { cause: Fault::Loss, direction: None },
         'n' => Verdict::Degraded { cause: Fault::NewFlow, direction: None },
         't' => Verdict::Degraded { cause: Fault::TunnelDown, direction: None },
         other => panic!("no verdict {other}"),
     }
 }
 
-fn view(number: usize, word: &str) -> ObserverView {
-    let slots = word
-        .chars()
-        .enumerate()
-        .map(|(i, letter)| SlotReport::new(Slot(i as u8), verdict(letter), WallTime(0)));
-    ObserverView { observer: format!("o-{number}").parse().unwrap(), slots: slots.collect() }
+/// `d=nff,fff`: what each candidate of a location says; after the name `@1` its candidate 1 relays for a while, `~` it watches slowly,
+/// `!` its vote turned too often.
+fn ballot(word: &str) -> (LocationName, Ballot) {
+    let (head, words) = word.split_once('=').unwrap();
+    let relay = head.split_once('@').map_or(0, |(_, slot)| slot[..1].parse().unwrap());
+    let view = |(place, word): (usize, &str)| {
+        let slots = word
+            .chars()
+            .enumerate()
+            .map(|(i, letter)| SlotReport::new(Slot(i as u8), verdict(letter), WallTime(0)));
+        ObserverView {
+            observer: format!("{}-{place}", &head[..1]).parse().unwrap(),
+            place: Slot(place as u8),
+            slots: slots.collect(),
+        }
+    };
+    let speak = words.split(',').enumerate().filter(|(_, word)| *word != "-");
+    let ballot = Ballot {
+        observers: speak.map(view).collect(),
+        candidates: (0..words.split(',').count() as u8).map(Slot).collect(),
+        leaders: vec![Slot(0)],
+        relays: vec![Slot(relay)],
+        fully: !head.contains('~'),
+        discounted: head.contains('!'),
+        ..Ballot::default()
+    };
+    (head[..1].parse().unwrap(), ballot)
 }
 
 fn parse(line: &str) -> Situation {
@@ -61,8 +88,23 @@ fn parse(line: &str) -> Situation {
             (Slot(i as u8), facts)
         })
         .collect();
+    let mut ballots: BTreeMap<LocationName, Ballot> =
+        parts[2].split_whitespace().map(ballot).collect();
     for word in parts[1].split_whitespace() {
         let (who, what) = word.split_once('=').unwrap();
+        if let Some((us, them)) = who.split_once('>') {
+            // Its own word about its tunnel to the first candidate of a location.
+            let state = match what {
+                "good" => TunnelState::Good,
+                "lossy" => TunnelState::Lossy,
+                "bad" => TunnelState::Bad,
+                other => panic!("no state {other}"),
+            };
+            let ballot = ballots.get_mut(&them.parse().unwrap()).unwrap();
+            let row = TunnelRow::UNKNOWN.with(Slot(0), state);
+            ballot.rows.insert(slot(us.chars().next().unwrap()), row);
+            continue;
+        }
         let facts = candidates.get_mut(&slot(who.chars().next().unwrap())).unwrap();
         match what {
             "drained" => facts.drained = true,
@@ -76,9 +118,10 @@ fn parse(line: &str) -> Situation {
     }
     let other: Vec<&str> = parts[3].split_whitespace().collect();
     Situation {
+        location: "m".parse().unwrap(),
         ranking: vec![Slot(0), Slot(1), Slot(2)],
         candidates,
-        observers: parts[2].split_whitespace().enumerate().map(|(i, w)| view(i, w)).collect(),
+        ballots,
         decided: !leaders.is_empty(),
         leaders,
         last_cause: None,
@@ -102,7 +145,14 @@ fn the_table_in_testdata_holds() {
         };
         let choice = match parse(situation).decide() {
             Choice::Keep => "keep".to_owned(),
-            Choice::Move { leaders, cause, .. } => format!("{} ({cause})", letters(&leaders)),
+            Choice::Move { leaders, cause, wait, .. } => {
+                let when = match wait {
+                    Wait::No => "",
+                    Wait::Soon => " soon",
+                    Wait::Late => " late",
+                };
+                format!("{} ({cause}){when}", letters(&leaders))
+            }
             Choice::FailStatic { cause } => format!("keep, nobody better ({cause})"),
             Choice::Blocked { cause } => format!("keep, blocked ({cause})"),
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::cluster::{Cluster, mesh, name};
 use crate::fault::{Fault, MoveReason};
 use crate::ids::Slot;
+use crate::relay_pair::{TunnelRow, TunnelState};
 use crate::state::EventKind;
 use crate::verdict::Verdict;
 
@@ -17,9 +18,9 @@ fn a_new_location_decides_for_its_preferred_candidate_and_moves_raft_away_from_i
 }
 
 #[test]
-fn a_leader_that_most_observers_report_is_replaced_at_once() {
+fn a_leader_that_all_observers_find_at_fault_is_replaced_at_once() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 2);
-    c.report_failure(0, &["home-0", "home-1"]);
+    c.report_failure(0, &["home-0", "home-1", "home-2"]);
     let took = c.until(200, "failover", |c| c.all_follow(1));
     assert!(took <= 60, "took {took} ms");
     c.run(500);
@@ -31,7 +32,75 @@ fn a_leader_that_most_observers_report_is_replaced_at_once() {
     let t = event.times;
     assert!(t.first_loss.is_some() && t.condemned.is_some() && t.committed.is_some());
     assert!(t.programmed.is_some() && t.verified.is_some());
-    assert!(event.summary.contains("2 of 3"), "{}", event.summary);
+    let seen =
+        "cloud-0 drops new flows (1 of 1 locations: home, as home-0 and 2 more see it); cloud-1";
+    assert!(event.summary.starts_with(seen), "{}", event.summary);
+}
+
+/// The tunnel between the two leaders is dead, and `home` is the location that should move: it has a candidate that reaches ours.
+#[test]
+fn where_another_location_should_move_this_one_does_only_if_that_has_not_helped_for_ten_seconds() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 2);
+    c.report_failure(0, &["home-0"]);
+    c.run(10_400);
+    assert!(c.all_follow(0));
+    c.until(900, "it moves for want of the other", |c| c.all_follow(1));
+    let seen = "(1 of 1 locations: home, as home-0 sees it)";
+    assert!(c.event().summary.contains(seen), "{}", c.event().summary);
+}
+
+/// As before, but `home` has moved to a relay that reaches our leader.
+#[test]
+fn this_location_stays_if_the_other_moves_in_time() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 2);
+    c.report_failure(0, &["home-0"]);
+    c.run(900);
+    c.relays_of_home(&[1]);
+    c.run(30_000);
+    assert!(c.all_follow(0));
+}
+
+#[test]
+fn observers_that_only_suspect_something_do_not_hold_up_those_that_are_sure() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 2);
+    let fault = Verdict::Degraded { cause: Fault::TunnelDown, direction: None };
+    c.verdicts.insert((name("home-0"), Slot(0)), fault);
+    for observer in ["home-1", "home-2"] {
+        c.verdicts.insert((name(observer), Slot(0)), Verdict::Suspected);
+        c.verdicts.insert((name(observer), Slot(1)), Verdict::Suspected);
+    }
+    c.report_now();
+    let took = c.until(1200, "it moves", |c| c.all_follow(1));
+    assert!(took <= 60, "all with an opinion agree: {took} ms");
+}
+
+/// Candidates tell their group what they see of their own tunnels.
+#[test]
+fn a_leader_that_finds_fault_with_its_own_tunnel_to_a_relay_does_not_serve_it() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 2);
+    let row = TunnelRow::UNKNOWN.with(Slot(0), TunnelState::Bad);
+    for _ in 0..12 {
+        c.row_to_home(0, row);
+        c.run(1000);
+    }
+    assert!(c.all_follow(1), "for all that home-0 says");
+    assert_eq!(c.event().cause, Some(Fault::TunnelDown.into()));
+    let seen = "(1 of 1 locations: home, as cloud-0 sees it)";
+    assert!(c.event().summary.contains(seen), "{}", c.event().summary);
+}
+
+/// The relay there comes and goes for our leader; the first time moves it, and the second one would move it back.
+#[test]
+fn a_location_whose_vote_turns_twice_moves_nothing_more_for_ten_minutes() {
+    let mut c = Cluster::settled(mesh(3, 0, 0), 2);
+    c.report_failure(0, &["home-0"]);
+    c.until(12_000, "it moves once", |c| c.all_follow(1));
+    c.heal();
+    c.run(5000);
+    c.report_failure(1, &["home-0"]);
+    c.run(590_000);
+    assert!(c.all_follow(1), "discounted");
+    c.until(40_000, "it counts again", |c| !c.all_follow(1));
 }
 
 #[test]
@@ -60,7 +129,7 @@ fn a_standby_that_does_not_forward_is_passed_over() {
     c.run(2000);
     c.report_failure(0, &["home-0", "home-1", "home-2"]);
     c.until(200, "failover to the third", |c| c.all_follow(2));
-    let told = [(name("cloud-1"), vec!["not seen forwarding by most observers".to_owned()])];
+    let told = [(name("cloud-1"), vec!["not seen forwarding by most locations".to_owned()])];
     assert_eq!(c.event().blocked_by, told.into(), "the event keeps why");
 }
 

@@ -257,6 +257,22 @@ fn the_reflector_refuses_strangers_replays_and_forgeries_and_believes_a_restart(
     assert_eq!(ask(from, &packet(0, 20)), Ok(300), "the sender has started again");
 }
 
+#[test]
+fn who_is_watched_counts_on_those_that_watch_at_full_rate_and_no_others() {
+    let nodes: Vec<(String, String)> =
+        (0..12).map(|l| (format!("l{l}-0"), format!("l{l}"))).collect();
+    let nodes: Vec<_> = nodes.iter().map(|(n, l)| (n.as_str(), l.as_str(), Some(0))).collect();
+    let mesh = mesh(&nodes);
+    for location in mesh.locations.keys() {
+        let watchers: BTreeSet<LocationName> =
+            crate::observe::full_watchers(&mesh, location).collect();
+        for other in mesh.locations.keys().filter(|o| *o != location) {
+            let fully = crate::observe::location::is_watched_fully(&mesh, other, location);
+            assert_eq!(fully, watchers.contains(other), "{location} by {other}");
+        }
+    }
+}
+
 /// A mesh of this many locations with two candidates each, seen from `home-0`, for ten seconds after the first twenty.
 fn crowd(locations: usize) -> (usize, usize) {
     let names: Vec<(String, String, u8)> = (0..locations)

@@ -7,6 +7,7 @@ use crate::capability::Capabilities;
 use crate::fault::Fault;
 use crate::ids::{Epoch, NodeName, Slot};
 use crate::io::LocalFacts;
+use crate::relay_pair::TunnelRow;
 use crate::verdict::{EvidenceRow, ProbeClass, Report, SlotReport, Verdict};
 use crate::wire::Hello;
 
@@ -102,6 +103,25 @@ impl Cluster {
             self.verdicts.insert((name(observer), Slot(slot)), verdict);
         }
         self.report_now();
+    }
+
+    /// These relay at `home` from now on, by its decision.
+    pub fn relays_of_home(&mut self, slots: &[u8]) {
+        let (now, home) = (self.now(), "home".parse().unwrap());
+        let slots: Vec<Slot> = slots.iter().map(|s| Slot(*s)).collect();
+        for node in self.groups.keys().cloned().collect::<Vec<_>>() {
+            self.groups.get_mut(&node).unwrap().handle_relays(now, &home, &slots, &slots);
+            self.drain(&node);
+        }
+    }
+
+    /// The candidate in this slot says this of its tunnels to `home`.
+    pub fn row_to_home(&mut self, slot: u8, row: TunnelRow) {
+        let (now, home) = (self.now(), "home".parse().unwrap());
+        for node in self.groups.keys().cloned().collect::<Vec<_>>() {
+            self.groups.get_mut(&node).unwrap().handle_tunnel_row(now, &home, Slot(slot), row);
+            self.drain(&node);
+        }
     }
 
     pub fn heal(&mut self) {
