@@ -234,7 +234,7 @@ fn next_frame(before: Option<&Frame>) -> Option<Frame> {
 
 fn tunnel_row() -> TunnelRow {
     let row = TunnelRow::UNKNOWN.with(Slot(0), TunnelState::Good);
-    row.with(Slot(1), TunnelState::Lossy).with(Slot(14), TunnelState::Bad)
+    row.with(Slot(1), TunnelState::Lossy).with(Slot(14), TunnelState::Bad).accusing(Slot(14))
 }
 
 fn times() -> EventTimes {

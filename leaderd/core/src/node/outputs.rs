@@ -48,8 +48,8 @@ impl Node {
                 }
                 let location = report.location.clone();
                 self.send_to_candidates(&location, &Frame::Report(report));
-                self.review_relays(now, [location]);
             }
+            ObserverOutput::TunnelsChanged(location) => self.review_relays(now, [location]),
             ObserverOutput::Verified { location, epoch, at, blackout } => {
                 let me = self.me.clone();
                 if let Some(group) = self.groups.get_mut(&location) {

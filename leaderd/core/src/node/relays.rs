@@ -270,10 +270,11 @@ impl Node {
     /// On a candidate. Returns the relays for this node, and as people see them.
     fn find_relay_pair(&mut self, now: Now, location: &LocationName) -> Option<(Relays, Shown)> {
         let mine = self.slot()?;
-        let verdicts = self.observer.as_ref().map(|o| o.verdicts(location)).unwrap_or_default();
+        let observer = self.observer.as_ref()?;
+        let (verdicts, silent) = (observer.verdicts(location), observer.is_silent(now, location));
         let avoid = self.relays.avoid;
         let pair = self.relays.pairs.entry(location.clone()).or_default();
-        pair.own.update(now.mono, verdicts.iter().map(|(slot, verdict)| (*slot, verdict)));
+        pair.own.update(now.mono, verdicts.iter().map(|(slot, verdict)| (*slot, verdict)), silent);
         pair.table.set_own(mine, pair.own.row().avoiding(avoid));
         pair.table.expire(now.mono);
         if let Some(row) = pair.table.row(Who::Near(mine))
@@ -296,9 +297,11 @@ impl Node {
                 let end = |leaders, order| End { leaders, order };
                 let (here, there) = (end(&leaders.near, &near), end(&leaders.far, &far));
                 let low = self.location < *location;
+                let doubted =
+                    |i, j| table.is_accused(Who::Near(i)) || table.is_accused(Who::Far(j));
                 let chosen = match low {
-                    true => choose(here, there, |i, j| table.state(i, j)),
-                    false => choose(there, here, |j, i| table.state(i, j)),
+                    true => choose(here, there, |i, j| table.state(i, j), doubted),
+                    false => choose(there, here, |j, i| table.state(i, j), |j, i| doubted(i, j)),
                 };
                 let Chosen { low: a, high: b, state } = chosen?;
                 let (i, j) = if low { (a, b) } else { (b, a) };

@@ -70,6 +70,8 @@ pub enum ObserverOutput {
     Forget(ProbeId),
     /// For the candidates of the location it is about.
     Report(Report),
+    /// What is known of this node's tunnels to a location has changed: [`Observer::verdicts`], [`Observer::is_silent`].
+    TunnelsChanged(LocationName),
     /// As-workload probes pass under this epoch.
     Verified {
         location: LocationName,
@@ -226,6 +228,12 @@ impl Observer {
         paths.map(|p| (p.slot, p.verdict.get().clone())).collect()
     }
 
+    /// Returns whether nothing comes back through any tunnel to a location, and something should: WireGuard's first handshakes are over.
+    pub fn is_silent(&self, now: Now, location: &LocationName) -> bool {
+        let watch = self.by_name.get(location).map(|&watch| &self.watches[watch]);
+        watch.is_some_and(|w| w.is_silent(now.mono))
+    }
+
     /// Returns whether nothing gets through any candidate of the location, by this node's own evidence. Where some packets do
     /// (others are lost, too large, or of new flows), another way would cross the same nodes.
     pub fn is_cut_off(&self, location: &LocationName) -> bool {
@@ -297,6 +305,10 @@ impl Observer {
         }
         if let Some(due) = judgement.judge_at {
             self.timers.insert((due, Timer::Judge(watch)));
+        }
+        if judgement.changed || judgement.silence_changed {
+            let location = self.watches[watch].location.clone();
+            self.emit(ObserverOutput::TunnelsChanged(location));
         }
         if judgement.changed {
             self.report(now, watch);

@@ -233,7 +233,7 @@ impl<'n> World<'n> {
                     self.verified.push((epoch, blackout))
                 }
                 ObserverOutput::Log { message, .. } => self.logs.push(message),
-                ObserverOutput::Forget(_) => {}
+                ObserverOutput::Forget(_) | ObserverOutput::TunnelsChanged(_) => {}
             }
         }
     }

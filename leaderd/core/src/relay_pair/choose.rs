@@ -26,10 +26,14 @@ pub struct Chosen {
 /// The two leaders, unless their tunnel is worse than another: then the leader of the lower location with the first good candidate of the
 /// other, then the other way round, then any. So in trouble the lower location keeps its leader, if that helps at all. While all are bad
 /// the leaders stay. An unknown tunnel of the leaders counts as good: after a start everything goes by them.
+///
+/// `doubted`: one of the two is said not to relay what it should, by somebody at the end of another tunnel. Such a pair comes after those
+/// of which nobody says so, as this end is about to find out. That alone moves nothing away from the leaders.
 pub fn choose(
     low: End<'_>,
     high: End<'_>,
     state: impl Fn(Slot, Slot) -> TunnelState,
+    doubted: impl Fn(Slot, Slot) -> bool,
 ) -> Option<Chosen> {
     let (low_leader, high_leader) = (*low.leaders.first()?, *high.leaders.first()?);
     let of_low_leader = high.order.iter().map(|&j| (low_leader, j));
@@ -40,11 +44,12 @@ pub fn choose(
         .chain(of_high_leader)
         .chain(all);
     let rank = |(i, j): (Slot, Slot)| match state(i, j) {
+        TunnelState::Good if (i, j) != (low_leader, high_leader) && doubted(i, j) => 1,
         TunnelState::Good => 0,
         TunnelState::Unknown if (i, j) == (low_leader, high_leader) => 0,
-        TunnelState::Lossy => 1,
-        TunnelState::Unknown => 2,
-        TunnelState::Bad => 3,
+        TunnelState::Lossy => 2,
+        TunnelState::Unknown => 3,
+        TunnelState::Bad => 4,
     };
     // Of several with the least rank `min_by_key` takes the first.
     let (low, high) = candidates.min_by_key(|pair| rank(*pair))?;
@@ -80,7 +85,8 @@ mod tests {
                 let (low, high) = (order(leaders.0, n), order(leaders.1, n));
 
                 let fold = |i: Slot, j: Slot| table[usize::from(i.0 * n + j.0)];
-                let chosen = choose(end(&low), end(&high), fold).expect("there are candidates");
+                let chosen = choose(end(&low), end(&high), fold, |_, _| false)
+                    .expect("there are candidates");
                 check(&table, chosen, leaders);
             }
         }
@@ -130,15 +136,36 @@ mod tests {
             (0, 0) => TunnelState::Bad,
             _ => TunnelState::Good,
         };
-        let chosen = choose(end(&low), end(&high), bad).unwrap();
+        let chosen = choose(end(&low), end(&high), bad, |_, _| false).unwrap();
         assert_eq!((chosen.low, chosen.high), (Slot(0), Slot(2)));
+    }
+
+    #[test]
+    fn a_relay_that_another_tunnels_end_accuses_is_no_detour_while_there_is_one_that_nobody_does() {
+        let order = [Slot(0), Slot(1)];
+        // The leader of the lower location drops new flows, and so far only the leader of the other one has noticed.
+        let state = |i: Slot, j: Slot| match (i.0, j.0) {
+            (0, 0) => TunnelState::Bad,
+            _ => TunnelState::Good,
+        };
+        let of = |accused: &[u8]| {
+            let doubted = |i: Slot, _| accused.contains(&i.0);
+            let chosen = choose(end(&order), end(&order), state, doubted).unwrap();
+            (chosen.low.0, chosen.high.0)
+        };
+        assert_eq!(of(&[]), (0, 1));
+        assert_eq!(of(&[0]), (1, 0));
+        assert_eq!(of(&[0, 1]), (0, 1), "a doubt is better than a fault");
+        let good = |_, _| TunnelState::Good;
+        let chosen = choose(end(&order), end(&order), good, |_, _| true).unwrap();
+        assert_eq!((chosen.low.0, chosen.high.0), (0, 0), "a doubt moves nothing by itself");
     }
 
     #[test]
     fn a_location_without_candidates_has_no_relay_pair() {
         let some = End { leaders: &[Slot(0)], order: &[Slot(0)] };
         let none = End { leaders: &[], order: &[] };
-        assert_eq!(choose(some, none, |_, _| TunnelState::Good), None);
-        assert_eq!(choose(none, some, |_, _| TunnelState::Good), None);
+        assert_eq!(choose(some, none, |_, _| TunnelState::Good, |_, _| false), None);
+        assert_eq!(choose(none, some, |_, _| TunnelState::Good, |_, _| false), None);
     }
 }

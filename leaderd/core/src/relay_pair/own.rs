@@ -21,6 +21,8 @@ struct Own {
     since: Instant,
     /// When there was last a verdict.
     evidence: Instant,
+    /// What is bad lies behind the tunnel.
+    behind: bool,
     /// How often it turned from good.
     faults: u32,
     /// When it turned good again last.
@@ -68,11 +70,13 @@ pub struct OwnTunnels {
 }
 
 impl OwnTunnels {
-    /// Takes the present verdicts.
+    /// Takes the present verdicts. `silent`: nothing comes back through any tunnel. The observer then blames no candidate, as it may be its
+    /// own fault; no tunnel carries anything all the same.
     pub fn update<'a>(
         &mut self,
         now: Instant,
         verdicts: impl Iterator<Item = (Slot, &'a Verdict)>,
+        silent: bool,
     ) {
         self.again = None;
         let mut present = Vec::new();
@@ -82,10 +86,12 @@ impl OwnTunnels {
                 state: TunnelState::Unknown,
                 since: now,
                 evidence: now,
+                behind: false,
                 faults: 0,
                 mended: Instant::default(),
             });
             let says = match TunnelState::of(verdict) {
+                _ if silent => TunnelState::Bad,
                 // A suspicion is evidence of neither.
                 None => own.state,
                 Some(TunnelState::Unknown) if now.since(own.evidence) < LEASE => own.state,
@@ -93,6 +99,9 @@ impl OwnTunnels {
             };
             if !matches!(verdict, Verdict::Unknown) {
                 own.evidence = now;
+            }
+            if verdict.is_degraded() {
+                own.behind = TunnelState::is_behind(verdict);
             }
             if says == own.state {
                 continue;
@@ -111,7 +120,10 @@ impl OwnTunnels {
 
     pub fn row(&self) -> TunnelRow {
         let states = self.tunnels.iter();
-        states.fold(TunnelRow::UNKNOWN, |row, (slot, own)| row.with(*slot, own.state))
+        states.fold(TunnelRow::UNKNOWN, |row, (slot, own)| {
+            let row = row.with(*slot, own.state);
+            if own.behind && own.state == TunnelState::Bad { row.accusing(*slot) } else { row }
+        })
     }
 
     /// Since when the state of a tunnel is what it is.
@@ -139,7 +151,7 @@ mod tests {
     }
 
     fn update(own: &mut OwnTunnels, millis: u64, verdict: &Verdict) -> TunnelState {
-        own.update(at(millis), std::iter::once((Slot(0), verdict)));
+        own.update(at(millis), std::iter::once((Slot(0), verdict)), false);
         own.row().state(Slot(0))
     }
 
@@ -183,10 +195,29 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_comes_back_at_all_every_tunnel_is_bad_whoever_is_to_blame() {
+        let mut own = OwnTunnels::default();
+        assert_eq!(update(&mut own, 0, &Verdict::Forwarding), TunnelState::Good);
+        own.update(at(400), std::iter::once((Slot(0), &Verdict::Unknown)), true);
+        assert_eq!(own.row().state(Slot(0)), TunnelState::Bad);
+        assert!(!own.row().accuses(Slot(0)));
+    }
+
+    #[test]
+    fn a_candidate_that_answers_and_relays_nothing_is_accused() {
+        let mut own = OwnTunnels::default();
+        let verdict = Verdict::Degraded { cause: Fault::NewFlow, direction: None };
+        update(&mut own, 0, &verdict);
+        assert!(own.row().accuses(Slot(0)));
+        update(&mut own, 1, &BAD);
+        assert!(!own.row().accuses(Slot(0)));
+    }
+
+    #[test]
     fn slots_that_are_gone_are_forgotten() {
         let mut own = OwnTunnels::default();
         update(&mut own, 0, &BAD);
-        own.update(at(1), std::iter::empty());
+        own.update(at(1), std::iter::empty(), false);
         assert_eq!(own.row(), TunnelRow::UNKNOWN);
         assert_eq!(own.since(Slot(0)), None);
     }

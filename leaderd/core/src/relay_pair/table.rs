@@ -94,6 +94,16 @@ impl TunnelTable {
         says(Who::Near(near), far).and(says(Who::Far(far), near))
     }
 
+    /// Whether a candidate is said not to relay what it should, by anybody at the far end of one of its tunnels.
+    pub fn is_accused(&self, who: Who) -> bool {
+        self.rows.iter().any(|(by, heard)| match (by, who) {
+            (Who::Near(_), Who::Far(slot)) | (Who::Far(_), Who::Near(slot)) => {
+                heard.row.accuses(slot)
+            }
+            _ => false,
+        })
+    }
+
     /// Whether a candidate asks to be avoided.
     pub fn avoids(&self, who: Who) -> bool {
         self.row(who).is_some_and(TunnelRow::avoids)

@@ -42,6 +42,14 @@ impl TunnelState {
         })
     }
 
+    /// True if a verdict is about what lies behind the tunnel: packets come back from the candidate itself.
+    pub const fn is_behind(verdict: &Verdict) -> bool {
+        match verdict {
+            Verdict::Degraded { cause, .. } => !matches!(cause, Fault::TunnelDown | Fault::Loss),
+            _ => false,
+        }
+    }
+
     /// The word of both ends together: either may find fault.
     pub fn and(self, other: Self) -> Self {
         match (self, other) {
@@ -51,14 +59,21 @@ impl TunnelState {
     }
 }
 
-/// What one candidate knows of its tunnels to the candidates of another location: two bits for each slot, from slot 0 in the lowest, and
-/// one for the candidate itself in the highest.
+/// What one candidate knows of its tunnels to the candidates of another location.
+///
+/// | bits | |
+/// |---|---|
+/// | 2·slot, 2·slot + 1 | the state of the tunnel: unknown, good, lossy, bad |
+/// | 31 | the candidate itself asks not to be chosen |
+/// | 32 + slot | what is bad is not the tunnel: the candidate at its far end relays less than it should |
 ///
 /// Written as a number (`docs/compatibility.md`): the meaning of no bit changes.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct TunnelRow(u32);
+pub struct TunnelRow(u64);
 
-const AVOID: u32 = 1 << 31;
+const AVOID: u64 = 1 << 31;
+/// The upper bits of all states: set for lossy and bad.
+const TROUBLE: u64 = 0x2aaa_aaaa;
 
 impl TunnelRow {
     /// Nothing is known of any tunnel.
@@ -77,6 +92,16 @@ impl TunnelRow {
         };
         let at = 2 * slot.0 as u32;
         Self(self.0 & !(3 << at) | bits << at)
+    }
+
+    /// The candidate in this slot answers and does not relay what it should: its other tunnels are likely to be of no use either.
+    #[must_use]
+    pub const fn accusing(self, slot: Slot) -> Self {
+        if slot.0 > Slot::MAX.0 { self } else { Self(self.0 | 1 << (32 + slot.0)) }
+    }
+
+    pub const fn accuses(self, slot: Slot) -> bool {
+        slot.0 <= Slot::MAX.0 && self.0 >> (32 + slot.0) & 1 == 1
     }
 
     pub const fn state(self, slot: Slot) -> TunnelState {
@@ -103,8 +128,7 @@ impl TunnelRow {
 
     /// True if a tunnel is bad or lossy, or the candidate is to be avoided: the other end should know.
     pub const fn is_trouble(self) -> bool {
-        // The upper bit of a pair is set for both.
-        self.0 & 0xaaaa_aaaa != 0
+        self.0 & (TROUBLE | AVOID) != 0
     }
 }
 
@@ -113,6 +137,9 @@ impl std::fmt::Debug for TunnelRow {
         let known = (0..=Slot::MAX.0).map(Slot).filter(|s| self.state(*s) != TunnelState::Unknown);
         let mut map = f.debug_map();
         map.entries(known.map(|s| (s, self.state(s))));
+        for slot in (0..=Slot::MAX.0).map(Slot).filter(|s| self.accuses(*s)) {
+            map.entry(&"accuses", &slot);
+        }
         if self.avoids() {
             map.entry(&"avoid", &true);
         }
@@ -136,6 +163,10 @@ mod tests {
                 let row = full.with(slot, state).avoiding(true);
                 assert_eq!(row.state(slot), state);
                 assert!(row.avoids() && row.is_trouble());
+                let accusing = row.accusing(slot);
+                assert!(accusing.accuses(slot) && accusing.state(slot) == state);
+                let accused = (0..=Slot::MAX.0).filter(|s| accusing.accuses(Slot(*s)));
+                assert_eq!(accused.count(), 1);
                 let others = (0..=Slot::MAX.0).map(Slot).filter(|s| *s != slot);
                 assert!(others.into_iter().all(|s| row.state(s) == TunnelState::Good));
                 let trouble = matches!(state, TunnelState::Lossy | TunnelState::Bad);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::fault::Fault;
 use crate::io::LogLevel;
 use crate::mesh::Mesh;
-use crate::observe::evidence::{Outcome, Sample};
+use crate::observe::evidence::{Outcome, Path, Sample};
 use crate::observe::index::{PathIdx, TargetIdx};
 use crate::observe::location::LocationWatch;
 use crate::observe::probing::schedule::ProbeSpec;
@@ -52,6 +52,8 @@ type LogLine = (LogLevel, String, Vec<(String, String)>);
 #[derive(Debug, Default)]
 pub struct Judgement {
     pub changed: bool,
+    /// All paths fell silent, or one speaks again.
+    pub silence_changed: bool,
     /// Paths that need a burst.
     pub bursts: Vec<PathIdx>,
     pub probes: Vec<ProbeSpec>,
@@ -83,6 +85,7 @@ impl LocationWatch {
             // lives again now was not known to live then.
             self.paths.iter_mut().for_each(|p| p.samples.clear());
         }
+        judgement.silence_changed = self.all_paths_silent != silent;
         self.all_paths_silent = silent;
         let all_fail = !silent && self.do_all_candidates_relay_nothing();
         for p in self.paths.indices() {
@@ -126,6 +129,15 @@ impl LocationWatch {
                 .iter()
                 .any(|p| p.burst.is_some() || *p.verdict.get() != Verdict::Forwarding);
         judgement
+    }
+
+    /// Returns whether nothing comes back through any path, and something did before or should by now.
+    pub(in crate::observe) fn is_silent(&self, now: Instant) -> bool {
+        let begun = |p: &Path| {
+            p.life.any_reply().is_some()
+                || p.life.new_for(now).is_none_or(|time| time >= FIRST_HANDSHAKE)
+        };
+        self.all_paths_silent && self.paths.iter().all(begun)
     }
 
     /// Returns whether nothing at all comes back through any path.

@@ -74,7 +74,7 @@ impl World {
         };
         let low_end = End { leaders: &of_low[..1], order: &of_low };
         let high_end = End { leaders: &of_high[..1], order: &of_high };
-        let chosen = choose(low_end, high_end, state).unwrap();
+        let chosen = choose(low_end, high_end, state, |_, _| false).unwrap();
         if there == low { chosen.low.0 } else { chosen.high.0 }
     }
 
