@@ -65,7 +65,7 @@ enum Verb {
         node: String,
         /// A name from `lab list`
         fault: String,
-        arg: Option<String>,
+        arg: Vec<String>,
         /// Undo it
         #[arg(long)]
         off: bool,
@@ -153,6 +153,7 @@ pub fn run(args: LabArgs) -> Result<ExitCode> {
             }
         }
         Verb::Fault { node, fault, arg, off, name } => {
+            let arg = (!arg.is_empty()).then(|| arg.join(" "));
             ask(name.as_deref(), &Request::Fault { node, fault, arg, off })?;
             Ok(ExitCode::SUCCESS)
         }
@@ -293,11 +294,11 @@ fn list(json: bool) -> Result<ExitCode> {
     }
     println!("Scenarios (wgctl lab run NAME):");
     for s in &scenarios {
-        println!("  {:<20} {}", s.name, s.title);
+        println!("  {:<22} {}", s.name, s.title);
     }
-    println!("\nFaults (wgctl lab fault NODE NAME [ARG] [--off]):");
+    println!("\nFaults (wgctl lab fault NODE NAME [ARG…] [--off]):");
     for (name, arg, text) in FAULTS {
-        println!("  {:<26} {text}", format!("{name} {arg}"));
+        println!("  {:<30} {text}", format!("{name} {arg}"));
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -71,14 +71,10 @@ fn tell(session: &mut Session) -> Result<()> {
     live.draw(BEFORE);
     let injected = wall_micros();
     let step = Step {
-        at: Default::default(),
         fault: Some("vxlan-new-flows".into()),
-        arg: None,
-        off: false,
-        command: None,
         node: Some("@leader".into()),
-        wan: None,
         inject: true,
+        ..Step::default()
     };
     live.say(&format!(
         "Now {leader} drops every VXLAN packet of a new flow (Kilo issue #489). Ping works, tunnels are up, old flows run."

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use crate::topology::Vxlan;
+use crate::wan::Link;
 use crate::world::World;
 
 /// Routing table and rule priority of `route-loop`.
@@ -33,6 +34,11 @@ pub enum Fault {
     WanCut,
     WanLoss(f64),
     WanLatency(Duration),
+    PairCut(Pair),
+    PairLoss(Pair, f64),
+    PairLatency(Pair, Duration),
+    /// The plane of the far candidates with this slot.
+    PlaneForwardingOff(u16),
     MemberDown,
     LocationCut,
     LanPartition,
@@ -42,6 +48,58 @@ pub enum Fault {
     Masquerade,
     RouterAddress(u8),
     CniRestart,
+}
+
+/// What a fault of the WAN between two nodes is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair {
+    /// The node at the other end.
+    pub with: String,
+    /// What goes from the fault's node to the other one.
+    pub outward: bool,
+    /// What comes from there.
+    pub inward: bool,
+}
+
+impl Pair {
+    /// Reads the words of an argument, `NODE [VALUE] [out|in]`: the pair, and the value.
+    fn parse<'a>(name: &str, arg: Option<&'a str>, value: bool) -> Result<(Self, &'a str)> {
+        let mut words = arg.unwrap_or_default().split_whitespace();
+        let with = words.next().with_context(|| format!("fault {name} needs another node"))?;
+        let value = match value {
+            true => words.next().with_context(|| format!("fault {name} needs a number"))?,
+            false => "",
+        };
+        let (outward, inward) = match words.next() {
+            None => (true, true),
+            Some("out") => (true, false),
+            Some("in") => (false, true),
+            Some(other) => bail!("fault {name}: {other:?} is neither \"out\" nor \"in\""),
+        };
+        if let Some(more) = words.next() {
+            bail!("fault {name} has an argument too many ({more:?})");
+        }
+        Ok((Self { with: with.to_owned(), outward, inward }, value))
+    }
+
+    /// Changes its directions on the WAN.
+    fn change(&self, world: &World, node: usize, change: impl Fn(&mut Link)) -> Result<()> {
+        let far = world.topology.node(&self.with)?;
+        let [own, other] = [node, far].map(|n| &world.nodes[n].node);
+        for n in [own, other] {
+            n.wan().with_context(|| format!("{} is no candidate: it has no WAN", n.name))?;
+        }
+        if own.location == other.location {
+            bail!("{} and {} are in one location: no WAN is between them", own.name, other.name);
+        }
+        if self.outward {
+            world.wan.change_pair(node, far, &change);
+        }
+        if self.inward {
+            world.wan.change_pair(far, node, &change);
+        }
+        Ok(())
+    }
 }
 
 /// Whose VXLAN.
@@ -84,6 +142,24 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
     ("wan-cut", "", "the node's uplink is cut"),
     ("wan-loss", "PERCENT", "the node's uplink loses packets, each way"),
     ("wan-latency", "MS", "the node's uplink is slower by this much, each way"),
+    (
+        "pair-cut",
+        "NODE [out|in]",
+        "nothing passes between the node and this one of another location, or nothing that leaves the node for it (out), or comes from it (in); \
+         all other pairs are well",
+    ),
+    ("pair-loss", "NODE PERCENT [out|in]", "packets between these two nodes are lost, each way"),
+    (
+        "pair-latency",
+        "NODE MS [out|in]",
+        "packets between these two nodes are slower by this much, each way",
+    ),
+    (
+        "plane-forwarding-off",
+        "SLOT",
+        "net.ipv4.conf.wglSLOT.forwarding is set to 0: what comes by this tunnel is not forwarded; IPv6 is dropped by a rule, as the kernel has no \
+         such switch for it",
+    ),
     ("member-down", "", "a node that does not lead loses power"),
     ("location-cut", "", "the whole location of the node loses its WAN"),
     ("lan-partition", "", "the node's LAN cable is pulled; its WAN works"),
@@ -114,13 +190,20 @@ impl Fault {
     /// # Errors
     /// The name is unknown, or the argument is missing or wrong.
     pub fn parse(name: &str, arg: Option<&str>) -> Result<Self> {
-        let number = || -> Result<f64> {
-            let text = arg.with_context(|| format!("fault {name} needs a number"))?;
+        let read = |text: &str| -> Result<f64> {
             text.trim_end_matches("ms")
                 .trim_end_matches('%')
                 .parse()
                 .with_context(|| format!("{text:?} is no number"))
         };
+        let number = || read(arg.with_context(|| format!("fault {name} needs a number"))?);
+        let share = |percent: f64| -> Result<f64> {
+            if !(0.0..=100.0).contains(&percent) {
+                bail!("a loss of {percent}% is not between 0 and 100");
+            }
+            Ok(percent / 100.0)
+        };
+        let millis = |ms: f64| Duration::from_secs_f64(ms.max(0.0) / 1e3);
         let target = arg.map(str::to_owned);
         let fault = match name {
             "vxlan-new-flows" => {
@@ -139,16 +222,18 @@ impl Fault {
             "fdb-ghost-held" => return Ok(Self::FdbGhostHeld(target)),
             "route-loop" => return Ok(Self::RouteLoop(target)),
             "mtu-blackhole" => return Ok(Self::MtuBlackhole(number()? as u16)),
-            "wan-loss" => {
-                let percent = number()?;
-                if !(0.0..=100.0).contains(&percent) {
-                    bail!("a loss of {percent}% is not between 0 and 100");
-                }
-                return Ok(Self::WanLoss(percent / 100.0));
+            "wan-loss" => return Ok(Self::WanLoss(share(number()?)?)),
+            "wan-latency" => return Ok(Self::WanLatency(millis(number()?))),
+            "pair-cut" => return Ok(Self::PairCut(Pair::parse(name, arg, false)?.0)),
+            "pair-loss" => {
+                let (pair, percent) = Pair::parse(name, arg, true)?;
+                return Ok(Self::PairLoss(pair, share(read(percent)?)?));
             }
-            "wan-latency" => {
-                return Ok(Self::WanLatency(Duration::from_secs_f64(number()?.max(0.0) / 1e3)));
+            "pair-latency" => {
+                let (pair, ms) = Pair::parse(name, arg, true)?;
+                return Ok(Self::PairLatency(pair, millis(read(ms)?)));
             }
+            "plane-forwarding-off" => return Ok(Self::PlaneForwardingOff(number()? as u16)),
             "tcp-blackhole" => return Ok(Self::TcpBlackhole(number()? as u16)),
             "router-address" => return Ok(Self::RouterAddress(number()? as u8)),
             "service-down" => Self::ServiceDown,
@@ -266,6 +351,14 @@ impl Fault {
                     .change_uplink(node, |u| u.delay = if on { *delay } else { Duration::ZERO });
                 Ok(())
             }
+            Self::PairCut(pair) => pair.change(world, node, |l| l.cut = on),
+            Self::PairLoss(pair, share) => {
+                pair.change(world, node, |l| l.loss = if on { *share } else { 0.0 })
+            }
+            Self::PairLatency(pair, delay) => {
+                pair.change(world, node, |l| l.delay = if on { *delay } else { Duration::ZERO })
+            }
+            Self::PlaneForwardingOff(slot) => plane_forwarding(world, node, *slot, on),
             Self::LocationCut => {
                 world.wan.cut_location(n.node.location, on);
                 Ok(())
@@ -301,6 +394,17 @@ fn source_nat(vxlan: &Vxlan, own: Ipv4Addr, on: bool) -> String {
         );
     }
     rules
+}
+
+/// The kernel asks the device that a packet came in by, for IPv4. IPv6 has one switch for the whole host, so a rule does it there.
+fn plane_forwarding(world: &World, node: usize, slot: u16, off: bool) -> Result<()> {
+    let (n, device) = (&world.nodes[node], format!("wgl{slot}"));
+    if !world.planes_of(node)?.contains(&device) {
+        bail!("{} has no {device}", n.node.name);
+    }
+    n.ns.sysctl(&format!("ipv4/conf/{device}/forwarding"), if off { "0" } else { "1" })?;
+    let rule = format!("iifname \"{device}\" meta nfproto ipv6 drop");
+    table(world, node, &format!("plane_forwarding_{slot}"), off, &[("forward", &rule)])
 }
 
 /// Switches an nftables table with one chain per hook.
@@ -428,6 +532,8 @@ mod tests {
         for (name, arg, _) in FAULTS {
             let arg = match *arg {
                 "" | "[NODE]" | "[cni|leaderd]" => None,
+                "NODE [out|in]" => Some("a-0"),
+                "NODE PERCENT [out|in]" | "NODE MS [out|in]" => Some("a-0 50 out"),
                 _ => Some("50"),
             };
             Fault::parse(name, arg).unwrap();
@@ -440,5 +546,23 @@ mod tests {
         let cni = Fault::parse("vxlan-new-flows", Some("cni")).unwrap();
         assert_eq!(cni, Fault::VxlanNewFlows(Some(Carrier::Cni)));
         assert_eq!(Fault::parse("wan-loss", Some("10%")).unwrap(), Fault::WanLoss(0.1));
+    }
+
+    #[test]
+    fn a_fault_of_a_pair_names_the_other_node_and_perhaps_one_direction() {
+        let pair = |outward, inward| Pair { with: "a-0".into(), outward, inward };
+        let parse = |name, arg| Fault::parse(name, Some(arg));
+        assert_eq!(parse("pair-cut", "a-0").unwrap(), Fault::PairCut(pair(true, true)));
+        assert_eq!(parse("pair-cut", "a-0 in").unwrap(), Fault::PairCut(pair(false, true)));
+        let loss = Fault::PairLoss(pair(true, false), 0.3);
+        assert_eq!(parse("pair-loss", "a-0 30% out").unwrap(), loss);
+        let slow = Fault::PairLatency(pair(true, true), Duration::from_millis(60));
+        assert_eq!(parse("pair-latency", "a-0 60ms").unwrap(), slow);
+        let wrong = |name, arg: &str| format!("{:#}", Fault::parse(name, Some(arg)).unwrap_err());
+        assert!(wrong("pair-cut", "").contains("needs another node"));
+        assert!(wrong("pair-loss", "a-0").contains("needs a number"));
+        assert!(wrong("pair-loss", "a-0 101").contains("between 0 and 100"));
+        assert!(wrong("pair-cut", "a-0 up").contains("neither \"out\" nor \"in\""));
+        assert!(wrong("pair-cut", "a-0 in out").contains("too many"));
     }
 }

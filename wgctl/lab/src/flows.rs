@@ -12,7 +12,7 @@ const ESTABLISHED_AFTER: u32 = 3;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flows {
     pub ports: Vec<u16>,
-    /// Source NAT of a CNI needs conntrack for everything; else only what is watched here is tracked.
+    /// Source NAT of a CNI, and relays with state, need conntrack for everything; else only what is watched here is tracked.
     pub tracked: bool,
 }
 
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_cni_translates_addresses_packets_are_tracked() {
+    fn where_something_needs_conntrack_packets_are_tracked() {
         let chain = |tracked| Flows { ports: vec![4790], tracked }.chain(&[]);
         assert!(chain(false).contains("\n  notrack\n"));
         assert!(!chain(true).contains("\n  notrack\n"));

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Seen;
-use crate::meter::{Rewritten, TcpTally};
+use crate::meter::{Rewritten, TcpSeen};
 use crate::scenario::Between;
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -62,12 +62,28 @@ impl Failed {
 /// What the meters between two ends saw.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MeterResult {
+    /// Names of the two nodes.
+    #[serde(default)]
+    pub nodes: [String; 2],
     pub between: Between,
     pub blackout_ms: Blackout,
     pub packets: Packets,
     /// What came from none of its sender's addresses.
     pub rewritten: Rewritten,
-    pub tcp: Option<TcpTally>,
+    pub tcp: Option<TcpSeen>,
+}
+
+impl MeterResult {
+    /// Its ends in words.
+    pub fn ends(&self) -> String {
+        let [a, b] = &self.nodes;
+        format!("{a} and {b} ({})", self.between)
+    }
+
+    /// How long packets were lost at most, in milliseconds.
+    pub fn longest_blackout_ms(&self) -> f64 {
+        self.blackout_ms.new_flows.max(self.blackout_ms.established)
+    }
 }
 
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -220,7 +236,7 @@ impl fmt::Display for Report {
                 write!(
                     f,
                     "          {}: blackout new {:.0} ms, old {:.0} ms  lost {}/{} new, {}/{} old  rewritten {}",
-                    m.between,
+                    m.ends(),
                     m.blackout_ms.new_flows,
                     m.blackout_ms.established,
                     m.packets.new_flows.lost,

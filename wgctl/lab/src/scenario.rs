@@ -40,6 +40,9 @@ pub struct Scenario {
     pub locations: BTreeMap<String, LocationSpec>,
     #[serde(default)]
     pub wan: WanSpec,
+    /// Every location is `stateful`.
+    #[serde(default)]
+    pub stateful: bool,
     /// Goes into the mesh file as it is.
     #[serde(default)]
     pub policy: toml::Table,
@@ -100,6 +103,9 @@ pub struct LocationSpec {
     /// Goes into the mesh file: the nodes' own addresses are carried too.
     #[serde(default)]
     pub node_addresses: bool,
+    /// Its candidates track what they forward and drop what connection tracking calls invalid, as kube-proxy has it by default.
+    #[serde(default)]
+    pub stateful: bool,
 }
 
 fn default_lan_mtu() -> u16 {
@@ -192,6 +198,8 @@ pub struct MeterSpec {
     pub from: Option<String>,
     /// Default: the last node of the location under test.
     pub to: Option<String>,
+    /// Several pairs of nodes at once, in place of `from` and `to`. The first is what blackouts are told of.
+    pub pairs: Vec<[String; 2]>,
     /// Bytes of the whole IP packet; default 128.
     pub size: Option<u16>,
     /// Time between two packets of each meter in each direction; default 1 ms.
@@ -225,8 +233,8 @@ pub struct ServiceSpec {
     pub ipv6: bool,
 }
 
-/// Something that happens, `at` counted from the start of the measurement. Exactly one of `fault`, `command`, `wan`.
-#[derive(Clone, Debug, Deserialize)]
+/// Something that happens, `at` counted from the start of the measurement. Exactly one of `fault`, `command`, `run`, `wan`.
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
     pub at: Span,
@@ -239,6 +247,12 @@ pub struct Step {
     pub off: bool,
     /// `promote`, `drain`, `undrain`, `freeze`, `unfreeze`.
     pub command: Option<String>,
+    /// Commands for a shell on the node. All of them must succeed, or the scenario cannot be played.
+    pub run: Option<String>,
+    /// Commands that mend what `run` broke, at the time `until`.
+    pub undo: Option<String>,
+    /// A fault is undone at this time, and `undo` is run, on the same node.
+    pub until: Option<Span>,
     /// A name, or `@leader`, `@standby`, `@raft-leader` of the location under test as it is then, or `@faulty`:
     /// the node of the latest fault.
     pub node: Option<String>,
@@ -247,6 +261,81 @@ pub struct Step {
     /// Times in the result count from this step (default: the first one).
     #[serde(default)]
     pub inject: bool,
+    /// Its place in the file. A step that ends another one (`until`) has the place of that.
+    #[serde(skip)]
+    pub number: usize,
+    /// It ends the step of the same number, on the node where that was done.
+    #[serde(skip)]
+    pub ends: bool,
+}
+
+impl Step {
+    fn check(&self) -> Result<()> {
+        let kinds =
+            [self.fault.is_some(), self.command.is_some(), self.run.is_some(), self.wan.is_some()];
+        if kinds.iter().filter(|k| **k).count() != 1 {
+            bail!("a step is one of fault, command, run, wan");
+        }
+        if let Some(f) = &self.fault {
+            crate::faults::Fault::parse(f, self.arg.as_deref())?;
+        }
+        if self.run.is_some() && self.node.is_none() {
+            bail!("a step with run needs a node");
+        }
+        if self.undo.is_some() && self.run.is_none() {
+            bail!("undo goes with run");
+        }
+        let Some(until) = self.until else {
+            return match self.undo {
+                Some(_) => bail!("undo needs until: when to run it"),
+                None => Ok(()),
+            };
+        };
+        if self.off || (self.fault.is_none() && self.undo.is_none()) {
+            bail!("until goes with a fault, or with run and undo");
+        }
+        if until <= self.at {
+            bail!("a step ends (until) after it begins (at)");
+        }
+        Ok(())
+    }
+
+    /// The step that ends this one, if `until` says when.
+    fn end(&self) -> Option<Self> {
+        let (at, run) = (self.until?, self.undo.clone());
+        let off = self.fault.is_some();
+        Some(Self {
+            at,
+            run,
+            off,
+            ends: true,
+            inject: false,
+            until: None,
+            undo: None,
+            ..self.clone()
+        })
+    }
+}
+
+/// How long new TCP connections may be out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectOut {
+    /// As long as packets of the same pair are, and a little for what a connection needs more: see [`crate::play`].
+    Blackout,
+    AtMost(Span),
+}
+
+impl<'de> Deserialize<'de> for ConnectOut {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        if text == "blackout" {
+            return Ok(Self::Blackout);
+        }
+        let span = humantime::parse_duration(&text).map(Span);
+        span.map(Self::AtMost).map_err(|e| {
+            serde::de::Error::custom(format!("{text:?} is neither \"blackout\" nor a time: {e}"))
+        })
+    }
 }
 
 /// A number, or a range with both ends included.
@@ -303,8 +392,14 @@ pub struct Expect {
     pub hold_down_grows: bool,
     /// `kept`: whatever arrives comes from an address of its sender.
     pub sources: Option<Sources>,
+    /// No packets are lost for longer than this, in any direction of any meter.
+    pub blackout_max: Option<Span>,
     /// `survives`: every TCP connection opens, and the kept ones stay.
     pub tcp: Option<Tcp>,
+    /// New TCP connections do not open for at most so long: a time, or `blackout`, the time for which packets are lost.
+    pub tcp_connect_out: Option<ConnectOut>,
+    /// The kept TCP connections stand still for at most so long.
+    pub tcp_stall_max: Option<Span>,
     /// The mesh cannot carry the workload, and says so: every candidate of the location under test is reported degraded, with these words.
     /// No step is done, and nothing else is checked.
     pub dead: Option<String>,
@@ -337,7 +432,10 @@ impl Default for Expect {
             others_stay: true,
             hold_down_grows: false,
             sources: None,
+            blackout_max: None,
             tcp: None,
+            tcp_connect_out: None,
+            tcp_stall_max: None,
             dead: None,
         }
     }
@@ -364,24 +462,22 @@ impl Scenario {
         if s.locations.len() < 2 {
             bail!("scenario {name}: a mesh needs two locations");
         }
-        for step in &s.steps {
-            let kinds = [step.fault.is_some(), step.command.is_some(), step.wan.is_some()]
-                .iter()
-                .filter(|k| **k)
-                .count();
-            if kinds != 1 {
-                bail!("scenario {name}: a step is one of fault, command, wan");
-            }
-            if let Some(f) = &step.fault {
-                crate::faults::Fault::parse(f, step.arg.as_deref())
-                    .with_context(|| format!("scenario {name}"))?;
-            }
+        for (number, step) in s.steps.iter_mut().enumerate() {
+            step.number = number;
+            step.check().with_context(|| format!("scenario {name}: step at {:?}", step.at.0))?;
         }
+        let ends: Vec<Step> = s.steps.iter().filter_map(Step::end).collect();
+        s.steps.extend(ends);
         if s.meter.ipv6 && s.meter.between().iter().any(|b| *b != Between::PodPod) {
             bail!("scenario {name}: nodes are metered over IPv4 only");
         }
-        if s.expect.tcp.is_some() && !s.meter.tcp {
-            bail!("scenario {name}: expect.tcp needs meter.tcp = true");
+        let e = &s.expect;
+        let of_tcp = e.tcp.is_some() || e.tcp_connect_out.is_some() || e.tcp_stall_max.is_some();
+        if of_tcp && !s.meter.tcp {
+            bail!("scenario {name}: expectations of TCP need meter.tcp = true");
+        }
+        if !s.meter.pairs.is_empty() && (s.meter.from.is_some() || s.meter.to.is_some()) {
+            bail!("scenario {name}: meters have pairs, or from and to");
         }
         s.steps.sort_by_key(|s| s.at);
         Ok(s)
@@ -439,6 +535,43 @@ mod tests {
             Scenario::parse("x", &format!("{good}[[step]]\nat='1s'\nfault='gremlins'\n")).is_err()
         );
         assert!(Scenario::parse("x", &format!("{good}[[step]]\nat='1s'\n")).is_err());
+    }
+
+    #[test]
+    fn a_step_may_run_a_command_and_end_at_a_time() {
+        let good = "title='t'\nlocation='a'\n[locations.a]\n[locations.b]\n";
+        let steps = |more: &str| Scenario::parse("x", &format!("{good}{more}")).map(|s| s.steps);
+        let both = "[[step]]\nat='1s'\nnode='a-0'\nrun='false'\nundo='true'\nuntil='4s'\n\
+                    [[step]]\nat='2s'\nnode='a-1'\nfault='wan-cut'\nuntil='3s'\n";
+        let all = steps(both).unwrap();
+        let seen: Vec<_> = all.iter().map(|s| (s.at.0.as_secs(), s.number, s.ends)).collect();
+        assert_eq!(seen, [(1, 0, false), (2, 1, false), (3, 1, true), (4, 0, true)]);
+        assert!(all[2].off && all[3].run.as_deref() == Some("true"));
+        for (wrong, why) in [
+            ("run='x'", "needs a node"),
+            ("node='a-0'\nrun='x'\nundo='y'", "undo needs until"),
+            ("node='a-0'\nrun='x'\nuntil='2s'", "until goes with"),
+            ("node='a-0'\nfault='wan-cut'\nuntil='1s'", "after it begins"),
+            ("node='a-0'\nfault='wan-cut'\nrun='x'", "one of fault, command, run, wan"),
+        ] {
+            let text = format!("[[step]]\nat='1s'\n{wrong}\n");
+            let refused = format!("{:#}", steps(&text).unwrap_err());
+            assert!(refused.contains(why), "{refused}");
+        }
+    }
+
+    #[test]
+    fn new_connections_may_be_out_for_a_time_or_as_long_as_packets() {
+        let text = |out: &str, meter: &str| {
+            let good = "title='t'\nlocation='a'\n[locations.a]\n[locations.b]\n";
+            let more = format!("[meter]\n{meter}\n[expect]\ntcp_connect_out='{out}'\n");
+            Scenario::parse("x", &format!("{good}{more}")).map(|s| s.expect.tcp_connect_out)
+        };
+        let ms = |ms| ConnectOut::AtMost(Span(Duration::from_millis(ms)));
+        assert_eq!(text("300ms", "tcp=true").unwrap(), Some(ms(300)));
+        assert_eq!(text("blackout", "tcp=true").unwrap(), Some(ConnectOut::Blackout));
+        assert!(text("sometimes", "tcp=true").is_err());
+        assert!(text("300ms", "").is_err(), "TCP is not metered");
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub struct Location {
     pub lan_mtu: u16,
     /// The mesh carries the nodes' own addresses too.
     pub node_addresses: bool,
+    /// Its candidates drop forwarded packets that are invalid to connection tracking.
+    pub stateful: bool,
 }
 
 impl Location {
@@ -215,6 +217,7 @@ impl Topology {
                 fabric: spec.fabric,
                 lan_mtu: spec.lan_mtu,
                 node_addresses: spec.node_addresses,
+                stateful: spec.stateful || scenario.stateful,
             });
             for n in 0..spec.candidates + spec.members {
                 t.nodes.push(Node {
@@ -267,11 +270,31 @@ impl Topology {
             .with_context(|| format!("no location {name:?}"))
     }
 
+    /// Returns all pairs of nodes between which meters run; the first is the one that [`Self::metered`] returns.
+    ///
+    /// # Errors
+    /// One of them does not exist, or is to be metered against itself.
+    pub fn metered_pairs(&self, scenario: &Scenario) -> Result<Vec<(usize, usize)>> {
+        if scenario.meter.pairs.is_empty() {
+            return Ok(vec![self.metered(scenario)?]);
+        }
+        let pair = |[from, to]: &[String; 2]| {
+            if from == to {
+                bail!("a meter runs between two nodes, not from {from} to itself");
+            }
+            Ok((self.node(from)?, self.node(to)?))
+        };
+        scenario.meter.pairs.iter().map(pair).collect()
+    }
+
     /// Returns the nodes between whose workloads the meters run: (elsewhere, in the location under test).
     ///
     /// # Errors
     /// One of them does not exist.
     pub fn metered(&self, scenario: &Scenario) -> Result<(usize, usize)> {
+        if let Some([from, to]) = scenario.meter.pairs.first() {
+            return Ok((self.node(from)?, self.node(to)?));
+        }
         let tested = self.location(&scenario.location)?;
         let last = |want: &dyn Fn(usize) -> bool| self.nodes.iter().rposition(|n| want(n.location));
         let other = self.nodes.iter().find(|n| n.location != tested).map(|n| n.location);

@@ -7,7 +7,7 @@ fn main() {
         Ok(proofs) => {
             for p in &proofs {
                 println!(
-                    "  {:<20} lost during: {:>5.1}% of new flows, {:>5.1}% of the old one; after: {:.1}%, {:.1}%; blackout {:.0} ms",
+                    "  {:<22} lost during: {:>5.1}% of new flows, {:>5.1}% of the old one; after: {:.1}%, {:.1}%; blackout {:.0} ms",
                     p.fault,
                     p.during.new_flows * 100.0,
                     p.during.established * 100.0,

@@ -24,7 +24,7 @@ use nix::sys::socket::{
 use crate::ns::Namespace;
 pub use ends::{End, Lane, Rewritten};
 pub use outage::{Outage, longest_outage};
-pub use tcp::TcpTally;
+pub use tcp::{ANEW as NEW_CONNECTION_EVERY, IN_TIME as CONNECTS_IN_TIME, TcpSeen};
 
 /// Time between two packets of a meter in one direction, unless the scenario says otherwise.
 pub const TICK: Duration = Duration::from_millis(1);
@@ -50,6 +50,16 @@ pub struct Stream {
 pub struct Tally {
     pub sent: u64,
     pub lost: u64,
+}
+
+impl Tally {
+    fn of(s: &Stream, since: u64, until: u64) -> Self {
+        let from = s.sent.partition_point(|at| *at < since);
+        // A time that ends before it begins has no packets.
+        let to = s.sent.partition_point(|at| *at <= until).max(from);
+        let lost = s.arrived[from..to].iter().filter(|a| !**a).count() as u64;
+        Self { sent: (to - from) as u64, lost }
+    }
 }
 
 #[derive(Debug)]
@@ -132,9 +142,9 @@ impl Meters {
         all
     }
 
-    /// TCP so far, if it is metered.
-    pub fn tcp(&self) -> Option<TcpTally> {
-        self.tcp.as_ref().map(tcp::Running::tally)
+    /// What TCP saw in a span of time, if it is metered.
+    pub fn tcp(&self, since: u64, until: u64) -> Option<TcpSeen> {
+        self.tcp.as_ref().map(|tcp| tcp.seen(since, until))
     }
 
     /// A copy of a meter's two directions.
@@ -147,12 +157,9 @@ impl Meters {
     pub fn tally(&self, meter: Meter, since: u64, until: u64) -> Tally {
         let mut t = Tally::default();
         for s in &self.shared.streams[meter as usize] {
-            let s = lock(s);
-            let from = s.sent.partition_point(|at| *at < since);
-            // A time that ends before it begins has no packets.
-            let to = s.sent.partition_point(|at| *at <= until).max(from);
-            t.sent += (to - from) as u64;
-            t.lost += s.arrived[from..to].iter().filter(|a| !**a).count() as u64;
+            let one = Tally::of(&lock(s), since, until);
+            t.sent += one.sent;
+            t.lost += one.lost;
         }
         t
     }

@@ -93,6 +93,8 @@ pub struct Session {
     seen_before: BTreeMap<String, u64>,
     /// Node of the latest fault.
     faulty: Option<usize>,
+    /// Where each step was done, by its number.
+    done_on: BTreeMap<usize, usize>,
     /// Wall clock of the step that times count from, in microseconds.
     injected: Option<u64>,
     backend: Option<String>,
@@ -121,6 +123,7 @@ impl Session {
             events: BTreeMap::new(),
             seen_before: BTreeMap::new(),
             faulty: None,
+            done_on: BTreeMap::new(),
             injected: None,
             backend: None,
             leaders_before: BTreeMap::new(),
@@ -183,7 +186,14 @@ impl Session {
 
     /// Does a step, and records when.
     pub fn step(&mut self, step: &Step) -> Result<()> {
-        let node = step.node.as_deref().map(|n| self.resolve(n)).transpose()?;
+        let before = self.done_on.get(&step.number).copied().filter(|_| step.ends);
+        let node = match (before, step.node.as_deref()) {
+            (None, Some(name)) => Some(self.resolve(name)?),
+            (before, _) => before,
+        };
+        if let (Some(node), false) = (node, step.ends) {
+            self.done_on.insert(step.number, node);
+        }
         let on =
             node.map_or_else(String::new, |n| format!(" on {}", self.world.nodes[n].node.name));
         let at = wall_micros();
@@ -203,6 +213,13 @@ impl Session {
                 if step.off { "undone: " } else { "" },
                 step.arg.as_deref().unwrap_or("")
             );
+        } else if let Some(commands) = &step.run {
+            let n = node.context("a step with run needs a node")?;
+            if !step.ends {
+                self.faulty = Some(n);
+            }
+            eprintln!("  {}{on}", commands.trim());
+            self.world.run_on(n, commands)?;
         } else if let Some(command) = &step.command {
             eprintln!("  {command}{on}");
             self.command(command, node)?;

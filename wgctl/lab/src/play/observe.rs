@@ -8,6 +8,9 @@ use super::{Gauges, POLL, Session, TAIL, VERIFIED_WITHIN};
 use crate::admin::{self, Event};
 use crate::meter::{Meter, wall_micros};
 
+/// All meters must have delivered for this long before what is expected has come.
+const STEADY_AFTER: Duration = Duration::from_millis(500);
+
 impl Session {
     /// Gathers events from every daemon of the location under test, and from one of each other location.
     pub(super) fn observe(&mut self) {
@@ -121,7 +124,8 @@ impl Session {
             let here = self.count(location, "failover") >= e.failovers.least()
                 && self.count(location, "move") >= e.moves.least()
                 && e.kinds.iter().all(|k| self.count(location, k) > 0)
-                && (!e.recovers || self.steady(meters, Duration::from_millis(500)));
+                && (!e.recovers || self.steady(meters, STEADY_AFTER))
+                && (!e.recovers || meters.tcp_opens(STEADY_AFTER));
             match (here, came) {
                 (true, None) => came = Some(Instant::now()),
                 (false, Some(_)) => came = None,

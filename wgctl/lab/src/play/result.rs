@@ -1,10 +1,22 @@
 //! Compares what happened with what was expected.
 
+use std::time::Duration;
+
 use super::gauges::Account;
 use super::{Gauges, Session};
 use crate::admin::Event;
-use crate::report::{Failed, Leaders, RunResult, Stages};
-use crate::scenario::LostMax;
+use crate::meter::{NEW_CONNECTION_EVERY, TcpSeen};
+use crate::report::{Failed, Leaders, MeterResult, RunResult, Stages};
+use crate::scenario::{ConnectOut, LostMax};
+
+/// By how much new connections may be out for longer than packets are, besides two round trips: one that was under way when the fault began,
+/// and the time to the next one.
+const MORE_FOR_A_CONNECTION: Duration =
+    Duration::from_millis(3 * NEW_CONNECTION_EVERY.as_millis() as u64);
+
+fn millis(span: Duration) -> f64 {
+    span.as_secs_f64() * 1e3
+}
 
 impl Session {
     pub(super) fn result(
@@ -78,6 +90,40 @@ impl Session {
             .collect()
     }
 
+    /// Returns what is expected of TCP between a meter's ends and did not come.
+    fn tcp_miss(&self, m: &MeterResult, tcp: TcpSeen) -> Option<String> {
+        let e = &self.world.scenario.expect;
+        let mut missed = Vec::new();
+        let mut must = |right: bool, what: String| {
+            if !right {
+                missed.push(what);
+            }
+        };
+        let survives = tcp.opened > 0 && tcp.failed == 0 && tcp.answers > 0 && tcp.broken == 0;
+        must(e.tcp.is_none() || survives, "TCP does not survive".into());
+        let most = e.tcp_connect_out.map(|most| match most {
+            ConnectOut::AtMost(most) => millis(most.0),
+            ConnectOut::Blackout => {
+                let more = self.world.scenario.wan.rtt.0 * 2 + MORE_FOR_A_CONNECTION;
+                m.longest_blackout_ms() + millis(more)
+            }
+        });
+        let open = tcp.connect.begun > 0 && !tcp.connect.unfinished;
+        must(
+            most.is_none_or(|most| open && tcp.connect.out_ms <= most),
+            format!("new connections are out for more than {:.0} ms", most.unwrap_or_default()),
+        );
+        let still = e.tcp_stall_max.map(|most| millis(most.0));
+        must(
+            still.is_none_or(|most| tcp.stall_ms <= most),
+            format!(
+                "a kept connection stands still for more than {:.0} ms",
+                still.unwrap_or_default()
+            ),
+        );
+        (!missed.is_empty()).then(|| format!("{}: {tcp}", missed.join(", ")))
+    }
+
     /// Returns everything that is not as expected.
     fn misses(&self, r: &RunResult) -> Vec<(Failed, String)> {
         let scenario = &self.world.scenario;
@@ -142,17 +188,20 @@ impl Session {
                 miss(
                     Failed::Late,
                     most.is_none_or(|m| t.lost <= m),
-                    format!("{}: {} of {} packets of {name} lost", m.between, t.lost, t.sent),
+                    format!("{}: {} of {} packets of {name} lost", m.ends(), t.lost, t.sent),
                 );
             }
             miss(
                 Failed::Wrong,
                 e.sources.is_none() || m.rewritten.total() == 0,
-                format!("{}: sources were rewritten: {}", m.between, m.rewritten),
+                format!("{}: sources were rewritten: {}", m.ends(), m.rewritten),
             );
-            if let (Some(_), Some(tcp)) = (e.tcp, m.tcp) {
-                let well = tcp.opened > 0 && tcp.failed == 0 && tcp.answers > 0 && tcp.broken == 0;
-                miss(Failed::Late, well, format!("{}: {tcp}", m.between));
+            let out = m.longest_blackout_ms();
+            let (shown, most) = (format!("{out:.0} ms"), e.blackout_max);
+            let short = most.is_none_or(|most| out <= millis(most.0));
+            miss(Failed::Late, short, format!("{}: packets were lost for {shown}", m.ends()));
+            if let Some(why) = m.tcp.and_then(|tcp| self.tcp_miss(m, tcp)) {
+                miss(Failed::Late, false, format!("{}: {why}", m.ends()));
             }
         }
         if e.others_stay {

@@ -1,7 +1,7 @@
 //! Proof that the fabrics and CNIs of the lab do what they say, without leaderd: single packets, and the address that they arrive from.
 
 use std::io::{ErrorKind, Write as _};
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -18,6 +18,8 @@ const PORT: u16 = 7007;
 /// How often a packet is sent before it counts as lost: the first ones wait for ARP, and a new cable for up to a second.
 const TRIES: u32 = 8;
 const WAIT: Duration = Duration::from_millis(200);
+/// TCP opens within this time or not at all: a lost SYN or SYN-ACK may be sent again meanwhile.
+const OPENS_WITHIN: Duration = Duration::from_millis(1500);
 /// Somebody outside of the cluster, behind the first node; and the same with an address that lies in the cluster's range.
 const FOREIGN: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 9);
 const FOREIGN_IN_CLUSTER: Ipv4Addr = Ipv4Addr::new(10, 42, 200, 9);
@@ -31,6 +33,8 @@ const WORLDS: &[World2] = &[
     ("cilium_carries_pods_and_hides_foreign_sources", "cni='cilium'\n", in_cilium),
     ("flannel_hides_foreign_sources", "cni='flannel'\n", in_flannel),
     ("flannel_with_nftables_keeps_them", "cni='flannel-nft'\n", in_flannel_nft),
+    ("a_stateful_relay_drops_what_answers_an_unseen_syn", "stateful=true\n", stateful),
+    ("a_relay_without_state_forwards_it", "", stateless),
 ];
 
 /// Runs all of it: names, and why one failed.
@@ -236,4 +240,38 @@ fn flannel_sees(world: &World, sources: [Ipv4Addr; 2]) -> Result<()> {
     world.inject(0, "cni-restart", None)?;
     expect("after a restart, a pod's packet", seen((&a.pod, None), to_pod)?, a.node.pod())?;
     transit()
+}
+
+/// Whether TCP opens through relay `a-0`: as it is, and when the relay does not see the SYN, as if that had gone by another one.
+fn opens_through_the_relay(world: &World) -> Result<[bool; 2]> {
+    let relay = &world.nodes[world.topology.node("a-0")?];
+    let [to, from] = ["a-1", "b-1"].map(|n| world.topology.node(n).map(|n| &world.nodes[n]));
+    let (to, from) = (to?, from?);
+    world.program_fixed(false)?;
+    expect("a packet", seen((&from.pod, None), (&to.pod, to.node.pod()))?, from.node.pod())?;
+    let listener = to.pod.run(|| Ok(TcpListener::bind((to.node.pod(), PORT))?))?;
+    let opens = || {
+        from.pod
+            .run(|| Ok(TcpStream::connect_timeout(&listener.local_addr()?, OPENS_WITHIN).is_ok()))
+    };
+    let as_it_is = opens()?;
+    relay.ns.nft(
+        "table inet unseen {\n chain pre {\n  type filter hook prerouting priority raw;\n  \
+         iifname \"wgl0\" tcp flags & (syn | ack) == syn notrack\n }\n}\n",
+    )?;
+    let unseen = opens()?;
+    expect("a packet, still", seen((&from.pod, None), (&to.pod, to.node.pod()))?, from.node.pod())?;
+    Ok([as_it_is, unseen])
+}
+
+fn stateful(world: &World) -> Result<()> {
+    let opens = opens_through_the_relay(world)?;
+    ensure!(opens == [true, false], "TCP opens: {opens:?}, expected true and false");
+    Ok(())
+}
+
+fn stateless(world: &World) -> Result<()> {
+    let opens = opens_through_the_relay(world)?;
+    ensure!(opens == [true, true], "TCP opens: {opens:?}, expected true and true");
+    Ok(())
 }

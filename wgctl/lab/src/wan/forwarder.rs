@@ -37,6 +37,8 @@ pub struct Forwarder {
     by_address: BTreeMap<Ipv4Addr, usize>,
     /// From location × to location.
     paths: Vec<Path>,
+    /// From port × to port: when the last packet between them leaves.
+    last_due: Vec<Instant>,
     locations: usize,
     state: Arc<Mutex<State>>,
     heap: BinaryHeap<Reverse<InFlight>>,
@@ -53,6 +55,7 @@ impl Forwarder {
         Ok(Self {
             by_address: ports.iter().enumerate().map(|(i, p)| (p.address, i)).collect(),
             paths: (0..locations * locations).map(|_| Path::new(now)).collect(),
+            last_due: vec![now; ports.len() * ports.len()],
             ports,
             locations,
             state,
@@ -117,9 +120,11 @@ impl Forwarder {
             if state.cut_locations[a.location] || state.cut_locations[b.location] {
                 return;
             }
-            let ends = [state.uplinks[a.node], state.uplinks[b.node]];
             let path = &mut self.paths[a.location * self.locations + b.location];
-            (path.fate(now, packet.len(), &state.spec, ends, &mut self.dice), state.spec.mtu)
+            let last_due = &mut self.last_due[from * self.ports.len() + to];
+            let links = state.links(a.node, b.node);
+            let (len, dice) = (packet.len(), &mut self.dice);
+            (path.fate((now, last_due), len, &state.spec, links, dice), state.spec.mtu)
         };
         match fate {
             Fate::Lost => {}

@@ -32,21 +32,29 @@ pub struct Port {
     pub node: usize,
 }
 
-/// What is wrong with one node's uplink.
+/// What is wrong with one node's uplink (each way), or with one direction between two nodes.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Uplink {
+pub struct Link {
     pub cut: bool,
-    /// 0 to 1, each way.
+    /// 0 to 1.
     pub loss: f64,
-    /// Each way.
     pub delay: Duration,
 }
 
 #[derive(Debug)]
 struct State {
     spec: WanSpec,
-    uplinks: Vec<Uplink>,
+    uplinks: Vec<Link>,
+    /// From node × to node.
+    pairs: Vec<Link>,
     cut_locations: Vec<bool>,
+}
+
+impl State {
+    /// The links that a packet between two nodes crosses.
+    fn links(&self, from: usize, to: usize) -> [Link; 3] {
+        [self.uplinks[from], self.pairs[from * self.uplinks.len() + to], self.uplinks[to]]
+    }
 }
 
 /// Handle on a running forwarder.
@@ -59,7 +67,8 @@ impl Wan {
     pub fn start(spec: &WanSpec, ports: Vec<Port>, nodes: usize, locations: usize) -> Result<Self> {
         let state = State {
             spec: spec.clone(),
-            uplinks: vec![Uplink::default(); nodes],
+            uplinks: vec![Link::default(); nodes],
+            pairs: vec![Link::default(); nodes * nodes],
             cut_locations: vec![false; locations],
         };
         let state = Arc::new(Mutex::new(state));
@@ -80,8 +89,15 @@ impl Wan {
         self.lock().spec = spec.clone();
     }
 
-    pub fn change_uplink(&self, node: usize, change: impl FnOnce(&mut Uplink)) {
+    pub fn change_uplink(&self, node: usize, change: impl FnOnce(&mut Link)) {
         change(&mut self.lock().uplinks[node]);
+    }
+
+    /// Changes what goes from one node to another; the other direction stays as it is.
+    pub fn change_pair(&self, from: usize, to: usize, change: impl FnOnce(&mut Link)) {
+        let mut state = self.lock();
+        let nodes = state.uplinks.len();
+        change(&mut state.pairs[from * nodes + to]);
     }
 
     pub fn cut_location(&self, location: usize, cut: bool) {
@@ -90,5 +106,26 @@ impl Wan {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_pair_is_cut_in_that_direction_and_no_other_pair_is() {
+        let mut state = State {
+            spec: WanSpec::default(),
+            uplinks: vec![Link::default(); 3],
+            pairs: vec![Link::default(); 9],
+            cut_locations: Vec::new(),
+        };
+        let wan = Wan { state: Arc::new(Mutex::new(state)) };
+        wan.change_pair(0, 2, |l| l.cut = true);
+        state = Arc::try_unwrap(wan.state).unwrap().into_inner().unwrap();
+        let pairs = (0..3).flat_map(|a| (0..3).map(move |b| (a, b)));
+        let cut = |(a, b): &(usize, usize)| state.links(*a, *b).iter().any(|l| l.cut);
+        assert_eq!(pairs.filter(cut).collect::<Vec<_>>(), [(0, 2)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Uplink;
+use super::Link;
 use crate::scenario::WanSpec;
 
 /// A packet that would wait longer than this for its turn is dropped, as by a router's full queue.
@@ -38,8 +38,6 @@ struct Wander {
 #[derive(Debug)]
 pub struct Path {
     wander: Wander,
-    /// Nothing leaves before what entered earlier, but for packets that overtake.
-    last_due: Instant,
     /// When the line is free again, at a limited rate.
     line_free: Instant,
 }
@@ -55,18 +53,20 @@ pub enum Fate {
 impl Path {
     pub fn new(now: Instant) -> Self {
         let wander = Wander { from: 0.0, to: 0.0, start: now, length: Duration::ZERO };
-        Self { wander, last_due: now, line_free: now }
+        Self { wander, line_free: now }
     }
 
+    /// `last_due`: when the last packet between the same two nodes leaves. Nothing leaves before what entered earlier, but for packets that
+    /// overtake; other nodes' packets do not wait for it.
     pub fn fate(
         &mut self,
-        now: Instant,
+        (now, last_due): (Instant, &mut Instant),
         len: usize,
         spec: &WanSpec,
-        ends: [Uplink; 2],
+        links: [Link; 3],
         dice: &mut Dice,
     ) -> Fate {
-        if ends.iter().any(|u| u.cut || (u.loss > 0.0 && dice.roll() < u.loss)) {
+        if links.iter().any(|u| u.cut || (u.loss > 0.0 && dice.roll() < u.loss)) {
             return Fate::Lost;
         }
         if spec.loss > 0.0 && dice.roll() < spec.loss {
@@ -86,11 +86,11 @@ impl Path {
             enters = self.line_free;
         }
         let one_way = (spec.rtt.0 / 2).as_secs_f64() + self.jitter(now, spec.jitter.0, dice);
-        let due =
-            enters + Duration::from_secs_f64(one_way.max(0.0)) + ends[0].delay + ends[1].delay;
+        let slower: Duration = links.iter().map(|l| l.delay).sum();
+        let due = enters + Duration::from_secs_f64(one_way.max(0.0)) + slower;
         let overtakes = spec.reorder > 0.0 && dice.roll() < spec.reorder;
-        let due = if overtakes { now } else { due.max(self.last_due) };
-        self.last_due = self.last_due.max(due);
+        let due = if overtakes { now } else { due.max(*last_due) };
+        *last_due = due.max(*last_due);
         Fate::Deliver { due, again: spec.duplicate > 0.0 && dice.roll() < spec.duplicate }
     }
 
@@ -121,16 +121,11 @@ mod tests {
 
     fn fates(spec: &WanSpec, n: usize) -> Vec<Fate> {
         let start = Instant::now();
-        let (mut path, mut dice) = (Path::new(start), Dice::new(7));
+        let (mut path, mut dice, mut last) = (Path::new(start), Dice::new(7), start);
         (0..n)
             .map(|i| {
-                path.fate(
-                    start + Duration::from_millis(i as u64),
-                    100,
-                    spec,
-                    [Uplink::default(); 2],
-                    &mut dice,
-                )
+                let now = start + Duration::from_millis(i as u64);
+                path.fate((now, &mut last), 100, spec, [Link::default(); 3], &mut dice)
             })
             .collect()
     }
@@ -170,13 +165,30 @@ mod tests {
     #[test]
     fn a_cut_uplink_loses_everything_and_a_big_packet_is_answered_with_icmp() {
         let now = Instant::now();
-        let (mut path, mut dice) = (Path::new(now), Dice::new(1));
-        let cut = Uplink { cut: true, ..Uplink::default() };
+        let (mut path, mut dice, mut last) = (Path::new(now), Dice::new(1), now);
+        let well = Link::default();
+        let cut = Link { cut: true, ..well };
         let spec = WanSpec { mtu: 1400, ..WanSpec::default() };
-        assert_eq!(path.fate(now, 10, &spec, [Uplink::default(), cut], &mut dice), Fate::Lost);
-        assert_eq!(
-            path.fate(now, 1401, &spec, [Uplink::default(); 2], &mut dice),
-            Fate::TooBig { icmp: true }
-        );
+        let mut fate = |len, links| path.fate((now, &mut last), len, &spec, links, &mut dice);
+        assert_eq!(fate(10, [well, well, cut]), Fate::Lost);
+        assert_eq!(fate(1401, [well; 3]), Fate::TooBig { icmp: true });
+    }
+
+    #[test]
+    fn a_slow_pair_delays_its_own_packets_and_those_of_no_other() {
+        let now = Instant::now();
+        let (mut path, mut dice) = (Path::new(now), Dice::new(1));
+        let slow = Link { delay: Duration::from_secs(1), ..Link::default() };
+        let mut due = |last: &mut Instant, between: Link| {
+            let links = [Link::default(), between, Link::default()];
+            match path.fate((now, last), 10, &WanSpec::default(), links, &mut dice) {
+                Fate::Deliver { due, .. } => due - now,
+                other => panic!("{other:?}"),
+            }
+        };
+        let (mut one, mut other) = (now, now);
+        assert_eq!(due(&mut one, slow), Duration::from_millis(1010));
+        assert_eq!(due(&mut other, Link::default()), Duration::from_millis(10));
+        assert_eq!(due(&mut one, Link::default()), Duration::from_millis(1010), "in order");
     }
 }

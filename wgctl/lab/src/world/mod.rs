@@ -175,6 +175,26 @@ impl World {
         found.iter().try_for_each(|(_, _, fault)| fault.undo(self, node))
     }
 
+    /// Runs commands in a shell on a node, until one fails.
+    ///
+    /// # Errors
+    /// One fails; the error has all of them, the exit status, and what they wrote to standard error.
+    pub fn run_on(&self, node: usize, commands: &str) -> Result<()> {
+        let n = &self.nodes[node];
+        let out = n.ns.command("sh").args(["-e", "-u", "-c", commands]).output();
+        let out = out.with_context(|| format!("cannot run a shell on {}", n.node.name))?;
+        if !out.status.success() {
+            anyhow::bail!(
+                "on {}: {}: {}: {}",
+                n.node.name,
+                commands.trim(),
+                out.status,
+                String::from_utf8_lossy(&out.stderr).trim()
+            );
+        }
+        Ok(())
+    }
+
     /// `(node, fault)` for every fault at work.
     pub fn active_faults(&self) -> Vec<(String, String)> {
         let mut out = Vec::new();
@@ -224,7 +244,7 @@ fn flows_of(location: &Location) -> Flows {
     if ports.is_empty() {
         ports.push(Vxlan::OWN.port);
     }
-    Flows { ports, tracked: location.cni.masquerades() }
+    Flows { ports, tracked: location.cni.masquerades() || location.stateful }
 }
 
 /// Seconds for which conntrack remembers an outer VXLAN flow without packets. Meters have 1,000 new flows a second on some
@@ -235,6 +255,11 @@ fn flow_timeout(every: Duration) -> u64 {
     const USUAL: u64 = 30;
     (4 * every.as_micros() as u64 / TICK.as_micros() as u64).clamp(4, USUAL)
 }
+
+/// A relay that tracks connections and drops what is invalid, and takes up connections that began before it saw them (the kernel's own
+/// `nf_conntrack_tcp_loose`): a SYN-ACK whose SYN went by another relay is invalid all the same.
+const STATEFUL: &str = "table inet lab_stateful {\n chain forward {\n  type filter hook forward priority 0;\n  \
+                        ct state invalid counter drop\n }\n}\n";
 
 /// `flow_timeout`: for how many seconds conntrack is to remember outer flows.
 fn build_node(
@@ -275,10 +300,15 @@ fn build_node(
         plug_pod(topology, node, &ns, &pod)?;
     }
     let cilium = location.cni.set_up(topology, node, &ns, &pod)?;
+    if location.stateful && node.slot.is_some() {
+        ns.nft(STATEFUL)?;
+    }
     if !location.vxlan_ports().is_empty() {
         // Needed before the fault to know which flows are old; see `Flows::chain`.
         ns.nft(&flows_of(location).chain(&[]))?;
         ns.sysctl("netfilter/nf_conntrack_acct", "1")?;
+    }
+    if location.stateful || !location.vxlan_ports().is_empty() {
         for setting in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
             ns.sysctl(&format!("netfilter/{setting}"), &flow_timeout.to_string())?;
         }
