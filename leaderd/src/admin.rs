@@ -4,18 +4,19 @@ use std::future::IntoFuture;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::connect_info::{ConnectInfo, Connected};
-use axum::extract::{DefaultBodyLimit, State};
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::serve::IncomingStream;
 use leaderd_core::admin::{AdminRequest, AdminResponse, CLIENT_DEADLINE};
+use leaderd_core::ids::NodeName;
 use serde::Serialize;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
@@ -73,7 +74,7 @@ pub struct AdminSocket {
 
 impl AdminSocket {
     /// Binds, mode 0660. The socket of a dead daemon is removed, that of a live one is an error.
-    pub fn bind(path: &Path) -> Result<Self, AdminError> {
+    pub fn bind(path: &std::path::Path) -> Result<Self, AdminError> {
         let failed = |source| AdminError::Io { path: path.to_owned(), source };
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(failed)?;
@@ -122,11 +123,13 @@ fn router(asker: Asker) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/events", get(events))
+        .route("/v1/relay-changes", get(relay_changes))
+        .route("/v1/relays/{a}/{b}", get(relays))
         .route("/v1/network", get(network))
         .route("/v1/command", post(command))
         .merge(metrics::routes())
         .fallback(|| async {
-            let message = "no such path; there are GET /v1/status, /v1/events, /v1/network, /metrics and POST /v1/command";
+            let message = "no such path; there are GET /v1/status, /v1/events, /v1/relay-changes, /v1/relays/A/B, /v1/network, /metrics and POST /v1/command";
             refuse(StatusCode::NOT_FOUND, message.to_owned())
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
@@ -139,6 +142,18 @@ async fn status(State(asker): State<Asker>) -> Response {
 
 async fn events(State(asker): State<Asker>) -> Response {
     looked_up(asker.lookup(Request::Events).await)
+}
+
+async fn relay_changes(State(asker): State<Asker>) -> Response {
+    looked_up(asker.lookup(Request::RelayChanges).await)
+}
+
+async fn relays(State(asker): State<Asker>, Path((a, b)): Path<(NodeName, NodeName)>) -> Response {
+    let (a, b) = (a.to_string(), b.to_string());
+    match asker.lookup(|tx| Request::ExplainRelays(a, b, tx)).await {
+        Some(Err(message)) => refuse(StatusCode::CONFLICT, message),
+        answer => looked_up(answer.and_then(Result::ok)),
+    }
 }
 
 async fn network(State(asker): State<Asker>) -> Response {
@@ -185,12 +200,13 @@ fn json(code: StatusCode, body: &impl Serialize) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use leaderd_core::status::RelayChanges;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
     /// An engine that knows no status and answers every command with its text.
-    fn served(dir: &Path) -> (AdminSocket, PathBuf) {
+    fn served(dir: &std::path::Path) -> (AdminSocket, PathBuf) {
         let path = dir.join("run/admin.sock");
         let mut socket = AdminSocket::bind(&path).unwrap();
         let (tx, mut rx) = mpsc::channel(8);
@@ -210,6 +226,10 @@ mod tests {
                         };
                         drop(to.send(response));
                     }
+                    Request::RelayChanges(to) => drop(to.send(no_changes())),
+                    Request::ExplainRelays(a, b, to) => {
+                        drop(to.send(Err(format!("{a} and {b}: ask another"))));
+                    }
                     Request::Snapshot(_) | Request::Beat(_) => {}
                 }
             }
@@ -217,7 +237,15 @@ mod tests {
         (socket, path)
     }
 
-    async fn http(path: &Path, method: &str, uri: &str, body: &str) -> String {
+    fn no_changes() -> RelayChanges {
+        RelayChanges {
+            node: "home-0".parse().unwrap(),
+            location: "home".parse().unwrap(),
+            changes: vec![],
+        }
+    }
+
+    async fn http(path: &std::path::Path, method: &str, uri: &str, body: &str) -> String {
         let mut stream = tokio::net::UnixStream::connect(path).await.unwrap();
         let request = format!(
             "{method} {uri} HTTP/1.1\r\nHost: leaderd\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
@@ -255,6 +283,12 @@ mod tests {
         let long = ask("POST", "/v1/command", " ".repeat(MAX_BODY + 1)).await;
         assert!(long.starts_with("HTTP/1.1 413"), "{long}");
         assert!(ask("GET", "/v1/events", String::new()).await.ends_with("[]"));
+        let changes = ask("GET", "/v1/relay-changes", String::new()).await;
+        assert!(changes.ends_with(r#"{"node":"home-0","location":"home","changes":[]}"#));
+        let elsewhere = ask("GET", "/v1/relays/cloud/edge-0", String::new()).await;
+        assert!(elsewhere.starts_with("HTTP/1.1 409"), "{elsewhere}");
+        assert!(elsewhere.contains("cloud and edge-0: ask another"), "{elsewhere}");
+        assert!(ask("GET", "/v1/relays/a%20b/c", String::new()).await.starts_with("HTTP/1.1 400"));
         assert!(ask("GET", "/v1/network", String::new()).await.contains("\"routes\""));
         assert!(ask("GET", "/v2", String::new()).await.starts_with("HTTP/1.1 404"));
         // The engine above lets snapshots fall: busy, not stuck.

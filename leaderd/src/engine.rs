@@ -13,7 +13,7 @@ use leaderd_core::io::{Effect, Input};
 use leaderd_core::node::Node;
 use leaderd_core::proof::Signer;
 use leaderd_core::state::{Event, EventKind, EventSeq};
-use leaderd_core::status::Status;
+use leaderd_core::status::{RelayChanges, RelayExplanation, Status};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use wgctl_plan::Network;
@@ -48,6 +48,9 @@ pub enum Request {
     Beat(oneshot::Sender<bool>),
     Snapshot(oneshot::Sender<Snapshot>),
     Events(oneshot::Sender<Vec<Event>>),
+    RelayChanges(oneshot::Sender<RelayChanges>),
+    /// Which relays carry between two locations or nodes; else why this node cannot say.
+    ExplainRelays(String, String, oneshot::Sender<Result<Box<RelayExplanation>, String>>),
     Network(oneshot::Sender<Box<Network>>),
     /// A command and its author, as far as known.
     Command(AdminRequest, Option<String>, oneshot::Sender<AdminResponse>),
@@ -273,6 +276,13 @@ impl Engine {
             }
             Request::Events(to) => {
                 let _ = to.send(self.node.events());
+            }
+            Request::RelayChanges(to) => {
+                let _ = to.send(self.node.seen_relay_changes());
+            }
+            Request::ExplainRelays(a, b, to) => {
+                let explained = self.node.explain_relays(self.clock.now(), &a, &b);
+                let _ = to.send(explained.map(Box::new));
             }
             Request::Network(to) => {
                 let _ = to.send(Box::new(self.node.desired().clone()));

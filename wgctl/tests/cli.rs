@@ -188,12 +188,30 @@ fn events_of_an_unknown_location_are_wrong_usage() {
         let socket = dir.path().join(format!("{n}.sock"));
         let listener = UnixListener::bind(&socket).unwrap();
         let server = std::thread::spawn(move || {
-            [http("200 OK", "[]"), http("200 OK", status)]
+            // An older daemon knows no changes of relay pairs.
+            [http("200 OK", "[]"), http("404 Not Found", "{}"), http("200 OK", status)]
                 .map(|answer| serve_one(&listener, &answer))
         });
         let output = wgctl(&socket, &[vec!["events", "--location", location], more].concat());
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         assert_eq!(stderr(&output).contains("it has cloud"), code == 2, "{}", stderr(&output));
-        assert!(server.join().unwrap()[1].starts_with("GET /v1/status"));
+        let asked = server.join().unwrap();
+        assert!(asked[1].starts_with("GET /v1/relay-changes"), "{asked:?}");
+        assert!(asked[2].starts_with("GET /v1/status"), "{asked:?}");
     }
+}
+
+#[test]
+fn who_cannot_explain_relays_says_whom_to_ask() {
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let refused = r#"{"refused":{"message":"home-3 is a plain member: ask home-0 or cloud-0"}}"#;
+    let server = serve(&socket, http("409 Conflict", refused));
+    let output = wgctl(&socket, &["explain", "home", "cloud-1"]);
+    assert_eq!(output.status.code(), Some(1));
+    let said = stderr(&output);
+    assert_eq!(said, "wgctl: home-3 is a plain member: ask home-0 or cloud-0\n");
+    assert!(server.join().unwrap().starts_with("GET /v1/relays/home/cloud-1 HTTP/1.1"));
+    let output = wgctl(&socket, &["explain", "home", "no name"]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
 }

@@ -1,7 +1,13 @@
 //! What an operator may ask a daemon, and what it answers: JSON over HTTP on a Unix socket.
 //!
-//! `GET /v1/status` → [`crate::status::Status`]; `GET /v1/events` → `[Event]` of every location, oldest first;
-//! `POST /v1/command` with an [`AdminRequest`] → [`AdminResponse`] (200, or 409 with `Refused`).
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/status` | [`Status`](crate::status::Status) |
+//! | `GET /v1/events` | `[Event]` of every location, oldest first |
+//! | `GET /v1/relay-changes` | [`RelayChanges`](crate::status::RelayChanges): those that this node has seen since it started, the last 256 |
+//! | `GET /v1/relays/A/B` | [`RelayExplanation`](crate::status::RelayExplanation) for two locations, or two nodes; 409 with `Refused` where this node does not know: the text says where to ask |
+//! | `GET /v1/network` | [`Network`](wgctl_plan::Network) that the daemon wants on this node |
+//! | `POST /v1/command` with an [`AdminRequest`] | [`AdminResponse`]: 200, or 409 with `Refused` |
 
 use std::fmt;
 use std::time::Duration;

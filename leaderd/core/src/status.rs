@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::fault::MoveReason;
-use crate::ids::{Epoch, Generation, LocationName, NodeName, Slot};
+use crate::ids::{Epoch, Generation, LocationName, NodeIndex, NodeName, Slot};
 use crate::relay_pair::TunnelState;
 use crate::time::WallTime;
 use crate::verdict::Verdict;
@@ -79,6 +79,45 @@ pub struct RelayChange {
     pub why: Option<String>,
 }
 
+/// All changes that one node remembers, oldest first.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RelayChanges {
+    /// Who saw them.
+    pub node: NodeName,
+    /// Its location: one of the two of every change.
+    pub location: LocationName,
+    pub changes: Vec<RelayChange>,
+}
+
+/// Which relays carry between this node's location and another one, and why: what `wgctl explain A B` shows.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct RelayExplanation {
+    /// Who says so: a candidate of `location`.
+    pub node: NodeName,
+    pub location: LocationName,
+    pub pair: RelayPairStatus,
+    /// Who leads here and there: they carry as long as nothing is known against their tunnel.
+    pub near_leaders: Vec<NodeName>,
+    pub far_leaders: Vec<NodeName>,
+    /// Who would carry if all tunnels in use were bad. `None`: nobody else is known to do better.
+    pub next: Option<NextRelays>,
+    /// Candidates of either location that ask not to be chosen, as they are drained or cannot relay.
+    pub avoided: Vec<NodeName>,
+    /// As in [`LocationStatus::carried`], of the other location.
+    pub carried: Option<bool>,
+    /// If two nodes were named: through which nodes packets go from the first to the second. Empty if that depends on the flow.
+    pub way: Vec<NodeName>,
+}
+
+/// A relay here and one there.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NextRelays {
+    pub near: NodeName,
+    pub far: NodeName,
+    /// Of their tunnel.
+    pub state: TunnelState,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RelayChangeKind {
@@ -95,6 +134,17 @@ pub enum RelayChangeKind {
 }
 
 impl RelayChangeKind {
+    /// As in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Detour => "detour",
+            Self::DetourEnded => "detour-ended",
+            Self::LongDetour => "long-detour",
+            Self::CutOff => "cut-off",
+            Self::Reached => "reached",
+        }
+    }
+
     /// As in the log.
     pub const fn message(self) -> &'static str {
         match self {
@@ -114,6 +164,9 @@ impl RelayChangeKind {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct LocationStatus {
     pub name: LocationName,
+    /// The lowest index of its nodes, by which its nexthop groups and tables are numbered.
+    #[serde(default)]
+    pub lowest_index: Option<NodeIndex>,
     /// In order; empty before the first decision.
     pub leaders: Vec<NodeName>,
     pub epoch: Epoch,

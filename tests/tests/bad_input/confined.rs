@@ -103,7 +103,7 @@ pub fn keys_stay_in_their_files() {
     daemons.iter().for_each(|d| d.says("mesh file applied"));
 
     let mut said: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    for path in ["/v1/status", "/v1/events", "/v1/network", "/metrics"] {
+    for path in ["/v1/status", "/v1/events", "/v1/relay-changes", "/v1/network", "/metrics"] {
         for node in NODES {
             let (code, body) = lab.http(node, "GET", path, "");
             assert_eq!(code, 200, "{path} of {node}");

@@ -11,7 +11,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use leaderd_core::admin::{AdminRequest, AdminResponse, CLIENT_DEADLINE};
 use leaderd_core::state::Event;
-use leaderd_core::status::Status;
+use leaderd_core::status::{RelayChanges, Status};
 use leaderd_core::text::printable;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -79,6 +79,42 @@ impl Client {
     /// If the daemon does not answer as it should.
     pub fn events(&self) -> Result<Vec<Event>, ClientError> {
         self.get("/v1/events")
+    }
+
+    /// Returns the changes of relay pairs that this node has seen; `None` from an older daemon, which tells of none.
+    ///
+    /// # Errors
+    /// If the daemon does not answer as it should.
+    pub fn relay_changes(&self) -> Result<Option<RelayChanges>, ClientError> {
+        let (status, answer) = self.exchange(Method::GET, "/v1/relay-changes", Vec::new())?;
+        match status {
+            StatusCode::NOT_FOUND => Ok(None),
+            status if status.is_success() => self.parse(&answer).map(Some),
+            status => Err(self.unexpected(status, &answer)),
+        }
+    }
+
+    /// Asks which relays carry between two locations or nodes. The answer is a [`RelayExplanation`](leaderd_core::status::RelayExplanation),
+    /// or why this node cannot say.
+    ///
+    /// # Errors
+    /// If the daemon does not answer as it should.
+    pub fn explain_relays<T: DeserializeOwned>(
+        &self,
+        a: &str,
+        b: &str,
+    ) -> Result<Result<T, String>, ClientError> {
+        let path = format!("/v1/relays/{a}/{b}");
+        let (status, answer) = self.exchange(Method::GET, &path, Vec::new())?;
+        if status.is_success() {
+            return self.parse(&answer).map(Ok);
+        }
+        match self.parse(&answer) {
+            Ok(AdminResponse::Refused { message }) if status == StatusCode::CONFLICT => {
+                Ok(Err(message))
+            }
+            _ => Err(self.unexpected(status, &answer)),
+        }
     }
 
     /// Returns the answer as plain JSON: for `--json`, so that fields of a newer daemon are kept.

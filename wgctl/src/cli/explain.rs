@@ -1,4 +1,5 @@
-//! `wgctl explain EVENT`: one event in full, from the first lost packet to the verification.
+//! `wgctl explain EVENT`: one event in full, from the first lost packet to the verification. With two names:
+//! [`explain_relays`](super::explain_relays).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -25,10 +26,18 @@ use super::output::{
 Examples:
   wgctl explain last        the newest event of the mesh
   wgctl explain cloud#7     as `wgctl events` names it
-  wgctl explain 7           enough where only one location has an event 7")]
+  wgctl explain 7           enough where only one location has an event 7
+  wgctl explain cloud home  which relays carry between two locations, since when and why
+  wgctl explain web-3 db-1  the same for two nodes, with the way between them
+
+Two names are explained by a candidate of one of the two locations; other nodes say whom to ask.")]
 pub struct Args {
-    /// `cloud#7`, `7` or `last`.
-    event: EventRef,
+    /// `cloud#7`, `7` or `last`; with B a location or node.
+    #[arg(value_name = "EVENT|A")]
+    what: String,
+    /// The other location or node.
+    #[arg(value_name = "B")]
+    other: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,7 +51,11 @@ impl FromStr for EventRef {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
         let number = |n: &str| {
-            n.parse().map_err(|_| format!("{n:?} is no number: write cloud#7, 7 or last"))
+            n.parse().map_err(|_| {
+                format!(
+                    "{n:?} is no number: write cloud#7, 7 or last; or two locations, for the relays between them"
+                )
+            })
         };
         match s.split_once('#') {
             _ if s == "last" => Ok(Self::Last),
@@ -55,8 +68,12 @@ impl FromStr for EventRef {
 }
 
 pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCode> {
+    if let Some(other) = &args.other {
+        return super::explain_relays::run(&args.what, other, client, out);
+    }
+    let wanted: EventRef = args.what.parse().map_err(UsageError)?;
     let events = client.events()?;
-    let event = find(&events, &args.event).map_err(UsageError)?;
+    let event = find(&events, &wanted).map_err(UsageError)?;
     if out.json {
         out.print_json(event)?;
         return Ok(ExitCode::SUCCESS);

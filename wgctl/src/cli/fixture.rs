@@ -5,8 +5,12 @@ use std::time::Duration;
 use leaderd_core::admin::Author;
 use leaderd_core::fault::{Fault, MoveReason};
 use leaderd_core::ids::{Epoch, Generation, Slot};
+use leaderd_core::relay_pair::TunnelState;
 use leaderd_core::state::{Event, EventKind, EventTimes};
-use leaderd_core::status::{CandidateStatus, LocationStatus, Status};
+use leaderd_core::status::{
+    CandidateStatus, LocationStatus, NextRelays, RelayChange, RelayChangeKind, RelayChanges,
+    RelayExplanation, RelayPairStatus, Status, TunnelStatus,
+};
 use leaderd_core::time::WallTime;
 use leaderd_core::verdict::{Direction, EvidenceRow, ProbeClass, SlotReport, Verdict};
 
@@ -39,6 +43,7 @@ fn candidate(name: &str, slot: u8, leading: bool, verdict: Verdict) -> Candidate
 fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
     LocationStatus {
         name: name.parse().unwrap(),
+        lowest_index: None,
         leaders: candidates.iter().filter(|c| c.leading).map(|c| c.name.clone()).collect(),
         epoch: Epoch(1),
         since: Some(ago(7_500_000)),
@@ -98,6 +103,75 @@ pub fn status() -> Status {
         backend: "userspace".into(),
         probe_addresses: vec![],
         locations: vec![cloud, home],
+        relay_pairs: vec![relay_pair()],
+    }
+}
+
+/// home–cloud: the leaders' tunnel has been bad for 12 s.
+pub fn relay_pair() -> RelayPairStatus {
+    let tunnel = |near: u8, far: u8, state, seen_by: &str, since| TunnelStatus {
+        near: format!("home-{near}").parse().unwrap(),
+        far: format!("cloud-{far}").parse().unwrap(),
+        state,
+        seen_by: Some(seen_by.parse().unwrap()),
+        since,
+    };
+    RelayPairStatus {
+        location: "cloud".parse().unwrap(),
+        near: vec!["home-0".parse().unwrap()],
+        far: vec!["cloud-2".parse().unwrap()],
+        detour: true,
+        long: false,
+        cut_off: false,
+        since: ago(12_300),
+        why: Some("the tunnel home-0–cloud-1 is bad, as cloud-1 sees it".into()),
+        tunnels: vec![
+            tunnel(0, 1, TunnelState::Bad, "cloud-1", Some(ago(12_400))),
+            tunnel(0, 2, TunnelState::Good, "home-0", Some(ago(192_000))),
+            tunnel(1, 1, TunnelState::Lossy, "home-1", None),
+            tunnel(1, 2, TunnelState::Unknown, "home-1", None),
+        ],
+    }
+}
+
+/// The same pair as home-0 explains it.
+pub fn explanation() -> RelayExplanation {
+    RelayExplanation {
+        node: "home-0".parse().unwrap(),
+        location: "home".parse().unwrap(),
+        pair: relay_pair(),
+        near_leaders: vec!["home-0".parse().unwrap()],
+        far_leaders: vec!["cloud-1".parse().unwrap()],
+        next: Some(NextRelays {
+            near: "home-1".parse().unwrap(),
+            far: "cloud-1".parse().unwrap(),
+            state: TunnelState::Lossy,
+        }),
+        avoided: Vec::new(),
+        carried: None,
+        way: Vec::new(),
+    }
+}
+
+/// The detour began while cloud#7 was on its way, and has ended.
+pub fn relay_changes() -> RelayChanges {
+    let change = |ms: u64, kind, far: &str, why: Option<&str>| RelayChange {
+        at: ago(ms),
+        location: "cloud".parse().unwrap(),
+        kind,
+        near: vec!["home-0".parse().unwrap()],
+        far: vec![far.parse().unwrap()],
+        why: why.map(ToOwned::to_owned),
+    };
+    let why = "the tunnel home-0–cloud-0 is bad, as home-0 sees it";
+    RelayChanges {
+        node: "home-0".parse().unwrap(),
+        location: "home".parse().unwrap(),
+        changes: vec![
+            change(192_080, RelayChangeKind::Detour, "cloud-1", Some(why)),
+            change(191_990, RelayChangeKind::DetourEnded, "cloud-1", None),
+            change(30_000, RelayChangeKind::CutOff, "cloud-1", None),
+        ],
     }
 }
 

@@ -11,13 +11,16 @@ use clap::{Parser, Subcommand};
 pub mod client;
 pub mod command;
 pub mod completions;
+pub mod entries;
 pub mod events;
 pub mod explain;
+pub mod explain_relays;
 pub mod file;
 pub mod keygen;
 pub mod mesh;
 pub mod net;
 pub mod output;
+pub mod relays;
 pub mod status;
 
 #[cfg(test)]
@@ -52,6 +55,7 @@ const EXAMPLES: &str = "\
 Examples:
   wgctl status                   who leads, why and since when, and who would be next
   wgctl explain last             the last event, step by step, with its evidence
+  wgctl explain cloud home       which relays carry between two locations, and why
   wgctl drain cloud-0            move leadership off a node before maintenance, without loss
   wgctl freeze cloud --for 30m   no automatic failover of a location for half an hour
 
@@ -74,14 +78,15 @@ pub enum Verb {
         #[command(flatten)]
         format: Format,
     },
-    /// List failovers, moves, operators' commands and warnings, oldest first.
+    /// List failovers, moves, operators' commands, warnings, and detours that this node has seen; oldest first.
     Events {
         #[command(flatten)]
         args: events::Args,
         #[command(flatten)]
         format: Format,
     },
-    /// Show one event step by step: timeline, evidence, blackout, and why not another candidate.
+    /// Show one event step by step: timeline, evidence, blackout, and why not another candidate. Or which relays carry between two
+    /// locations, since when, why, and who would be next.
     Explain {
         #[command(flatten)]
         args: explain::Args,
@@ -125,7 +130,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Events { args, format } => events::run(&args, &client, &out(format)),
         Verb::Explain { args, format } => explain::run(&args, &client, &out(format)),
         Verb::Command(verb) => command::run(verb, &client),
-        Verb::Net { args, format } => net::run(args, &out(format), || client.network()),
+        Verb::Net { args, format } => net::run(args, &out(format), &client),
         Verb::Mesh { args, format } => mesh::run(&args, &out(format)),
         Verb::Keygen { args, format } => keygen::run(&args, &out(format)),
         Verb::Lab(args) => wgctl_lab::run(args),

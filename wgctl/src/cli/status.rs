@@ -1,4 +1,5 @@
-//! `wgctl status [LOCATION]`: who leads, why and since when; the state of every candidate; who would be next.
+//! `wgctl status [LOCATION]`: who leads, why and since when; the state of every candidate; who would be next; and which relays carry
+//! between this node's location and each other one.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use super::client::Client;
 use super::output::{
     Output, Style, Table, age, between, names, timestamp, verdict, verdict_style, wall_now,
 };
+use super::relays;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -35,6 +37,12 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
             if all.is_empty() {
                 return Err(UsageError(format!("no location {wanted} in this mesh")).into());
             }
+            // Every pair is one of this node's own location.
+            let own = value.get("location").and_then(Value::as_str) == Some(wanted.as_str());
+            if let (false, Some(Value::Array(pairs))) = (own, value.get_mut("relay_pairs")) {
+                pairs
+                    .retain(|p| p.get("location").and_then(Value::as_str) == Some(wanted.as_str()));
+            }
         }
         out.print_json(&value)?;
         return Ok(ExitCode::SUCCESS);
@@ -44,7 +52,7 @@ pub fn run(args: &Args, client: &Client, out: &Output) -> anyhow::Result<ExitCod
         require_location(&status, wanted)?;
         status.locations.retain(|l| l.name == *wanted);
     }
-    out.print(&render(&status, wall_now(), out))?;
+    out.print(&render(&status, args.location.as_ref(), wall_now(), out))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -64,7 +72,7 @@ pub fn require_location(status: &Status, wanted: &LocationName) -> Result<(), Us
     )))
 }
 
-fn render(status: &Status, now: WallTime, out: &Output) -> String {
+fn render(status: &Status, wanted: Option<&LocationName>, now: WallTime, out: &Output) -> String {
     let mut text = String::new();
     let hash: String = status.mesh_hash.chars().take(8).collect();
     let seen = format!(
@@ -93,6 +101,11 @@ fn render(status: &Status, now: WallTime, out: &Output) -> String {
     for location in &status.locations {
         text.push('\n');
         text.push_str(&render_location(location, now, out));
+    }
+    let relays = relays::table(status, wanted, now, out);
+    if !relays.is_empty() {
+        text.push('\n');
+        text.push_str(&relays);
     }
     text
 }
@@ -203,7 +216,7 @@ mod tests {
 
     #[test]
     fn status_shows_who_leads_why_since_when_and_who_is_next() {
-        insta::assert_snapshot!("status", render(&fixture::status(), fixture::NOW, &PLAIN));
+        insta::assert_snapshot!("status", render(&fixture::status(), None, fixture::NOW, &PLAIN));
     }
 
     #[test]
@@ -219,13 +232,13 @@ mod tests {
             "no quorum: this node follows its own ranking until the location decides again".into(),
         ];
         status.locations[1].leaders.clear();
-        insta::assert_snapshot!("status-in-trouble", render(&status, fixture::NOW, &PLAIN));
+        insta::assert_snapshot!("status-in-trouble", render(&status, None, fixture::NOW, &PLAIN));
     }
 
     #[test]
     fn colour_changes_nothing_but_colour() {
         let coloured =
-            render(&fixture::status(), fixture::NOW, &Output { json: false, color: true });
+            render(&fixture::status(), None, fixture::NOW, &Output { json: false, color: true });
         let mut stripped = String::new();
         let mut rest = coloured.as_str();
         while let Some(start) = rest.find("\x1b[") {
@@ -234,6 +247,6 @@ mod tests {
         }
         stripped.push_str(rest);
         assert_ne!(coloured, stripped);
-        assert_eq!(stripped, render(&fixture::status(), fixture::NOW, &PLAIN));
+        assert_eq!(stripped, render(&fixture::status(), None, fixture::NOW, &PLAIN));
     }
 }

@@ -9,6 +9,8 @@
 //! A candidate sends its row to the candidates of both locations as soon as it changes, and once a second while anything is in trouble.
 //! In a calm mesh nothing is sent. A member believes its own default relay; if that is silent, the next candidate in order.
 
+mod explain;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Node;

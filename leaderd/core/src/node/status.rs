@@ -102,6 +102,7 @@ impl Node {
         notes.extend(hidden_sources.iter().map(ToString::to_string));
         LocationStatus {
             name: location.clone(),
+            lowest_index: self.mesh.nodes_of(location).map(|n| n.index).min(),
             leaders: leaders
                 .iter()
                 .filter_map(|s| self.mesh.candidate(location, *s))

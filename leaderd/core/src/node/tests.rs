@@ -3,6 +3,7 @@
 mod addresses;
 mod authors;
 mod change;
+mod explain;
 mod fallback;
 mod handover;
 mod hostile;

@@ -20,6 +20,7 @@ mod ids;
 mod local;
 mod notes;
 mod relays;
+mod roles;
 mod transit;
 mod tunnels;
 
@@ -39,6 +40,7 @@ use crate::relay_pair::Relays;
 pub use ids::{location_group, location_of_table, location_table, own_group};
 pub use notes::{Note, notes};
 pub use relays::change_relays;
+pub use roles::{NexthopRole, TableRole, nexthop_role, table_role};
 
 /// Metric of our routes. Below what CNIs and DHCP use, above 0, which IPv6 would turn into 1024.
 pub const ROUTE_METRIC: u32 = 76;
