@@ -94,6 +94,8 @@ const KINDS: &[&str] = &[
     "addresses",
     "uncarried",
     "signed",
+    "tunnels",
+    "detours",
 ];
 
 pub(super) const COUNTERS: &[Counted] = &[
@@ -191,6 +193,12 @@ pub(super) const COUNTERS: &[Counted] = &[
         "decisions",
     ),
     Counted::one(
+        "detours",
+        "Times that other relays than the two leaders, or other ones than before, began to carry the traffic with a location",
+        Source::Core,
+        "detours",
+    ),
+    Counted::one(
         "decisions_not_signed",
         "Decisions that this voter did not sign",
         Source::Core,
@@ -277,6 +285,8 @@ pub(super) const COUNTERS: &[Counted] = &[
                 "event",
                 "answer-not-asked",
                 "signature-of-no-voter",
+                "tunnels-of-no-candidate",
+                "detours-of-no-candidate",
                 "decision-for-candidates",
                 "old-epoch",
                 "old-decision",

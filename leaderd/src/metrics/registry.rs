@@ -2,6 +2,8 @@
 
 use std::sync::atomic::AtomicU64;
 
+use leaderd_core::ids::LocationName;
+use leaderd_core::status::{RelayPairStatus, Status};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -132,6 +134,7 @@ pub(super) fn registry(s: &Snapshot) -> Registry {
         "1 where sources of probes do not survive the way through a candidate, or without a node that of the workload",
         hidden.collect(),
     );
+    relays(&s.status, &mut gauges);
     for (name, help, count) in [
         ("services_asked", "Services of the mesh file that were asked through a candidate", 1),
         ("services_up", "Those of them that answer through it", 0),
@@ -176,6 +179,61 @@ pub(super) fn registry(s: &Snapshot) -> Registry {
     registry
 }
 
+/// Which relays carry with each other location, and what is known of this node's own tunnels. Flags are there from the start, with zero.
+fn relays(status: &Status, gauges: &mut dyn FnMut(&str, &str, Vec<(Labels, f64)>)) {
+    let pairs = || status.relay_pairs.iter();
+    // Both ends of a pair tell of it.
+    let between = |other: &LocationName| {
+        vec![("from", status.location.to_string()), ("location", other.to_string())]
+    };
+    let carry = pairs().flat_map(|p| {
+        let each = |near| p.far.iter().map(move |far| (near, far));
+        let all: Vec<_> = p.near.iter().flat_map(each).collect();
+        all.into_iter().map(move |(near, far)| {
+            let mut labels = between(&p.location);
+            labels.extend([("near", near.to_string()), ("far", far.to_string())]);
+            (labels, 1.0)
+        })
+    });
+    gauges(
+        "relay_pair",
+        "1 for the relays, here (near) and there (far), that carry the traffic with another location",
+        carry.collect(),
+    );
+    type Flag = fn(&RelayPairStatus) -> bool;
+    let flags: [(&str, &str, Flag); 3] = [
+        ("detour", "Other relays than the two leaders carry the traffic with a location", |p| {
+            p.detour
+        }),
+        ("detour_long", "A detour has lasted for more than 15 minutes", |p| p.long),
+        ("cut_off", "Every tunnel to a location is known to be bad", |p| p.cut_off),
+    ];
+    let others = || status.locations.iter().filter(|l| l.name != status.location);
+    for (name, help, flag) in flags {
+        let rows = others().map(|l| {
+            let is = pairs().any(|p| p.location == l.name && flag(p));
+            (between(&l.name), f64::from(u8::from(is)))
+        });
+        gauges(name, help, rows.collect());
+    }
+    let own = pairs().flat_map(|p| {
+        p.tunnels.iter().filter(|t| t.near == status.node).map(move |t| {
+            let mut labels = between(&p.location);
+            labels.extend([
+                ("near", t.near.to_string()),
+                ("far", t.far.to_string()),
+                ("state", t.state.as_str().to_owned()),
+            ]);
+            (labels, 1.0)
+        })
+    });
+    gauges(
+        "tunnel_state",
+        "1 for what is known of a tunnel of this node's: good, lossy, unknown or bad",
+        own.collect(),
+    );
+}
+
 fn gauge(value: f64) -> Gauge<f64, AtomicU64> {
     let gauge = Gauge::default();
     gauge.set(value);
@@ -185,7 +243,8 @@ fn gauge(value: f64) -> Gauge<f64, AtomicU64> {
 #[cfg(test)]
 pub(super) mod tests {
     use leaderd_core::ids::Epoch;
-    use leaderd_core::status::{HiddenSource, LocationStatus, Status};
+    use leaderd_core::relay_pair::TunnelState;
+    use leaderd_core::status::{HiddenSource, LocationStatus, TunnelStatus};
     use prometheus_client::encoding::text::encode;
 
     use super::*;
@@ -193,6 +252,7 @@ pub(super) mod tests {
     pub(in crate::metrics) fn snapshot() -> Snapshot {
         let location = LocationStatus {
             name: "cloud".parse().unwrap(),
+            lowest_index: None,
             leaders: vec!["cloud-1".parse().unwrap()],
             epoch: Epoch(7),
             since: None,
@@ -223,6 +283,7 @@ pub(super) mod tests {
             backend: "wireguard-go".into(),
             probe_addresses: vec![],
             locations: vec![location],
+            relay_pairs: vec![],
         };
         Snapshot {
             status,
@@ -239,9 +300,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_scrape_tells_who_leads_and_what_was_counted() {
-        let snapshot = snapshot();
-        let mut text = String::new();
-        encode(&mut text, &registry(&snapshot)).unwrap();
+        let text = scrape(&snapshot());
         for line in [
             r#"leaderd_leader{location="cloud",node="cloud-1"} 1.0"#,
             r#"leaderd_epoch{location="cloud"} 7.0"#,
@@ -259,5 +318,73 @@ pub(super) mod tests {
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+    }
+
+    fn scrape(snapshot: &Snapshot) -> String {
+        let mut text = String::new();
+        encode(&mut text, &registry(snapshot)).unwrap();
+        text
+    }
+
+    #[test]
+    fn a_scrape_tells_which_relays_carry_and_the_states_of_own_tunnels() {
+        let mut snapshot = snapshot();
+        let other = LocationStatus {
+            name: "home".parse().unwrap(),
+            hidden_sources: vec![],
+            ..snapshot.status.locations[0].clone()
+        };
+        snapshot.status.locations.push(other);
+        let before = scrape(&snapshot);
+        for line in [
+            r#"leaderd_detour{from="cloud",location="home"} 0.0"#,
+            r#"leaderd_detour_long{from="cloud",location="home"} 0.0"#,
+            r#"leaderd_cut_off{from="cloud",location="home"} 0.0"#,
+            "leaderd_detours_total 0",
+            r#"leaderd_frames_received_total{kind="tunnels"} 0"#,
+            r#"leaderd_frames_sent_total{kind="detours"} 0"#,
+            r#"leaderd_frames_ignored_total{reason="tunnels-of-no-candidate"} 0"#,
+            r#"leaderd_frames_ignored_total{reason="detours-of-no-candidate"} 0"#,
+        ] {
+            assert!(before.contains(line), "{line} is not in\n{before}");
+        }
+        assert!(!before.contains(r#"{from="cloud",location="cloud"}"#), "its own location");
+        let tunnel = |near: &str, far: &str, state| TunnelStatus {
+            near: near.parse().unwrap(),
+            far: far.parse().unwrap(),
+            state,
+            seen_by: None,
+            since: None,
+        };
+        let pair = RelayPairStatus {
+            location: "home".parse().unwrap(),
+            near: vec!["cloud-0".parse().unwrap()],
+            far: vec!["home-1".parse().unwrap()],
+            detour: true,
+            long: true,
+            cut_off: true,
+            since: Default::default(),
+            why: None,
+            tunnels: vec![
+                tunnel("cloud-0", "home-0", TunnelState::Bad),
+                tunnel("cloud-0", "home-1", TunnelState::Good),
+                tunnel("cloud-1", "home-0", TunnelState::Bad),
+            ],
+        };
+        snapshot.status.relay_pairs = vec![pair];
+        snapshot.core.insert("detours".to_owned(), 4);
+        let text = scrape(&snapshot);
+        for line in [
+            r#"leaderd_relay_pair{from="cloud",location="home",near="cloud-0",far="home-1"} 1.0"#,
+            r#"leaderd_detour{from="cloud",location="home"} 1.0"#,
+            r#"leaderd_detour_long{from="cloud",location="home"} 1.0"#,
+            r#"leaderd_cut_off{from="cloud",location="home"} 1.0"#,
+            r#"leaderd_tunnel_state{from="cloud",location="home",near="cloud-0",far="home-0",state="bad"} 1.0"#,
+            r#"leaderd_tunnel_state{from="cloud",location="home",near="cloud-0",far="home-1",state="good"} 1.0"#,
+            "leaderd_detours_total 4",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        assert!(!text.contains(r#"near="cloud-1""#), "another node's tunnel:\n{text}");
     }
 }
