@@ -36,7 +36,7 @@ pub struct PoolStatus {
     pub cause: Option<String>,
     /// By slot; then those refused, by name.
     pub candidates: Vec<CandidateReport>,
-    /// Ready, Steered, Quorum, Degraded; and Stalled while a person must change something before the pool counts at all.
+    /// Ready, Steered, Quorum, Degraded, CutOff and LongDetour; and Stalled while a person must change something before the pool counts.
     pub conditions: Vec<Condition>,
     /// The newest failover: leadership that moved because the leader was degraded.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -106,7 +106,7 @@ impl CandidateReport {
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", default)]
 pub struct Condition {
-    /// What it is about: Ready, Steered, Quorum, Degraded or Stalled.
+    /// What it is about: Ready, Steered, Quorum, Degraded, CutOff, LongDetour or Stalled.
     #[serde(rename = "type")]
     pub kind: String,
     /// `True`, `False`, `Unknown`.
@@ -156,7 +156,7 @@ pub struct ClusterEvent {
     pub node: Option<String>,
     /// Type `Warning`, else `Normal`.
     pub warning: bool,
-    /// `Failover`, `FailoverVerified`, `Promotion`, `FailStatic`, `Operator`, `Notice`.
+    /// `Failover`, `FailoverVerified`, `Promotion`, `FailStatic`, `Operator`, `Notice`, `CutOff`, `LongDetour`, …
     pub reason: String,
     pub message: String,
 }

@@ -1,5 +1,6 @@
 //! The conditions of a pool, as `metav1.Condition`s: a condition's time changes only when its status does.
 
+use super::relays::{CUT_OFF, KnownPairs, LONG_DETOUR};
 use super::rfc3339;
 use crate::kubernetes::kilo::{KiloState, kilo_state};
 use crate::kubernetes::pool_status::{
@@ -14,14 +15,14 @@ use crate::time::WallTime;
 const REFUSED: &str = "Refused";
 
 /// Status, reason, message.
-type Verdict = (&'static str, &'static str, String);
+pub(super) type Verdict = (&'static str, &'static str, String);
 
-/// Returns the conditions Ready, Steered, Quorum, Degraded and Stalled. All other fields of `status` are filled in.
+/// Returns the conditions Ready, Steered, Quorum, Degraded, CutOff, LongDetour and Stalled. All other fields of `status` are filled in.
 pub(super) fn all(
     view: &ClusterView,
     pool: &Pool,
     found: &RenderedPool,
-    known: Option<&LocationStatus>,
+    (known, pairs): (Option<&LocationStatus>, Option<&KnownPairs<'_>>),
     before: &PoolStatus,
     status: &PoolStatus,
     now: WallTime,
@@ -54,6 +55,8 @@ pub(super) fn all(
     push("Steered", known.map(|l| steered(view, found, l)));
     push("Quorum", known.and_then(quorum));
     push("Degraded", known.map(|_| degraded(status)));
+    push(CUT_OFF, pairs.and_then(KnownPairs::cut_off));
+    push(LONG_DETOUR, pairs.and_then(KnownPairs::long_detour));
     // Tools that wait for Ready need not wait while this condition exists (kstatus); it exists only while it is true.
     if let Some((_, reason, why)) = ready(found, known, status).filter(|r| r.1 == REFUSED) {
         push("Stalled", Some(("True", reason, why)));

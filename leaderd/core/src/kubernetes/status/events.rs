@@ -1,5 +1,7 @@
-//! Which events of the mesh become Kubernetes Events: those newer than the last one that the pool's status records.
+//! Which events of the mesh become Kubernetes Events: those newer than the last one that the pool's status records. Cut-offs and long
+//! detours become Events with their conditions.
 
+use super::relays;
 use crate::fault::MoveReason;
 use crate::ids::{LocationName, NodeName};
 use crate::kubernetes::pool_status::{ClusterEvent, LastFailover, PoolStatus};
@@ -9,7 +11,7 @@ use crate::state::{Event, EventKind};
 /// Most Events at a time: the newest.
 const MAX_NEW: usize = 10;
 
-/// Returns the Events to emit with a new status. A pool's first status emits nothing about the past, and neither does one whose numbers
+/// Returns the Events to emit with a new status. A pool's first status emits nothing about the past (only what lasts), and neither does one whose numbers
 /// are higher than the mesh's (its stores were reset).
 pub(in crate::kubernetes) fn new_events(
     pool: &Pool,
@@ -18,8 +20,9 @@ pub(in crate::kubernetes) fn new_events(
     after: &PoolStatus,
     events: &[Event],
 ) -> Vec<ClusterEvent> {
+    let of_relays = relays::events(pool, before, after);
     if before.last_event == 0 {
-        return Vec::new();
+        return of_relays;
     }
     let new = |e: &&Event| e.location == *location && e.seq > before.last_event;
     let new: Vec<&Event> = events.iter().filter(new).collect();
@@ -32,6 +35,7 @@ pub(in crate::kubernetes) fn new_events(
     {
         all.push(verified(pool, is, blackout));
     }
+    all.extend(of_relays);
     all
 }
 

@@ -2,6 +2,7 @@
 
 mod conditions;
 mod events;
+mod relays;
 
 #[cfg(test)]
 mod tests;
@@ -110,6 +111,8 @@ fn pool_status(
     status.candidates.extend(refused);
     let standbys = status.candidates.iter().filter(|c| c.could_take_over());
     status.standbys = standbys.map(|c| c.node.clone()).collect();
+    let pairs = known.zip(running).and_then(|(l, r)| relays::known_pairs(&l.name, r));
+    let known = (known, pairs.as_ref());
     status.conditions = conditions::all(view, pool, found, known, &before, &status, now);
     status
 }

@@ -53,3 +53,33 @@ fn at_most_ten_events_are_emitted_at_a_time() {
     assert_eq!(events.len(), 10);
     assert!(events[9].message.contains("#41"));
 }
+
+#[test]
+fn a_cut_off_and_a_long_detour_are_emitted_when_they_begin_and_end() {
+    let mut w = World::new();
+    let pair = crate::status::RelayPairStatus {
+        location: "cloud".parse().unwrap(),
+        near: vec![],
+        far: vec![],
+        detour: false,
+        long: false,
+        cut_off: false,
+        since: NOW,
+        why: None,
+        tunnels: vec![],
+    };
+    w.status.relay_pairs = vec![pair];
+    w.write(NOW);
+    let emitted = |w: &mut World, set: (bool, bool)| {
+        let pair = &mut w.status.relay_pairs[0];
+        (pair.cut_off, pair.detour, pair.long) = (set.0, set.1, set.1);
+        let events = w.pool_task("home-0").map(|t| t.1).unwrap_or_default();
+        w.write(NOW);
+        events.into_iter().map(|e| (e.reason, e.warning)).collect::<Vec<_>>()
+    };
+    let one = |reason: &str, warning| (reason.to_owned(), warning);
+    assert_eq!(emitted(&mut w, (true, false)), [one("CutOff", true)]);
+    assert_eq!(emitted(&mut w, (true, false)), [], "once");
+    assert_eq!(emitted(&mut w, (false, true)), [one("Reached", false), one("LongDetour", true)]);
+    assert_eq!(emitted(&mut w, (false, false)), [one("DetourEnded", false)]);
+}
