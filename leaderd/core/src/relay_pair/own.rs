@@ -97,7 +97,7 @@ impl OwnTunnels {
                 Some(TunnelState::Unknown) if now.since(own.evidence) < LEASE => own.state,
                 Some(state) => state,
             };
-            if !matches!(verdict, Verdict::Unknown) {
+            if silent || !matches!(verdict, Verdict::Unknown) {
                 own.evidence = now;
             }
             if verdict.is_degraded() {
@@ -201,6 +201,10 @@ mod tests {
         own.update(at(400), std::iter::once((Slot(0), &Verdict::Unknown)), true);
         assert_eq!(own.row().state(Slot(0)), TunnelState::Bad);
         assert!(!own.row().accuses(Slot(0)));
+        // It goes on, and so does time.
+        own.update(at(60_000), std::iter::once((Slot(0), &Verdict::Unknown)), true);
+        assert_eq!(own.row().state(Slot(0)), TunnelState::Bad);
+        assert!(own.poll_timeout() > Some(at(60_000)));
     }
 
     #[test]
