@@ -287,26 +287,13 @@ impl Node {
         self.relays.set_timer(location);
         let leaders = self.leaders_of_both(location);
         let table = &self.relays.pairs[location].table;
-        let (near, far) = (
-            order(&self.mesh, &self.location, &leaders.near, |s| table.avoids(Who::Near(s))),
-            order(&self.mesh, location, &leaders.far, |s| table.avoids(Who::Far(s))),
-        );
         let several = leaders.near.len() > 1 || leaders.far.len() > 1;
         let of_leaders = several.then(|| leaders_that_reach(table, &leaders)).flatten();
         let (pair, state) = match of_leaders {
             Some(relays) => (relays, TunnelState::Good),
             None => {
-                let end = |leaders, order| End { leaders, order };
-                let (here, there) = (end(&leaders.near, &near), end(&leaders.far, &far));
-                let low = self.location < *location;
-                let doubted =
-                    |i, j| table.is_accused(Who::Near(i)) || table.is_accused(Who::Far(j));
-                let chosen = match low {
-                    true => choose(here, there, |i, j| table.state(i, j), doubted),
-                    false => choose(there, here, |j, i| table.state(i, j), |j, i| doubted(i, j)),
-                };
-                let Chosen { low: a, high: b, state } = chosen?;
-                let (i, j) = if low { (a, b) } else { (b, a) };
+                let (i, j, state) =
+                    self.choose_pair(location, table, &leaders, |i, j| table.state(i, j))?;
                 (Relays { near: vec![i], far: vec![j] }, state)
             }
         };
@@ -323,11 +310,44 @@ impl Node {
             .filter(|j| table.state(mine, *j) != TunnelState::Bad)
             .collect();
         if far_here.is_empty() {
+            let far = self.order_there(location, table, &leaders);
             let good = far.iter().find(|j| table.state(mine, **j) == TunnelState::Good);
             far_here = good.map_or_else(|| pair.far.clone(), |j| vec![*j]);
         }
         let relays = Relays { near: pair.near.clone(), far: far_here };
         Some((relays, Shown { relays: pair, detour, since: now.mono, long: false, why }))
+    }
+
+    /// Applies the rule: returns the relay here, the one there, and the state of their tunnel. `state` may differ from the table's.
+    fn choose_pair(
+        &self,
+        location: &LocationName,
+        table: &TunnelTable,
+        leaders: &Relays,
+        state: impl Fn(Slot, Slot) -> TunnelState,
+    ) -> Option<(Slot, Slot, TunnelState)> {
+        let near = order(&self.mesh, &self.location, &leaders.near, |s| table.avoids(Who::Near(s)));
+        let far = self.order_there(location, table, leaders);
+        let here = End { leaders: &leaders.near, order: &near };
+        let there = End { leaders: &leaders.far, order: &far };
+        let doubted = |i, j| table.is_accused(Who::Near(i)) || table.is_accused(Who::Far(j));
+        if self.location < *location {
+            let Chosen { low, high, state } = choose(here, there, state, doubted)?;
+            Some((low, high, state))
+        } else {
+            let (state, doubted) = (|j, i| state(i, j), |j, i| doubted(i, j));
+            let Chosen { low, high, state } = choose(there, here, state, doubted)?;
+            Some((high, low, state))
+        }
+    }
+
+    fn order_there(
+        &self,
+        location: &LocationName,
+        table: &TunnelTable,
+        leaders: &Relays,
+    ) -> Vec<Slot> {
+        order(&self.mesh, location, &leaders.far, |s| table.avoids(Who::Far(s)))
     }
 
     /// On a member. Returns what the candidate that it believes says.

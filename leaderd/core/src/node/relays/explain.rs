@@ -1,8 +1,8 @@
 //! Which relays carry between two locations, and why, for `wgctl explain A B`; and what changed, for `wgctl events`.
 
-use super::{Node, Pair, order};
+use super::{Node, Pair};
 use crate::ids::{LocationName, NodeName, Slot};
-use crate::relay_pair::{End, Relays, TunnelState, Who, choose};
+use crate::relay_pair::{Relays, TunnelState, Who};
 use crate::status::{NextRelays, RelayChanges, RelayExplanation};
 use crate::time::Now;
 
@@ -120,22 +120,12 @@ impl Node {
             true => TunnelState::Bad,
             false => table.state(i, j),
         };
-        let near = order(&self.mesh, &self.location, &leaders.near, |s| table.avoids(Who::Near(s)));
-        let far = order(&self.mesh, location, &leaders.far, |s| table.avoids(Who::Far(s)));
-        let here = End { leaders: &leaders.near, order: &near };
-        let there = End { leaders: &leaders.far, order: &far };
-        let (chosen, i, j) = if self.location < *location {
-            let chosen = choose(here, there, state)?;
-            (chosen, chosen.low, chosen.high)
-        } else {
-            let chosen = choose(there, here, |j, i| state(i, j))?;
-            (chosen, chosen.high, chosen.low)
-        };
-        (chosen.state != TunnelState::Bad).then_some(())?;
+        let (i, j, state) = self.choose_pair(location, table, leaders, state)?;
+        (state != TunnelState::Bad).then_some(())?;
         Some(NextRelays {
             near: self.mesh.candidate(&self.location, i)?.name.clone(),
             far: self.mesh.candidate(location, j)?.name.clone(),
-            state: chosen.state,
+            state,
         })
     }
 
