@@ -103,6 +103,9 @@ pub struct RelayExplanation {
     pub next: Option<NextRelays>,
     /// Candidates of either location that ask not to be chosen, as they are drained or cannot relay.
     pub avoided: Vec<NodeName>,
+    /// Candidates of either location that answer, and of which somebody at the other end says that they relay less than they should.
+    #[serde(default)]
+    pub accused: Vec<NodeName>,
     /// As in [`LocationStatus::carried`], of the other location.
     pub carried: Option<bool>,
     /// If two nodes were named: through which nodes packets go from the first to the second. Empty if that depends on the flow.

@@ -111,6 +111,12 @@ fn notes(e: &RelayExplanation) -> Vec<String> {
             names(&e.avoided)
         ));
     }
+    if !e.accused.is_empty() {
+        notes.push(format!(
+            "not chosen if there is another, as the other end says that it answers and relays less than it should: {}",
+            names(&e.accused)
+        ));
+    }
     if e.carried == Some(false) {
         notes.push(
             "leaderd's routes do not carry this traffic now (`wgctl status` says why): this is what they would do"
@@ -174,6 +180,7 @@ mod tests {
         let mut e = fixture::explanation();
         e.way = ["home-3", "home-0", "cloud-2", "cloud-9"].map(|n| n.parse().unwrap()).into();
         e.avoided = vec!["home-2".parse().unwrap()];
+        e.accused = vec!["cloud-1".parse().unwrap()];
         insta::assert_snapshot!("explain-relays", render(&e, fixture::NOW, &PLAIN));
     }
 

@@ -148,6 +148,7 @@ pub fn explanation() -> RelayExplanation {
             state: TunnelState::Lossy,
         }),
         avoided: Vec::new(),
+        accused: Vec::new(),
         carried: None,
         way: Vec::new(),
     }

@@ -65,7 +65,8 @@ impl Node {
             near_leaders: self.names(&self.location, &leaders.near),
             far_leaders: self.names(other, &leaders.far),
             next: self.next_relays(other, pair, &leaders),
-            avoided: self.avoided(other, pair),
+            avoided: self.candidates_where(other, |who| pair.table.avoids(who)),
+            accused: self.candidates_where(other, |who| pair.table.is_accused(who)),
             carried: self.steered_beside(other).then(|| self.handover.carries(other)),
         })
     }
@@ -129,10 +130,10 @@ impl Node {
         })
     }
 
-    fn avoided(&self, location: &LocationName, pair: &Pair) -> Vec<NodeName> {
+    /// The candidates of both locations of which this is true.
+    fn candidates_where(&self, location: &LocationName, is: impl Fn(Who) -> bool) -> Vec<NodeName> {
         let of = |l: &LocationName, who: fn(Slot) -> Who| -> Vec<Slot> {
-            let avoids = |s: &Slot| pair.table.avoids(who(*s));
-            self.mesh.ranking(l).into_iter().filter(avoids).collect()
+            self.mesh.ranking(l).into_iter().filter(|s| is(who(*s))).collect()
         };
         let mut all = self.names(&self.location, &of(&self.location, Who::Near));
         all.extend(self.names(location, &of(location, Who::Far)));

@@ -58,6 +58,23 @@ fn a_detour_is_explained_with_who_would_be_next_and_the_way_of_two_nodes() {
     let e = explain(&bench, "cloud", "home").unwrap();
     assert_eq!((e.pair.near, e.pair.far), (names(&["home-2"]), names(&["cloud-1"])));
     assert_eq!(e.next, None, "all others are bad");
+    assert_eq!(e.accused, []);
+}
+
+#[test]
+fn who_would_be_next_follows_the_same_rule_as_who_carries() {
+    use TunnelState::{Bad, Good};
+    let mut bench = Bench::new();
+    says(&mut bench, "cloud-0", &[(0, Bad), (1, Good), (2, Good)], false);
+    let next = |bench: &Bench| explain(bench, "cloud", "home").unwrap().next.unwrap().near;
+    assert_eq!(next(&bench), name("home-2"), "the lower location keeps its leader");
+    // home-2 answers cloud-1 and relays nothing: somebody else is next.
+    let row = TunnelRow::UNKNOWN.with(Slot(2), Bad).accusing(Slot(2)).with(Slot(0), Good);
+    let location = "home".parse().unwrap();
+    bench.frame("cloud-1", Frame::Tunnels { location, row, heard: vec![] });
+    let e = explain(&bench, "cloud", "home").unwrap();
+    assert_eq!(e.accused, names(&["home-2"]));
+    assert_eq!(next(&bench), name("home-0"), "by cloud-1");
 }
 
 #[test]
