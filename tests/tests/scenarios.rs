@@ -1,8 +1,8 @@
 //! Every scenario of `tests/scenarios`, played by `wgctl lab run` with real daemons on real packets.
 //!
 //! One after the other: they share the machine's cores, and the meters send 4,000 packets a second. Not under
-//! libtest, which would run them at once. Arguments that do not start with `-` filter by name. Programs are found in
-//! `$LEADERD_BIN_DIR`, else beside this test's target directory. A missing program is a failure, never a skip.
+//! libtest, which would run them at once. Arguments that do not start with `-` choose by name, or by a part of it that is no name. Without any,
+//! those of [`NIGHTLY`] are left out; `--ignored` plays only these, `--include-ignored` all. Programs are found in `$LEADERD_BIN_DIR`, else beside this test's target directory. A missing program is a failure, never a skip.
 //! `$LAB_BACKEND` (`kernel`, `wireguard-go` or `leaderd`) makes them run on that WireGuard, and fails those that do not; without
 //! it the scenarios of [`ALSO_ON`] are played a second time. `$LAB_OPTIONS` has more options of `wgctl lab run`, separated by spaces.
 
@@ -15,6 +15,20 @@ use wgctl_lab::Failed;
 
 /// Scenarios that are played again with another WireGuard: setting a link down differs where that closes the UDP port.
 const ALSO_ON: [(&str, &str); 1] = [("wireguard-down", "leaderd")];
+
+/// Scenarios that `make nightly` plays, and what of theirs `make test` proves meanwhile.
+const NIGHTLY: [(&str, &str); 7] = [
+    ("daemon-kill", "daemon-pause here, the same on kernel WireGuard"),
+    ("dual-stack", "ipv6-forwarding here, the same on kernel WireGuard"),
+    (
+        "fabric-489",
+        "cilium-489 and cilium-planned here: the fabric, its MTU, a CNI, full-size packets",
+    ),
+    ("mtu-blackhole", "the same on kernel WireGuard, and in virtual time"),
+    ("planned-promotion", "planned-stateful here, the same on kernel WireGuard"),
+    ("slow-paths", "the same in virtual time"),
+    ("vxlan-all", "forwarding-off and lan-partition here, the same in virtual time"),
+];
 
 /// A shared machine may starve a whole mesh of its cores for seconds, so a scenario that was late or not played at all gets a second
 /// try, which is reported. A wrong decision gets none. One scenario in this many may need it: with more, either the
@@ -35,14 +49,29 @@ impl Miss {
 
 fn main() -> ExitCode {
     let filters: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let listing = std::env::args().any(|a| a == "--list");
+    let asks = |flag: &str| std::env::args().any(|a| a == flag);
+    let listing = asks("--list");
     let asked = std::env::var("LAB_BACKEND").ok();
     let mut names: Vec<(String, Option<String>)> =
         scenario_names().into_iter().map(|name| (name, asked.clone())).collect();
+    for (name, _) in NIGHTLY {
+        assert!(names.iter().any(|(n, _)| n == name), "NIGHTLY: there is no scenario {name}");
+    }
     if asked.is_none() {
         names.extend(ALSO_ON.map(|(name, on)| (name.to_owned(), Some(on.to_owned()))));
     }
-    names.retain(|(n, _)| filters.is_empty() || filters.iter().any(|f| n.contains(f.as_str())));
+    let exists = |f: &String| names.iter().any(|(n, _)| n == f);
+    let exact: Vec<bool> = filters.iter().map(exists).collect();
+    let chosen = |n: &str| {
+        let matches = |(f, exact): (&String, &bool)| n == f || (!exact && n.contains(f.as_str()));
+        filters.iter().zip(&exact).any(matches)
+    };
+    let nightly = |n: &str| NIGHTLY.iter().any(|(name, _)| *name == n);
+    names.retain(|(n, _)| match (filters.is_empty(), asks("--ignored")) {
+        (false, _) => chosen(n),
+        (true, true) => nightly(n),
+        (true, false) => asks("--include-ignored") || !nightly(n),
+    });
     if listing {
         names.iter().for_each(|(name, on)| println!("{}: test", title(name, on.as_deref())));
         return ExitCode::SUCCESS;

@@ -44,7 +44,6 @@ catalogue![
     "route-loop",
     "router-address",
     "service-blackhole",
-    "service-down",
     "slow-paths",
     "source-nat",
     "standby-pair-dead-489",
