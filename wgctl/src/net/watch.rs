@@ -3,7 +3,11 @@
 //! A notification only says *that* something of ours may have changed; a full comparison finds out what. So notifications may be
 //! merged, and lost ones (a full buffer) are one more reason to compare. Our own changes are reported too: a comparison that
 //! finds no difference is cheap.
+//!
+//! A link that comes up is reported at once. While it had no carrier the kernel deleted the nexthop objects on it, their groups, and every
+//! route that used them, without a notification and for good; only plain routes come back by themselves.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -35,15 +39,43 @@ pub struct Drift {
     pub routes: bool,
     pub rules: bool,
     pub sysctls: bool,
+    /// A link has come up: it was set up, or has its carrier again.
+    pub came_up: bool,
     /// Notifications were lost: anything may have changed.
     pub lost: bool,
 }
 
+/// Which links work: set up, and with a carrier.
+#[derive(Debug, Default)]
+struct Running(BTreeMap<u32, bool>);
+
+impl Running {
+    /// Takes a message about a link. Returns whether the link has come up; one that was not heard of before counts as new.
+    fn came_up(&mut self, message: &Received) -> bool {
+        // The family is AF_BRIDGE when the device joins or leaves a bridge.
+        if message.payload.first() != Some(&0) {
+            return false;
+        }
+        let Some(index) = u32_at(&message.payload, 4) else { return false };
+        if message.kind == RTM_DELLINK {
+            self.0.remove(&index);
+            return false;
+        }
+        let runs = u32_at(&message.payload, 8).is_some_and(|flags| flags & WORKS == WORKS);
+        self.0.insert(index, runs) != Some(true) && runs
+    }
+}
+
+const WORKS: u32 = IFF_UP | IFF_RUNNING | IFF_LOWER_UP;
+
 impl Drift {
-    fn record(&mut self, message: &Received) {
+    fn record(&mut self, message: &Received, running: &mut Running) {
         let ours = |at: usize| message.payload.get(at) == Some(&ROUTE_PROTOCOL);
         match message.kind {
-            RTM_NEWLINK | RTM_DELLINK => self.links = true,
+            RTM_NEWLINK | RTM_DELLINK => {
+                self.links = true;
+                self.came_up |= running.came_up(message);
+            }
             RTM_NEWADDR | RTM_DELADDR => self.addresses = true,
             // Dynamic neighbours come and go all the time.
             RTM_NEWNEIGH | RTM_DELNEIGH => {
@@ -67,10 +99,11 @@ impl Drift {
 
 struct Watcher {
     fd: AsyncFd<Socket>,
+    running: Running,
 }
 
-/// Returns a stream with an item whenever something that may concern us has changed and then nothing for 50 ms. The
-/// stream ends only with an error of the socket.
+/// Returns a stream with an item whenever something that may concern us has changed and then nothing for 50 ms, or at once when a link has
+/// come up. The stream ends only with an error of the socket.
 ///
 /// # Errors
 /// If the netlink socket cannot be opened.
@@ -83,8 +116,9 @@ pub async fn watch() -> io::Result<impl Stream<Item = Drift> + Send> {
     socket.set_non_blocking(true)?;
     let _ = socket.set_rx_buf_sz(1u32 << 20);
     // SAFETY: the socket owns its descriptor, gives out the same one always, and closes it when the watcher drops it.
-    let watcher = Watcher { fd: unsafe { AsyncFd::register(socket)? } };
-    Ok(stream::unfold(watcher, |watcher| async move {
+    let watcher =
+        Watcher { fd: unsafe { AsyncFd::register(socket)? }, running: Running::default() };
+    Ok(stream::unfold(watcher, |mut watcher| async move {
         match watcher.next().await {
             Ok(drift) => Some((drift, watcher)),
             Err(error) => {
@@ -96,23 +130,24 @@ pub async fn watch() -> io::Result<impl Stream<Item = Drift> + Send> {
 }
 
 impl Watcher {
-    async fn next(&self) -> io::Result<Drift> {
+    async fn next(&mut self) -> io::Result<Drift> {
         let mut drift = Drift::default();
         while drift == Drift::default() {
             self.read(&mut drift).await?;
         }
         let deadline = tokio::time::Instant::now() + MAX_WAIT;
-        loop {
+        while !drift.came_up {
             let quiet = tokio::time::Instant::now() + QUIET;
             match tokio::time::timeout_at(quiet.min(deadline), self.read(&mut drift)).await {
                 Ok(result) => result?,
-                Err(_) => return Ok(drift),
+                Err(_) => break,
             }
         }
+        Ok(drift)
     }
 
     /// Waits for the next datagram.
-    async fn read(&self, drift: &mut Drift) -> io::Result<()> {
+    async fn read(&mut self, drift: &mut Drift) -> io::Result<()> {
         let bytes = loop {
             let mut guard = self.fd.readable().await?;
             match guard.try_io(|fd| fd.get_ref().recv_from_full()) {
@@ -126,8 +161,33 @@ impl Watcher {
             }
         };
         for (_, message) in split(&bytes) {
-            drift.record(&message);
+            drift.record(&message, &mut self.running);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_comes_up_when_it_gets_its_carrier_and_not_again_while_it_has_it() {
+        const NO_CARRIER: u32 = IFF_UP;
+        let mut running = Running::default();
+        let mut heard = |kind, family: u8, index: u32, flags: u32| {
+            let mut payload = vec![family, 0, 0, 0];
+            payload.extend(index.to_ne_bytes());
+            payload.extend(flags.to_ne_bytes());
+            running.came_up(&Received { kind, payload })
+        };
+        assert!(heard(RTM_NEWLINK, 0, 7, WORKS), "it is not known yet");
+        assert!(!heard(RTM_NEWLINK, 0, 7, WORKS), "its MTU, say");
+        assert!(!heard(RTM_NEWLINK, 0, 7, NO_CARRIER));
+        assert!(!heard(RTM_NEWLINK, AF_BRIDGE, 7, WORKS), "of its bridge");
+        assert!(!heard(RTM_NEWLINK, 0, 7, IFF_RUNNING | IFF_LOWER_UP), "set down");
+        assert!(heard(RTM_NEWLINK, 0, 7, WORKS));
+        assert!(!heard(RTM_DELLINK, 0, 7, WORKS));
+        assert!(heard(RTM_NEWLINK, 0, 7, WORKS), "another one with that index");
     }
 }

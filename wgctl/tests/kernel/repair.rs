@@ -8,7 +8,7 @@ use wgctl::wireguard::Backend;
 use wgctl_plan::*;
 
 use super::network::two_planes;
-use super::{assert_same, dev, id, isolated, key, programmed, sh};
+use super::{Monitor, assert_same, dev, id, isolated, key, programmed, route, run, sh};
 
 #[test]
 fn drift_is_repaired() {
@@ -177,5 +177,111 @@ fn drift_is_noticed_and_foreign_changes_are_not() {
         let drift =
             tokio::time::timeout(Duration::from_secs(2), drifts.next()).await.unwrap().unwrap();
         assert!(drift.links, "{drift:?}");
+    });
+}
+
+/// A member's network with overlay `direct`: all that is remote goes to a leader on the LAN.
+fn by_the_lan() -> Network {
+    let mut net = Network::default();
+    let gateway = "192.0.2.2".parse().unwrap();
+    net.nexthops.insert(id(1), Nexthop::Gateway { dev: dev("eth9"), gateway, onlink: true });
+    net.nexthops.insert(id(100), Nexthop::Group { members: [id(1)].into() });
+    for i in 0..100 {
+        let key = route(&format!("10.42.{i}.0/24"));
+        net.routes.insert(key, RouteVia::Nexthop { id: id(100), source: None });
+    }
+    net.sysctls.insert("net/ipv4/nexthop_compat_mode".into(), "0".into());
+    net
+}
+
+#[test]
+fn what_the_kernel_deletes_with_a_carrier_is_back_at_once_when_the_carrier_is() {
+    /// A watch that waits until nothing changes any more takes longer than this.
+    const QUIET: Duration = Duration::from_millis(50);
+    isolated(
+        "what_the_kernel_deletes_with_a_carrier_is_back_at_once_when_the_carrier_is",
+        || async {
+            let desired = by_the_lan();
+            let mut reconciler = programmed(&desired).await;
+            let scope = Scope::of(&desired);
+            sh("ip route add 10.99.0.0/16 via 192.0.2.2");
+            let mut took = Vec::new();
+            for _ in 0..5 {
+                let mut drifts = Box::pin(watch().await.unwrap());
+                let monitor = Monitor::start();
+                sh("ip link set eth8 down");
+                let heard = monitor.stop();
+                sh("ip nexthop del id 1 && ip nexthop del id 2");
+                assert_eq!(sh("ip nexthop show proto 76; ip route show proto 76"), "");
+                assert!(!heard.iter().any(|line| line.contains("Deleted 10.42")), "{heard:?}");
+                assert!(sh("ip route show 10.99.0.0/16").contains("192.0.2.2"), "a plain route");
+                // It cannot be put back before the carrier is.
+                drifts.next().await.unwrap();
+                assert!(reconciler.reconcile().await.is_err());
+                sh("ip link set eth8 up");
+                let began = std::time::Instant::now();
+                while reconciler.kernel().observe(&scope).await.unwrap() != desired {
+                    drifts.next().await.unwrap();
+                    let _ = reconciler.reconcile().await;
+                }
+                took.push(began.elapsed());
+            }
+            eprintln!("carrier to 100 routes: {took:?}");
+            assert_same(&reconciler.kernel().observe(&scope).await.unwrap(), &desired);
+            // The fastest, as a busy machine may be late with some.
+            assert!(took.iter().min().unwrap() < &QUIET, "{took:?}");
+        },
+    );
+}
+
+/// Whether the host takes a packet for itself that comes in by this device, as its reverse-path filter sees it.
+fn takes(from: &str, by: &str) -> bool {
+    run(&format!("ip route get 192.0.2.1 from {from} iif {by}")).status.success()
+}
+
+#[test]
+fn a_plane_without_its_address_drops_what_goes_back_another_way_until_it_is_repaired() {
+    isolated(
+        "a_plane_without_its_address_drops_what_goes_back_another_way_until_it_is_repaired",
+        || async {
+            let desired = two_planes();
+            let mut reconciler = programmed(&desired).await;
+            // The way back to it is the VXLAN device.
+            let other_way = || takes("10.43.1.7", "wgl1");
+            assert!(other_way(), "the filter of a plane is loose");
+            let mut drifts = Box::pin(watch().await.unwrap());
+            sh("ip -4 addr flush dev wgl1");
+            assert!(!other_way(), "loose acts as strict on a device without an IPv4 address");
+            while !drifts.next().await.unwrap().addresses {}
+            let repaired = reconciler.reconcile().await.unwrap();
+            let again =
+                |c: &Change| matches!(c, Change::AddAddress { name, .. } if *name == dev("wgl1"));
+            assert!(repaired.iter().any(again), "{repaired:?}");
+            assert!(other_way());
+            let observed = reconciler.kernel().observe(&Scope::of(&desired)).await.unwrap();
+            assert_same(&observed, &desired);
+        },
+    );
+}
+
+#[test]
+fn relays_may_take_turns_on_a_lan_device_whose_filter_was_strict() {
+    isolated("relays_may_take_turns_on_a_lan_device_whose_filter_was_strict", || async {
+        // The way back is a tunnel, as a standby has it whose packets come from its leader over the LAN.
+        sh(
+            "ip link add back type veth peer name far && ip link set back up && ip link set far up && ip route add 10.43.0.0/16 dev back",
+        );
+        sh("sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth9.rp_filter=1");
+        assert!(!takes("10.43.0.7", "eth9"), "strict");
+        let mut desired = by_the_lan();
+        desired.sysctls.insert("net/ipv4/conf/eth9/rp_filter".into(), "2".into());
+        let mut reconciler = programmed(&desired).await;
+        assert!(takes("10.43.0.7", "eth9"));
+        sh("sysctl -qw net.ipv4.conf.eth9.rp_filter=1");
+        assert_eq!(reconciler.reconcile().await.unwrap().len(), 1);
+        assert!(takes("10.43.0.7", "eth9"), "set strict by another tool, and repaired");
+        // Nobody knows what it was before, and loose harms nothing.
+        reconciler.kernel().cleanup().await.unwrap();
+        assert_eq!(sh("sysctl -n net.ipv4.conf.eth9.rp_filter").trim(), "2");
     });
 }
