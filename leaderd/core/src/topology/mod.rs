@@ -264,6 +264,14 @@ impl<'a> Build<'a> {
         table
     }
 
+    /// The LAN device, where relays send by it: what comes from one that is not this node's present relay would be dropped by a strict filter
+    /// while the two ends of a pair of locations change, and what a standby gets from its leader at all times.
+    fn lan_of_relays(&self) -> Option<&'a InterfaceName> {
+        let by_lan = matches!(self.overlay(), Overlay::Direct | Overlay::External);
+        let lan = self.me.device.as_ref().or(self.input.lan_device)?;
+        (by_lan && !self.routed_locations().is_empty()).then_some(lan)
+    }
+
     fn sysctls(&mut self) {
         let mut set = |path: String, value: &str| self.net.sysctls.insert(path, value.to_owned());
         set("net/ipv4/ip_forward".into(), "1");
@@ -274,9 +282,9 @@ impl<'a> Build<'a> {
         }
         // Loose: traffic may come in by one plane and leave by another. The kernel takes the greater of the values of `all` and of the
         // interface, and loose (2) is greater than strict (1), so it is enough to set our interfaces.
-        let ours: Vec<InterfaceName> =
-            self.net.wireguard.keys().chain(self.net.vxlan.keys()).cloned().collect();
-        for dev in ours {
+        let ours = self.net.wireguard.keys().chain(self.net.vxlan.keys());
+        let loose: Vec<InterfaceName> = ours.chain(self.lan_of_relays()).cloned().collect();
+        for dev in loose {
             self.net.sysctls.insert(format!("net/ipv4/conf/{dev}/rp_filter"), "2".into());
         }
     }

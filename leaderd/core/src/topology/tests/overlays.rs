@@ -100,6 +100,37 @@ fn direct_and_external_locations_use_the_lan_and_external_leaves_local_prefixes_
 }
 
 /// Two nodes of a location with a CNI, one of them a candidate, and one elsewhere; the location has a prefix besides.
+#[test]
+fn the_reverse_path_filter_is_loose_on_the_lan_where_relays_send_by_it() {
+    let mesh = mesh(
+        &[(Overlay::Direct, 2, 1), (Overlay::External, 2, 1), (vxlan(), 2, 1), (cni(), 2, 1)],
+        false,
+    );
+    let filtered = |net: &Network| -> Vec<String> {
+        let device = |path: &String| {
+            let dev = path.strip_prefix("net/ipv4/conf/")?.strip_suffix("/rp_filter")?;
+            Some(dev.to_owned())
+        };
+        assert!(net.sysctls.iter().all(|(path, value)| device(path).is_none() || value == "2"));
+        net.sysctls.keys().filter_map(device).collect()
+    };
+    for (me, wanted) in [
+        ("a-0", &["eth0", "wgl0", "wgl1"][..]),
+        ("a-2", &["eth0"]),
+        ("b-1", &["eth0", "wgl0", "wgl1"]),
+        ("b-2", &["eth0"]),
+        ("c-0", &["lvx0", "wgl0", "wgl1"]),
+        ("c-2", &["lvx0"]),
+        ("d-2", &["lvx0"]),
+    ] {
+        assert_eq!(filtered(&network(&mesh, me, &[])), wanted, "{me}");
+    }
+    // A LAN device that is not known is left alone, and so is that of a node which has no other location to reach.
+    assert!(filtered(&desired(&Knowledge::of("a-2").input(&mesh))).is_empty());
+    let alone = super::mesh(&[(Overlay::Direct, 2, 1)], false);
+    assert!(filtered(&network(&alone, "a-2", &[])).is_empty());
+}
+
 fn beside_a_cni() -> Mesh {
     let mut mesh = mesh(&[(cni(), 1, 1), (cni(), 1, 0)], true);
     let a = mesh.edit().locations.get_mut(&"a".parse::<LocationName>().unwrap()).unwrap();
