@@ -60,7 +60,7 @@ pub(crate) enum Failing {
 impl Situation {
     /// The locations whose word comes in time: those that watch at full rate, or all if none of those has an opinion of the candidate.
     fn judges(&self, slot: Slot) -> impl Iterator<Item = &Ballot> {
-        let speaks = |b: &Ballot| b.opinions(slot).next().is_some();
+        let speaks = |b: &Ballot| b.words(slot).next().is_some();
         let fully = self.ballots.values().any(|b| b.fully && speaks(b));
         self.ballots.values().filter(move |b| b.fully || !fully)
     }
@@ -76,14 +76,14 @@ impl Situation {
         !self.ballots.is_empty()
     }
 
-    /// `Some` if nobody is served by the candidate and everybody with an opinion finds fault with it: it is the node, and no single tunnel.
+    /// `Some` if every observer with an opinion finds fault with the candidate: it is the node, and no single tunnel. Its own word about its
+    /// tunnels does not count, as it finds fault with all of them where the far ends are at fault.
     pub fn failing(&self, slot: Slot) -> Option<Failing> {
-        let opinions = self.judges(slot).flat_map(|b| b.opinions(slot));
-        let words: Vec<Opinion> = opinions.map(|(_, word)| word).collect();
+        let words: Vec<Opinion> = self.judges(slot).flat_map(|b| b.words(slot)).collect();
         if words.is_empty() || words.contains(&Opinion::Yes) {
             return None;
         }
-        let steady = |b: &Ballot| !b.discounted && b.opinions(slot).next().is_some();
+        let steady = |b: &Ballot| !b.discounted && b.words(slot).next().is_some();
         Some(if words.contains(&Opinion::Lossy) {
             Failing::Lossy
         } else if self.judges(slot).any(steady) {

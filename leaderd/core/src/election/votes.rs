@@ -93,6 +93,12 @@ impl Ballot {
         self.observers.iter().filter_map(move |o| Some((o, self.pair(o, slot)?)))
     }
 
+    /// What its observers themselves say of a candidate.
+    pub fn words(&self, slot: Slot) -> impl Iterator<Item = Opinion> {
+        let verdicts = self.observers.iter().filter_map(move |o| o.slot(slot));
+        verdicts.filter_map(|s| Opinion::of(&s.verdict))
+    }
+
     /// The vote if these relay.
     fn vote_of(&self, relays: &[Slot], slot: Slot) -> Option<Opinion> {
         let is_relay = |o: &ObserverView| relays.contains(&o.place);
