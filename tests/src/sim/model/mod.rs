@@ -82,6 +82,8 @@ pub struct Model {
     failover_due_since: BTreeMap<LocationName, Instant>,
     /// Reported already: node, and since when its disk was stuck.
     led_without_disk: BTreeSet<(NodeName, Instant)>,
+    /// When a leader was last one of two leaders between which some workloads do not get through that others relays serve.
+    last_crooked: BTreeMap<NodeName, Instant>,
     /// The ways of each pair of workloads, and since when they are these.
     ways: BTreeMap<pairs::Pair, pairs::Ways>,
     next_tick: Instant,
@@ -222,7 +224,10 @@ impl Model {
                 let lately =
                     |at: Option<Instant>| at.is_some_and(|at| now.since(at) < FAULT_EXPLAINS_FOR);
                 let hostile = world.faults[&old.name].hostile.is_some();
-                if !lately(h.last_not_good) && !lately(h.last_asleep) && !hostile {
+                // Of a dead pair of leaders one may move, though each forwards for all others.
+                let crooked = lately(self.last_crooked.get(&old.name).copied())
+                    || self.has_crooked_pair(world, old);
+                if !lately(h.last_not_good) && !lately(h.last_asleep) && !hostile && !crooked {
                     let what = format!(
                         "needless failover: {} forwarded all along, but {decision:?}",
                         old.name
@@ -394,6 +399,7 @@ impl Model {
             "no quorum: following",
             "no standby would be better",
             "this node cannot relay",
+            "cut off: no tunnel",
             "disk",
         ];
         let faulty = world.fault_changed > Instant(1_000_000);

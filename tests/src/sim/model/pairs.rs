@@ -217,6 +217,22 @@ fn owed(world: &World, one: &LocationName, other: &LocationName, family: Family)
     best.reduce(|all, more| &all & &more).unwrap_or_default()
 }
 
+/// Returns whether some workloads of the two relays' locations do not get through by these two, and would by others.
+fn is_crooked(world: &World, i: &Node, j: &Node) -> bool {
+    let near = || world.mesh.nodes_of(&i.location);
+    let far = || world.mesh.nodes_of(&j.location);
+    let (here, there) =
+        (world.mesh.candidates_of(&i.location), world.mesh.candidates_of(&j.location));
+    let passes =
+        |family, a, b, i, j| Route { world, family, a, i, j, b }.passes_both_ways() == Passes::Well;
+    [Family::V4, Family::V6].into_iter().any(|family| {
+        near().flat_map(|a| far().map(move |b| (a, b))).any(|(a, b)| {
+            !passes(family, a, b, i, j)
+                && here.values().any(|i| there.values().any(|j| passes(family, a, b, i, j)))
+        })
+    })
+}
+
 /// Since when the world is as it is, and what slow paths add to the bounds.
 struct Clock {
     changed: Instant,
@@ -232,6 +248,7 @@ impl Model {
         if world.mesh_files_differ() {
             return;
         }
+        self.note_crooked_pairs(world);
         let slow = slowest_round_trip(world);
         // What a node said before it died counts for a while.
         let stale = if some_dead(world) { STALE } else { Duration::ZERO };
@@ -259,6 +276,32 @@ impl Model {
                 }
             }
         }
+    }
+
+    /// Notes which leaders do not serve the leader of another location as other relays would.
+    pub(super) fn note_crooked_pairs(&mut self, world: &World) {
+        let leaders: Vec<NodeName> = world
+            .mesh
+            .locations
+            .keys()
+            .filter_map(|l| self.decision(l))
+            .flat_map(|d| d.leaders.iter().filter_map(|s| world.mesh.candidate(&d.location, *s)))
+            .map(|n| n.name.clone())
+            .collect();
+        for name in leaders {
+            if self.has_crooked_pair(world, &world.mesh.nodes[&name]) {
+                self.last_crooked.insert(name, world.now().mono);
+            }
+        }
+    }
+
+    /// Returns whether a leader and that of another location do not serve some workloads that other relays would.
+    pub(super) fn has_crooked_pair(&self, world: &World, leader: &Node) -> bool {
+        let others = world.mesh.locations.keys().filter(|l| **l != leader.location);
+        others.filter_map(|l| self.decision(l)).any(|d| {
+            let far = d.leaders.iter().filter_map(|s| world.mesh.candidate(&d.location, *s));
+            far.into_iter().any(|far| is_crooked(world, leader, far))
+        })
     }
 
     /// Checks one pair. `one_leader`: both locations have one leader.
