@@ -44,6 +44,9 @@ pub struct Weather {
 }
 
 impl Weather {
+    /// A path that loses this share or more is dead: no TCP connection lives on it.
+    pub const DEAD_FROM: f64 = 0.9;
+
     pub const fn lossy(loss: Loss) -> Self {
         Self { loss, slower_ms: 0, jitter_ms: 0 }
     }

@@ -376,7 +376,16 @@ impl World {
     ) -> Option<Result<Vec<NodeName>, Fate>> {
         let packet = self.workload_packet(from, to, family, true)?;
         Some(match self.data_path().walk(from, &packet) {
-            Fate::Delivered { node, crossed, .. } if node == *to => Ok(crossed),
+            Fate::Delivered { node, crossed, wan_hops, .. } if node == *to => {
+                // A path that loses nearly everything is no way.
+                let dead = wan_hops.into_iter().find(|hop| {
+                    self.weather.get(hop).is_some_and(|w| w.share() >= Weather::DEAD_FROM)
+                });
+                match dead {
+                    Some((at, _)) => Err(Fate::Lost { at, why: "weather" }),
+                    None => Ok(crossed),
+                }
+            }
             fate => Err(fate),
         })
     }

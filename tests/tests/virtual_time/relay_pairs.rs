@@ -1,6 +1,6 @@
 //! What is broken between two locations, and not at one of them: whoever has any way gets through, both ways by the same relays.
 //!
-//! Each check runs many worlds and counts those that fail: `tests::sim::known` says how many may.
+//! Each check runs many worlds and counts those that fail: `tests/known-to-fail` says how many may.
 
 use leaderd_core::ids::Slot;
 use leaderd_core::mesh::plane;
@@ -14,6 +14,9 @@ use super::*;
 /// Faults are in place for this long before the ways are looked at, and as long again after they end: all timeouts are over by then, and
 /// the hold of a dead leader.
 const SETTLED: Duration = Duration::from_secs(25);
+
+/// Milliseconds. The two ends of a pair learn of a move half of one apart, and no rule can do better; both meters count milliseconds.
+const ROUND_TRIP: u32 = 20;
 
 /// What a check found: worlds that fail, by promise.
 #[derive(Default)]
@@ -34,7 +37,7 @@ struct Flows {
 
 impl Found {
     /// Takes down what the model found, and how the ways are now. `owed`: pairs of workloads that have a way by the test's own knowledge.
-    fn look(&mut self, what: &str, play: &Play, owed: impl Fn(&Node, &Node, Family) -> bool) {
+    fn look(&mut self, what: &str, play: &mut Play, owed: impl Fn(&Node, &Node, Family) -> bool) {
         let nodes = || play.world.mesh.nodes.values();
         let (mut lost, mut askew) = (Vec::new(), Vec::new());
         for (a, b) in nodes().flat_map(|a| nodes().map(move |b| (a, b))) {
@@ -60,9 +63,10 @@ impl Found {
                 }
             }
         }
-        let unkept = &play.model.unkept;
-        lost.extend(unkept.through.iter().take(1).cloned());
-        askew.extend(unkept.mirror.iter().take(1).cloned());
+        // What happened until here belongs to this world, and to no later look at it.
+        let unkept = std::mem::take(&mut play.model.unkept);
+        lost.extend(unkept.through.into_iter().take(1));
+        askew.extend(unkept.mirror.into_iter().take(1));
         self.worlds += 1;
         for (bad, list) in [(lost, &mut self.through), (askew, &mut self.mirror)] {
             if !bad.is_empty() {
@@ -93,8 +97,6 @@ impl Play {
         let request = AdminRequest::Promote { node: name(node), force: true };
         self.world.input(&name(node), Input::Admin { id: 1, user: None, request });
         self.run(secs(2));
-        let location = self.world.mesh.nodes[&name(node)].location.to_string();
-        assert_eq!(self.leader_of(&location), node, "{}", self.story());
     }
 }
 
@@ -120,12 +122,12 @@ fn with_faults(
     }
     play.run(SETTLED);
     let what = format!("{faults:?}");
-    found.look(&what, &play, owed);
+    found.look(&what, &mut play, owed);
     for (node, fault) in faults {
         play.fault(node, fault.clone(), false);
     }
     play.run(SETTLED);
-    found.look(&format!("{what} over"), &play, everything);
+    found.look(&format!("{what} over"), &mut play, everything);
     play.fine();
 }
 
@@ -136,24 +138,38 @@ fn hybrid_sites() -> [Site; 2] {
 #[test]
 fn every_state_of_two_by_two_tunnels() {
     let mut found = Found::default();
-    for leaders in 0..4 {
+    // Commanded leaders whose tunnels then die, and commands amid dead tunnels; what Raft decides afterwards is its own affair.
+    for (leaders, command_first) in (0..4).flat_map(|l| [(l, true), (l, false)]) {
         for alive in 0..16u32 {
             let mut play = two_by_two();
-            for (bit, location) in ["cloud", "home"].into_iter().enumerate() {
-                if leaders >> bit & 1 == 1 {
-                    play.promote(&format!("{location}-1"));
+            let command = |play: &mut Play| {
+                for (bit, location) in ["cloud", "home"].into_iter().enumerate() {
+                    if leaders >> bit & 1 == 1 {
+                        play.promote(&format!("{location}-1"));
+                        let led = play.leader_of(location);
+                        assert!(!command_first || led.ends_with('1'), "{}", play.story());
+                    }
                 }
+            };
+            if command_first {
+                command(&mut play);
             }
             for tunnel in (0..4).filter(|t| alive >> t & 1 == 0) {
                 let (i, j) = (tunnel >> 1, tunnel & 1);
-                play.fault(&format!("cloud-{i}"), Fault::PairCut(name(&format!("home-{j}"))), true);
+                let cut = Fault::PairCut(name(&format!("home-{j}")));
+                play.fault(&format!("cloud-{i}"), cut, true);
+            }
+            if !command_first {
+                play.run(secs(5));
+                command(&mut play);
             }
             play.run(SETTLED);
             if alive == 0 {
                 assert!(!play.delivers("cloud-2", "home-2"), "nothing can pass");
             }
-            let what = format!("leaders {leaders:02b}, tunnels that work {alive:04b}");
-            found.look(&what, &play, |_, _, _| alive != 0);
+            let order = if command_first { "before" } else { "after" };
+            let what = format!("leaders {leaders:02b} {order}, tunnels that work {alive:04b}");
+            found.look(&what, &mut play, |_, _, _| alive != 0);
             play.fine();
         }
     }
@@ -243,7 +259,7 @@ fn a_machine_stands_still() {
         play.run(ms(pause));
         play.fault(node, Fault::MachinePause, false);
         play.run(SETTLED);
-        found.look(&format!("{node} for {pause} ms"), &play, everything);
+        found.look(&format!("{node} for {pause} ms"), &mut play, everything);
         play.fine();
     }
     found.judge("a_machine_stands_still");
@@ -333,8 +349,8 @@ fn new_tcp_connections_open_wherever_packets_pass() {
             }
             let reading = measure_tcp(&mut play.world, &name(a), &name(b), secs(6));
             worlds += 1;
-            // Both readings are by the millisecond.
-            if reading.none_opens > reading.blackout + 1 || reading.none_opens > 5_000 {
+            if reading.none_opens > reading.blackout + ROUND_TRIP + 2 || reading.none_opens > 5_000
+            {
                 failed.push(format!("{node} {fault:?}, {a} and {b}: {reading:?}"));
             }
         }

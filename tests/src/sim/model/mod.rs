@@ -34,6 +34,8 @@ use truth::{
 const TICK: Duration = Duration::from_millis(20);
 /// How often all pairs of workloads are walked, to find loops.
 const WALK: Duration = Duration::from_millis(200);
+/// How often the ways of all pairs of workloads are compared with what is owed to them: often enough for bounds of a second and more.
+const LOOK_AT_PAIRS: Duration = Duration::from_millis(400);
 /// A location with all it needs replaces a broken leader within this, plus what slow paths and hold-down add.
 const FAILOVER_WITHIN: Duration = Duration::from_secs(3);
 /// A raft leader whose disk takes no writes hands over within 3 s, and a successor that does not answer may cost as much again.
@@ -84,10 +86,14 @@ pub struct Model {
     led_without_disk: BTreeSet<(NodeName, Instant)>,
     /// When a leader was last one of two leaders between which some workloads do not get through that others relays serve.
     last_crooked: BTreeMap<NodeName, Instant>,
+    /// What is owed to pairs of workloads since the world's last change, and when that was.
+    owed: pairs::Owed,
+    owed_at: Option<Instant>,
     /// The ways of each pair of workloads, and since when they are these.
     ways: BTreeMap<pairs::Pair, pairs::Ways>,
     next_tick: Instant,
     next_walk: Instant,
+    next_look: Instant,
     log_seen: usize,
 }
 
@@ -291,6 +297,9 @@ impl Model {
         if now >= self.next_walk {
             self.next_walk = now + WALK;
             self.check_loops(world);
+        }
+        if now >= self.next_look {
+            self.next_look = now + LOOK_AT_PAIRS;
             self.check_pairs(world);
         }
     }

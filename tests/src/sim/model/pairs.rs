@@ -17,6 +17,7 @@ use wgctl_plan::{Family, InterfaceName};
 
 use super::truth::{is_outvoted, slowest_round_trip, some_dead};
 use super::{FAILOVER_WITHIN, MAX_VIOLATIONS, Model, STALE, World};
+use crate::sim::Weather;
 use crate::sim::path::LAN_DEVICE;
 
 /// Both directions of a pair arrive within this after the last change, plus allowances. It is what a failover may take: mending a pair is
@@ -28,10 +29,9 @@ const MIRROR_WITHIN: Duration = Duration::from_secs(1);
 const ROUND_TRIPS_TO_MEND: u32 = 20;
 /// Round trips until both ends know the same: half of one, and what is lost is told again.
 const ROUND_TRIPS_TO_TELL: u32 = 4;
-/// A path that loses a smaller share than this is good, one that loses more than the other is dead. Between them nothing is owed: it may
-/// be used, and it may be avoided.
+/// A path that loses a smaller share than this is good. Between this and [`Weather::DEAD_FROM`] nothing is owed: it may be used, and it
+/// may be avoided.
 const GOOD_BELOW: f64 = 0.02;
-const DEAD_ABOVE: f64 = 0.9;
 
 /// One pair of relays serves all workloads of two locations. So nothing is owed to a pair of workloads that only relays of its own would
 /// serve: those that serve most others do not. An example is a candidate without LAN, whose own tunnels work.
@@ -39,6 +39,9 @@ pub const KNOWN_LIMIT_ONE_RELAY_PAIR: bool = true;
 
 /// Two workloads and a family.
 pub type Pair = (NodeName, NodeName, Family);
+
+/// What is owed between two locations.
+pub(super) type Owed = BTreeMap<(LocationName, LocationName), Vec<Pair>>;
 
 /// The nodes that each direction of a pair crosses. `None`: it does not arrive.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,7 +76,7 @@ impl Passes {
     fn losing(share: f64) -> Self {
         match share {
             s if s < GOOD_BELOW => Self::Well,
-            s if s < DEAD_ABOVE => Self::Poorly,
+            s if s < Weather::DEAD_FROM => Self::Poorly,
             _ => Self::Not,
         }
     }
@@ -241,6 +244,20 @@ struct Clock {
     mirror_within: Duration,
 }
 
+/// All that is owed, by pairs of locations. It follows from the mesh and from what is broken, and changes only with these.
+fn all_owed(world: &World) -> Owed {
+    let locations: Vec<&LocationName> = world.mesh.locations.keys().collect();
+    let mut all = Owed::new();
+    for (n, one) in locations.iter().enumerate() {
+        for other in &locations[n + 1..] {
+            let families = [Family::V4, Family::V6].into_iter();
+            let pairs = families.flat_map(|family| owed(world, one, other, family)).collect();
+            all.insert(((*one).clone(), (*other).clone()), pairs);
+        }
+    }
+    all
+}
+
 impl Model {
     /// Checks all pairs of workloads of different locations.
     pub(super) fn check_pairs(&mut self, world: &World) {
@@ -259,23 +276,25 @@ impl Model {
             through_within: THROUGH_WITHIN + stale + slow * ROUND_TRIPS_TO_MEND,
             mirror_within: MIRROR_WITHIN + slow * ROUND_TRIPS_TO_TELL,
         };
-        let locations: Vec<&LocationName> = world.mesh.locations.keys().collect();
-        for (n, one) in locations.iter().enumerate() {
-            for other in &locations[n + 1..] {
-                // Before the first decisions all follow the mesh file.
-                let (Some(a), Some(b)) = (first.get(*one), first.get(*other)) else { continue };
-                if is_outvoted(world, one) || is_outvoted(world, other) {
-                    continue;
-                }
-                let changed = clock.changed.max(*a).max(*b);
-                let leaders = one_leader(world, one) && one_leader(world, other);
-                for family in [Family::V4, Family::V6] {
-                    for pair in owed(world, one, other, family) {
-                        self.check_pair(world, &pair, &Clock { changed, ..clock }, leaders);
-                    }
-                }
+        if self.owed_at != Some(world.fault_changed) {
+            self.owed = all_owed(world);
+            // Another change may come at the same moment.
+            self.owed_at = (world.now().mono > world.fault_changed).then_some(world.fault_changed);
+        }
+        let all = std::mem::take(&mut self.owed);
+        for ((one, other), pairs) in &all {
+            // Before the first decisions all follow the mesh file.
+            let (Some(a), Some(b)) = (first.get(one), first.get(other)) else { continue };
+            if is_outvoted(world, one) || is_outvoted(world, other) {
+                continue;
+            }
+            let changed = clock.changed.max(*a).max(*b);
+            let leaders = one_leader(world, one) && one_leader(world, other);
+            for pair in pairs {
+                self.check_pair(world, pair, &Clock { changed, ..clock }, leaders);
             }
         }
+        self.owed = all;
     }
 
     /// Notes which leaders do not serve the leader of another location as other relays would.
@@ -415,7 +434,7 @@ impl std::fmt::Display for Ways {
 mod tests {
     use super::*;
     use crate::sim::meshes::{Site, mesh_of};
-    use crate::sim::{Fault, Foreign, ForeignKind, Loss, Weather, WorldConfig};
+    use crate::sim::{Fault, Foreign, ForeignKind, Loss, WorldConfig};
     use leaderd_core::mesh::Policy;
 
     fn name(s: &str) -> NodeName {

@@ -294,7 +294,7 @@ fn a_pair_whose_directions_stay_apart_is_reported() {
     by_the_standby(&mut world, "10.2.1.0/25");
     model.run(&mut world, Duration::from_millis(900));
     assert_eq!(of(&model), 0, "not at once: {:#?}", model.unkept.mirror);
-    model.run(&mut world, Duration::from_millis(600));
+    model.run(&mut world, Duration::from_millis(1_200));
     assert!(of(&model) > 0, "{:#?}", model.unkept.mirror);
     assert_eq!(model.unkept.through, Vec::<String>::new());
 }
