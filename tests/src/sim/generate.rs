@@ -6,16 +6,18 @@ use std::ops::Range;
 use std::time::Duration;
 
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::mesh::{Mesh, Policy};
+use leaderd_core::mesh::{Mesh, Node, Overlay, Policy};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use wgctl_plan::Family;
 
 use super::case::{Case, PlannedFault};
 use super::hostile::HostileBehaviour;
 use super::link::uniform;
 use super::meshes::{Site, mesh_of};
+use super::path::LAN_DEVICE;
 use super::rollout::{Change, RollOut};
-use super::{Fault, Link, Loss, WorldConfig};
+use super::{Fault, Foreign, ForeignKind, Link, Loss, Weather, WorldConfig};
 
 /// Faults begin within this.
 const TROUBLED_MS: u32 = 40_000;
@@ -36,11 +38,24 @@ pub enum Kind {
     Hostile,
     /// All of these at once.
     Everything,
+    /// What is broken between two candidates, one way or both: cuts, bad weather, planes and families that are not forwarded.
+    Paths,
+    /// What happens to a host besides that: it stands still, its LAN is silent, links lose their carrier, other tools have rules and
+    /// routes.
+    Hosts,
 }
 
 impl Kind {
-    pub const ALL: [Self; 6] =
-        [Self::Plain, Self::Richer, Self::Disks, Self::RollOuts, Self::Hostile, Self::Everything];
+    pub const ALL: [Self; 8] = [
+        Self::Plain,
+        Self::Richer,
+        Self::Disks,
+        Self::RollOuts,
+        Self::Hostile,
+        Self::Everything,
+        Self::Paths,
+        Self::Hosts,
+    ];
 
     /// Returns the kind's seeds.
     pub const fn seeds(self) -> Range<u64> {
@@ -51,7 +66,9 @@ impl Kind {
             Self::Disks => 2 * MILLION..3 * MILLION,
             Self::RollOuts => 3 * MILLION..4 * MILLION,
             Self::Hostile => 4 * MILLION..5 * MILLION,
-            Self::Everything => 5 * MILLION..u64::MAX,
+            Self::Everything => 5 * MILLION..6 * MILLION,
+            Self::Paths => 6 * MILLION..7 * MILLION,
+            Self::Hosts => 7 * MILLION..u64::MAX,
         }
     }
 
@@ -68,6 +85,8 @@ impl Kind {
             Self::RollOuts => "roll-outs",
             Self::Hostile => "hostile",
             Self::Everything => "everything",
+            Self::Paths => "paths",
+            Self::Hosts => "hosts",
         }
     }
 }
@@ -77,7 +96,11 @@ impl Case {
     pub fn of_seed(seed: u64) -> Self {
         let rng = &mut ChaCha8Rng::seed_from_u64(seed);
         let kind = Kind::of_seed(seed);
-        let sites = if kind == Kind::RollOuts { voting_sites(rng) } else { sites(rng) };
+        let sites = match kind {
+            Kind::RollOuts => voting_sites(rng),
+            Kind::Paths | Kind::Hosts => richer_sites(rng),
+            _ => sites(rng),
+        };
         let ms = |n: u32| Duration::from_millis(n.into());
         let mut wan = Link::of(ms([1, 10, 10, 40, 150][pick(rng, 5)]));
         wan.jitter = wan.latency.mul_f64([0.0, 0.1, 0.3][pick(rng, 3)]);
@@ -117,8 +140,59 @@ impl Case {
                 case.roll_out_amid_failovers(rng, &mesh);
                 case.add_hostile_node(rng, &names);
             }
+            Kind::Paths => case.break_paths(rng, &mesh),
+            Kind::Hosts => case.trouble_hosts(rng, &mesh),
         }
         case
+    }
+
+    /// Breaks paths between candidates. One fault of another sort may come as well.
+    fn break_paths(&mut self, rng: &mut ChaCha8Rng, mesh: &Mesh) {
+        self.faults.truncate(pick(rng, 2));
+        for _ in 0..1 + pick(rng, 3) {
+            let (node, far) = two_candidates(rng, mesh);
+            let to = far.name.clone();
+            let slot = far.slot.expect("a candidate").0;
+            let fault = match pick(rng, 10) {
+                0..=2 => Fault::PairCut(to),
+                3 | 4 => Fault::OneWay(to),
+                5 | 6 => Fault::Weather(to, weather(rng)),
+                7 | 8 => Fault::PlaneOff(slot),
+                _ => Fault::FamilyOff([Family::V4, Family::V6][pick(rng, 2)]),
+            };
+            self.plan(rng, node.name.clone(), fault);
+        }
+    }
+
+    /// Does to hosts what else happens to them.
+    fn trouble_hosts(&mut self, rng: &mut ChaCha8Rng, mesh: &Mesh) {
+        self.faults.truncate(pick(rng, 2));
+        for _ in 0..1 + pick(rng, 3) {
+            let nodes: Vec<&Node> = mesh.nodes.values().collect();
+            let node = nodes[pick(rng, nodes.len())];
+            let fault = match pick(rng, 10) {
+                0 | 1 => Fault::MachinePause,
+                2 => Fault::LanControlCut,
+                3 => Fault::LanPacketsCut,
+                4..=6 => {
+                    let lan = node.slot.is_none() || pick(rng, 2) == 0;
+                    let dev = if lan { LAN_DEVICE } else { ["wgl0", "wgl1"][pick(rng, 2)] };
+                    Fault::LinkDown(dev.parse().expect("a name"))
+                }
+                _ => Fault::Foreign(foreign(rng, mesh, node)),
+            };
+            self.plan(rng, node.name.clone(), fault);
+        }
+    }
+
+    fn plan(&mut self, rng: &mut ChaCha8Rng, node: NodeName, fault: Fault) {
+        self.faults.push(PlannedFault {
+            at_ms: rng.next_u32() % TROUBLED_MS,
+            // A link that flaps, a machine that is moved, up to faults that stay.
+            for_ms: [50, 300, 2_000, 20_000, 40_000][pick(rng, 5)] + rng.next_u32() % 1000,
+            node,
+            fault,
+        });
     }
 
     fn add_mesh_changes(&mut self, rng: &mut ChaCha8Rng, names: &[&NodeName]) {
@@ -276,6 +350,49 @@ impl Case {
     }
 }
 
+/// Two candidates of different locations, mostly those that lead after a quiet start.
+fn two_candidates<'m>(rng: &mut ChaCha8Rng, mesh: &'m Mesh) -> (&'m Node, &'m Node) {
+    let all: Vec<&Node> = mesh.nodes.values().filter(|n| n.slot.is_some()).collect();
+    let node = match pick(rng, 2) {
+        0 => all[pick(rng, all.len())],
+        _ => first_candidate(mesh, &any_location(rng, mesh)),
+    };
+    let others: Vec<&Node> = all.into_iter().filter(|n| n.location != node.location).collect();
+    let far = others[pick(rng, others.len())];
+    let far = if pick(rng, 2) == 0 { far } else { first_candidate(mesh, &far.location) };
+    (node, far)
+}
+
+fn first_candidate<'m>(mesh: &'m Mesh, location: &LocationName) -> &'m Node {
+    mesh.candidates_of(location).into_values().next().expect("a candidate")
+}
+
+fn weather(rng: &mut ChaCha8Rng) -> Weather {
+    let (slower_ms, jitter_ms) = [(0, 0), (100 + rng.next_u32() % 100, 0), (0, 20)][pick(rng, 3)];
+    let loss = match pick(rng, 4) {
+        0 => Loss::NONE,
+        1 => Loss::Independent(0.05 + 0.6 * uniform(rng)),
+        2 => Loss::Independent(0.95 + 0.05 * uniform(rng)),
+        _ => Loss::Bursty { to_bad: 0.01, to_good: 0.1, bad_loss: 0.8 },
+    };
+    Weather { loss, slower_ms, jitter_ms }
+}
+
+/// A rule or route of another tool on a node, for the prefix of a node elsewhere.
+fn foreign(rng: &mut ChaCha8Rng, mesh: &Mesh, node: &Node) -> Foreign {
+    let elsewhere: Vec<&Node> =
+        mesh.nodes.values().filter(|n| n.location != node.location).collect();
+    let to = elsewhere[pick(rng, elsewhere.len())].prefixes[0];
+    let kind = match pick(rng, 3) {
+        0 => ForeignKind::Route { metric: 50 },
+        // Before leaderd's rules, and behind them.
+        n => ForeignKind::Rule([10, 5270][n - 1]),
+    };
+    let lan = mesh.locations[&node.location].overlay == Overlay::Direct;
+    let iif = (lan && pick(rng, 2) == 0).then(|| LAN_DEVICE.parse().expect("a name"));
+    Foreign { to, from: None, iif, kind }
+}
+
 fn any_location(rng: &mut ChaCha8Rng, mesh: &Mesh) -> LocationName {
     let n = pick(rng, mesh.locations.len());
     mesh.locations.keys().nth(n).expect("it is one of them").clone()
@@ -288,6 +405,18 @@ fn voting_sites(rng: &mut ChaCha8Rng) -> Vec<Site> {
         2 => vec![Site::new("cloud", 2, 0).witness("home-0"), Site::new("home", 3, 0)],
         _ => vec![Site::new("cloud", 4, 1), Site::new("home", 2, 1)],
     }
+}
+
+/// The ordinary sites, some with IPv6, some without VXLAN.
+fn richer_sites(rng: &mut ChaCha8Rng) -> Vec<Site> {
+    let ipv6 = pick(rng, 3);
+    let mut sites = sites(rng);
+    for (n, site) in sites.iter_mut().enumerate() {
+        // On all, or on all but the first. Where next hops are LAN addresses, which are IPv4 here, IPv6 has none.
+        site.ipv6 = ipv6 == 0 || (ipv6 == 1 && n > 0);
+        site.direct = !site.ipv6 && pick(rng, 3) == 0;
+    }
+    sites
 }
 
 fn sites(rng: &mut ChaCha8Rng) -> Vec<Site> {
