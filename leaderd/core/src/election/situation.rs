@@ -99,9 +99,8 @@ impl Situation {
             true => Some(Opinion::Yes),
             false => b.straight(slot),
         };
-        let count = |is: fn(&Opinion) -> bool| {
-            self.ballots.values().filter_map(vote).filter(|word| is(word)).count()
-        };
+        let count =
+            |is: fn(&Opinion) -> bool| self.ballots.values().filter_map(vote).filter(is).count();
         (count(|word| *word == Opinion::Yes), count(|word| *word != Opinion::Yes))
     }
 

@@ -153,8 +153,8 @@ impl World {
             if choices.is_empty() || !heard.is_empty() {
                 choices = (0..self.locations.len()).map(|here| self.choice(here)).collect();
             }
-            for here in 0..self.locations.len() {
-                let Some((leader, wait)) = choices[here] else {
+            for (here, choice) in choices.clone().into_iter().enumerate() {
+                let Some((leader, wait)) = choice else {
                     due.remove(&here);
                     continue;
                 };
