@@ -331,6 +331,13 @@ impl Node {
         let here = End { leaders: &leaders.near, order: &near };
         let there = End { leaders: &leaders.far, order: &far };
         let doubted = |i, j| table.is_accused(Who::Near(i)) || table.is_accused(Who::Far(j));
+        // Of a standby that is not there nobody knows anything: it may be dead.
+        let state = |i, j| match state(i, j) {
+            TunnelState::Unknown if !leaders.near.contains(&i) && !self.is_here(i) => {
+                TunnelState::Bad
+            }
+            known => known,
+        };
         if self.location < *location {
             let Chosen { low, high, state } = choose(here, there, state, doubted)?;
             Some((low, high, state))
@@ -339,6 +346,12 @@ impl Node {
             let Chosen { low, high, state } = choose(there, here, state, doubted)?;
             Some((high, low, state))
         }
+    }
+
+    /// Returns whether a candidate of this location is this node, or connected with it.
+    fn is_here(&self, slot: Slot) -> bool {
+        let node = self.mesh.candidate(&self.location, slot);
+        node.is_some_and(|n| n.name == self.me || self.peers.is_connected(&n.name))
     }
 
     fn order_there(

@@ -154,11 +154,10 @@ fn while_all_tunnels_are_bad_the_leaders_stay_and_that_is_an_error_after_some_se
 
 #[test]
 fn a_detour_of_fifteen_minutes_is_an_error() {
-    let mut bench = candidate();
-    let bad = || tunnels("home", row(&[(0, TunnelState::Bad)]), &[]);
-    let mut effects = bench.frame("cloud-0", bad());
+    let mut bench = member();
+    let mut effects = bench.frame("home-0", detours(1, 1));
     for _ in 0..15 * 60 + 2 {
-        bench.frame("cloud-0", bad());
+        bench.frame("home-0", detours(1, 1));
         effects.extend(bench.later(Duration::from_secs(1)));
     }
     assert!(bench.pair().long);
@@ -193,9 +192,28 @@ fn a_standby_speaks_for_no_candidate_elsewhere_that_this_node_is_connected_with(
     bench.feed(Input::PeerUp { node: name("cloud-0"), rtt_micros: 20_000 });
     bench.frame("home-1", claim());
     assert_eq!(bench.relays(), None);
+    bench.feed(Input::PeerUp { node: name("home-1"), rtt_micros: 200 });
     bench.feed(Input::PeerDown { node: name("cloud-0") });
     bench.frame("home-1", claim());
     assert_eq!(bench.relays(), Some(&relays(1, 0)));
+}
+
+#[test]
+fn a_standby_that_is_not_there_is_no_detour_while_nobody_says_that_its_tunnel_is_good() {
+    let mut bench = Bench::of("home-0", with_workloads(mesh(2, 1, 0)));
+    let bad = || tunnels("home", row(&[(0, TunnelState::Bad)]), &[]);
+    bench.frame("cloud-0", bad());
+    bench.frame("cloud-1", bad());
+    assert_eq!(bench.relays(), None);
+    bench.feed(Input::PeerUp { node: name("home-1"), rtt_micros: 200 });
+    bench.later(Duration::from_millis(1100));
+    assert_eq!(bench.relays(), Some(&relays(1, 0)));
+    bench.feed(Input::PeerDown { node: name("home-1") });
+    bench.later(Duration::from_millis(1100));
+    assert_eq!(bench.relays(), None);
+    let vouched = row(&[(0, TunnelState::Bad), (1, TunnelState::Good)]);
+    bench.frame("cloud-0", tunnels("home", vouched, &[]));
+    assert_eq!(bench.relays(), Some(&relays(1, 0)), "the other end vouches for it");
 }
 
 #[test]

@@ -101,7 +101,8 @@ fn all_relays(mesh: &Mesh, bits: &[u8]) -> AllRelays {
     let mut draw = |l: &LocationName| {
         let bits = *bits.next().unwrap();
         let slots = |bits: u8| (0..4).filter(|s| bits >> s & 1 == 1).map(Slot).collect();
-        (bits % 3 != 0).then(|| (l.clone(), Relays { near: slots(bits), far: slots(bits >> 4) }))
+        (!bits.is_multiple_of(3))
+            .then(|| (l.clone(), Relays { near: slots(bits), far: slots(bits >> 4) }))
     };
     let mut of = |n: &Node| {
         let others = mesh.locations.keys().filter(|l| **l != n.location);
