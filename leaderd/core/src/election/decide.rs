@@ -119,9 +119,11 @@ impl Situation {
         if self.frozen || self.hold_down > Duration::ZERO {
             return Some(Choice::Blocked { cause });
         }
-        // Of the two ends of a dead tunnel between leaders the location with the greater name moves, unless it cannot.
+        // Of the two ends of a dead tunnel between leaders the location with the greater name moves, unless it cannot. What lies behind
+        // the tunnel is for the location there to mend.
         let ours = self.gained(new, old).any(|(location, ballot)| {
-            !ballot.discounted && (*location < self.location || !ballot.could_move(old))
+            let greater = *location < self.location;
+            !ballot.discounted && (greater || ballot.blames(old) || !ballot.could_move(old))
         });
         let wait = if ours { Wait::Soon } else { Wait::Late };
         let leaders = self.leaders.iter().map(|s| if *s == old { new } else { *s }).collect();

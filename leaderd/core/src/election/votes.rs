@@ -135,7 +135,21 @@ impl Ballot {
     /// True if it would gain by `new` in place of `old`.
     pub fn gains(&self, new: Slot, old: Slot) -> bool {
         let faulty = self.straight(old).is_some_and(|word| word != Opinion::Yes);
-        faulty && self.straight(new) == Some(Opinion::Yes)
+        faulty && self.straight(new) == Some(Opinion::Yes) && !self.is_to_blame(new)
+    }
+
+    /// True if another candidate here than `new` accuses its leader of not relaying what it should: that is for the leader's own location
+    /// to mend, and would most likely meet `new` as well.
+    fn is_to_blame(&self, new: Slot) -> bool {
+        let accused = |by: &TunnelRow| self.leaders.iter().any(|leader| by.accuses(*leader));
+        self.rows.iter().any(|(slot, row)| *slot != new && accused(row))
+    }
+
+    /// True if its leader says that the candidate answers and does not relay what it should. No other leader of its own would mend that.
+    pub fn blames(&self, slot: Slot) -> bool {
+        let leaders = self.observers.iter().filter(|o| self.leaders.contains(&o.place));
+        let verdicts = leaders.filter_map(|o| o.slot(slot)).map(|s| &s.verdict);
+        verdicts.into_iter().any(TunnelState::is_behind)
     }
 
     /// True if it is not known to be served by `new` as well as it is by `old`.
@@ -246,6 +260,28 @@ mod tests {
         assert!(!could(&[FAULTY], true), "it has one candidate");
         assert!(!could(&[FAULTY, Unknown], true));
         assert!(could(&[FAULTY, Unknown], false), "it does not report while all is well");
+    }
+
+    #[test]
+    fn where_a_relay_is_accused_its_own_location_is_to_move_and_the_other_gains_nothing() {
+        let yes = Verdict::Forwarding;
+        let observer = ObserverView {
+            observer: "a-0".parse().unwrap(),
+            place: Slot(0),
+            slots: vec![
+                SlotReport::new(Slot(0), yes.clone(), WallTime(0)),
+                SlotReport::new(Slot(1), yes, WallTime(0)),
+            ],
+        };
+        let mut ballot = Ballot { observers: vec![observer], ..ballot(&[Verdict::Forwarding]) };
+        let bad = TunnelRow::UNKNOWN.with(Slot(0), TunnelState::Bad);
+        ballot.rows.insert(Slot(0), bad);
+        assert!(ballot.gains(Slot(1), Slot(0)), "the tunnel is dead");
+        ballot.rows.insert(Slot(0), bad.accusing(Slot(0)));
+        assert!(!ballot.gains(Slot(1), Slot(0)), "what lies behind it is");
+        assert!(super::tests::ballot(&[FAULTY]).blames(Slot(0)));
+        let tunnel = Verdict::Degraded { cause: Fault::TunnelDown, direction: None };
+        assert!(!super::tests::ballot(&[tunnel]).blames(Slot(0)));
     }
 
     #[test]

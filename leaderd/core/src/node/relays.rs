@@ -273,7 +273,7 @@ impl Node {
     fn find_relay_pair(&mut self, now: Now, location: &LocationName) -> Option<(Relays, Shown)> {
         let mine = self.slot()?;
         let observer = self.observer.as_ref()?;
-        let (verdicts, silent) = (observer.verdicts(location), observer.is_silent(now, location));
+        let (verdicts, silent) = (observer.tunnels(location), observer.is_silent(now, location));
         let avoid = self.relays.avoid;
         let pair = self.relays.pairs.entry(location.clone()).or_default();
         pair.own.update(now.mono, verdicts.iter().map(|(slot, verdict)| (*slot, verdict)), silent);

@@ -82,6 +82,8 @@ pub(super) struct LocationWatch {
     pub bursts: BurstBudget,
     /// Nothing at all comes back through any path.
     pub all_paths_silent: bool,
+    /// Paths whose candidates answer and relay nothing, at the last judgement.
+    pub idle: Vec<PathIdx>,
     /// Every reply is judged, as a path is suspected, degraded or unknown.
     pub needs_eager_judging: bool,
     /// The paths of losses since the last judgement.
@@ -183,6 +185,7 @@ impl LocationWatch {
             report_seq: 0,
             bursts: BurstBudget::full(now),
             all_paths_silent: false,
+            idle: Vec::new(),
             needs_eager_judging: true,
             fresh_losses: Vec::new(),
             has_source: Default::default(),

@@ -33,6 +33,7 @@ use std::time::Duration;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+use crate::fault::Fault;
 use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{LogLevel, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
@@ -41,7 +42,8 @@ use crate::status::HiddenSource;
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{Report, Verdict};
 
-use index::{IndexVec, TargetIdx, WatchIdx};
+use evidence::Path;
+use index::{IndexVec, PathIdx, TargetIdx, WatchIdx};
 use location::LocationWatch;
 pub(crate) use location::{full_watchers, interval_of};
 use probing::budget::Budget;
@@ -70,7 +72,7 @@ pub enum ObserverOutput {
     Forget(ProbeId),
     /// For the candidates of the location it is about.
     Report(Report),
-    /// What is known of this node's tunnels to a location has changed: [`Observer::verdicts`], [`Observer::is_silent`].
+    /// What is known of this node's tunnels to a location has changed: [`Observer::tunnels`], [`Observer::is_silent`].
     TunnelsChanged(LocationName),
     /// As-workload probes pass under this epoch.
     Verified {
@@ -221,11 +223,19 @@ impl Observer {
         self.by_name.get(location).is_some_and(|&watch| self.watches[watch].forwards(slot))
     }
 
-    /// Returns this node's own verdicts on the candidates of a location.
-    pub fn verdicts(&self, location: &LocationName) -> Vec<(Slot, Verdict)> {
-        let watch = self.by_name.get(location).map(|&watch| &self.watches[watch]);
-        let paths = watch.into_iter().flat_map(|w| w.paths.iter());
-        paths.map(|p| (p.slot, p.verdict.get().clone())).collect()
+    /// Returns what this node knows of its tunnels to a location. That is its verdicts on the candidates there, but for one that answers and
+    /// relays nothing while no other tunnel tells whether the targets live: nobody is to blame then, and nothing passes all the same.
+    pub fn tunnels(&self, location: &LocationName) -> Vec<(Slot, Verdict)> {
+        let Some(watch) = self.by_name.get(location).map(|&watch| &self.watches[watch]) else {
+            return Vec::new();
+        };
+        let tunnel = |(p, path): (PathIdx, &Path)| match path.verdict.get() {
+            verdict if !verdict.is_degraded() && watch.relays_nothing(p) => {
+                (path.slot, Verdict::Degraded { cause: Fault::NotForwarding, direction: None })
+            }
+            verdict => (path.slot, verdict.clone()),
+        };
+        watch.paths.enumerate().map(tunnel).collect()
     }
 
     /// Returns whether nothing comes back through any tunnel to a location, and something should: WireGuard's first handshakes are over.
@@ -306,7 +316,7 @@ impl Observer {
         if let Some(due) = judgement.judge_at {
             self.timers.insert((due, Timer::Judge(watch)));
         }
-        if judgement.changed || judgement.silence_changed {
+        if judgement.changed || judgement.tunnels_changed {
             let location = self.watches[watch].location.clone();
             self.emit(ObserverOutput::TunnelsChanged(location));
         }

@@ -41,7 +41,7 @@ fn a_leader_that_all_observers_find_at_fault_is_replaced_at_once() {
 #[test]
 fn where_another_location_should_move_this_one_does_only_if_that_has_not_helped_for_ten_seconds() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 2);
-    c.report_failure(0, &["home-0"]);
+    c.report_dead_tunnel(0, "home-0");
     c.run(10_400);
     assert!(c.all_follow(0));
     c.until(900, "it moves for want of the other", |c| c.all_follow(1));
@@ -53,7 +53,7 @@ fn where_another_location_should_move_this_one_does_only_if_that_has_not_helped_
 #[test]
 fn this_location_stays_if_the_other_moves_in_time() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 2);
-    c.report_failure(0, &["home-0"]);
+    c.report_dead_tunnel(0, "home-0");
     c.run(900);
     c.relays_of_home(&[1]);
     c.run(30_000);

@@ -52,8 +52,8 @@ type LogLine = (LogLevel, String, Vec<(String, String)>);
 #[derive(Debug, Default)]
 pub struct Judgement {
     pub changed: bool,
-    /// All paths fell silent, or one speaks again.
-    pub silence_changed: bool,
+    /// What is known of tunnels changed besides: all fell silent, or one relays nothing, or no longer.
+    pub tunnels_changed: bool,
     /// Paths that need a burst.
     pub bursts: Vec<PathIdx>,
     pub probes: Vec<ProbeSpec>,
@@ -85,7 +85,9 @@ impl LocationWatch {
             // lives again now was not known to live then.
             self.paths.iter_mut().for_each(|p| p.samples.clear());
         }
-        judgement.silence_changed = self.all_paths_silent != silent;
+        let idle: Vec<PathIdx> = self.paths.indices().filter(|p| self.relays_nothing(*p)).collect();
+        judgement.tunnels_changed = self.all_paths_silent != silent || self.idle != idle;
+        self.idle = idle;
         self.all_paths_silent = silent;
         let all_fail = !silent && self.do_all_candidates_relay_nothing();
         for p in self.paths.indices() {
@@ -152,18 +154,21 @@ impl LocationWatch {
 
     /// Returns whether all candidates relay nothing although they answer themselves: then they are all sick.
     fn do_all_candidates_relay_nothing(&self) -> bool {
-        self.paths.indices().all(|p| {
-            let tested = self.targets.indices().filter(|t| self.can_test(p, *t));
-            let passed = tested.filter_map(|t| self.pairs[p][t].delivered()).max();
-            let after = passed.map_or(Instant::default(), |t| t + Duration::from_micros(1));
-            let path = &self.paths[p];
-            // Lost while the candidate itself answered, not when everything was lost.
-            path.life.relay_reply() > Some(after + ALL_SILENT_AFTER)
-                && path.life.relay_passes_since().is_some_and(|since| {
-                    let lost = path.samples.decided_since(after.max(since));
-                    lost.filter(|s| s.is_new_flow()).count() >= ALL_FAIL_LOSSES
-                })
-        })
+        self.paths.indices().all(|p| self.relays_nothing(p))
+    }
+
+    /// Returns whether a candidate relays nothing although it answers itself. The targets may be to blame, where no other path tells.
+    pub(in crate::observe) fn relays_nothing(&self, p: PathIdx) -> bool {
+        let tested = self.targets.indices().filter(|t| self.can_test(p, *t));
+        let passed = tested.filter_map(|t| self.pairs[p][t].delivered()).max();
+        let after = passed.map_or(Instant::default(), |t| t + Duration::from_micros(1));
+        let path = &self.paths[p];
+        // Lost while the candidate itself answered, not when everything was lost.
+        path.life.relay_reply() > Some(after + ALL_SILENT_AFTER)
+            && path.life.relay_passes_since().is_some_and(|since| {
+                let lost = path.samples.decided_since(after.max(since));
+                lost.filter(|s| s.is_new_flow()).count() >= ALL_FAIL_LOSSES
+            })
     }
 
     /// Returns what the packets through a path show now.

@@ -105,6 +105,12 @@ impl Cluster {
         self.report_now();
     }
 
+    pub fn report_dead_tunnel(&mut self, slot: u8, observer: &str) {
+        let verdict = Verdict::Degraded { cause: Fault::TunnelDown, direction: None };
+        self.verdicts.insert((name(observer), Slot(slot)), verdict);
+        self.report_now();
+    }
+
     /// These relay at `home` from now on, by its decision.
     pub fn relays_of_home(&mut self, slots: &[u8]) {
         let (now, home) = (self.now(), "home".parse().unwrap());
