@@ -357,3 +357,48 @@ fn new_tcp_connections_open_wherever_packets_pass() {
     }
     known::judge("new_tcp_connections_open_wherever_packets_pass", worlds, &failed);
 }
+
+/// `home` with one candidate, `cloud` and `paris` with three, all well.
+fn three_locations() -> Play {
+    let sites = [Site::new("cloud", 3, 0), Site::new("home", 1, 2), Site::new("paris", 3, 0)];
+    let play = Play::of(&sites, Policy::default(), WorldConfig::default());
+    assert_eq!(play.leader_of("cloud"), "cloud-0");
+    assert!(reaches_cloud(&play, "home-1") && reaches_cloud(&play, "paris-1"));
+    play
+}
+
+fn reaches_cloud(play: &Play, from: &str) -> bool {
+    play.delivers(from, "cloud-2") && play.delivers("cloud-2", from)
+}
+
+/// The provider between `home` and the leader has lost a route; all other candidates of the cloud are reached.
+#[test]
+fn a_location_that_alone_cannot_reach_a_leader_gets_another_way() {
+    let mut play = three_locations();
+    play.fault("home-0", Fault::PairCut(name("cloud-0")), true);
+    play.blackout("home-1", "cloud-2");
+    assert!(reaches_cloud(&play, "paris-1"));
+    play.fine();
+}
+
+/// `paris` misses the leader, `home` misses the first standby, and the second would serve both.
+#[test]
+fn a_failover_cuts_no_location_off_that_another_standby_would_have_served() {
+    let mut play = three_locations();
+    play.fault("home-0", Fault::PairCut(name("cloud-1")), true);
+    play.run(secs(10));
+    for n in 0..3 {
+        play.fault(&format!("paris-{n}"), Fault::PairCut(name("cloud-0")), true);
+    }
+    play.blackout("paris-1", "cloud-2");
+    // And it stays so.
+    for _ in 0..100 {
+        play.run(ms(100));
+        assert!(
+            reaches_cloud(&play, "home-1") && reaches_cloud(&play, "paris-1"),
+            "{}",
+            play.story()
+        );
+    }
+    play.fine();
+}
