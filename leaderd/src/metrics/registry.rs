@@ -180,7 +180,7 @@ pub(super) fn registry(s: &Snapshot) -> Registry {
 }
 
 /// Which relays carry with each other location, and what is known of this node's own tunnels. Flags are there from the start, with zero.
-fn relays(status: &Status, gauges: &mut dyn FnMut(&str, &str, Vec<(Labels, f64)>)) {
+fn relays(status: &Status, mut gauges: impl FnMut(&str, &str, Vec<(Labels, f64)>)) {
     let pairs = || status.relay_pairs.iter();
     // Both ends of a pair tell of it.
     let between = |other: &LocationName| {

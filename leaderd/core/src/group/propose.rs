@@ -23,9 +23,10 @@ const TROUBLE_AGAIN: Duration = Duration::from_secs(10);
 const RAISE_EPOCH_AGAIN: Duration = Duration::from_secs(10);
 const RAISE_EPOCH_AGAIN_MAX: Duration = Duration::from_secs(3600);
 
-/// How long the votes must ask for another leader before it is moved: from half a second to a second, another time for each location and
-/// epoch. So of several locations that could move one is the first, and the others learn of it.
-const VOTED_FOR: Duration = Duration::from_millis(500);
+/// How long the votes must ask for another leader before it is moved: from 3 s to 3.5 s, another time for each location and epoch. So of
+/// several locations that could move one is the first, and the others learn of it. A detour carries meanwhile, and a tunnel that was called
+/// bad for a burst of losses is good again before: an observer takes its word back after 2 s.
+const VOTED_FOR: Duration = Duration::from_secs(3);
 const SPREAD: Duration = Duration::from_millis(500);
 /// How much longer it takes where another location should move: that one may have no quorum, be frozen, or gain nothing by it.
 const OTHERS_TURN: Duration = Duration::from_secs(10);

@@ -42,7 +42,7 @@ fn a_leader_that_all_observers_find_at_fault_is_replaced_at_once() {
 fn where_another_location_should_move_this_one_does_only_if_that_has_not_helped_for_ten_seconds() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 2);
     c.report_dead_tunnel(0, "home-0");
-    c.run(10_400);
+    c.run(12_900);
     assert!(c.all_follow(0));
     c.until(900, "it moves for want of the other", |c| c.all_follow(1));
     let seen = "(1 of 1 locations: home, as home-0 sees it)";
