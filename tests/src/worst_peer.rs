@@ -66,7 +66,7 @@ impl WorstPeer {
         let elsewhere = (0..1000).map(|n| long(n).as_str().parse().expect("a name")).collect();
         frames.push(Frame::Uncarried { mesh_hash: [7; 8], locations: elsewhere });
         // Alternates, so that it is always news.
-        let state = if self.sent % 2 == 0 { TunnelState::Bad } else { TunnelState::Good };
+        let state = if self.sent.is_multiple_of(2) { TunnelState::Bad } else { TunnelState::Good };
         let row = TunnelRow::UNKNOWN.with(Slot(0), state);
         frames.push(Frame::Tunnels {
             location: cloud.clone(),
