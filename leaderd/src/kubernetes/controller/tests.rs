@@ -50,6 +50,7 @@ fn status(mesh: &Mesh, me: &str, probe_address: &str) -> Status {
         backend: "kernel".to_owned(),
         probe_addresses: vec![probe_address.parse().unwrap()],
         locations: vec![],
+        relay_pairs: Vec::new(),
     }
 }
 
