@@ -155,7 +155,7 @@ impl Node {
         let all = std::mem::replace(&mut self.relays.avoid, avoid) != avoid;
         let troubled = |(l, p): (&LocationName, &Pair)| {
             let some = p.table.is_trouble() || p.sent.is_some() || p.cut_off.is_some();
-            (all || some || p.shown.as_ref().is_some_and(|s| s.detour)).then(|| l.clone())
+            (some || p.shown.as_ref().is_some_and(|s| s.detour)).then(|| l.clone())
         };
         let troubled: Vec<LocationName> = if all {
             self.other_locations()

@@ -19,6 +19,19 @@ fn slot(letter: char) -> Slot {
     Slot(NAMES.find(letter).expect("a to d") as u8)
 }
 
+/// A candidate against which its own location knows nothing.
+fn healthy(name: &str) -> CandidateFacts {
+    CandidateFacts {
+        name: name.parse().unwrap(),
+        drained: false,
+        broken: None,
+        silent: Duration::ZERO,
+        heard: true,
+        unreachable: false,
+        ejected: false,
+    }
+}
+
 fn letters(slots: &[Slot]) -> String {
     slots.iter().map(|s| NAMES.as_bytes()[usize::from(s.0)] as char).collect()
 }
@@ -74,20 +87,8 @@ fn parse(line: &str) -> Situation {
         .filter(|c| *c != '-')
         .map(slot)
         .collect();
-    let mut candidates: BTreeMap<Slot, CandidateFacts> = (0..3)
-        .map(|i| {
-            let facts = CandidateFacts {
-                name: NAMES[i..=i].parse().unwrap(),
-                drained: false,
-                broken: None,
-                silent: Duration::ZERO,
-                heard: true,
-                unreachable: false,
-                ejected: false,
-            };
-            (Slot(i as u8), facts)
-        })
-        .collect();
+    let mut candidates: BTreeMap<Slot, CandidateFacts> =
+        (0..3).map(|i| (Slot(i as u8), healthy(&NAMES[i..=i]))).collect();
     let mut ballots: BTreeMap<LocationName, Ballot> =
         parts[2].split_whitespace().map(ballot).collect();
     for word in parts[1].split_whitespace() {

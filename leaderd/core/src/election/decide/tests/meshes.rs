@@ -104,15 +104,7 @@ impl World {
     }
 
     fn situation(&self, here: usize) -> Situation {
-        let facts = |slot: u8| CandidateFacts {
-            name: format!("n{slot}").parse().unwrap(),
-            drained: false,
-            broken: None,
-            silent: Duration::ZERO,
-            heard: true,
-            unreachable: false,
-            ejected: false,
-        };
+        let facts = |slot: u8| healthy(&format!("n{slot}"));
         let others = (0..self.locations.len()).filter(|l| *l != here);
         Situation {
             location: self.locations[here].clone(),
