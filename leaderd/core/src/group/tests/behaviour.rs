@@ -79,7 +79,7 @@ fn observers_that_only_suspect_something_do_not_hold_up_those_that_are_sure() {
 fn a_leader_that_finds_fault_with_its_own_tunnel_to_a_relay_does_not_serve_it() {
     let mut c = Cluster::settled(mesh(3, 0, 0), 2);
     let row = TunnelRow::UNKNOWN.with(Slot(0), TunnelState::Bad);
-    for _ in 0..12 {
+    for _ in 0..14 {
         c.row_to_home(0, row);
         c.run(1000);
     }
