@@ -223,9 +223,9 @@ impl Observer {
         self.by_name.get(location).is_some_and(|&watch| self.watches[watch].forwards(slot))
     }
 
-    /// Returns what this node knows of its tunnels to a location: its verdicts on the candidates there, with one exception. A candidate may
-    /// answer and relay nothing while no other tunnel shows whether the targets live. The verdict blames nobody then, but the tunnel carries
-    /// nothing, so it counts as not forwarding.
+    /// Returns what this node knows of its tunnels to a location: its verdicts on the candidates there, with one exception. If a candidate
+    /// answers but relays nothing, and no other tunnel shows that the targets live, the verdict blames nobody. The tunnel still carries
+    /// nothing, so this function returns it as not forwarding.
     pub fn tunnels(&self, location: &LocationName) -> Vec<(Slot, Verdict)> {
         let Some(watch) = self.by_name.get(location).map(|&watch| &self.watches[watch]) else {
             return Vec::new();

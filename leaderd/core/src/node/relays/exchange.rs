@@ -87,7 +87,7 @@ impl Node {
             return self.ignored(now, from.as_str(), Ignored::TunnelsOfNoCandidate);
         };
         if let Some(group) = self.groups.get_mut(&of).filter(|_| of != location) {
-            // A voter weighs it with what observers say.
+            // Voters weigh this row together with the observers' reports.
             group.handle_tunnel_row(now, &location, slot, row);
             if of != self.location && location != self.location {
                 return;
@@ -109,7 +109,7 @@ impl Node {
         let table = &mut self.relays.pairs.entry(other.clone()).or_default().table;
         let mut changed =
             table.hear(now.mono, if near { Who::Near(slot) } else { Who::Far(slot) }, row, true);
-        // What a candidate there has to say it tells this node itself, if it can: nobody speaks for it then.
+        // A candidate that is connected sends its row itself. Only for the others does a second-hand row count.
         let silent = |s: &Slot| {
             mesh.candidate(&other, *s).is_some_and(|n| !self.peers.is_connected(&n.name))
         };

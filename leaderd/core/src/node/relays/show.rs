@@ -13,7 +13,7 @@ const CUT_OFF_AFTER: Duration = Duration::from_secs(3);
 const LONG_DETOUR: Duration = Duration::from_secs(15 * 60);
 
 impl Node {
-    /// In words: which tunnel is at fault, and who says so.
+    /// Returns a sentence that names the tunnel at fault and the node that reports it.
     pub(super) fn why_detour(&self, location: &LocationName, leaders: &Relays) -> Option<String> {
         let (i, j) = (*leaders.near.first()?, *leaders.far.first()?);
         let table = &self.relays.pairs.get(location)?.table;
