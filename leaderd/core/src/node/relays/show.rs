@@ -3,6 +3,7 @@
 use super::{Node, Pair, Shown};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::io::LogLevel;
+use crate::mesh;
 use crate::relay_pair::{Relays, Who};
 use crate::status::{RelayChange, RelayChangeKind, RelayPairStatus, TunnelStatus};
 use crate::time::{Duration, Now};
@@ -20,11 +21,16 @@ impl Node {
         let name = |l: &LocationName, s| self.mesh.candidate(l, s).map(|n| &n.name);
         let (near, far) = (name(&self.location, i)?, name(location, j)?);
         let state = table.state(i, j).as_str();
-        let accuser = match table.accuser(i, j)? {
-            Who::Near(slot) => name(&self.location, slot)?,
-            Who::Far(slot) => name(location, slot)?,
-        };
+        let accuser = &self.end_of_tunnel(location, table.accuser(i, j)?)?.name;
         Some(format!("the tunnel {near}–{far} is {state}, as {accuser} sees it"))
+    }
+
+    /// Returns the candidate at one end of a tunnel to a location.
+    fn end_of_tunnel(&self, location: &LocationName, end: Who) -> Option<&mesh::Node> {
+        match end {
+            Who::Near(slot) => self.mesh.candidate(&self.location, slot),
+            Who::Far(slot) => self.mesh.candidate(location, slot),
+        }
     }
 
     /// Notes what people see, and tells them of changes.
@@ -132,11 +138,8 @@ impl Node {
     ) -> Option<RelayPairStatus> {
         let shown = pair.shown.as_ref()?;
         let state_of = |near: Slot, far: Slot| {
-            let accuser = match pair.table.accuser(near, far) {
-                Some(Who::Near(slot)) => self.mesh.candidate(&self.location, slot),
-                Some(Who::Far(slot)) => self.mesh.candidate(location, slot),
-                None => None,
-            };
+            let accuser = pair.table.accuser(near, far);
+            let accuser = accuser.and_then(|end| self.end_of_tunnel(location, end));
             let mine = self.slot() == Some(near);
             Some(TunnelStatus {
                 near: self.mesh.candidate(&self.location, near)?.name.clone(),
