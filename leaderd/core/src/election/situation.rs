@@ -83,6 +83,13 @@ impl Situation {
         if words.is_empty() || words.contains(&Opinion::Yes) {
             return None;
         }
+        // Those that have found fault for long did so while others did not: with their own tunnels, as far as anybody knows. Who suspects the
+        // candidate now is about to say whether there is more to it. So it is with loss, which takes seconds to measure.
+        let in_doubt = self.judges(slot).any(|b| b.is_in_doubt(slot));
+        let is_news = self.judges(slot).any(|b| b.finds_new_fault(slot));
+        if in_doubt && (!is_news || words.contains(&Opinion::Lossy)) {
+            return None;
+        }
         let steady = |b: &Ballot| !b.discounted && b.words(slot).next().is_some();
         Some(if words.contains(&Opinion::Lossy) {
             Failing::Lossy
