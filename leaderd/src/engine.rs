@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use leaderd_core::admin::{AdminRequest, AdminResponse};
 use leaderd_core::ids::LocationName;
-use leaderd_core::io::{Effect, Input};
+use leaderd_core::io::{Effect, Input, RouteCheck};
 use leaderd_core::node::Node;
 use leaderd_core::proof::Signer;
 use leaderd_core::state::{Event, EventKind, EventSeq};
@@ -113,6 +113,7 @@ pub struct Shells {
     /// This node's control key.
     pub signer: Signer,
     pub programs: watch::Sender<Program>,
+    pub route_checks: watch::Sender<Vec<RouteCheck>>,
     pub recorder: Option<Recorder>,
     pub counters: Counters,
     /// Counts up when this node may follow another decision than before, so that others need not poll.
@@ -262,6 +263,9 @@ impl Engine {
                     }
                 }
                 Effect::KeepFlows { flows } => self.shells.probes.keep_pinned(&flows),
+                Effect::CheckRoutes { checks } => {
+                    self.shells.route_checks.send_replace(checks);
+                }
             }
         }
     }
@@ -438,6 +442,7 @@ mod tests {
             writer,
             signer: Signer::new(keys.control.expose()),
             programs: watch::channel(None).0,
+            route_checks: watch::channel(Vec::new()).0,
             recorder: None,
             counters,
             decided: watch::channel(0).0,

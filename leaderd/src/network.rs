@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use leaderd_core::io::{Input, LocalFacts};
+use leaderd_core::io::{Input, LocalFacts, OverriddenRoute, RouteCheck};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use wgctl_plan::{Network, WgPublicKey};
@@ -48,8 +48,13 @@ pub trait Reconciler {
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
-    /// Waits until the kernel reports a change that may concern us. Cancel-safe.
-    fn drift(&mut self) -> impl Future<Output = ()>;
+    /// Returns those of the packets that the kernel sends another way than the last programmed network does.
+    fn overridden(&mut self, _checks: &[RouteCheck]) -> Vec<OverriddenRoute> {
+        Vec::new()
+    }
+    /// Waits until the kernel reports a change that may concern us. True if what we programmed may have changed, false if only rules and
+    /// routes of other programs did. Cancel-safe.
+    fn drift(&mut self) -> impl Future<Output = bool>;
 }
 
 /// The result of a comparison with the kernel. Some repairs may fail while others succeed.
@@ -58,6 +63,14 @@ pub struct Repairs {
     pub made: Vec<String>,
     /// What the kernel refused; or why nothing could be compared.
     pub failed: Result<FailedParts, String>,
+}
+
+/// What the engine asks of the thread: the newest of each.
+#[derive(Debug)]
+pub struct Orders {
+    pub programs: watch::Receiver<Program>,
+    /// Packets whose ways are asked for, whenever the kernel's rules, routes or links change and with each comparison.
+    pub checks: watch::Receiver<Vec<RouteCheck>>,
 }
 
 /// Where the thread reports to.
@@ -88,7 +101,7 @@ const REPEAT_LOG: Duration = Duration::from_secs(60);
 /// If the thread cannot be started, or why the reconciler cannot be made.
 pub async fn start<R, M>(
     make: impl FnOnce() -> M + Send + 'static,
-    programs: watch::Receiver<Program>,
+    orders: Orders,
     outputs: Outputs,
 ) -> anyhow::Result<()>
 where
@@ -109,7 +122,8 @@ where
             match make().await {
                 Ok(reconciler) => {
                     let _ = made.send(Ok(()));
-                    let thread = NetworkThread::new(reconciler, outputs);
+                    let Orders { programs, checks } = orders;
+                    let thread = NetworkThread::new(reconciler, checks, outputs);
                     // Slow work (starting a WireGuard process) runs on other threads, so the pulse goes on.
                     tokio::select! {
                         () = thread.run(programs) => {}
@@ -127,6 +141,7 @@ where
 
 struct NetworkThread<R> {
     reconciler: R,
+    checks: watch::Receiver<Vec<RouteCheck>>,
     outputs: Outputs,
     programmed: Option<Network>,
     reported_facts: Option<LocalFacts>,
@@ -137,12 +152,14 @@ struct NetworkThread<R> {
     /// What it refused twice in a row, and was reported.
     reported_parts: FailedParts,
     reported_notes: Vec<String>,
+    reported_overridden: Vec<OverriddenRoute>,
 }
 
 impl<R: Reconciler> NetworkThread<R> {
-    fn new(reconciler: R, outputs: Outputs) -> Self {
+    fn new(reconciler: R, checks: watch::Receiver<Vec<RouteCheck>>, outputs: Outputs) -> Self {
         Self {
             reconciler,
+            checks,
             outputs,
             programmed: None,
             reported_facts: None,
@@ -150,6 +167,7 @@ impl<R: Reconciler> NetworkThread<R> {
             failed: FailedParts::default(),
             reported_parts: FailedParts::default(),
             reported_notes: Vec::new(),
+            reported_overridden: Vec::new(),
         }
     }
 
@@ -171,11 +189,16 @@ impl<R: Reconciler> NetworkThread<R> {
                 () = tokio::time::sleep_until(retry_at.unwrap_or_else(tokio::time::Instant::now)), if retry_at.is_some() => {
                     retry_at = self.program(&mut programs).await;
                 }
-                () = self.reconciler.drift(), if self.programmed.is_some() => {
-                    // Check first, then repair: the core must learn of a fault that lasts only until it is repaired here.
-                    self.check_health().await;
-                    self.reconcile().await;
+                ours = self.reconciler.drift(), if self.programmed.is_some() => {
+                    if ours {
+                        // Check first, then repair: the core must learn of a fault that lasts only until it is repaired here.
+                        self.check_health().await;
+                        self.reconcile().await;
+                    } else {
+                        self.check_routes().await;
+                    }
                 }
+                Ok(()) = self.checks.changed() => self.check_routes().await,
                 _ = health_checks.tick() => {
                     self.check_health().await;
                     if self.reconciler.is_due() {
@@ -299,6 +322,20 @@ impl<R: Reconciler> NetworkThread<R> {
             changed
         });
         self.check_health().await;
+        self.check_routes().await;
+    }
+
+    /// Asks the kernel which way packets go, and reports a change. Where a part of the network is missing the cause is known already.
+    async fn check_routes(&mut self) {
+        if self.programmed.is_none() || !self.failed.is_empty() {
+            return;
+        }
+        let checks = self.checks.borrow_and_update().clone();
+        let overridden = self.reconciler.overridden(&checks);
+        if overridden != self.reported_overridden {
+            self.reported_overridden.clone_from(&overridden);
+            let _ = self.outputs.inputs.send(Input::Overridden(overridden)).await;
+        }
     }
 
     /// Checks whether this node can relay, and reports a change.

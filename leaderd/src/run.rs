@@ -221,11 +221,12 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
     let node = Node::new(config, now).context("cannot take up where the store left off")?;
 
     let (programs, programs_rx) = watch::channel(None);
+    let (route_checks, checks_rx) = watch::channel(Vec::new());
     let (silent_tx, silent) = watch::channel(BTreeSet::new());
     let network_keys = keys.clone();
     network::start(
         move || async move { KernelReconciler::open(&network_keys).await },
-        programs_rx,
+        network::Orders { programs: programs_rx, checks: checks_rx },
         network::Outputs { inputs: inputs.clone(), silent: silent_tx, counters: counters.clone() },
     )
     .await
@@ -249,7 +250,17 @@ async fn serve(args: RunArgs, start: Start, started: impl FnOnce(Daemon)) -> any
         }
     }));
     let signer = Signer::new(keys.control.expose());
-    let shells = Shells { probes, control, writer, signer, programs, recorder, counters, decided };
+    let shells = Shells {
+        probes,
+        control,
+        writer,
+        signer,
+        programs,
+        route_checks,
+        recorder,
+        counters,
+        decided,
+    };
     let (mut terminate, mut interrupt) =
         (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {

@@ -4,6 +4,8 @@
 //! The tests use the WireGuard of this machine, or the one that `LEADERD_WIREGUARD` names. `leaderd/tests/userspace.rs` includes them
 //! as a module, where they use leaderd's own.
 
+#[path = "kernel/lookup.rs"]
+mod lookup;
 #[path = "kernel/network.rs"]
 mod network;
 #[path = "kernel/repair.rs"]

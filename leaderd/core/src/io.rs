@@ -110,6 +110,28 @@ pub enum Input {
         probe: ProbeId,
         body: Option<u32>,
     },
+    /// The packets of the last `Effect::CheckRoutes` that the kernel sends another way than the programmed network does: all of them,
+    /// whenever they change.
+    Overridden(Vec<OverriddenRoute>),
+}
+
+/// A packet whose way the kernel is asked for, as `ip route get` does.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct RouteCheck {
+    /// The other location that it comes from or goes to.
+    pub location: LocationName,
+    pub source: IpAddr,
+    pub target: IpAddr,
+    /// The device that it comes in by; `None`: this node sends it.
+    pub iif: Option<InterfaceName>,
+}
+
+/// A rule, a route or a setting of another program comes before our routes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct OverriddenRoute {
+    pub check: RouteCheck,
+    /// What the kernel does with the packet, as a clause.
+    pub found: String,
 }
 
 /// The device that holds this node's LAN address.
@@ -209,6 +231,10 @@ pub enum Effect {
     /// Close the sockets of all pinned flows but these: the targets of the others are gone.
     KeepFlows {
         flows: BTreeSet<u32>,
+    },
+    /// Ask the kernel for the ways of these packets, again and again, and compare them with the programmed network.
+    CheckRoutes {
+        checks: Vec<RouteCheck>,
     },
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::Context;
 use futures_util::stream::{self, LocalBoxStream};
 use futures_util::{Stream, StreamExt};
-use wgctl::net::{self, Kernel, ProgramError};
+use leaderd_core::io::{OverriddenRoute, RouteCheck};
+use wgctl::net::{self, Kernel, Lookups, ProgramError};
 use wgctl::wireguard::PrivateKey;
-use wgctl_plan::{Network, WgPublicKey};
+use wgctl_plan::{Network, Packet, WgPublicKey};
 use zeroize::Zeroizing;
 
 use super::{FailedParts, Reconciler, Repairs};
@@ -22,7 +23,8 @@ const REOPEN: Duration = Duration::from_secs(5);
 pub struct KernelReconciler {
     reconciler: net::Reconciler,
     backend: String,
-    drift: LocalBoxStream<'static, ()>,
+    lookups: Lookups,
+    drift: LocalBoxStream<'static, bool>,
 }
 
 impl KernelReconciler {
@@ -37,8 +39,11 @@ impl KernelReconciler {
         let secret = Zeroizing::new(*keys.wireguard.expose());
         let reconciler = net::Reconciler::new(kernel, PrivateKey::from_bytes(*secret));
         let watch = net::watch().await.context("cannot watch the network for changes")?;
-        let drift = lasting(watch, REOPEN, net::watch).boxed_local();
-        Ok(Self { reconciler, backend, drift })
+        let drift = lasting(watch, REOPEN, net::watch);
+        // Anything may have changed while nobody watched.
+        let drift = drift.map(|drift| drift.is_none_or(|d| d.concerns_ours())).boxed_local();
+        let lookups = Lookups::open().context("cannot ask the kernel for routes")?;
+        Ok(Self { reconciler, backend, lookups, drift })
     }
 }
 
@@ -86,8 +91,19 @@ impl Reconciler for KernelReconciler {
         refused.map(note).into_iter().collect()
     }
 
-    async fn drift(&mut self) {
-        self.drift.next().await;
+    fn overridden(&mut self, checks: &[RouteCheck]) -> Vec<OverriddenRoute> {
+        let Some(network) = self.reconciler.desired() else { return Vec::new() };
+        let asked = |check: &RouteCheck| {
+            let RouteCheck { source, target, iif, .. } = check;
+            let packet = Packet { source: *source, target: *target, iif: iif.as_ref() };
+            let found = self.lookups.overridden(network, &packet)?;
+            Some(OverriddenRoute { check: check.clone(), found })
+        };
+        checks.iter().filter_map(asked).collect()
+    }
+
+    async fn drift(&mut self) -> bool {
+        self.drift.next().await.unwrap_or(true)
     }
 }
 
@@ -99,22 +115,22 @@ fn failed_parts(error: &ProgramError) -> Result<FailedParts, String> {
 }
 
 /// Returns the items of one watch after another: when one has ended, which it logs itself, the next is opened `pause` later. Opening
-/// counts as an item, since anything may have changed in between. Never ends.
+/// is an item too, `None`, since anything may have changed in between. Never ends.
 fn lasting<S: Stream>(
     first: S,
     pause: Duration,
     open: impl AsyncFnMut() -> io::Result<S>,
-) -> impl Stream<Item = ()> {
+) -> impl Stream<Item = Option<S::Item>> {
     stream::unfold((Box::pin(first), open), move |(mut watch, mut open)| async move {
-        if watch.next().await.is_some() {
-            return Some(((), (watch, open)));
+        if let Some(item) = watch.next().await {
+            return Some((Some(item), (watch, open)));
         }
         loop {
             tokio::time::sleep(pause).await;
             match open().await {
                 Ok(next) => {
                     tracing::info!("watching the network again");
-                    return Some(((), (Box::pin(next), open)));
+                    return Some((None, (Box::pin(next), open)));
                 }
                 Err(error) => tracing::debug!(%error, "cannot watch the network yet"),
             }
@@ -154,8 +170,8 @@ mod tests {
         // The first future is dropped while there is no watch, as in a `select!`.
         let first = std::pin::pin!(news.next()).poll(&mut Context::from_waker(Waker::noop()));
         assert_eq!(first, Poll::Pending);
-        for _ in 0..4 {
-            assert_eq!(news.next().await, Some(()));
+        for expected in [None, Some(0), None, Some(0)] {
+            assert_eq!(news.next().await, Some(expected));
         }
         drop(news);
         // Opened (1), its item, failed (2), opened (3), its item.

@@ -34,13 +34,18 @@ impl Reconciler for Fake {
     fn notes(&self) -> Vec<String> {
         self.notes.clone()
     }
-    async fn drift(&mut self) {
+    fn overridden(&mut self, checks: &[RouteCheck]) -> Vec<OverriddenRoute> {
+        let other = |c: &RouteCheck| OverriddenRoute { check: c.clone(), found: "gone".into() };
+        checks.iter().map(other).collect()
+    }
+    async fn drift(&mut self) -> bool {
         std::future::pending().await
     }
 }
 
 struct Bench {
     programs: watch::Sender<Program>,
+    checks: watch::Sender<Vec<RouteCheck>>,
     reported: mpsc::Receiver<Input>,
     seen: mpsc::UnboundedReceiver<Network>,
     counters: Counters,
@@ -49,15 +54,17 @@ struct Bench {
 impl Bench {
     async fn new(outcomes: Vec<Result<FailedParts, String>>, repairs: Option<Repairs>) -> Self {
         let (fed, seen) = mpsc::unbounded_channel();
-        let (programs, rx) = watch::channel(None);
+        let (programs, programs_rx) = watch::channel(None);
+        let (checks, checks_rx) = watch::channel(Vec::new());
         let (inputs, reported) = mpsc::channel(64);
         let counters = Counters::default();
         let silent = watch::channel(BTreeSet::new()).0;
         let outputs = Outputs { inputs, silent, counters: counters.clone() };
         let notes = vec!["transit is tracked".into()];
         let fake = Fake { outcomes, repairs, seen: fed, notes, left: FailedParts::default() };
-        start(move || async move { Ok(fake) }, rx, outputs).await.unwrap();
-        Self { programs, reported, seen, counters }
+        let orders = Orders { programs: programs_rx, checks: checks_rx };
+        start(move || async move { Ok(fake) }, orders, outputs).await.unwrap();
+        Self { programs, checks, reported, seen, counters }
     }
 
     fn program(&self, revision: u64) {
@@ -160,4 +167,42 @@ async fn a_reconciler_that_cannot_be_made_stops_the_start_with_its_reason() {
     let outputs = Outputs { inputs: mpsc::channel(1).0, silent, counters: Counters::default() };
     let error = start(make, rx, outputs).await.unwrap_err();
     assert!(error.to_string().contains("/dev/net/tun"));
+}
+
+#[tokio::test]
+async fn packets_that_the_kernel_sends_elsewhere_are_reported_once_and_not_before_the_network_is_there()
+ {
+    let mut bench = Bench::new(Vec::new(), None).await;
+    let check = RouteCheck {
+        location: "cloud".parse().unwrap(),
+        source: "10.42.1.1".parse().unwrap(),
+        target: "10.42.2.1".parse().unwrap(),
+        iif: None,
+    };
+    bench.checks.send_replace(vec![check.clone()]);
+    bench.program(1);
+    let (mut programmed, mut reports) = (false, 0);
+    while reports == 0 {
+        match bench.next().await {
+            Input::Programmed { .. } => programmed = true,
+            Input::Overridden(routes) => {
+                assert!(programmed);
+                assert_eq!(routes.len(), 1);
+                assert_eq!(routes[0].check, check);
+                reports += 1;
+            }
+            _ => {}
+        }
+    }
+    bench.checks.send_replace(vec![check]);
+    bench.program(2);
+    let (_, error, _) = bench.programmed().await;
+    assert_eq!(error, None, "the same is not reported again");
+    bench.checks.send_replace(Vec::new());
+    loop {
+        if let Input::Overridden(routes) = bench.next().await {
+            assert_eq!(routes, []);
+            break;
+        }
+    }
 }

@@ -144,6 +144,7 @@ impl Account {
             | Input::MeshChanged(_)
             | Input::Resolved(_)
             | Input::LanDevice(_)
+            | Input::Overridden(_)
             | Input::HostNotes { .. } => true,
             Input::Programmed { error, .. } => error.is_some(),
             _ => false,

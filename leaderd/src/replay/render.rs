@@ -187,6 +187,7 @@ pub fn kind(input: &Input) -> &'static str {
         Input::Addresses(_) => "addresses held",
         Input::LanDevice(_) => "LAN devices",
         Input::HostNotes { .. } => "notes about the host",
+        Input::Overridden(_) => "routes overridden",
         Input::Signed { .. } => "signatures",
     }
 }
@@ -234,6 +235,16 @@ pub fn input(input: &Input) -> String {
         },
         Input::HostNotes { part, notes } if notes.is_empty() => format!("{part}: nothing is wrong"),
         Input::HostNotes { part, notes } => format!("{part}: {}", notes.join("; ")),
+        Input::Overridden(routes) => match routes.first() {
+            Some(first) => format!(
+                "{} packets do not go by our routes; from {} to {}: {}",
+                routes.len(),
+                first.check.source,
+                first.check.target,
+                first.found
+            ),
+            None => "all packets go by our routes".to_owned(),
+        },
         Input::Signed { id, .. } => format!("signature {id}"),
         Input::Carried(rules) => {
             let names: Vec<&str> = rules.iter().map(LocationName::as_str).collect();

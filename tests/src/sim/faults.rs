@@ -156,13 +156,23 @@ impl World {
                     self.weather.remove(&path);
                 }
             }
-            Fault::PlaneOff(slot) if on => drop(f.planes_off.insert(*slot)),
-            Fault::PlaneOff(slot) => drop(f.planes_off.remove(slot)),
+            Fault::PlaneOff(slot) => {
+                match on {
+                    true => f.planes_off.insert(*slot),
+                    false => f.planes_off.remove(slot),
+                };
+                self.check_routes(node);
+            }
             Fault::FamilyOff(family) => f.family_off = on.then_some(*family),
             Fault::LanControlCut => f.lan_control_cut = on,
             Fault::LanPacketsCut => f.lan_packets_cut = on,
-            Fault::Foreign(foreign) if on => f.foreign.push(foreign.clone()),
-            Fault::Foreign(foreign) => f.foreign.retain(|other| other != foreign),
+            Fault::Foreign(foreign) => {
+                match on {
+                    true => f.foreign.push(foreign.clone()),
+                    false => f.foreign.retain(|other| other != foreign),
+                }
+                self.check_routes(node);
+            }
             Fault::LinkDown(dev) if on => {
                 f.links_down.insert(dev.clone());
                 self.lose_carrier(node, dev);

@@ -2,8 +2,10 @@
 //! machine.
 
 use leaderd_core::ids::NodeName;
+use leaderd_core::io::{Input, OverriddenRoute, RouteCheck};
 use wgctl_plan::{InterfaceName, Network, Nexthop};
 
+use super::path::overrides;
 use super::world::{Event, NOTICE, PROGRAM, World};
 
 /// Packets that wait at a machine that stands still: the receive ring of its device. More are lost.
@@ -46,6 +48,22 @@ impl World {
         }
         self.kernels.insert(name.clone(), network);
         refused
+    }
+
+    /// The daemon's shell asks the kernel which way packets go, and reports a change.
+    pub(super) fn check_routes(&mut self, name: &NodeName) {
+        let Some(kernel) = self.kernels.get(name) else { return };
+        let Some(node) = self.nodes.get(name) else { return };
+        let ask = |check: &RouteCheck| {
+            let found = overrides(&self.faults[name], kernel, check)?;
+            Some(OverriddenRoute { check: check.clone(), found: found.to_owned() })
+        };
+        let overridden: Vec<OverriddenRoute> = node.checks.iter().filter_map(ask).collect();
+        let node = self.nodes.get_mut(name).expect("it was there");
+        if node.overridden != overridden {
+            node.overridden.clone_from(&overridden);
+            self.schedule(NOTICE, name, Event::Input(Input::Overridden(overridden)));
+        }
     }
 
     pub(super) fn lose_carrier(&mut self, name: &NodeName, dev: &InterfaceName) {

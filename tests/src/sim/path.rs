@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use leaderd_core::ids::{NodeName, Slot};
+use leaderd_core::io::RouteCheck;
 use leaderd_core::mesh::Mesh;
 use wgctl_plan::{Family, Hop, InterfaceName, MAIN_TABLE, Network, RouteVia};
 
@@ -188,7 +189,7 @@ impl DataPath<'_> {
         if local {
             return Step::Arrived;
         }
-        match found_route(kernel, &self.faults[at].foreign, packet, iif) {
+        match found_route(kernel, &self.faults[at].foreign, packet.source, target, iif) {
             None => Step::Dropped("no route"),
             Some(Found::Foreign) => Step::Dropped("route of another tool"),
             Some(Found::Ours(via)) => {
@@ -236,17 +237,18 @@ enum Found<'n> {
 fn found_route<'n>(
     kernel: &'n Network,
     foreign: &[Foreign],
-    packet: &Packet,
+    source: IpAddr,
+    target: IpAddr,
     iif: Option<&InterfaceName>,
 ) -> Option<Found<'n>> {
-    let family = Family::of(&packet.target);
+    let family = Family::of(&target);
     // A rule of another tool leads to a table of its own, with a route for what the rule takes.
-    let rules = foreign.iter().filter(|f| f.takes(packet.source, packet.target, iif));
+    let rules = foreign.iter().filter(|f| f.takes(source, target, iif));
     let theirs = rules.filter_map(|f| f.rule_priority()).min();
     let ours = kernel.rules.iter().filter(|r| {
         r.family == family
-            && r.from.is_none_or(|p| p.contains(&packet.source))
-            && r.to.is_none_or(|p| p.contains(&packet.target))
+            && r.from.is_none_or(|p| p.contains(&source))
+            && r.to.is_none_or(|p| p.contains(&target))
             && r.iif.as_ref().is_none_or(|dev| Some(dev) == iif)
     });
     // The set is in the order of families and priorities.
@@ -255,29 +257,50 @@ fn found_route<'n>(
             return Some(Found::Foreign);
         }
         let found = match rule.table {
-            MAIN_TABLE => found_in_main(kernel, foreign, packet),
-            table => kernel.route_in(table, packet.target).map(|(_, via)| Found::Ours(via)),
+            MAIN_TABLE => found_in_main(kernel, foreign, source, target),
+            table => kernel.route_in(table, target).map(|(_, via)| Found::Ours(via)),
         };
         if found.is_some() {
             return found;
         }
     }
-    if theirs.is_some() { Some(Found::Foreign) } else { found_in_main(kernel, foreign, packet) }
+    if theirs.is_some() {
+        Some(Found::Foreign)
+    } else {
+        found_in_main(kernel, foreign, source, target)
+    }
 }
 
 fn found_in_main<'n>(
     kernel: &'n Network,
     foreign: &[Foreign],
-    packet: &Packet,
+    source: IpAddr,
+    target: IpAddr,
 ) -> Option<Found<'n>> {
-    let ours = kernel.route_in(MAIN_TABLE, packet.target);
+    let ours = kernel.route_in(MAIN_TABLE, target);
     let rank = ours.map(|(key, _)| (Reverse(key.prefix.prefix_len()), key.metric));
-    let theirs = foreign.iter().filter(|f| f.takes(packet.source, packet.target, None));
+    let theirs = foreign.iter().filter(|f| f.takes(source, target, None));
     match (theirs.filter_map(Foreign::route_rank).min(), rank) {
         (Some(theirs), Some(ours)) if theirs < ours => Some(Found::Foreign),
         (Some(_), None) => Some(Found::Foreign),
         _ => ours.map(|(_, via)| Found::Ours(via)),
     }
+}
+
+/// Returns what a node's kernel does with a packet, if that is not what its daemon programmed.
+pub(super) fn overrides(
+    faults: &Faults,
+    kernel: &Network,
+    check: &RouteCheck,
+) -> Option<&'static str> {
+    let RouteCheck { source, target, iif, .. } = check;
+    let (source, target, iif) = (*source, *target, iif.as_ref());
+    kernel.route_of(&wgctl_plan::Packet { source, target, iif })?;
+    if iif.is_some_and(|dev| !faults.forwards_from(dev)) {
+        return Some("it is dropped, as forwarding is off");
+    }
+    let found = found_route(kernel, &faults.foreign, source, target, iif);
+    matches!(found, Some(Found::Foreign)).then_some("it leaves by a route of another tool")
 }
 
 /// Returns the device that a route leaves by; of a group, its first member's.

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use leaderd_core::fault::Fault;
 use leaderd_core::ids::{LocationName, NodeName};
-use leaderd_core::io::{Effect, Input, LanDevice, LocalFacts, LogLevel, ProbeId, StoredGroup};
+use leaderd_core::io::{
+    Effect, Input, LanDevice, LocalFacts, LogLevel, OverriddenRoute, ProbeId, RouteCheck,
+    StoredGroup,
+};
 use leaderd_core::mesh::Mesh;
 use leaderd_core::node::{Node, NodeConfig};
 use leaderd_core::probe::keys::ProbeKeys;
@@ -87,6 +90,9 @@ pub(super) struct SimNode {
     pub connections: BTreeMap<NodeName, (Instant, u32)>,
     /// The network that its core last wanted, with its revision.
     pub wanted: Option<(u64, Box<Network>)>,
+    /// The packets whose ways its core asked for, and what it was told of them.
+    pub checks: Vec<RouteCheck>,
+    pub overridden: Vec<OverriddenRoute>,
     /// Its entry in `World::timers`.
     timer: Option<Instant>,
 }
@@ -104,6 +110,8 @@ impl SimNode {
             probe_ports: Vec::new(),
             connections: BTreeMap::new(),
             wanted: None,
+            checks: Vec::new(),
+            overridden: Vec::new(),
             timer: None,
         }
     }
@@ -256,6 +264,7 @@ impl World {
         node.incarnation += 1;
         node.connections.clear();
         node.disk = disk::Queue::default();
+        (node.checks, node.overridden) = (Vec::new(), Vec::new());
         let config = NodeConfig {
             mesh: self.files.get(name).unwrap_or(&self.mesh).clone(),
             me: name.clone(),
@@ -448,6 +457,7 @@ impl World {
             Event::Input(input) => input,
             Event::Programmed { revision, network } => {
                 let error = self.program(name, *network);
+                self.check_routes(name);
                 Input::Programmed { revision, error }
             }
             Event::Drifted => return self.drifted(name),
@@ -495,6 +505,10 @@ impl World {
                     self.nodes.get_mut(name).expect("a name of ours").probe_ports = ports;
                 }
                 Effect::KeepFlows { flows } => self.keep_flows(name, &flows),
+                Effect::CheckRoutes { checks } => {
+                    self.nodes.get_mut(name).expect("a name of ours").checks = checks;
+                    self.check_routes(name);
+                }
                 Effect::Log { level, message, fields } => {
                     let fields: Vec<String> =
                         fields.iter().map(|(k, v)| format!("{k}={v}")).collect();

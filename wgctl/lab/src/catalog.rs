@@ -33,6 +33,8 @@ catalogue![
     "no-workload-address",
     "node-crash",
     "observer-sick",
+    "overridden",
+    "overridden-all",
     "pair-dead",
     "pair-dead-three",
     "pair-one-way",

@@ -15,6 +15,9 @@ use crate::world::World;
 
 /// Routing table and rule priority of `route-loop`.
 const LOOP_TABLE: u32 = 4890;
+/// Rule priority and routing table of `foreign-rule`: those of a well-known VPN client.
+const FOREIGN_RULE: u32 = 5270;
+const FOREIGN_TABLE: u32 = 52;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Fault {
@@ -43,6 +46,9 @@ pub enum Fault {
     LocationCut,
     LanPartition,
     RouteLoop(Option<String>),
+    /// To a node of another location, or to all.
+    ForeignRule(Option<String>),
+    ForeignRoute(Option<String>),
     TcpBlackhole(u16),
     ServiceDown,
     Masquerade,
@@ -164,6 +170,16 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
     ("location-cut", "", "the whole location of the node loses its WAN"),
     ("lan-partition", "", "the node's LAN cable is pulled; its WAN works"),
     ("route-loop", "[NODE]", "packets to a node behind the relay (default: all) loop on it"),
+    (
+        "foreign-rule",
+        "[NODE]",
+        "a policy rule of another program leads packets to a node of another location (default: all of them) into a dead tunnel, before our rules",
+    ),
+    (
+        "foreign-route",
+        "[NODE]",
+        "a route of another program with a better metric does the same; where the CNI routes the location our rules come before it",
+    ),
     ("tcp-blackhole", "PORT", "the node forwards no TCP to this port; all else passes"),
     ("service-down", "", "the services on the node's workload close their ports"),
     (
@@ -221,6 +237,8 @@ impl Fault {
             "fdb-ghost" => return Ok(Self::FdbGhost(target)),
             "fdb-ghost-held" => return Ok(Self::FdbGhostHeld(target)),
             "route-loop" => return Ok(Self::RouteLoop(target)),
+            "foreign-rule" => return Ok(Self::ForeignRule(target)),
+            "foreign-route" => return Ok(Self::ForeignRoute(target)),
             "mtu-blackhole" => return Ok(Self::MtuBlackhole(number()? as u16)),
             "wan-loss" => return Ok(Self::WanLoss(share(number()?)?)),
             "wan-latency" => return Ok(Self::WanLatency(millis(number()?))),
@@ -366,6 +384,15 @@ impl Fault {
             Self::LanPartition => world.lan_link(node, !on),
             Self::Masquerade => n.ns.nft(&source_nat(&world.vxlan(node), n.node.gateway(), on)),
             Self::RouteLoop(target) => route_loop(world, node, target.as_deref(), on),
+            Self::ForeignRule(target) => {
+                let table = FOREIGN_TABLE;
+                foreign_routes(world, node, target.as_deref(), on, &format!("table {table}"))?;
+                let verb = if on { "add" } else { "del" };
+                n.ns.ip(&format!("rule {verb} pref {FOREIGN_RULE} lookup {table}"))
+            }
+            Self::ForeignRoute(target) => {
+                foreign_routes(world, node, target.as_deref(), on, "metric 50")
+            }
             Self::RouterAddress(host) => {
                 let (own, other) = (n.node.gateway(), n.node.workload(*host));
                 let (old, new) = if on { (own, other) } else { (other, own) };
@@ -520,6 +547,37 @@ fn route_loop(world: &World, node: usize, target: Option<&str>, on: bool) -> Res
         )?;
     }
     writeln!(lines, "rule add pref {LOOP_TABLE} lookup {LOOP_TABLE}")?;
+    n.ns.ip(&lines)
+}
+
+/// Routes to nodes of other locations through a device at whose far end nobody is.
+fn foreign_routes(
+    world: &World,
+    node: usize,
+    target: Option<&str>,
+    on: bool,
+    place: &str,
+) -> Result<()> {
+    let n = &world.nodes[node];
+    if !on {
+        return n.ns.ip("link del labvpn0");
+    }
+    let mut lines =
+        "link add labvpn0 type veth peer name labvpn1\nlink set labvpn0 up\nlink set labvpn1 up\n\
+         neigh replace 169.254.52.9 lladdr 02:00:00:00:52:09 dev labvpn0 nud permanent\n"
+            .to_owned();
+    let far = match target {
+        Some(name) => vec![world.topology.node(name)?],
+        None => (0..world.nodes.len()).collect(),
+    };
+    let far = far.into_iter().map(|i| &world.nodes[i].node);
+    for other in far.filter(|other| other.location != n.node.location) {
+        writeln!(
+            lines,
+            "route add {} via 169.254.52.9 dev labvpn0 onlink {place}",
+            other.prefix()
+        )?;
+    }
     n.ns.ip(&lines)
 }
 

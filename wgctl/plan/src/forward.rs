@@ -2,8 +2,9 @@
 //!
 //! One node at a time. A caller that has the networks of all nodes walks a packet from hop to hop.
 
-use std::cmp::Reverse;
 use std::net::IpAddr;
+
+use ipnet::IpNet;
 
 use crate::model::*;
 
@@ -46,9 +47,38 @@ impl Network {
 
     /// Returns the route to `target` in one table: of the longest prefixes, the one with the lowest metric.
     pub fn route_in(&self, table: u32, target: IpAddr) -> Option<(&RouteKey, &RouteVia)> {
-        let matching =
-            self.routes.iter().filter(|(k, _)| k.table == table && k.prefix.contains(&target));
-        matching.min_by_key(|(k, _)| (Reverse(k.prefix.prefix_len()), k.metric))
+        let host = IpNet::from(target);
+        (0..=host.prefix_len()).rev().find_map(|length| {
+            let prefix = IpNet::new(target, length).ok()?.trunc();
+            let first = RouteKey { table, prefix, metric: 0 };
+            let (key, via) = self.routes.range(first..).next()?;
+            (key.table == table && key.prefix == prefix).then_some((key, via))
+        })
+    }
+
+    /// Returns the route that a packet takes unless a rule or route of another program comes before ours.
+    pub fn route_of(&self, packet: &Packet<'_>) -> Option<(&RouteKey, &RouteVia)> {
+        self.route_by_rules(packet).or_else(|| self.route_in(MAIN_TABLE, packet.target))
+    }
+
+    /// Returns the devices by which a route leaves, each with its gateway: several if it is an ECMP group.
+    pub fn ways_out<'n>(&'n self, via: &'n RouteVia) -> Vec<(&'n InterfaceName, Option<IpAddr>)> {
+        let single = |nexthop: &'n Nexthop| match nexthop {
+            Nexthop::Device { dev, .. } => Some((dev, None)),
+            Nexthop::Gateway { dev, gateway, .. } => Some((dev, Some(*gateway))),
+            Nexthop::Group { .. } | Nexthop::Blackhole { .. } => None,
+        };
+        match via {
+            RouteVia::Device { dev, .. } => vec![(dev, None)],
+            RouteVia::Gateway { dev, gateway, .. } => vec![(dev, Some(*gateway))],
+            RouteVia::Nexthop { id, .. } => match self.nexthops.get(id) {
+                Some(Nexthop::Group { members }) => {
+                    let members = members.iter().filter_map(|m| self.nexthops.get(m));
+                    members.filter_map(single).collect()
+                }
+                nexthop => nexthop.and_then(single).into_iter().collect(),
+            },
+        }
     }
 
     /// Returns the hops of a route: several if it is an ECMP group, never none.
@@ -202,6 +232,22 @@ mod tests {
         assert_eq!(found("10.1.1.1"), Some(50));
         assert_eq!(found("10.1.2.1"), Some(99));
         assert_eq!(found("10.3.0.1"), None);
+    }
+
+    #[test]
+    fn a_packet_takes_the_route_that_our_rules_lead_to_and_else_one_in_main() {
+        let (net, plane) = (relay(), name("wgl0"));
+        let ways = |source, target, iif| {
+            let packet = Packet { source: ip(source), target: ip(target), iif };
+            let found = net.route_of(&packet).map(|(_, via)| net.ways_out(via));
+            found.map(|ways| ways.iter().map(|(d, g)| format!("{d} {g:?}")).collect::<Vec<_>>())
+        };
+        let vxlan = Some(vec!["lvx0 Some(100.127.240.2)".to_owned()]);
+        assert_eq!(ways("10.9.0.1", "10.1.2.1", Some(&plane)), vxlan);
+        assert_eq!(ways("10.8.0.1", "10.1.2.1", Some(&plane)), Some(vec!["wgl0 None".to_owned()]));
+        assert_eq!(ways("10.9.0.1", "10.3.0.1", None), None);
+        let group = RouteVia::Nexthop { id: NexthopId(3), source: None };
+        assert_eq!(net.ways_out(&group), [(&plane, None)]);
     }
 
     #[test]

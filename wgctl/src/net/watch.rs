@@ -39,6 +39,8 @@ pub struct Drift {
     pub routes: bool,
     pub rules: bool,
     pub sysctls: bool,
+    /// A route or a rule of another program: it may come before ours.
+    pub foreign: bool,
     /// A link has come up: it was set up, or has its carrier again.
     pub came_up: bool,
     /// Notifications were lost: anything may have changed.
@@ -68,7 +70,15 @@ impl Running {
 
 const WORKS: u32 = IFF_UP | IFF_RUNNING | IFF_LOWER_UP;
 
+/// RTN_LOCAL, BROADCAST, ANYCAST, MULTICAST.
+const OF_TABLE_LOCAL: std::ops::RangeInclusive<u8> = 2..=5;
+
 impl Drift {
+    /// True if something that we made may have changed.
+    pub fn concerns_ours(&self) -> bool {
+        *self != Self { foreign: self.foreign, ..Self::default() }
+    }
+
     fn record(&mut self, message: &Received, running: &mut Running) {
         let ours = |at: usize| message.payload.get(at) == Some(&ROUTE_PROTOCOL);
         match message.kind {
@@ -83,9 +93,16 @@ impl Drift {
                 let fdb = message.payload.first() == Some(&AF_BRIDGE);
                 self.neighbours |= permanent || fdb || message.kind == RTM_DELNEIGH;
             }
-            RTM_NEWROUTE | RTM_DELROUTE => self.routes |= ours(5),
+            RTM_NEWROUTE | RTM_DELROUTE if ours(5) => self.routes = true,
+            // Those of table `local` come and go with addresses.
+            RTM_NEWROUTE | RTM_DELROUTE => {
+                let kind = message.payload.get(7);
+                self.foreign |= kind.is_some_and(|kind| !OF_TABLE_LOCAL.contains(kind));
+            }
             RTM_NEWRULE | RTM_DELRULE => {
-                self.rules |= message.attrs(12).get(FRA_PROTOCOL) == Some(&[ROUTE_PROTOCOL]);
+                let ours = message.attrs(12).get(FRA_PROTOCOL) == Some(&[ROUTE_PROTOCOL]);
+                self.rules |= ours;
+                self.foreign |= !ours;
             }
             RTM_NEWNEXTHOP | RTM_DELNEXTHOP => {
                 self.nexthops |=

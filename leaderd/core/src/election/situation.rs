@@ -148,8 +148,10 @@ impl Situation {
             }
         }
         let most = count.into_iter().max_by_key(|(_, n)| *n);
-        // It found fault with its tunnels itself.
-        most.map_or((Fault::TunnelDown, None), |(what, _)| what)
+        // Where none does it found fault itself: with its tunnels, or or it says that it would not relay.
+        let mut rows = self.ballots.values().filter_map(|b| b.rows.get(&slot));
+        let own = if rows.any(|r| r.avoids()) { Fault::SelfReported } else { Fault::TunnelDown };
+        most.map_or((own, None), |(what, _)| what)
     }
 
     /// Candidates that may take over, in the order of the ranking, ejected ones last.

@@ -97,6 +97,11 @@ impl Addresses {
         self.due = self.due.or(Some(now + BATCH));
     }
 
+    /// The addresses that this host holds, as far as the shell has said.
+    pub(super) fn held(&self) -> Vec<IpAddr> {
+        self.held.iter().flatten().map(|held| held.address).collect()
+    }
+
     /// The mesh of the file with the addresses that are known.
     pub(super) fn mesh(&self) -> Arc<Mesh> {
         let silent = self.file.nodes.keys().filter(|_| self.grace_until.is_some());
@@ -133,6 +138,7 @@ impl Node {
             // Routes name it as source, which the kernel takes only where it is held.
             self.reprogram(false);
         }
+        self.renew_route_checks();
         self.choose_address(now);
         self.apply_addresses(now);
     }

@@ -14,6 +14,7 @@ mod fallback;
 mod gossip;
 mod ignored;
 mod outputs;
+mod overridden;
 mod peer_table;
 mod program;
 mod proofs;
@@ -46,6 +47,7 @@ use announce::Announcer;
 use decisions::KnownDecisions;
 use fallback::Fallback;
 use ignored::Ignored;
+use overridden::Overridden;
 use peer_table::PeerTable;
 use proofs::Proofs;
 pub use reconfigure::{MeshRefusal, check_successor};
@@ -110,6 +112,7 @@ pub struct Node {
     network: Network,
     /// What operators should know of that network: for the log and the status.
     notes: Vec<String>,
+    overridden: Overridden,
     /// What parts of the shell report of this host, for the status.
     host_notes: BTreeMap<String, Vec<String>>,
     revision: u64,
@@ -190,6 +193,7 @@ impl Node {
             raft_leading: BTreeSet::new(),
             network: Network::default(),
             notes: Vec::new(),
+            overridden: Overridden::default(),
             host_notes: BTreeMap::new(),
             revision: 0,
             asked_peers: None,
@@ -270,6 +274,7 @@ impl Node {
             Input::Carried(rules) => self.carried_before(&rules),
             Input::Addresses(held) => self.addresses_held(now, held),
             Input::HostNotes { part, notes } => drop(self.host_notes.insert(part, notes)),
+            Input::Overridden(routes) => self.routes_overridden(now, routes),
             Input::Signed { id, signature } => self.signed(now, id, signature),
             Input::LanDevice(lan) => {
                 let before = self.lan.replace(lan);

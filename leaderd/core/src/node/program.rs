@@ -21,6 +21,7 @@ impl Node {
         let mut network = topology::desired(&input);
         let notes = topology::notes(&input).iter().map(ToString::to_string).collect();
         self.log_new_notes(notes);
+        self.renew_route_checks();
         // Comparing the two, as the next line does, then skips what they share.
         network.share(&self.network);
         if always || network != self.network {
@@ -48,6 +49,17 @@ impl Node {
             self.program();
         }
         self.decisions.programming(self.revision);
+    }
+
+    /// Asks for the ways of packets that depend on the mesh and on the addresses of this host.
+    pub(super) fn renew_route_checks(&mut self) {
+        if self.lan.is_none() || self.handover.waits() {
+            return;
+        }
+        let leaders = self.all_leaders();
+        let held = self.addresses.held();
+        let checks = topology::route_checks(&self.topology_input(&leaders), &held);
+        self.check_routes(checks);
     }
 
     fn all_leaders(&self) -> BTreeMap<LocationName, Vec<Slot>> {

@@ -269,11 +269,16 @@ impl Node {
         let mine = self.slot()?;
         let observer = self.observer.as_ref()?;
         let (verdicts, silent) = (observer.tunnels(location), observer.is_silent(now, location));
-        let avoid = self.relays.avoid;
+        let overridden = self.overridden.transit_with(location).is_some();
+        let avoid = self.relays.avoid || overridden;
         let pair = self.relays.pairs.entry(location.clone()).or_default();
         pair.own.update(now.mono, verdicts.iter().map(|(slot, verdict)| (*slot, verdict)), silent);
-        pair.table.set_own(mine, pair.own.row().avoiding(avoid));
         pair.table.expire(now.mono);
+        let mut row = pair.own.row().avoiding(avoid);
+        if overridden && pair.table.has_good_way_without(mine) {
+            row = verdicts.iter().fold(row, |row, (slot, _)| row.with(*slot, TunnelState::Bad));
+        }
+        pair.table.set_own(mine, row);
         if let Some(row) = pair.table.row(Who::Near(mine))
             && let Some(group) = self.groups.get_mut(&self.location)
         {

@@ -109,6 +109,16 @@ impl TunnelTable {
         self.row(who).is_some_and(TunnelRow::avoids)
     }
 
+    /// Whether another candidate here than this one has a good tunnel and does not ask to be avoided.
+    pub fn has_good_way_without(&self, near: Slot) -> bool {
+        let others = self.rows.iter().filter_map(|(who, heard)| match who {
+            Who::Near(slot) if *slot != near && !heard.row.avoids() => Some(*slot),
+            _ => None,
+        });
+        let far = || (0..=Slot::MAX.0).map(Slot);
+        others.into_iter().any(|i| far().any(|j| self.state(i, j) == TunnelState::Good))
+    }
+
     /// Who finds fault with a tunnel.
     pub fn accuser(&self, near: Slot, far: Slot) -> Option<Who> {
         let worst = self.state(near, far);

@@ -127,7 +127,11 @@ impl<'a> Build<'a> {
 
     /// Returns the device and the gateway by which this node reaches another node of its location. `None` if the LAN device is unknown,
     /// or if the LAN address is of another family (the mesh file's check refuses that where it matters).
-    fn next_hop_to(&self, other: &Node, family: Family) -> Option<(InterfaceName, IpAddr)> {
+    pub(super) fn next_hop_to(
+        &self,
+        other: &Node,
+        family: Family,
+    ) -> Option<(InterfaceName, IpAddr)> {
         match self.overlay() {
             Overlay::Vxlan(vxlan) | Overlay::Cni(vxlan) => {
                 Some((vxlan.device.clone(), inner(self.mesh(), other, Slot::OVERLAY, family)?))

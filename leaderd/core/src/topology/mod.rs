@@ -16,6 +16,7 @@
 //! Outer packets, WireGuard's to an endpoint and VXLAN's to a node of the location, never take a route of ours: remote destinations
 //! that hold an address of the underlay are withheld, and the relay's table does not apply to what this node sends.
 
+mod checks;
 mod ids;
 mod local;
 mod notes;
@@ -37,6 +38,7 @@ use crate::ids::{LocationName, NodeName, Slot};
 use crate::mesh::{Host, Location, Mesh, Node, Overlay};
 use crate::relay_pair::Relays;
 
+pub use checks::route_checks;
 pub use ids::{location_group, location_of_table, location_table, own_group};
 pub use notes::{Note, notes};
 pub use relays::change_relays;

@@ -50,10 +50,12 @@ pub async fn failovers(prefixes: u32) -> Result<Took> {
     let mut core = Core::new(prefixes)?;
     let keys = Keys { wireguard: Secret::new(core.secret), control: Secret::new([1; 32]) };
     let (programs, newest) = watch::channel(None);
+    let (_checks, no_checks) = watch::channel(Vec::new());
     let (inputs, mut told) = mpsc::channel(64);
     let make = move || async move { KernelReconciler::open(&keys).await };
     let (silent, counters) = (watch::channel(Default::default()).0, Counters::default());
-    network::start(make, newest, network::Outputs { inputs, silent, counters }).await?;
+    let orders = network::Orders { programs: newest, checks: no_checks };
+    network::start(make, orders, network::Outputs { inputs, silent, counters }).await?;
     let first = core.program().context("nothing is wanted at the start")?;
     programs.send_replace(Some(first));
     programmed(&mut told, 1).await?;

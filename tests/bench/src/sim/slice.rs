@@ -323,7 +323,8 @@ impl Slice {
             | Effect::Sign { .. }
             | Effect::Log { .. }
             | Effect::ListenProbes { .. }
-            | Effect::KeepFlows { .. } => {}
+            | Effect::KeepFlows { .. }
+            | Effect::CheckRoutes { .. } => {}
         }
     }
 

@@ -365,7 +365,8 @@ impl Settled {
                 | Effect::AdminReply { .. }
                 | Effect::Log { .. }
                 | Effect::ListenProbes { .. }
-                | Effect::KeepFlows { .. } => {}
+                | Effect::KeepFlows { .. }
+                | Effect::CheckRoutes { .. } => {}
             }
         }
     }

@@ -99,11 +99,11 @@ fn parse(line: &str) -> Situation {
             let state = match what {
                 "good" => TunnelState::Good,
                 "lossy" => TunnelState::Lossy,
-                "bad" => TunnelState::Bad,
+                "bad" | "avoid" => TunnelState::Bad,
                 other => panic!("no state {other}"),
             };
             let ballot = ballots.get_mut(&them.parse().unwrap()).unwrap();
-            let row = TunnelRow::UNKNOWN.with(Slot(0), state);
+            let row = TunnelRow::UNKNOWN.with(Slot(0), state).avoiding(what == "avoid");
             ballot.rows.insert(slot(us.chars().next().unwrap()), row);
             continue;
         }

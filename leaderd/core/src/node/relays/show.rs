@@ -1,5 +1,6 @@
 //! What people see of relay pairs: the status, the log, and the changes that are kept.
 
+use super::super::overridden;
 use super::{Node, Pair, Shown};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::io::LogLevel;
@@ -20,6 +21,11 @@ impl Node {
         let table = &self.relays.pairs.get(location)?.table;
         let name = |l: &LocationName, s| self.mesh.candidate(l, s).map(|n| &n.name);
         let (near, far) = (name(&self.location, i)?, name(location, j)?);
+        if self.slot() == Some(i)
+            && let Some(route) = self.overridden.transit_with(location)
+        {
+            return Some(overridden::describe(route));
+        }
         let state = table.state(i, j).as_str();
         let accuser = &self.end_of_tunnel(location, table.accuser(i, j)?)?.name;
         Some(format!("the tunnel {near}–{far} is {state}, as {accuser} sees it"))

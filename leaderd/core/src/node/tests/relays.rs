@@ -1,6 +1,7 @@
 //! Relay pairs at one node: whom it believes, what it programs, whom it tells.
 
 use super::*;
+use crate::io::{HeldAddress, OverriddenRoute, RouteCheck};
 use crate::relay_pair::{Detour, Relays, TunnelRow, TunnelState};
 use crate::status::{RelayChangeKind, RelayPairStatus};
 
@@ -248,4 +249,66 @@ fn words_of_nodes_that_have_no_say_are_counted_and_change_nothing() {
     // Slots that no candidate has.
     bench.frame("home-0", detours(9, 9));
     assert_eq!(bench.relays(), None);
+}
+
+#[test]
+fn a_relay_whose_routes_are_overridden_is_gone_around_where_another_is_well() {
+    let cloud: LocationName = "cloud".parse().unwrap();
+    let mut bench = Bench::of("home-0", with_workloads(mesh(2, 1, 0)));
+    bench.feed(Input::PeerUp { node: name("home-1"), rtt_micros: 200 });
+    let check = |iif: Option<&str>| RouteCheck {
+        location: cloud.clone(),
+        source: "10.64.3.1".parse().unwrap(),
+        target: "10.64.1.1".parse().unwrap(),
+        iif: iif.map(|dev| dev.parse().unwrap()),
+    };
+    let overridden =
+        |iif| vec![OverriddenRoute { check: check(iif), found: "it leaves by tun0".into() }];
+    // What a node sends itself is no matter of relays.
+    let effects = bench.feed(Input::Overridden(overridden(None)));
+    assert!(sent(&effects, "tunnels").is_empty());
+    assert!(bench.notes().iter().any(|n| n.contains("it leaves by tun0")), "{:?}", bench.notes());
+    // Transit: it asks to be avoided, and stays as long as it knows of nobody better.
+    let effects = bench.feed(Input::Overridden(overridden(Some("eth0"))));
+    assert!(!sent(&effects, "tunnels").is_empty());
+    assert_eq!(bench.relays(), None);
+    // Another one in the same trouble is no way out.
+    let good = row(&[(0, TunnelState::Good), (1, TunnelState::Good)]);
+    bench.frame("home-1", tunnels("cloud", good.avoiding(true), &[]));
+    assert_eq!(bench.relays(), None);
+    bench.frame("home-1", tunnels("cloud", good, &[]));
+    assert_eq!(bench.relays(), Some(&relays(1, 0)));
+    let why = bench.pair().why.unwrap_or_default();
+    assert!(why.contains("10.64.3.1") && why.contains("it leaves by tun0"), "{why}");
+    bench.feed(Input::Overridden(Vec::new()));
+    assert_eq!(bench.relays(), None);
+    assert!(!bench.notes().iter().any(|n| n.contains("tun0")));
+}
+
+#[test]
+fn the_kernel_is_asked_for_transit_on_candidates_and_for_own_packets_everywhere() {
+    let asked = |me: &str, members: &[&str]| {
+        let mesh = mesh(2, 1, 0).with(|m| {
+            for member in members {
+                m.nodes.get_mut(&name(member)).unwrap().slot = None;
+            }
+        });
+        let mut bench = Bench::of(me, with_workloads(mesh));
+        let own = bench.node.mesh().node(&name(me)).unwrap().prefixes[0];
+        let address = own.hosts().next().unwrap();
+        let held = HeldAddress { device: "pods".parse().unwrap(), address };
+        let effects = bench.feed(Input::Addresses(vec![held]));
+        let checks = effects.into_iter().find_map(|e| match e {
+            Effect::CheckRoutes { checks } => Some(checks),
+            _ => None,
+        });
+        let checks = checks.expect("it asks");
+        let own = checks.iter().filter(|c| c.iif.is_none()).count();
+        assert!(checks.iter().all(|c| c.iif.is_some() || c.source == address));
+        (own, checks.len() - own)
+    };
+    let (own, transit) = asked("home-0", &["home-2"]);
+    assert!(own >= 2 && transit > own, "{own}, {transit}");
+    let (own, transit) = asked("home-2", &["home-2"]);
+    assert!(own >= 2 && transit == 0, "{own}, {transit}");
 }
