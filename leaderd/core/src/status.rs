@@ -194,8 +194,30 @@ pub struct LocationStatus {
     /// Where the sources of this node's probes do not survive on the way to another location.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hidden_sources: Vec<HiddenSource>,
+    /// Nodes of another location that this node reaches through none of its candidates, though it reaches others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreached: Vec<UnreachedNode>,
     /// Why nothing would move although the leader is degraded, or what else an operator should know.
     pub notes: Vec<String>,
+}
+
+/// A node behind candidates that forward, which none of them reaches: the fault is the node's own.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct UnreachedNode {
+    pub node: NodeName,
+    /// Its kernel answers that nothing listens at the probe port.
+    pub daemon_absent: bool,
+}
+
+impl fmt::Display for UnreachedNode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { node, daemon_absent } = self;
+        let look = match daemon_absent {
+            true => "no daemon listens there",
+            false => "its power, probe address, routes, firewall or MTU",
+        };
+        write!(f, "{node} is reached through no candidate: look at {node} ({look})")
+    }
 }
 
 /// A source NAT on the way: a probe that this node sent arrived from another address.

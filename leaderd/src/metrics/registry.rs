@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 
-use leaderd_core::ids::LocationName;
+use leaderd_core::ids::{LocationName, NodeName};
 use leaderd_core::status::{RelayPairStatus, Status};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -134,6 +134,16 @@ pub(super) fn registry(s: &Snapshot) -> Registry {
         "1 where sources of probes do not survive the way through a candidate, or without a node that of the workload",
         hidden.collect(),
     );
+    let unreached = locations.iter().flat_map(|l| {
+        let labels =
+            |node: &NodeName| vec![("location", l.name.to_string()), ("node", node.to_string())];
+        l.unreached.iter().map(move |u| (labels(&u.node), 1.0))
+    });
+    gauges(
+        "node_unreached",
+        "1 for a node that is reached through no candidate of its location, though others are",
+        unreached.collect(),
+    );
     relays(&s.status, &mut gauges);
     for (name, help, count) in [
         ("services_asked", "Services of the mesh file that were asked through a candidate", 1),
@@ -244,7 +254,7 @@ fn gauge(value: f64) -> Gauge<f64, AtomicU64> {
 pub(super) mod tests {
     use leaderd_core::ids::Epoch;
     use leaderd_core::relay_pair::TunnelState;
-    use leaderd_core::status::{HiddenSource, LocationStatus, TunnelStatus};
+    use leaderd_core::status::{HiddenSource, LocationStatus, TunnelStatus, UnreachedNode};
     use prometheus_client::encoding::text::encode;
 
     use super::*;
@@ -270,6 +280,10 @@ pub(super) mod tests {
                 target: "cloud-2".parse().unwrap(),
                 sent_from: [100, 127, 0, 1].into(),
                 arrived_from: [10, 42, 4, 0].into(),
+            }],
+            unreached: vec![UnreachedNode {
+                node: "cloud-2".parse().unwrap(),
+                daemon_absent: false,
             }],
             notes: vec![],
         };
@@ -305,6 +319,7 @@ pub(super) mod tests {
             r#"leaderd_leader{location="cloud",node="cloud-1"} 1.0"#,
             r#"leaderd_epoch{location="cloud"} 7.0"#,
             r#"leaderd_source_rewritten{location="cloud",node="cloud-1"} 1.0"#,
+            r#"leaderd_node_unreached{location="cloud",node="cloud-2"} 1.0"#,
             r#"leaderd_blackout_last_seconds{location="cloud"} 0.25"#,
             r#"leaderd_failovers_total{location="cloud"} 1"#,
             r#"leaderd_probe_requests_rejected_total{reason="bad-hmac"} 3"#,
@@ -332,6 +347,7 @@ pub(super) mod tests {
         let other = LocationStatus {
             name: "home".parse().unwrap(),
             hidden_sources: vec![],
+            unreached: vec![],
             ..snapshot.status.locations[0].clone()
         };
         snapshot.status.locations.push(other);

@@ -60,6 +60,7 @@ fn location(name: &str, candidates: Vec<CandidateStatus>) -> LocationStatus {
         candidates,
         carried: None,
         hidden_sources: Vec::new(),
+        unreached: Vec::new(),
         notes: Vec::new(),
     }
 }

@@ -101,6 +101,8 @@ impl Node {
         let hidden_sources =
             self.observer.as_ref().map(|o| o.hidden_sources(location)).unwrap_or_default();
         notes.extend(hidden_sources.iter().map(ToString::to_string));
+        let unreached = self.observer.as_ref().map(|o| o.unreached(location)).unwrap_or_default();
+        notes.extend(unreached.iter().map(ToString::to_string));
         LocationStatus {
             name: location.clone(),
             lowest_index: self.mesh.nodes_of(location).map(|n| n.index).min(),
@@ -121,6 +123,7 @@ impl Node {
             next,
             carried,
             hidden_sources,
+            unreached,
             notes,
         }
     }

@@ -11,7 +11,7 @@ use crate::time::{Instant, Now};
 use crate::verdict::{Report, SlotReport, Verdict};
 use crate::wire::limits::{MAX_REPORT_ROWS, MAX_ROWS, MAX_RTT};
 
-use super::evidence::{PairStats, Path, Sources, Target, TargetHealth};
+use super::evidence::{PairStats, Path, Sources, Target, TargetHealth, Unreached};
 use super::index::{IndexVec, PathIdx, ServiceIdx, TargetIdx};
 use super::probing::rtt::Rtt;
 use super::service::ServiceHealth;
@@ -80,6 +80,7 @@ pub(super) struct LocationWatch {
     pub service_turn: usize,
     pub report_seq: u64,
     pub bursts: BurstBudget,
+    pub unreached: Unreached,
     /// Nothing at all comes back through any path.
     pub all_paths_silent: bool,
     /// Paths whose candidates answer and relay nothing, at the last judgement.
@@ -184,6 +185,7 @@ impl LocationWatch {
             service_turn: 0,
             report_seq: 0,
             bursts: BurstBudget::full(now),
+            unreached: Unreached::default(),
             all_paths_silent: false,
             idle: Vec::new(),
             needs_eager_judging: true,

@@ -38,7 +38,7 @@ use crate::ids::{Epoch, LocationName, NodeName, Slot};
 use crate::io::{LogLevel, ProbeId, ProbeSend};
 use crate::mesh::Mesh;
 use crate::probe::ProbeKeys;
-use crate::status::HiddenSource;
+use crate::status::{HiddenSource, UnreachedNode};
 use crate::time::{Instant, Now, WallTime};
 use crate::verdict::{Report, Verdict};
 
@@ -278,6 +278,12 @@ impl Observer {
         watch.map(|&watch| self.watches[watch].hidden_sources()).unwrap_or_default()
     }
 
+    /// Returns the nodes of a location that none of its candidates reaches.
+    pub fn unreached(&self, location: &LocationName) -> Vec<UnreachedNode> {
+        let watch = self.by_name.get(location);
+        watch.map(|&watch| self.watches[watch].unreached()).unwrap_or_default()
+    }
+
     /// Returns the number of rounds left out since the start because the probe budget was spent.
     pub fn rounds_left_out(&self) -> u64 {
         self.budget.left_out()
@@ -348,6 +354,11 @@ impl Observer {
     }
 
     fn report(&mut self, now: Now, watch: WatchIdx) {
+        for (level, message) in self.watches[watch].note_unreached(now.mono) {
+            let location = self.watches[watch].location.to_string();
+            let fields = vec![("location.name".to_owned(), location)];
+            self.emit(ObserverOutput::Log { level, message, fields });
+        }
         let w = &mut self.watches[watch];
         self.timers.remove(&(w.next_report, Timer::Report(watch)));
         if !w.wants_to_report() {

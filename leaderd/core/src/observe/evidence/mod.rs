@@ -10,6 +10,7 @@ mod record;
 mod samples;
 mod sources;
 mod target;
+mod unreached;
 
 use crate::time::Instant;
 
@@ -17,6 +18,7 @@ pub use path::Path;
 pub use samples::{Outcome, Sample};
 pub use sources::Sources;
 pub use target::{Target, TargetHealth};
+pub use unreached::Unreached;
 
 /// New flows of one path to one target.
 #[derive(Debug, Clone, Copy, Default)]

@@ -1,6 +1,37 @@
 //! Recovery, verification, budget, and the edges of the packets.
 
 use super::*;
+
+#[test]
+fn a_node_that_no_candidate_reaches_is_named_and_held_against_none() {
+    let mut world = World::new(mesh(PAIR_AND_MEMBER), 3, |p: &Seen<'_>| {
+        let dead = p.at > Duration::from_secs(20) && p.at < Duration::from_secs(60);
+        if p.target == "cloud-2" && dead { Fate::Lost } else { Fate::Back(ms(20)) }
+    });
+    let cloud = "cloud".parse().unwrap();
+    world.run_until(Duration::from_secs(25));
+    assert_eq!(world.observer.unreached(&cloud), [], "not at once: it may be starting");
+    world.run_until(Duration::from_secs(50));
+    let unreached = world.observer.unreached(&cloud);
+    let words: Vec<String> = unreached.iter().map(ToString::to_string).collect();
+    assert_eq!(words.len(), 1, "{words:?}");
+    assert!(words[0].starts_with("cloud-2 is reached through no candidate: look at cloud-2"));
+    world.run_until(Duration::from_secs(80));
+    assert_eq!(world.observer.unreached(&cloud), []);
+    world.no_candidate_is_degraded();
+    let logged = |words: &str| world.logs.iter().filter(|l| l.contains(words)).count();
+    assert_eq!(logged("cloud-2 is reached through no candidate"), 1, "{:?}", world.logs);
+    assert_eq!(logged("cloud-2 is reached again"), 1, "{:?}", world.logs);
+}
+
+#[test]
+fn while_nothing_comes_back_no_node_is_named() {
+    let mut world = World::new(mesh(PAIR_AND_MEMBER), 4, |p: &Seen<'_>| {
+        if p.at > Duration::from_secs(20) { Fate::Lost } else { Fate::Back(ms(20)) }
+    });
+    world.run_until(Duration::from_secs(80));
+    assert_eq!(world.observer.unreached(&"cloud".parse().unwrap()), []);
+}
 use crate::probe::Reject;
 
 #[test]
