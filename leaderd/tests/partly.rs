@@ -98,12 +98,14 @@ fn a_node_without_ipv6_and_without_our_nftables_table_has_all_else_in_force() {
 
             let keys = Keys { wireguard: Secret::new([7; 32]), control: Secret::new([8; 32]) };
             let (programs, newest) = watch::channel(None);
+            let (_checks, checks) = watch::channel(Vec::new());
+            let orders = network::Orders { programs: newest, checks };
             let (inputs, mut told) = mpsc::channel(64);
             let counters = Counters::default();
             let silent = watch::channel(BTreeSet::new()).0;
             let theirs = keys.clone();
             let make = move || async move { KernelReconciler::open(&theirs).await };
-            network::start(make, newest, Outputs { inputs, silent, counters: counters.clone() })
+            network::start(make, orders, Outputs { inputs, silent, counters: counters.clone() })
                 .await
                 .unwrap();
             let mut notes = Vec::new();
