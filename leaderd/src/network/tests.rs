@@ -161,11 +161,12 @@ async fn a_repair_that_fails_in_part_counts_as_what_it_repaired_and_as_an_error(
 
 #[tokio::test]
 async fn a_reconciler_that_cannot_be_made_stops_the_start_with_its_reason() {
-    let (_programs, rx) = watch::channel(None);
+    let (_programs, programs) = watch::channel(None);
+    let (_checks, checks) = watch::channel(Vec::new());
     let make = || async { Err::<Fake, _>(anyhow::anyhow!("/dev/net/tun is missing")) };
     let silent = watch::channel(BTreeSet::new()).0;
     let outputs = Outputs { inputs: mpsc::channel(1).0, silent, counters: Counters::default() };
-    let error = start(make, rx, outputs).await.unwrap_err();
+    let error = start(make, Orders { programs, checks }, outputs).await.unwrap_err();
     assert!(error.to_string().contains("/dev/net/tun"));
 }
 
