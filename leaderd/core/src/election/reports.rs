@@ -29,14 +29,37 @@ const UNREACHABLE_FOR: Duration = Duration::from_millis(2500);
 const LEAST_FRESH: Duration = Duration::from_millis(1500);
 /// Observers whose acknowledgements are remembered.
 const MAX_ACKS: usize = 1024;
+/// Observers of a fault of the node find it within a second of each other.
+const STANDING: Duration = Duration::from_secs(1);
+
 struct Seen<T> {
     at: Instant,
     value: T,
 }
 
+/// The last report of an observer.
+struct SeenReport {
+    at: Instant,
+    report: Report,
+    /// Since when it finds fault with a candidate, as heard here.
+    faults: BTreeMap<Slot, Instant>,
+}
+
+impl SeenReport {
+    fn view(&self, now: Instant, place: Slot) -> ObserverView {
+        let standing = self.faults.iter().filter(|(_, at)| now.since(**at) >= STANDING);
+        ObserverView {
+            observer: self.report.observer.clone(),
+            place,
+            slots: self.report.slots.clone(),
+            standing: standing.map(|(slot, _)| *slot).collect(),
+        }
+    }
+}
+
 pub(crate) struct Reports {
     started: Instant,
-    reports: BTreeMap<NodeName, Seen<Report>>,
+    reports: BTreeMap<NodeName, SeenReport>,
     /// What candidates here say of their tunnels to each other location.
     rows: BTreeMap<(LocationName, Slot), Seen<TunnelRow>>,
     /// Who relays at each other location towards here.
@@ -202,7 +225,7 @@ impl Reports {
         self.claimed(report.epoch);
         let newer = self.reports.get(&report.observer).is_none_or(|old| {
             // A lower number long after the last report is an observer that has started anew.
-            report.seq > old.value.seq || now.since(old.at) >= REPORT_FRESH
+            report.seq > old.report.seq || now.since(old.at) >= REPORT_FRESH
         });
         if !newer {
             return false;
@@ -211,8 +234,14 @@ impl Reports {
             (r.abstains, r.slots.iter().map(|s| (s.slot, s.verdict.clone())).collect::<Vec<_>>())
         };
         let new = gist(&report);
-        let old = self.reports.insert(report.observer.clone(), Seen { at: now, value: report });
-        old.is_none_or(|old| gist(&old.value) != new)
+        let before = self.reports.get(&report.observer).map(|old| &old.faults);
+        let found = report.slots.iter().filter(|s| s.verdict.is_degraded()).map(|s| s.slot);
+        let faults = found
+            .map(|slot| (slot, before.and_then(|b| b.get(&slot)).copied().unwrap_or(now)))
+            .collect();
+        let observer = report.observer.clone();
+        let old = self.reports.insert(observer, SeenReport { at: now, report, faults });
+        old.is_none_or(|old| gist(&old.report) != new)
     }
 
     /// Takes what a candidate of this location says of its tunnels to another one. Returns true if it is news.
@@ -479,8 +508,7 @@ impl Reports {
         let slow = slow.clamp(LEAST_FRESH, REPORT_FRESH);
         let mut ballots: BTreeMap<LocationName, Ballot> = BTreeMap::new();
         for seen in self.reports.values() {
-            let report = &seen.value;
-            let Some(node) = mesh.node(&report.observer) else { continue };
+            let Some(node) = mesh.node(&seen.report.observer) else { continue };
             let Some(place) = node.slot else { continue };
             let fully = self.watchers.contains(&node.location);
             if !is_fresh(now, seen, if fully { REPORT_FRESH } else { slow }) {
@@ -488,8 +516,7 @@ impl Reports {
             }
             let new = || self.ballot(now, mesh, &node.location);
             let ballot = ballots.entry(node.location.clone()).or_insert_with(new);
-            let (observer, slots) = (report.observer.clone(), report.slots.clone());
-            ballot.observers.push(ObserverView { observer, place, slots });
+            ballot.observers.push(seen.view(now, place));
         }
         ballots
     }
@@ -545,8 +572,8 @@ impl Reports {
 
 /// True for a report that counts: its observer does not abstain, has some verdict, and sent it less than `within` ago, or a little
 /// longer where paths are slow.
-fn is_fresh(now: Instant, seen: &Seen<Report>, within: Duration) -> bool {
-    let report = &seen.value;
+fn is_fresh(now: Instant, seen: &SeenReport, within: Duration) -> bool {
+    let report = &seen.report;
     let rtt = report.slots.iter().filter_map(|s| s.rtt).max().unwrap_or_default();
     !report.abstains
         && report.slots.iter().any(|s| s.verdict != Verdict::Unknown)

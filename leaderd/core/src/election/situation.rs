@@ -83,10 +83,11 @@ impl Situation {
         if words.is_empty() || words.contains(&Opinion::Yes) {
             return None;
         }
-        // A leader there that suspects the candidate is about to say more. A standby's word alone may be about its own tunnel, or about a
-        // moment for which a busy machine stood still.
+        // Those that have found fault for long did so while others did not: with their own tunnels, as far as anybody knows. Who suspects the
+        // candidate now is about to say whether there is more to it. So it is with loss, which takes seconds to measure.
         let in_doubt = self.judges(slot).any(|b| b.is_in_doubt(slot));
-        if in_doubt && !self.judges(slot).any(|b| b.leader_finds_fault(slot)) {
+        let is_news = self.judges(slot).any(|b| b.finds_new_fault(slot));
+        if in_doubt && (!is_news || words.contains(&Opinion::Lossy)) {
             return None;
         }
         let steady = |b: &Ballot| !b.discounted && b.words(slot).next().is_some();

@@ -4,7 +4,7 @@
 //! the tunnel between the two. Either may find fault. Only where the relay is silent or has no opinion do its other candidates speak for it, if
 //! they agree. Who is unsure has no vote: neither for nor against.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::fault::Fault;
 use crate::ids::{NodeName, Slot};
@@ -50,6 +50,8 @@ pub(crate) struct ObserverView {
     /// Its own slot, in its own location.
     pub place: Slot,
     pub slots: Vec<SlotReport>,
+    /// The candidates with which it has found fault for a while.
+    pub standing: BTreeSet<Slot>,
 }
 
 impl ObserverView {
@@ -59,6 +61,11 @@ impl ObserverView {
 
     pub fn finds_fault(&self, slot: Slot) -> bool {
         self.slot(slot).is_some_and(|s| s.verdict.is_degraded())
+    }
+
+    /// It finds fault with the candidate, and did not before.
+    fn finds_new_fault(&self, slot: Slot) -> bool {
+        self.finds_fault(slot) && !self.standing.contains(&slot)
     }
 
     fn suspects(&self, slot: Slot) -> bool {
@@ -103,18 +110,14 @@ impl Ballot {
         verdicts.filter_map(|s| Opinion::of(&s.verdict))
     }
 
-    fn of_leaders(&self) -> impl Iterator<Item = &ObserverView> {
-        self.observers.iter().filter(|o| self.leaders.contains(&o.place))
-    }
-
-    /// True if its leader suspects the candidate, and so is about to say more than its standbys can.
+    /// True if an observer suspects the candidate.
     pub fn is_in_doubt(&self, slot: Slot) -> bool {
-        self.of_leaders().any(|o| o.suspects(slot))
+        self.observers.iter().any(|o| o.suspects(slot))
     }
 
-    /// True if its leader finds fault with the candidate.
-    pub fn leader_finds_fault(&self, slot: Slot) -> bool {
-        self.of_leaders().any(|o| o.finds_fault(slot))
+    /// True if an observer finds fault with the candidate that did not a moment ago.
+    pub fn finds_new_fault(&self, slot: Slot) -> bool {
+        self.observers.iter().any(|o| o.finds_new_fault(slot))
     }
 
     /// The vote if these relay.
@@ -165,7 +168,8 @@ impl Ballot {
 
     /// True if its leader says that the candidate answers and does not relay what it should. No other leader of its own would mend that.
     pub fn blames(&self, slot: Slot) -> bool {
-        let verdicts = self.of_leaders().filter_map(|o| o.slot(slot)).map(|s| &s.verdict);
+        let leaders = self.observers.iter().filter(|o| self.leaders.contains(&o.place));
+        let verdicts = leaders.filter_map(|o| o.slot(slot)).map(|s| &s.verdict);
         verdicts.into_iter().any(TunnelState::is_behind)
     }
 
@@ -210,6 +214,7 @@ mod tests {
             observer: format!("a-{n}").parse().unwrap(),
             place: Slot(n as u8),
             slots: vec![SlotReport::new(Slot(0), verdict.clone(), WallTime(0))],
+            standing: BTreeSet::new(),
         };
         Ballot {
             observers: words.iter().enumerate().map(observer).collect(),
@@ -289,6 +294,7 @@ mod tests {
                 SlotReport::new(Slot(0), yes.clone(), WallTime(0)),
                 SlotReport::new(Slot(1), yes, WallTime(0)),
             ],
+            standing: BTreeSet::new(),
         };
         let mut ballot = Ballot { observers: vec![observer], ..ballot(&[Verdict::Forwarding]) };
         let bad = TunnelRow::UNKNOWN.with(Slot(0), TunnelState::Bad);

@@ -54,14 +54,15 @@ fn ballot(word: &str) -> (LocationName, Ballot) {
     let (head, words) = word.split_once('=').unwrap();
     let relay = head.split_once('@').map_or(0, |(_, slot)| slot[..1].parse().unwrap());
     let view = |(place, word): (usize, &str)| {
-        let slots = word
-            .chars()
-            .enumerate()
-            .map(|(i, letter)| SlotReport::new(Slot(i as u8), verdict(letter), WallTime(0)));
+        let letters = || word.chars().enumerate().map(|(i, letter)| (Slot(i as u8), letter));
+        let report = |(slot, letter): (Slot, char)| {
+            SlotReport::new(slot, verdict(letter.to_ascii_lowercase()), WallTime(0))
+        };
         ObserverView {
             observer: format!("{}-{place}", &head[..1]).parse().unwrap(),
             place: Slot(place as u8),
-            slots: slots.collect(),
+            slots: letters().map(report).collect(),
+            standing: letters().filter(|(_, l)| l.is_uppercase()).map(|(slot, _)| slot).collect(),
         }
     };
     let speak = words.split(',').enumerate().filter(|(_, word)| *word != "-");

@@ -91,7 +91,7 @@ impl World {
             };
             let slots = slots().map(|x| SlotReport::new(x, verdict(x), WallTime(0)));
             let observer = format!("{}-{}", self.locations[there], place.0).parse().unwrap();
-            ObserverView { observer, place, slots: slots.collect() }
+            ObserverView { observer, place, slots: slots.collect(), standing: BTreeSet::new() }
         };
         Ballot {
             observers: slots().map(says).collect(),
