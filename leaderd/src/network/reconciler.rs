@@ -40,7 +40,7 @@ impl KernelReconciler {
         let reconciler = net::Reconciler::new(kernel, PrivateKey::from_bytes(*secret));
         let watch = net::watch().await.context("cannot watch the network for changes")?;
         let drift = lasting(watch, REOPEN, net::watch);
-        // Anything may have changed while nobody watched.
+        // After a gap in the watch anything may have changed.
         let drift = drift.map(|drift| drift.is_none_or(|d| d.concerns_ours())).boxed_local();
         let lookups = Lookups::open().context("cannot ask the kernel for routes")?;
         Ok(Self { reconciler, backend, lookups, drift })

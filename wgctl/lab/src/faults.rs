@@ -550,7 +550,7 @@ fn route_loop(world: &World, node: usize, target: Option<&str>, on: bool) -> Res
     n.ns.ip(&lines)
 }
 
-/// Routes to nodes of other locations through a device at whose far end nobody is.
+/// Adds routes to nodes of other locations through a device that leads nowhere.
 fn foreign_routes(
     world: &World,
     node: usize,

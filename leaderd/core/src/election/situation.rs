@@ -148,7 +148,7 @@ impl Situation {
             }
         }
         let most = count.into_iter().max_by_key(|(_, n)| *n);
-        // Where none does it found fault itself: with its tunnels, or or it says that it would not relay.
+        // Where no observer finds fault, the candidate did so itself: with its tunnels, or because it would not relay.
         let mut rows = self.ballots.values().filter_map(|b| b.rows.get(&slot));
         let own = if rows.any(|r| r.avoids()) { Fault::SelfReported } else { Fault::TunnelDown };
         most.map_or((own, None), |(what, _)| what)

@@ -9,7 +9,7 @@ use crate::status::UnreachedNode;
 use crate::time::{Duration, Instant};
 use crate::verdict::Verdict;
 
-/// A node that starts anew is named by nobody.
+/// A node that restarts is back within this time, and is not named.
 const NAMED_AFTER: Duration = Duration::from_secs(10);
 
 /// Since when nodes are reached through no path, and whether that was told.
@@ -17,7 +17,7 @@ const NAMED_AFTER: Duration = Duration::from_secs(10);
 pub struct Unreached(BTreeMap<NodeName, (Instant, bool)>);
 
 impl LocationWatch {
-    /// Notes which nodes are reached. To be called every second or so. Returns what is to be logged.
+    /// Notes which nodes are reached, and returns what to log. Call it about once a second.
     pub fn note_unreached(&mut self, now: Instant) -> Vec<(LogLevel, String)> {
         let quarantined = self.quarantined_nodes();
         let forwards = self.paths.iter().any(|p| *p.verdict.get() == Verdict::Forwarding);
