@@ -4,8 +4,6 @@
 //! then the relay pair goes around it, and its location moves. It asks to be avoided in any case, by which others in the same trouble know
 //! that it is no way out. What a node sends itself is for people to mend.
 
-use std::collections::BTreeMap;
-
 use crate::ids::LocationName;
 use crate::io::{Effect, LogLevel, OverriddenRoute, RouteCheck};
 use crate::time::Now;
@@ -20,14 +18,13 @@ pub(super) struct Overridden {
     /// Of the last `Effect::CheckRoutes`.
     checks: Vec<RouteCheck>,
     routes: Vec<OverriddenRoute>,
-    /// The first of transit with each other location.
-    transit: BTreeMap<LocationName, OverriddenRoute>,
 }
 
 impl Overridden {
     /// Why this node would not relay all that it should with a location.
     pub(super) fn transit_with(&self, location: &LocationName) -> Option<&OverriddenRoute> {
-        self.transit.get(location)
+        let mut transit = self.routes.iter().filter(|r| r.check.iif.is_some());
+        transit.find(|r| r.check.location == *location)
     }
 
     /// For the status.
@@ -62,18 +59,15 @@ impl Node {
     }
 
     pub(super) fn routes_overridden(&mut self, now: Now, routes: Vec<OverriddenRoute>) {
-        let before = std::mem::take(&mut self.overridden);
-        for route in routes.iter().filter(|r| !before.routes.contains(r)).take(MAX_NOTES) {
+        let before = std::mem::take(&mut self.overridden.routes);
+        for route in routes.iter().filter(|r| !before.contains(r)).take(MAX_NOTES) {
             let fields = [("location.name", route.check.location.to_string())];
             self.log(LogLevel::Warn, &describe(route), fields);
         }
-        if routes.is_empty() && !before.routes.is_empty() {
+        if routes.is_empty() && !before.is_empty() {
             self.log(LogLevel::Info, "nothing comes before our routes any more", []);
         }
-        let transit = routes.iter().filter(|r| r.check.iif.is_some());
-        // The first of each.
-        let transit = transit.rev().map(|r| (r.check.location.clone(), r.clone())).collect();
-        self.overridden = Overridden { checks: before.checks, routes, transit };
+        self.overridden.routes = routes;
         self.review_relays(now, self.other_locations());
     }
 }
