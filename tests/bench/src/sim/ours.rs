@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use leaderd_core::fault::MoveReason;
+use leaderd_core::fault::{Fault as FoundFault, MoveReason};
 use leaderd_core::group::{Group, GroupOutput};
 use leaderd_core::ids::{Epoch, LocationName, NodeName, Slot};
 use leaderd_core::io::{ProbeId, ProbeSend, StoredGroup};
@@ -77,6 +77,7 @@ pub struct Failover {
 pub struct Alarm {
     pub observer: usize,
     pub slot: usize,
+    pub fault: FoundFault,
     pub first_loss: Instant,
     pub at: Instant,
     /// When it took that back.
@@ -347,16 +348,17 @@ impl OurDetector {
             let of_it =
                 |a: &&mut Alarm| a.over.is_none() && (a.observer, a.slot) == (observer, slot);
             let open = self.alarms.iter_mut().find(of_it);
-            match (open, said.verdict.is_degraded()) {
-                (None, true) => self.alarms.push(Alarm {
+            match (open, said.verdict.fault()) {
+                (None, Some(fault)) => self.alarms.push(Alarm {
                     observer,
                     slot,
+                    fault,
                     first_loss: said.first_loss.map_or(self.now, |t| Instant(t.0 - WALL)),
                     at: self.now,
                     over: None,
                     log_weight: self.losses.log_weight,
                 }),
-                (Some(open), false) => open.over = Some(self.now),
+                (Some(open), None) => open.over = Some(self.now),
                 _ => {}
             }
         }
@@ -414,13 +416,12 @@ fn name(location: &str, n: usize) -> NodeName {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use leaderd_core::fault::Fault as Found;
 
     #[test]
     fn both_faults_are_detected_with_their_cause_and_nothing_is_without_a_fault() {
         for (kind, cause) in [
-            (FaultKind::NewFlows, MoveReason::Fault(Found::NewFlow)),
-            (FaultKind::Death, MoveReason::Fault(Found::TunnelDown)),
+            (FaultKind::NewFlows, MoveReason::Fault(FoundFault::NewFlow)),
+            (FaultKind::Death, MoveReason::Fault(FoundFault::TunnelDown)),
         ] {
             let rtt = Duration::from_millis(20);
             let mut detector =
