@@ -17,15 +17,17 @@ use wgctl_lab::Failed;
 const ALSO_ON: [(&str, &str); 1] = [("wireguard-down", "leaderd")];
 
 /// Scenarios that `make nightly` plays, and what of theirs `make test` proves meanwhile.
-const NIGHTLY: [(&str, &str); 7] = [
+const NIGHTLY: [(&str, &str); 9] = [
     ("daemon-kill", "daemon-pause here, the same on kernel WireGuard"),
     ("dual-stack", "ipv6-forwarding here, the same on kernel WireGuard"),
     (
         "fabric-489",
         "cilium-489 and cilium-planned here: the fabric, its MTU, a CNI, full-size packets",
     ),
+    ("flow-hash", "the same loss in virtual time and in the core's tests"),
     ("mtu-blackhole", "the same on kernel WireGuard, and in virtual time"),
     ("planned-promotion", "planned-stateful here, the same on kernel WireGuard"),
+    ("relay-loss", "wan-loss here, the same in virtual time"),
     ("slow-paths", "the same in virtual time"),
     ("vxlan-all", "forwarding-off and lan-partition here, the same in virtual time"),
 ];
