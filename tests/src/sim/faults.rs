@@ -28,6 +28,8 @@ pub struct Faults {
     pub forwarding_off: bool,
     /// Forwarded packets longer than this are dropped silently.
     pub mtu: Option<u16>,
+    /// Forwarded packets of these sizes, both ends included, are dropped silently.
+    pub sizes: Option<(u16, u16)>,
     /// Packets forwarded into the location are sent back where they came from.
     pub route_loop: bool,
     /// Packets from another location that are forwarded into this one get the node's own address as their source.
@@ -80,6 +82,8 @@ pub enum Fault {
     FdbGhost(NodeName),
     ForwardingOff,
     MtuBlackhole(u16),
+    /// Packets of these sizes are not forwarded, both ends included.
+    SizeWindow(u16, u16),
     RouteLoop,
     SourceNat,
     WireguardDown,
@@ -135,6 +139,7 @@ impl World {
             Fault::FdbGhost(of) => drop(f.ghosts.remove(of)),
             Fault::ForwardingOff => f.forwarding_off = on,
             Fault::MtuBlackhole(mtu) => f.mtu = on.then_some(*mtu),
+            Fault::SizeWindow(from, to) => f.sizes = on.then_some((*from, *to)),
             Fault::RouteLoop => f.route_loop = on,
             Fault::SourceNat => f.source_nat = on,
             Fault::WanCut => f.wan_cut = on,

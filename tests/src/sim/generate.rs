@@ -43,10 +43,12 @@ pub enum Kind {
     /// What happens to a host besides that: it stands still, its LAN is silent, links lose their carrier, other tools have rules and
     /// routes.
     Hosts,
+    /// What breaks a part of the traffic through a relay: packets of some sizes, a share of all packets.
+    Parts,
 }
 
 impl Kind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Plain,
         Self::Richer,
         Self::Disks,
@@ -55,6 +57,7 @@ impl Kind {
         Self::Everything,
         Self::Paths,
         Self::Hosts,
+        Self::Parts,
     ];
 
     /// Returns the kind's seeds.
@@ -68,7 +71,8 @@ impl Kind {
             Self::Hostile => 4 * MILLION..5 * MILLION,
             Self::Everything => 5 * MILLION..6 * MILLION,
             Self::Paths => 6 * MILLION..7 * MILLION,
-            Self::Hosts => 7 * MILLION..u64::MAX,
+            Self::Hosts => 7 * MILLION..8 * MILLION,
+            Self::Parts => 8 * MILLION..u64::MAX,
         }
     }
 
@@ -87,6 +91,7 @@ impl Kind {
             Self::Everything => "everything",
             Self::Paths => "paths",
             Self::Hosts => "hosts",
+            Self::Parts => "parts",
         }
     }
 }
@@ -98,7 +103,7 @@ impl Case {
         let kind = Kind::of_seed(seed);
         let sites = match kind {
             Kind::RollOuts => voting_sites(rng),
-            Kind::Paths | Kind::Hosts => richer_sites(rng),
+            Kind::Paths | Kind::Hosts | Kind::Parts => richer_sites(rng),
             _ => sites(rng),
         };
         let ms = |n: u32| Duration::from_millis(n.into());
@@ -142,6 +147,7 @@ impl Case {
             }
             Kind::Paths => case.break_paths(rng, &mesh),
             Kind::Hosts => case.trouble_hosts(rng, &mesh),
+            Kind::Parts => case.break_parts(rng, &mesh),
         }
         case
     }
@@ -180,6 +186,22 @@ impl Case {
                     Fault::LinkDown(dev.parse().expect("a name"))
                 }
                 _ => Fault::Foreign(foreign(rng, mesh, node)),
+            };
+            self.plan(rng, node.name.clone(), fault);
+        }
+    }
+
+    /// Breaks a part of what relays carry.
+    fn break_parts(&mut self, rng: &mut ChaCha8Rng, mesh: &Mesh) {
+        self.faults.truncate(pick(rng, 2));
+        for _ in 0..1 + pick(rng, 3) {
+            let (node, _) = two_candidates(rng, mesh);
+            let fault = match pick(rng, 3) {
+                0 | 1 => {
+                    let from = 100 + (rng.next_u32() % 900) as u16;
+                    Fault::SizeWindow(from, from + 100 + (rng.next_u32() % 600) as u16)
+                }
+                _ => Fault::WanLoss(0.05 + 0.3 * uniform(rng)),
             };
             self.plan(rng, node.name.clone(), fault);
         }

@@ -122,6 +122,9 @@ impl DataPath<'_> {
                 if faults.mtu.is_some_and(|mtu| packet.length > mtu) {
                     return lost("mtu black hole");
                 }
+                if faults.sizes.is_some_and(|(a, b)| (a..=b).contains(&packet.length)) {
+                    return lost("size not forwarded");
+                }
                 ttl -= 1;
                 if ttl == 0 {
                     return Fate::TimeExceeded { at };

@@ -33,6 +33,9 @@ const ROUND_TRIPS_TO_TELL: u32 = 4;
 /// may be avoided.
 const GOOD_BELOW: f64 = 0.02;
 
+/// Bytes. Nothing is owed where a relay drops fewer sizes than this: it may be used, and it may be avoided.
+const WIDE: u16 = 350;
+
 /// One pair of relays serves all workloads of two locations. So nothing is owed to a pair of workloads that only relays of its own would
 /// serve: those that serve most others do not. An example is a candidate without LAN, whose own tunnels work.
 pub const KNOWN_LIMIT_ONE_RELAY_PAIR: bool = true;
@@ -71,6 +74,15 @@ pub enum Passes {
 impl Passes {
     fn all(of: impl IntoIterator<Item = bool>) -> Self {
         if of.into_iter().all(|passes| passes) { Self::Well } else { Self::Not }
+    }
+
+    /// Where relays drop packets of some sizes. A few sizes are found late.
+    fn spares(windows: [Option<(u16, u16)>; 2]) -> Self {
+        match windows.into_iter().flatten().map(|(a, b)| b - a).max() {
+            None => Self::Well,
+            Some(width) if width < WIDE => Self::Poorly,
+            Some(_) => Self::Not,
+        }
     }
 
     fn losing(share: f64) -> Self {
@@ -119,7 +131,8 @@ impl<'w> Route<'w> {
                     && !world.faults[&j.name].route_loop
                     && !self.is_taken(j, Some(&from_tunnel))),
         ]);
-        works.min(Passes::losing(self.tunnel_loses()))
+        let sizes = Passes::spares([i, j].map(|relay| world.faults[&relay.name].sizes));
+        works.min(Passes::losing(self.tunnel_loses())).min(sizes)
     }
 
     fn tunnel_is_up(self, near: Slot, far: Slot) -> bool {

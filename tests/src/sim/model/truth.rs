@@ -91,7 +91,12 @@ pub fn quality(world: &World, c: &Node) -> Quality {
     }
     let f = &world.faults[&c.name];
     let stormy = world.weather.keys().any(|(from, to)| *from == c.name || *to == c.name);
-    if stormy || f.family_off.is_some() || !f.foreign.is_empty() || !f.links_down.is_empty() {
+    if stormy
+        || f.sizes.is_some()
+        || f.family_off.is_some()
+        || !f.foreign.is_empty()
+        || !f.links_down.is_empty()
+    {
         // It carries a part.
         return Quality::Grey;
     }
