@@ -243,6 +243,30 @@ fn a_leader_with_heavy_loss_is_replaced() {
 }
 
 #[test]
+fn a_leader_that_loses_more_than_its_standby_is_replaced() {
+    let mut play = Play::hybrid();
+    play.fault("cloud-0", Fault::WanLoss(0.08), true);
+    play.run(secs(90));
+    assert_eq!(play.causes(), [Found::Loss.into()], "{}", play.story());
+    play.fine();
+}
+
+#[test]
+fn a_leader_that_drops_packets_of_some_sizes_is_replaced() {
+    for (from, to) in [(600, 900), (200, 550), (950, 1300)] {
+        let (took, cause) = breaks(Fault::SizeWindow(from, to));
+        assert_eq!(cause, Found::Loss);
+        assert!(took < secs(5), "{from} to {to}: took {took:?}");
+    }
+}
+
+#[test]
+fn a_standby_that_drops_packets_of_some_sizes_moves_no_leader() {
+    let window = Fault::SizeWindow(600, 900);
+    no_leader_changes(Play::hybrid(), &[("cloud-1", window)], secs(60));
+}
+
+#[test]
 fn ten_percent_loss_on_every_path_causes_no_failover() {
     no_leader_changes(Play::with_wan(drops(0.1)), &[], secs(300));
 }

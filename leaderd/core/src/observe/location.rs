@@ -11,7 +11,7 @@ use crate::time::{Instant, Now};
 use crate::verdict::{Report, SlotReport, Verdict};
 use crate::wire::limits::{MAX_REPORT_ROWS, MAX_ROWS, MAX_RTT};
 
-use super::evidence::{PairStats, Path, Sources, Target, TargetHealth, Unreached};
+use super::evidence::{Blocks, PairStats, Path, Sources, Target, TargetHealth, Unreached};
 use super::index::{IndexVec, PathIdx, ServiceIdx, TargetIdx};
 use super::probing::rtt::Rtt;
 use super::service::ServiceHealth;
@@ -80,6 +80,8 @@ pub(super) struct LocationWatch {
     pub service_turn: usize,
     pub report_seq: u64,
     pub bursts: BurstBudget,
+    /// What the paths lost lately, to compare them.
+    pub blocks: Blocks,
     pub unreached: Unreached,
     /// Nothing at all comes back through any path.
     pub all_paths_silent: bool,
@@ -185,6 +187,7 @@ impl LocationWatch {
             service_turn: 0,
             report_seq: 0,
             bursts: BurstBudget::full(now),
+            blocks: Blocks::default(),
             unreached: Unreached::default(),
             all_paths_silent: false,
             idle: Vec::new(),

@@ -305,7 +305,7 @@ impl Observer {
         let mesh = self.mesh.clone();
         let judgement = self.watches[watch].judge(&mesh, now.mono);
         for p in judgement.bursts {
-            let probes = self.watches[watch].plan_burst(&mesh, now.mono, p, &mut self.rng);
+            let probes = self.watches[watch].plan_burst(&mesh, now.mono, p);
             if !self.send_all(now, watch, probes) {
                 self.budget.leave_out(now.mono);
             }

@@ -28,6 +28,10 @@ pub(super) const fn ms(n: u64) -> Duration {
     Duration::from_millis(n)
 }
 
+pub(super) const fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
 /// What becomes of a probe.
 pub(super) enum Fate {
     /// Answered after this round trip.

@@ -125,7 +125,7 @@ impl LocationWatch {
 
     pub(super) fn as_workload_probe(&self, target: TargetIdx) -> ProbeSpec {
         let size = self.targets[target].smallest();
-        ProbeSpec { class: ProbeClass::AsWorkload, path: None, target, size }
+        ProbeSpec { class: ProbeClass::AsWorkload, path: None, target, size, round: None }
     }
 }
 

@@ -4,18 +4,22 @@
 //! Outcomes are kept rather than sums: a reply that arrives late turns a loss into a delivery, and the next judgement, which
 //! reads the samples again, never knew better.
 
+mod compared;
 mod loss_rate;
 mod path;
 mod record;
 mod samples;
+mod size_band;
 mod sources;
 mod target;
 mod unreached;
 
 use crate::time::Instant;
 
+pub use compared::{Blocks, ComparedLoss};
 pub use path::Path;
 pub use samples::{Outcome, Sample};
+pub use size_band::SizeBand;
 pub use sources::Sources;
 pub use target::{Target, TargetHealth};
 pub use unreached::Unreached;
@@ -26,6 +30,8 @@ pub struct PairStats {
     /// When the latest probe that was answered had been sent.
     delivered: Option<Instant>,
     lost_in_row: u32,
+    /// When the latest probe that was lost had been sent.
+    lost: Option<Instant>,
     /// When the latest probe that the target's daemon answered had been sent.
     daemon_answered: Option<Instant>,
     /// When the first probe since was sent of which an ICMP error said, in the target's name, that nothing listens there.
@@ -38,8 +44,9 @@ impl PairStats {
         self.lost_in_row = 0;
     }
 
-    pub fn on_lost(&mut self) {
+    pub fn on_lost(&mut self, sent: Instant) {
         self.lost_in_row += 1;
+        self.lost = self.lost.max(Some(sent));
     }
 
     /// The target's daemon itself answered.
@@ -56,6 +63,10 @@ impl PairStats {
 
     pub fn delivered(&self) -> Option<Instant> {
         self.delivered
+    }
+
+    pub fn lost(&self) -> Option<Instant> {
+        self.lost
     }
 
     pub fn lost_in_row(&self) -> u32 {

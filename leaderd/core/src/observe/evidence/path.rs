@@ -11,9 +11,9 @@ use crate::observe::judgement::verdict::PathVerdict;
 use crate::observe::probing::rtt::{LateReplies, Rtt};
 use crate::time::Instant;
 
-use super::Sources;
 use super::loss_rate::LossRate;
 use super::samples::Samples;
+use super::{ComparedLoss, Sources};
 
 #[derive(Debug)]
 pub struct Path {
@@ -23,9 +23,12 @@ pub struct Path {
     pub late_replies: Option<LateReplies>,
     pub samples: Samples,
     pub loss: LossRate,
+    pub compared: ComparedLoss,
     pub life: SignsOfLife,
     pub verdict: PathVerdict,
     pub mtu: PathMtuSearch,
+    /// Packets of about this size seem to be lost, and rounds try it.
+    pub doubtful_size: Option<u16>,
     /// A burst is under way.
     pub burst: Option<Instant>,
     /// The last time our own kernel refused to send on this plane.
@@ -43,9 +46,11 @@ impl Path {
             late_replies: None,
             samples: Samples::default(),
             loss: LossRate::default(),
+            compared: ComparedLoss::default(),
             life: SignsOfLife::new(now),
             verdict: PathVerdict::new(now),
             mtu: PathMtuSearch::default(),
+            doubtful_size: None,
             burst: None,
             own_fault: None,
             sources: Sources::default(),

@@ -25,6 +25,7 @@ impl LocationWatch {
         if path.life.on_reply(now) {
             path.samples.clear();
             path.loss.restart();
+            path.compared = Default::default();
             path.burst = None;
             self.bursts = BurstBudget::full(now);
         }
@@ -61,6 +62,9 @@ impl LocationWatch {
         if new_flow && !quarantined && !before.is_loss() && outcome != Outcome::Void {
             path.loss.show(outcome.is_loss());
         }
+        if outcome.is_decided() && !quarantined {
+            self.blocks.record(p, &sample, outcome.is_loss());
+        }
         match outcome {
             Outcome::Delivered => {
                 path.life.on_delivered(sample.sent, relay);
@@ -83,7 +87,7 @@ impl LocationWatch {
                     path.mtu.on_too_big(mtu);
                 }
                 if new_flow {
-                    pair.on_lost();
+                    pair.on_lost(sample.sent);
                 }
                 if new_flow && !quarantined {
                     path.loss.lost_at(sample.sent, policy.probe_interval);

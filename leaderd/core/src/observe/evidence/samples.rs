@@ -47,6 +47,8 @@ pub struct Sample {
     pub target: TargetIdx,
     /// Bytes, headers included.
     pub size: u16,
+    /// The round whose main probe it is, sent through all paths at once: so it can be compared.
+    pub round: Option<u64>,
     pub outcome: Outcome,
 }
 

@@ -36,6 +36,8 @@ const FIRST_HANDSHAKE: Duration = Duration::from_secs(11);
 /// Losses among deliveries may all be of one short burst on one link, and then they are not independent, as the tests take
 /// them to be, however many were counted. So they must go on for this long.
 const BROWNOUT: Duration = Duration::from_secs(1);
+/// Between two bursts meanwhile.
+const BURST_AGAIN: Duration = Duration::from_millis(200);
 /// Evidence older than this no longer makes a path 'forwarding'.
 const STALE: Duration = Duration::from_secs(10);
 /// … nor evidence older than this many slow rounds, where that is longer.
@@ -63,14 +65,13 @@ pub struct Judgement {
 }
 
 impl LocationWatch {
-    /// Returns the class and target of a path's latest loss behind its candidate: its burst repeats them.
-    pub fn last_loss(&self, p: PathIdx) -> Option<(ProbeClass, TargetIdx)> {
-        let lost = self.paths[p].samples.iter().rev().find(|s| {
+    /// Returns a path's latest loss behind its candidate: its burst repeats class, target and size.
+    pub fn last_loss(&self, p: PathIdx) -> Option<&Sample> {
+        self.paths[p].samples.iter().rev().find(|s| {
             s.outcome.is_loss()
                 && !s.class.is_of_tunnel()
                 && !self.targets[s.target].health.is_quarantined()
-        })?;
-        Some((lost.class, lost.target))
+        })
     }
 
     pub fn judge(&mut self, mesh: &Mesh, now: Instant) -> Judgement {
@@ -91,7 +92,7 @@ impl LocationWatch {
         self.all_paths_silent = silent;
         let all_fail = !silent && self.do_all_candidates_relay_nothing();
         for p in self.paths.indices() {
-            let tests = self.test_losses(p, now, slack, all_fail);
+            let tests = self.test_losses(p, now, slack, mesh.mtu, all_fail);
             let worst = tests.worst();
             judgement.judge_at = [judgement.judge_at, tests.next()].into_iter().flatten().min();
             let mut finding = self.finding(mesh, now, p, &tests, threshold);
@@ -105,8 +106,11 @@ impl LocationWatch {
             let next = path.verdict.after(finding);
             let degraded = next.is_degraded();
             // A burst may be repeated at once while the evidence grows.
-            let growing = worst.value() >= threshold / 3.0
-                && path.burst.is_none_or(|b| b + path.rtt.timeout(policy.min_probe_timeout) <= now);
+            let timeout = path.rtt.timeout(policy.min_probe_timeout);
+            // Once there is enough of it, only its length is awaited.
+            let again = if worst.value() < threshold { timeout } else { timeout.max(BURST_AGAIN) };
+            let growing =
+                worst.value() >= threshold / 3.0 && path.burst.is_none_or(|b| b + again <= now);
             let may_burst = self.bursts.left(now) || growing;
             if !degraded && losses.contains(&p) && !self.all_paths_silent && may_burst {
                 judgement.bursts.push(p);
@@ -114,8 +118,14 @@ impl LocationWatch {
             if path.burst.is_some_and(|b| now.since(b) > SUSPICION) {
                 path.burst = None;
             }
+            path.doubtful_size = tests.size().doubtful_size(threshold / 3.0);
             if next != *path.verdict.get() {
-                let first_loss = service_fault.map_or(worst.from(), |fault| Some(fault.from));
+                let compared = path.compared.worst();
+                let by_packets = match next.fault() {
+                    Some(Fault::Loss) if compared.value() >= threshold => compared.from(),
+                    _ => worst.from(),
+                };
+                let first_loss = service_fault.map_or(by_packets, |fault| Some(fault.from));
                 self.change_verdict(now, p, next, first_loss, service_fault, &mut judgement);
             }
             if degraded {
@@ -199,15 +209,23 @@ impl LocationWatch {
         let lossy = path.loss.lossy_for() >= BROWNOUT;
         if worst.value() >= threshold {
             let (cause, direction) = self.classify(p, worst.from().unwrap_or(now));
+            let dead_size = tests.size().dead_since(threshold);
+            let lossy = lossy || dead_size.is_some_and(|from| now.since(from) >= BROWNOUT);
             if cause != Fault::Loss || lossy {
                 return Finding::Failed { cause, direction };
             }
         }
         let has_standbys = self.paths.len() > 1;
-        let steady = path.loss.steady() >= threshold && path.loss.own() > policy.loss_threshold;
+        let direction = || self.direction(now - STALE);
+        if tests.next().is_none() && path.compared.worst().value() >= threshold {
+            return Finding::Failed { cause: Fault::Loss, direction: direction() };
+        }
+        // Where the target is what drops them, others lose the same.
+        let steady = path.loss.steady() >= threshold
+            && path.loss.own() > policy.loss_threshold
+            && !self.loses_no_more_than_others(p);
         if has_standbys && tests.next().is_none() && steady && lossy {
-            let direction = self.direction(now - STALE);
-            return Finding::Failed { cause: Fault::Loss, direction };
+            return Finding::Failed { cause: Fault::Loss, direction: direction() };
         }
         let burst_pending = path.burst.is_some_and(|burst| {
             path.samples.since(burst).any(|s| s.outcome == Outcome::Pending)
@@ -278,6 +296,7 @@ impl LocationWatch {
                 path.mtu.stop();
                 if was.is_degraded() || next == Verdict::Unknown {
                     path.loss.restart_test();
+                    path.compared = Default::default();
                     path.samples.clear();
                     path.burst = None;
                 }
@@ -318,7 +337,8 @@ impl LocationWatch {
             return false;
         }
         if cause == Fault::Loss {
-            return path.loss.own() < policy.loss_threshold / 2.0;
+            return path.loss.own() < policy.loss_threshold / 2.0
+                && self.loses_no_more_than_others(p);
         }
         let failing = path.verdict.failing_targets();
         let quarantined = |t: TargetIdx| self.targets[t].health.is_quarantined();
@@ -346,7 +366,7 @@ impl LocationWatch {
 
     /// Plans probes of the next size to try while a path's MTU is searched.
     fn search_mtu(&mut self, p: PathIdx) -> Vec<ProbeSpec> {
-        let target = self.last_loss(p).map(|(_, target)| target);
+        let target = self.last_loss(p).map(|lost| lost.target);
         let path = &mut self.paths[p];
         let samples = &path.samples;
         let size = path.mtu.next_size(|size| {
@@ -358,6 +378,6 @@ impl LocationWatch {
         });
         let (Some(size), Some(target)) = (size, target) else { return Vec::new() };
         let class = ProbeClass::FullSize;
-        vec![ProbeSpec { class, path: Some(p), target, size }; 2]
+        vec![ProbeSpec { class, path: Some(p), target, size, round: None }; 2]
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::observe::evidence::{Outcome, Sample};
+use crate::observe::evidence::{Outcome, Sample, SizeBand};
 use crate::observe::index::{IndexVec, PathIdx, TargetIdx};
 use crate::observe::location::LocationWatch;
 use crate::time::Instant;
@@ -30,6 +30,8 @@ pub struct LossTests {
     full: Cusum,
     /// The worst single target.
     target: Cusum,
+    /// The worst band of sizes.
+    size: SizeTest,
     /// Losses that count.
     losses: usize,
     /// When the next one will count that does not yet.
@@ -38,7 +40,12 @@ pub struct LossTests {
 
 impl LossTests {
     pub fn worst(&self) -> Cusum {
-        self.new.worse(self.full).worse(self.target)
+        self.new.worse(self.full).worse(self.target).worse(self.size.sum)
+    }
+
+    /// The test of the worst band of sizes.
+    pub fn size(&self) -> &SizeTest {
+        &self.size
     }
 
     /// When the next loss will count that does not yet.
@@ -49,6 +56,41 @@ impl LossTests {
     /// Returns whether some loss counts against the path, or soon will.
     pub fn raise_suspicion(&self) -> bool {
         self.losses > 0 && self.worst().value() > 0.0 || self.next.is_some()
+    }
+}
+
+/// The test of one band of sizes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SizeTest {
+    sum: Cusum,
+    /// In the present climb.
+    lost: usize,
+    passed: usize,
+    /// The size of the latest loss.
+    lost_size: u16,
+}
+
+impl SizeTest {
+    fn add(&mut self, step: f64, sample: &Sample, lost: bool) {
+        self.sum.add(step, sample.sent);
+        if self.sum.from().is_none() {
+            *self = Self::default();
+        } else if lost {
+            (self.lost, self.lost_size) = (self.lost + 1, sample.size);
+        } else {
+            self.passed += 1;
+        }
+    }
+
+    /// Returns since when hardly a packet of the band passes, if its test has reached this.
+    pub fn dead_since(&self, least: f64) -> Option<Instant> {
+        let dead = self.sum.value() >= least && self.passed * 10 <= self.lost;
+        self.sum.from().filter(|_| dead)
+    }
+
+    /// Returns the size of the latest loss, if the band's test has reached this.
+    pub fn doubtful_size(&self, least: f64) -> Option<u16> {
+        (self.sum.value() >= least).then_some(self.lost_size)
     }
 }
 
@@ -79,8 +121,24 @@ impl LocationWatch {
     /// Returns whether a control reached the target of a lost probe at about the same time: of its probes from shortly before
     /// to a little later, the one nearest in time passed. All paths may have been silent for a moment, so one that passed sooner or
     /// later says nothing if a nearer one was lost, or is still on its way.
-    fn confirmed(&self, controls: &[Control], lost: &Sample, slack: Duration) -> bool {
+    ///
+    /// Where path `p` carries packets of that size to other nodes meanwhile, the target may be what drops them: then only controls
+    /// of that size count.
+    fn confirmed(
+        &self,
+        p: PathIdx,
+        controls: &[Control],
+        lost: &Sample,
+        slack: Duration,
+        mtu: u16,
+    ) -> bool {
         let (from, until) = (lost.sent - slack, lost.sent + slack * CONFIRM_SLACKS);
+        let band = SizeBand::of(lost.size, mtu);
+        let of_size = |s: &Sample| s.is_new_flow() && SizeBand::of(s.size, mtu) == band;
+        let elsewhere = |s: &Sample| self.targets[s.target].node != self.targets[lost.target].node;
+        let mut carried =
+            self.paths[p].samples.since(lost.sent).filter(|s| of_size(s) && elsewhere(s));
+        let by_size = carried.any(|s| s.outcome == Outcome::Delivered);
         controls.iter().any(|control| {
             let same = |s: &&Sample| match control.by_relay {
                 true => s.class.is_of_tunnel(),
@@ -88,6 +146,7 @@ impl LocationWatch {
             };
             let samples = self.paths[control.path].samples.since(from);
             let near = samples.take_while(|s| s.sent <= until).filter(same);
+            let near = near.filter(|s| control.by_relay || !by_size || of_size(s));
             let distance = |s: &Sample| s.sent.since(lost.sent).max(lost.sent.since(s.sent));
             // Of a burst sent at once one that passed is enough.
             let nearest = near.min_by_key(|s| (distance(s), s.outcome != Outcome::Delivered));
@@ -121,6 +180,7 @@ impl LocationWatch {
         p: PathIdx,
         now: Instant,
         slack: Duration,
+        mtu: u16,
         blame_all: bool,
     ) -> LossTests {
         let test = sprt::failure(if blame_all { 0.0 } else { self.controls_lose(p, now, slack) });
@@ -128,6 +188,7 @@ impl LocationWatch {
             self.targets.indices().map(|t| self.controls(p, t)).collect();
         let mut per_target: IndexVec<TargetIdx, Cusum> =
             self.targets.iter().map(|_| Cusum::default()).collect();
+        let mut per_size = [SizeTest::default(); SizeBand::COUNT as usize];
         let mut tests = LossTests::default();
         // Where replies come late elsewhere in this location, wait as long for these.
         let late = self.paths.iter().filter_map(|p| p.late_replies.as_ref()?.patience(now)).max();
@@ -152,7 +213,7 @@ impl LocationWatch {
                         tests.next = Some(tests.next.map_or(due, |next| next.min(due)));
                         continue;
                     }
-                    if !blame_all && !self.confirmed(&controls[s.target], s, slack) {
+                    if !blame_all && !self.confirmed(p, &controls[s.target], s, slack, mtu) {
                         continue;
                     }
                     true
@@ -163,8 +224,11 @@ impl LocationWatch {
             let of_size = if s.class.is_full_size() { &mut tests.full } else { &mut tests.new };
             of_size.add(step, s.sent);
             per_target[s.target].add(step, s.sent);
+            per_size[SizeBand::of(s.size, mtu).number()].add(step, s, lost);
         }
         tests.target = per_target.into_iter().fold(Cusum::default(), Cusum::worse);
+        let worst = per_size.into_iter().max_by(|a, b| a.sum.value().total_cmp(&b.sum.value()));
+        tests.size = worst.unwrap_or_default();
         tests
     }
 }

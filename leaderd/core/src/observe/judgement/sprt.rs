@@ -59,6 +59,10 @@ impl Cusum {
         self.from = if self.value > 0.0 { self.from.or(Some(sent)) } else { None };
     }
 
+    pub fn hold_at(&mut self, most: f64) {
+        self.value = self.value.min(most);
+    }
+
     pub fn value(&self) -> f64 {
         self.value
     }

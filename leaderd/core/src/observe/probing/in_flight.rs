@@ -217,6 +217,7 @@ mod tests {
             path: Some(PathIdx::new(0)),
             target: TargetIdx::new(0),
             size: 200,
+            round: Some(1),
         };
         let source = [100, 127, 0, 1].into();
         let packet = SentPacket { spec, source, ssid: 7, seq: 3, stamp: Ntp(5) };

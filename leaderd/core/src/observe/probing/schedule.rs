@@ -5,10 +5,10 @@
 //! which the candidate need not relay to: it takes the next target instead.
 
 use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::Rng;
 
 use crate::fault::Fault;
 use crate::mesh::Mesh;
+use crate::observe::evidence::{Sample, SizeBand};
 use crate::observe::index::{PathIdx, TargetIdx};
 use crate::observe::location::LocationWatch;
 use crate::probe::class::{ProbeFlow, ProbeRoute, ProbeSize, ProbeTarget, ProbeTurn};
@@ -26,8 +26,6 @@ const PINNED_TARGETS: usize = 2;
 const BURST_MAIN: usize = 9;
 const BURST_OTHER: usize = 3;
 const BURST_SIDE: usize = 2;
-/// Through each standby.
-const BURST_CONTROL: usize = 4;
 
 /// A probe to send.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +36,8 @@ pub struct ProbeSpec {
     pub target: TargetIdx,
     /// Bytes, headers included.
     pub size: u16,
+    /// The round whose main probe it is: that is sent through all paths at once.
+    pub round: Option<u64>,
 }
 
 /// Classes that are sent in this round beside the others. Old flows come before the candidate itself.
@@ -75,7 +75,7 @@ impl LocationWatch {
         self.round += 1;
         let mut probes = Vec::new();
         let (class, turn) = main_class(n);
-        let drawn = rng.next_u32();
+        let size = Some(SizeBand::draw(turn, mesh.mtu, rng));
         let revisit = n.is_multiple_of(REVISIT);
         let troubled = self.paths.iter().any(|p| *p.verdict.get() != Verdict::Forwarding);
         for p in self.paths.indices() {
@@ -85,9 +85,13 @@ impl LocationWatch {
                 probes.push(self.relay_probe(mesh, p, n));
                 continue;
             };
-            probes.push(self.probe(mesh, class, p, target, Some(drawn)));
+            probes.push(ProbeSpec { round: Some(n), ..self.probe(mesh, class, p, target, size) });
             if revisit && let Some(target) = self.quarantined_target(p, n / REVISIT) {
                 probes.push(self.probe(mesh, ProbeClass::NewFlow, p, target, None));
+            }
+            if self.paths[p].doubtful_size.is_some() {
+                let size = self.paths[p].doubtful_size;
+                probes.push(self.probe(mesh, ProbeClass::NewFlow, p, target, size));
             }
             let mut relay_probed = false;
             for class in beside(n) {
@@ -103,7 +107,7 @@ impl LocationWatch {
                         probes.push(self.probe(mesh, class, p, target, None));
                     }
                     (ProbeRoute::Plane, ProbeTarget::Workload, ProbeFlow::Fresh) => {
-                        probes.push(self.probe(mesh, class, p, target, Some(drawn)));
+                        probes.push(self.probe(mesh, class, p, target, size));
                     }
                     // Once for the location, below; and services have a pace of their own.
                     (ProbeRoute::Ordinary, ..) | (ProbeRoute::Plane, ProbeTarget::Service, _) => {}
@@ -165,15 +169,13 @@ impl LocationWatch {
     }
 
     /// Plans a burst, which shows whether path `p` fails, and how.
-    pub fn plan_burst(
-        &mut self,
-        mesh: &Mesh,
-        now: Instant,
-        p: PathIdx,
-        rng: &mut ChaCha8Rng,
-    ) -> Vec<ProbeSpec> {
+    pub fn plan_burst(&mut self, mesh: &Mesh, now: Instant, p: PathIdx) -> Vec<ProbeSpec> {
         let mut probes = Vec::new();
-        let Some((failed, lost)) = self.last_loss(p) else { return probes };
+        let Some(Sample { class: failed, target: lost, size: lost_size, .. }) =
+            self.last_loss(p).copied()
+        else {
+            return probes;
+        };
         let main_targets = self.burst_targets(p, lost);
         let next = |i: usize| main_targets[i % main_targets.len()];
         let (main, other) = match failed.is_full_size() {
@@ -183,7 +185,7 @@ impl LocationWatch {
         for i in 0..BURST_MAIN {
             let t = next(i);
             // Every other one as small as can be: if those pass, it is the size.
-            let size = if i % 2 == 0 { Some(rng.next_u32()) } else { None };
+            let size = (i % 2 == 0).then_some(lost_size);
             probes.push(self.probe(mesh, main, p, t, size));
         }
         for i in 0..BURST_OTHER {
@@ -211,10 +213,15 @@ impl LocationWatch {
             if same.is_empty() {
                 same = usable;
             }
-            for i in 0..BURST_CONTROL {
-                if let Some(t) = same.get(i % same.len().max(1)) {
-                    let class = if i == BURST_CONTROL - 1 { other } else { main };
-                    let size = if i % 2 == 0 { Some(rng.next_u32()) } else { None };
+            // The first target as the suspect's: of the size that was lost, as small as can be, and of the other class.
+            let controls = [
+                (0, main, Some(lost_size)),
+                (0, main, None),
+                (1, main, Some(lost_size)),
+                (0, other, None),
+            ];
+            for (n, class, size) in controls {
+                if let Some(t) = same.get(n % same.len().max(1)) {
                     probes.push(self.probe(mesh, class, k, *t, size));
                 }
             }
@@ -239,28 +246,25 @@ impl LocationWatch {
         }
     }
 
-    /// Plans a probe through a path. `drawn`: a random number that chooses the size where the class draws one; `None`: the
-    /// smallest.
+    /// Plans a probe through a path. `size`: bytes, where the class leaves the size open; `None`: the smallest.
     pub fn probe(
         &self,
         mesh: &Mesh,
         class: ProbeClass,
         p: PathIdx,
         target: TargetIdx,
-        drawn: Option<u32>,
+        size: Option<u16>,
     ) -> ProbeSpec {
         let least = self.targets[target].smallest();
-        let size = match (class.spec().size, drawn) {
+        let size = match (class.spec().size, size) {
             (ProbeSize::Full, _) => mesh.mtu.max(least),
-            (ProbeSize::Random, Some(drawn)) => {
-                // A padding TLV takes four bytes at least.
-                let from = least + 4;
-                let span = u32::from(mesh.mtu.saturating_sub(from)) + 1;
-                from + (drawn % span) as u16
+            // A padding TLV takes four bytes at least.
+            (ProbeSize::Random, Some(size)) if size >= least + 4 => {
+                size.min(mesh.mtu.max(least + 4))
             }
-            (ProbeSize::Random, None) | (ProbeSize::Smallest, _) => least,
+            (ProbeSize::Random, Some(_) | None) | (ProbeSize::Smallest, _) => least,
         };
-        ProbeSpec { class, path: Some(p), target, size }
+        ProbeSpec { class, path: Some(p), target, size, round: None }
     }
 }
 

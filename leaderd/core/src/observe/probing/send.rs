@@ -20,6 +20,9 @@ use super::schedule::ProbeSpec;
 impl Observer {
     pub(in crate::observe) fn send_round(&mut self, now: Now, watch: WatchIdx) {
         let mesh = self.mesh.clone();
+        if self.watches[watch].compare_losses(now.mono) {
+            self.judge(now, watch);
+        }
         let w = &mut self.watches[watch];
         let interval = w.interval(mesh.policy_of(&w.location), now.mono);
         let probes = w.plan_round(&mesh, &mut self.rng);
@@ -95,6 +98,7 @@ impl Observer {
                 class: spec.class,
                 target: spec.target,
                 size: spec.size,
+                round: spec.round,
                 outcome: Outcome::Pending,
             }),
             None => w.as_workload_sent += 1,

@@ -140,6 +140,33 @@ fn a_dead_member_is_no_candidates_fault() {
 }
 
 #[test]
+fn a_member_that_drops_large_packets_is_no_candidates_fault() {
+    for (nodes, least) in [(CLOUD_AND_MEMBERS, 1300), (CLOUD_AND_MEMBERS, 600), (CLOUD, 1300)] {
+        let mut world = World::new(mesh(nodes), 5, |p: &Seen<'_>| {
+            let dropped = p.target == nodes[nodes.len() - 1].0 && p.size > least;
+            if p.at > secs(30) && dropped && !p.class.is_of_tunnel() { Fate::Lost } else { back(p) }
+        });
+        world.run_until(secs(90));
+        world.no_candidate_is_degraded();
+    }
+}
+
+#[test]
+fn weather_that_all_paths_have_in_turn_is_no_loss_beyond_that_of_others() {
+    for seed in 0..3 {
+        let mut world = World::new(mesh(CLOUD_AND_MEMBERS), seed, |p: &Seen<'_>| {
+            let slot = u128::from(p.via.unwrap_or(0));
+            let phase = (p.at.as_millis() + slot * 370) % 1000;
+            if phase < 60 && p.random < 0.5 { Fate::Lost } else { back(p) }
+        });
+        world.run_until(secs(300));
+        let lossy = |v: &Verdict| v.fault() == Some(Fault::Loss);
+        let found = world.reports.iter().find(|(_, r)| r.slots.iter().any(|s| lossy(&s.verdict)));
+        assert!(found.is_none(), "seed {seed}: {found:?}");
+    }
+}
+
+#[test]
 fn an_observer_whose_uplink_dies_abstains_and_comes_back_without_blame() {
     for seed in 0..10 {
         let mut world = World::new(mesh(CLOUD), seed, |p: &Seen<'_>| {

@@ -18,6 +18,27 @@ fn detects_in(
     mesh: &dyn Fn() -> Mesh,
     cause: Fault,
     within: Duration,
+    fault: impl FnMut(&Seen<'_>) -> Option<Fate>,
+) -> Vec<Option<Direction>> {
+    detects_before(mesh, cause, within, secs(10), fault)
+}
+
+fn detects_within(
+    nodes: &[(&str, &str, Option<u8>)],
+    cause: Fault,
+    within: Duration,
+    limit: Duration,
+    fault: impl FnMut(&Seen<'_>) -> Option<Fate>,
+) -> Vec<Option<Direction>> {
+    detects_before(&|| mesh(nodes), cause, within, limit, fault)
+}
+
+/// The same, with a limit of time for every seed.
+fn detects_before(
+    mesh: &dyn Fn() -> Mesh,
+    cause: Fault,
+    within: Duration,
+    limit: Duration,
     mut fault: impl FnMut(&Seen<'_>) -> Option<Fate>,
 ) -> Vec<Option<Direction>> {
     let mut times = Vec::new();
@@ -32,7 +53,13 @@ fn detects_in(
         });
         world.run_until(FAULT);
         world.no_candidate_is_degraded();
-        world.run_until(FAULT + Duration::from_secs(10));
+        world.run_until(FAULT + secs(10));
+        for s in 10..limit.as_secs() {
+            if world.first_degraded(0).is_some() {
+                break;
+            }
+            world.run_until(FAULT + secs(s + 1));
+        }
         let (at, found, way) = world.first_degraded(0).expect("the leader is degraded");
         assert_eq!(found, cause, "seed {seed}");
         for standby in 1..3 {
@@ -114,6 +141,33 @@ fn a_stale_entry_for_one_member_is_partial() {
 fn steady_loss_through_the_leader_alone_is_loss() {
     detects(CLOUD_AND_MEMBERS, Fault::Loss, ms(10_000), |p| {
         lost_if(p.via == Some(0) && p.random < 0.4)
+    });
+}
+
+#[test]
+fn loss_beyond_that_of_the_standbys_is_loss() {
+    // 15% each way; a quarter of all flows; 8% each way.
+    for (nodes, share, within) in [
+        (CLOUD_AND_MEMBERS, 0.28, 9_000),
+        (PAIR_AND_MEMBER, 0.25, 12_000),
+        (CLOUD_AND_MEMBERS, 0.15, 40_000),
+    ] {
+        detects_within(nodes, Fault::Loss, ms(within), secs(60), |p| {
+            lost_if(p.behind(0) && p.random < share)
+        });
+    }
+}
+
+#[test]
+fn packets_of_some_sizes_that_only_the_leader_loses_are_loss() {
+    for (from, to) in [(600, 900), (180, 500)] {
+        detects(PAIR_AND_MEMBER, Fault::Loss, ms(2_500), |p| {
+            lost_if(p.behind(0) && p.is_fresh() && (from..=to).contains(&p.size))
+        });
+    }
+    // A few sizes are drawn rarely.
+    detects_within(CLOUD_AND_MEMBERS, Fault::Loss, ms(8_000), secs(60), |p| {
+        lost_if(p.behind(0) && p.is_fresh() && (700..=780).contains(&p.size))
     });
 }
 
