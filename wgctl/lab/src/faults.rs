@@ -277,6 +277,7 @@ mod tests {
             let arg = match *arg {
                 "" | "[NODE]" | "[cni|leaderd]" => None,
                 "NODE [out|in]" => Some("a-0"),
+                "FROM-TO" => Some("50-60"),
                 "NODE PERCENT [out|in]" | "NODE MS [out|in]" => Some("a-0 50 out"),
                 _ => Some("50"),
             };
@@ -286,6 +287,9 @@ mod tests {
         assert!(Fault::parse("wan-loss", None).is_err());
         assert!(Fault::parse("wan-loss", Some("101")).is_err());
         assert!(Fault::parse("wan-cut", Some("1")).is_err());
+        for wrong in ["600", "900-600", "a-b"] {
+            assert!(Fault::parse("size-window", Some(wrong)).is_err(), "{wrong}");
+        }
         assert!(Fault::parse("vxlan-new-flows", Some("wire")).is_err());
         let cni = Fault::parse("vxlan-new-flows", Some("cni")).unwrap();
         assert_eq!(cni, Fault::VxlanNewFlows(Some(Carrier::Cni)));

@@ -70,13 +70,12 @@ impl Fault {
                 on,
                 &[("forward", &format!("meta length {from}-{to} drop"))],
             ),
-            Self::RelayLoss(share) => table(
-                world,
-                node,
-                "relay_loss",
-                on,
-                &[("forward", &format!("numgen random mod 1000 < {:.0} drop", share * 1000.0))],
-            ),
+            Self::RelayLoss(share) => {
+                let lost = (share * 1000.0).round() as u32;
+                let some = format!("numgen random mod 1000 < {lost} drop");
+                let rule = if lost < 1000 { &some } else { "drop" };
+                table(world, node, "relay_loss", on, &[("forward", rule)])
+            }
             Self::FlowHash(of) => {
                 // Packets that are too short for ports do not match, and pass.
                 let hash = |ip: &str| {

@@ -52,7 +52,7 @@ const CASES: &[Case] = &[
     ("mtu-blackhole", Some("1000"), "b-0", (true, true)),
     ("mtu-blackhole", Some("1300"), "b-0", (false, false)),
     ("size-window", Some("20-1400"), "b-0", (true, true)),
-    ("size-window", Some("1000-1400"), "b-0", (false, false)),
+    ("size-window", Some("1300-1400"), "b-0", (false, false)),
     ("relay-loss", Some("100"), "b-0", (true, true)),
     ("flow-hash", Some("1"), "b-0", (true, true)),
     ("wireguard-down", None, "b-0", (true, true)),
