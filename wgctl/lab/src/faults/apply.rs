@@ -48,33 +48,21 @@ impl Fault {
                 table(world, node, "vxlan_all", on, &[("output", &rule), ("input", &rule)])
             }
             Self::CniRestart => world.cni(node).restart(&world.topology, n, !on),
-            Self::Ipv6ForwardingOff => table(
-                world,
-                node,
-                "ipv6_forwarding_off",
-                on,
-                &[("forward", "meta nfproto ipv6 drop")],
-            ),
-            Self::ForwardingOff => table(world, node, "forwarding_off", on, &[("forward", "drop")]),
-            Self::MtuBlackhole(size) => table(
-                world,
-                node,
-                "mtu_blackhole",
-                on,
-                &[("forward", &format!("meta length > {size} drop"))],
-            ),
-            Self::SizeWindow(from, to) => table(
-                world,
-                node,
-                "size_window",
-                on,
-                &[("forward", &format!("meta length {from}-{to} drop"))],
-            ),
+            Self::Ipv6ForwardingOff => {
+                forward(world, node, "ipv6_forwarding_off", on, "meta nfproto ipv6 drop")
+            }
+            Self::ForwardingOff => forward(world, node, "forwarding_off", on, "drop"),
+            Self::MtuBlackhole(size) => {
+                forward(world, node, "mtu_blackhole", on, &format!("meta length > {size} drop"))
+            }
+            Self::SizeWindow(from, to) => {
+                forward(world, node, "size_window", on, &format!("meta length {from}-{to} drop"))
+            }
             Self::RelayLoss(share) => {
                 let lost = (share * 1000.0).round() as u32;
                 let some = format!("numgen random mod 1000 < {lost} drop");
                 let rule = if lost < 1000 { &some } else { "drop" };
-                table(world, node, "relay_loss", on, &[("forward", rule)])
+                forward(world, node, "relay_loss", on, rule)
             }
             Self::FlowHash(of) => {
                 // Packets that are too short for ports do not match, and pass.
@@ -84,15 +72,11 @@ impl Fault {
                     )
                 };
                 let rules = format!("{}\n  {}", hash("ip"), hash("ip6"));
-                table(world, node, "flow_hash", on, &[("forward", &rules)])
+                forward(world, node, "flow_hash", on, &rules)
             }
-            Self::TcpBlackhole(port) => table(
-                world,
-                node,
-                "tcp_blackhole",
-                on,
-                &[("forward", &format!("tcp dport {port} drop"))],
-            ),
+            Self::TcpBlackhole(port) => {
+                forward(world, node, "tcp_blackhole", on, &format!("tcp dport {port} drop"))
+            }
             Self::ServiceDown => {
                 let mut here = world.services.iter().filter(|s| s.node == node).peekable();
                 if here.peek().is_none() {
@@ -221,6 +205,11 @@ fn plane_forwarding(world: &World, node: usize, slot: u16, off: bool) -> Result<
     n.ns.sysctl(&format!("ipv4/conf/{device}/forwarding"), if off { "0" } else { "1" })?;
     let rule = format!("iifname \"{device}\" meta nfproto ipv6 drop");
     table(world, node, &format!("plane_forwarding_{slot}"), off, &[("forward", &rule)])
+}
+
+/// Makes or removes the table of a fault that drops some of what the node forwards.
+fn forward(world: &World, node: usize, name: &str, on: bool, rule: &str) -> Result<()> {
+    table(world, node, name, on, &[("forward", rule)])
 }
 
 /// Switches an nftables table with one chain per hook.

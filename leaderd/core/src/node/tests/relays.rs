@@ -268,7 +268,7 @@ fn a_relay_whose_routes_are_overridden_is_gone_around_where_another_is_well() {
     let effects = bench.feed(Input::Overridden(overridden(None)));
     assert!(sent(&effects, "tunnels").is_empty());
     assert!(bench.notes().iter().any(|n| n.contains("it leaves by tun0")), "{:?}", bench.notes());
-    // Transit: the node asks to be avoided, and goes on relaying while it knows of no better candidate.
+    // Transit: the node asks to be avoided. It relays until it knows of a better candidate.
     let effects = bench.feed(Input::Overridden(overridden(Some("eth0"))));
     assert!(!sent(&effects, "tunnels").is_empty());
     assert_eq!(bench.relays(), None);

@@ -16,7 +16,7 @@ use crate::time::Instant;
 use super::Sample;
 
 const BLOCK: Duration = Duration::from_millis(250);
-/// A block is read this long after its end. A reply that comes later is of no use to whoever waits for it.
+/// A block is read this long after its end, so that late replies still count. A reply that is later than that is lost to its user.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Gain of the shares: about eight seconds.
 const GAIN: f64 = 1.0 / 32.0;

@@ -89,8 +89,7 @@ impl LocationWatch {
             if revisit && let Some(target) = self.quarantined_target(p, n / REVISIT) {
                 probes.push(self.probe(mesh, ProbeClass::NewFlow, p, target, None));
             }
-            if self.paths[p].doubtful_size.is_some() {
-                let size = self.paths[p].doubtful_size;
+            if let size @ Some(_) = self.paths[p].doubtful_size {
                 probes.push(self.probe(mesh, ProbeClass::NewFlow, p, target, size));
             }
             let mut relay_probed = false;
