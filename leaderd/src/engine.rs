@@ -235,7 +235,12 @@ impl Engine {
             match effect {
                 Effect::SendProbe(probe) => self.immediate.extend(self.shells.probes.send(&probe)),
                 Effect::ForgetProbe { probe } => self.shells.probes.forget(probe),
-                Effect::Reflect { from, to, bytes } => self.shells.probes.reflect(from, to, &bytes),
+                Effect::Reflect { from, to, bytes } => {
+                    self.shells.probes.reflect(None, from, to, &bytes)
+                }
+                Effect::ReflectThrough { via, from, to, bytes } => {
+                    self.shells.probes.reflect(Some(via), from, to, &bytes)
+                }
                 Effect::SendFrame { to, frame } => self.shells.control.send(&to, &frame),
                 Effect::Sign { id, statement } => {
                     let signature = self.shells.signer.sign(&statement);

@@ -141,7 +141,7 @@ fn each_kind_of_world_draws_all_its_kinds_of_trouble() {
     ];
     for (kind, drawn) in [
         (Kind::Paths, &paths[..]),
-        (Kind::Parts, &["SizeWindow", "WanLoss"]),
+        (Kind::Parts, &["SizeWindow", "OutwardNewFlows", "WanLoss"]),
         (Kind::Hosts, &hosts),
         (Kind::Richer, &richer),
         (Kind::Disks, &disks),

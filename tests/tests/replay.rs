@@ -117,7 +117,9 @@ fn a_recording_holds_no_authentication_tag() {
         for effect in effects {
             match effect {
                 Effect::SendProbe(probe) => probe.packet().into_iter().for_each(&mut check),
-                Effect::Reflect { bytes, .. } => check(bytes),
+                Effect::Reflect { bytes, .. } | Effect::ReflectThrough { bytes, .. } => {
+                    check(bytes)
+                }
                 _ => {}
             }
         }

@@ -236,6 +236,13 @@ pub enum Effect {
     CheckRoutes {
         checks: Vec<RouteCheck>,
     },
+    /// Answer a STAMP request as `Reflect` does, but through the plane of this slot, whatever the routes say.
+    ReflectThrough {
+        via: Slot,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    },
 }
 
 /// A node to hold a control connection with.

@@ -209,9 +209,9 @@ impl Probes {
         }
     }
 
-    /// Answers a request from exactly this local address and port.
-    pub fn reflect(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
-        match self.reflectors.send(from, to, bytes) {
+    /// Answers a request from exactly this local address and port. `via`: through the plane of this slot, else by the routes.
+    pub fn reflect(&self, via: Option<Slot>, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        match self.reflectors.send(via, from, to, bytes) {
             Ok(()) => self.counters.count("reflections_sent"),
             Err(error) => {
                 self.counters.count("reflections_failed");

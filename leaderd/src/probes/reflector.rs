@@ -1,15 +1,18 @@
 //! The sockets that probe requests arrive on: per port one for IPv4 and one for IPv6, on all addresses.
 //!
 //! Each request comes with the local address it was sent to and its TTL, as control messages; the answer leaves from that
-//! very address by the ordinary routes (the interface is left open), as a workload's answer would.
+//! very address, by the ordinary routes as a workload's answer would, or through a plane that the core names.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use leaderd_core::ids::Slot;
 use leaderd_core::io::Input;
+use leaderd_core::mesh::plane;
 use nix::libc;
+use nix::net::if_::if_nametoindex;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use nix::sys::socket::{
     ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt,
@@ -131,7 +134,15 @@ impl Reflectors {
         }
     }
 
-    pub(super) fn send(&self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn send(
+        &self,
+        via: Option<Slot>,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: &[u8],
+    ) -> io::Result<()> {
+        // 0 leaves the interface open.
+        let interface = via.map_or(Ok(0), |slot| if_nametoindex(plane(slot).as_str()))?;
         let fd = self
             .sockets
             .get(&(from.port(), from.is_ipv6()))
@@ -143,7 +154,7 @@ impl Reflectors {
             IpAddr::V4(ip) => {
                 let ipi_spec_dst = libc::in_addr { s_addr: u32::from(ip).to_be() };
                 v4 = libc::in_pktinfo {
-                    ipi_ifindex: 0,
+                    ipi_ifindex: interface as i32,
                     ipi_spec_dst,
                     ipi_addr: libc::in_addr { s_addr: 0 },
                 };
@@ -152,7 +163,7 @@ impl Reflectors {
             IpAddr::V6(ip) => {
                 v6 = libc::in6_pktinfo {
                     ipi6_addr: libc::in6_addr { s6_addr: ip.octets() },
-                    ipi6_ifindex: 0,
+                    ipi6_ifindex: interface,
                 };
                 ControlMessage::Ipv6PacketInfo(&v6)
             }

@@ -31,7 +31,9 @@ impl RecordBuilder {
                     redact(packet, true);
                 }
             }
-            Effect::Reflect { bytes, .. } => redact(bytes, true),
+            Effect::Reflect { bytes, .. } | Effect::ReflectThrough { bytes, .. } => {
+                redact(bytes, true)
+            }
             _ => {}
         }
         self.effects.push(effect);

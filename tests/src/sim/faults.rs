@@ -30,6 +30,8 @@ pub struct Faults {
     pub mtu: Option<u16>,
     /// Forwarded packets of these sizes, both ends included, are dropped silently.
     pub sizes: Option<(u16, u16)>,
+    /// New flows that come in by the LAN are not forwarded into a tunnel; replies are (a stateful firewall).
+    pub outward_new_flows: bool,
     /// Packets forwarded into the location are sent back where they came from.
     pub route_loop: bool,
     /// Packets from another location that are forwarded into this one get the node's own address as their source.
@@ -84,6 +86,8 @@ pub enum Fault {
     MtuBlackhole(u16),
     /// Packets of these sizes are not forwarded, both ends included.
     SizeWindow(u16, u16),
+    /// New flows that come in by the LAN are not forwarded into a tunnel; replies are.
+    OutwardNewFlows,
     RouteLoop,
     SourceNat,
     WireguardDown,
@@ -140,6 +144,7 @@ impl World {
             Fault::ForwardingOff => f.forwarding_off = on,
             Fault::MtuBlackhole(mtu) => f.mtu = on.then_some(*mtu),
             Fault::SizeWindow(from, to) => f.sizes = on.then_some((*from, *to)),
+            Fault::OutwardNewFlows => f.outward_new_flows = on,
             Fault::RouteLoop => f.route_loop = on,
             Fault::SourceNat => f.source_nat = on,
             Fault::WanCut => f.wan_cut = on,

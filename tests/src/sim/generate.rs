@@ -43,7 +43,7 @@ pub enum Kind {
     /// What happens to a host besides that: it stands still, its LAN is silent, links lose their carrier, other tools have rules and
     /// routes.
     Hosts,
-    /// What breaks a part of the traffic through a relay: packets of some sizes, a share of all packets.
+    /// What breaks a part of the traffic through a relay: packets of some sizes, a share of all packets, new flows in one direction.
     Parts,
 }
 
@@ -196,11 +196,12 @@ impl Case {
         self.faults.truncate(pick(rng, 2));
         for _ in 0..1 + pick(rng, 3) {
             let (node, _) = two_candidates(rng, mesh);
-            let fault = match pick(rng, 3) {
+            let fault = match pick(rng, 4) {
                 0 | 1 => {
                     let from = 100 + (rng.next_u32() % 900) as u16;
                     Fault::SizeWindow(from, from + 100 + (rng.next_u32() % 600) as u16)
                 }
+                2 => Fault::OutwardNewFlows,
                 _ => Fault::WanLoss(0.05 + 0.3 * uniform(rng)),
             };
             self.plan(rng, node.name.clone(), fault);

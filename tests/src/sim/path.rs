@@ -32,6 +32,8 @@ pub struct Packet {
     pub new_flow: bool,
     /// Leave the first node by this interface.
     pub bound_to: Option<InterfaceName>,
+    /// The nodes that the packet crossed which this one answers: to them it belongs to a flow that they know.
+    pub known_to: Vec<NodeName>,
 }
 
 /// How a packet ends.
@@ -133,6 +135,9 @@ impl DataPath<'_> {
             match step {
                 Step::Arrived => unreachable!("returned above"),
                 Step::Dropped(why) => return lost(why),
+                Step::Tunnel { .. } if forwarded && faults.drops_outward(packet, &at) => {
+                    return lost("new flow out");
+                }
                 Step::Tunnel { next, out, into } => {
                     let far = &self.faults[&next];
                     if faults.wireguard_down || far.wireguard_down {
@@ -323,6 +328,11 @@ impl Faults {
     fn forwards_from(&self, dev: &InterfaceName) -> bool {
         self.planes_off.is_empty()
             || !self.planes_off.iter().any(|slot| leaderd_core::mesh::plane(Slot(*slot)) == *dev)
+    }
+
+    /// What a relay forwards into a tunnel came in by the LAN: nothing goes from tunnel to tunnel.
+    fn drops_outward(&self, packet: &Packet, at: &NodeName) -> bool {
+        self.outward_new_flows && packet.new_flow && !packet.known_to.contains(at)
     }
 
     fn is_down(&self, dev: &InterfaceName) -> bool {

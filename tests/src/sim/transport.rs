@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use leaderd_core::ids::NodeName;
+use leaderd_core::ids::{NodeName, Slot};
 use leaderd_core::io::{Flow, Input, ProbeError, ProbeKind, ProbeSend};
 use leaderd_core::mesh::plane;
 use leaderd_core::wire::Frame;
@@ -31,6 +31,7 @@ struct Arrival {
     delays: Vec<Duration>,
     /// The relay that took it from a tunnel and handed it on.
     relay: Option<NodeName>,
+    crossed: Vec<NodeName>,
 }
 
 /// A packet that waits at a machine that stands still. It is sent again from where it began, with no time passed since: it went on from
@@ -79,6 +80,7 @@ impl World {
             length: (payload.len() + HEADERS) as u16,
             new_flow: matches!(flow, Flow::Fresh),
             bound_to: probe.via.map(plane),
+            known_to: Vec::new(),
         };
         self.send_request(name, source, packet, probe);
     }
@@ -99,6 +101,7 @@ impl World {
                 if target.core.is_none() || !target.probe_ports.contains(&local.port()) {
                     return self.report_port_unreachable(name, &arrival, &probe);
                 }
+                self.requests.insert((arrival.node.clone(), from), arrival.crossed);
                 for delay in arrival.delays {
                     let bytes = payload.clone();
                     let input = Input::ProbeRequest { from, local, ttl, bytes };
@@ -163,6 +166,7 @@ impl World {
             length: 100,
             new_flow: false,
             bound_to: None,
+            known_to: arrival.crossed.clone(),
         };
         if let Ok(back) = self.send_packet(&arrival.node, &answer)
             && back.node == *name
@@ -173,13 +177,16 @@ impl World {
         }
     }
 
+    /// `via`: through the plane of this slot, else by the routes.
     pub(super) fn reflect(
         &mut self,
         name: &NodeName,
+        via: Option<Slot>,
         from: SocketAddr,
         to: SocketAddr,
         bytes: Vec<u8>,
     ) {
+        let known_to = self.requests.get(&(name.clone(), to)).cloned().unwrap_or_default();
         // A relay that rewrote the source puts the right one back.
         let to = self.translated.get(&(name.clone(), to)).copied().unwrap_or(to);
         // The answer is of the same flow, so it is as old as the request.
@@ -188,7 +195,8 @@ impl World {
             target: to.ip(),
             length: (bytes.len() + HEADERS) as u16,
             new_flow: to.port() >= FIRST_FRESH_PORT,
-            bound_to: None,
+            bound_to: via.map(plane),
+            known_to,
         };
         self.send_reply(name, to, packet, bytes);
     }
@@ -211,7 +219,7 @@ impl World {
     /// Returns where a packet arrives, or what becomes of it instead.
     fn send_packet(&mut self, name: &NodeName, packet: &Packet) -> Result<Arrival, NoArrival> {
         match self.data_path().walk(name, packet) {
-            Fate::Delivered { node, ttl, wan_hops, lan_hops, .. } => {
+            Fate::Delivered { node, ttl, wan_hops, lan_hops, crossed } => {
                 let base = self.config.lan.latency * lan_hops + Duration::from_micros(50);
                 let mut delays = vec![base];
                 for (a, b) in &wan_hops {
@@ -225,7 +233,7 @@ impl World {
                     return Err(NoArrival::Lost);
                 }
                 let relay = wan_hops.last().map(|(_, to)| to).filter(|to| **to != node).cloned();
-                Ok(Arrival { node, ttl, delays, relay })
+                Ok(Arrival { node, ttl, delays, relay, crossed })
             }
             Fate::Lost { at, why: PAUSED } => Err(NoArrival::Waits(at)),
             Fate::Lost { .. } => Err(NoArrival::Lost),

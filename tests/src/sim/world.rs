@@ -154,6 +154,8 @@ pub struct World {
     pub(super) next_port: u16,
     /// The probe of each source address.
     pub(super) flows: BTreeMap<(NodeName, SocketAddr), ProbeId>,
+    /// The nodes that the latest request of a flow crossed: by who answers, and the source that it saw.
+    pub(super) requests: BTreeMap<(NodeName, SocketAddr), Vec<NodeName>>,
     /// Source NAT: at a node, from the source that it sees to the one that the packet was sent from.
     pub(super) translated: BTreeMap<(NodeName, SocketAddr), SocketAddr>,
     /// Whether each bursty link is in its bad state.
@@ -203,6 +205,7 @@ impl World {
             sequence: 0,
             next_port: 20_000,
             flows: BTreeMap::new(),
+            requests: BTreeMap::new(),
             translated: BTreeMap::new(),
             bursting: BTreeMap::new(),
             weather_bursting: BTreeMap::new(),
@@ -421,7 +424,8 @@ impl World {
             all.iter().copied().find(|a| Family::of(a) == family)
         };
         let (source, target) = (address(from)?, address(to)?);
-        Some(Packet { source, target, length: self.mesh.mtu, new_flow, bound_to: None })
+        let (length, bound_to, known_to) = (self.mesh.mtu, None, Vec::new());
+        Some(Packet { source, target, length, new_flow, bound_to, known_to })
     }
 
     pub(super) fn data_path(&self) -> DataPath<'_> {
@@ -490,7 +494,10 @@ impl World {
             match effect {
                 Effect::SendProbe(probe) => self.send_probe(name, *probe),
                 Effect::ForgetProbe { .. } | Effect::AdminReply { .. } => {}
-                Effect::Reflect { from, to, bytes } => self.reflect(name, from, to, bytes),
+                Effect::Reflect { from, to, bytes } => self.reflect(name, None, from, to, bytes),
+                Effect::ReflectThrough { via, from, to, bytes } => {
+                    self.reflect(name, Some(via), from, to, bytes);
+                }
                 Effect::SendFrame { to, frame } => self.send_frame(name, &to, *frame),
                 Effect::Sign { id, statement } => {
                     let secret = self.nodes[name].secret;

@@ -2,6 +2,7 @@
 //! The reference model watches all of it.
 
 mod hostile;
+mod outward;
 mod power;
 mod relay_pairs;
 mod voters;

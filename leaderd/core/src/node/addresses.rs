@@ -194,7 +194,8 @@ impl Node {
         if let Some(observer) = &mut self.observer {
             observer.readdress(now, mesh.clone());
         }
-        self.reflector.set_mesh(mesh);
+        self.reflector.set_mesh(mesh.clone());
+        self.outward.set_mesh(now, mesh);
         self.mesh_in_force();
     }
 

@@ -57,11 +57,20 @@ impl Node {
             Frame::Tunnels { location, row, heard } => {
                 self.handle_tunnels(now, &from, location, row, heard);
             }
+            Frame::Report(report)
+                if report.location == self.location && self.is_of_location(&from) =>
+            {
+                self.outward_report(now, &from, &report);
+            }
             Frame::Detours(detours) => self.handle_detours(now, &from, detours),
             frame @ (Frame::Report(_) | Frame::Ack { .. } | Frame::Verified { .. }) => {
                 self.handle_observation(now, &from, frame, true);
             }
         }
+    }
+
+    fn is_of_location(&self, node: &NodeName) -> bool {
+        self.mesh.node(node).is_some_and(|n| n.location == self.location)
     }
 
     /// Handles what an observer sends to a location. `first_hand`: it came from the observer itself, and may have to be passed on.

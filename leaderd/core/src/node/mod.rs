@@ -14,6 +14,7 @@ mod fallback;
 mod gossip;
 mod ignored;
 mod outputs;
+mod outward;
 mod overridden;
 mod peer_table;
 mod program;
@@ -35,6 +36,7 @@ use crate::io::{Effect, Input, LanDevice, LocalFacts, LogLevel, Peer, StoredGrou
 use crate::log_limit::LogLimit;
 use crate::mesh::Mesh;
 use crate::observe::Observer;
+use crate::observe::outward::Outward;
 use crate::probe::keys::ProbeKeys;
 use crate::probe::reflect::Reflector;
 use crate::proof::Proof;
@@ -47,6 +49,7 @@ use announce::Announcer;
 use decisions::KnownDecisions;
 use fallback::Fallback;
 use ignored::Ignored;
+use outward::OutwardWords;
 use overridden::Overridden;
 use peer_table::PeerTable;
 use proofs::Proofs;
@@ -91,6 +94,9 @@ pub struct Node {
     lan: Option<LanDevice>,
 
     observer: Option<Observer>,
+    /// What this node tries itself, and what others say of this one.
+    outward: Outward,
+    outward_words: OutwardWords,
     reflector: Reflector,
     groups: BTreeMap<LocationName, Group>,
     /// Of locations that left the mesh file. They get answers of the disk only, and go on if the location comes back.
@@ -166,6 +172,7 @@ impl Node {
         let observer =
             is_candidate.then(|| Observer::new(mesh.clone(), me.clone(), keys.clone(), seed, now));
         let reflector = Reflector::new(mesh.clone(), me.clone(), keys.clone());
+        let outward = Outward::new(mesh.clone(), node, keys.clone(), now);
 
         let mut this = Self {
             handover: Handover::new(&mesh, &location),
@@ -182,6 +189,8 @@ impl Node {
             resolved,
             lan: None,
             observer,
+            outward,
+            outward_words: OutwardWords::default(),
             reflector,
             groups,
             paused: BTreeMap::new(),
@@ -215,6 +224,13 @@ impl Node {
     pub fn handle_input(&mut self, now: Now, input: Input) {
         match input {
             Input::Timeout => self.handle_timeout(now),
+            Input::ProbeReply { probe, bytes } if Outward::sends(probe) => {
+                let before = self.outward.forged_replies();
+                self.outward.handle_reply(now, probe, &bytes);
+                if self.outward.forged_replies() > before {
+                    self.count("probes.replies.bad-hmac");
+                }
+            }
             Input::ProbeReply { probe, bytes } => {
                 if let Some(observer) = &mut self.observer {
                     let before = (observer.forged_replies(), observer.rewritten_sources());
@@ -227,6 +243,9 @@ impl Node {
                         self.count("probes.source-rewritten");
                     }
                 }
+            }
+            Input::ProbeError { probe, error } if Outward::sends(probe) => {
+                self.outward.handle_error(now, probe, &error);
             }
             Input::ProbeError { probe, error } => {
                 if let Some(observer) = &mut self.observer {
@@ -247,7 +266,7 @@ impl Node {
                 match self.reflector.handle(now, from, local, ttl, &bytes) {
                     Ok(bytes) => {
                         self.count("probes.reflected");
-                        self.effects.push_back(Effect::Reflect { from: local, to: from, bytes });
+                        self.effects.push_back(self.reflection(local, from, bytes));
                     }
                     Err(reject) => {
                         self.count(&format!("probes.rejected.{}", reject.as_str()));
@@ -298,6 +317,7 @@ impl Node {
         parts
             .chain([
                 self.observer.as_ref().and_then(Observer::poll_timeout),
+                self.outward.poll_timeout(),
                 self.announcer.poll_timeout(),
                 self.addresses.poll_timeout(),
                 Some(self.peers.poll_timeout()),
@@ -358,6 +378,9 @@ impl Node {
             && observer.poll_timeout().is_some_and(|at| at <= now.mono)
         {
             observer.handle_timeout(now);
+        }
+        if self.outward.poll_timeout().is_some_and(|at| at <= now.mono) {
+            self.outward.handle_timeout(now);
         }
         for group in self.groups.values_mut() {
             if group.poll_timeout().is_some_and(|at| at <= now.mono) {

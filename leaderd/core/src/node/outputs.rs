@@ -22,6 +22,10 @@ impl Node {
                 self.observer_output(now, output);
                 continue;
             }
+            if let Some(output) = self.outward.poll_output() {
+                self.observer_output(now, output);
+                continue;
+            }
             let next =
                 self.groups.iter_mut().find_map(|(l, g)| Some((l.clone(), g.poll_output()?)));
             match next {
@@ -41,6 +45,10 @@ impl Node {
                 self.effects.push_back(Effect::SendProbe(Box::new(probe)));
             }
             ObserverOutput::Forget(probe) => self.effects.push_back(Effect::ForgetProbe { probe }),
+            ObserverOutput::Report(report) if report.location == self.location => {
+                let location = report.location.clone();
+                self.send_to_candidates(&location, &Frame::Report(report));
+            }
             ObserverOutput::Report(report) => {
                 self.handover.touch();
                 if let Some(group) = self.groups.get_mut(&report.location) {

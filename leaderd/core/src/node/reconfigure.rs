@@ -84,6 +84,7 @@ impl Node {
             (_, false) => self.observer = None,
         }
         self.reflector.set_mesh(mesh.clone());
+        self.outward.set_mesh(now, mesh.clone());
         self.handover.set_mesh(now.mono, &old, &mesh);
         self.update_groups(now);
         self.decisions.retain(&mesh);

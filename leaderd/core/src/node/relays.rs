@@ -147,7 +147,8 @@ impl Node {
         }
         let avoid = self.facts.broken.is_some()
             || self.slot().is_some_and(|mine| self.drained_here(now).contains(&mine));
-        let all = std::mem::replace(&mut self.relays.avoid, avoid) != avoid;
+        let unsaid = self.outward_words.expire(now.mono);
+        let all = std::mem::replace(&mut self.relays.avoid, avoid) != avoid || unsaid;
         let troubled = |(l, p): (&LocationName, &Pair)| {
             let some = p.table.is_trouble() || p.sent.is_some() || p.cut_off.is_some();
             (some || p.shown.as_ref().is_some_and(|s| s.detour)).then(|| l.clone())
@@ -166,7 +167,7 @@ impl Node {
         self.send_detours(true);
     }
 
-    fn slot(&self) -> Option<Slot> {
+    pub(super) fn slot(&self) -> Option<Slot> {
         self.mesh.node(&self.me).and_then(|n| n.slot)
     }
 
@@ -269,13 +270,14 @@ impl Node {
         let mine = self.slot()?;
         let observer = self.observer.as_ref()?;
         let (verdicts, silent) = (observer.tunnels(location), observer.is_silent(now, location));
-        let overridden = self.overridden.transit_with(location).is_some();
-        let avoid = self.relays.avoid || overridden;
+        let unfit = self.overridden.transit_with(location).is_some()
+            || self.outward_words.against(location).is_some();
+        let avoid = self.relays.avoid || unfit;
         let pair = self.relays.pairs.entry(location.clone()).or_default();
         pair.own.update(now.mono, verdicts.iter().map(|(slot, verdict)| (*slot, verdict)), silent);
         pair.table.expire(now.mono);
         let mut row = pair.own.row().avoiding(avoid);
-        if overridden && pair.table.has_good_way_without(mine) {
+        if unfit && pair.table.has_good_way_without(mine) {
             row = verdicts.iter().fold(row, |row, (slot, _)| row.with(*slot, TunnelState::Bad));
         }
         pair.table.set_own(mine, row);

@@ -82,6 +82,7 @@ impl Node {
             }
             notes.extend(self.notes.iter().chain(self.host_notes.values().flatten()).cloned());
             notes.extend(self.overridden.notes());
+            notes.extend(self.outward_words.notes());
         }
         notes.extend(self.proof_note(location));
         notes.extend(self.address_notes(location));

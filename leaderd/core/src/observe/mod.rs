@@ -19,6 +19,7 @@ mod evidence;
 mod index;
 mod judgement;
 mod location;
+pub mod outward;
 mod probing;
 mod reconfigure;
 mod service;

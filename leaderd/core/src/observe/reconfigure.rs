@@ -11,6 +11,7 @@ use crate::time::Now;
 
 use super::index::WatchIdx;
 use super::location::LocationWatch;
+use super::outward;
 use super::{Observer, REPORT_EVERY, Timer};
 
 impl Observer {
@@ -95,7 +96,10 @@ impl Observer {
         let mut new = LocationWatch::new(&mesh, me, location, now.mono, || {
             // Other locations' are in use: there are far fewer targets than numbers.
             self.next_ssid = self.next_ssid.wrapping_add(1);
-            while self.by_ssid.contains_key(&self.next_ssid) || in_use.contains(&self.next_ssid) {
+            while self.next_ssid == outward::SSID
+                || self.by_ssid.contains_key(&self.next_ssid)
+                || in_use.contains(&self.next_ssid)
+            {
                 self.next_ssid = self.next_ssid.wrapping_add(1);
             }
             self.next_ssid

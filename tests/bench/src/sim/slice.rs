@@ -301,7 +301,7 @@ impl Slice {
                 self.real[i].spent.probes += 1;
                 self.probe(i, &probe);
             }
-            Effect::Reflect { to, bytes, .. } => {
+            Effect::Reflect { to, bytes, .. } | Effect::ReflectThrough { to, bytes, .. } => {
                 self.real[i].spent.reflected += 1;
                 if let Some((asker, probe)) = self.asked.remove(&to) {
                     self.later(WAN / 2, Event::Input(asker, Input::ProbeReply { probe, bytes }));

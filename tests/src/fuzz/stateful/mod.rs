@@ -347,7 +347,7 @@ impl Settled {
                     };
                     self.later(WIRE, &holder, request);
                 }
-                Effect::Reflect { to, bytes, .. } => {
+                Effect::Reflect { to, bytes, .. } | Effect::ReflectThrough { to, bytes, .. } => {
                     let asked = self.probes.iter().find(|(port, ..)| *port == to.port()).cloned();
                     if let Some((_, node, probe)) = asked {
                         self.later(WIRE, &node, Input::ProbeReply { probe, bytes });

@@ -159,7 +159,10 @@ impl<'w> Route<'w> {
         !f.forwarding_off
             && f.family_off != Some(self.family)
             && f.mtu.is_none_or(|m| m >= self.world.mesh.mtu)
-            && plane.is_none_or(|slot| !f.planes_off.contains(&slot.0))
+            && match plane {
+                Some(slot) => !f.planes_off.contains(&slot.0),
+                None => !f.outward_new_flows,
+            }
     }
 
     /// Returns whether a rule or route of another tool takes the packets away.
@@ -540,6 +543,14 @@ mod tests {
         let pairs = owed_with(&[fault("home-0"), fault("home-1")], Family::V4);
         assert!(pairs.iter().all(|p| !p.contains("cloud-2")), "{pairs:?}");
         assert_eq!(pairs.len(), 6);
+    }
+
+    #[test]
+    fn a_relay_that_drops_new_flows_out_serves_its_own_workload_alone() {
+        assert_eq!(number(&[("cloud-0", Fault::OutwardNewFlows)]), 9);
+        let both = ["cloud-0", "cloud-1"].map(|n| (n, Fault::OutwardNewFlows));
+        let pairs = owed_with(&both, Family::V4);
+        assert!(pairs.iter().all(|p| !p.contains("cloud-2")), "{pairs:?}");
     }
 
     #[test]

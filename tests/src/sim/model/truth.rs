@@ -93,6 +93,7 @@ pub fn quality(world: &World, c: &Node) -> Quality {
     let stormy = world.weather.keys().any(|(from, to)| *from == c.name || *to == c.name);
     if stormy
         || f.sizes.is_some()
+        || f.outward_new_flows
         || f.family_off.is_some()
         || !f.foreign.is_empty()
         || !f.links_down.is_empty()

@@ -1,6 +1,6 @@
 //! What people see of relay pairs: the status, the log, and the changes that are kept.
 
-use super::super::overridden;
+use super::super::{outward, overridden};
 use super::{Node, Pair, Shown};
 use crate::ids::{LocationName, NodeName, Slot};
 use crate::io::LogLevel;
@@ -25,6 +25,11 @@ impl Node {
             && let Some(route) = self.overridden.transit_with(location)
         {
             return Some(overridden::describe(route));
+        }
+        if self.slot() == Some(i)
+            && let Some(node) = self.outward_words.against(location)
+        {
+            return Some(outward::describe(node, location));
         }
         let state = table.state(i, j).as_str();
         let accuser = &self.end_of_tunnel(location, table.accuser(i, j)?)?.name;

@@ -22,6 +22,8 @@ const SETTLE: Duration = Duration::from_secs(1);
 const GAIN: f64 = 1.0 / 32.0;
 /// A path may lose something in this share of blocks more than the best other one, and is not lossy: about 2% of packets.
 const MARGIN: f64 = 0.05;
+/// The share of the best other path is an average over few blocks. It may be higher than that by this many standard deviations.
+const DOUBT: f64 = 2.0;
 /// The share of a lossy path is above that by this: a little, or a lot.
 const ABOVE: [f64; 2] = [0.2, 0.5];
 /// What a path lost to another node so long ago shows that it loses packets to several.
@@ -41,7 +43,7 @@ impl ComparedLoss {
     /// Counts a block. `best` is the share of the best other path.
     fn add(&mut self, lost: bool, best: f64, sent: Instant) {
         self.share += GAIN * (f64::from(u8::from(lost)) - self.share);
-        let usual = best + MARGIN;
+        let usual = at_most(best) + MARGIN;
         for (sum, above) in self.sums.iter_mut().zip(ABOVE) {
             sum.add(Test::new(usual, (usual + above).min(0.99)).step(lost), sent);
             sum.hold_at(MAX_SUM);
@@ -52,6 +54,12 @@ impl ComparedLoss {
     pub fn worst(&self) -> Cusum {
         self.sums.into_iter().fold(Cusum::default(), Cusum::worse)
     }
+}
+
+/// Returns how large a share may be that was measured as this.
+fn at_most(share: f64) -> f64 {
+    let variance = share * (1.0 - share) * GAIN / (2.0 - GAIN);
+    share + DOUBT * variance.sqrt()
 }
 
 /// A probe of a round.
@@ -186,6 +194,9 @@ impl LocationWatch {
 
 #[cfg(test)]
 mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
     use super::*;
     use crate::observe::evidence::Outcome;
     use crate::observe::index::Index;
@@ -211,6 +222,29 @@ mod tests {
         assert!((half..120).contains(&quarter), "{quarter}");
         assert_eq!(blocks_until_lossy(1, 0.0), None, "within the margin");
         assert_eq!(blocks_until_lossy(5, 0.25), None, "the best other one loses as much");
+    }
+
+    #[test]
+    fn paths_that_all_lose_the_same_share_are_not_told_apart_for_a_day() {
+        let mut rng = ChaCha8Rng::seed_from_u64(7);
+        for share in [0.05, 0.25, 0.5] {
+            let mut paths = [ComparedLoss::default(); 3];
+            for n in 0..4 * 86_400 {
+                let best = |p| {
+                    let others = (0..3).filter(|k| *k != p);
+                    others.map(|k: usize| paths[k].share).fold(1.0, f64::min)
+                };
+                let best = [0, 1, 2].map(best);
+                for (path, best) in paths.iter_mut().zip(best) {
+                    path.add(
+                        f64::from(rng.next_u32()) < share * f64::from(u32::MAX),
+                        best,
+                        at(n * 250),
+                    );
+                    assert!(path.worst().value() < 23.0, "{share}: {path:?} after {n} blocks");
+                }
+            }
+        }
     }
 
     fn sample(ms: u64, round: u64, target: usize, probe: u64) -> Sample {
