@@ -34,6 +34,7 @@ catalogue![
     "no-workload-address",
     "node-crash",
     "observer-sick",
+    "outward-new-flows",
     "overridden",
     "overridden-all",
     "pair-dead",

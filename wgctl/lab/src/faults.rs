@@ -25,6 +25,7 @@ pub enum Fault {
     RelayLoss(f64),
     /// One of how many flows.
     FlowHash(u16),
+    OutwardNewFlows,
     NodeCrash,
     DaemonKill,
     DaemonPause,
@@ -119,6 +120,11 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
         "flow-hash",
         "N",
         "one of N flows that the node forwards from its tunnels vanishes, always the same: a dead leg of a bond or of equal-cost routes",
+    ),
+    (
+        "outward-new-flows",
+        "",
+        "the node drops new flows that leave its location by a tunnel, as a firewall that lets only replies out; old flows and replies pass",
     ),
     (
         "node-crash",
@@ -233,6 +239,7 @@ impl Fault {
             }
             "relay-loss" => return Ok(Self::RelayLoss(share(number()?)?)),
             "flow-hash" => return Ok(Self::FlowHash(number()?.max(1.0) as u16)),
+            "outward-new-flows" => Self::OutwardNewFlows,
             "wan-loss" => return Ok(Self::WanLoss(share(number()?)?)),
             "wan-latency" => return Ok(Self::WanLatency(millis(number()?))),
             "pair-cut" => return Ok(Self::PairCut(Pair::parse(name, arg, false)?.0)),

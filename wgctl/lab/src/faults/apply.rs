@@ -13,6 +13,8 @@ use crate::world::World;
 
 /// Routing table and rule priority of `route-loop`.
 const LOOP_TABLE: u32 = 4890;
+/// Priority of a chain before those that switch connection tracking off.
+const BEFORE_TRACKING: i32 = -310;
 /// Rule priority and routing table of `foreign-rule`: those of a well-known VPN client.
 const FOREIGN_RULE: u32 = 5270;
 const FOREIGN_TABLE: u32 = 52;
@@ -73,6 +75,18 @@ impl Fault {
                 };
                 let rules = format!("{}\n  {}", hash("ip"), hash("ip6"));
                 forward(world, node, "flow_hash", on, &rules)
+            }
+            Self::OutwardNewFlows => {
+                // Connection tracking, which the lab's own chains and leaderd's switch off: a packet that was given a zone before is tracked
+                // all the same.
+                let rules = "ct state established,related accept\n  oifname \"wgl*\" drop";
+                table(
+                    world,
+                    node,
+                    "outward_new_flows",
+                    on,
+                    &[("prerouting", "ct zone set 1"), ("forward", rules)],
+                )
             }
             Self::TcpBlackhole(port) => {
                 forward(world, node, "tcp_blackhole", on, &format!("tcp dport {port} drop"))
@@ -212,15 +226,16 @@ fn forward(world: &World, node: usize, name: &str, on: bool, rule: &str) -> Resu
     table(world, node, name, on, &[("forward", rule)])
 }
 
-/// Switches an nftables table with one chain per hook.
+/// Switches an nftables table with one chain per hook. That of `prerouting` comes before connection tracking.
 fn table(world: &World, node: usize, name: &str, on: bool, chains: &[(&str, &str)]) -> Result<()> {
     let mut rules = format!("add table inet lab_{name}\ndelete table inet lab_{name}\n");
     if on {
         writeln!(rules, "table inet lab_{name} {{")?;
         for (hook, rule) in chains {
+            let priority = if *hook == "prerouting" { BEFORE_TRACKING } else { 0 };
             writeln!(
                 rules,
-                " chain {hook} {{\n  type filter hook {hook} priority 0;\n  {rule}\n }}"
+                " chain {hook} {{\n  type filter hook {hook} priority {priority};\n  {rule}\n }}"
             )?;
         }
         rules.push_str("}\n");

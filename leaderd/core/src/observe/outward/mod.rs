@@ -47,6 +47,8 @@ const LOCATIONS: usize = 8;
 const TESTERS: usize = 2;
 /// Candidates of the other location that a burst goes to.
 const BURST_TARGETS: usize = 3;
+/// How long a reply is awaited before there was any.
+const FIRST_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a late reply is awaited.
 const GRACE: Duration = Duration::from_secs(2);
 /// What fails is told again this often.
@@ -92,6 +94,13 @@ struct Ways {
     ways: BTreeMap<Slot, Way>,
     round: usize,
     next_round: Instant,
+}
+
+impl Ways {
+    /// How long to wait for a reply: as long for all of them, as they are compared.
+    fn timeout(&self, least: Duration) -> Duration {
+        self.ways.values().filter_map(|way| way.timeout(least)).max().unwrap_or(FIRST_TIMEOUT)
+    }
 }
 
 /// Tries new flows out of this node's location.
@@ -233,7 +242,7 @@ impl Outward {
         }
         let Some(sent) = self.forget(probe) else { return };
         if let Some(way) = self.way(&sent).filter(|_| !sent.is_near) {
-            way.rtt.sample(now.mono.since(sent.at));
+            way.replied(sent.at, now.mono);
         }
         self.ended(now, probe, &sent, true);
         self.judge(now, &sent.location);
@@ -362,8 +371,7 @@ impl Outward {
         *seq = seq.wrapping_add(1);
         let key = self.keys.with(&target.wireguard_key);
         let packet = request.encode_from(me.index, &key, REQUEST_LEN);
-        let longest = ways.ways.values().map(|w| w.rtt.timeout(mesh.policy.min_probe_timeout));
-        let longest = longest.max().unwrap_or_default();
+        let timeout = ways.timeout(mesh.policy.min_probe_timeout);
         let Some(way) = ways.ways.get_mut(&slot) else { return };
         if let End::Far(far) = end {
             way.sent(probe, now.mono, far);
@@ -376,7 +384,7 @@ impl Outward {
             seq: request.seq,
             stamp: request.timestamp,
             at: now.mono,
-            due: now.mono + longest,
+            due: now.mono + timeout,
             extended: false,
             timed_out: false,
             is_near: matches!(end, End::Near),
@@ -397,16 +405,18 @@ impl Outward {
     fn judge(&mut self, now: Now, location: &LocationName) {
         let policy = self.mesh.policy_of(&self.location);
         let threshold = sprt::threshold(ROUND, policy.false_failovers_per_year);
+        let least = self.mesh.policy.min_probe_timeout;
         let Some(ways) = self.locations.get_mut(location) else { return };
+        let timeout = ways.timeout(least);
         let mut changed = Vec::new();
         let mut bursts = Vec::new();
         for slot in &self.tested {
             let Some(mut way) = ways.ways.remove(slot) else { continue };
             let fars = ways.fars.len();
             let others = ways.ways.values().filter(|other| !other.fails());
-            if way.judge(now.mono, others, fars, threshold) {
+            if way.judge(now.mono, others, fars, threshold, timeout) {
                 changed.push((*slot, way.fails()));
-            } else if way.take_burst(now.mono) {
+            } else if way.take_burst(now.mono, timeout) {
                 bursts.push(*slot);
             }
             ways.ways.insert(*slot, way);

@@ -49,7 +49,9 @@ enum State {
 /// What came of the probes of one way.
 #[derive(Debug)]
 pub struct Way {
-    pub rtt: Rtt,
+    rtt: Rtt,
+    /// When the first reply came. What was sent before waited for WireGuard's handshake.
+    up: Option<Instant>,
     samples: VecDeque<Sample>,
     /// The candidates at the other end that have ever answered. One of an older release answers by its routes, so never through a standby here,
     /// whose tunnel takes no such source from another one.
@@ -63,11 +65,25 @@ impl Way {
     pub fn new() -> Self {
         Self {
             rtt: Rtt::new(),
+            up: None,
             samples: VecDeque::new(),
             heard: BTreeSet::new(),
             near: None,
             state: State::Passes,
         }
+    }
+
+    /// How long to wait for a reply; `None` if none has come yet.
+    pub fn timeout(&self, least: Duration) -> Option<Duration> {
+        self.up.map(|_| self.rtt.timeout(least))
+    }
+
+    /// A reply came to what was sent then.
+    pub fn replied(&mut self, sent: Instant, now: Instant) {
+        if self.up.is_some_and(|up| up <= sent) {
+            self.rtt.sample(now.since(sent));
+        }
+        self.up = self.up.or(Some(now));
     }
 
     /// Notes what became of a probe to the candidate here itself.
@@ -132,23 +148,23 @@ impl Way {
         ended.fold((0, 0), |(sent, lost), passed| (sent + 1, lost + u32::from(!passed)))
     }
 
-    /// When the next burst is due: while in doubt, once all that was sent has ended.
+    /// When the next burst is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match self.state {
-            State::InDoubt { since, next_burst } if !self.is_pending(since) => Some(next_burst),
-            _ => None,
+            State::InDoubt { next_burst, .. } => Some(next_burst),
+            State::Passes | State::Fails { .. } => None,
         }
     }
 
-    /// Returns whether a burst is due, and takes it as sent.
-    pub fn take_burst(&mut self, now: Instant) -> bool {
-        let due = self.poll_timeout().is_some_and(|at| at <= now);
-        if let State::InDoubt { next_burst, .. } = &mut self.state
-            && due
-        {
-            *next_burst = now + BURST_AGAIN;
+    /// Returns whether a burst is due, and takes it as sent. The next one comes when this one has ended, after this timeout.
+    pub fn take_burst(&mut self, now: Instant, timeout: Duration) -> bool {
+        match &mut self.state {
+            State::InDoubt { next_burst, .. } if *next_burst <= now => {
+                *next_burst = now + timeout.max(BURST_AGAIN);
+                true
+            }
+            _ => false,
         }
-        due
     }
 
     /// Returns whether the reply to something sent since then is awaited.
@@ -165,6 +181,7 @@ impl Way {
         others: impl Iterator<Item = &'w Way> + Clone,
         fars: usize,
         threshold: f64,
+        timeout: Duration,
     ) -> bool {
         match self.state {
             State::Passes => false,
@@ -178,7 +195,7 @@ impl Way {
             State::Fails { .. } => false,
             State::InDoubt { since, .. } => {
                 let test = sprt::failure(0.0);
-                let (mut sum, mut first, mut last) = (Cusum::default(), None, since);
+                let (mut sum, mut last) = (Cusum::default(), since);
                 let mut lost_to = vec![false; fars];
                 for s in self.samples.iter().filter(|s| s.sent >= since) {
                     let lost = match s.passed {
@@ -194,19 +211,21 @@ impl Way {
                     }
                     sum.add(test.step(lost), s.sent);
                     if lost {
-                        (first, last) = (first.or(Some(s.sent)), s.sent);
+                        last = s.sent;
                         lost_to[s.far] = true;
                     }
                 }
+                // Where the present losses began.
+                let first = sum.from().unwrap_or(since);
                 let to_several = lost_to.iter().filter(|lost| **lost).count() >= fars.min(2);
-                let answers = self.near.is_some_and(|(at, passed)| passed && at > since);
-                let long = last.since(since) >= BURST_AGAIN;
+                let answers = self.near.is_some_and(|(at, passed)| passed && at > first);
+                let long = last.since(first) >= BURST_AGAIN;
                 if sum.value() >= threshold && to_several && long && answers {
-                    let first_loss = first.unwrap_or(since);
-                    self.state = State::Fails { first_loss, passing: None };
+                    self.state = State::Fails { first_loss: first, passing: None };
                     return true;
                 }
-                if !self.is_pending(since) && (sum.value() == 0.0 || now.since(since) > DOUBT) {
+                let settled = sum.value() == 0.0 && !self.is_pending(since);
+                if settled || now.since(first) > DOUBT + timeout * 3 {
                     self.state = State::Passes;
                 }
                 false
@@ -226,6 +245,7 @@ mod tests {
     use super::*;
 
     const THRESHOLD: f64 = 22.0;
+    const TIMEOUT: Duration = Duration::from_millis(20);
 
     fn at(ms: u64) -> Instant {
         Instant(0) + Duration::from_millis(ms)
@@ -259,7 +279,7 @@ mod tests {
                 way.ended(ProbeId(id - 2), at(ms + 20), !lost(ms, far));
             }
             way.near_ended(at(ms), near_answers);
-            if way.judge(at(ms + 20), std::iter::once(&control), 2, THRESHOLD) {
+            if way.judge(at(ms + 20), std::iter::once(&control), 2, THRESHOLD, TIMEOUT) {
                 return Some(ms);
             }
         }
@@ -316,7 +336,7 @@ mod tests {
             id += 1;
             way.sent(ProbeId(id), at(ms), 0);
             way.ended(ProbeId(id), at(ms), passed);
-            way.judge(at(ms), std::iter::once(&control), 1, THRESHOLD)
+            way.judge(at(ms), std::iter::once(&control), 1, THRESHOLD, TIMEOUT)
         };
         assert!((0..4).all(|n| !probe(&mut way, n * 500, true)));
         assert!(!probe(&mut way, 1900, false), "one loss begins it anew");
