@@ -93,15 +93,16 @@ doc:
 links:
 	docs/check
 
+# In the lab's profile, as all other tests: one build of the dependencies, and the core's tests take a tenth of the time.
 unit:
-	cargo test --locked --workspace --exclude tests --exclude leaderd-bench
-	cargo test --locked -p leaderd --features kubernetes --lib kubernetes
+	cargo test --locked --profile lab --workspace --exclude tests --exclude leaderd-bench
+	cargo test --locked --profile lab -p leaderd --features kubernetes --lib kubernetes
 
 # The mesh in virtual time, recordings, and the fuzzer's corpus: all tests of packages `tests` and `leaderd-bench` but those that need the lab.
 simulation: sim
 	cargo test --locked --profile lab -p tests -p leaderd-bench --lib
-	cargo test --locked -p tests -p leaderd-bench --bins
-	cargo test --locked -p tests --test corpus --test replay
+	cargo test --locked --profile lab -p tests -p leaderd-bench --bins
+	cargo test --locked --profile lab -p tests --test corpus --test replay
 
 # Scenarios in virtual time, what once failed, and random worlds of every kind. SEEDS=FROM..TO: these seeds; FRESH=2000: this many that
 # never ran (after an interruption it goes on where it was); KIND=disks: of one kind; NOTE=1: adds a line to docs/bench-sim.md.
@@ -150,11 +151,11 @@ lab: deps
 
 # Ends with a line 'N passed, N failed', which names the WireGuard backend. REST=1: those that are left to `make nightly`.
 scenarios: lab
-	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test scenarios -- --nocapture --test-threads=1 $(if $(REST),--ignored)
+	LEADERD_BIN_DIR="$(LAB)" cargo test --locked --profile lab -p tests --test scenarios -- --nocapture --test-threads=1 $(if $(REST),--ignored)
 
 # Damaged stores, hostile peers, live changes, on real daemons in the lab.
 bad-input: lab
-	LEADERD_BIN_DIR="$(LAB)" cargo test --locked -p tests --test bad_input
+	LEADERD_BIN_DIR="$(LAB)" cargo test --locked --profile lab -p tests --test bad_input
 
 # The score of the systemd unit, and whether daemons work with what it leaves them (needs the packages systemd and strace).
 check-service: lab

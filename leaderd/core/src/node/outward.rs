@@ -1,9 +1,11 @@
 //! What nodes of this location say of new flows out of it that cross this candidate ([`crate::observe::outward`]).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use crate::ids::{LocationName, NodeName};
 use crate::io::{Effect, LogLevel};
+use crate::observe::outward::tested;
 use crate::time::{Duration, Instant, Now};
 use crate::verdict::Report;
 
@@ -54,12 +56,7 @@ impl Node {
     /// Answers a probe: through the device that it came in by, where it was sent to the address of that device from beyond the tunnel.
     /// By the routes the answer would come to its location through the leader there, which may be another candidate than the probe
     /// crossed.
-    pub(super) fn reflection(
-        &self,
-        local: std::net::SocketAddr,
-        from: std::net::SocketAddr,
-        bytes: Vec<u8>,
-    ) -> Effect {
+    pub(super) fn reflection(&self, local: SocketAddr, from: SocketAddr, bytes: Vec<u8>) -> Effect {
         match self.mesh.inner.read(local.ip()) {
             Some((via, _)) if self.mesh.inner.read(from.ip()).is_none() => {
                 Effect::ReflectThrough { via, from: local, to: from, bytes }
@@ -74,7 +71,8 @@ impl Node {
             self.ignored(now, from.as_str(), Ignored::ReportInAnothersName);
             return;
         }
-        let mine = self.slot();
+        // Only of those that try this candidate.
+        let mine = self.slot().filter(|mine| tested(&self.mesh, from).contains(mine));
         let about_me = report.slots.iter().filter(|s| Some(s.slot) == mine);
         let rows = about_me.filter(|s| s.verdict.is_degraded()).flat_map(|s| &s.evidence);
         let targets = rows.filter_map(|row| self.mesh.node(row.target.as_ref()?));

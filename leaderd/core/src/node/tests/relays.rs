@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::io::{HeldAddress, OverriddenRoute, RouteCheck};
+use crate::observe::outward::tested;
 use crate::relay_pair::{Detour, Relays, TunnelRow, TunnelState};
 use crate::status::{RelayChangeKind, RelayPairStatus};
+use crate::verdict::{EvidenceRow, ProbeClass};
 
 fn row(states: &[(u8, TunnelState)]) -> TunnelRow {
     states.iter().fold(TunnelRow::UNKNOWN, |row, (slot, state)| row.with(Slot(*slot), *state))
@@ -283,6 +285,59 @@ fn a_relay_whose_routes_are_overridden_is_gone_around_where_another_is_well() {
     bench.feed(Input::Overridden(Vec::new()));
     assert_eq!(bench.relays(), None);
     assert!(!bench.notes().iter().any(|n| n.contains("tun0")));
+}
+
+#[test]
+fn a_relay_through_which_new_flows_are_lost_is_gone_around_while_its_testers_say_so() {
+    let mut bench = Bench::of("home-0", with_workloads(mesh(2, 1, 0)));
+    bench.feed(Input::PeerUp { node: name("home-1"), rtt_micros: 200 });
+    let good = row(&[(0, TunnelState::Good), (1, TunnelState::Good)]);
+    bench.frame("home-1", tunnels("cloud", good, &[]));
+    let evidence = EvidenceRow {
+        class: ProbeClass::NewFlow,
+        target: Some(name("cloud-0")),
+        address: None,
+        port: None,
+        sent: 9,
+        lost: 9,
+        time_exceeded: 0,
+    };
+    let report = |observer: &NodeName, slot: u8| {
+        let lost = Verdict::Degraded { cause: Fault::NewFlow, direction: None };
+        let said = SlotReport::new(Slot(slot), lost, WallTime(1));
+        Frame::Report(Report {
+            observer: observer.clone(),
+            location: "home".parse().unwrap(),
+            seq: 1,
+            epoch: Epoch(0),
+            abstains: true,
+            full_rate: false,
+            slots: vec![SlotReport { evidence: vec![evidence.clone()], ..said }],
+        })
+    };
+    let mesh = bench.node.mesh().clone();
+    let of_home =
+        mesh.nodes.keys().filter(|n| n.as_str().starts_with("home") && **n != bench.node.me);
+    let (testers, others): (Vec<&NodeName>, Vec<&NodeName>) =
+        of_home.partition(|n| tested(&mesh, n).contains(&Slot(0)));
+    let tester = testers[0];
+    // Of another slot, in another's name, by nodes that do not try this one.
+    bench.frame(tester.as_str(), report(tester, 1));
+    bench.frame(tester.as_str(), report(&name("home-0"), 0));
+    for other in others {
+        bench.frame(other.as_str(), report(other, 0));
+    }
+    assert_eq!(bench.relays(), None);
+    bench.frame(tester.as_str(), report(tester, 0));
+    assert_eq!(bench.relays(), Some(&relays(1, 0)));
+    let why = bench.pair().why.unwrap_or_default();
+    assert!(why.contains(tester.as_str()) && why.contains("look at its firewall"), "{why}");
+    assert!(bench.notes().iter().any(|n| n.contains("look at its firewall")));
+    for _ in 0..5 {
+        bench.later(Duration::from_secs(1));
+        bench.frame("home-1", tunnels("cloud", good, &[]));
+    }
+    assert_eq!(bench.relays(), None, "nobody says so any more");
 }
 
 #[test]

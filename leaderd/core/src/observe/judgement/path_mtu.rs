@@ -57,7 +57,8 @@ impl PathMtuSearch {
     pub fn next_size(&mut self, attempts: impl Fn(u16) -> Attempts) -> Option<u16> {
         loop {
             let (low, high) = self.between?;
-            if high - low <= STEP {
+            // A larger size may pass meanwhile than one that was lost by chance.
+            if high.saturating_sub(low) <= STEP {
                 (self.known, self.between) = (Some(low), None);
                 return None;
             }
@@ -100,6 +101,15 @@ mod tests {
             assert!(found <= mtu && mtu - found <= STEP, "{mtu}: {found}");
             assert!(tried.len() <= 8, "{tried:?}");
         }
+    }
+
+    #[test]
+    fn a_size_that_passes_although_a_smaller_one_was_lost_ends_the_search() {
+        let mut search = PathMtuSearch::default();
+        search.begin(150, Some(600));
+        search.on_delivered(1200);
+        assert_eq!(search.next_size(|_| Attempts::default()), None);
+        assert_eq!(search.known(), Some(1200));
     }
 
     #[test]

@@ -493,7 +493,7 @@ impl Outward {
 
 /// Returns the candidates of its own location that a node tries: of those that are not itself, each has two testers. Plain members come
 /// first, as they are what has to get through.
-fn tested(mesh: &Mesh, me: &NodeName) -> BTreeSet<Slot> {
+pub(crate) fn tested(mesh: &Mesh, me: &NodeName) -> BTreeSet<Slot> {
     let Some(me) = mesh.node(me) else { return BTreeSet::new() };
     let mut nodes: Vec<&Node> = mesh.nodes_of(&me.location).collect();
     nodes.sort_by_key(|n| (n.slot.is_some(), n.index));
