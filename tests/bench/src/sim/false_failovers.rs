@@ -276,7 +276,6 @@ mod tests {
             let mut detector = OurDetector::settled(loss, LossScope::Path, rtt, *seed);
             let leader = detector.leader;
             detector.run_until(detector.now + Duration::from_secs(seconds));
-            assert_eq!(detector.failovers, []);
             let of_a_moment = |a: &&Alarm| a.slot == leader && a.fault != FoundFault::Loss;
             detector.alarms.iter().filter(of_a_moment).count()
         });

@@ -93,7 +93,7 @@ impl LocationWatch {
         let all_fail = !silent && self.do_all_candidates_relay_nothing();
         for p in self.paths.indices() {
             let tests = self.test_losses(p, now, slack, mesh.mtu, all_fail);
-            let worst = tests.worst();
+            let worst = tests.strongest();
             judgement.judge_at = [judgement.judge_at, tests.next()].into_iter().flatten().min();
             let mut finding = self.finding(mesh, now, p, &tests, threshold);
             let mut service_fault = None;
@@ -209,14 +209,16 @@ impl LocationWatch {
         let lossy = path.loss.lossy_for() >= BROWNOUT;
         if worst.value() >= threshold {
             let (cause, direction) = self.classify(p, worst.from().unwrap_or(now));
-            let dead_size = tests.size().dead_since(threshold);
-            let lossy = lossy || dead_size.is_some_and(|from| now.since(from) >= BROWNOUT);
             if cause != Fault::Loss || lossy {
                 return Finding::Failed { cause, direction };
             }
         }
         let has_standbys = self.paths.len() > 1;
         let direction = || self.direction(now - STALE);
+        let dead_size = tests.size().dead_since(threshold);
+        if dead_size.is_some_and(|from| now.since(from) >= BROWNOUT) {
+            return Finding::Failed { cause: Fault::Loss, direction: direction() };
+        }
         if tests.next().is_none() && path.compared.worst().value() >= threshold {
             return Finding::Failed { cause: Fault::Loss, direction: direction() };
         }
@@ -229,7 +231,7 @@ impl LocationWatch {
         }
         let burst_pending = path.burst.is_some_and(|burst| {
             path.samples.since(burst).any(|s| s.outcome == Outcome::Pending)
-                || worst.value() >= threshold / 3.0
+                || tests.strongest().value() >= threshold / 3.0
         });
         if burst_pending && tests.raise_suspicion() {
             return Finding::Suspicious;

@@ -39,8 +39,15 @@ pub struct LossTests {
 }
 
 impl LossTests {
+    /// Returns the strongest test of the path as a whole. That of a band of sizes says something only if hardly a packet of the band passes
+    /// ([`SizeTest::dead_since`]): bursts repeat the size that was lost, so a moment's losses are soon all of one band.
     pub fn worst(&self) -> Cusum {
-        self.new.worse(self.full).worse(self.target).worse(self.size.sum)
+        self.new.worse(self.full).worse(self.target)
+    }
+
+    /// Returns the strongest test of all.
+    pub fn strongest(&self) -> Cusum {
+        self.worst().worse(self.size.sum)
     }
 
     /// The test of the worst band of sizes.
@@ -55,7 +62,7 @@ impl LossTests {
 
     /// Returns whether some loss counts against the path, or soon will.
     pub fn raise_suspicion(&self) -> bool {
-        self.losses > 0 && self.worst().value() > 0.0 || self.next.is_some()
+        self.losses > 0 && self.strongest().value() > 0.0 || self.next.is_some()
     }
 }
 
