@@ -177,7 +177,7 @@ mod tests {
                 panic!("{inputs:?}")
             };
             assert_eq!((*local, *ttl, bytes.len()), (target, 64, 200));
-            probes.reflect(*local, *from, &[9; 200]);
+            probes.reflect(None, *local, *from, &[9; 200]);
             // The socket is connected, so an answer from any other address would never arrive.
             assert_eq!(
                 ready(&mut probes).await,
