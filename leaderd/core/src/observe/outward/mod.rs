@@ -120,6 +120,8 @@ pub struct Outward {
     next_id: u64,
     report_seq: u64,
     next_report: Option<Instant>,
+    /// The next of all timers: there may be a thousand locations, and it is asked for after every input of the daemon.
+    due: Option<Instant>,
     forged: u64,
     out: VecDeque<ObserverOutput>,
 }
@@ -138,6 +140,7 @@ impl Outward {
             next_id: FIRST_ID,
             report_seq: 0,
             next_report: None,
+            due: None,
             forged: 0,
             out: VecDeque::new(),
             mesh: mesh.clone(),
@@ -153,7 +156,7 @@ impl Outward {
         let mut before = std::mem::take(&mut self.locations);
         if self.tested.is_empty() {
             self.next_report = None;
-            return;
+            return self.find_due();
         }
         let slots: Vec<Slot> = mesh.candidates_of(&self.location).into_keys().collect();
         let others = mesh.locations.keys().filter(|l| **l != self.location);
@@ -179,6 +182,7 @@ impl Outward {
             };
             self.locations.insert((*location).clone(), same.unwrap_or_else(fresh));
         }
+        self.find_due();
     }
 
     fn round_of(&self, locations: usize) -> Duration {
@@ -191,11 +195,15 @@ impl Outward {
     }
 
     pub fn poll_timeout(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn find_due(&mut self) {
         let rounds = self.locations.values().map(|w| w.next_round);
         let tested = |w: &Ways, slot: &Slot| w.ways.get(slot).and_then(Way::poll_timeout);
         let doubts = self.locations.values().flat_map(|w| self.tested.iter().map(|s| tested(w, s)));
         let probe = self.timers.first().map(|(due, _)| *due);
-        rounds.chain(doubts.flatten()).chain(probe).chain(self.next_report).min()
+        self.due = rounds.chain(doubts.flatten()).chain(probe).chain(self.next_report).min();
     }
 
     pub fn poll_output(&mut self) -> Option<ObserverOutput> {
@@ -215,13 +223,19 @@ impl Outward {
         for location in rounds {
             self.send_round(now, &location);
         }
-        let names: Vec<LocationName> = self.locations.keys().cloned().collect();
-        for location in names {
+        let doubted = |w: &Ways| {
+            let mut tested = self.tested.iter().filter_map(|slot| w.ways.get(slot));
+            tested.any(|way| way.poll_timeout().is_some())
+        };
+        let doubted: Vec<LocationName> =
+            self.locations.iter().filter(|(_, w)| doubted(w)).map(|(l, _)| l.clone()).collect();
+        for location in doubted {
             self.judge(now, &location);
         }
         if self.next_report.is_some_and(|at| at <= now.mono) {
             self.report(now);
         }
+        self.find_due();
     }
 
     /// A datagram came in on the socket of a probe.
@@ -246,6 +260,7 @@ impl Outward {
         }
         self.ended(now, probe, &sent, true);
         self.judge(now, &sent.location);
+        self.find_due();
     }
 
     /// ICMP, or the local kernel, says that a probe failed.
@@ -268,6 +283,7 @@ impl Outward {
             }
         }
         self.judge(now, &sent.location);
+        self.find_due();
     }
 
     fn ended(&mut self, now: Now, probe: ProbeId, sent: &Sent, passed: bool) {
