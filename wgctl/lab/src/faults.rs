@@ -124,7 +124,7 @@ pub const FAULTS: &[(&str, &str, &str)] = &[
     (
         "outward-new-flows",
         "",
-        "the node drops new flows that leave its location by a tunnel, as a firewall that lets only replies out; old flows and replies pass",
+        "the node drops what leaves its location by a tunnel, but for replies, as a firewall does that has just been started",
     ),
     (
         "node-crash",
