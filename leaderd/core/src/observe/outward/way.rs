@@ -18,6 +18,10 @@ const BURST_AGAIN: Duration = Duration::from_millis(100);
 /// A way that failed must pass for this long, and this many probes, until it passes again.
 const RECOVERY: Duration = Duration::from_secs(2);
 const RECOVERY_PROBES: u32 = 6;
+/// Gain of the share of lost probes: about a minute where nothing else is sent than rounds.
+const GAIN: f64 = 1.0 / 64.0;
+/// That share is an average over few probes. It may be higher by this many standard deviations.
+const DOUBTFUL: f64 = 2.0;
 /// A probe shows that its target lived when another one was lost that was sent up to this much later.
 const SAME_TIME: Duration = Duration::from_millis(50);
 
@@ -56,6 +60,8 @@ pub struct Way {
     /// The candidates at the other end that have ever answered. One of an older release answers by its routes, so never through a standby here,
     /// whose tunnel takes no such source from another one.
     heard: BTreeSet<usize>,
+    /// The share of probes lost, where the candidate at the other end has ever answered.
+    loss: f64,
     /// The latest probe to the candidate here itself, over the LAN, that has ended: when it was sent, and whether it was answered.
     near: Option<(Instant, bool)>,
     state: State,
@@ -68,6 +74,7 @@ impl Way {
             up: None,
             samples: VecDeque::new(),
             heard: BTreeSet::new(),
+            loss: 0.0,
             near: None,
             state: State::Passes,
         }
@@ -111,6 +118,7 @@ impl Way {
         } else if !self.heard.contains(&far) {
             return;
         }
+        self.loss += GAIN * (f64::from(u8::from(!passed)) - self.loss);
         match &mut self.state {
             State::Fails { passing, .. } if passed => {
                 let (_, n) = passing.get_or_insert((now, 0));
@@ -194,7 +202,9 @@ impl Way {
             }
             State::Fails { .. } => false,
             State::InDoubt { since, .. } => {
-                let test = sprt::failure(0.0);
+                // In bad weather all of them lose some.
+                let usual = others.clone().map(Way::may_lose).reduce(f64::min).unwrap_or_default();
+                let test = sprt::failure(usual);
                 let (mut sum, mut last) = (Cusum::default(), since);
                 let mut lost_to = vec![false; fars];
                 for s in self.samples.iter().filter(|s| s.sent >= since) {
@@ -233,6 +243,12 @@ impl Way {
         }
     }
 
+    /// The share of probes that this way may lose.
+    fn may_lose(&self) -> f64 {
+        let variance = self.loss * (1.0 - self.loss) * GAIN / (2.0 - GAIN);
+        self.loss + DOUBTFUL * variance.sqrt()
+    }
+
     /// Returns whether a probe to this candidate passed that was sent at about this time or later.
     fn reached(&self, far: usize, at: Instant) -> bool {
         let alive = |s: &Sample| s.far == far && s.passed == Some(true) && s.sent + SAME_TIME >= at;
@@ -242,6 +258,9 @@ impl Way {
 
 #[cfg(test)]
 mod tests {
+    use rand_chacha::ChaCha8Rng;
+    use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
+
     use super::*;
 
     const THRESHOLD: f64 = 22.0;
@@ -315,6 +334,31 @@ mod tests {
     #[test]
     fn a_hiccup_shorter_than_a_tenth_of_a_second_is_no_fault() {
         assert_eq!(find((0..5000).step_by(5), |ms, _| (500..580).contains(&ms), true), None);
+    }
+
+    #[test]
+    fn where_all_ways_lose_a_fifth_none_is_accused_and_a_dead_one_is() {
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        let mut fifth = || rng.next_u32() < u32::MAX / 5;
+        let (mut way, mut control) = (Way::new(), Way::new());
+        let mut id = 0;
+        let mut found = None;
+        for n in 0..100_000 {
+            let (now, dead) = (at(n * 100), n >= 99_000);
+            for far in 0..2 {
+                for (w, lost) in [(&mut way, dead || fifth()), (&mut control, fifth())] {
+                    w.sent(ProbeId(id), now, far);
+                    w.ended(ProbeId(id), now, !lost);
+                    id += 1;
+                }
+            }
+            way.near_ended(now, true);
+            if way.judge(now, std::iter::once(&control), 2, THRESHOLD, TIMEOUT) {
+                found = Some(n);
+                break;
+            }
+        }
+        assert!(found.is_some_and(|n| (99_000..99_030).contains(&n)), "{found:?}");
     }
 
     #[test]
