@@ -206,7 +206,8 @@ impl Way {
                 let usual = others.clone().map(Way::may_lose).reduce(f64::min).unwrap_or_default();
                 let test = sprt::failure(usual);
                 let (mut sum, mut last) = (Cusum::default(), since);
-                let mut lost_to = vec![false; fars];
+                let mut each = vec![Cusum::default(); fars];
+                let mut passes = vec![false; fars];
                 for s in self.samples.iter().filter(|s| s.sent >= since) {
                     let lost = match s.passed {
                         None => continue,
@@ -220,17 +221,20 @@ impl Way {
                         continue;
                     }
                     sum.add(test.step(lost), s.sent);
+                    each[s.far].add(test.step(lost), s.sent);
+                    passes[s.far] = !lost;
                     if lost {
                         last = s.sent;
-                        lost_to[s.far] = true;
                     }
                 }
                 // Where the present losses began.
                 let first = sum.from().unwrap_or(since);
-                let to_several = lost_to.iter().filter(|lost| **lost).count() >= fars.min(2);
+                // Where one of them is reached, the way is good, and the tunnel to another one is not: that is known from its ends.
+                let lost_to = each.iter().filter(|sum| sum.value() >= threshold / 3.0).count();
+                let to_all = lost_to >= fars.min(2) && !passes.contains(&true);
                 let answers = self.near.is_some_and(|(at, passed)| passed && at > first);
                 let long = last.since(first) >= BURST_AGAIN;
-                if sum.value() >= threshold && to_several && long && answers {
+                if sum.value() >= threshold && to_all && long && answers {
                     self.state = State::Fails { first_loss: first, passing: None };
                     return true;
                 }
@@ -329,6 +333,9 @@ mod tests {
     #[test]
     fn losses_to_one_of_two_candidates_accuse_no_way() {
         assert_eq!(find((0..5000).step_by(50), |ms, far| ms >= 500 && far == 0, true), None);
+        // Nor if one is lost to the other as well.
+        let some = |ms, far| ms >= 500 && (far == 0 || ms == 700);
+        assert_eq!(find((0..5000).step_by(50), some, true), None);
     }
 
     #[test]
