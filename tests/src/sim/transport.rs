@@ -186,7 +186,7 @@ impl World {
         to: SocketAddr,
         bytes: Vec<u8>,
     ) {
-        let known_to = self.requests.get(&(name.clone(), to)).cloned().unwrap_or_default();
+        let known_to = self.requests.remove(&(name.clone(), to)).unwrap_or_default();
         // A relay that rewrote the source puts the right one back.
         let to = self.translated.get(&(name.clone(), to)).copied().unwrap_or(to);
         // The answer is of the same flow, so it is as old as the request.

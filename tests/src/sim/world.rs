@@ -154,7 +154,7 @@ pub struct World {
     pub(super) next_port: u16,
     /// The probe of each source address.
     pub(super) flows: BTreeMap<(NodeName, SocketAddr), ProbeId>,
-    /// The nodes that the latest request of a flow crossed: by who answers, and the source that it saw.
+    /// The nodes that a request crossed which is not answered yet: by who answers, and the source that it saw.
     pub(super) requests: BTreeMap<(NodeName, SocketAddr), Vec<NodeName>>,
     /// Source NAT: at a node, from the source that it sees to the one that the packet was sent from.
     pub(super) translated: BTreeMap<(NodeName, SocketAddr), SocketAddr>,
