@@ -21,6 +21,8 @@ const HEADERS: usize = 28;
 const PEER_DOWN_AFTER: Duration = Duration::from_secs(3);
 /// Fresh flows come from ports from here on, pinned ones from below.
 const FIRST_FRESH_PORT: u16 = 20_000;
+/// Requests that wait for an answer; some are never answered. What is forgotten then is a new flow again.
+const MAX_REQUESTS: usize = 4096;
 /// Times that QUIC sends a frame before it counts as lost here.
 const TRIES: u32 = 8;
 
@@ -100,6 +102,9 @@ impl World {
                 let target = &self.nodes[&arrival.node];
                 if target.core.is_none() || !target.probe_ports.contains(&local.port()) {
                     return self.report_port_unreachable(name, &arrival, &probe);
+                }
+                if self.requests.len() >= MAX_REQUESTS {
+                    self.requests.clear();
                 }
                 self.requests.insert((arrival.node.clone(), from), arrival.crossed);
                 for delay in arrival.delays {
