@@ -214,7 +214,11 @@ impl World {
             }
             Err(_) => return,
         };
-        let Some(probe) = self.flows.get(&(arrival.node.clone(), to)).copied() else { return };
+        let flow = (arrival.node.clone(), to);
+        let Some(probe) = self.flows.get(&flow).copied() else { return };
+        if to.port() >= FIRST_FRESH_PORT {
+            self.flows.remove(&flow);
+        }
         for delay in arrival.delays {
             let input = Input::ProbeReply { probe, bytes: bytes.clone() };
             self.schedule(delay, &arrival.node, Event::Input(input));
